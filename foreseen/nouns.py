@@ -1,0 +1,118 @@
+"""The values that travel through a request: frozen, slotted, without behaviour.
+
+They are `msgspec.Struct`s rather than dataclasses because rows and predictions are made by the thousand: a frozen
+Struct is made in about 0.1 µs, a frozen dataclass in about 1 µs (measured on CPython 3.11).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NewType
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+Array = NDArray[np.generic]
+
+Key = NewType("Key", bytes)
+"""The identity of one row: 32 bytes, keyed BLAKE3 over its canonical frame. Only `key.py` makes one."""
+
+Step = Literal["near", "far", "model", "keep"]
+Steps = frozenset[Step]
+Lane = Literal["online", "background"]
+Source = Literal["near", "far", "model", "collapsed", "bypass"]
+
+ALL_STEPS: Steps = frozenset(("near", "far", "model", "keep"))
+
+
+class Space(Struct, frozen=True):
+    """A key space. Another tenant, model, model version or purge is another Space, hence other keys."""
+
+    scope: str
+    model: str
+    digest: str
+    generation: int = 0
+
+
+class Row(Struct, frozen=True, gc=False):
+    """What the model sees of one row: one array per keyed input of the model signature, in its order.
+
+    Arrays are C-contiguous, little-endian, without the batch axis and without padding; BYTES are object arrays of
+    `bytes`. Where the manifest says `rows = "together"` the arrays keep their batch axis and the row is the request.
+    """
+
+    tensors: tuple[Array, ...]
+
+
+class Terms(Struct, frozen=True):
+    """Under which terms a question is asked. `deadline` is on the event loop's clock, in seconds."""
+
+    deadline: float
+    lane: Lane = "online"
+    steps: Steps = ALL_STEPS
+    traceparent: str | None = None
+
+
+class Question(Struct, frozen=True):
+    """What is asked: rows of one space, with the request parameters that change the answer as canonical JSON."""
+
+    space: Space
+    rows: tuple[Row, ...]
+    terms: Terms
+    parameters: bytes = b""
+
+
+class WantedOutput(Struct, frozen=True):
+    """One output of a wish. `binary` is None where the request did not say; `classification` asks for the n best."""
+
+    name: str
+    binary: bool | None = None
+    classification: int | None = None
+
+
+class Wish(Struct, frozen=True):
+    """How an answer is to look. Nothing in it is part of a key."""
+
+    protocol: Literal["v2", "v1", "v1-columns"] = "v2"
+    id: str | None = None
+    outputs: tuple[WantedOutput, ...] | None = None
+    binary: bool = False
+
+
+class Output(Struct, frozen=True, gc=False):
+    """The head of one output of one row: shape is the row's own, without the batch axis."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class Prediction(Struct, frozen=True, gc=False):
+    """What the model answered to one row.
+
+    `data[i]` holds the bytes of `outputs[i]`: little-endian, row-major; BYTES elements carry a 4-byte length each.
+    `made_at` and `expires_at` are Unix seconds; `seconds` is the compute time that this row cost.
+    """
+
+    outputs: tuple[Output, ...]
+    data: tuple[bytes, ...]
+    digest: str
+    made_at: float
+    expires_at: float
+    seconds: float
+
+
+class Trip(Struct, frozen=True):
+    """How long the flight that brought an answer spent in each tier, in seconds; None where it did not call."""
+
+    far: float | None = None
+    model: float | None = None
+
+
+class Answer(Struct, frozen=True, gc=False):
+    """One row's prediction and the facts of how it came: the edge makes headers, counters and logs of them."""
+
+    prediction: Prediction
+    source: Source
+    stored: bool = False
+    trip: Trip | None = None
