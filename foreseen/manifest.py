@@ -3,7 +3,7 @@
 A manifest has two signatures under one name. `[client]` is what clients see (text in, embedding out); `[model]` is what
 the model process takes (token ids and a mask). Where they are the same, `[client]` is left out. Dimensions are positive
 integers or names; a name stands for a size that differs between requests (shown as -1), and the first dimension of
-every input and output is `"rows"`. Outputs that use the name of an input's dimension are cut back to the row's own size.
+every input and output is `"rows"`. Outputs that use the name of an input's dimension are cut to the row's own size.
 """
 
 from __future__ import annotations
