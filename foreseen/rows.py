@@ -79,7 +79,7 @@ def split_outputs(outputs: Mapping[str, Array], rows: Sequence[Row], signature: 
             raise ModelFailed(f"outputs.{spec.name}: holds NaN or infinity")
         named = [(axis, d) for axis, d in enumerate(spec.shape[1:]) if isinstance(d, str) and d in padded]
         if not named:
-            columns.append(list(array))
+            columns.append([array[i, ...] for i in range(len(rows))])
             continue
         column = []
         for i, size in enumerate(sizes):
@@ -140,7 +140,7 @@ def _column(tensors: Mapping[str, Array], spec: ModelInput, signature: ModelSign
             continue
         lengths = mask_lengths(given, f"inputs.{derived.name}")
     if lengths is None:
-        return list(array)
+        return [array[i, ...] for i in range(count)]  # the Ellipsis keeps 0-d rows arrays, also of BYTES
     return [array[i, : int(lengths[i])] for i in range(count)]
 
 
