@@ -1,0 +1,132 @@
+"""Prediction ↔ the bytes that lie in Redis.
+
+    entry   = "FSE1"                       magic and format version
+              key (32)                     the full identity, compared on every hit
+              made_at f64, expires_at f64  Unix seconds
+              seconds f32                  compute time that the row cost
+              u16 length, layout           the outputs' names, datatypes and shapes
+              data                         the outputs' bytes, in the layout's order
+              tag (16)                     keyed BLAKE3 over all before it, cut to 16 bytes
+
+    layout  = u8 count, count × (u8 length, name, u8 datatype code, u8 rank, rank × u32 dimension, u32 data length)
+
+All integers and floats are little-endian. The tag's key never reaches Redis, so that whoever can write there still
+cannot forge an answer; the key in the entry makes a reply to somebody else's command (a desynchronised connection) a
+counted miss and not an answer. Values are untrusted: every length is checked before it is used, nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from hmac import compare_digest
+
+from blake3 import blake3
+
+from foreseen.datatypes import BY_CODE, DATATYPES
+from foreseen.errors import EntryError
+from foreseen.nouns import Key, Output, Prediction
+
+MAGIC = b"FSE1"
+TAG_BYTES = 16
+_HEAD = struct.Struct("<4s32sddfH")
+_MAX_LAYOUTS = 1024
+
+Layout = tuple[tuple[Output, ...], tuple[int, ...]]
+"""Outputs and the lengths of their data."""
+
+
+class EntryCodec:
+    """Packs and unpacks entries under one tag key. Layouts repeat from row to row, so read ones are kept, bounded."""
+
+    def __init__(self, tag_key: bytes) -> None:
+        self._tag_key = tag_key
+        self._layouts: dict[bytes, Layout] = {}
+
+    def pack(self, key: Key, prediction: Prediction) -> bytes:
+        """The entry of a prediction under its key."""
+        layout = _layout_bytes(prediction)
+        head = _HEAD.pack(
+            MAGIC, key, prediction.made_at, prediction.expires_at, min(prediction.seconds, 3.0e38), len(layout)
+        )
+        body = b"".join((head, layout, *prediction.data))
+        return body + self._tag(body)
+
+    def unpack(self, key: Key, digest: str, value: bytes) -> Prediction:
+        """The prediction of an entry that was asked for by `key` in a space of model `digest`.
+
+        Raises EntryError("length" | "format" | "identity" | "tag") for anything that is not exactly this entry.
+        """
+        if len(value) < _HEAD.size + TAG_BYTES:
+            raise EntryError("length")
+        magic, identity, made_at, expires_at, seconds, layout_length = _HEAD.unpack_from(value)
+        if magic != MAGIC:
+            raise EntryError("format")
+        if not compare_digest(identity, key):
+            raise EntryError("identity")
+        if not compare_digest(self._tag(value[:-TAG_BYTES]), value[-TAG_BYTES:]):
+            raise EntryError("tag")
+        start = _HEAD.size + layout_length
+        outputs, lengths = self._layout(value[_HEAD.size : start])
+        if start + sum(lengths) + TAG_BYTES != len(value):
+            raise EntryError("length")
+        data = []
+        for length in lengths:
+            data.append(value[start : start + length])
+            start += length
+        return Prediction(outputs, tuple(data), digest, made_at, expires_at, seconds)
+
+    def _tag(self, body: bytes) -> bytes:
+        return blake3(body, key=self._tag_key).digest()[:TAG_BYTES]
+
+    def _layout(self, raw: bytes) -> Layout:
+        known = self._layouts.get(raw)
+        if known is None:
+            known = _read_layout(raw)
+            if len(self._layouts) < _MAX_LAYOUTS:
+                self._layouts[raw] = known
+        return known
+
+
+def entry_bytes(prediction: Prediction) -> int:
+    """How long the packed entry will be."""
+    names = sum(len(output.name.encode()) + 7 + 4 * len(output.shape) for output in prediction.outputs)
+    return _HEAD.size + 1 + names + sum(map(len, prediction.data)) + TAG_BYTES
+
+
+def _layout_bytes(prediction: Prediction) -> bytes:
+    parts = [bytes((len(prediction.outputs),))]
+    for output, data in zip(prediction.outputs, prediction.data, strict=True):
+        name = output.name.encode()
+        code = DATATYPES[output.datatype].code
+        dims = b"".join(dim.to_bytes(4, "little") for dim in output.shape)
+        parts += (bytes((len(name),)), name, bytes((code, len(output.shape))), dims, len(data).to_bytes(4, "little"))
+    return b"".join(parts)
+
+
+def _read_layout(raw: bytes) -> Layout:
+    """Bounds-checked although the tag has proved who wrote it: a writer's bug is not to become a reader's crash."""
+    try:
+        return _walk_layout(raw)
+    except (IndexError, KeyError, UnicodeDecodeError):
+        raise EntryError("format") from None
+
+
+def _walk_layout(raw: bytes) -> Layout:
+    at, outputs, lengths = 1, [], []
+    for _ in range(raw[0]):
+        name = raw[at + 1 : at + 1 + raw[at]].decode()
+        at += 1 + raw[at]
+        datatype, rank = BY_CODE[raw[at]], raw[at + 1]
+        dims = [raw[at + 2 + 4 * i : at + 6 + 4 * i] for i in range(rank)]
+        shape = tuple(int.from_bytes(dim, "little") for dim in dims)
+        at += 2 + 4 * rank
+        length = int.from_bytes(raw[at : at + 4], "little")
+        at += 4
+        if datatype.size and length != math.prod(shape) * datatype.size:
+            raise EntryError("format")
+        outputs.append(Output(name, datatype.name, shape))
+        lengths.append(length)
+    if at != len(raw):
+        raise EntryError("format")
+    return tuple(outputs), tuple(lengths)

@@ -1,0 +1,124 @@
+"""Settings: one frozen dataclass per command; flags, environment names, `--help` and the docs' tables come of them.
+
+Only `cli.py` reads the environment: every flag `--near-bytes` is also `FORESEEN_NEAR_BYTES`. A flag wins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+
+def _models_folder() -> Path:
+    import models  # the manifests in the box travel with the distribution
+
+    return Path(models.__file__).parent
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every command takes."""
+
+    data: Annotated[Path, Parameter(help="Folder of secret, sockets, stores and built models.")] = Path("data")
+    models: Annotated[Path | None, Parameter(help="A folder of further models, one NAME/model.toml each.")] = None
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Parameter(help="Least level that is logged.")
+    ] = "info"
+
+    @property
+    def model_folders(self) -> tuple[Path, ...]:
+        """Where manifests are looked for, the operator's folder first."""
+        return ((self.models,) if self.models else ()) + (_models_folder(),)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class InferenceSettings(Common):
+    """One model's own process: a V2 server over ONNX Runtime."""
+
+    model: Annotated[str, Parameter(help="The model to serve.")]
+    uds: Annotated[Path | None, Parameter(help="Unix socket to listen on; without it, --host and --port.")] = None
+    host: Annotated[str, Parameter(help="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Parameter(help="Port to listen on.")] = 8001
+    provider: Annotated[
+        Literal["cpu", "cuda", "tensorrt"], Parameter(help="Execution provider; cuda and tensorrt need the gpu extra.")
+    ] = "cpu"
+    fallback: Annotated[
+        Literal["refuse", "warn"], Parameter(help="What to do when a GPU model's nodes fall back to the CPU.")
+    ] = "refuse"
+    threads: Annotated[int, Parameter(help="Threads within one run of the model (intra_op_num_threads).")] = 1
+    instances: Annotated[int, Parameter(help="Sessions that run batches side by side; 0: one per core.")] = 1
+    queue_rows: Annotated[int, Parameter(help="Rows that may wait; more are refused with 503.")] = 4096
+    max_rows: Annotated[int | None, Parameter(help="Rows of one batch at most; default: the manifest's.")] = None
+    max_tokens: Annotated[int | None, Parameter(help="Rows × longest row of one batch; default: the manifest's.")] = (
+        None
+    )
+    wait_ms: Annotated[float | None, Parameter(help="How long an idle session waits for company, in ms.")] = None
+    run_seconds: Annotated[float, Parameter(help="A run that takes longer is hung: it is ended, then the process.")] = (
+        30.0
+    )
+    deadline_seconds: Annotated[float, Parameter(help="A request without a timeout of its own has this long.")] = 30.0
+    body_bytes: Annotated[int, Parameter(help="Largest request body, decoded, in bytes.")] = 64 * 2**20
+    body_seconds: Annotated[float, Parameter(help="How long a body may take to arrive.")] = 30.0
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ProxySettings(Common):
+    """The proxy: speaks the predict API and answers from memory, Redis or the model."""
+
+    model: Annotated[
+        tuple[str, ...],
+        Parameter(help="A model to serve, NAME or NAME=ADDRESS (unix:/path or http://host:port); may be repeated."),
+    ] = ("minilm",)
+    host: Annotated[str, Parameter(help="Address to listen on; other machines reach it only if you say so.")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, Parameter(help="Port to listen on.")] = 8000
+    fd: Annotated[int | None, Parameter(help="An inherited listening socket, instead of --host and --port.")] = None
+    redis: Annotated[
+        str | None,
+        Parameter(
+            help="The far tier: redis://, rediss:// or unix://PATH; 'none' for no far tier. Default: DATA's own."
+        ),
+    ] = None
+    secret_file: Annotated[Path | None, Parameter(help="Root secret of all keys. Default: DATA/secret.")] = None
+    near_bytes: Annotated[int, Parameter(help="Memory of the near tier, per worker, in bytes; 0 turns it off.")] = (
+        256 * 2**20
+    )
+    far_budget_ms: Annotated[float, Parameter(help="Longest wait for one far operation, in ms. Never retried.")] = 50.0
+    far_keys: Annotated[int, Parameter(help="Keys of one MGET at most.")] = 256
+    far_value_bytes: Annotated[int, Parameter(help="A larger entry is answered but not stored.")] = 4 * 2**20
+    far_pending_bytes: Annotated[int, Parameter(help="Entries on their way to the far tier; more are dropped.")] = (
+        64 * 2**20
+    )
+    ttl_seconds: Annotated[float, Parameter(help="How long an entry lives at most (hard TTL), give or take 10 %.")] = (
+        604800.0
+    )
+    deadline_seconds: Annotated[float, Parameter(help="A request without a timeout of its own has this long.")] = 30.0
+    model_rows: Annotated[int, Parameter(help="Rows of one request to a model process; more are split.")] = 256
+    model_requests: Annotated[int, Parameter(help="Requests to one model process at a time; more wait.")] = 64
+    waiting_rows: Annotated[int, Parameter(help="Rows of one model that may wait; more are refused with 503.")] = 65536
+    body_bytes: Annotated[int, Parameter(help="Largest request body, decoded, in bytes.")] = 64 * 2**20
+    body_seconds: Annotated[float, Parameter(help="How long a body may take to arrive.")] = 30.0
+    keepalive_seconds: Annotated[float, Parameter(help="An idle connection is closed after this long.")] = 75.0
+    server_timing: Annotated[bool, Parameter(help="Send Server-Timing.")] = True
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class UpSettings(ProxySettings):
+    """Everything on one machine: Valkey, one process per model and the proxy, supervised."""
+
+    workers: Annotated[int, Parameter(help="Proxy processes on the one port.")] = 1
+    far_bytes: Annotated[int, Parameter(help="Memory of the embedded Valkey, in bytes.")] = 1024 * 2**20
+    threads: Annotated[int, Parameter(help="Threads within one run of a model.")] = 1
+    instances: Annotated[int, Parameter(help="Sessions per model process; 0: one per core.")] = 1
+    provider: Annotated[Literal["cpu", "cuda", "tensorrt"], Parameter(help="Execution provider.")] = "cpu"
+
+
+NAMES: dict[str, type[Common]] = {"proxy": ProxySettings, "inference": InferenceSettings, "up": UpSettings}
