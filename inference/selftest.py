@@ -1,0 +1,146 @@
+"""A fresh session → proof that it answers, and answers the same whoever else is in the batch; and what a run costs.
+
+It runs before the process says that it is ready. The rows are the manifest's example where that is in the model's own
+tensors, and made-up rows of its shapes otherwise: the model process has no tokenizer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import structlog
+from msgspec import Struct
+
+from foreseen.datatypes import DATATYPES
+from foreseen.errors import SetupError
+from foreseen.manifest import Manifest, ModelInput
+from foreseen.nouns import Array, Row
+from foreseen.rows import RowOutputs, split
+
+_log = structlog.get_logger()
+
+_LENGTHS = (4, 7, 13, 16)
+"""Of the made-up rows: 7 is ≡ 3 mod 4, where an inexact pool shows (DESIGN.md section 5)."""
+_SHORT, _LONG = 8, 64
+_TIMINGS = 5
+_LEAST_START_TOKENS, _MOST_START_TOKENS = 2, 256
+
+
+class Runner(Protocol):
+    """What answers rows: a session, or a scripted one in tests."""
+
+    def run(self, rows: Sequence[Row], /) -> list[RowOutputs]: ...
+
+
+class Proof(Struct, frozen=True):
+    """What the self-test found. `difference` is the largest between a row alone and in a batch; 0.0 is bit-equal."""
+
+    difference: float
+    start_tokens: int
+    """What starting a run costs, in tokens: the batcher pads as long as that is cheaper than another run."""
+
+
+def prove(runner: Runner, manifest: Manifest) -> Proof:
+    """Run example rows alone, alone again and together. Raises SetupError where a run fails or breaks its promise."""
+    rows = example_rows(manifest)
+    try:
+        alone = [runner.run([row])[0] for row in rows]
+        again = [runner.run([row])[0] for row in rows]
+        together = alone if manifest.batching.single or manifest.rows == "together" else runner.run(rows)
+    except Exception as error:  # noqa: BLE001 -- whatever it is, the model does not answer
+        raise SetupError(f"model {manifest.name!r}: the self-test's run failed: {error}") from None
+    if difference(alone, again):
+        message = "two runs of one row differ"
+        if manifest.cacheable and manifest.exact:
+            raise SetupError(f"model {manifest.name!r}: {message}, but the manifest says exact")
+        _log.warning(message, model=manifest.name)
+    worst = difference(alone, together)
+    if worst and manifest.exact:
+        raise SetupError(
+            f"model {manifest.name!r}: a row's answer changes by {worst:g} with its batch-mates on this machine, "
+            "but the manifest says exact; rebuild it here, or set exact = false"
+        )
+    return Proof(worst, _start_tokens(runner, manifest))
+
+
+def example_rows(manifest: Manifest) -> list[Row]:
+    """A few different rows of the model's shapes; the manifest's example is the first where it is in model tensors."""
+    rows = [_made_up(manifest, length) for length in _LENGTHS] if _padded(manifest) else []
+    if manifest.client is None and all(i.name in manifest.example for i in manifest.model.keyed):
+        rows = [*_given(manifest), *rows]
+    return rows if len(rows) > 1 else (rows or [_made_up(manifest, 1)]) * 2
+
+
+def difference(left: Sequence[RowOutputs], right: Sequence[RowOutputs]) -> float:
+    """The largest absolute difference of any element; 0.0 only where all bits are equal, inf where shapes differ."""
+    worst = 0.0
+    for one, other in zip(left, right, strict=True):
+        for a, b in zip(one, other, strict=True):
+            if a.shape != b.shape:
+                return float("inf")
+            if a.tobytes() == b.tobytes() or (a.dtype == object and a.tolist() == b.tolist()):
+                continue
+            if a.dtype == object:
+                return float("inf")
+            gap = float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max())
+            worst = max(worst, gap, 5e-324)  # -0.0 against 0.0 is a difference of bits too
+    return worst
+
+
+def _start_tokens(runner: Runner, manifest: Manifest) -> int:
+    """Fixed cost of a run over cost per token, from the best times of a short and a long row."""
+    if not _padded(manifest):
+        return _LEAST_START_TOKENS
+    short, long = (_best_seconds(runner, _made_up(manifest, length)) for length in (_SHORT, _LONG))
+    per_token = (long - short) / (_LONG - _SHORT)
+    if per_token <= 0:  # a GPU, or a run too short to tell
+        return _MOST_START_TOKENS
+    return int(min(max((short - per_token * _SHORT) / per_token, _LEAST_START_TOKENS), _MOST_START_TOKENS))
+
+
+def _best_seconds(runner: Runner, row: Row) -> float:
+    best = float("inf")
+    for _ in range(_TIMINGS):
+        started = time.perf_counter()
+        runner.run([row])
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def _padded(manifest: Manifest) -> bool:
+    return any(isinstance(dim, str) for i in manifest.model.keyed for dim in i.shape[1:])
+
+
+def _given(manifest: Manifest) -> list[Row]:
+    tensors: dict[str, Array] = {}
+    for spec in manifest.model.keyed:
+        data: list[Any] = manifest.example[spec.name]
+        if spec.datatype == "BYTES":
+            data = [item.encode() for item in data]
+        shape = [-1, *(dim if isinstance(dim, int) else len(data) for dim in spec.shape[1:])]
+        try:
+            tensors[spec.name] = np.array(data, DATATYPES[spec.datatype].dtype).reshape(shape)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise SetupError(f"example.{spec.name}: {error}") from None
+    return split(tensors, manifest.model)
+
+
+def _made_up(manifest: Manifest, length: int) -> Row:
+    return Row(tuple(_tensor(spec, length) for spec in manifest.model.keyed))
+
+
+def _tensor(spec: ModelInput, length: int) -> Array:
+    """Small numbers, so that they are within every vocabulary; each length its own."""
+    shape = tuple(length if isinstance(dim, str) else dim for dim in spec.shape[1:])
+    dtype = DATATYPES[spec.datatype].dtype
+    if spec.datatype == "BYTES":
+        return np.full(shape, b"foreseen", object)
+    if spec.datatype == "BOOL":
+        return np.ones(shape, dtype)
+    numbers = np.random.default_rng(length)
+    if DATATYPES[spec.datatype].kind == "i":
+        return numbers.integers(1, 8, shape).astype(dtype)
+    return numbers.random(shape).astype(dtype)
