@@ -158,7 +158,7 @@ class Gates(Struct, frozen=True, forbid_unknown_fields=True):
     agreement: float | None = None
     """Least share of rows whose label agrees with fp32's, 0…1."""
     cosine: float | None = None
-    """Least cosine with fp32 over the texts, 0…1."""
+    """Least mean cosine with fp32 over the texts, 0…1. The report also shows the worst text's."""
     flips: float = 0.0
     """Largest share of rows whose label changes with its batch-mates."""
     max_difference: float | None = 0.0

@@ -1,0 +1,115 @@
+"""A manifest → an artifact in force: fetch → graph → quantize → prove → check → publish → record.
+
+The quick build, which the first start of the program waits for, makes the manifest's first precision only and checks
+it on a few dozen texts. The full build (`models.report`) makes and measures every candidate on this machine.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+from msgspec import Struct
+from onnx import ModelProto
+
+from foreseen.artifact import Artifact, Record, write_record
+from foreseen.errors import SetupError
+from foreseen.manifest import Manifest, Precision
+from foreseen.nouns import Row
+from models import check, heads
+from models.child import prove
+from models.fetch import fetch
+from models.gate import Figures, invariance_reasons, reasons
+from models.graphs.graph import to_bytes
+from models.progress import Say
+from models.publish import GRAPH_NAME, describe, publish, workshop
+from models.quantize import quantize
+from models.run import Session
+from models.samples import samples
+
+QUICK_ROWS = 48
+BUILDERS = ("bert", "fingerprint")
+"""What `source.builder` may say: modules of `models.graphs`."""
+
+
+class Bench(Struct, frozen=True):
+    """A fetched model: its fp32 graph and the files around it, in a folder that lasts as long as the build."""
+
+    manifest: Manifest
+    folder: Path
+    files: Path
+    """What was fetched, tokenizer.json among it."""
+    fp32: ModelProto
+
+
+def build(manifest: Manifest, data: Path, *, quick: bool = True, say: Say) -> Record:
+    """Build a model and put it in force under `data`. Raises SetupError, and then nothing has changed."""
+    with workshop(data) as folder:
+        bench = prepare(manifest, data, folder, say)
+        return _quick(bench, data, say)
+
+
+def prepare(manifest: Manifest, data: Path, folder: Path, say: Say) -> Bench:
+    """Fetch what the manifest's source lists and make the fp32 graph of it."""
+    if manifest.source is None:
+        raise SetupError(f"model {manifest.name!r} has no [source]: there is nothing to build")
+    files = folder / "files"
+    fetch(manifest.source, data, files, say)
+    with say.step(f"make the fp32 graph of {manifest.name}"):
+        return Bench(manifest, folder, files, _builder(manifest)(manifest, files))
+
+
+def make(bench: Bench, precision: Precision, say: Say) -> tuple[Artifact, Path]:
+    """One candidate: made, written, loaded once in a child. Gives the artifact and the folder of exactly its files."""
+    made = bench.folder / precision
+    made.mkdir()
+    graph = made / GRAPH_NAME
+    with say.step(f"make {precision}"):
+        graph.write_bytes(to_bytes(quantize(bench.fp32, precision)))
+    assets = []
+    for name in asset_names(bench.manifest):
+        (made / name).write_bytes((bench.files / name).read_bytes())
+        assets.append(made / name)
+    with say.step(f"load {precision} in a child process"):
+        prove(graph, bench.manifest, bench.files)
+    return describe(bench.manifest, precision, graph, assets), made
+
+
+def asset_names(manifest: Manifest) -> list[str]:
+    """The files that `prepare` needs at serving time."""
+    return sorted({i.tokenizer.file for i in manifest.seen.inputs if i.tokenizer is not None})
+
+
+def _quick(bench: Bench, data: Path, say: Say) -> Record:
+    manifest = bench.manifest
+    rows = samples(manifest, bench.files, QUICK_ROWS)
+    artifact, made = make(bench, manifest.precisions[0], say)
+    with say.step(f"check {artifact.precision} on {len(rows)} rows"):
+        figures = _quick_figures(bench, made / GRAPH_NAME, rows)
+    if failed := reasons(manifest, figures):
+        raise SetupError(
+            f"model {manifest.name!r}: {artifact.precision} does not pass its gates ({'; '.join(failed)}); "
+            f"measure the others with: foreseen models build {manifest.name} --full --data {data}"
+        )
+    record = Record(artifact, row_independent=not invariance_reasons(manifest, figures))
+    publish(data, artifact, made)
+    write_record(data, record)
+    return record
+
+
+def _quick_figures(bench: Bench, graph: Path, rows: list[Row]) -> Figures:
+    candidate = Session(graph, bench.manifest.model)
+    reference = check.vectors(Session(to_bytes(bench.fp32), bench.manifest.model).alone(rows))
+    head = heads.head_of(bench.manifest, reference)
+    changed = check.invariance(candidate, rows, head, rounds=1)
+    cosine = check.cosines(reference, check.vectors(candidate.alone(rows)))
+    return Figures(float(cosine.mean()), float(cosine.min()), changed.flips, changed.max_difference)
+
+
+def _builder(manifest: Manifest) -> Callable[[Manifest, Path], ModelProto]:
+    name = manifest.source.builder if manifest.source else ""
+    if name not in BUILDERS:
+        raise SetupError(f"model {manifest.name!r}: no builder called {name!r}; there are {', '.join(BUILDERS)}")
+    builder: Callable[[Manifest, Path], ModelProto] = importlib.import_module(f"models.graphs.{name}").make
+    return builder

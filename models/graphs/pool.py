@@ -1,0 +1,28 @@
+"""Token vectors and a mask → one normalised vector per row, the same bits whatever batch the row is in.
+
+Of all operators of an encoder in ONNX Runtime, pooling is the one whose bits depend on batch-mates: `ReduceSum` over
+the sequence in every batch, `MatMul(mask[b,1,s], x)` for lengths ≡ 3 mod 4 (DESIGN section 5). With two rows of mask
+the MatMul takes the general matrix kernel, whose sums run in the order of the sequence: row 0 of that is exact.
+"""
+
+from __future__ import annotations
+
+from models.graphs.graph import Graph
+
+LEAST_NORM = 1e-12  # torch.nn.functional.normalize's
+
+
+def exact_sum(graph: Graph, tokens: str, mask: str) -> str:
+    """Σ over unmasked tokens. `tokens` FP32 [b, s, h], `mask` FP32 [b, s] of 0 and 1 → FP32 [b, h]."""
+    doubled = graph.add("Expand", graph.add("Unsqueeze", mask, graph.numbers(1)), graph.numbers(1, 2, 1))
+    sums = graph.add("MatMul", doubled, tokens)
+    first = graph.add("Slice", sums, graph.numbers(0), graph.numbers(1), graph.numbers(1))
+    return graph.add("Squeeze", first, graph.numbers(1))
+
+
+def mean_normalised(graph: Graph, sums: str, mask: str, output: str) -> str:
+    """Sums → mean over the mask's count → length 1. `sums` FP32 [b, h], `mask` FP32 [b, s] → `output` FP32 [b, h]."""
+    count = graph.add("ReduceSum", mask, graph.numbers(1), keepdims=1)  # of 0 and 1: exact in any order
+    mean = graph.add("Div", sums, count)
+    norm = graph.add("ReduceL2", mean, graph.numbers(1), keepdims=1)
+    return graph.add("Div", mean, graph.add("Max", norm, graph.number(LEAST_NORM)), name=output)
