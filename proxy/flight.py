@@ -1,0 +1,125 @@
+"""Keys that somebody is already asking for ↔ those who wait for them: one future per key, far and model in one flight.
+
+Rows that board in one turn of the event loop leave together, in one detached task per cabin (space, parameters, lane,
+steps): one MGET, one model request, one keep. A passenger who leaves cancels nobody; an error reaches those aboard and
+is kept by nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import NamedTuple
+
+from foreseen.errors import ModelUnavailable
+from foreseen.nouns import Answer, Key, Lane, Row, Space, Steps
+
+Landing = asyncio.Future[Answer]
+
+
+class Party(NamedTuple):
+    """Who may share a cabin: rows that differ in one of these are asked apart."""
+
+    space: Space
+    parameters: bytes
+    lane: Lane
+    steps: Steps
+
+
+class Seat(NamedTuple):
+    row: Row
+    landing: Landing
+
+
+class Cabin:
+    """Those that leave together. `deadline` is the latest aboard, on the event loop's clock."""
+
+    __slots__ = ("deadline", "party", "seats", "traceparent")
+
+    def __init__(self, party: Party) -> None:
+        self.party = party
+        self.deadline = 0.0
+        self.traceparent: str | None = None
+        self.seats: dict[Key, Seat] = {}
+
+    def __repr__(self) -> str:
+        return f"<Cabin {self.party.space.model} {self.party.lane} {len(self.seats)} rows>"
+
+
+class Flights:
+    """What is aloft. `fly` carries one cabin and lands its keys; what it leaves aloft, or raises, crashes."""
+
+    def __init__(self, fly: Callable[[Cabin], Awaitable[None]]) -> None:
+        self._fly = fly
+        self._aloft: dict[Key, Landing] = {}
+        self._boarding: dict[Party, Cabin] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def join(self, key: Key) -> Landing | None:
+        """The landing of a key that is already aloft or boarding."""
+        return self._aloft.get(key)
+
+    def board(self, key: Key, row: Row, party: Party, deadline: float, traceparent: str | None = None) -> Landing:
+        """Take a row aboard; it leaves at the end of this turn of the event loop.
+
+        A key that is already aloft gets a second flight (`no-cache` asks for that); later ones join the newer.
+        """
+        loop = asyncio.get_running_loop()
+        cabin = self._boarding.get(party)
+        if cabin is None or key in cabin.seats:
+            cabin = self._boarding[party] = Cabin(party)
+            loop.call_soon(self._depart, cabin)
+        cabin.deadline = max(cabin.deadline, deadline)
+        cabin.traceparent = cabin.traceparent or traceparent
+        landing = self._aloft[key] = loop.create_future()
+        cabin.seats[key] = Seat(row, landing)
+        return landing
+
+    def land(self, cabin: Cabin, key: Key, answer: Answer) -> None:
+        """Hand a key's answer to everybody aboard."""
+        landing = self._leave(cabin, key)
+        if not landing.done():
+            landing.set_result(answer)
+
+    def crash(self, cabin: Cabin, keys: Iterable[Key], error: Exception) -> None:
+        """Hand an error to everybody aboard of these keys; the next asker starts anew."""
+        for key in keys:
+            landing = self._leave(cabin, key)
+            if not landing.done():
+                landing.set_exception(error)
+                landing.exception()  # mark it seen: where everybody has left, nobody would
+
+    async def drain(self, seconds: float) -> None:
+        """Wait for what is aloft, at most so long, then end it."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=seconds)
+            for task in late:
+                task.cancel()
+
+    def __len__(self) -> int:
+        return len(self._aloft)
+
+    def __repr__(self) -> str:
+        return f"<Flights {len(self._aloft)} keys aloft, {len(self._tasks)} tasks>"
+
+    def _leave(self, cabin: Cabin, key: Key) -> Landing:
+        landing = cabin.seats[key].landing
+        if self._aloft.get(key) is landing:
+            del self._aloft[key]
+        return landing
+
+    def _depart(self, cabin: Cabin) -> None:
+        if self._boarding.get(cabin.party) is cabin:
+            del self._boarding[cabin.party]
+        task = asyncio.get_running_loop().create_task(self._carry(cabin))
+        self._tasks.add(task)  # the loop itself holds tasks only weakly
+        task.add_done_callback(self._tasks.discard)
+
+    async def _carry(self, cabin: Cabin) -> None:
+        error: Exception = ModelUnavailable("the proxy is stopping")
+        try:
+            await self._fly(cabin)
+        except Exception as raised:  # noqa: BLE001 - whatever it was belongs to those aboard
+            error = raised
+        finally:
+            self.crash(cabin, [key for key, seat in cabin.seats.items() if not seat.landing.done()], error)
