@@ -9,9 +9,11 @@ import pytest
 
 from foreseen.artifact import model_folder, read_record
 from foreseen.manifest import find
-from foreseen.nouns import Array
+from foreseen.nouns import Array, Row
+from models import check
 from models.build import Bench, prepare
-from models.graphs.graph import to_bytes
+from models.graphs import bert, pool
+from models.graphs.graph import Graph, to_bytes
 from models.progress import Silent
 from models.publish import GRAPH_NAME
 from models.run import Session
@@ -53,3 +55,57 @@ def test_the_published_similarities_come_out(
     found = [weather[0] @ weather[1], weather[0] @ weather[2], weather[1] @ weather[2]]
     assert found == pytest.approx([0.6660, 0.1046, 0.1411], abs=tolerance)
     assert np.linalg.norm(happy, axis=1) == pytest.approx(1.0, abs=1e-6)
+
+
+LENGTHS = range(4, 63)
+
+
+def random_rows() -> list[Row]:
+    """Two rows of random ids of every length."""
+    chance = np.random.default_rng(4)
+    return [Row((chance.integers(999, 30522, length, np.int64),)) for length in LENGTHS for _ in range(2)]
+
+
+def changed_rows(session: Session) -> set[int]:
+    """Lengths of the rows of which a bit changes: padded to 64, alone to 512, or in random batches up to 32."""
+    rows = random_rows()
+    alone = [outputs[0] for outputs in session.alone(rows)]
+    longest = [Row((np.full(64, 2000, np.int64),)), Row((np.full(512, 2000, np.int64),))]
+    runs = [([i], longest[0]) for i in range(len(rows))] + [([i], longest[1]) for i in range(0, len(rows), 10)]
+    runs += [(members, longest[0]) for members in list(check.batches(len(rows), seed=2, rounds=4))]
+    changed = set()
+    for members, company in runs:
+        together = session.run([*(rows[i] for i in members), company])
+        changed |= {
+            len(rows[i].tensors[0])
+            for i, got in zip(members, together, strict=False)
+            if alone[i].tobytes() != got[0].tobytes()
+        }
+    for length in LENGTHS:  # equal lengths: no padding at all
+        pair = [i for i, row in enumerate(rows) if len(row.tensors[0]) == length]
+        got = session.run([rows[i] for i in pair])
+        changed |= {length for i, own in zip(pair, got, strict=True) if alone[i].tobytes() != own[0].tobytes()}
+    return changed
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8-rowwise"])
+def test_no_batch_and_no_padding_changes_a_bit_at_any_length(sessions: dict[str, Session], precision: str) -> None:
+    """DESIGN section 5: bit-exactness is to be had, and the pool decides it."""
+    assert changed_rows(sessions[precision]) == set()
+
+
+def reduce_sum(graph: Graph, tokens: str, mask: str) -> str:
+    masked = graph.add("Mul", tokens, graph.add("Unsqueeze", mask, graph.numbers(2)))
+    return graph.add("ReduceSum", masked, graph.numbers(1), keepdims=0)
+
+
+def one_row_product(graph: Graph, tokens: str, mask: str) -> str:
+    summed = graph.add("MatMul", graph.add("Unsqueeze", mask, graph.numbers(1)), tokens)
+    return graph.add("Squeeze", summed, graph.numbers(1))
+
+
+@pytest.mark.parametrize("pooled", [reduce_sum, one_row_product])
+def test_the_same_check_goes_red_on_both_other_pools(bench: Bench, pooled: pool.Sum) -> None:
+    """The check can fail: a pool that sums in another order than the sequence's shows in it."""
+    other = to_bytes(bert.make(MANIFEST, bench.files, pooled))
+    assert changed_rows(Session(other, MANIFEST.model))

@@ -20,8 +20,11 @@ from models.graphs.encoder import Encoder, LayerNames, Sizes, Weights
 from models.graphs.graph import Graph
 
 
-def make(manifest: Manifest, folder: Path) -> ModelProto:
-    """Inputs `input_ids` and `attention_mask`, INT64 [rows, tokens]; output `embedding`, FP32 [rows, hidden]."""
+def make(manifest: Manifest, folder: Path, pooled: pool.Sum = pool.exact_sum) -> ModelProto:
+    """Inputs `input_ids` and `attention_mask`, INT64 [rows, tokens]; output `embedding`, FP32 [rows, hidden].
+
+    `pooled` is there for the test that shows what other pools do to a row.
+    """
     config = read_config(folder, "bert")
     weights = load_file(folder / "model.safetensors").__getitem__
     sizes = Sizes(
@@ -34,7 +37,7 @@ def make(manifest: Manifest, folder: Path) -> ModelProto:
     x = encoder.norm(_embedded(graph, weights), "embeddings.LayerNorm")
     for index in range(sizes.layers):
         x = encoder.layer(x, _names(f"encoder.layer.{index}"), bias)
-    pool.mean_normalised(graph, pool.exact_sum(graph, x, mask), mask, "embedding")
+    pool.mean_normalised(graph, pooled(graph, x, mask), mask, "embedding")
     return graph.model(manifest.model)
 
 

@@ -7,13 +7,18 @@ the MatMul takes the general matrix kernel, whose sums run in the order of the s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from models.graphs.graph import Graph
+
+Sum = Callable[[Graph, str, str], str]
+"""(graph, tokens FP32 [b, s, h], mask FP32 [b, s]) → Σ over unmasked tokens, FP32 [b, h]."""
 
 LEAST_NORM = 1e-12  # torch.nn.functional.normalize's
 
 
 def exact_sum(graph: Graph, tokens: str, mask: str) -> str:
-    """Σ over unmasked tokens. `tokens` FP32 [b, s, h], `mask` FP32 [b, s] of 0 and 1 → FP32 [b, h]."""
+    """The `Sum` whose bits depend on nothing but the row."""
     doubled = graph.add("Expand", graph.add("Unsqueeze", mask, graph.numbers(1)), graph.numbers(1, 2, 1))
     sums = graph.add("MatMul", doubled, tokens)
     first = graph.add("Slice", sums, graph.numbers(0), graph.numbers(1), graph.numbers(1))
