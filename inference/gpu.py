@@ -30,7 +30,7 @@ def unexpected(assigned: Mapping[str, Sequence[tuple[str, str]]]) -> list[str]:
     return [f"{op} {name}".strip() for op, name in left if op not in _HOUSEKEEPING]
 
 
-def buckets(max_rows: int, max_tokens: int, longest: int) -> Iterator[tuple[int, int]]:
+def buckets(max_rows: int, max_tokens: int, longest: int = 512) -> Iterator[tuple[int, int]]:
     """(rows, length) of the runs that a GPU session makes before it is ready: powers of two up to the budget.
 
     The first run of a shape allocates, picks algorithms and, under TensorRT, compiles; no request should pay that.

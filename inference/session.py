@@ -138,9 +138,9 @@ class Session:
         return self._run_batch(rows)
 
     def _run_together(self, row: Row) -> RowOutputs:
-        """A row that is a whole request: its tensors have a batch axis, and so have its outputs."""
+        """A row that is a whole request: a tensor per input, derived ones too, with batch axis; so its outputs."""
         signature = self.manifest.model
-        tensors = {spec.name: tensor for spec, tensor in zip(signature.keyed, row.tensors, strict=True)}
+        tensors = {spec.name: tensor for spec, tensor in zip(signature.inputs, row.tensors, strict=True)}
         answered = self._run_batch(split(tensors, signature))
         stacked = stack_outputs(answered, signature)
         return tuple(stacked[name] for name in self._names)

@@ -1,0 +1,69 @@
+"""The model process: opens one model and serves it on a unix socket or a port.
+
+It listens at once and is live at once; it is ready when the model has really run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+
+import uvloop
+from aiohttp import web
+
+from foreseen.settings import InferenceSettings
+from inference.handlers import Server
+from inference.served import Served
+
+_SWITCH_SECONDS = 0.0005
+"""CPython lets a busy thread keep the interpreter for 5 ms; an instance that has finished a run would wait that long
+for its next batch while the event loop parses requests."""
+
+_KEEPALIVE_SECONDS = 3600.0
+"""The peer is a proxy that keeps a pool; a server that closes first makes it race."""
+
+_SHUTDOWN_SECONDS = 30.0
+
+
+async def start(settings: InferenceSettings, served: Served) -> web.AppRunner:
+    """Listen. The model opens separately; `cleanup()` of what this returns stops listening and finishes requests."""
+    runner = web.AppRunner(
+        Server(served, settings).application(),
+        handler_cancellation=True,  # a caller that hangs up gives its place in the queue back
+        access_log=None,
+        keepalive_timeout=_KEEPALIVE_SECONDS,
+        shutdown_timeout=_SHUTDOWN_SECONDS,
+    )
+    await runner.setup()
+    site: web.BaseSite
+    if settings.uds is not None:
+        site = web.UnixSite(runner, str(settings.uds))
+    else:
+        site = web.TCPSite(runner, settings.host, settings.port)
+    await site.start()
+    return runner
+
+
+async def _serve(settings: InferenceSettings) -> None:
+    served = Served(settings)
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    runner = await start(settings, served)
+    opening = asyncio.ensure_future(served.open())
+    waiting = asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait((opening, waiting), return_when=asyncio.FIRST_COMPLETED)
+        if opening.done():
+            opening.result()
+            await waiting
+    finally:
+        await runner.cleanup()
+        await served.close()
+
+
+def serve(settings: InferenceSettings) -> None:
+    """Serve one model until SIGTERM or SIGINT. Raises SetupError where it cannot be opened."""
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    uvloop.run(_serve(settings))

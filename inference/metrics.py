@@ -1,0 +1,73 @@
+"""What the model process counts: the names others may rely on (DESIGN section 8), with closed label sets.
+
+One process per model, hence one registry and no multiprocess mode. Everything is counted before its answer is sent, so
+a scrape counts every request that has been answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class ModelMetrics:
+    """The metrics of one model's process; `model` is its name, the only value of that label."""
+
+    def __init__(self, model: str) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._model = model
+        self._requests = Counter(
+            "foreseen_model_requests", "Inference requests answered, by status.", ("model", "code"), registry=registry
+        )
+        self._errors = Counter(
+            "foreseen_model_errors",
+            "Requests answered with an error.",
+            ("model", "code"),
+            registry=registry,
+        )
+        rows = Counter("foreseen_model_rows", "Rows really computed.", ("model",), registry=registry)
+        padding = Counter(
+            "foreseen_model_padding_tokens", "Tokens computed that were nobody's.", ("model",), registry=registry
+        )
+        batch = Histogram("foreseen_model_batch_rows", "Rows per run.", ("model",), buckets=_ROWS, registry=registry)
+        queue = Histogram(
+            "foreseen_model_queue_seconds",
+            "Time a row waited.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        run = Histogram("foreseen_model_run_seconds", "Time of a run.", ("model",), buckets=_SECONDS, registry=registry)
+        waiting = Gauge("foreseen_model_queue_rows", "Rows waiting for a run.", ("model",), registry=registry)
+        self._rows, self._padding = rows.labels(model), padding.labels(model)
+        self._batch, self._queue, self._run = batch.labels(model), queue.labels(model), run.labels(model)
+        self._waiting = waiting.labels(model)
+
+    def watch_queue(self, rows: Callable[[], int]) -> None:
+        """Read the queue's length from here at each scrape."""
+        self._waiting.set_function(rows)
+
+    def ran(self, rows: int, failed: int, padding: int, waits: Sequence[float], seconds: float) -> None:
+        """One run of the batcher (its `Meter`)."""
+        self._rows.inc(rows - failed)
+        self._padding.inc(padding)
+        self._batch.observe(rows)
+        self._run.observe(seconds)
+        for wait in waits:
+            self._queue.observe(wait)
+
+    def request(self, status: int) -> None:
+        """One inference request is about to be answered."""
+        self._requests.labels(self._model, str(status)).inc()
+
+    def error(self, code: str) -> None:
+        """A request of any route is about to be answered with an error."""
+        self._errors.labels(self._model, code).inc()
+
+    def exposition(self) -> bytes:
+        """The text format, as of now."""
+        return generate_latest(self.registry)

@@ -1,0 +1,138 @@
+"""One model from its manifest to ready: load, prove, warm, batch; and one request's tensors to its outputs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+
+import structlog
+
+from foreseen.errors import ModelUnavailable
+from foreseen.manifest import Manifest, find
+from foreseen.nouns import Array, Lane, Row
+from foreseen.rows import empty_outputs, split, stack, stack_outputs, tokens
+from foreseen.settings import InferenceSettings
+from inference import gpu, selftest
+from inference.batcher import Batcher
+from inference.metrics import ModelMetrics
+from inference.session import Plan, Session, open_session, saturates
+from inference.waiting import Computed, Limits
+
+_log = structlog.get_logger()
+
+
+class Served:
+    """The model of this process. `session` and `batcher` raise ModelUnavailable until `open` is through."""
+
+    def __init__(self, settings: InferenceSettings) -> None:
+        """Raises SetupError where there is no such manifest."""
+        self.manifest: Manifest = find(settings.model, settings.model_folders)
+        self.metrics = ModelMetrics(self.manifest.name)
+        self.limits = _limits(settings, self.manifest)
+        self.runs = 0
+        self._settings = settings
+        self._session: Session | None = None
+        self._batcher: Batcher | None = None
+
+    def __repr__(self) -> str:
+        return f"<Served {self.manifest.name} {self._batcher or 'not ready'}>"
+
+    @property
+    def ready(self) -> bool:
+        return self._batcher is not None
+
+    @property
+    def session(self) -> Session:
+        if self._session is None or self._batcher is None:
+            raise ModelUnavailable(f"model '{self.manifest.name}' is loading")
+        return self._session
+
+    async def open(self) -> None:
+        """Load and prove the model off the event loop. Raises SetupError in one line that says what to do."""
+        session, limits = await asyncio.to_thread(self._load)
+        self._session, self.limits = session, limits
+        single = self.manifest.rows == "together"
+        self._batcher = Batcher(
+            [session] * _instances(self._settings),
+            (lambda _: 1) if single else lambda row: tokens(row, self.manifest.model),
+            limits,
+            self,
+        )
+        self.metrics.watch_queue(lambda: self._batcher.waiting if self._batcher else 0)
+        _log.info("model ready", model=self.manifest.name, **_facts(limits))
+
+    async def close(self) -> None:
+        """Finish what is here, then let the session go."""
+        batcher, self._batcher = self._batcher, None
+        if batcher is not None:
+            await batcher.close()
+        if self._session is not None:
+            self._session.close()
+
+    async def answer(
+        self, tensors: Mapping[str, Array], deadline: float, lane: Lane
+    ) -> tuple[dict[str, Array], list[Computed]]:
+        """The outputs of a batch given in `[model]` tensors, and the facts of its rows.
+
+        Raises BadInput, the batcher's errors, ModelUnavailable.
+        """
+        if self._batcher is None:
+            raise ModelUnavailable(f"model '{self.manifest.name}' is not ready")
+        signature = self.manifest.model
+        rows = split(tensors, signature)
+        if not rows:
+            return empty_outputs(signature), []
+        if self.manifest.rows == "together":
+            computed = await self._batcher.predict([self._whole(rows)], deadline, lane)
+            return dict(zip((o.name for o in signature.outputs), computed[0].outputs, strict=True)), computed
+        computed = await self._batcher.predict(rows, deadline, lane)
+        return stack_outputs([c.outputs for c in computed], signature), computed
+
+    def ran(self, rows: int, failed: int, padding: int, waits: Sequence[float], seconds: float) -> None:
+        """The batcher's Meter."""
+        self.runs += 1
+        self.metrics.ran(rows, failed, padding, waits, seconds)
+
+    def _whole(self, rows: Sequence[Row]) -> Row:
+        """A request as one row, derived inputs included: see `Session.run`."""
+        batch = stack(rows, self.manifest.model)
+        return Row(tuple(batch[spec.name] for spec in self.manifest.model.inputs))
+
+    def _load(self) -> tuple[Session, Limits]:
+        settings, manifest = self._settings, self.manifest
+        plan = Plan(settings.provider, settings.threads, settings.fallback, settings.run_seconds)
+        session = open_session(manifest, settings.data, plan)
+        try:
+            if session.record.artifact.precision == "int8-rowwise" and settings.provider == "cpu" and saturates():
+                selftest.refuse_saturation(manifest)
+            proof = selftest.prove(session, manifest)
+            if settings.provider != "cpu":
+                selftest.warm(session, manifest, gpu.buckets(self.limits.max_rows, self.limits.max_tokens))
+        except BaseException:
+            session.close()
+            raise
+        return session, _limits(settings, manifest, proof.start_tokens)
+
+
+def _limits(settings: InferenceSettings, manifest: Manifest, start_tokens: int = 0) -> Limits:
+    """The settings', else the manifest's. Rows that depend on each other come as one row already."""
+    batching = manifest.batching
+    alone = batching.single or manifest.rows == "together"
+    wait_ms = batching.wait_ms if settings.wait_ms is None else settings.wait_ms
+    return Limits(
+        queue_rows=settings.queue_rows,
+        max_rows=1 if alone else settings.max_rows or batching.max_rows,
+        max_tokens=settings.max_tokens or batching.max_tokens,
+        start_tokens=start_tokens,
+        wait_seconds=wait_ms / 1000,
+    )
+
+
+def _instances(settings: InferenceSettings) -> int:
+    """0 asks for one per core that this process may use, shared out among the threads of each run."""
+    return settings.instances or max(len(os.sched_getaffinity(0)) // max(settings.threads, 1), 1)
+
+
+def _facts(limits: Limits) -> dict[str, float]:
+    return {"max_rows": limits.max_rows, "max_tokens": limits.max_tokens, "start_tokens": limits.start_tokens}
