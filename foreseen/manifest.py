@@ -8,6 +8,7 @@ every input and output is `"rows"`. Outputs that use the name of an input's dime
 
 from __future__ import annotations
 
+import math
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -221,6 +222,18 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
 def wire_shape(shape: tuple[Dim, ...]) -> list[int]:
     """A shape as metadata shows it: -1 for every named dimension."""
     return [-1 if isinstance(dim, str) else dim for dim in shape]
+
+
+def example_request(manifest: Manifest) -> dict[str, Any]:
+    """A V2 request of the manifest's example: one row, open dimensions as long as the data makes them."""
+    inputs = []
+    for spec in manifest.seen.inputs:
+        data = manifest.example.get(spec.name, [])
+        shape = [1 if dim == BATCH else dim for dim in spec.shape]
+        fixed = math.prod(dim for dim in shape if isinstance(dim, int))
+        open_ended = [len(data) // fixed if isinstance(dim, str) else dim for dim in shape]
+        inputs.append({"name": spec.name, "shape": open_ended, "datatype": spec.datatype, "data": data})
+    return {"inputs": inputs}
 
 
 def load(path: Path) -> Manifest:

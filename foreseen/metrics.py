@@ -10,14 +10,14 @@ import os
 from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 REQUEST_BUCKETS = (
     0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 )  # fmt: skip
 FAR_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-_MULTIPROC = "PROMETHEUS_MULTIPROC_DIR"
+MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
 class ProxyMetrics:
@@ -101,7 +101,7 @@ class ProxyMetrics:
 
 def exposition(registry: CollectorRegistry) -> bytes:
     """A registry in the text format; with several processes a fresh registry per scrape, summing over all of them."""
-    folder = os.environ.get(_MULTIPROC)
+    folder = os.environ.get(MULTIPROCESS_FOLDER)
     if folder is None:
         return generate_latest(registry)
     merged = CollectorRegistry(support_collectors_without_names=True)
@@ -114,3 +114,8 @@ def prepare_multiprocess(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.db"):
         old.unlink()
+
+
+def forget_process(pid: int) -> None:
+    """A worker has ended: its gauges no longer count, its counters do."""
+    mark_process_dead(pid)  # type: ignore[no-untyped-call]

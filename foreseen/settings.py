@@ -5,7 +5,7 @@ Only `cli.py` reads the environment: every flag `--near-bytes` is also `FORESEEN
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -119,6 +119,21 @@ class UpSettings(ProxySettings):
     threads: Annotated[int, Parameter(help="Threads within one run of a model.")] = 1
     instances: Annotated[int, Parameter(help="Sessions per model process; 0: one per core.")] = 1
     provider: Annotated[Literal["cpu", "cuda", "tensorrt"], Parameter(help="Execution provider.")] = "cpu"
+
+
+def arguments(settings: Common, kind: type[Common]) -> list[str]:
+    """The flags that give a command of another kind the same settings, as far as it has them and they are not its own
+    defaults."""
+    given = {f.name: getattr(settings, f.name) for f in fields(settings)}
+    flags: list[str] = []
+    for f in fields(kind):
+        value = given.get(f.name, f.default)
+        if value == f.default or value is None:
+            continue
+        for one in value if isinstance(value, tuple) else (value,):
+            name = f.name.replace("_", "-")
+            flags.append((f"--{name}" if one else f"--no-{name}") if isinstance(one, bool) else f"--{name}={one}")
+    return flags
 
 
 NAMES: dict[str, type[Common]] = {"proxy": ProxySettings, "inference": InferenceSettings, "up": UpSettings}

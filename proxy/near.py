@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 
+from foreseen.entry import NEAR_OVERHEAD_BYTES
 from foreseen.nouns import Key, Prediction
 
 SMALL_SHARE = 0.1
@@ -17,10 +18,6 @@ MAX_FREQUENCY = 3
 PROMOTE_AT = 1
 """Hits in the small queue after which an entry moves to main. 1 as in most implementations; the paper says more than 1.
 On the product-recommendation trace of the benchmarks 1 is better by a few points at small sizes."""
-
-OVERHEAD_BYTES = 520
-"""What an entry costs beside its data: key 65, prediction 88, tuples and bytes headers 100, slot 72, its share of the
-two ordered dicts about 110, and of the ghost about 85. Measured with tracemalloc by `tests/test_near.py`."""
 
 
 class _Slot:
@@ -132,4 +129,4 @@ class Near:
 
 def size_of(prediction: Prediction) -> int:
     """The bytes that a kept prediction takes, near enough: data and overhead."""
-    return OVERHEAD_BYTES + sum(map(sys.getsizeof, prediction.data))
+    return NEAR_OVERHEAD_BYTES + sum(map(sys.getsizeof, prediction.data))

@@ -1,0 +1,121 @@
+"""Commands → child processes that are restarted when they end and that never outlive their supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import structlog
+
+log = structlog.get_logger()
+
+PR_SET_PDEATHSIG = 1
+FIRST_BACKOFF_SECONDS = 0.1
+MAX_BACKOFF_SECONDS = 10.0
+HEALTHY_SECONDS = 60.0
+"""A child that ran for so long has recovered: its next end is its first."""
+MAX_ENDS = 10
+"""After so many ends in a row it is given up, loudly."""
+
+
+class Child:
+    """One supervised process. `on_end` hears of every process id that has ended."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        death_signal: signal.Signals = signal.SIGKILL,
+        environment: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+        log_file: Path | None = None,
+        on_end: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self.name = name
+        self.process: asyncio.subprocess.Process | None = None
+        self.given_up = asyncio.Event()
+        self.ends = 0
+        self._command = tuple(command)
+        self._death_signal = death_signal
+        self._environment = {**os.environ, **(environment or {})}
+        self._pass_fds = tuple(pass_fds)
+        self._log_file = log_file
+        self._on_end = on_end
+        self._stopping = False
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self._spawn()
+        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+
+    async def stop(self, seconds: float) -> None:
+        """SIGTERM, then SIGKILL after so long. Returns when nothing of it runs."""
+        self._stopping = True
+        process = self.process
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGCONT)  # a stopped process would not hear it
+            try:
+                await asyncio.wait_for(process.wait(), seconds)
+            except TimeoutError:
+                log.warning("child killed: it did not stop in time", child=self.name)
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+
+    async def _spawn(self) -> None:
+        supervisor, death_signal = os.getpid(), self._death_signal
+        libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+        def die_with_supervisor() -> None:
+            """In the child: a killed supervisor leaves nothing running (Linux)."""
+            if libc is not None:
+                libc.prctl(PR_SET_PDEATHSIG, int(death_signal))
+                if os.getppid() != supervisor:  # it died in between
+                    os._exit(1)
+
+        with contextlib.ExitStack() as files:
+            output: IO[bytes] | int | None = None
+            if self._log_file is not None:
+                output = files.enter_context(self._log_file.open("ab"))
+            self.process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output if output is not None else sys.stderr.fileno(),
+                stderr=output,
+                env=self._environment,
+                pass_fds=self._pass_fds,
+                start_new_session=True,  # Ctrl-C reaches the supervisor alone, which stops the rest in order
+                preexec_fn=die_with_supervisor,
+            )
+
+    async def _keep(self) -> None:
+        while self.process is not None:
+            started = time.monotonic()
+            status = await self.process.wait()
+            self._on_end(self.process.pid)
+            if self._stopping:
+                return
+            self.ends = 1 if time.monotonic() - started > HEALTHY_SECONDS else self.ends + 1
+            if self.ends >= MAX_ENDS:
+                log.error("child given up", child=self.name, status=status, ends=self.ends)
+                self.given_up.set()
+                return
+            backoff = min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** (self.ends - 1))
+            log.warning("child ended; starting it again", child=self.name, status=status, in_seconds=backoff)
+            await asyncio.sleep(backoff)
+            await self._spawn()

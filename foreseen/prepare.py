@@ -1,0 +1,117 @@
+"""Client tensors → rows: the declared normalization turns what was sent into what the model sees.
+
+What is keyed is exactly what is sent to the model, so the first asker and the later ones get the same answer. Pure and
+without I/O; heavy (tokenizer, images), so servers run it off their event loop. The only file that imports tokenizers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from foreseen.datatypes import DATATYPES
+from foreseen.errors import BadInput, SetupError
+from foreseen.images import pixels
+from foreseen.manifest import ClientInput, Manifest, wire_shape
+from foreseen.normalize import cast, steps_of, texts
+from foreseen.nouns import Array, Row
+from foreseen.rows import mask_lengths
+from foreseen.wire import InputTensor
+
+Column = Sequence[Array]
+"""One model input's tensor of every row, without the batch axis."""
+
+
+class Preparer:
+    """Everything between one model's clients and its graph. `assets` are the artifact's files by name."""
+
+    def __init__(self, manifest: Manifest, assets: Mapping[str, bytes]) -> None:
+        self._manifest = manifest
+        self._inputs = {spec.name: spec for spec in manifest.seen.inputs}
+        self._steps = {spec.name: steps_of(spec) for spec in manifest.seen.inputs}
+        self._masks = {spec.trim for spec in manifest.seen.inputs if spec.trim}
+        self._tokenizers = {
+            spec.name: _tokenizer(assets, spec.tokenizer.file, spec.tokenizer.max_tokens)
+            for spec in manifest.seen.inputs
+            if spec.tokenizer is not None
+        }
+        self.heavy = bool(self._tokenizers) or any(spec.image for spec in manifest.seen.inputs)
+
+    def rows(self, inputs: Sequence[InputTensor]) -> list[Row]:
+        """The rows of a request. Raises BadInput naming the input, or TooLarge.
+
+        Where the manifest says `rows = "together"` there is one row, whose tensors keep their batch axis.
+        """
+        given = {tensor.name: tensor for tensor in inputs}
+        for name in given:
+            if name not in self._inputs:
+                raise BadInput(f"inputs.{name}: there is no such input; the model takes {', '.join(self._inputs)}")
+        arrays = {name: self._checked(spec, given.get(name)) for name, spec in self._inputs.items()}
+        if len({len(array) for array in arrays.values()}) != 1:
+            raise BadInput("inputs: the first dimension (rows) differs between inputs")
+        if self._manifest.rows == "together":
+            return [Row(tuple(_whole(self._columns(arrays)[i.name]) for i in self._manifest.model.keyed))]
+        columns = self._columns(arrays)
+        return [Row(parts) for parts in zip(*(columns[i.name] for i in self._manifest.model.keyed), strict=True)]
+
+    def _checked(self, spec: ClientInput, tensor: InputTensor | None) -> Array:
+        """One input as the signature wants it, normalized."""
+        field = f"inputs.{spec.name}"
+        if tensor is None:
+            raise BadInput(f"{field}: missing")
+        array, wanted = tensor.array, DATATYPES[spec.datatype]
+        shape = wire_shape(spec.shape)
+        if array.ndim != len(shape) or any(w not in (-1, got) for w, got in zip(shape, array.shape, strict=True)):
+            raise BadInput(f"{field}.shape: is {list(array.shape)}, must be {shape}")
+        if tensor.datatype != spec.datatype:
+            if not spec.cast:
+                raise BadInput(f"{field}.datatype: is {tensor.datatype}, must be {spec.datatype}")
+            array = cast(array, DATATYPES[tensor.datatype], wanted, field)
+        for step in self._steps[spec.name]:
+            array = step(array)
+        return array
+
+    def _columns(self, arrays: Mapping[str, Array]) -> dict[str, Column]:
+        """Client inputs become model inputs: the row's own tensor of each, unpadded."""
+        columns: dict[str, Column] = {}
+        for name, spec in self._inputs.items():
+            array = arrays[name]
+            if spec.tokenizer is not None:
+                columns[spec.tokenizer.ids] = self._tokens(spec, array)
+            elif spec.image is not None:
+                datatype = next(i.datatype for i in self._manifest.model.inputs if i.name == spec.image.to)
+                columns[spec.image.to] = [pixels(one, spec.image, datatype, f"inputs.{name}") for one in array]
+            elif spec.trim is not None:
+                lengths = mask_lengths(arrays[spec.trim], f"inputs.{spec.trim}")
+                columns[name] = [array[i, :length] for i, length in enumerate(lengths.tolist())]
+            elif not spec.ignore and name not in self._masks:
+                columns[name] = [array[i, ...] for i in range(len(array))]
+        return columns
+
+    def _tokens(self, spec: ClientInput, array: Array) -> list[Array]:
+        assert spec.tokenizer is not None
+        ids = spec.tokenizer.ids
+        dtype = next(DATATYPES[i.datatype].dtype for i in self._manifest.model.inputs if i.name == ids)
+        encoded = self._tokenizers[spec.name].encode_batch_fast(texts(array, f"inputs.{spec.name}"))
+        return [np.array(one.ids, dtype) for one in encoded]
+
+
+def _whole(column: Column) -> Array:
+    """Rows that belong together, under their batch axis again."""
+    if len({part.shape for part in column}) > 1:
+        raise BadInput('inputs: rows of a model with rows = "together" must have one length')
+    return np.stack(column)
+
+
+def _tokenizer(assets: Mapping[str, bytes], file: str, max_tokens: int) -> Tokenizer:
+    # One request's texts do not need several threads, and a thread pool per process fights the model for cores.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if file not in assets:
+        raise SetupError(f"the artifact has no {file}; rebuild the model")
+    tokenizer = Tokenizer.from_buffer(assets[file])
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens)
+    return tokenizer

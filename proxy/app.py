@@ -1,0 +1,144 @@
+"""Wires a proxy process together and runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+import uvloop
+from aiohttp import http_parser, web
+
+from foreseen.entry import EntryCodec
+from foreseen.errors import FarError, SetupError
+from foreseen.far import Far, connect
+from foreseen.key import secret_check, tag_key
+from foreseen.listen import BACKLOG, inherited, listen
+from foreseen.manifest import find
+from foreseen.metrics import ProxyMetrics
+from foreseen.places import model_socket, redis_socket
+from foreseen.secret import read_secret
+from foreseen.settings import ProxySettings
+from proxy.handlers import Handlers
+from proxy.model import ModelProcess
+from proxy.near import Near
+from proxy.pipeline import Pipeline
+from proxy.serve import Server
+from proxy.served import Served
+
+log = structlog.get_logger()
+
+DRAIN_SECONDS = 10.0
+
+
+class Proxy:
+    """One proxy process: its models, its pipeline, its application."""
+
+    def __init__(self, settings: ProxySettings) -> None:
+        _assert_parser()
+        root = read_secret(settings.secret_file or settings.data / "secret")
+        self.settings = settings
+        self.metrics = ProxyMetrics()
+        self.served = {served.manifest.name: served for served in map(self._serve, settings.model)}
+        self.far = _far(settings)
+        self._check = secret_check(root)
+        self.pipeline = Pipeline(
+            root=root,
+            codec=EntryCodec(tag_key(root)),
+            near=Near(settings.near_bytes),
+            far=self.far,
+            models=self.served,
+            metrics=self.metrics,
+            limits=settings,
+        )
+        self.server = Server(self.pipeline, self.metrics, server_timing=settings.server_timing)
+        self.application = Handlers(
+            served=self.served,
+            server=self.server,
+            pipeline=self.pipeline,
+            metrics=self.metrics,
+            settings=settings,
+            breaker_open=lambda: self.far is not None and self.far.breaker.open,
+        ).application()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Watch the models; at the end let flights land and close every connection."""
+        await self._check_secret()
+        watchers = [asyncio.create_task(served.watch()) for served in self.served.values()]
+        try:
+            yield
+        finally:
+            for watcher in watchers:
+                watcher.cancel()
+            await self.pipeline.close(DRAIN_SECONDS)
+            for served in self.served.values():
+                await served.process.close()
+            if self.far is not None:
+                await self.far.close()
+            self.server.close()
+
+    async def _check_secret(self) -> None:
+        if self.far is None:
+            return
+        try:
+            await self.far.check_secret(self._check)
+        except FarError as error:
+            log.warning("far: not reachable at start; answering without it", kind=error.kind)
+
+    def _serve(self, named: str) -> Served:
+        name, _, address = named.partition("=")
+        manifest = find(name, self.settings.model_folders)
+        process = ModelProcess(
+            manifest,
+            address or f"unix:{model_socket(self.settings.data, name)}",
+            rows_per_request=self.settings.model_rows,
+            requests=self.settings.model_requests,
+        )
+        return Served(manifest, process, self.settings.data, self.settings.ttl_seconds)
+
+
+async def _run(settings: ProxySettings) -> None:
+    proxy = Proxy(settings)
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    runner = web.AppRunner(
+        proxy.application,
+        access_log=None,
+        handler_cancellation=False,
+        keepalive_timeout=settings.keepalive_seconds,
+        shutdown_timeout=DRAIN_SECONDS,
+    )
+    async with proxy.running():
+        await runner.setup()
+        listener = listen(settings.host, settings.port) if settings.fd is None else inherited(settings.fd)
+        site = web.SockSite(runner, listener, backlog=BACKLOG)
+        await site.start()
+        log.info("listening", host=settings.host, port=settings.port, models=list(proxy.served))
+        try:
+            await stopping.wait()
+        finally:
+            await runner.cleanup()
+
+
+def run(settings: ProxySettings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises SetupError where something is not as it must be."""
+    uvloop.run(_run(settings))
+
+
+def _far(settings: ProxySettings) -> Far | None:
+    if settings.redis == "none":
+        return None
+    url = settings.redis or f"unix://{redis_socket(settings.data)}"
+    return Far(connect(url, settings.far_budget_ms / 1000), keys_per_call=settings.far_keys)
+
+
+def _assert_parser() -> None:
+    """aiohttp's pure-Python parser has a CVE family of its own, and `python -O` takes its assertions out."""
+    if http_parser.HttpRequestParser.__module__ != "aiohttp._http_parser":
+        raise SetupError("aiohttp runs without its C parser; reinstall aiohttp from a wheel")
+    if not __debug__:
+        raise SetupError("do not run with python -O: libraries' security checks are assertions")

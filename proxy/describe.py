@@ -1,0 +1,86 @@
+"""A served model → what V2 and V1 clients read about it: metadata, config, statistics. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foreseen.datatypes import DATATYPES
+from foreseen.manifest import ClientInput, ClientOutput, wire_shape
+from proxy.served import Served
+
+EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "statistics"]
+PLATFORM = "onnx_onnxv1"
+
+
+def metadata(served: Served) -> dict[str, Any]:
+    """V2 model metadata, with the digest in force."""
+    manifest, facts = served.manifest, served.facts
+    told = {} if facts is None else {"digest": facts.digest, "precision": facts.precision, "provider": facts.provider}
+    return {
+        "name": manifest.name,
+        "versions": [manifest.version],
+        "platform": PLATFORM,
+        "inputs": [_tensor(spec) for spec in manifest.seen.inputs],
+        "outputs": [_tensor(spec) for spec in manifest.seen.outputs],
+        "parameters": {**told, "rows": manifest.rows, "cached": "keep" in served.steps},
+    }
+
+
+def config(served: Served) -> dict[str, Any]:
+    """Triton's ModelConfig: perf_analyzer cannot do without. `max_batch_size` above 0 takes the first dim off."""
+    manifest = served.manifest
+    return {
+        "name": manifest.name,
+        "platform": "onnxruntime_onnx",
+        "backend": "onnxruntime",
+        "max_batch_size": manifest.batching.max_rows,
+        "input": [_config_tensor(spec) for spec in manifest.seen.inputs],
+        "output": [_config_tensor(spec) for spec in manifest.seen.outputs],
+        "dynamic_batching": {},
+        "response_cache": {"enable": manifest.cacheable},
+    }
+
+
+def statistics(served: Served) -> dict[str, Any]:
+    """Triton's statistics: `success` and `queue` include hits, `inference_count` and `compute_*` do not."""
+    stats = served.stats
+    nothing = {"count": 0, "ns": 0}
+    return {
+        "name": served.manifest.name,
+        "version": served.manifest.version,
+        "last_inference": stats.last_ms,
+        "inference_count": stats.computed_rows,
+        "execution_count": stats.computed_requests,
+        "inference_stats": {
+            "success": {"count": stats.success, "ns": stats.success_ns},
+            "fail": {"count": stats.fail, "ns": stats.fail_ns},
+            "queue": {"count": stats.success, "ns": 0},
+            "compute_input": nothing,
+            "compute_infer": {"count": stats.computed_requests, "ns": stats.cache_miss_ns},
+            "compute_output": nothing,
+            "cache_hit": {"count": stats.cache_hit, "ns": stats.cache_hit_ns},
+            "cache_miss": {"count": stats.cache_miss, "ns": stats.cache_miss_ns},
+        },
+        "batch_stats": [],
+    }
+
+
+def v1_status(served: Served) -> dict[str, Any]:
+    """KServe's and TensorFlow Serving's status in one: they live at the same URL."""
+    state = "AVAILABLE" if served.ready else "LOADING"
+    return {
+        "name": served.manifest.name,
+        "ready": served.ready,
+        "model_version_status": [
+            {"version": served.manifest.version, "state": state, "status": {"error_code": "OK", "error_message": ""}}
+        ],
+    }
+
+
+def _tensor(spec: ClientInput | ClientOutput) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.datatype, "shape": wire_shape(spec.shape)}
+
+
+def _config_tensor(spec: ClientInput | ClientOutput) -> dict[str, Any]:
+    kind = "TYPE_STRING" if DATATYPES[spec.datatype].kind == "s" else f"TYPE_{spec.datatype}"
+    return {"name": spec.name, "data_type": kind, "dims": wire_shape(spec.shape)[1:] or [1]}

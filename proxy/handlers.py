@@ -1,0 +1,189 @@
+"""HTTP routes → what they do: the V2 and V1 predict API, health, metadata, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+from aiohttp import web
+
+from foreseen.errors import UnknownModel
+from foreseen.http import (
+    as_foreseen,
+    error_reply,
+    errors,
+    header_length,
+    infer_reply,
+    json_reply,
+    read_body,
+    traceparent,
+)
+from foreseen.metrics import CONTENT_TYPE, ProxyMetrics
+from foreseen.settings import ProxySettings
+from proxy import describe
+from proxy.decode import Asked, decode_v1, decode_v2
+from proxy.pipeline import Pipeline
+from proxy.serve import Call, Reply, Server
+from proxy.served import Served
+
+Decode = Callable[[], Asked]
+
+
+class Handlers:
+    """The routes of one proxy process."""
+
+    def __init__(
+        self,
+        *,
+        served: Mapping[str, Served],
+        server: Server,
+        pipeline: Pipeline,
+        metrics: ProxyMetrics,
+        settings: ProxySettings,
+        breaker_open: Callable[[], bool],
+    ) -> None:
+        self._served = served
+        self._server = server
+        self._pipeline = pipeline
+        self._metrics = metrics
+        self._settings = settings
+        self._breaker_open = breaker_open
+
+    def application(self) -> web.Application:
+        app = web.Application(middlewares=[errors], client_max_size=self._settings.body_bytes)
+        route = app.router.add_route
+        app.router.add_get("/", self.alive)
+        for path in ("/v2", "/v2/"):
+            app.router.add_get(path, self.server_metadata)
+        app.router.add_get("/v2/health/live", self.live)
+        app.router.add_get("/v2/health/ready", self.ready)
+        app.router.add_get("/v2/models", self.models)
+        app.router.add_get("/v2/models/stats", self.all_statistics)
+        app.router.add_post("/v2/repository/index", self.repository)
+        for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+            app.router.add_get(model, self.model_metadata)
+            app.router.add_get(f"{model}/ready", self.model_ready)
+            app.router.add_get(f"{model}/config", self.model_config)
+            app.router.add_get(f"{model}/stats", self.model_statistics)
+            for method in ("POST", "QUERY"):
+                route(method, f"{model}/infer", self.infer)
+        app.router.add_get("/v1/models", self.v1_models)
+        for model in ("/v1/models/{model}", "/v1/models/{model}/versions/{version}"):
+            app.router.add_get(model, self.v1_model)
+            for method in ("POST", "QUERY"):
+                route(method, f"{model}:predict", self.v1_predict)
+        app.router.add_get("/metrics", self.metrics)
+        return app
+
+    async def infer(self, request: web.Request) -> web.Response:
+        """V2: `POST …/infer`."""
+        return await self._predict(request, "v2", self._decode_v2)
+
+    async def v1_predict(self, request: web.Request) -> web.Response:
+        """V1: `POST …:predict`."""
+        return await self._predict(request, "v1", self._decode_v1)
+
+    async def _predict(
+        self, request: web.Request, protocol: str, decoder: Callable[[web.Request, bytes, Served], Decode]
+    ) -> web.Response:
+        started = time.perf_counter()
+        name = "other"  # a label is a served model or this: names in paths are data
+        try:
+            served = self._find(request)
+            name = served.manifest.name
+            body = await read_body(request, self._settings.body_seconds)
+            deadline = asyncio.get_running_loop().time() + self._settings.deadline_seconds
+            call = Call(deadline, traceparent=traceparent(request))
+            reply = _reply(await self._server.answer(served, body, decoder(request, body, served), call))
+        except Exception as error:  # noqa: BLE001 - counted here, where the model is known
+            reply = error_reply(as_foreseen(error, request))
+            self._metrics.request_seconds.labels(name, "error").observe(time.perf_counter() - started)
+            if name in self._served:
+                stats = self._served[name].stats
+                stats.fail += 1
+                stats.fail_ns += int((time.perf_counter() - started) * 1e9)
+        self._metrics.requests.labels(name, protocol, str(reply.status)).inc()
+        return reply
+
+    def _decode_v2(self, request: web.Request, body: bytes, served: Served) -> Decode:
+        length = header_length(request)
+        return lambda: decode_v2(body, length, served.manifest)
+
+    def _decode_v1(self, request: web.Request, body: bytes, served: Served) -> Decode:
+        return lambda: decode_v1(body, served.manifest)
+
+    async def alive(self, request: web.Request) -> web.Response:
+        return json_reply({"status": "alive"})
+
+    async def server_metadata(self, request: web.Request) -> web.Response:
+        return json_reply({"name": "foreseen", "version": version("foreseen"), "extensions": describe.EXTENSIONS})
+
+    async def live(self, request: web.Request) -> web.Response:
+        return json_reply({"live": True})
+
+    async def ready(self, request: web.Request) -> web.Response:
+        """Ready once every configured model has been; afterwards readiness is per model. Redis never decides it."""
+        ready = all(served.been_ready for served in self._served.values())
+        return json_reply({"ready": ready, "live": True}, 200 if ready else 503)
+
+    async def models(self, request: web.Request) -> web.Response:
+        return json_reply({"models": list(self._served)})
+
+    async def repository(self, request: web.Request) -> web.Response:
+        """Triton's model repository index, as much of it as there is."""
+        states = [
+            {"name": s.manifest.name, "version": s.manifest.version, "state": "READY" if s.ready else "UNAVAILABLE"}
+            for s in self._served.values()
+        ]
+        return json_reply(states)
+
+    async def model_metadata(self, request: web.Request) -> web.Response:
+        return json_reply(describe.metadata(self._find(request)))
+
+    async def model_ready(self, request: web.Request) -> web.Response:
+        served = self._find(request)
+        told: dict[str, Any] = {"name": served.manifest.name, "ready": served.ready}
+        if served.ready:
+            return json_reply(told)
+        why = f"model {served.manifest.name!r} is not ready: {served.why}"
+        return json_reply({**told, "error": why, "code": "model_unavailable"}, 503, {"Retry-After": "1"})
+
+    async def model_config(self, request: web.Request) -> web.Response:
+        return json_reply(describe.config(self._find(request)))
+
+    async def model_statistics(self, request: web.Request) -> web.Response:
+        return json_reply({"model_stats": [describe.statistics(self._find(request))]})
+
+    async def all_statistics(self, request: web.Request) -> web.Response:
+        return json_reply({"model_stats": [describe.statistics(served) for served in self._served.values()]})
+
+    async def v1_models(self, request: web.Request) -> web.Response:
+        return json_reply({"models": list(self._served)})
+
+    async def v1_model(self, request: web.Request) -> web.Response:
+        return json_reply(describe.v1_status(self._find(request)))
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """The Prometheus exposition, exact at this moment: every answer that was sent is counted in it."""
+        self._metrics.near_bytes.set(self._pipeline.near.bytes)
+        self._metrics.near_entries.set(len(self._pipeline.near))
+        self._metrics.aloft.set(len(self._pipeline.flights))
+        self._metrics.breaker_open.set(self._breaker_open())
+        text = await asyncio.to_thread(self._metrics.exposition)
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
+
+    def _find(self, request: web.Request) -> Served:
+        name, asked = request.match_info["model"], request.match_info.get("version")
+        served = self._served.get(name)
+        if served is None:
+            raise UnknownModel(name[:128])
+        if asked is not None and asked != served.manifest.version:
+            raise UnknownModel(name, asked[:32])
+        return served
+
+
+def _reply(reply: Reply) -> web.Response:
+    return infer_reply(reply.body, reply.length, reply.headers)

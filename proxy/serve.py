@@ -1,0 +1,198 @@
+"""One request through all nine words: decode → prepare → (pipeline) → render, with the facts counted and shown.
+
+What the pipeline says of each row becomes `Cache-Status` (RFC 9211), `Age` (RFC 9111), `Server-Timing` and counters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from msgspec import Struct
+
+from foreseen.errors import DigestMoved, ForeseenError, ModelUnavailable
+from foreseen.metrics import ProxyMetrics
+from foreseen.nouns import Answer, Lane, Prediction, Question, Row, Steps, Terms
+from foreseen.prepare import Preparer
+from proxy.decode import Asked
+from proxy.pipeline import Pipeline
+from proxy.render import render
+from proxy.served import Served
+
+T = TypeVar("T")
+
+OFF_LOOP_BYTES = 32 * 1024
+"""A larger body is parsed and prepared off the event loop; a smaller one costs less than the hop to a thread."""
+OFF_LOOP_TEXT_BYTES = 4 * 1024
+"""The same for text that goes through a tokenizer, which costs about 30 µs for a short sentence."""
+FRESH = ("near", "far")
+_SAVED = ("near", "far", "collapsed")
+
+
+class Call(Struct, frozen=True):
+    """How a request is asked, beside its body."""
+
+    deadline: float
+    lane: Lane = "online"
+    traceparent: str | None = None
+
+
+class Reply(Struct, frozen=True):
+    """A rendered answer: body, JSON length where tensors follow, headers, and its result label."""
+
+    body: bytes
+    length: int | None
+    headers: dict[str, str]
+    result: str
+
+
+class Server:
+    """Serves predictions of one proxy process."""
+
+    def __init__(self, pipeline: Pipeline, metrics: ProxyMetrics, *, server_timing: bool = True) -> None:
+        self._pipeline = pipeline
+        self._metrics = metrics
+        self._server_timing = server_timing
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="prepare")
+
+    async def answer(self, served: Served, body: bytes, decode: Callable[[], Asked], call: Call) -> Reply:
+        """Body → reply. Raises ForeseenError; the rows it concerns are counted as errors."""
+        started = time.perf_counter()
+        asked = await self._off_loop(decode, len(body) > OFF_LOOP_BYTES)
+        decoded = time.perf_counter()
+        if asked.timeout_seconds is not None:
+            call = Call(min(call.deadline, _now() + asked.timeout_seconds), call.lane, call.traceparent)
+        rows, answers, prepared = await self._ask(served, asked, len(body), call)
+        answered = time.perf_counter()
+        facts = Facts.of(answers, served, asked.sequence)
+        self._count(served, facts, answers)
+        length_of_body = render(served.manifest, _predictions(answers), asked.wish)
+        headers = facts.headers(time.time())
+        if self._server_timing:
+            timings = {"decode": decoded - started, "prepare": prepared - decoded, "answer": answered - prepared}
+            headers["Server-Timing"] = facts.timing(timings)
+        self._observe(served, facts, time.perf_counter() - started, len(rows))
+        return Reply(length_of_body[0], length_of_body[1], headers, facts.result)
+
+    async def _ask(
+        self, served: Served, asked: Asked, size: int, call: Call
+    ) -> tuple[Sequence[Row], list[Answer], float]:
+        """Prepare and ask; once more where the model's digest moved in between (its preparation may have, too)."""
+        for last in (False, True):
+            space, preparer = served.space(), served.preparer()
+            rows = await self._prepare(preparer, asked, size)
+            prepared = time.perf_counter()
+            if not rows:
+                return rows, [], prepared
+            steps: Steps = frozenset(("model",)) if asked.sequence else served.steps
+            terms = Terms(call.deadline, call.lane, steps, call.traceparent)
+            try:
+                return (
+                    rows,
+                    await self._pipeline.answer(Question(space, tuple(rows), terms, asked.parameters)),
+                    prepared,
+                )
+            except DigestMoved:
+                if last:
+                    break
+                await served.refresh()
+            except ForeseenError:
+                self._metrics.rows.labels(served.manifest.name, "error").inc(len(rows))
+                raise
+        self._metrics.rows.labels(served.manifest.name, "error").inc(len(rows))
+        raise ModelUnavailable(f"model {served.manifest.name!r} is changing its version")
+
+    async def _prepare(self, preparer: Preparer, asked: Asked, size: int) -> list[Row]:
+        limit = OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES
+        return await self._off_loop(lambda: preparer.rows(asked.inputs), size > limit)
+
+    async def _off_loop(self, work: Callable[[], T], heavy: bool) -> T:
+        if not heavy:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _count(self, served: Served, facts: Facts, answers: Sequence[Answer]) -> None:
+        name = served.manifest.name
+        for source, rows in facts.sources.items():
+            self._metrics.rows.labels(name, source).inc(rows)
+        saved = sum(answer.prediction.seconds for answer in answers if answer.source in _SAVED)
+        if saved:
+            self._metrics.saved_seconds.labels(name).inc(saved)
+
+    def _observe(self, served: Served, facts: Facts, seconds: float, rows: int) -> None:
+        self._metrics.request_seconds.labels(served.manifest.name, facts.result).observe(seconds)
+        stats, took = served.stats, int(seconds * 1e9)
+        stats.success += 1
+        stats.success_ns += took
+        stats.rows += rows
+        stats.last_ms = int(time.time() * 1000)
+        if facts.result == "hit":
+            stats.cache_hit += 1
+            stats.cache_hit_ns += took
+        elif facts.result != "bypass":
+            stats.cache_miss += 1
+            stats.cache_miss_ns += took
+        computed = facts.sources["model"] + facts.sources["bypass"]
+        stats.computed_rows += computed
+        stats.computed_requests += computed > 0
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False)
+
+
+class Facts:
+    """What a request's answers have in common, for headers and labels."""
+
+    def __init__(self, result: str, status: str | None, sources: Counter[str], answers: Sequence[Answer]) -> None:
+        self.result = result
+        self.sources = sources
+        self._status = status
+        self._answers = answers
+
+    @classmethod
+    def of(cls, answers: Sequence[Answer], served: Served, sequence: bool) -> Facts:
+        """`hit` stands in Cache-Status only where every row is a fresh hit."""
+        sources = Counter[str](answer.source for answer in answers)
+        fresh = sources["near"] + sources["far"]
+        if not answers:
+            return cls("hit", None, sources, answers)
+        if sources["bypass"]:
+            why = "sequence" if sequence else served.bypass_reason
+            return cls("bypass", f"foreseen;fwd=bypass;detail={why}", sources, answers)
+        if fresh == len(answers):
+            left = int(min(answer.prediction.expires_at for answer in answers) - time.time())
+            detail = "far" if sources["far"] else "near"
+            return cls("hit", f"foreseen;hit;ttl={left};detail={detail}", sources, answers)
+        if fresh:
+            return cls("partial", f'foreseen;fwd=partial;detail="{fresh}/{len(answers)}"', sources, answers)
+        stored = ";stored" if all(answer.stored for answer in answers) else ""
+        collapsed = sources["collapsed"] == len(answers)
+        status = f"foreseen;fwd=miss{stored}{';collapsed' if collapsed else ''}"
+        return cls("collapsed" if collapsed else "miss", status, sources, answers)
+
+    def headers(self, now: float) -> dict[str, str]:
+        headers = {} if self._status is None else {"Cache-Status": self._status}
+        if self.result == "hit" and self._answers:
+            oldest = min(answer.prediction.made_at for answer in self._answers)
+            headers["Age"] = str(max(0, int(now - oldest)))  # a clock that was set back makes nothing younger than new
+        return headers
+
+    def timing(self, steps: dict[str, float]) -> str:
+        """Server-Timing in ms, with the slowest far and model call that an answer came by."""
+        trips = [answer.trip for answer in self._answers if answer.trip is not None]
+        far = max((trip.far for trip in trips if trip.far is not None), default=None)
+        model = max((trip.model for trip in trips if trip.model is not None), default=None)
+        steps = steps | ({"far": far} if far is not None else {}) | ({"model": model} if model is not None else {})
+        return ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in steps.items())
+
+
+def _predictions(answers: Sequence[Answer]) -> list[Prediction]:
+    return [answer.prediction for answer in answers]
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
