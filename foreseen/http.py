@@ -30,6 +30,8 @@ from foreseen.errors import (
 HEADER_LENGTH = "Inference-Header-Content-Length"
 JSON = "application/json"
 BINARY = "application/octet-stream"
+SERVER = "foreseen"
+"""aiohttp would tell its own and Python's version."""
 _CODINGS = frozenset(("", "identity", "gzip", "deflate"))
 _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 
@@ -83,14 +85,15 @@ def traceparent(request: web.Request) -> str | None:
 def json_reply(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     """A document under exactly `application/json`: kserve's client compares the header for equality."""
     body = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-    return web.Response(body=body, status=status, content_type=JSON, headers=headers)
+    return web.Response(body=body, status=status, headers={"Server": SERVER, "Content-Type": JSON, **(headers or {})})
 
 
 def infer_reply(body: bytes, length: int | None, headers: dict[str, str] | None = None) -> web.Response:
     """A rendered `/infer` response; `length` is its JSON part's where tensors follow."""
-    if length is None:
-        return web.Response(body=body, content_type=JSON, headers=headers)
-    return web.Response(body=body, content_type=BINARY, headers={**(headers or {}), HEADER_LENGTH: str(length)})
+    head = {"Server": SERVER, "Content-Type": JSON, **(headers or {})}
+    if length is not None:
+        head |= {"Content-Type": BINARY, HEADER_LENGTH: str(length)}
+    return web.Response(body=body, headers=head)
 
 
 def error_reply(error: ForeseenError) -> web.Response:

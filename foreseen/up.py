@@ -14,7 +14,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import IO, Any
 
@@ -132,12 +133,21 @@ class _System:
         """Ask every model its example, through the proxy, until each has answered."""
         async with asyncio.timeout(READY_SECONDS), aiohttp.ClientSession() as client:
             for manifest in self._models:
+                model = f"{url}/v2/models/{manifest.name}"
+                await self._until_ok(lambda model=model: client.get(f"{model}/ready"))  # type: ignore[misc]
                 body = orjson.dumps(example_request(manifest))
-                while not await _predicts(client, f"{url}/v2/models/{manifest.name}/infer", body):
-                    failed = next((child for child in self._children if child.ends >= 3), None)
-                    if failed is not None:
-                        raise SetupError(f"{failed.name} does not start; its reason stands above")
-                    await asyncio.sleep(POLL_SECONDS)
+                await self._until_ok(lambda model=model, body=body: client.post(f"{model}/infer", data=body))  # type: ignore[misc]
+
+    async def _until_ok(self, ask: Callable[[], AbstractAsyncContextManager[aiohttp.ClientResponse]]) -> None:
+        while True:
+            with contextlib.suppress(aiohttp.ClientError, OSError):
+                async with ask() as reply:
+                    if reply.status == 200:
+                        return
+            failed = next((child for child in self._children if child.ends >= 3), None)
+            if failed is not None:
+                raise SetupError(f"{failed.name} does not start; its reason stands above")
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _watch(self) -> None:
         """Until told to stop, or until nothing is left that could answer."""
@@ -221,14 +231,6 @@ def _is_built(manifest: Manifest, data: Path) -> bool:
     except SetupError:
         return False
     return artifact.preparation == preparation_digest(manifest, artifact.assets)
-
-
-async def _predicts(client: aiohttp.ClientSession, url: str, body: bytes) -> bool:
-    try:
-        async with client.post(url, data=body) as reply:
-            return reply.status == 200
-    except (aiohttp.ClientError, OSError):
-        return False
 
 
 def _take(lock: IO[str], data: Path) -> None:

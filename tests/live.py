@@ -1,0 +1,118 @@
+"""`foreseen up` as a child process of the tests: started, asked, stopped, with what a person would see of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+READY_SECONDS = 90
+
+
+@dataclass
+class Live:
+    """A running system. `url` is where it serves, `data` its data directory."""
+
+    url: str
+    data: Path
+    process: subprocess.Popen[str]
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
+    def post(self, path: str, body: Any, headers: Mapping[str, str] | None = None) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers (lower case) and body; `body` is bytes or something for JSON."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.ask("POST", path, data, headers)
+
+    def get(self, path: str) -> tuple[int, dict[str, str], bytes]:
+        return self.ask("GET", path, None, None)
+
+    def ask(
+        self, method: str, path: str, data: bytes | None, headers: Mapping[str, str] | None
+    ) -> tuple[int, dict[str, str], bytes]:
+        request = urllib.request.Request(self.url + path, data, dict(headers or {}), method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                return reply.status, {k.lower(): v for k, v in reply.headers.items()}, reply.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, {k.lower(): v for k, v in error.headers.items()}, error.read()
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels, on the proxy."""
+        return sum_of(self.get("/metrics")[2].decode(), name, labels)
+
+    def model_metric(self, model: str, name: str) -> float:
+        """The same on a model's own process, over its unix socket."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(self.data / "run" / f"{model}.sock"))
+            connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: model\r\nConnection: close\r\n\r\n")
+            text = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+        return sum_of(text, name, {"model": model})
+
+    def children(self) -> dict[str, int]:
+        """Process ids of the system's processes by what they are: far, model:NAME, proxy."""
+        found = {}
+        for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+            if "inference" in words:
+                name = next(word for word in words if word.startswith("--model=")).removeprefix("--model=")
+                found[f"model:{name}"] = int(pid)
+            else:
+                found["proxy" if "proxy" in words else "far"] = int(pid)
+        return found
+
+    def signal(self, child: str, number: signal.Signals) -> None:
+        os.kill(self.children()[child], number)
+
+
+def sum_of(exposition: str, name: str, labels: Mapping[str, str]) -> float:
+    total = 0.0
+    for line in exposition.splitlines():
+        match = re.fullmatch(rf"{re.escape(name)}(?:\{{(.*)\}})? (\S+)", line)
+        if match and all(f'{key}="{value}"' in (match[1] or "") for key, value in labels.items()):
+            total += float(match[2])
+    return total
+
+
+@contextlib.contextmanager
+def started(built: Path, data: Path, *flags: str, models: Sequence[str] = ("minilm", "fingerprint")) -> Iterator[Live]:
+    """Start `foreseen up` on a copy of the built models, wait for `ready`, stop it with SIGTERM at the end."""
+    data.mkdir(parents=True, exist_ok=True)
+    if not (data / "models").exists():
+        shutil.copytree(built / "models", data / "models", ignore=shutil.ignore_patterns(".fetched", ".building*"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "foreseen.cli", "up", f"--data={data}", f"--port={port}", "--log-level=warning"]
+    command += [f"--model={model}" for model in models] + list(flags)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    system = Live(f"http://127.0.0.1:{port}", data, process)
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            system.said.append(line.rstrip())
+            if line.startswith("ready "):
+                break
+        assert system.said and system.said[-1] == f"ready {system.url}", system.said
+        yield system
+    finally:
+        process.terminate()
+        process.wait(30)
+        assert process.stdout is not None
+        process.stdout.close()
