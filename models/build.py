@@ -7,8 +7,8 @@ it on a few dozen texts. The full build (`models.report`) makes and measures eve
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from msgspec import Struct
 from onnx import ModelProto
@@ -57,7 +57,7 @@ def prepare(manifest: Manifest, data: Path, folder: Path, say: Say) -> Bench:
     files = folder / "files"
     fetch(manifest.source, data, files, say)
     with say.step(f"make the fp32 graph of {manifest.name}"):
-        return Bench(manifest, folder, files, _builder(manifest)(manifest, files))
+        return Bench(manifest, folder, files, builder_of(manifest).make(manifest, files))
 
 
 def make(bench: Bench, precision: Precision, say: Say) -> tuple[Artifact, Path]:
@@ -99,17 +99,20 @@ def _quick(bench: Bench, data: Path, say: Say) -> Record:
 
 
 def _quick_figures(bench: Bench, graph: Path, rows: list[Row]) -> Figures:
-    candidate = Session(graph, bench.manifest.model)
-    reference = check.vectors(Session(to_bytes(bench.fp32), bench.manifest.model).alone(rows))
-    head = heads.head_of(bench.manifest, reference)
-    changed = check.invariance(candidate, rows, head, rounds=1)
-    cosine = check.cosines(reference, check.vectors(candidate.alone(rows)))
+    candidate = Session(graph, bench.manifest.model, bench.manifest.precisions[0])
+    reference = check.vectors(Session(to_bytes(bench.fp32), bench.manifest.model, "fp32").alone(rows))
+    alone = candidate.alone(rows)
+    changed = check.invariance(candidate, rows, alone, heads.head_of(bench.manifest, reference))
+    cosine = check.cosines(reference, check.vectors(alone))
     return Figures(float(cosine.mean()), float(cosine.min()), changed.flips, changed.max_difference)
 
 
-def _builder(manifest: Manifest) -> Callable[[Manifest, Path], ModelProto]:
+def builder_of(manifest: Manifest) -> ModuleType:
+    """The module of `models.graphs` that makes the fp32 graph: it has `make(manifest, folder)`.
+
+    A builder that trains also has `truth()`: rows that it held back and their labels.
+    """
     name = manifest.source.builder if manifest.source else ""
     if name not in BUILDERS:
         raise SetupError(f"model {manifest.name!r}: no builder called {name!r}; there are {', '.join(BUILDERS)}")
-    builder: Callable[[Manifest, Path], ModelProto] = importlib.import_module(f"models.graphs.{name}").make
-    return builder
+    return importlib.import_module(f"models.graphs.{name}")

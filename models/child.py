@@ -37,7 +37,7 @@ def main(graph: str, files: str) -> None:
     from models.samples import samples
 
     manifest = msgspec.json.decode(sys.stdin.buffer.read(), type=Manifest)
-    Session(Path(graph), manifest.model).run(samples(manifest, Path(files), CHILD_ROWS))
+    Session(Path(graph), manifest.model, "fp32").run(samples(manifest, Path(files), CHILD_ROWS))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ answer depends on its batch-mates (DESIGN section 5). Here every row of activati
 from __future__ import annotations
 
 import copy
+import logging
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,13 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from foreseen.errors import SetupError
 from foreseen.manifest import Precision
 from foreseen.nouns import Array
+from models.graphs.graph import MICROSOFT
 
 ZERO_POINT = 128  # u8s8: MLAS's MatMulInteger is fastest with unsigned activations
 LARGEST = 127  # symmetric: -128 is left out, so x and -x quantize alike
+BITS = 8  # 4 halve the weights once more, but agree less than 98 % on encoders of this size
+BLOCK = 32
+ACCURACY_LEVEL = 4  # activations in int8 per block of a row: row-independent like the row-wise rewrite
 LEAST_MAXIMUM = 1e-30  # guards a row of zeros; far below any activation, far above denormals
 
 
@@ -44,12 +50,7 @@ def int8_rowwise(model: ModelProto) -> ModelProto:
         nodes += rewriter.rewrite(node)
     if not rewriter.weights:
         raise SetupError("int8-rowwise: the graph has no MatMul with a constant weight")
-    used = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in made.graph.initializer if tensor.name in used]
-    del made.graph.node[:]
-    del made.graph.initializer[:]
-    made.graph.node.extend(nodes)
-    made.graph.initializer.extend([*kept, *rewriter.weights])
+    replace(made, nodes, rewriter.weights)
     return made
 
 
@@ -63,8 +64,8 @@ class _Rowwise:
         self.weights: list[TensorProto] = []
 
     def rewrite(self, node: NodeProto) -> list[NodeProto]:
-        weight = self._constants.get(node.input[1]) if node.op_type == "MatMul" and len(node.input) == 2 else None
-        if weight is None or weight.data_type != TensorProto.FLOAT or len(weight.dims) != 2:
+        weight = constant_weight(node, self._constants)
+        if weight is None:
             return [node]
         nodes: list[NodeProto] = []
         rows, scale = self._rows(node.input[0], nodes)
@@ -127,12 +128,88 @@ def int8_dynamic(model: ModelProto) -> ModelProto:
 
     with tempfile.TemporaryDirectory(prefix="foreseen-") as folder:
         made = Path(folder) / "made.onnx"
-        quantize_dynamic(model, made, weight_type=QuantType.QInt8)
+        logging.disable(logging.WARNING)  # it advises pre-processing on the root logger, in the middle of the progress
+        try:
+            quantize_dynamic(model, made, weight_type=QuantType.QInt8)
+        finally:
+            logging.disable(logging.NOTSET)
         return onnx.load(made)
+
+
+def fp16(model: ModelProto) -> ModelProto:
+    """Weights and activations in FP16, inputs and outputs as before: for GPUs; on CPUs most kernels cast back."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one per constant below FP16's least, such as the norm's guard: meant to be
+        made: ModelProto = convert_float_to_float16(copy.deepcopy(model), keep_io_types=True)
+    return made
+
+
+def matmul_nbits(model: ModelProto) -> ModelProto:
+    """MatMuls with a constant weight [k, n] → MatMulNBits, 8 bits in blocks of 32 along k.
+
+    Written here since onnxruntime's own quantizer needs the package onnx-ir. Source of the layout: ONNX Runtime's
+    ContribOperators.md, com.microsoft.MatMulNBits.
+    """
+    made = copy.deepcopy(model)
+    constants = {tensor.name: tensor for tensor in made.graph.initializer}
+    nodes: list[NodeProto] = []
+    weights: dict[str, TensorProto] = {}
+    for node in made.graph.node:
+        weight = constant_weight(node, constants)
+        if weight is None or weight.dims[0] % BLOCK:
+            nodes.append(node)
+            continue
+        k, n = weight.dims
+        names = [f"{weight.name}.q{BITS}", f"{weight.name}.scales"]
+        for name, array in zip(names, quantized_blocks(numpy_helper.to_array(weight)), strict=True):
+            weights[name] = numpy_helper.from_array(array, name)
+        attributes = {"K": k, "N": n, "bits": BITS, "block_size": BLOCK, "accuracy_level": ACCURACY_LEVEL}
+        made_of = [node.input[0], *names]
+        nodes.append(
+            helper.make_node("MatMulNBits", made_of, node.output, name=node.output[0], domain=MICROSOFT, **attributes)
+        )
+    if not weights:
+        raise SetupError(f"matmul-nbits: no MatMul with a constant weight whose rows are a multiple of {BLOCK}")
+    if MICROSOFT not in {opset.domain for opset in made.opset_import}:
+        made.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+    replace(made, nodes, list(weights.values()))
+    return made
+
+
+def quantized_blocks(weight: Array) -> tuple[Array, Array]:
+    """W FP32 [k, n] → UINT8 [n, k/32, 32] around 128 and FP32 scales [n, k/32]."""
+    k, n = weight.shape
+    blocks = weight.T.reshape(n, k // BLOCK, BLOCK)
+    scale = (np.abs(blocks).max(axis=2) / LARGEST).astype(np.float32)
+    scale[scale == 0] = 1
+    return (np.rint(blocks / scale[..., None]) + ZERO_POINT).astype(np.uint8), scale
+
+
+def constant_weight(node: NodeProto, constants: dict[str, TensorProto]) -> TensorProto | None:
+    """The FP32 matrix that a MatMul multiplies with, or None for any other node."""
+    if node.op_type != "MatMul" or node.domain:
+        return None
+    weight = constants.get(node.input[1])
+    return weight if weight is not None and weight.data_type == TensorProto.FLOAT and len(weight.dims) == 2 else None
+
+
+def replace(model: ModelProto, nodes: list[NodeProto], added: list[TensorProto]) -> None:
+    """Put other nodes into a graph, with the constants that they need and without those that nothing uses any more."""
+    outputs = {output.name for output in model.graph.output}
+    used = {name for node in nodes for name in node.input} | outputs
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.node[:]
+    del model.graph.initializer[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend([*kept, *added])
 
 
 MAKERS: dict[Precision, Callable[[ModelProto], ModelProto]] = {
     "fp32": _fp32,
     "int8-rowwise": int8_rowwise,
     "int8-dynamic": int8_dynamic,
+    "fp16": fp16,
+    "matmul-nbits": matmul_nbits,
 }

@@ -37,7 +37,10 @@ def sessions(bench: Bench) -> dict[str, Session]:
     artifact = read_record(data, "minilm").artifact
     chosen = model_folder(data, "minilm") / artifact.digest / GRAPH_NAME
     assert artifact.precision == "int8-rowwise"
-    return {"fp32": Session(to_bytes(bench.fp32), MANIFEST.model), "int8-rowwise": Session(chosen, MANIFEST.model)}
+    return {
+        "fp32": Session(to_bytes(bench.fp32), MANIFEST.model, "fp32"),
+        "int8-rowwise": Session(chosen, MANIFEST.model, "int8-rowwise"),
+    }
 
 
 def embedded(session: Session, files: Path, texts: list[str]) -> Array:
@@ -72,7 +75,7 @@ def changed_rows(session: Session) -> set[int]:
     alone = [outputs[0] for outputs in session.alone(rows)]
     longest = [Row((np.full(64, 2000, np.int64),)), Row((np.full(512, 2000, np.int64),))]
     runs = [([i], longest[0]) for i in range(len(rows))] + [([i], longest[1]) for i in range(0, len(rows), 10)]
-    runs += [(members, longest[0]) for members in list(check.batches(len(rows), seed=2, rounds=4))]
+    runs += [(members, longest[0]) for members in check.batches(len(rows), seed=2, rounds=4)]
     changed = set()
     for members, company in runs:
         together = session.run([*(rows[i] for i in members), company])
@@ -108,4 +111,4 @@ def one_row_product(graph: Graph, tokens: str, mask: str) -> str:
 def test_the_same_check_goes_red_on_both_other_pools(bench: Bench, pooled: pool.Sum) -> None:
     """The check can fail: a pool that sums in another order than the sequence's shows in it."""
     other = to_bytes(bert.make(MANIFEST, bench.files, pooled))
-    assert changed_rows(Session(other, MANIFEST.model))
+    assert changed_rows(Session(other, MANIFEST.model, "fp32"))

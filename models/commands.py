@@ -1,0 +1,125 @@
+"""`models build|list|report`: the command line of the offline side. Errors are SetupErrors of one line, raised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from cyclopts import App, Parameter
+from rich.console import Console
+
+from foreseen import manifest as manifests
+from foreseen.artifact import Record, read_record
+from foreseen.errors import SetupError
+from foreseen.manifest import Manifest
+from foreseen.settings import Common
+from models import progress, tables
+from models.labelled import Files
+
+app = App(name="models", help="Make models lighter, with evidence.")
+
+Train = Annotated[Path | None, Parameter(help="CSV (text, label; .gz, .xz) that a logistic head is fitted on.")]
+Test = Annotated[Path | None, Parameter(help="CSV (text, label) that agreement and flips are measured on.")]
+Json = Annotated[bool, Parameter(help="Print JSON and nothing else.", negative="")]
+DEFAULTS = Common()
+
+
+@app.command
+def build(
+    name: str,
+    *,
+    full: Annotated[
+        bool, Parameter(help="Make and measure every candidate; otherwise the first.", negative="")
+    ] = False,
+    train: Train = None,
+    test: Test = None,
+    common: Common = DEFAULTS,
+) -> None:
+    """Build a model and put it in force.
+
+    Parameters
+    ----------
+    name
+        The model, as its manifest's folder is called.
+    """
+    files = _files(train, test)
+    manifest = manifests.find(name, common.model_folders)
+    with progress.shown() as say:
+        if not full and files is None:
+            from models.build import build as build_quick
+
+            record = build_quick(manifest, common.data, say=say)
+        else:
+            from models.report import build_full
+
+            record, report = build_full(manifest, common.data, say, files)
+    out = Console()
+    if full or files is not None:
+        tables.show_report(out, report, record)
+    tables.show_choice(out, record)
+
+
+@app.command(name="list")
+def list_(*, json: Json = False, common: Common = DEFAULTS) -> None:
+    """List the models there are manifests of, and what is built of them."""
+    known = [manifests.find(name, common.model_folders) for name in manifests.names(common.model_folders)]
+    built = [(manifest, _record(common.data, manifest)) for manifest in known]
+    if json:
+        _print_json([tables.listed(manifest, record) for manifest, record in built])
+    else:
+        tables.show_models(Console(), built)
+
+
+@app.command
+def report(name: str, *, json: Json = False, train: Train = None, test: Test = None, common: Common = DEFAULTS) -> None:
+    """Show what was measured of a built model; what is missing is measured now. The choice in force stays.
+
+    Parameters
+    ----------
+    name
+        The model, as its manifest's folder is called.
+    """
+    from models.report import measured, path_of, public
+
+    files = _files(train, test)
+    manifest = manifests.find(name, common.model_folders)
+    record = read_record(common.data, name)
+    with progress.shown() as say:
+        found = measured(manifest, common.data, say, files)
+    if json:
+        _print_json(public(found, record.artifact.precision))
+        return
+    out = Console()
+    tables.show_report(out, found, record)
+    out.print(f"plot: {path_of(common.data, name, files).with_suffix('.svg')}", soft_wrap=True, highlight=False)
+
+
+def _files(train: Path | None, test: Path | None) -> Files | None:
+    if (train is None) != (test is None):
+        raise SetupError("--train and --test go together: the head is fitted on one and measured on the other")
+    for path in (train, test):
+        if path is not None and not path.is_file():
+            raise SetupError(f"{path}: there is no such file")
+    return None if train is None or test is None else Files(train, test)
+
+
+def _record(data: Path, manifest: Manifest) -> Record | None:
+    try:
+        return read_record(data, manifest.name)
+    except SetupError:
+        return None
+
+
+def _print_json(value: object) -> None:
+    print(msgspec.json.encode(value).decode())
+
+
+if __name__ == "__main__":
+    from cyclopts.config import Env
+
+    app.config = (Env("FORESEEN_", command=False),)
+    try:
+        app()
+    except SetupError as error:
+        raise SystemExit(f"error: {error}") from None
