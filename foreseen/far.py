@@ -65,8 +65,7 @@ def connect(url: str, budget_seconds: float) -> Redis:
         retry_on_timeout=False,
         health_check_interval=0,
         max_connections=MAX_CONNECTIONS,
-        lib_name=None,  # no CLIENT SETINFO: two round trips less before the first answer
-        lib_version=None,
+        driver_info=None,  # no CLIENT SETINFO: two round trips less before the first answer
     )
     return client
 

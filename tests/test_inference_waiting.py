@@ -17,7 +17,7 @@ ROW = Row((np.zeros(1),))
 
 def request(lane: Waiting, lengths: list[int], deadline: float) -> Asked:
     future: Any = asyncio.Future  # never awaited here
-    asked = Asked(future, lane, len(lengths), 0.0, deadline)
+    asked = Asked(future, "online", len(lengths), 0.0, deadline)
     lane.add(asked, [ROW] * len(lengths), lengths)
     return asked
 
