@@ -4,8 +4,9 @@ Work-conserving: an idle instance takes what is waiting at once; what arrives me
 different requests share batches and a large request spreads over several. There is no task per row, and none per
 request but its caller's own.
 
-Everything but `Runner.run` happens on the event loop, so there are no locks; each instance has one thread, which gets
-batches from a queue and hands results back with `call_soon_threadsafe`.
+Each instance has one thread. When a run ends the thread takes its next batch itself, without waiting for the event loop
+to get round to it (measured with 64 clients on 2 busy cores: a median of 1.5 ms between two runs of 8 ms). Only an idle
+instance is woken by the loop. Futures are touched on the loop only.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ import structlog
 from foreseen.errors import DeadlineExceeded, ForeseenError, ModelFailed, ModelUnavailable, Overloaded
 from foreseen.nouns import Lane, Row
 from foreseen.rows import RowOutputs
-from inference.waiting import Asked, Computed, Item, Limits, Waiting
+from inference.waiting import Asked, Computed, Item, Lanes, Limits
 
 _log = structlog.get_logger()
+
+_now = time.monotonic
+"""The event loop's clock, asyncio's and uvloop's; uvloop's own `time()` is cached and in whole milliseconds."""
 
 
 class Runner(Protocol):
@@ -52,21 +56,21 @@ class _Ran:
 
 
 class _Instance:
-    """One thread that runs one batch at a time. `inbox` takes batches, None ends the thread."""
+    """One thread that runs one batch at a time. `inbox` wakes it with a batch, None ends it."""
 
-    def __init__(self, runner: Runner, number: int, done: Callable[[_Instance, list[Item], float, _Ran], None]) -> None:
+    def __init__(self, runner: Runner, number: int, batcher: Batcher) -> None:
         self.inbox: SimpleQueue[list[Item] | None] = SimpleQueue()
         self._runner = runner
-        self._done = done
-        self._loop = asyncio.get_running_loop()
+        self._batcher = batcher
         self.thread = threading.Thread(target=self._work, name=f"instance-{number}", daemon=True)
         self.thread.start()
 
     def _work(self) -> None:
         while (batch := self.inbox.get()) is not None:
-            started = time.monotonic()  # the event loop's clock
-            ran = _run(self._runner, [item.row for item in batch])
-            self._loop.call_soon_threadsafe(self._done, self, batch, started, ran)
+            while batch:
+                started = _now()
+                ran = _run(self._runner, [item.row for item in batch])
+                batch = self._batcher.ended(self, batch, started, ran)
 
 
 class Batcher:
@@ -79,8 +83,8 @@ class Batcher:
         self._limits = limits
         self._meter = meter
         self._loop = asyncio.get_running_loop()
-        self._lanes: dict[Lane, Waiting] = {"online": Waiting(), "background": Waiting()}
-        self._idle = [_Instance(runner, number, self._on_done) for number, runner in enumerate(runners)]
+        self._lanes = Lanes(limits)
+        self._idle = [_Instance(runner, number, self) for number, runner in enumerate(runners)]
         self._instances = tuple(self._idle)
         self._dispatching = False
         self._alarm: asyncio.TimerHandle | None = None
@@ -89,13 +93,12 @@ class Batcher:
         self._drained = asyncio.Event()
 
     def __repr__(self) -> str:
-        lanes = ", ".join(f"{len(waiting)} {lane}" for lane, waiting in self._lanes.items())
-        return f"<Batcher {lanes} waiting, {self.running} of {len(self._instances)} instances running>"
+        return f"<Batcher {self._lanes!r} waiting, {self.running} of {len(self._instances)} instances running>"
 
     @property
     def waiting(self) -> int:
         """Rows that no run has taken yet."""
-        return sum(map(len, self._lanes.values()))
+        return len(self._lanes)
 
     @property
     def running(self) -> int:
@@ -113,21 +116,21 @@ class Batcher:
         """
         if not rows:
             return []
-        now = self._loop.time()
+        now = _now()
         self._admit(len(rows), deadline, now)
-        asked = Asked(self._loop.create_future(), self._lanes[lane], len(rows), now, deadline)
-        asked.lane.add(asked, rows, [self._length(row) for row in rows])
+        asked = Asked(self._loop.create_future(), lane, len(rows), now, deadline)
+        self._lanes.add(asked, rows, [self._length(row) for row in rows])
         self._dispatch_soon()
         self._wake_at(deadline)
         try:
             return await asked.future
         except asyncio.CancelledError:
-            asked.lane.drop(asked)
+            self._lanes.drop(asked)
             raise
 
     async def close(self) -> None:
         """Refuse what comes, finish what is here, end the threads."""
-        self._closing = True
+        self._closing, self._lanes.patient = True, False
         self._dispatch()
         await self._drained.wait()
         for instance in self._instances:
@@ -155,39 +158,35 @@ class Batcher:
             self._loop.call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
+        """Wake idle instances with batches."""
         self._dispatching = False
-        while self._idle and (batch := self._next_batch()):
-            self._idle.pop().inbox.put(batch)
+        while self._idle:
+            instance = self._idle.pop()
+            batch = self._take(instance)
+            if not batch:
+                break
+            instance.inbox.put(batch)
         if self._closing and not self.running and not self.waiting:
             self._drained.set()
 
-    def _next_batch(self) -> list[Item]:
-        self._expire()
-        for waiting in self._lanes.values():  # online first
-            asked = waiting.urgent()
-            if asked is None:
-                continue
-            if len(waiting) < self._limits.max_rows and self._waits_for_company(asked.since):
-                return []
-            return waiting.take(self._limits)
-        return []
+    def _take(self, instance: _Instance) -> list[Item]:
+        """The instance's next batch; where there is none it is idle from now on. On the loop."""
+        taken = self._lanes.take(_now(), lambda: self._idle.append(instance))
+        _too_late(taken.late)
+        if taken.again_at is not None:
+            if self._company is not None:
+                self._company.cancel()
+            self._company = self._loop.call_at(taken.again_at, self._dispatch)
+        return taken.batch
 
-    def _waits_for_company(self, since: float) -> bool:
-        until = since + self._limits.wait_seconds
-        if self._closing or self._limits.wait_seconds <= 0 or until <= self._loop.time():
-            return False
-        if self._company is not None:
-            self._company.cancel()
-        self._company = self._loop.call_at(until, self._dispatch)
-        return True
-
-    def _expire(self) -> None:
-        """Answer the requests whose deadline has passed with rows still waiting."""
-        now = self._loop.time()
-        for waiting in self._lanes.values():
-            while (asked := waiting.urgent()) is not None and asked.deadline <= now:
-                waiting.drop(asked)
-                _fail(asked, DeadlineExceeded("the deadline passed in the model's queue"))
+    def ended(self, instance: _Instance, batch: list[Item], started: float, ran: _Ran) -> list[Item]:
+        """A run has ended: the instance's next batch, if any is waiting. In the instance's thread."""
+        for item, outcome in zip(batch, ran.outcomes, strict=True):
+            if isinstance(outcome, ForeseenError):
+                self._lanes.drop(item.asked)  # before its other rows become the next batch
+        taken = self._lanes.take(_now(), lambda: self._idle.append(instance))
+        self._loop.call_soon_threadsafe(self._on_ended, batch, started, ran, taken.late)
+        return taken.batch
 
     def _wake_at(self, deadline: float) -> None:
         """One timer, for the earliest deadline: a busy instance must not keep late requests from their answer."""
@@ -198,25 +197,24 @@ class Batcher:
 
     def _on_alarm(self) -> None:
         self._alarm = None
-        self._expire()
-        for waiting in self._lanes.values():
-            if (asked := waiting.urgent()) is not None:
-                self._wake_at(asked.deadline)
+        _too_late(self._lanes.late(_now()))
+        deadline = self._lanes.deadline()
+        if deadline is not None:
+            self._wake_at(deadline)
 
-    def _on_done(self, instance: _Instance, batch: list[Item], started: float, ran: _Ran) -> None:
-        """The instance gets its next batch first: giving out answers takes longer than an idle thread should wait."""
-        self._idle.append(instance)
-        self._dispatch()
+    def _on_ended(self, batch: list[Item], started: float, ran: _Ran, late: list[Asked]) -> None:
+        """Give out the answers; then see whether the instance that found nothing has something by now."""
+        _too_late(late)
         waits = [max(started - item.asked.since, 0.0) for item in batch]
         if self._meter is not None:
             failed = sum(isinstance(outcome, ForeseenError) for outcome in ran.outcomes)
             self._meter.ran(len(batch), failed, _padding(batch), waits, ran.seconds)
         for item, outcome, share, wait in zip(batch, ran.outcomes, ran.shares, waits, strict=True):
             if isinstance(outcome, ForeseenError):
-                item.asked.lane.drop(item.asked)
                 _fail(item.asked, outcome)
             else:
                 _give(item, Computed(outcome, share, wait))
+        self._dispatch()
 
 
 def _run(runner: Runner, rows: list[Row]) -> _Ran:
@@ -261,3 +259,8 @@ def _give(item: Item, computed: Computed) -> None:
 def _fail(asked: Asked, error: ForeseenError) -> None:
     if not asked.future.done():
         asked.future.set_exception(error)
+
+
+def _too_late(late: list[Asked]) -> None:
+    for asked in late:
+        _fail(asked, DeadlineExceeded("the deadline passed in the model's queue"))
