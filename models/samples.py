@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
+from PIL import Image as Picture
 
 from foreseen.datatypes import DATATYPES
 from foreseen.errors import SetupError
+from foreseen.images import pixels
 from foreseen.manifest import ClientInput, Manifest, ModelInput, Tokenizer
 from foreseen.nouns import Array, Row
 from models.texts import texts
 
+PICTURE_PIXELS = 300
 NAMED_SIZES = (1, 24)
 """Least and largest size of a named dimension that nothing else decides."""
 
@@ -36,9 +40,22 @@ def _column(spec: ModelInput, manifest: Manifest, folder: Path, count: int, chan
     tokenizer = _tokenizer(manifest, spec)
     if tokenizer is not None:
         return [ids.astype(datatype.dtype) for ids in _ids(tokenizer, folder, texts(count))]
+    picture = next((i.image for i in manifest.seen.inputs if i.image is not None and i.image.to == spec.name), None)
+    if picture is not None:
+        return [pixels(_picture(chance), picture, spec.datatype, spec.name) for _ in range(count)]
     if datatype.kind == "s":
         return [np.array(text.encode(), object) for text in texts(count)]
     return [_drawn(spec, chance) for _ in range(count)]
+
+
+def _picture(chance: np.random.Generator) -> bytes:
+    """A PNG of coloured blobs on a gradient: smooth like photographs, which noise is not."""
+    size = PICTURE_PIXELS
+    coarse = chance.integers(0, 256, (int(chance.integers(2, 9)), int(chance.integers(2, 9)), 3), np.uint8)
+    picture = Picture.fromarray(coarse).resize((size, size), Picture.Resampling.BICUBIC)
+    written = io.BytesIO()
+    picture.save(written, "PNG")
+    return written.getvalue()
 
 
 def _drawn(spec: ModelInput, chance: np.random.Generator) -> Array:
