@@ -26,12 +26,11 @@ _KEEPALIVE_SECONDS = 3600.0
 _SHUTDOWN_SECONDS = 30.0
 
 
-async def start(settings: InferenceSettings, served: Served) -> web.AppRunner:
+async def start(settings: InferenceSettings, served: Served) -> Runner:
     """Listen. The model opens separately; `cleanup()` of what this returns stops listening and finishes requests."""
-    runner = web.AppRunner(
+    runner = Runner(
         Server(served, settings).application(),
         handler_cancellation=True,  # a caller that hangs up gives its place in the queue back
-        access_log=None,
         keepalive_timeout=_KEEPALIVE_SECONDS,
         shutdown_timeout=_SHUTDOWN_SECONDS,
     )

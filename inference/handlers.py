@@ -48,18 +48,20 @@ class Server:
     def application(self) -> web.Application:
         app = web.Application(middlewares=[self._count], client_max_size=self._settings.body_bytes)
         routes = app.router
+        paths = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+        for path in paths:  # first, because aiohttp tries routes in this order: 10 µs a request
+            routes.add_post(f"{path}/infer", self._infer)
         for path in ("/v2", "/v2/"):
             routes.add_get(path, self._server)
         routes.add_get("/v2/health/live", self._live)
         routes.add_get("/v2/health/ready", self._ready)
         routes.add_get("/v2/models", self._models)
         routes.add_get("/v2/models/stats", self._all_stats)
-        for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+        for path in paths:
             routes.add_get(path, self._metadata)
             routes.add_get(f"{path}/ready", self._model_ready)
             routes.add_get(f"{path}/config", self._config)
             routes.add_get(f"{path}/stats", self._model_stats)
-            routes.add_post(f"{path}/infer", self._infer)
         routes.add_get("/metrics", self._metrics)
         return app
 

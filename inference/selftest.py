@@ -84,7 +84,10 @@ def example_rows(manifest: Manifest) -> list[Row]:
     rows = [_made_up(manifest, length) for length in _LENGTHS] if _padded(manifest) else []
     if manifest.client is None and all(i.name in manifest.example for i in manifest.model.keyed):
         rows = [*_given(manifest), *rows]
-    rows = rows if len(rows) > 1 else (rows or [_made_up(manifest, 1)]) * 2
+    if not rows:
+        rows = [_made_up(manifest, 1), _made_up(manifest, 2)]  # of fixed shapes: the length is but a seed
+    elif len(rows) == 1:
+        rows *= 2
     return [unit for row in rows for unit in _prepared([row], manifest)]
 
 

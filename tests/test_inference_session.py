@@ -7,16 +7,20 @@ import subprocess
 import sys
 import threading
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import structlog
+from msgspec import structs
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from foreseen.artifact import model_folder, read_record
 from foreseen.errors import BadInput, ModelFailed, SetupError
-from foreseen.manifest import find
+from foreseen.manifest import ModelInput, ModelOutput, ModelSignature, find
 from foreseen.nouns import Row
+from foreseen.rows import RowOutputs
 from foreseen.settings import InferenceSettings
 from inference import gpu, selftest, session
 from inference.processor import processor_family
@@ -144,6 +148,17 @@ def test_only_housekeeping_may_fall_back() -> None:
     assert gpu.unexpected(nodes) == ["MatMulInteger q"]
 
 
+def test_fallback_is_refused_or_warned_as_set(tmp_path: Path) -> None:
+    """Both name the nodes; here the judgement alone, on a session whose nodes are all on the CPU."""
+    running = opened(tiny.publish(tmp_path, tiny.WORDS, tiny.words()))
+    with pytest.raises(SetupError, match=r"1 nodes fell back to the CPU, e\.g\. ReduceSum"):
+        session._check_fallback(running, Plan(provider="cuda", fallback="refuse"))
+    with structlog.testing.capture_logs() as logs:
+        session._check_fallback(running, Plan(provider="cuda", fallback="warn"))
+    assert [(log["event"], log["count"]) for log in logs] == [("nodes on the CPU", 1)]
+    running.close()
+
+
 def test_warm_up_shapes_stay_within_the_budget() -> None:
     """Powers of two, no batch above what the batcher would make."""
     shapes = list(gpu.buckets(max_rows=4, max_tokens=64, longest=32))
@@ -207,6 +222,43 @@ def test_the_self_test_refuses_a_model_that_cannot_run(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="self-test's run failed"):
         selftest.prove(running, running.manifest)
     running.close()
+
+
+def test_a_warm_up_runs_every_shape() -> None:
+    """(rows, length) each, as made-up batches; where rows go together as one row."""
+
+    class Recording:
+        def __init__(self) -> None:
+            self.shapes: list[tuple[int, ...]] = []
+
+        def run(self, rows: Sequence[Row], /) -> list[RowOutputs]:
+            self.shapes.append((len(rows), *rows[0].tensors[0].shape))
+            return []
+
+    each, together = Recording(), Recording()
+    manifest = find("minilm", PACKAGED)
+    selftest.warm(each, manifest, [(1, 8), (4, 16)])
+    selftest.warm(together, structs.replace(manifest, rows="together"), [(4, 16)])
+    assert each.shapes == [(1, 8), (4, 16)]
+    assert together.shapes == [(1, 4, 16)]
+
+
+def test_example_rows_are_the_manifests_or_made_up(tmp_path: Path) -> None:
+    """The example where it is in model tensors, made-up rows of every datatype and shape otherwise."""
+    settings = tiny.publish(tmp_path, tiny.WORDS, tiny.words())
+    words = find("words", settings.model_folders)
+    assert [len(row.tensors[0]) for row in selftest.example_rows(words)] == [3, 4, 7, 13, 16]
+    fixed = structs.replace(words, example={}, model=signature("FP16", "BOOL", "BYTES", "UINT8"))
+    first, second = selftest.example_rows(fixed)
+    assert [tensor.dtype.char for tensor in first.tensors] == ["e", "?", "O", "B"]
+    assert not np.array_equal(first.tensors[0], second.tensors[0])
+    with pytest.raises(SetupError, match=r"example\.ids"):
+        selftest.example_rows(structs.replace(words, example={"ids": ["no number"]}))
+
+
+def signature(*datatypes: str) -> ModelSignature:
+    inputs = tuple(ModelInput(f"x{n}", datatype, ("rows", 3)) for n, datatype in enumerate(datatypes))
+    return ModelSignature(inputs, (ModelOutput("y", "FP32", ("rows",)),))
 
 
 def test_rows_that_go_together_are_one_run(tmp_path: Path) -> None:
