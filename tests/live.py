@@ -11,14 +11,15 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-READY_SECONDS = 90
+from foreseen.places import model_socket
 
 
 @dataclass
@@ -60,7 +61,7 @@ class Live:
     def model_metric(self, model: str, name: str) -> float:
         """The same on a model's own process, over its unix socket."""
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(self.data / "run" / f"{model}.sock"))
+            connection.connect(str(model_socket(self.data, model)))
             connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: model\r\nConnection: close\r\n\r\n")
             text = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
         return sum_of(text, name, {"model": model})
@@ -76,6 +77,12 @@ class Live:
             else:
                 found["proxy" if "proxy" in words else "far"] = int(pid)
         return found
+
+    def until(self, name: str, wanted: Callable[[float], bool], **labels: str) -> None:
+        """Ask for a metric until it is as wanted; the system's own clock decides when, not a sleep."""
+        deadline = time.monotonic() + 30
+        while not wanted(self.metric(name, **labels)):
+            assert time.monotonic() < deadline, f"{name} did not get there"
 
     def signal(self, child: str, number: signal.Signals) -> None:
         os.kill(self.children()[child], number)
