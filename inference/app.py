@@ -12,6 +12,7 @@ import sys
 import uvloop
 from aiohttp import web
 
+from foreseen.http import Runner
 from foreseen.settings import InferenceSettings
 from inference.handlers import Server
 from inference.served import Served

@@ -14,6 +14,7 @@ from aiohttp import http_parser, web
 from foreseen.entry import EntryCodec
 from foreseen.errors import FarError, SetupError
 from foreseen.far import Far, connect
+from foreseen.http import Runner
 from foreseen.key import secret_check, tag_key
 from foreseen.listen import BACKLOG, inherited, listen
 from foreseen.manifest import find
@@ -105,9 +106,8 @@ async def _run(settings: ProxySettings) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    runner = web.AppRunner(
+    runner = Runner(
         proxy.application,
-        access_log=None,
         handler_cancellation=False,
         keepalive_timeout=settings.keepalive_seconds,
         shutdown_timeout=DRAIN_SECONDS,
