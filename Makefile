@@ -1,11 +1,12 @@
 # The verbs of this project. CI runs `make test`.
 PYTHON ?= python3
 VENV   := .venv
+TRITON := .venv-tritonclient
 BIN    := $(VENV)/bin
 DATA   ?= data
 PORT   ?= 8000
 
-.PHONY: up setup test lint types clean
+.PHONY: up setup test lint docs clean
 
 up: setup ## start everything on this machine: http://127.0.0.1:8000
 	@exec $(BIN)/foreseen up --data $(DATA) --port $(PORT) --model minilm --model fingerprint
@@ -24,8 +25,17 @@ lint: setup ## ruff and mypy --strict
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-test: lint ## the whole test suite, from nothing
+$(TRITON)/installed: tests/clients/tritonclient.txt
+	@echo "setup: installing tritonclient into $(TRITON)"
+	@$(PYTHON) -m venv $(TRITON)
+	@$(TRITON)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+test: lint $(TRITON)/installed ## the whole test suite, from nothing
 	@$(BIN)/python -m pytest
 
+docs: setup ## write the reference tables of docs/ from the code
+	@$(BIN)/python -m tests.make_docs
+
 clean: ## remove the environment and what was built
-	rm -rf $(VENV) $(DATA) build *.egg-info
+	rm -rf $(VENV) $(TRITON) $(DATA) build *.egg-info

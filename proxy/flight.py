@@ -91,8 +91,7 @@ class Flights:
 
     async def drain(self, seconds: float) -> None:
         """Wait for what is aloft, at most so long, then end it."""
-        while self._boarding:
-            await asyncio.sleep(0)  # departure is this turn's last callback
+        await asyncio.sleep(0)  # let those boarding depart: that is the last callback of their turn
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=seconds)
             for task in late:
