@@ -81,6 +81,7 @@ def _counting(parameters: dict[str, Any], manifest: Manifest) -> bytes:
     if not counting:
         return b""
     try:
+        orjson.dumps([counting])  # in the request to the model they stand one level deeper; orjson ends at 254
         return orjson.dumps(counting, option=orjson.OPT_SORT_KEYS)
     except orjson.JSONEncodeError as error:
         raise BadRequest(f"parameters: {error}") from None

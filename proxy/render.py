@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from foreseen.datatypes import DATATYPES
+from foreseen.datatypes import DATATYPES, elements
 from foreseen.errors import BadRequest
 from foreseen.manifest import ClientOutput, Manifest, wire_shape
 from foreseen.nouns import Array, Prediction, WantedOutput, Wish
@@ -79,7 +79,7 @@ def _classes(array: Array, count: int, spec: ClientOutput) -> Array:
     """
     if DATATYPES[spec.datatype].kind not in "if":
         raise BadRequest(f"outputs.{spec.name}.parameters.classification: {spec.datatype} cannot be ranked")
-    flat = array.reshape(len(array), -1)
+    flat = array.reshape(len(array), elements(array.shape[1:]))  # of no rows, -1 would not say how many
     count = min(count, flat.shape[1], MAX_CLASSES)
     made = np.empty((len(flat), count), object)
     for i, row in enumerate(flat):
