@@ -61,9 +61,11 @@ async def read_body(request: web.Request, seconds: float) -> bytes:
     try:
         async with asyncio.timeout(seconds):
             body = await request.read()
-    except TimeoutError:
-        request.protocol.force_close()
-        raise BodyTimeout(f"the body did not arrive within {seconds:g} seconds") from None
+    except (
+        TimeoutError
+    ):  # aiohttp closes what is not read to its end, after the reply; `force_close` would be before it
+        told = f"the body did not arrive within {seconds:g} seconds"
+        raise BodyTimeout(told, headers={"Connection": "close"}) from None
     except web.HTTPRequestEntityTooLarge:
         raise _too_large(limit) from None
     except (ClientPayloadError, HttpProcessingError, web.RequestPayloadError) as error:

@@ -17,6 +17,7 @@ from foreseen import wire
 from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, ModelUnavailable, UnknownModel, Unsupported
 from foreseen.http import (
+    SERVER,
     Handler,
     as_foreseen,
     error_reply,
@@ -116,7 +117,9 @@ class Server:
         return json_reply(self._stats.document(self._served.manifest, self._served.runs))
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._served.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+        return web.Response(
+            body=self._served.metrics.exposition(), headers={"Server": SERVER, "Content-Type": CONTENT_TYPE}
+        )
 
     async def _infer(self, request: web.Request) -> web.Response:
         started = time.perf_counter()

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from foreseen.errors import UnknownModel
 from foreseen.http import (
+    SERVER,
     as_foreseen,
     error_reply,
     errors,
@@ -71,7 +72,8 @@ class Handlers:
             for method in ("POST", "QUERY"):
                 route(method, f"{model}/infer", self.infer)
         app.router.add_get("/v1/models", self.v1_models)
-        for model in ("/v1/models/{model}", "/v1/models/{model}/versions/{version}"):
+        v1 = "/v1/models/{model:[^/:]+}"  # GET …:predict is a method that is not allowed, and no model of that name
+        for model in (v1, v1 + "/versions/{version:[^/:]+}"):
             app.router.add_get(model, self.v1_model)
             for method in ("POST", "QUERY"):
                 route(method, f"{model}:predict", self.v1_predict)
@@ -173,7 +175,7 @@ class Handlers:
         self._metrics.aloft.set(len(self._pipeline.flights))
         self._metrics.breaker_open.set(self._breaker_open())
         text = await asyncio.to_thread(self._metrics.exposition)
-        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
+        return web.Response(body=text, headers={"Server": SERVER, "Content-Type": CONTENT_TYPE})
 
     def _find(self, request: web.Request) -> Served:
         name, asked = request.match_info["model"], request.match_info.get("version")
