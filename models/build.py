@@ -10,6 +10,7 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
+import msgspec
 from msgspec import Struct
 from onnx import ModelProto
 
@@ -20,7 +21,7 @@ from foreseen.nouns import Row
 from models import check, heads
 from models.child import prove
 from models.fetch import fetch
-from models.gate import Figures, invariance_reasons, reasons
+from models.gate import Figures, invariance_reasons, reasons, runs_alone
 from models.graphs.graph import to_bytes
 from models.progress import Say
 from models.publish import GRAPH_NAME, describe, publish, workshop
@@ -100,11 +101,15 @@ def _quick(bench: Bench, data: Path, say: Say) -> Record:
 
 def _quick_figures(bench: Bench, graph: Path, rows: list[Row]) -> Figures:
     candidate = Session(graph, bench.manifest.model, bench.manifest.precisions[0])
-    reference = check.vectors(Session(to_bytes(bench.fp32), bench.manifest.model, "fp32").alone(rows))
+    fp32 = Session(to_bytes(bench.fp32), bench.manifest.model, "fp32")
+    reference = check.vectors(fp32.alone(rows), fp32.signature)
     alone = candidate.alone(rows)
+    cosine = check.cosines(reference, check.vectors(alone, candidate.signature))
+    figures = Figures(float(cosine.mean()), float(cosine.min()))
+    if runs_alone(bench.manifest):
+        return figures
     changed = check.invariance(candidate, rows, alone, heads.head_of(bench.manifest, reference))
-    cosine = check.cosines(reference, check.vectors(alone))
-    return Figures(float(cosine.mean()), float(cosine.min()), changed.flips, changed.max_difference)
+    return msgspec.structs.replace(figures, flips=changed.flips, max_difference=changed.max_difference)
 
 
 def builder_of(manifest: Manifest) -> ModuleType:

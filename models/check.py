@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from msgspec import Struct
 
+from foreseen.manifest import ModelSignature
 from foreseen.nouns import Array, Row
 from foreseen.rows import RowOutputs
 from models.run import Session
@@ -29,11 +30,13 @@ class Invariance(Struct, frozen=True):
     comparisons: int
 
 
-def vectors(outputs: Sequence[RowOutputs]) -> Array:
-    """The first output of every row, flattened and cut to the shortest: FP64 [n, k]."""
-    flat = [np.asarray(row[0], np.float64).reshape(-1) for row in outputs]
-    shortest = min(len(vector) for vector in flat)
-    return np.stack([vector[:shortest] for vector in flat])
+def vectors(outputs: Sequence[RowOutputs], signature: ModelSignature) -> Array:
+    """The first output of every row as one vector of a fixed size: FP64 [n, k].
+
+    Named dimensions (tokens) differ between rows, so the mean is taken over them.
+    """
+    named = tuple(axis for axis, dim in enumerate(signature.outputs[0].shape[1:]) if isinstance(dim, str))
+    return np.stack([np.asarray(row[0], np.float64).mean(axis=named).reshape(-1) for row in outputs])
 
 
 def cosines(a: Array, b: Array) -> Array:
@@ -46,12 +49,12 @@ def cosines(a: Array, b: Array) -> Array:
 
 def invariance(session: Session, rows: Sequence[Row], alone: Sequence[RowOutputs], head: Head) -> Invariance:
     """Every row alone against up to 200 of them padded by the largest, and all in random batches."""
-    labels = head(vectors(alone))
+    labels = head(vectors(alone, session.signature))
     largest, flips, count = 0.0, 0, 0
     for members in [*padded(rows)[:PADDED_ROWS], *batches(len(rows))]:
         together = session.run([rows[i] for i in members])
         largest = max(largest, *(difference(alone[i], got) for i, got in zip(members, together, strict=True)))
-        flips += int((head(vectors(together)) != labels[members]).sum())
+        flips += int((head(vectors(together, session.signature)) != labels[members]).sum())
         count += len(members)
     return Invariance(largest, flips / count, count)
 

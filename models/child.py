@@ -33,11 +33,16 @@ def prove(graph: Path, manifest: Manifest, files: Path) -> None:
 
 def main(graph: str, files: str) -> None:
     """The child's part, the manifest on stdin: exit 0 when the outputs are there, as declared and finite."""
+    from models.gate import runs_alone
     from models.run import Session
     from models.samples import samples
 
     manifest = msgspec.json.decode(sys.stdin.buffer.read(), type=Manifest)
-    Session(Path(graph), manifest.model, "fp32").run(samples(manifest, Path(files), CHILD_ROWS))
+    session = Session(Path(graph), manifest.model, "fp32")
+    rows = samples(manifest, Path(files), CHILD_ROWS)
+    session.alone(rows)
+    if not runs_alone(manifest):
+        session.run(rows)
 
 
 if __name__ == "__main__":

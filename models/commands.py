@@ -1,4 +1,7 @@
-"""`models build|list|report`: the command line of the offline side. Errors are SetupErrors of one line, raised."""
+"""`models build|list|report|add|export|import`: the command line of the offline side.
+
+Whatever goes wrong on the operator's side is raised as a SetupError of one line; `foreseen.cli` prints it.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ def build(
             record, report = build_full(manifest, common.data, say, files)
     out = Console()
     if full or files is not None:
-        tables.show_report(out, report, record)
+        tables.show_report(out, report, record.artifact.precision)
     tables.show_choice(out, record)
 
 
@@ -91,8 +94,66 @@ def report(name: str, *, json: Json = False, train: Train = None, test: Test = N
         _print_json(public(found, record.artifact.precision))
         return
     out = Console()
-    tables.show_report(out, found, record)
+    tables.show_report(out, found, record.artifact.precision)
     out.print(f"plot: {path_of(common.data, name, files).with_suffix('.svg')}", soft_wrap=True, highlight=False)
+
+
+@app.command
+def add(
+    file: Path,
+    *,
+    name: Annotated[str | None, Parameter(help="What to call it; default: after the file.")] = None,
+    common: Common = DEFAULTS,
+) -> None:
+    """Add an ONNX file of your own: write a commented model.toml into --models and probe row independence.
+
+    Parameters
+    ----------
+    file
+        The ONNX file, weights included.
+    """
+    from models.add import add as add_file
+
+    if common.models is None:
+        raise SetupError("say where your models are: --models DIR (or FORESEEN_MODELS), and the same for `up`")
+    with progress.shown() as say:
+        path = add_file(file, name, common.models, common.data, say)
+    print(f"{path}\nbuild it with: foreseen models build {path.parent.name} --models {common.models}")
+
+
+@app.command
+def export(name: str, file: Path, *, common: Common = DEFAULTS) -> None:
+    """Write a built model with its report into one tar file, for other machines.
+
+    Parameters
+    ----------
+    name
+        The model.
+    file
+        The tar file to write.
+    """
+    from models import carry
+
+    tables.show_choice(Console(), carry.export(common.data, name, file))
+
+
+@app.command(name="import")
+def import_(name: str, file: Path, *, common: Common = DEFAULTS) -> None:
+    """Put a model in force that `models export` wrote on another machine.
+
+    Parameters
+    ----------
+    name
+        The model.
+    file
+        The tar file.
+    """
+    from models import carry
+
+    manifest = manifests.find(name, common.model_folders)
+    with progress.shown() as say:
+        record = carry.import_(common.data, manifest, file, say)
+    tables.show_choice(Console(), record)
 
 
 def _files(train: Path | None, test: Path | None) -> Files | None:

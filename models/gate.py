@@ -24,6 +24,11 @@ class Figures(Struct, frozen=True):
     """Largest difference of any element from fp32's."""
 
 
+def runs_alone(manifest: Manifest) -> bool:
+    """Whether every row is run without batch-mates, by declaration; there is nothing to be invariant to then."""
+    return manifest.batching.single or manifest.rows == "together"
+
+
 def reasons(manifest: Manifest, figures: Figures) -> list[str]:
     """Every gate that the candidate does not pass, in words; empty when it passes."""
     gates = manifest.gates
@@ -32,9 +37,7 @@ def reasons(manifest: Manifest, figures: Figures) -> list[str]:
         failed.append(f"cosine {figures.cosine:.4f} is below {gates.cosine:g}")
     if gates.agreement is not None and figures.agreement is not None and figures.agreement < gates.agreement:
         failed.append(f"agreement {figures.agreement:.4f} is below {gates.agreement:g}")
-    if not manifest.batching.single:  # a model that runs every row alone has no batch-mates
-        failed += invariance_reasons(manifest, figures)
-    return failed
+    return failed + invariance_reasons(manifest, figures)
 
 
 def invariance_reasons(manifest: Manifest, figures: Figures) -> list[str]:

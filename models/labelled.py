@@ -21,6 +21,7 @@ from foreseen.errors import SetupError
 from foreseen.manifest import Manifest
 from foreseen.nouns import Array, Row
 from models import check
+from models.gate import runs_alone
 from models.run import Session
 from models.samples import tokenized
 
@@ -49,7 +50,10 @@ def questions(
     train_texts, train_labels = read(files.train)
     test_texts, test_labels = read(files.test)
     numbers = {label: number for number, label in enumerate(sorted({*train_labels, *test_labels}))}
-    head = fitted(embedded(fp32, tokenized(manifest, folder, train_texts)), [numbers[label] for label in train_labels])
+    head = fitted(
+        embedded(fp32, tokenized(manifest, folder, train_texts), 1 if runs_alone(manifest) else BATCH_ROWS),
+        [numbers[label] for label in train_labels],
+    )
     what = (
         f"{len(test_texts)} texts of {files.test.name}, logistic regression on {len(train_texts)} of {files.train.name}"
     )
@@ -69,13 +73,13 @@ def read(path: Path) -> tuple[list[str], list[str]]:
         raise SetupError(f"{path}: is not a CSV file with the columns text and label") from None
 
 
-def embedded(session: Session, rows: list[Row]) -> Array:
-    """Vectors in the rows' order, FP64 [n, k], computed in batches of equal length."""
+def embedded(session: Session, rows: list[Row], most: int) -> Array:
+    """Vectors in the rows' order, FP64 [n, k], computed in batches of at most `most` neighbours in length."""
     order = sorted(range(len(rows)), key=lambda i: rows[i].tensors[0].size)
     made: list[Array | None] = [None] * len(rows)
-    for start in range(0, len(order), BATCH_ROWS):
-        members = order[start : start + BATCH_ROWS]
-        got = check.vectors(session.run([rows[i] for i in members]))
+    for start in range(0, len(order), most):
+        members = order[start : start + most]
+        got = check.vectors(session.run([rows[i] for i in members]), session.signature)
         for i, vector in zip(members, got, strict=True):
             made[i] = vector
     return np.stack([vector for vector in made if vector is not None])

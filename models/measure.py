@@ -12,13 +12,14 @@ from msgspec import Struct
 from foreseen.datatypes import DATATYPES
 from foreseen.manifest import Manifest
 from foreseen.nouns import Row
+from models.gate import runs_alone
 from models.run import Session
 
 BATCHES = (1, 8, 32)
 LENGTHS = (16, 64, 256)
 SPEED_LENGTH = 64  # `speedup` is at 1×64 tokens
 ROUNDS = 41  # interleaved, so that a slow moment of the machine hits every candidate; odd, so the median was measured
-TIMED_SECONDS = 0.5
+TIMED_SECONDS = 0.25
 """How long one cell of the table is measured; at least three runs."""
 
 
@@ -52,11 +53,20 @@ def lengths(manifest: Manifest) -> tuple[int, ...]:
     return tuple(length for length in LENGTHS if length <= longest)
 
 
+def batches(manifest: Manifest) -> tuple[int, ...]:
+    return (1,) if runs_alone(manifest) else BATCHES
+
+
+def cells(manifest: Manifest) -> int:
+    """How many timings there are to make."""
+    return len(batches(manifest)) * max(1, len(lengths(manifest)))
+
+
 def timings(session: Session, manifest: Manifest, like: Row, part: Callable[[], None]) -> tuple[Timing, ...]:
     """Every batch size at every length."""
     table = []
     for length in lengths(manifest) or (None,):
-        for count in BATCHES:
+        for count in batches(manifest):
             row = like if length is None else uniform(manifest, like, length)
             seconds = timed(session, [row] * count)
             table.append(Timing(count, length, round(seconds * 1e3, 3), round(count / seconds, 1)))

@@ -2,7 +2,7 @@
 
 DATA/models/<name>/report.json         measured on rows that the build makes
 DATA/models/<name>/report-<tag>.json   measured on labelled texts of one's own (--train, --test)
-…/report.svg                           the same as a plot
+…/report.txt, …/report.svg             the same as tables and as a plot
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ from typing import Any
 import msgspec
 import onnxruntime
 from msgspec import Struct
+from rich.console import Console
 
 from foreseen.artifact import Record, fields_digest, model_folder, read_record, write_record
 from foreseen.errors import SetupError
 from foreseen.manifest import Manifest
 from inference.processor import processor_family
-from models import labelled, plot, study
+from models import labelled, plot, study, tables
 from models.build import prepare
 from models.gate import invariance_reasons
 from models.progress import Say
 from models.publish import publish, workshop
 from models.study import Candidate
 
+TABLE_COLUMNS = 100
 LEVEL = 0.9  # within 10 % the manifest's order wins, so that a fleet does not split its keys by timing noise
 
 
@@ -125,12 +127,14 @@ def read(manifest: Manifest, data: Path, files: labelled.Files | None) -> Report
 
 
 def write(report: Report, data: Path, files: labelled.Files | None) -> None:
-    """report.json, renamed into place, and its plot beside it."""
+    """report.json, renamed into place; the tables and the plot beside it."""
     path = path_of(data, report.model, files)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
     beside.replace(path)
+    with path.with_suffix(".txt").open("w", encoding="utf-8") as text:
+        tables.show_report(Console(file=text, width=TABLE_COLUMNS), report, report.best)
     plot.draw(report.model, report.candidates, path.with_suffix(".svg"))
 
 

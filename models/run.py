@@ -24,14 +24,14 @@ class Session:
     def __init__(self, graph: Path | bytes, signature: ModelSignature, precision: Precision, threads: int = 1) -> None:
         model = graph if isinstance(graph, bytes) else str(graph)
         self._session = onnxruntime.InferenceSession(model, options(precision, threads), providers=PROVIDERS)
-        self._signature = signature
+        self.signature = signature
 
     def run(self, rows: Sequence[Row]) -> list[RowOutputs]:
         """One batch, padded to its longest row."""
-        feeds = stack(rows, self._signature)
-        names = [output.name for output in self._signature.outputs]
+        feeds = stack(rows, self.signature)
+        names = [output.name for output in self.signature.outputs]
         outputs = dict(zip(names, self._session.run(names, feeds), strict=True))
-        return split_outputs(outputs, rows, self._signature)
+        return split_outputs(outputs, rows, self.signature)
 
     def alone(self, rows: Sequence[Row]) -> list[RowOutputs]:
         """Every row in a run of its own."""

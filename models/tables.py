@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 MEGABYTE = 1e6
 
 
-def show_report(out: Console, report: Report, record: Record) -> None:
-    """Figures, timings and reasons of every candidate."""
-    chosen = record.artifact.precision
+def show_report(out: Console, report: Report, chosen: str | None) -> None:
+    """Figures, timings and reasons of every candidate; `chosen` is the precision in force."""
     out.print(
         f"{report.model}: {report.asked}; {report.processor}; onnxruntime {report.runtime}",
         highlight=False,
@@ -34,7 +33,7 @@ def show_report(out: Console, report: Report, record: Record) -> None:
     _show_timings(out, report.candidates)
     for one in report.candidates:
         out.print(_facts(one), highlight=False, soft_wrap=True)
-    if report.best is not None and report.best != chosen:
+    if report.best is not None and chosen is not None and report.best != chosen:
         out.print(f"in force is {chosen}; a full build would take {report.best}", highlight=False)
 
 

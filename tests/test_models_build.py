@@ -14,8 +14,9 @@ from foreseen.errors import SetupError
 from foreseen.manifest import Gates, Manifest, Source, find
 from foreseen.nouns import Row
 from models.build import build
+from models.child import prove
 from models.graphs import digits, fingerprint, onnx_file
-from models.graphs.graph import to_bytes
+from models.graphs.graph import Graph, to_bytes
 from models.progress import Silent
 from models.publish import GRAPH_NAME, intact
 from models.report import build_full, measured, public
@@ -107,6 +108,7 @@ def test_the_full_build_of_digits_reports_its_accuracy_and_takes_the_fastest(tmp
     ]  # fmt: skip
     folder = model_folder(tmp_path, "digits")
     assert (folder / "report.json").is_file()
+    assert "97.22% of the labels right" in (folder / "report.txt").read_text("utf-8")
     assert (folder / "report.svg").read_text("utf-8").startswith("<?xml")
 
 
@@ -130,6 +132,17 @@ def test_digits_are_trained_in_integers_that_fp32_holds_exactly() -> None:
     assert np.array_equal(weights["weights"], np.rint(weights["weights"]))
     assert (np.abs(hidden) @ np.abs(weights["weights"])).max() < 2**24
     assert ((hidden @ weights["weights"] + weights["offsets"]).argmax(axis=1) == labels).mean() > 0.97
+
+
+def test_an_artifact_that_does_not_run_is_found_in_a_child_process(tmp_path: Path) -> None:
+    """A reshape that cannot be, which the checker does not see."""
+    graph = Graph()
+    graph.add("Reshape", "x", graph.numbers(7, 7), name="digest")
+    graph.add("Slice", "x", graph.numbers(0), graph.numbers(1), graph.numbers(1), name="seal")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(to_bytes(graph.model(FINGERPRINT.model)))
+    with pytest.raises(SetupError, match=r"model\.onnx: does not load and run \(child exit 1\)"):
+        prove(path, FINGERPRINT, tmp_path)
 
 
 def external(path: Path, location: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,16 @@ import pytest
 from foreseen.artifact import model_folder, read_record
 from foreseen.manifest import find
 from foreseen.nouns import Array, Row
-from models import check
+from models import check, heads
 from models.build import Bench, prepare
+from models.gate import Figures, invariance_reasons
 from models.graphs import bert, pool
 from models.graphs.graph import Graph, to_bytes
 from models.progress import Silent
 from models.publish import GRAPH_NAME
+from models.quantize import quantize
 from models.run import Session
-from models.samples import tokenized
+from models.samples import samples, tokenized
 from tests.models_fixture import PACKAGED, built_data
 
 MANIFEST = find("minilm", PACKAGED)
@@ -58,6 +61,23 @@ def test_the_published_similarities_come_out(
     found = [weather[0] @ weather[1], weather[0] @ weather[2], weather[1] @ weather[2]]
     assert found == pytest.approx([0.6660, 0.1046, 0.1411], abs=tolerance)
     assert np.linalg.norm(happy, axis=1) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_same_weights_give_the_artifact_in_force_bit_for_bit(bench: Bench) -> None:
+    """Its digest is in every key of a fleet."""
+    made = to_bytes(quantize(bench.fp32, "int8-rowwise"))
+    assert hashlib.sha256(made).hexdigest() == read_record(built_data(), "minilm").artifact.graph.sha256
+
+
+def test_dynamic_int8_is_refused_for_what_batch_mates_do_to_it(bench: Bench) -> None:
+    """The reason why the row-wise rewrite exists; the figures for 1,024 rows are in the report."""
+    dynamic = Session(to_bytes(quantize(bench.fp32, "int8-dynamic")), MANIFEST.model, "int8-dynamic")
+    rows = samples(MANIFEST, bench.files, 60)
+    alone = dynamic.alone(rows)
+    changed = check.invariance(dynamic, rows, alone, heads.head_of(MANIFEST, check.vectors(alone, MANIFEST.model)))
+    failed = invariance_reasons(MANIFEST, Figures(flips=changed.flips, max_difference=changed.max_difference))
+    assert len(failed) == 2
+    assert "batch-mates flip" in failed[0]
 
 
 LENGTHS = range(4, 63)
