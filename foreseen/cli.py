@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import version
+from itertools import zip_longest
+from pathlib import Path
+from typing import Annotated
 
 import cyclopts
-from cyclopts import App
+import orjson
+from cyclopts import App, CycloptsError, Parameter
 
-from foreseen.errors import SetupError
+from foreseen.errors import ForeseenError, SetupError
 from foreseen.logs import configure
-from foreseen.settings import InferenceSettings, ProxySettings, UpSettings
+from foreseen.settings import InferenceSettings, KeySettings, ProxySettings, UpSettings
 
 app = App(
     name="foreseen",
@@ -20,6 +24,7 @@ app = App(
 )
 app.command("models.commands:app", name="models")
 
+RequestFile = Annotated[Path, Parameter(allow_leading_hyphen=True, env_var=())]
 _UP, _PROXY = UpSettings(), ProxySettings()
 
 
@@ -54,11 +59,82 @@ def inference(settings: InferenceSettings) -> None:
     serve(settings)
 
 
+@app.command
+def key(file: RequestFile, /, *, settings: KeySettings) -> None:
+    """Print the canonical frame and the key of every row of a request file.
+
+    Parameters
+    ----------
+    file
+        The body of a request as a client would send it; '-' reads stdin.
+    """
+    from proxy.offline import keyed
+
+    rows = keyed(file, settings)
+    if settings.json:
+        print(orjson.dumps([{"key": row.key.hex(), "frame": row.frame.shown()} for row in rows]).decode())
+        return
+    for number, row in enumerate(rows):
+        print(f"row {number}  key {row.key.hex()}")
+        print(f"  space       public / {row.space.model} / {row.space.digest}")
+        print(f"  parameters  {row.frame.parameters or 'none'}")
+        for one in row.frame.inputs:
+            shown = one.shown()
+            more = f" … {shown['more']} more" if "more" in shown else ""
+            print(f"  {one.name}  {one.datatype} {list(one.shape)}  {shown['data']}{more}")
+
+
+@app.command
+def explain(first: RequestFile, second: RequestFile, /, *, settings: KeySettings) -> None:
+    """Say for two requests whether they share an entry, row by row, and if not, which field differs.
+
+    Ends with status 0 where they share all entries, 1 where not.
+
+    Parameters
+    ----------
+    first
+        The body of a request.
+    second
+        The body of another.
+    """
+    from proxy.offline import compared, keyed
+
+    rows = list(zip_longest(keyed(first, settings), keyed(second, settings)))
+    lacking = ["one request has fewer rows"]
+    told = [compared(one, other) if one and other else lacking for one, other in rows]
+    if settings.json:
+        print(orjson.dumps([{"share": not differ, "differ": differ} for differ in told]).decode())
+    else:
+        for number, differ in enumerate(told):
+            print(f"row {number}: {'two entries; ' + '; '.join(differ) if differ else 'one entry'}")
+    sys.exit(1 if any(told) else 0)
+
+
+@app.command
+def observed(*, url: str = "http://127.0.0.1:8000", json: bool = False) -> None:
+    """Say what the cache would have done for models that run under --observe.
+
+    Parameters
+    ----------
+    url
+        The running proxy.
+    json
+        Print JSON for machines.
+    """
+    from foreseen.observed import read, table
+
+    summary = read(url)
+    print(orjson.dumps(summary).decode() if json else table(summary))
+
+
 def main() -> None:
     """Run a command. What is not as it must be is one line on stderr that says what to do, and status 1."""
     try:
-        app()
-    except SetupError as error:
+        app(exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        print(f"foreseen: {' '.join(str(error).split())} See --help.", file=sys.stderr)
+        sys.exit(2)
+    except (SetupError, ForeseenError) as error:
         print(f"foreseen: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

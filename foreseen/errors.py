@@ -36,6 +36,12 @@ class BadInput(BadRequest):
     code = "bad_input"
 
 
+class Unauthorized(ForeseenError):
+    """The route is for operators, and the request does not carry their token."""
+
+    status, code = 401, "unauthorized"
+
+
 class NotFound(ForeseenError):
     """No such route."""
 

@@ -50,6 +50,19 @@ class ProxyMetrics:
             ("model", "reason"),
             registry=registry,
         )
+        self.observed = Counter(
+            "foreseen_observed_rows",
+            "Rows of observed models, always answered by the model, by what the cache would have done: hit-exact, "
+            "hit-close, hit-different, collapsed, miss.",
+            ("model", "outcome"),
+            registry=registry,
+        )
+        self.observed_seconds = Counter(
+            "foreseen_observed_saved_compute_seconds",
+            "Model compute time that exact and close would-be hits of observed models would have saved.",
+            ("model",),
+            registry=registry,
+        )
         self.request_seconds = Histogram(
             "foreseen_request_duration_seconds",
             "Time from the request's head to its answer, by result.",

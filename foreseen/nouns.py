@@ -108,6 +108,17 @@ class Trip(Struct, frozen=True):
     model: float | None = None
 
 
+class Explanation(Struct, frozen=True):
+    """Where one row's entry is, or why it would be a miss: cold, expired, new-digest, verify-failed, far-down,
+    bypassed. `frame` is what its key is made of."""
+
+    key: Key
+    frame: bytes
+    where: Literal["near", "far", "nowhere"]
+    reason: str | None = None
+    prediction: Prediction | None = None
+
+
 class Answer(Struct, frozen=True, gc=False):
     """One row's prediction and the facts of how it came: the edge makes headers, counters and logs of them."""
 

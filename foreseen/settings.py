@@ -106,6 +106,15 @@ class ProxySettings(Common):
     body_bytes: Annotated[int, Parameter(help="Largest request body, decoded, in bytes.")] = 64 * 2**20
     body_seconds: Annotated[float, Parameter(help="How long a body may take to arrive.")] = 30.0
     keepalive_seconds: Annotated[float, Parameter(help="An idle connection is closed after this long.")] = 75.0
+    observe: Annotated[
+        tuple[str, ...],
+        Parameter(help="A model that always answers itself while the cache is only compared with it; 'all' for all."),
+    ] = ()
+    observe_tolerance: Annotated[float, Parameter(help="Largest difference of a float that counts as close.")] = 1e-5
+    admin_token_file: Annotated[
+        Path | None,
+        Parameter(help="Token of operators' routes. Default: DATA/admin-token; without it they are shut."),
+    ] = None
     server_timing: Annotated[bool, Parameter(help="Send Server-Timing.")] = True
 
 
@@ -119,6 +128,21 @@ class UpSettings(ProxySettings):
     threads: Annotated[int, Parameter(help="Threads within one run of a model.")] = 1
     instances: Annotated[int, Parameter(help="Sessions per model process; 0: one per core.")] = 1
     provider: Annotated[Literal["cpu", "cuda", "tensorrt"], Parameter(help="Execution provider.")] = "cpu"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class KeySettings(Common):
+    """What it takes to make a request's keys away from a proxy."""
+
+    model: Annotated[str, Parameter(help="The model that the request is for.")]
+    protocol: Annotated[Literal["v2", "v1"], Parameter(help="How the request file is to be read.")] = "v2"
+    header_length: Annotated[
+        int | None, Parameter(help="Inference-Header-Content-Length of a binary V2 request; 0 for raw binary.")
+    ] = None
+    digest: Annotated[str | None, Parameter(help="Model digest; default: what the running model says.")] = None
+    secret_file: Annotated[Path | None, Parameter(help="Root secret of all keys. Default: DATA/secret.")] = None
+    json: Annotated[bool, Parameter(help="Print JSON for machines.")] = False
 
 
 def arguments(settings: Common, kind: type[Common]) -> list[str]:
@@ -136,4 +160,9 @@ def arguments(settings: Common, kind: type[Common]) -> list[str]:
     return flags
 
 
-NAMES: dict[str, type[Common]] = {"proxy": ProxySettings, "inference": InferenceSettings, "up": UpSettings}
+NAMES: dict[str, type[Common]] = {
+    "up": UpSettings,
+    "proxy": ProxySettings,
+    "inference": InferenceSettings,
+    "key": KeySettings,
+}

@@ -82,6 +82,8 @@ class _System:
         for manifest in self._models:
             await _build(manifest, settings)
         self._say_defaults(url)
+        if settings.admin_token_file is None:
+            make_secret(settings.data / "admin-token")
         if settings.redis is None:
             make_secret(settings.secret_file or settings.data / "secret")
             await self._start_valkey()

@@ -22,12 +22,15 @@ from foreseen.metrics import ProxyMetrics
 from foreseen.places import model_socket, redis_socket
 from foreseen.secret import read_secret
 from foreseen.settings import ProxySettings
+from proxy.admin import Token
 from proxy.handlers import Handlers
 from proxy.model import ModelProcess
 from proxy.near import Near
+from proxy.observe import Observer
 from proxy.pipeline import Pipeline
 from proxy.serve import Server
 from proxy.served import Served
+from proxy.tiers import Tiers
 
 log = structlog.get_logger()
 
@@ -45,22 +48,32 @@ class Proxy:
         self.served = {served.manifest.name: served for served in map(self._serve, settings.model)}
         self.far = _far(settings)
         self._check = secret_check(root)
-        self.pipeline = Pipeline(
+        tiers = Tiers(
             root=root,
             codec=EntryCodec(tag_key(root)),
             near=Near(settings.near_bytes),
             far=self.far,
-            models=self.served,
             metrics=self.metrics,
             limits=settings,
         )
-        self.server = Server(self.pipeline, self.metrics, server_timing=settings.server_timing)
+        self.pipeline = Pipeline(tiers, self.served, self.metrics, settings.waiting_rows)
+        self.server = Server(
+            self.pipeline,
+            Observer(self.pipeline, self.metrics, settings.observe_tolerance),
+            self.metrics,
+            observed=frozenset(self.served if "all" in settings.observe else settings.observe),
+            server_timing=settings.server_timing,
+        )
         self.application = Handlers(
             served=self.served,
             server=self.server,
             pipeline=self.pipeline,
             metrics=self.metrics,
             settings=settings,
+            token=Token(
+                settings.admin_token_file or settings.data / "admin-token",
+                required=settings.admin_token_file is not None,
+            ),
             breaker_open=lambda: self.far is not None and self.far.breaker.open,
         ).application()
 

@@ -25,6 +25,7 @@ from foreseen.http import (
 from foreseen.metrics import CONTENT_TYPE, ProxyMetrics
 from foreseen.settings import ProxySettings
 from proxy import describe
+from proxy.admin import Token, explained
 from proxy.decode import Asked, decode_v1, decode_v2
 from proxy.pipeline import Pipeline
 from proxy.serve import Call, Reply, Server
@@ -45,6 +46,7 @@ class Handlers:
         metrics: ProxyMetrics,
         settings: ProxySettings,
         breaker_open: Callable[[], bool],
+        token: Token,
     ) -> None:
         self._served = served
         self._server = server
@@ -52,6 +54,7 @@ class Handlers:
         self._metrics = metrics
         self._settings = settings
         self._breaker_open = breaker_open
+        self._token = token
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[errors], client_max_size=self._settings.body_bytes)
@@ -71,12 +74,14 @@ class Handlers:
             app.router.add_get(f"{model}/stats", self.model_statistics)
             for method in ("POST", "QUERY"):
                 route(method, f"{model}/infer", self.infer)
+            app.router.add_post(f"{model}/explain", self.explain)
         app.router.add_get("/v1/models", self.v1_models)
         v1 = "/v1/models/{model:[^/:]+}"  # GET …:predict is a method that is not allowed, and no model of that name
         for model in (v1, v1 + "/versions/{version:[^/:]+}"):
             app.router.add_get(model, self.v1_model)
             for method in ("POST", "QUERY"):
                 route(method, f"{model}:predict", self.v1_predict)
+            app.router.add_post(f"{model}:explain", self.v1_explain)
         app.router.add_get("/metrics", self.metrics)
         return app
 
@@ -109,6 +114,24 @@ class Handlers:
                 stats.fail_ns += int((time.perf_counter() - started) * 1e9)
         self._metrics.requests.labels(name, protocol, str(reply.status)).inc()
         return reply
+
+    async def explain(self, request: web.Request) -> web.Response:
+        """Operators only: where the rows of an `/infer` body are, or why they would be misses."""
+        return await self._explain(request, self._decode_v2)
+
+    async def v1_explain(self, request: web.Request) -> web.Response:
+        """The same for a `:predict` body."""
+        return await self._explain(request, self._decode_v1)
+
+    async def _explain(
+        self, request: web.Request, decoder: Callable[[web.Request, bytes, Served], Decode]
+    ) -> web.Response:
+        self._token.check(request, "explain")
+        served = self._find(request)
+        body = await read_body(request, self._settings.body_seconds)
+        call = Call(asyncio.get_running_loop().time() + self._settings.deadline_seconds)
+        rows = await self._server.explain(served, body, decoder(request, body, served), call)
+        return json_reply(explained(rows, served.manifest.name, served.space().digest))
 
     def _decode_v2(self, request: web.Request, body: bytes, served: Served) -> Decode:
         length = header_length(request)
@@ -170,8 +193,8 @@ class Handlers:
 
     async def metrics(self, request: web.Request) -> web.Response:
         """The Prometheus exposition, exact at this moment: every answer that was sent is counted in it."""
-        self._metrics.near_bytes.set(self._pipeline.near.bytes)
-        self._metrics.near_entries.set(len(self._pipeline.near))
+        self._metrics.near_bytes.set(self._pipeline.tiers.near.bytes)
+        self._metrics.near_entries.set(len(self._pipeline.tiers.near))
         self._metrics.aloft.set(len(self._pipeline.flights))
         self._metrics.breaker_open.set(self._breaker_open())
         text = await asyncio.to_thread(self._metrics.exposition)

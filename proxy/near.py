@@ -53,6 +53,11 @@ class Near:
             slot.frequency += 1
         return slot.prediction
 
+    def peek(self, key: Key) -> Prediction | None:
+        """What is there, expired or not, without a trace of having looked."""
+        slot = self._small.get(key) or self._main.get(key)
+        return None if slot is None else slot.prediction
+
     def put(self, key: Key, prediction: Prediction) -> bool:
         """Keep a prediction; False where it is larger than all of near. A key that is there is replaced."""
         size = size_of(prediction)

@@ -16,12 +16,14 @@ from msgspec import Struct
 
 from foreseen.errors import DigestMoved, ForeseenError, ModelUnavailable
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import Answer, Lane, Prediction, Question, Row, Steps, Terms
+from foreseen.nouns import Answer, Explanation, Lane, Prediction, Question, Row, Space, Steps, Terms
 from foreseen.prepare import Preparer
 from proxy.decode import Asked
+from proxy.observe import Observer
 from proxy.pipeline import Pipeline
 from proxy.render import render
 from proxy.served import Served
+from proxy.whereabouts import whereabouts
 
 T = TypeVar("T")
 
@@ -53,8 +55,18 @@ class Reply(Struct, frozen=True):
 class Server:
     """Serves predictions of one proxy process."""
 
-    def __init__(self, pipeline: Pipeline, metrics: ProxyMetrics, *, server_timing: bool = True) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        observer: Observer,
+        metrics: ProxyMetrics,
+        *,
+        observed: frozenset[str] = frozenset(),
+        server_timing: bool = True,
+    ) -> None:
         self._pipeline = pipeline
+        self._observer = observer
+        self._observed = observed
         self._metrics = metrics
         self._server_timing = server_timing
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="prepare")
@@ -78,6 +90,16 @@ class Server:
         self._observe(served, facts, time.perf_counter() - started, len(rows))
         return Reply(length_of_body[0], length_of_body[1], headers, facts.result)
 
+    async def explain(self, served: Served, body: bytes, decode: Callable[[], Asked], call: Call) -> list[Explanation]:
+        """Where the rows of a request are, or why they would be misses. Asks no model and changes nothing."""
+        asked = await self._off_loop(decode, len(body) > OFF_LOOP_BYTES)
+        space = served.space()
+        rows = await self._prepare(served.preparer(), asked, len(body))
+        steps: Steps = frozenset(("model",)) if asked.sequence else served.steps
+        question = Question(space, tuple(rows), Terms(call.deadline, steps=steps), asked.parameters)
+        former = [Space(space.scope, space.model, digest) for digest in served.former]
+        return await whereabouts(self._pipeline, question, former)
+
     async def _ask(
         self, served: Served, asked: Asked, size: int, call: Call
     ) -> tuple[Sequence[Row], list[Answer], float]:
@@ -93,7 +115,7 @@ class Server:
             try:
                 return (
                     rows,
-                    await self._pipeline.answer(Question(space, tuple(rows), terms, asked.parameters)),
+                    await self._answer(Question(space, tuple(rows), terms, asked.parameters)),
                     prepared,
                 )
             except DigestMoved:
@@ -105,6 +127,11 @@ class Server:
                 raise
         self._metrics.rows.labels(served.manifest.name, "error").inc(len(rows))
         raise ModelUnavailable(f"model {served.manifest.name!r} is changing its version")
+
+    async def _answer(self, question: Question) -> list[Answer]:
+        cached = question.terms.steps != {"model"}
+        observed = cached and question.space.model in self._observed
+        return await (self._observer if observed else self._pipeline).answer(question)
 
     async def _prepare(self, preparer: Preparer, asked: Asked, size: int) -> list[Row]:
         limit = OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES
@@ -161,7 +188,7 @@ class Facts:
         if not answers:
             return cls("hit", None, sources, answers)
         if sources["bypass"]:
-            why = "sequence" if sequence else served.bypass_reason
+            why = "sequence" if sequence else "observe" if "keep" in served.steps else served.bypass_reason
             return cls("bypass", f"foreseen;fwd=bypass;detail={why}", sources, answers)
         if fresh == len(answers):
             left = int(min(answer.prediction.expires_at for answer in answers) - time.time())

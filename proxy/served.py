@@ -8,6 +8,7 @@ was built with another preparation is not asked.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ log = structlog.get_logger()
 WATCH_SECONDS = 1.0
 WATCH_SECONDS_AT_START = 0.1
 PUBLIC = "public"
+FORMER_DIGESTS = 8
+"""How many digests back a miss can be explained by a new one."""
 
 
 @dataclass(slots=True)
@@ -60,6 +63,7 @@ class Served:
         self.been_ready = False
         self.reachable = False
         self.why = "its process has not answered yet"
+        self.former: deque[str] = deque(maxlen=FORMER_DIGESTS)
         self._data = data
         self._preparer: Preparer | None = None
         self._preparation: str | None = None
@@ -112,6 +116,8 @@ class Served:
                     log.error("model not ready", model=self.manifest.name, why=problem)
                 self.why, self.facts = problem, None
                 return
+        if self.facts is not None and facts.digest != self.facts.digest:
+            self.former.append(self.facts.digest)
         if self.facts is None or facts.digest != self.facts.digest:
             log.info("model ready", model=self.manifest.name, digest=facts.digest[:12], precision=facts.precision)
         self.facts, self.been_ready, self.reachable, self.why = facts, True, True, ""

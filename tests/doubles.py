@@ -17,7 +17,8 @@ from foreseen.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import ALL_STEPS, Key, Output, Prediction, Question, Row, Space, Steps, Terms
 from proxy.near import Near
-from proxy.pipeline import FarTier, Pipeline
+from proxy.pipeline import Pipeline
+from proxy.tiers import FarTier, Tiers
 
 ROOT = b"a root secret of at least 32 bytes"
 DIGEST = "d1"
@@ -140,16 +141,17 @@ def pipeline(
     clock: Clock | None = None,
     root: bytes = ROOT,
 ) -> Pipeline:
-    return Pipeline(
+    limits, metrics = limits or Limits(), ProxyMetrics()
+    tiers = Tiers(
         root=root,
         codec=EntryCodec(tag_key(root)),
         near=Near(near_bytes),
         far=far,
-        models={"m": model, "n": model},
-        metrics=ProxyMetrics(),
-        limits=limits or Limits(),
+        metrics=metrics,
+        limits=limits,
         clock=clock or time.time,
     )
+    return Pipeline(tiers, {"m": model, "n": model}, metrics, limits.waiting_rows)
 
 
 def question(

@@ -174,10 +174,10 @@ async def test_a_store_never_delays_an_answer() -> None:
     far = StuckFar()
     story = pipeline(ScriptedModel(), far)
     assert values(await story.answer(question(row(7)))) == [70]
-    assert story._pending_bytes > 0
+    assert story.tiers.pending_bytes > 0
     far.gate.set()
     await story.close(5)
-    assert story._pending_bytes == 0
+    assert story.tiers.pending_bytes == 0
 
 
 async def test_stores_under_way_are_bounded() -> None:
@@ -186,7 +186,7 @@ async def test_stores_under_way_are_bounded() -> None:
     story = pipeline(ScriptedModel(), far, limits=Limits(far_pending_bytes=300))
     for n in range(10):
         assert values(await story.answer(question(row(n)))) == [10 * n]
-    assert story._pending_bytes <= 300
+    assert story.tiers.pending_bytes <= 300
     assert 'foreseen_far_dropped_entries_total{reason="pending"}' in story._metrics.exposition().decode()
     far.gate.set()
     await story.close(5)
@@ -228,7 +228,7 @@ async def test_a_new_digest_is_never_stored_under_the_old() -> None:
     with pytest.raises(DigestMoved) as moved:
         await story.answer(question(row(1)))
     assert moved.value.digest == "d2"
-    assert (len(story.near), far.values) == (0, {})
+    assert (len(story.tiers.near), far.values) == (0, {})
     assert values(await story.answer(question(row(1), digest="d2"))) == [10]
 
 
@@ -270,7 +270,7 @@ async def test_no_store_keeps_nothing_and_no_cache_looks_nowhere() -> None:
     model, far = ScriptedModel(), DictFar()
     story = pipeline(model, far)
     await story.answer(question(row(1), steps=frozenset(("near", "far", "model"))))
-    assert (len(story.near), far.values) == (0, {})
+    assert (len(story.tiers.near), far.values) == (0, {})
     await story.answer(question(row(1)))
     again = await story.answer(question(row(1), steps=frozenset(("model", "keep"))))
     assert (sources(again), model.calls) == (["model"], [1, 1, 1])
@@ -293,7 +293,7 @@ async def test_a_model_that_may_not_be_cached_goes_straight_through() -> None:
     story = pipeline(model, far)
     for _ in range(2):
         assert sources(await story.answer(question(row(1), steps=frozenset(("model",))))) == ["bypass"]
-    assert (model.calls, far.gets, len(story.near)) == ([1, 1], [], 0)
+    assert (model.calls, far.gets, len(story.tiers.near)) == ([1, 1], [], 0)
 
 
 async def test_an_entry_above_the_limit_is_answered_but_not_sent_to_far() -> None:

@@ -1,0 +1,174 @@
+"""Near and far as the pair that the story uses: look, prove, keep.
+
+Failing open is policy and lives here and in `pipeline.py`: far may be slow, full, lying or gone, and costs time but
+never an answer. Adapters just raise; what they raise becomes a miss with a reason, counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from foreseen.entry import EntryCodec, entry_bytes
+from foreseen.errors import EntryError, FarError
+from foreseen.key import Framer, SpaceKey, key_of, space_key
+from foreseen.metrics import ProxyMetrics
+from foreseen.nouns import Key, Prediction, Row, Space
+from proxy.near import Near
+
+MAX_SPACES = 4096
+
+
+class FarTier(Protocol):
+    """What is needed of the far tier. Both raise FarError."""
+
+    async def get(self, keys: Sequence[Key]) -> list[bytes | None]: ...
+    async def put(self, entries: Sequence[tuple[Key, bytes, int]]) -> None: ...
+
+
+class Limits(Protocol):
+    """The settings that bound the tiers and the pipeline."""
+
+    @property
+    def waiting_rows(self) -> int: ...
+    @property
+    def far_value_bytes(self) -> int: ...
+    @property
+    def far_pending_bytes(self) -> int: ...
+
+
+class Looked(Struct, frozen=True):
+    """What far had, why the rest is missing, and how long it took (None where far was not asked)."""
+
+    found: Mapping[Key, Prediction]
+    missing: Mapping[Key, str]
+    seconds: float | None = None
+
+
+class Tiers:
+    """The tiers of one proxy process, and the identities under which entries lie there."""
+
+    def __init__(
+        self,
+        *,
+        root: bytes,
+        codec: EntryCodec,
+        near: Near,
+        far: FarTier | None,
+        metrics: ProxyMetrics,
+        limits: Limits,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.near = near
+        self.clock = clock
+        self.pending_bytes = 0
+        self._root = root
+        self._codec = codec
+        self._far = far
+        self._metrics = metrics
+        self._limits = limits
+        self._spaces: dict[Space, SpaceKey] = {}
+        self._stores: set[asyncio.Task[None]] = set()
+
+    def keys(self, space: Space, framer: Framer, rows: Sequence[Row], parameters: bytes) -> list[Key]:
+        """key: the identity of every row."""
+        own = self.space_key(space)
+        return [key_of(own, framer.frame(row, parameters)) for row in rows]
+
+    def look_near(self, keys: Iterable[Key]) -> dict[Key, Prediction]:
+        """near: what this process remembers of these keys."""
+        now = self.clock()
+        known = ((key, self.near.get(key, now)) for key in dict.fromkeys(keys))
+        return {key: prediction for key, prediction in known if prediction is not None}
+
+    async def look_far(self, space: Space, keys: Sequence[Key]) -> Looked:
+        """far: what Redis has of these keys and proves to be them. A failure is a miss of all."""
+        if self._far is None:
+            return Looked({}, dict.fromkeys(keys, "cold"))
+        started = time.perf_counter()
+        try:
+            values = await self._far.get(keys)
+        except FarError as error:
+            self._metrics.far_errors.labels(error.kind).inc()
+            return Looked({}, dict.fromkeys(keys, "far-down"), time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self._metrics.far_seconds.labels("get").observe(seconds)
+        found: dict[Key, Prediction] = {}
+        missing: dict[Key, str] = {}
+        for key, value in zip(keys, values, strict=True):
+            proved = self._proved(space, key, value)
+            if isinstance(proved, str):
+                missing[key] = proved
+            else:
+                found[key] = proved
+        return Looked(found, missing, seconds)
+
+    def _proved(self, space: Space, key: Key, value: bytes | None) -> Prediction | str:
+        """The prediction of a far value that proves to be the entry asked for and lives; else why it is a miss."""
+        if value is None:
+            return "cold"
+        try:
+            prediction = self._codec.unpack(key, space.digest, value)
+        except EntryError as error:
+            self._metrics.verify_failed.labels(error.reason).inc()
+            return "verify-failed"
+        return prediction if prediction.expires_at > self.clock() else "expired"
+
+    def keep(self, fresh: Sequence[tuple[Key, Prediction]]) -> bool:
+        """keep: near now, far behind the answer's back. True where all of it is kept somewhere."""
+        kept = [self.keep_near(key, prediction) for key, prediction in fresh]
+        return self._keep_far(fresh) or all(kept)
+
+    def keep_near(self, key: Key, prediction: Prediction) -> bool:
+        before = self.near.evictions
+        kept = self.near.put(key, prediction)
+        if self.near.evictions > before:
+            self._metrics.evictions.inc(self.near.evictions - before)
+        return kept
+
+    def _keep_far(self, fresh: Sequence[tuple[Key, Prediction]]) -> bool:
+        """Send entries off, within the bounds on one entry and on all that are under way; True where all went."""
+        if self._far is None:
+            return False
+        sizes = [entry_bytes(prediction) for _, prediction in fresh]
+        storable = [pair for pair, size in zip(fresh, sizes, strict=True) if size <= self._limits.far_value_bytes]
+        total = sum(size for size in sizes if size <= self._limits.far_value_bytes)
+        if len(storable) < len(fresh):
+            self._metrics.dropped.labels("large").inc(len(fresh) - len(storable))
+        if self.pending_bytes + total > self._limits.far_pending_bytes:
+            self._metrics.dropped.labels("pending").inc(len(storable))
+            return False
+        self.pending_bytes += total
+        task = asyncio.get_running_loop().create_task(self._store(self._far, storable, total))
+        self._stores.add(task)  # the loop itself holds tasks only weakly
+        task.add_done_callback(self._stores.discard)
+        return len(storable) == len(fresh)
+
+    async def _store(self, far: FarTier, fresh: Sequence[tuple[Key, Prediction]], size: int) -> None:
+        started, now = time.perf_counter(), self.clock()
+        lives = [(key, prediction, int((prediction.expires_at - now) * 1000)) for key, prediction in fresh]
+        try:
+            await far.put([(key, self._codec.pack(key, p), life) for key, p, life in lives if life > 0])
+            self._metrics.far_seconds.labels("put").observe(time.perf_counter() - started)
+        except FarError as error:
+            self._metrics.far_errors.labels(error.kind).inc()
+            self._metrics.dropped.labels("far").inc(len(fresh))
+        finally:
+            self.pending_bytes -= size
+
+    def space_key(self, space: Space) -> SpaceKey:
+        key = self._spaces.get(space)
+        if key is None:
+            if len(self._spaces) >= MAX_SPACES:  # old digests and generations are never asked for again
+                self._spaces.clear()
+            key = self._spaces[space] = space_key(self._root, space)
+        return key
+
+    async def close(self, seconds: float) -> None:
+        """Let stores finish, at most so long."""
+        if self._stores:
+            await asyncio.wait(self._stores, timeout=seconds)

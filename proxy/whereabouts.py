@@ -1,0 +1,52 @@
+"""A question → where every row's entry is, or why it would be a miss. Asks no model and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from foreseen.key import key_of
+from foreseen.nouns import Explanation, Key, Prediction, Question, Space
+from proxy.pipeline import Pipeline
+from proxy.tiers import Tiers
+
+
+async def whereabouts(pipeline: Pipeline, question: Question, former: Sequence[Space]) -> list[Explanation]:
+    """One explanation per row. `former` are the model's spaces of before: an entry there makes a miss `new-digest`."""
+    framer = pipeline.models[question.space.model].framer
+    frames = framer.frames(question.rows, question.parameters)
+    bypassed = question.terms.steps == {"model"}
+    return [
+        await _row(pipeline.tiers, question.space, key, frame, () if bypassed else former, bypassed)
+        for key, frame in zip(pipeline.keys(question), frames, strict=True)
+    ]
+
+
+async def _row(
+    tiers: Tiers, space: Space, key: Key, frame: bytes, former: Sequence[Space], bypassed: bool
+) -> Explanation:
+    if bypassed:
+        return Explanation(key, frame, "nowhere", "bypassed")
+    known = tiers.near.peek(key)
+    if known is not None and known.expires_at > tiers.clock():
+        return Explanation(key, frame, "near", prediction=known)
+    far = await _far_says(tiers, space, key)
+    if isinstance(far, Prediction):
+        return Explanation(key, frame, "far", prediction=far)
+    reason = "expired" if known is not None else far
+    if reason == "cold" and await _known_before(tiers, former, frame):
+        reason = "new-digest"
+    return Explanation(key, frame, "nowhere", reason)
+
+
+async def _known_before(tiers: Tiers, former: Sequence[Space], frame: bytes) -> bool:
+    for space in former:
+        key = key_of(tiers.space_key(space), frame)
+        if tiers.near.peek(key) is not None or isinstance(await _far_says(tiers, space, key), Prediction):
+            return True
+    return False
+
+
+async def _far_says(tiers: Tiers, space: Space, key: Key) -> Prediction | str:
+    """The proved entry, or the reason of a miss."""
+    looked = await tiers.look_far(space, [key])
+    return looked.found[key] if key in looked.found else looked.missing[key]
