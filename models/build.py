@@ -18,7 +18,7 @@ from foreseen.artifact import Artifact, Record, write_record
 from foreseen.errors import SetupError
 from foreseen.manifest import Manifest, Precision
 from foreseen.nouns import Row
-from models import check, heads
+from models import check, exact, heads
 from models.child import prove
 from models.fetch import fetch
 from models.gate import Figures, invariance_reasons, reasons, runs_alone
@@ -109,7 +109,10 @@ def _quick_figures(bench: Bench, graph: Path, rows: list[Row]) -> Figures:
     if runs_alone(bench.manifest):
         return figures
     changed = check.invariance(candidate, rows, alone, heads.head_of(bench.manifest, reference))
-    return msgspec.structs.replace(figures, flips=changed.flips, max_difference=changed.max_difference)
+    lengths = tuple(exact.changed(candidate, bench.manifest, rows))
+    return msgspec.structs.replace(
+        figures, flips=changed.flips, max_difference=changed.max_difference, changed_lengths=lengths
+    )
 
 
 def builder_of(manifest: Manifest) -> ModuleType:

@@ -17,7 +17,7 @@ Head = Callable[[Array], Array]
 
 LARGEST_BATCH = 32
 PADDED_ROWS = 200  # each costs a run of twice the longest row; random batches pad the others
-LEAST_DIFFERENCE = float(np.finfo(np.float64).tiny)  # of 64-bit integers that differ, but not as FP64
+LEAST_DIFFERENCE = float(np.finfo(np.float64).tiny)  # of +0 and −0, and of 64-bit integers that differ, but not as FP64
 
 
 class Invariance(Struct, frozen=True):
@@ -77,12 +77,12 @@ def batches(count: int, seed: int = 1, rounds: int = 1) -> Iterator[list[int]]:
 
 
 def difference(a: RowOutputs, b: RowOutputs) -> float:
-    """Largest absolute difference of two answers to one row; 0.0 means equal, element for element."""
+    """Largest absolute difference of two answers to one row; 0.0 means equal, bit for bit."""
     largest = 0.0
     for x, y in zip(a, b, strict=True):
         if x.dtype.kind == "O":
             largest = max(largest, 0.0 if np.array_equal(x, y) else np.inf)
-        elif not np.array_equal(x, y):
+        elif x.tobytes() != y.tobytes():
             apart = float(np.abs(x.astype(np.float64) - y.astype(np.float64)).max())
             largest = max(largest, apart or LEAST_DIFFERENCE)
     return largest

@@ -18,6 +18,8 @@ class Figures(Struct, frozen=True):
     """Share of comparisons in which batch-mates change the label, 0…1."""
     max_difference: float | None = None
     """Largest change that batch-mates make to any element of any output."""
+    changed_lengths: tuple[int, ...] = ()
+    """Of a model declared exact: the lengths at which batch-mates or padding change a bit."""
     agreement: float | None = None
     """Share of rows with fp32's label, 0…1."""
     fp32_difference: float | None = None
@@ -49,4 +51,6 @@ def invariance_reasons(manifest: Manifest, figures: Figures) -> list[str]:
     allowed = 0.0 if manifest.exact else gates.max_difference
     if allowed is not None and figures.max_difference is not None and figures.max_difference > allowed:
         failed.append(f"batch-mates change an answer by {figures.max_difference:.2g}, allowed {allowed:g}")
+    if figures.changed_lengths:
+        failed.append(f"batch-mates or padding change bits at {len(figures.changed_lengths)} of the lengths 4 to 62")
     return failed

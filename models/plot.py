@@ -31,5 +31,6 @@ def draw(name: str, candidates: Sequence[Candidate], path: Path) -> None:
     left.set(
         title=f"{name}: red does not pass its gates", xlabel="speed against fp32, 1×64 tokens", ylabel="agreement %"
     )
+    left.margins(0.3, 0.1)  # room for the names
     right.legend()
     figure.savefig(path, metadata={"Date": None})

@@ -15,7 +15,7 @@ from foreseen.errors import SetupError
 from foreseen.manifest import Manifest, Precision
 from foreseen.nouns import Array, Row
 from foreseen.rows import RowOutputs
-from models import check, heads, labelled
+from models import check, exact, heads, labelled
 from models.build import Bench, builder_of, make
 from models.gate import Figures, reasons, runs_alone
 from models.graphs.graph import to_bytes
@@ -150,6 +150,7 @@ def compare(
         least_cosine=float(cosine.min()),
         flips=changed.flips if changed else None,
         max_difference=changed.max_difference if changed else None,
+        changed_lengths=tuple(exact.changed(session, manifest, asked.rows)),
         agreement=float(np.mean(labels == asked.head(wanted))),
         fp32_difference=max(check.difference(a, b) for a, b in zip(reference, alone, strict=True)),
     )
