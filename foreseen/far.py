@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
 import structlog
@@ -27,7 +27,8 @@ from foreseen.nouns import Key
 
 PREFIX = b"fsn1:"
 SECRET_CHECK = b"fsn1.secret"
-MAX_CONNECTIONS = 64
+MAX_CONNECTIONS = 32
+"""Calls at a time; more wait for a place. Redis has one thread: more connections would not make it faster."""
 STORE_PAUSE_SECONDS = 1.0
 """How long stores rest after Redis said that it is full or read-only; reads go on."""
 
@@ -79,6 +80,7 @@ class Far:
         self.breaker = breaker or Breaker()
         self._probe: asyncio.Task[None] | None = None
         self._no_stores_until = 0.0
+        self._places = asyncio.Semaphore(MAX_CONNECTIONS)
 
     async def get(self, keys: Sequence[Key]) -> list[bytes | None]:
         """The entries of keys, None where there is none. More keys than one call takes go side by side."""
@@ -101,26 +103,23 @@ class Far:
         pipe = self._client.pipeline(transaction=False)
         for key, value, milliseconds in entries:
             pipe.set(PREFIX + key, value, px=max(1, milliseconds))
-        for reply in await self._call(pipe.execute(raise_on_error=False)):
+        for reply in await self._call(lambda: pipe.execute(raise_on_error=False)):
             if isinstance(reply, Exception):
                 raise self._failed(reply)
 
     async def forget(self, keys: Sequence[Key]) -> int:
         """Delete entries; how many there were."""
         self._admit()
-        return int(await self._call(self._client.delete(*(PREFIX + key for key in keys))))
+        return int(await self._call(lambda: self._client.delete(*(PREFIX + key for key in keys))))
 
     async def check_secret(self, check: bytes) -> None:
         """Raises SetupError where this Redis was filled under another root secret: it would miss for ever."""
-        await self._call(self._client.set(SECRET_CHECK, check, nx=True))
-        if await self._call(self._client.get(SECRET_CHECK)) not in (check, None):
+        await self._call(lambda: self._client.set(SECRET_CHECK, check, nx=True))
+        if await self._call(lambda: self._client.get(SECRET_CHECK)) not in (check, None):
             raise SetupError(
                 "the root secret is not the one that this Redis was filled with; give --secret-file of the other "
                 "proxies, or empty this Redis (FLUSHALL) if it has no others"
             )
-
-    async def ping(self) -> None:
-        await self._call(self._client.ping())
 
     async def close(self) -> None:
         if self._probe is not None:
@@ -128,16 +127,19 @@ class Far:
         await self._client.aclose()
 
     async def _mget(self, keys: Sequence[Key]) -> list[bytes | None]:
-        values: list[bytes | None] = await self._call(self._client.mget([PREFIX + key for key in keys]))
+        values: list[bytes | None] = await self._call(lambda: self._client.mget([PREFIX + key for key in keys]))
         if len(values) != len(keys):
             raise self._failed(gone.InvalidResponse())
         return values
 
-    async def _call(self, command: Any) -> Any:
-        try:
-            reply = await command
-        except (gone.RedisError, OSError, TimeoutError) as error:
-            raise self._failed(error) from None
+    async def _call(self, command: Callable[[], Awaitable[Any]]) -> Any:
+        """One command in its turn. A place is waited for no longer than the calls before it may take."""
+        async with self._places:
+            self._admit()  # it may have opened while this one waited
+            try:
+                reply = await command()
+            except (gone.RedisError, OSError, TimeoutError) as error:
+                raise self._failed(error) from None
         self.breaker.succeeded()
         return reply
 

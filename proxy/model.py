@@ -70,15 +70,22 @@ class ModelProcess:
         parts = [rows[at : at + step] for at in range(0, len(rows), step)]
         if len(parts) == 1:
             return await self._predict(parts[0], parameters, terms)
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_caught(self._predict(part, parameters, terms))) for part in parts]
-        predictions = []
-        for task in tasks:
-            answered = task.result()
-            if isinstance(answered, ForeseenError):
-                raise answered
-            predictions += answered
-        return predictions
+        answered: list[list[Prediction]] = [[] for _ in parts]
+        waiting = iter(enumerate(parts))
+
+        async def ask() -> ForeseenError | None:
+            for place, part in waiting:
+                try:
+                    answered[place] = await self._predict(part, parameters, terms)
+                except ForeseenError as error:
+                    return error
+            return None
+
+        # Two at a time keep the process busy between runs; all at once would overflow its queue and be refused.
+        for error in await asyncio.gather(ask(), ask()):
+            if error is not None:
+                raise error
+        return [prediction for part in answered for prediction in part]
 
     async def facts(self) -> Facts:
         """What the process says of itself. Raises ModelUnavailable unless it is there and ready."""
@@ -195,15 +202,6 @@ class ModelProcess:
 def _whole_batch(row: Row, manifest: Manifest) -> dict[str, Array]:
     """The batch of a model whose rows belong together: its one row is the request."""
     return {spec.name: tensor for spec, tensor in zip(manifest.model.keyed, row.tensors, strict=True)}
-
-
-async def _caught(asking: Any) -> list[Prediction] | ForeseenError:
-    """An error as a value: one part that fails is not to cancel the others in the middle of their replies."""
-    try:
-        answered: list[Prediction] = await asking
-    except ForeseenError as error:
-        return error
-    return answered
 
 
 def _refusal(name: str, status: int, content: bytes, retry_after: str | None) -> ForeseenError:

@@ -81,6 +81,7 @@ class Pipeline:
         """flight: join who asks already, else board. Each landing with whether it was joined."""
         terms = question.terms
         party = Party(question.space, question.parameters, terms.lane, terms.steps)
+        full = len(self.flights) >= self._waiting_rows  # a question that is let in boards all its rows, however many
         waits: dict[Key, tuple[Landing, bool]] = {}
         for key, row in zip(keys, question.rows, strict=True):
             if key in found or key in waits:
@@ -89,7 +90,7 @@ class Pipeline:
             if landing is not None:
                 waits[key] = landing, True
                 continue
-            if len(self.flights) >= self._waiting_rows:
+            if full:
                 raise Overloaded(f"{self._waiting_rows} rows are waiting already")
             waits[key] = self.flights.board(key, row, party, terms.deadline, terms.traceparent), False
         return waits
