@@ -66,6 +66,8 @@ def read(path: Path) -> tuple[list[str], list[str]]:
     try:
         with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8", newline="") as file:
             lines = list(csv.DictReader(file))
+        if not lines:
+            raise ValueError("no rows")
         return [line["text"] for line in lines], [line["label"] for line in lines]
     except OSError as error:
         raise SetupError(f"{path}: {error.strerror or error}") from None

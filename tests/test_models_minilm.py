@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import hashlib
 from pathlib import Path
 
@@ -9,9 +11,10 @@ import numpy as np
 import pytest
 
 from foreseen.artifact import model_folder, read_record
+from foreseen.errors import SetupError
 from foreseen.manifest import find
 from foreseen.nouns import Array, Row
-from models import check, exact, heads
+from models import check, exact, heads, labelled, study
 from models.build import Bench, prepare
 from models.gate import Figures, invariance_reasons
 from models.graphs import bert, pool
@@ -106,3 +109,32 @@ def test_the_same_check_goes_red_on_both_other_pools(bench: Bench, pooled: pool.
     """The check can fail: `ReduceSum` at nearly every length, the one-row product at lengths ≡ 3 mod 4."""
     other = Session(to_bytes(bert.make(MANIFEST, bench.files, pooled)), MANIFEST.model, "fp32")
     assert set(exact.changed(other, MANIFEST, random_rows())) >= set(wrong)
+
+
+def written(path: Path, lines: list[tuple[str, str]]) -> Path:
+    with gzip.open(path, "wt", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *lines])
+    return path
+
+
+def test_labelled_texts_give_a_logistic_head_and_the_share_that_is_right(tmp_path: Path, bench: Bench) -> None:
+    """The head is fitted on fp32 embeddings of one file; agreement and accuracy are measured on the other."""
+    subjects = {"food": "soup", "travel": "train", "money": "bank"}
+    train = [(f"I like the {word} {when}", label) for label, word in subjects.items() for when in ("now", "a lot", "")]
+    test = [(f"tell me about a {word} today", label) for label, word in subjects.items()]
+    files = labelled.Files(written(tmp_path / "train.csv.gz", train), written(tmp_path / "test.csv.gz", test))
+    fp32 = Session(to_bytes(bench.fp32), MANIFEST.model, "fp32")
+    rows, truth, head, what = labelled.questions(MANIFEST, bench.files, fp32, files)
+    reference = fp32.alone(rows)
+    asked = study.Questions(rows, head, what, truth)
+    figures, accuracy = study.compare(MANIFEST, asked, reference, fp32)
+    assert (figures.agreement, figures.flips, figures.fp32_difference, accuracy) == (1.0, 0.0, 0.0, 1.0)
+    assert what == "3 texts of test.csv.gz, logistic regression on 9 of train.csv.gz"
+
+
+@pytest.mark.parametrize("content", [b"text,kind\na,b\n", b"\xff\xfe\x00", b""])
+def test_a_file_without_text_and_label_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "texts.csv"
+    path.write_bytes(content)
+    with pytest.raises(SetupError, match=r"texts\.csv: is not a CSV file with the columns text and label"):
+        labelled.read(path)
