@@ -38,7 +38,7 @@ def add(file: Path, name: str | None, folder: Path, data: Path, say: Say) -> Pat
         raise SetupError(f"{place}: is there already; take another --name or remove it")
     model = onnx_file.read(file)
     signature, fixed = signature_of(model, file.name)
-    with workshop(data) as shop:
+    with workshop(data, say) as shop:
         made = shop / name
         made.mkdir()
         graph = made / "model.onnx"

@@ -46,7 +46,7 @@ class Bench(Struct, frozen=True):
 
 def build(manifest: Manifest, data: Path, *, quick: bool = True, say: Say) -> Record:
     """Build a model and put it in force under `data`. Raises SetupError, and then nothing has changed."""
-    with workshop(data) as folder:
+    with workshop(data, say) as folder:
         bench = prepare(manifest, data, folder, say)
         return _quick(bench, data, say)
 

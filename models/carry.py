@@ -56,7 +56,7 @@ def export(data: Path, name: str, file: Path) -> Record:
 def import_(data: Path, manifest: Manifest, file: Path, say: Say) -> Record:
     """Prove a carried artifact against this machine's manifest and put it in force. Raises SetupError."""
     try:
-        with workshop(data) as folder, tarfile.open(file) as archive:
+        with workshop(data, say) as folder, tarfile.open(file) as archive:
             return _taken(archive, data, manifest, folder, say)
     except (OSError, tarfile.TarError) as error:
         raise SetupError(f"{file}: cannot be read as a carried model: {error}") from None

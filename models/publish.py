@@ -24,18 +24,23 @@ from foreseen.artifact import (
 )
 from foreseen.errors import SetupError
 from foreseen.manifest import Manifest, Precision
+from models.progress import Say
 
 GRAPH_NAME = "model.onnx"
 WORKSHOP_PREFIX = ".building-"
 
 
 @contextmanager
-def workshop(data: Path) -> Iterator[Path]:
+def workshop(data: Path, say: Say) -> Iterator[Path]:
     """A folder to build in, gone afterwards. One build at a time per data directory; killed builds are swept up."""
     root = data / "models"
     root.mkdir(parents=True, exist_ok=True)
     with (root / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with say.step("wait for another build to finish"):
+                fcntl.flock(lock, fcntl.LOCK_EX)
         for left in root.glob(f"{WORKSHOP_PREFIX}*"):
             shutil.rmtree(left)
         with tempfile.TemporaryDirectory(dir=root, prefix=WORKSHOP_PREFIX) as folder:

@@ -48,7 +48,7 @@ class Report(Struct, frozen=True):
 
 def build_full(manifest: Manifest, data: Path, say: Say, files: labelled.Files | None = None) -> tuple[Record, Report]:
     """Make and measure every candidate, put the fastest that passes in force. Raises SetupError if none passes."""
-    with workshop(data) as folder:
+    with workshop(data, say) as folder:
         bench = prepare(manifest, data, folder, say)
         what, candidates, made = study.measure(bench, say, files)
         report = _report(manifest, what, candidates)
@@ -70,7 +70,7 @@ def measured(manifest: Manifest, data: Path, say: Say, files: labelled.Files | N
     kept = read(manifest, data, files)
     if kept is not None:
         return kept
-    with workshop(data) as folder:
+    with workshop(data, say) as folder:
         what, candidates, _ = study.measure(prepare(manifest, data, folder, say), say, files)
     report = _report(manifest, what, candidates)
     write(report, data, files)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -17,8 +20,8 @@ from models.build import build
 from models.child import prove
 from models.graphs import digits, fingerprint, onnx_file
 from models.graphs.graph import Graph, to_bytes
-from models.progress import Silent
-from models.publish import GRAPH_NAME, intact
+from models.progress import Advance, Silent
+from models.publish import GRAPH_NAME, intact, workshop
 from models.report import build_full, measured, public
 from models.run import Session
 from tests.models_fixture import PACKAGED
@@ -81,6 +84,35 @@ def test_what_a_killed_build_left_is_swept_up_and_a_damaged_artifact_is_made_aga
     built(tmp_path, with_seal(1))
     assert intact(tmp_path, record.artifact)
     assert not left.exists()
+
+
+def test_builds_in_one_data_directory_take_turns(tmp_path: Path) -> None:
+    """Else one would sweep up the other's folder as a killed build's. Who waits says so."""
+    said: list[str] = []
+    holding, waiting = threading.Event(), threading.Event()
+
+    class Waiter(Silent):
+        @contextmanager
+        def step(self, what: str, parts: int | None = None) -> Iterator[Advance]:
+            said.append(what)
+            waiting.set()
+            with super().step(what, parts) as advance:
+                yield advance
+
+    def second() -> None:
+        holding.wait()
+        with workshop(tmp_path, Waiter()) as folder:
+            assert not (folder.parent / first.name).exists()
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with workshop(tmp_path, Silent()) as first:
+        holding.set()
+        assert waiting.wait(30)
+        assert first.is_dir()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert said == ["wait for another build to finish"]
 
 
 def test_a_gate_that_nothing_passes_is_an_error_and_publishes_nothing(tmp_path: Path) -> None:
