@@ -96,7 +96,7 @@ OWNERS = {
     "onnxruntime": {"inference.session", "inference.gpu", "inference.watchdog", "models"},
     "onnx": {"models"},
     "blake3": {"foreseen.key", "foreseen.entry", "foreseen.artifact"},
-    "prometheus_client": {"foreseen.metrics", "inference.metrics"},
+    "prometheus_client": {"foreseen.metrics", "foreseen.observed", "inference.metrics"},
     "uvloop": {"proxy.app", "inference.app"},
 }
 
