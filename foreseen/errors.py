@@ -82,6 +82,12 @@ class BodyTimeout(ForeseenError):
     status, code = 408, "body_timeout"
 
 
+class ExpectationFailed(ForeseenError):
+    """An `Expect` header that asks for something else than 100-continue."""
+
+    status, code = 417, "expectation_failed"
+
+
 class Unsupported(ForeseenError):
     """Part of the protocol that this server leaves out on purpose."""
 

@@ -21,10 +21,12 @@ from aiohttp.web_protocol import RequestHandler
 from foreseen.errors import (
     BadRequest,
     BodyTimeout,
+    ExpectationFailed,
     ForeseenError,
     MethodNotAllowed,
     NotFound,
     TooLarge,
+    Unsupported,
     UnsupportedCoding,
 )
 
@@ -58,12 +60,13 @@ async def read_body(request: web.Request, seconds: float) -> bytes:
     limit = _limit(request)
     if (request.content_length or 0) > limit:  # refused before it is read
         raise _too_large(limit)
+    if request.headers.get("Transfer-Encoding", "chunked").strip().lower() != "chunked":
+        raise Unsupported("Transfer-Encoding: only chunked is understood (RFC 9112 section 6.1)")
     try:
         async with asyncio.timeout(seconds):
             body = await request.read()
-    except (
-        TimeoutError
-    ):  # aiohttp closes what is not read to its end, after the reply; `force_close` would be before it
+    except TimeoutError:
+        # aiohttp closes what is not read to its end, after the reply; `force_close` would close it before.
         told = f"the body did not arrive within {seconds:g} seconds"
         raise BodyTimeout(told, headers={"Connection": "close"}) from None
     except web.HTTPRequestEntityTooLarge:
@@ -170,6 +173,15 @@ def route_of(request: web.Request) -> str:
     """The route's template, from a closed set: paths are data."""
     resource = request.match_info.route.resource
     return resource.canonical if resource is not None else "unmatched"
+
+
+async def expect(request: web.Request) -> web.StreamResponse | None:
+    """`Expect: 100-continue` gets its 100; anything else is an error of ours (RFC 9110 section 10.1.1)."""
+    if request.headers.get("Expect", "").lower() != "100-continue":
+        return error_reply(ExpectationFailed("Expect: only 100-continue is understood"))
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0  # what was written is not part of the reply
+    return None
 
 
 @web.middleware

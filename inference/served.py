@@ -104,7 +104,8 @@ class Served:
         plan = Plan(settings.provider, settings.threads, settings.fallback, settings.run_seconds)
         session = open_session(manifest, settings.data, plan)
         try:
-            if session.record.artifact.precision == "int8-rowwise" and settings.provider == "cpu" and saturates():
+            eight_bit = session.record.artifact.precision.startswith("int8")
+            if eight_bit and settings.provider == "cpu" and saturates(guarded=True):
                 selftest.refuse_saturation(manifest)
             proof = selftest.prove(session, manifest)
             if settings.provider != "cpu":

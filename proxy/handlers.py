@@ -16,6 +16,7 @@ from foreseen.http import (
     as_foreseen,
     error_reply,
     errors,
+    expect,
     header_length,
     infer_reply,
     json_reply,
@@ -73,14 +74,14 @@ class Handlers:
             app.router.add_get(f"{model}/config", self.model_config)
             app.router.add_get(f"{model}/stats", self.model_statistics)
             for method in ("POST", "QUERY"):
-                route(method, f"{model}/infer", self.infer)
+                route(method, f"{model}/infer", self.infer, expect_handler=expect)
             app.router.add_post(f"{model}/explain", self.explain)
         app.router.add_get("/v1/models", self.v1_models)
         v1 = "/v1/models/{model:[^/:]+}"  # GET …:predict is a method that is not allowed, and no model of that name
         for model in (v1, v1 + "/versions/{version:[^/:]+}"):
             app.router.add_get(model, self.v1_model)
             for method in ("POST", "QUERY"):
-                route(method, f"{model}:predict", self.v1_predict)
+                route(method, f"{model}:predict", self.v1_predict, expect_handler=expect)
             app.router.add_post(f"{model}:explain", self.v1_explain)
         app.router.add_get("/metrics", self.metrics)
         return app

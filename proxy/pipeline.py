@@ -29,6 +29,9 @@ from proxy.tiers import Tiers
 TTL_JITTER = 0.1
 """Entries made together do not expire together."""
 
+SLICE_ROWS = 256
+"""Rows that are keyed in one turn of the event loop: about a millisecond."""
+
 
 class Model(Protocol):
     """What the pipeline needs of a model process: one answer per row, in order, under the digest that made it."""
@@ -57,7 +60,7 @@ class Pipeline:
         """
         if question.terms.steps == {"model"}:
             return await self.straight(question)
-        keys = self.keys(question)
+        keys = await self._keys_in_slices(question)
         found = self._look_near(question, keys)
         waits = self._take_flight(question, keys, found)
         if waits:
@@ -68,6 +71,17 @@ class Pipeline:
         """key: the identity of every row."""
         framer = self.models[question.space.model].framer
         return self.tiers.keys(question.space, framer, question.rows, question.parameters)
+
+    async def _keys_in_slices(self, question: Question) -> list[Key]:
+        """The same, letting others have their turn in between: a hit is not to wait for somebody's 10,000 rows."""
+        if len(question.rows) <= SLICE_ROWS:
+            return self.keys(question)
+        keys: list[Key] = []
+        for at in range(0, len(question.rows), SLICE_ROWS):
+            part = Question(question.space, question.rows[at : at + SLICE_ROWS], question.terms, question.parameters)
+            keys += self.keys(part)
+            await asyncio.sleep(0)
+        return keys
 
     def _look_near(self, question: Question, keys: Sequence[Key]) -> dict[Key, Answer]:
         """near. From here to the end of `_take_flight` there is no await, hence no race."""

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from foreseen.errors import DigestMoved, ForeseenError, ModelUnavailable
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import Answer, Explanation, Lane, Prediction, Question, Row, Space, Steps, Terms
+from foreseen.nouns import Answer, Explanation, Lane, Question, Row, Space, Steps, Terms
 from foreseen.prepare import Preparer
 from proxy.decode import Asked
 from proxy.observe import Observer
@@ -31,7 +31,8 @@ OFF_LOOP_BYTES = 32 * 1024
 """A larger body is parsed and prepared off the event loop; a smaller one costs less than the hop to a thread."""
 OFF_LOOP_TEXT_BYTES = 4 * 1024
 """The same for text that goes through a tokenizer, which costs about 30 µs for a short sentence."""
-FRESH = ("near", "far")
+OFF_LOOP_ROWS = 512
+"""More rows than these are rendered off the event loop."""
 _SAVED = ("near", "far", "collapsed")
 
 
@@ -82,13 +83,15 @@ class Server:
         answered = time.perf_counter()
         facts = Facts.of(answers, served, asked.sequence)
         self._count(served, facts, answers)
-        length_of_body = render(served.manifest, _predictions(answers), asked.wish)
+        predictions = [answer.prediction for answer in answers]
+        many = len(rows) > OFF_LOOP_ROWS
+        rendered, length = await self._off_loop(lambda: render(served.manifest, predictions, asked.wish), many)
         headers = facts.headers(time.time())
         if self._server_timing:
             timings = {"decode": decoded - started, "prepare": prepared - decoded, "answer": answered - prepared}
             headers["Server-Timing"] = facts.timing(timings)
         self._observe(served, facts, time.perf_counter() - started, len(rows))
-        return Reply(length_of_body[0], length_of_body[1], headers, facts.result)
+        return Reply(rendered, length, headers, facts.result)
 
     async def explain(self, served: Served, body: bytes, decode: Callable[[], Asked], call: Call) -> list[Explanation]:
         """Where the rows of a request are, or why they would be misses. Asks no model and changes nothing."""
@@ -215,10 +218,6 @@ class Facts:
         model = max((trip.model for trip in trips if trip.model is not None), default=None)
         steps = steps | ({"far": far} if far is not None else {}) | ({"model": model} if model is not None else {})
         return ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in steps.items())
-
-
-def _predictions(answers: Sequence[Answer]) -> list[Prediction]:
-    return [answer.prediction for answer in answers]
 
 
 def _now() -> float:

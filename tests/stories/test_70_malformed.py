@@ -12,6 +12,7 @@ import http.client
 import itertools
 import json
 import random
+import socket
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -351,3 +352,22 @@ def test_random_bytes(live: Live) -> None:
     for _ in range(100):
         for reply in exchange(live, dice.randbytes(dice.randrange(1, 400)) + b"\r\n\r\n", 1):
             assert reply.status == 400
+
+
+def test_expectations_and_transfer_codings_that_nobody_understands(live: Live) -> None:
+    """417 and 501 as our own JSON errors; `100-continue` is answered with 100 and then the answer."""
+    body = json.dumps(ask_fingerprint(numbers(1))).encode()
+    status, headers, text = live.post(FINGERPRINT, body, {"Expect": "a-miracle"})
+    assert (status, headers["content-type"], json.loads(text)["code"]) == (
+        417,
+        "application/json",
+        "expectation_failed",
+    )
+    status, _, text = live.post(FINGERPRINT, body, {"Transfer-Encoding": "gzip, chunked"})
+    assert (status, json.loads(text)["code"]) in ((501, "unsupported"), (400, "bad_request"))
+    with socket.create_connection(("127.0.0.1", live.port), 10) as connection:
+        head = f"POST {FINGERPRINT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n"
+        connection.sendall(head.encode())
+        assert connection.recv(1024) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(body)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
