@@ -16,8 +16,9 @@ setup: $(VENV)/installed ## put everything, the command `foreseen` too, into .ve
 $(VENV)/installed: pyproject.toml
 	@echo "setup: installing into $(VENV) (a minute the first time)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on --editable '.[dev]'
+	@{ $(BIN)/python -m pip install --disable-pip-version-check --upgrade pip && \
+	   $(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'; } > $(VENV)/install.log 2>&1 \
+	   || { tail -20 $(VENV)/install.log; echo "setup: failed; the whole log is $(VENV)/install.log"; exit 1; }
 	@touch $@
 
 lint: setup ## ruff and mypy --strict
