@@ -1,6 +1,7 @@
 """`DATA/models/<name>/` ↔ Artifact: what a build leaves behind, a model process loads and a proxy prepares with.
 
     DATA/models/<name>/record.json          which artifact is in force; replaced atomically, last
+    DATA/models/<name>/serving.json         what the model's process last said of itself; replaced atomically
     DATA/models/<name>/<digest>/…           the files of one artifact: the graph, the tokenizer; never changed
 
 Two digests. The *artifact digest* is made of the files and of the manifest's answer-changing part, so the same inputs
@@ -23,6 +24,7 @@ from foreseen.errors import SetupError
 from foreseen.manifest import Manifest
 
 RECORD_NAME = "record.json"
+SERVING_NAME = "serving.json"
 
 
 class ArtifactFile(Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,6 +53,21 @@ class Record(Struct, frozen=True):
     artifact: Artifact
     row_independent: bool = True
     """Whether the chosen artifact passed the invariance gate; a model that did not is not cached by the row."""
+
+
+class Serving(Struct, frozen=True):
+    """What a model's process said of itself when it was last ready, for those who come when it is down.
+
+    The model digest depends on the machine that serves, so it cannot be worked out elsewhere; it counts for as long as
+    the artifact in force is the one that was served.
+    """
+
+    digest: str
+    """The model digest, hex."""
+    artifact: str
+    """The artifact digest, hex."""
+    preparation: str
+    row_independent: bool = True
 
 
 def fields_digest(*fields: bytes) -> str:
@@ -95,14 +112,32 @@ def read_record(data: Path, name: str) -> Record:
 
 def write_record(data: Path, record: Record) -> None:
     """Put a record in force: written beside, synced, renamed, so that a reader sees the old one or the new one."""
-    folder = model_folder(data, record.artifact.model)
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f"{RECORD_NAME}.{os.getpid()}"
+    _replace(model_folder(data, record.artifact.model) / RECORD_NAME, record)
+
+
+def read_serving(data: Path, name: str) -> Serving | None:
+    """What the process last said; None where it never ran here or another artifact is in force by now."""
+    try:
+        serving = msgspec.json.decode((model_folder(data, name) / SERVING_NAME).read_bytes(), type=Serving)
+        return serving if serving.artifact == read_record(data, name).artifact.digest else None
+    except (OSError, msgspec.DecodeError, SetupError):
+        return None
+
+
+def write_serving(data: Path, name: str, serving: Serving) -> None:
+    """Raises OSError, for instance where the folder is read-only."""
+    if read_serving(data, name) != serving:
+        _replace(model_folder(data, name) / SERVING_NAME, serving)
+
+
+def _replace(path: Path, document: Struct) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
     with beside.open("wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+        file.write(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
         file.flush()
         os.fsync(file.fileno())
-    beside.replace(folder / RECORD_NAME)
+    beside.replace(path)
 
 
 def artifact_file(path: Path) -> ArtifactFile:

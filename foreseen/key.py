@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NewType
 
+import numpy as np
 from blake3 import blake3
 
 from foreseen.datatypes import DATATYPES
@@ -64,6 +65,25 @@ def key_of(space: SpaceKey, frame: bytes) -> Key:
     return Key(blake3(frame, key=space).digest())
 
 
+def keys_of(space: SpaceKey, frames: Array) -> list[Key]:
+    """The identities of frames of one length, `uint8 [rows, length]`: `key_of` of each, at about 0.7 µs a frame."""
+    return [Key(digest) for digest in keyed_digests(space, frames)]
+
+
+def keyed_digests(key: bytes, lines: Array) -> list[bytes]:
+    """Keyed BLAKE3, 32 bytes, of every line of `uint8 [rows, length]`.
+
+    One hasher that is reset costs 0.69 µs for 290 bytes, a new one each 0.90 µs.
+    """
+    hasher, digests = blake3(key=key), []
+    raw, length = lines.tobytes(), lines.shape[1]
+    for at in range(0, len(raw), length):
+        hasher.update(raw[at : at + length])
+        digests.append(hasher.digest())
+        hasher.reset()
+    return digests
+
+
 class Framer:
     """Rows of one model signature → canonical frames.
 
@@ -89,6 +109,21 @@ class Framer:
 
     def frames(self, rows: Sequence[Row], parameters: bytes = b"") -> list[bytes]:
         return [self.frame(row, parameters) for row in rows]
+
+    def table(self, columns: Sequence[Array], parameters: bytes = b"") -> Array:
+        """The canonical frames of rows that stand in one array per keyed input, as `uint8 [rows, length]`.
+
+        For numbers of fixed shape only: their frames differ in nothing but the data.
+        """
+        count = len(columns[0])
+        fixed = [np.frombuffer(MAGIC + len(parameters).to_bytes(4, "little") + parameters, np.uint8)]
+        parts: list[Array] = [np.broadcast_to(fixed[0], (count, len(fixed[0])))]
+        for index, name, datatype in self._inputs:
+            array = np.ascontiguousarray(columns[index], datatype.dtype)
+            raw = array.reshape(count, -1).view(np.uint8) if array[:1].size else np.empty((count, 0), np.uint8)
+            head = self._head(index, name, datatype.code, array[0]) + raw.shape[1].to_bytes(8, "little")
+            parts += (np.broadcast_to(np.frombuffer(head, np.uint8), (count, len(head))), raw)
+        return np.concatenate(parts, axis=1)
 
     def _head(self, index: int, name: bytes, code: int, tensor: Array) -> bytes:
         known = self._heads.get((index, tensor.shape))

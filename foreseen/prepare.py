@@ -45,6 +45,28 @@ class Preparer:
 
         Where the manifest says `rows = "together"` there is one row, whose tensors keep their batch axis.
         """
+        arrays = self._arrays(inputs)
+        if self._manifest.rows == "together":
+            return [Row(tuple(_whole(self._columns(arrays)[i.name]) for i in self._manifest.model.keyed))]
+        columns = self._columns(arrays)
+        return [Row(parts) for parts in zip(*(columns[i.name] for i in self._manifest.model.keyed), strict=True)]
+
+    @property
+    def columnar(self) -> bool:
+        """Whether `table` does what `rows` does: for numbers of fixed shape, in rows that stand alone."""
+        seen = self._inputs.values()
+        shaped = any(spec.tokenizer or spec.image or spec.trim or spec.datatype == "BYTES" for spec in seen)
+        open_ended = any(isinstance(dim, str) for spec in seen for dim in spec.shape[1:])
+        return not (shaped or open_ended) and self._manifest.rows == "each"
+
+    def table(self, inputs: Sequence[InputTensor]) -> list[Array]:
+        """The same rows as one array per keyed input, with their batch axis: for a million rows at a time."""
+        assert self.columnar
+        arrays = self._arrays(inputs)
+        return [arrays[spec.name] for spec in self._manifest.model.keyed]
+
+    def _arrays(self, inputs: Sequence[InputTensor]) -> dict[str, Array]:
+        """All inputs, as the signature wants them and normalized, of one number of rows."""
         given = {tensor.name: tensor for tensor in inputs}
         for name in given:
             if name not in self._inputs:
@@ -52,10 +74,7 @@ class Preparer:
         arrays = {name: self._checked(spec, given.get(name)) for name, spec in self._inputs.items()}
         if len({len(array) for array in arrays.values()}) != 1:
             raise BadInput("inputs: the first dimension (rows) differs between inputs")
-        if self._manifest.rows == "together":
-            return [Row(tuple(_whole(self._columns(arrays)[i.name]) for i in self._manifest.model.keyed))]
-        columns = self._columns(arrays)
-        return [Row(parts) for parts in zip(*(columns[i.name] for i in self._manifest.model.keyed), strict=True)]
+        return arrays
 
     def _checked(self, spec: ClientInput, tensor: InputTensor | None) -> Array:
         """One input as the signature wants it, normalized."""

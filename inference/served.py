@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import structlog
 
+from foreseen.artifact import Serving, write_serving
 from foreseen.errors import ModelUnavailable
 from foreseen.manifest import Manifest, find
 from foreseen.nouns import Array, Lane, Row
@@ -60,6 +61,7 @@ class Served:
             self,
         )
         self.metrics.watch_queue(lambda: self._batcher.waiting if self._batcher else 0)
+        await asyncio.to_thread(self._leave_word, session)
         _log.info("model ready", model=self.manifest.name, **_facts(limits))
 
     async def close(self) -> None:
@@ -98,6 +100,15 @@ class Served:
         """A request as one row, derived inputs included: see `Session.run`."""
         batch = stack(rows, self.manifest.model)
         return Row(tuple(batch[spec.name] for spec in self.manifest.model.inputs))
+
+    def _leave_word(self, session: Session) -> None:
+        """Who this was, for an import that comes when the process is down. A read-only folder is no reason to stop."""
+        artifact = session.record.artifact
+        said = Serving(session.digest, artifact.digest, artifact.preparation, session.record.row_independent)
+        try:
+            write_serving(self._settings.data, self.manifest.name, said)
+        except OSError as error:
+            _log.info("digest not left behind", model=self.manifest.name, why=error.strerror)
 
     def _load(self) -> tuple[Session, Limits]:
         settings, manifest = self._settings, self.manifest

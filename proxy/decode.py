@@ -10,20 +10,17 @@ import binascii
 from typing import Any
 
 import numpy as np
-import orjson
 from msgspec import Struct
 
 from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, BadRequest
 from foreseen.manifest import ClientInput, Manifest, wire_shape
-from foreseen.nouns import Wish
+from foreseen.nouns import Lane, Wish
+from foreseen.parameters import counting, lane_of
 from foreseen.strict_json import load_json
 from foreseen.tensors import array_of_json, checked_shape
 from foreseen.wire import InputTensor, Request, parse_raw, parse_request
 from proxy.render import wanted_outputs
-
-RESERVED = frozenset(("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers"))
-"""Parameters that never change an answer here; `binary_data_output` and `triton_*` are such too."""
 
 
 class Asked(Struct, frozen=True):
@@ -35,6 +32,7 @@ class Asked(Struct, frozen=True):
     sequence: bool = False
     """Part of a stateful sequence: not to be cached."""
     timeout_seconds: float | None = None
+    lane: Lane = "online"
 
 
 def decode_v2(body: bytes, header_length: int | None, manifest: Manifest) -> Asked:
@@ -46,9 +44,10 @@ def decode_v2(body: bytes, header_length: int | None, manifest: Manifest) -> Ask
     return Asked(
         request.inputs,
         wish,
-        _counting(parameters, manifest),
+        counting(parameters, manifest),
         any(parameters.get(name) for name in ("sequence_id", "sequence_start", "sequence_end")),
         _timeout(parameters),
+        lane_of(parameters),
     )
 
 
@@ -72,19 +71,6 @@ def _raw(body: bytes, manifest: Manifest) -> Request:
     if len(specs) != 1:
         raise BadRequest(f"a raw binary request is for models with one input; this one has {len(specs)}")
     return parse_raw(body, specs[0].name, specs[0].datatype, wire_shape(specs[0].shape))
-
-
-def _counting(parameters: dict[str, Any], manifest: Manifest) -> bytes:
-    """The parameters that may change the answer: all that are not known not to."""
-    ignored = RESERVED.union(manifest.ignored_parameters, ("binary_data_output",))
-    counting = {n: v for n, v in parameters.items() if n not in ignored and not n.startswith("triton_")}
-    if not counting:
-        return b""
-    try:
-        orjson.dumps([counting])  # in the request to the model they stand one level deeper; orjson ends at 254
-        return orjson.dumps(counting, option=orjson.OPT_SORT_KEYS)
-    except orjson.JSONEncodeError as error:
-        raise BadRequest(f"parameters: {error}") from None
 
 
 def _timeout(parameters: dict[str, Any]) -> float | None:

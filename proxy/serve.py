@@ -77,8 +77,9 @@ class Server:
         started = time.perf_counter()
         asked = await self._off_loop(decode, len(body) > OFF_LOOP_BYTES)
         decoded = time.perf_counter()
-        if asked.timeout_seconds is not None:
-            call = Call(min(call.deadline, _now() + asked.timeout_seconds), call.lane, call.traceparent)
+        if asked.timeout_seconds is not None or asked.lane != call.lane:
+            within = call.deadline if asked.timeout_seconds is None else _now() + asked.timeout_seconds
+            call = Call(min(call.deadline, within), asked.lane, call.traceparent)
         rows, answers, prepared = await self._ask(served, asked, len(body), call)
         answered = time.perf_counter()
         facts = Facts.of(answers, served, asked.sequence)

@@ -93,6 +93,8 @@ def test_parameters_count_unless_they_are_known_not_to() -> None:
     """Unknown ones may change the answer; their order does not; the manifest can exempt them."""
     plain = decode_v2(v2([1, 2, 3, 4]), None, ONE).parameters
     one = decode_v2(v2([1, 2, 3, 4], parameters={"b": 1, "a": "x"}), None, ONE).parameters
+    assert decode_v2(v2([1, 2, 3, 4], parameters={"priority": 1}), None, ONE).lane == "online"
+    assert decode_v2(v2([1, 2, 3, 4], parameters={"priority": 2}), None, ONE).lane == "background"
     other = decode_v2(v2([1, 2, 3, 4], parameters={"a": "x", "b": 1, "priority": 3}), None, ONE).parameters
     assert plain == b""
     assert one == other == b'{"a":"x","b":1}'

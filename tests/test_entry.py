@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from foreseen.datatypes import DATATYPES
-from foreseen.entry import EntryCodec, entry_bytes
+from foreseen.entry import EntryCodec, Table, entry_bytes
 from foreseen.errors import EntryError
 from foreseen.nouns import Output, Prediction
 from tests.doubles import numbered, predicted
@@ -39,6 +40,20 @@ def test_what_is_packed_is_unpacked() -> None:
     assert CODEC.unpack(ONE, "d", value) == big()
     assert CODEC.unpack(ONE, "d", value) == big()  # again, with the layout known
     assert len(value) == entry_bytes(big())
+
+
+def test_many_entries_of_one_layout_are_the_same_entries() -> None:
+    """What is packed by the column is what is packed one by one."""
+    dice = np.random.default_rng(0)
+    one = big()
+    keys = numbered(5)
+    data = tuple(dice.integers(0, 255, (5, len(raw)), np.uint8) for raw in one.data)
+    made, expires, seconds = dice.random(5), dice.random(5), dice.random(5).astype(np.float32)
+    lines = CODEC.pack_table(keys, Table(one.outputs, data, made, expires, seconds))
+    for i, key in enumerate(keys):
+        raw = tuple(column[i].tobytes() for column in data)
+        alone = Prediction(one.outputs, raw, "d", float(made[i]), float(expires[i]), float(seconds[i]))
+        assert lines[i].tobytes() == CODEC.pack(key, alone)
 
 
 def test_golden_entry() -> None:

@@ -18,8 +18,10 @@ import aiohttp
 import numpy as np
 import pytest
 import structlog
+from msgspec.structs import replace
 
 from foreseen import wire
+from foreseen.artifact import read_record, read_serving, write_record
 from foreseen.errors import SetupError
 from foreseen.manifest import find
 from foreseen.nouns import Row
@@ -511,3 +513,17 @@ async def test_the_process_ends_with_what_is_wrong(tmp_path: Path) -> None:
     _, said = await process.communicate()
     assert process.returncode == 1
     assert b"is not built; run: foreseen models build fingerprint" in said
+
+
+async def test_the_process_leaves_word_of_its_digest(tmp_path: Path) -> None:
+    """An import that comes when the process is down finds the digest; a rebuilt model makes it unknown again."""
+    settings = tiny.publish(tmp_path, tiny.INVERSE, tiny.inverse())
+    async with listening(settings) as client:
+        digest = client.served.session.digest
+    said = read_serving(settings.data, "inverse")
+    assert said is not None
+    assert said.digest == digest
+    record = read_record(settings.data, "inverse")
+    write_record(settings.data, replace(record, artifact=replace(record.artifact, digest="another")))
+    assert read_serving(settings.data, "inverse") is None
+    assert read_serving(settings.data, "nobody") is None

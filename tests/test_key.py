@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreseen.key import Framer, key_of, secret_check, space_key, tag_key
+from foreseen.key import Framer, key_of, keys_of, secret_check, space_key, tag_key
 from foreseen.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.nouns import Array, Row, Space
 
@@ -193,3 +193,19 @@ def regenerate() -> None:
 
 if __name__ == "__main__":
     regenerate()
+
+
+@pytest.mark.parametrize("shapes", [[(4,)], [(2, 3), ()], [(0,), (2,)]])
+@pytest.mark.parametrize("parameters", [b"", b'{"k":1}'])
+def test_frames_and_keys_by_the_column_are_the_same(shapes: list[tuple[int, ...]], parameters: bytes) -> None:
+    """A million rows at a time have the identities that they have one by one."""
+    dice = np.random.default_rng(0)
+    names = ["z", "a"]
+    one = signature(*((name, "FP32", shape) for name, shape in zip(names, shapes, strict=False)))
+    columns = [dice.random((7, *shape), np.float32) for shape in shapes]
+    rows = [Row(parts) for parts in zip(*([c[i, ...] for i in range(7)] for c in columns), strict=True)]
+    alone = Framer(one).frames(rows, parameters)
+    lines = Framer(one).table(columns, parameters)
+    space = space_key(ROOT, Space("public", "m", "aa"))
+    assert [line.tobytes() for line in lines] == alone
+    assert keys_of(space, lines) == [key_of(space, frame) for frame in alone]

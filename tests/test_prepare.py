@@ -389,3 +389,15 @@ def test_a_manifest_that_makes_no_sense_is_one_line(tmp_path: Path, change: str,
     assert says in str(error.value)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_table_of_numbers_is_prepared_as_its_rows_are() -> None:
+    """By the column or by the row: the same normalization, the same values."""
+    one = Preparer(manifest(cast=True, zero=True, clip=(0.0, 4.0), decimals=1), {})
+    asked = [tensor([[-0.0, 1.26, 9.0], [1.0, 2.0, 3.0]])]
+    assert one.columnar
+    (column,) = one.table(asked)
+    assert [row.tensors[0].tobytes() for row in one.rows(asked)] == [line.tobytes() for line in column]
+    assert not Preparer(manifest("FP32", ("rows", "n")), {}).columnar
+    assert not Preparer(manifest("BYTES", ("rows",)), {}).columnar
+    assert not Preparer(manifest(rows="together"), {}).columnar

@@ -60,7 +60,8 @@ def test_packages_import_downwards() -> None:
 LAYERS = [
     {"foreseen.nouns", "foreseen.errors", "foreseen.datatypes"},
     {"foreseen.manifest", "foreseen.tensors", "foreseen.strict_json", "foreseen.breaker"},
-    {"foreseen.wire", "foreseen.key", "foreseen.entry", "foreseen.rows", "foreseen.normalize", "foreseen.images"},
+    {"foreseen.wire", "foreseen.key", "foreseen.entry", "foreseen.rows", "foreseen.normalize", "foreseen.images"}
+    | {"foreseen.parameters"},
     {"foreseen.prepare", "foreseen.far", "foreseen.metrics"},
     {"proxy.near", "proxy.flight"},
     {"proxy.pipeline", "proxy.model", "proxy.render", "proxy.decode", "proxy.served"},
