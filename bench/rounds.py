@@ -1,0 +1,158 @@
+"""What every benchmark shares: contestants take turns in rounds, the table shows medians with spread and ratios.
+
+One server core, one load core, both pinned; rounds are interleaved, so that other work on the machine hits all alike.
+Ratios are medians of the rounds' ratios. Results go to a table, a JSON file and an SVG plot under `bench/out/`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+SERVER_CORE, LOAD_CORE = "0", "1"
+ROOT = Path(__file__).parent.parent
+OUT = ROOT / "bench" / "out"
+_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
+
+
+@dataclass
+class Figure:
+    """One contestant's turns: requests per second, and latencies in seconds."""
+
+    name: str
+    rates: list[float] = field(default_factory=list)
+    p50: list[float] = field(default_factory=list)
+    p99: list[float] = field(default_factory=list)
+
+
+def need(program: str, package: str) -> str:
+    """The path of a Debian program; one line that says how to get it."""
+    found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
+    if found is None:
+        sys.exit(f"bench: {program} is missing; apt-get install {package}")
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def pinned(command: Sequence[str], *, ready: Callable[[], bool], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A server on the server's core, up until the block ends."""
+    process = subprocess.Popen(["taskset", "-c", SERVER_CORE, *command], **options)
+    try:
+        while not ready():
+            if process.poll() is not None:
+                sys.exit(f"bench: {command[0]} ended with {process.returncode}")
+        yield process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
+        return True
+    return False
+
+
+def wrk(url: str, script: Path, *, connections: int, seconds: int) -> tuple[float, float, float]:
+    """One turn of load on the load core: requests/s, p50 and p99 in seconds. Any answer but 2xx ends the bench."""
+    command = ["taskset", "-c", LOAD_CORE, need("wrk", "wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
+    done = subprocess.run([*command, "-s", str(script), url], capture_output=True, text=True, check=True)
+    if "Non-2xx" in done.stdout:
+        sys.exit(f"bench: {url} did not answer 2xx:\n{done.stdout}")
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
+    quantiles = dict(re.findall(r"(50|99)%\s+([\d.]+[a-z]+)", done.stdout))
+    assert rate is not None
+    return float(rate[1]), _seconds(quantiles["50"]), _seconds(quantiles["99"])
+
+
+def _seconds(text: str) -> float:
+    number, unit = re.fullmatch(r"([\d.]+)([a-z]+)", text).groups()  # type: ignore[union-attr]
+    return float(number) * _UNITS[unit]
+
+
+def take_turns(turns: Mapping[str, Callable[[], tuple[float, float, float]]], rounds: int) -> list[Figure]:
+    """Every contestant once per round, one after the other."""
+    figures = {name: Figure(name) for name in turns}
+    with Console(stderr=True).status("") as status:
+        for number in range(rounds):
+            for name, turn in turns.items():
+                status.update(f"round {number + 1} of {rounds}: {name}")
+                rate, p50, p99 = turn()
+                figures[name].rates.append(rate)
+                figures[name].p50.append(p50)
+                figures[name].p99.append(p99)
+    return list(figures.values())
+
+
+def ratio(figure: Figure, base: Figure) -> float:
+    return statistics.median(one / other for one, other in zip(figure.rates, base.rates, strict=True))
+
+
+def report(title: str, figures: Sequence[Figure], base: str, **more: Any) -> None:
+    """Table on stdout, JSON and plot under bench/out/."""
+    first = next(figure for figure in figures if figure.name == base)
+    table = Table(title=title, caption=machine())
+    for column in ("what answers", "requests/s", "least–most", f"× {base}", "p50 ms", "p99 ms"):
+        table.add_column(column, justify="left" if column == "what answers" else "right")
+    for one in figures:
+        table.add_row(
+            one.name,
+            f"{statistics.median(one.rates):,.0f}",
+            f"{min(one.rates):,.0f}–{max(one.rates):,.0f}",
+            f"{ratio(one, first):.2f}",
+            f"{statistics.median(one.p50) * 1e3:.2f}",
+            f"{statistics.median(one.p99) * 1e3:.2f}",
+        )
+    Console().print(table)
+    OUT.mkdir(parents=True, exist_ok=True)
+    stem = re.sub(r"\W+", "-", title.lower()).strip("-")
+    ratios = {one.name: round(ratio(one, first), 4) for one in figures}
+    document = {"title": title, "machine": machine(), "base": base, "ratios": ratios, **more}
+    (OUT / f"{stem}.json").write_text(json.dumps({**document, "figures": [asdict(f) for f in figures]}, indent=1))
+    _plot(OUT / f"{stem}.svg", title, ratios, base)
+
+
+def machine() -> str:
+    """What this was measured on."""
+    model = "unknown processor"
+    with contextlib.suppress(OSError):
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        model = found[1] if found else model
+    return f"{model}, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
+
+
+def _plot(path: Path, title: str, ratios: Mapping[str, float], base: str) -> None:
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 0.6 + 0.5 * len(ratios)))
+    axes.barh(list(ratios)[::-1], list(ratios.values())[::-1], color="#4477aa")
+    axes.axvline(1.0, color="#999999", linewidth=1)
+    axes.set_xlabel(f"requests/s relative to {base}")
+    axes.set_title(title)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
