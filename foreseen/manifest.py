@@ -187,8 +187,19 @@ class Batching(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Freshness(Struct, frozen=True, forbid_unknown_fields=True):
+    """How long entries are fresh and how long they may be answered stale. What is None is taken from the settings.
+
+    Refreshing a pure function wastes the GPU, so there is no soft TTL unless somebody asks for one.
+    """
+
+    soft_seconds: float | None = None
+    """Past this age an entry is answered while one refresh runs in the background."""
     hard_seconds: float | None = None
-    """How long an entry lives at most; None takes the setting `ttl_seconds`."""
+    """Past this age it is not answered without asking the model, but for the two windows below."""
+    stale_while_revalidate_seconds: float | None = None
+    """How long past its freshness an entry is answered while it is refreshed; None: from soft to hard."""
+    stale_if_error_seconds: float | None = None
+    """How long past its freshness an entry is answered where the model fails."""
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -205,6 +216,10 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """`each`: one entry per row. `together`: rows depend on each other, one entry per request."""
     exact: bool = False
     """Declared bit-exact: the build asserts that batch-mates and padding change no bit."""
+    upstream: str | None = None
+    """`http://host:port` of a V2 server that has this model already: nothing is built or started, it is asked there."""
+    digest: str | None = None
+    """A string of yours that stands for the upstream's version, where its metadata cannot say: change it with it."""
     portable: bool = False
     """Leave provider, processor family, runtime version and session options out of the model digest."""
     precisions: tuple[Precision, ...] = ("fp32",)
@@ -285,6 +300,10 @@ def _problem(manifest: Manifest) -> str | None:
         return f"name: {manifest.name!r} may hold letters, digits, '.', '_' and '-' only"
     if not manifest.version.isdigit():
         return f"version: {manifest.version!r} is not an integer"
+    if manifest.upstream is not None and not manifest.upstream.startswith(("http://", "https://")):
+        return f"upstream: {manifest.upstream!r} is not http://host:port"
+    if manifest.digest is not None and manifest.upstream is None:
+        return "digest: is for models with an upstream; of built ones it is computed"
     tensors: list[tuple[str, ClientInput | ClientOutput | ModelInput | ModelOutput]] = []
     for part, signature in (("client", manifest.client), ("model", manifest.model)):
         if signature is None:

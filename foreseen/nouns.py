@@ -19,7 +19,8 @@ Key = NewType("Key", bytes)
 Step = Literal["near", "far", "model", "keep"]
 Steps = frozenset[Step]
 Lane = Literal["online", "background"]
-Source = Literal["near", "far", "model", "collapsed", "bypass"]
+Source = Literal["near", "far", "stale", "model", "collapsed", "bypass"]
+StaleReason = Literal["stale-while-revalidate", "stale-if-error", "max-stale"]
 
 ALL_STEPS: Steps = frozenset(("near", "far", "model", "keep"))
 
@@ -43,6 +44,20 @@ class Row(Struct, frozen=True, gc=False):
     tensors: tuple[Array, ...]
 
 
+class Demand(Struct, frozen=True):
+    """How old an answer may be for a request, in seconds and in RFC 9111's words; None where it does not say."""
+
+    max_age: float | None = None
+    max_stale: float | None = None
+    """Infinite where any staleness will do."""
+    min_fresh: float | None = None
+    stale_if_error: float | None = None
+
+
+AT_EASE = Demand()
+"""Takes what the model's policy allows."""
+
+
 class Terms(Struct, frozen=True):
     """Under which terms a question is asked. `deadline` is on the event loop's clock, in seconds."""
 
@@ -50,6 +65,7 @@ class Terms(Struct, frozen=True):
     lane: Lane = "online"
     steps: Steps = ALL_STEPS
     traceparent: str | None = None
+    demand: Demand = AT_EASE
 
 
 class Question(Struct, frozen=True):
@@ -90,7 +106,8 @@ class Prediction(Struct, frozen=True, gc=False):
     """What the model answered to one row.
 
     `data[i]` holds the bytes of `outputs[i]`: little-endian, row-major; BYTES elements carry a 4-byte length each.
-    `made_at` and `expires_at` are Unix seconds; `seconds` is the compute time that this row cost.
+    `made_at` and `expires_at` are Unix seconds: from computation to the end of freshness (`proxy/freshness.py` says
+    what may be done with it then); `seconds` is the compute time that this row cost.
     """
 
     outputs: tuple[Output, ...]

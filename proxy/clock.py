@@ -1,0 +1,35 @@
+"""The wall clock without its jumps → Unix seconds that never go back and never leap.
+
+Ages, lifetimes and `Age` are differences of two readings. Somebody who sets the clock an hour on must not expire the
+cache, nor make its answers immortal by setting it back. So time passes as on the monotonic clock, and what the wall
+clock says otherwise is made up for slowly.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+SLEW = 0.05
+"""How much faster or slower than real time passes while a difference is made up for: an hour takes 20."""
+STEP_SECONDS = 0.5
+"""A smaller difference is what time daemons correct every day: it is followed at once, but never back."""
+
+
+class SteadyClock:
+    """Called, it gives Unix seconds."""
+
+    def __init__(self, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._wall = wall
+        self._monotonic = monotonic
+        self._at = monotonic()
+        self._now = wall()
+
+    def __call__(self) -> float:
+        at = self._monotonic()
+        passed = at - self._at
+        ahead = self._wall() - (self._now + passed)
+        if abs(ahead) > STEP_SECONDS:
+            ahead = max(-SLEW * passed, min(SLEW * passed, ahead))
+        self._at, self._now = at, max(self._now, self._now + passed + ahead)
+        return self._now
