@@ -32,7 +32,11 @@ $(TRITON)/installed: tests/clients/tritonclient.txt
 	@$(TRITON)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
-test: lint $(TRITON)/installed ## the whole test suite, from nothing
+/usr/bin/promtool:
+	@echo "setup: installing prometheus and promtool (Debian's package; needs root)"
+	@apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus >/dev/null
+
+test: lint $(TRITON)/installed /usr/bin/promtool ## the whole test suite, from nothing
 	@$(BIN)/python -m pytest
 
 docs: setup ## write the reference tables of docs/ from the code

@@ -23,7 +23,7 @@ from redis.backoff import NoBackoff
 
 from foreseen.breaker import Breaker
 from foreseen.errors import FarError, SetupError
-from foreseen.nouns import Key
+from foreseen.nouns import DOWN, FarState, Key
 
 PREFIX = b"fsn1:"
 SECRET_CHECK = b"fsn1.secret"
@@ -120,6 +120,25 @@ class Far:
                 "the root secret is not the one that this Redis was filled with; give --secret-file of the other "
                 "proxies, or empty this Redis (FLUSHALL) if it has no others"
             )
+
+    async def state(self) -> FarState:
+        """What Redis says of itself, DOWN where it does not within the budget. The breaker hears nothing of it: a Redis
+        that may not be asked about itself still serves."""
+        try:
+            told = await self._client.info()
+        except (gone.RedisError, OSError, TimeoutError):
+            return DOWN
+        keys = sum(value["keys"] for name, value in told.items() if name.startswith("db"))
+        return FarState(
+            memory=int(told["used_memory"]),
+            memory_limit=int(told["maxmemory"]),
+            keys=keys,
+            evicted=int(told["evicted_keys"]),
+            expired=int(told["expired_keys"]),
+            policy=str(told["maxmemory_policy"]),
+            version=str(told["redis_version"]),
+            append_only=bool(told.get("aof_enabled")),
+        )
 
     async def close(self) -> None:
         if self._probe is not None:

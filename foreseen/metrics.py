@@ -1,31 +1,40 @@
 """What the proxy counts: the names others may rely on (DESIGN section 8), with closed label sets.
 
 Seconds, bytes, `_total`. A hit takes well under a millisecond, so request buckets start at 0.25 ms. With several
-workers `PROMETHEUS_MULTIPROC_DIR` is set before this module is imported, and a scrape sums over them.
+workers `PROMETHEUS_MULTIPROC_DIR` is set before this module is imported, and a scrape sums over them. Requests, rows
+and their durations are counted at once, before an answer is sent, so that not even `kill -9` loses one; stage timings,
+sizes and gauges follow once a second.
 """
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import platform
+import time
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any
 
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+
+from foreseen.exposition import exposition
+from foreseen.meters import Kept, Tallies, Tally
 
 REQUEST_BUCKETS = (
     0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 )  # fmt: skip
+STAGE_BUCKETS = (
+    0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0,
+)  # fmt: skip
+LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+ENTRY_BUCKETS = tuple(float(4**power) for power in range(3, 13))
 FAR_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
-CONTENT_TYPE = CONTENT_TYPE_LATEST
-MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+
+STAGES = ("decode", "prepare", "key", "near", "flight", "far", "model", "keep", "render")
+ROW_RESULTS = ("near", "far", "model", "collapsed", "stale", "bypass", "error")
+REQUEST_RESULTS = ("hit", "partial", "collapsed", "stale", "miss", "bypass", "error")
+MISS_REASONS = ("cold", "expired", "verify-failed", "far-down")
+VERIFY_REASONS = ("length", "format", "identity", "tag")
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for every counter that nobody reads
 
@@ -35,81 +44,137 @@ class ProxyMetrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "foreseen_requests", "Requests answered.", ("model", "protocol", "code"), registry=registry
+        self.requests = Kept(
+            Counter("foreseen_requests", "Requests answered.", ("model", "protocol", "code"), registry=registry)
         )
-        self.rows = Counter(
-            "foreseen_rows",
-            "Rows answered, by where the answer came from: near, far, model, collapsed, stale, bypass, error.",
-            ("model", "result"),
-            registry=registry,
+        self.rows = Kept(
+            Counter(
+                "foreseen_rows",
+                "Rows answered, by where the answer came from: near, far, model, collapsed, stale, bypass, error.",
+                ("model", "result"),
+                registry=registry,
+            )
         )
-        self.misses = Counter(
-            "foreseen_misses",
-            "Rows that no tier answered, by reason: cold, expired, verify-failed, far-down, bypassed, asked.",
-            ("model", "reason"),
-            registry=registry,
+        self.misses = Kept(
+            Counter(
+                "foreseen_misses",
+                "Rows that no tier answered, by reason: cold, expired, verify-failed, far-down, bypassed, asked.",
+                ("model", "reason"),
+                registry=registry,
+            )
         )
-        self.observed = Counter(
-            "foreseen_observed_rows",
-            "Rows of observed models, always answered by the model, by what the cache would have done: hit-exact, "
-            "hit-close, hit-different, collapsed, miss.",
-            ("model", "outcome"),
-            registry=registry,
+        self.observed = Kept(
+            Counter(
+                "foreseen_observed_rows",
+                "Rows of observed models, always answered by the model, by what the cache would have done: hit-exact, "
+                "hit-close, hit-different, collapsed, miss.",
+                ("model", "outcome"),
+                registry=registry,
+            )
         )
-        self.observed_seconds = Counter(
-            "foreseen_observed_saved_compute_seconds",
-            "Model compute time that exact and close would-be hits of observed models would have saved.",
-            ("model",),
-            registry=registry,
+        self.observed_seconds = Kept(
+            Counter(
+                "foreseen_observed_saved_compute_seconds",
+                "Model compute time that exact and close would-be hits of observed models would have saved.",
+                ("model",),
+                registry=registry,
+            )
         )
-        self.request_seconds = Histogram(
-            "foreseen_request_duration_seconds",
-            "Time from the request's head to its answer, by result.",
-            ("model", "result"),
-            buckets=REQUEST_BUCKETS,
-            registry=registry,
+        self.request_seconds = Kept(
+            Histogram(
+                "foreseen_request_duration_seconds",
+                "Time from a whole body to its answer, by result.",
+                ("model", "result"),
+                buckets=REQUEST_BUCKETS,
+                registry=registry,
+            )
         )
-        self.model_seconds = Histogram(
-            "foreseen_model_request_duration_seconds",
-            "Time that one request to a model process took.",
-            ("model",),
-            buckets=REQUEST_BUCKETS,
-            registry=registry,
+        self.model_seconds = Kept(
+            Histogram(
+                "foreseen_model_request_duration_seconds",
+                "Time that the rows nobody knew waited for their model process, as one request or several.",
+                ("model",),
+                buckets=REQUEST_BUCKETS,
+                registry=registry,
+            )
         )
-        self.far_seconds = Histogram(
-            "foreseen_far_duration_seconds",
-            "Time of one far operation.",
-            ("op",),
-            buckets=FAR_BUCKETS,
-            registry=registry,
+        self.far_seconds = Kept(
+            Histogram(
+                "foreseen_far_duration_seconds",
+                "Time of one far operation.",
+                ("op",),
+                buckets=FAR_BUCKETS,
+                registry=registry,
+            )
         )
-        self.saved_seconds = Counter(
-            "foreseen_saved_compute_seconds",
-            "Model compute time that answers from near, far and shared flights saved.",
-            ("model",),
-            registry=registry,
+        self.saved_seconds = Kept(
+            Counter(
+                "foreseen_saved_compute_seconds",
+                "Model compute time that answers from near, far and shared flights saved.",
+                ("model",),
+                registry=registry,
+            )
         )
-        self.far_errors = Counter(
-            "foreseen_far_errors", "Far operations that failed, by kind.", ("kind",), registry=registry
+        self.far_errors = Kept(
+            Counter("foreseen_far_errors", "Far operations that failed, by kind.", ("kind",), registry=registry)
         )
-        self.verify_failed = Counter(
-            "foreseen_verify_failed",
-            "Far entries that were not what was asked for, by reason: length, format, identity, tag.",
-            ("reason",),
-            registry=registry,
+        self.verify_failed = Kept(
+            Counter(
+                "foreseen_verify_failed",
+                "Far entries that were not what was asked for, by reason: length, format, identity, tag.",
+                ("reason",),
+                registry=registry,
+            )
         )
-        self.dropped = Counter(
-            "foreseen_far_dropped_entries",
-            "Entries that were not stored in far, by reason.",
-            ("reason",),
-            registry=registry,
+        self.dropped = Kept(
+            Counter(
+                "foreseen_far_dropped_entries",
+                "Entries that were not stored in far, by reason.",
+                ("reason",),
+                registry=registry,
+            )
         )
         self.evictions = Counter("foreseen_near_evictions", "Entries that near evicted for others.", registry=registry)
-        sums = {"multiprocess_mode": "livesum", "registry": registry}
-        self.near_bytes = Gauge("foreseen_near_bytes", "Memory of the near tier.", **sums)  # type: ignore[arg-type]
-        self.near_entries = Gauge("foreseen_near_entries", "Entries in the near tier.", **sums)  # type: ignore[arg-type]
-        self.aloft = Gauge("foreseen_flight_rows", "Rows being asked for right now.", **sums)  # type: ignore[arg-type]
+        self.stages = Tallies(
+            Histogram(
+                "foreseen_stage_duration_seconds",
+                "Time of one step of a request: decode, prepare, key, near, flight (far and model within it), render; "
+                "of one flight: far, model, keep.",
+                ("stage",),
+                buckets=STAGE_BUCKETS,
+                registry=registry,
+            )
+        )
+        self.entry_bytes = Tally(
+            Histogram(
+                "foreseen_entry_bytes",
+                "Size of the entries that were made, as they lie in far.",
+                buckets=ENTRY_BUCKETS,
+                registry=registry,
+            )
+        )
+        self.model_rows = Kept(
+            Histogram(
+                "foreseen_model_request_rows",
+                "Rows that were asked of a model process at a time.",
+                ("model",),
+                buckets=ROWS_BUCKETS,
+                registry=registry,
+            )
+        )
+        self.loop_lag = Tally(
+            Histogram(
+                "foreseen_loop_lag_seconds",
+                "How late a worker's event loop woke, four times a second: what everybody waits on top.",
+                buckets=LAG_BUCKETS,
+                registry=registry,
+            )
+        )
+        self.cpu_seconds = Counter("foreseen_worker_cpu_seconds", "CPU time of the proxy's workers.", registry=registry)
+        sums: dict[str, Any] = {"multiprocess_mode": "livesum", "registry": registry}
+        self.near_bytes = Gauge("foreseen_near_bytes", "Memory of the near tier.", **sums)
+        self.near_entries = Gauge("foreseen_near_entries", "Entries in the near tier.", **sums)
+        self.aloft = Gauge("foreseen_flight_rows", "Rows being asked for right now.", **sums)
         self.breaker_open = Gauge(
             "foreseen_far_breaker_open",
             "1 while the far tier is not asked because it failed.",
@@ -117,28 +182,51 @@ class ProxyMetrics:
             registry=registry,
         )
 
+        self.far_pending = Gauge("foreseen_far_pending_bytes", "Entries on their way to far.", **sums)
+        self.workers = Gauge("foreseen_workers", "Proxy workers alive.", **sums)
+        self.resident = Gauge("foreseen_worker_resident_bytes", "Memory of the proxy's workers.", **sums)
+        self.model_ready = Kept(
+            Gauge(
+                "foreseen_model_ready",
+                "1 while every worker can reach the model process: a miss would be answered.",
+                ("model",),
+                multiprocess_mode="livemin",
+                registry=registry,
+            )
+        )
+        newest: dict[str, Any] = {"multiprocess_mode": "max", "registry": registry}
+        started = Gauge(
+            "foreseen_worker_start_time_seconds",
+            "When the youngest worker started, Unix time: it changes whenever one is restarted.",
+            **newest,
+        )
+        started.set(time.time())
+        self.workers.set(1)
+        build = Gauge("foreseen_build_info", "1; its labels say what runs.", ("version", "python"), **newest)
+        build.labels(version("foreseen"), platform.python_version()).set(1)
+
+    def expect(self, models: Iterable[str]) -> None:
+        """Show what may happen before it does: a rate needs a zero to start from."""
+        for model in models:
+            for result in ROW_RESULTS:
+                self.rows.labels(model, result)
+            for result in REQUEST_RESULTS:
+                self.request_seconds.labels(model, result)
+            for reason in MISS_REASONS:
+                self.misses.labels(model, reason)
+            for protocol in ("v1", "v2"):
+                self.requests.labels(model, protocol, "200")
+            self.saved_seconds.labels(model)
+            self.model_seconds.labels(model)
+            self.model_rows.labels(model)
+        for reason in VERIFY_REASONS:
+            self.verify_failed.labels(reason)
+
+    def flush(self) -> None:
+        """Bring in what was tallied. On the event loop."""
+        for tally in (*self.stages, self.entry_bytes, self.loop_lag):
+            tally.flush()
+
     def exposition(self) -> bytes:
-        """The text format, over all workers. Slow with several (milliseconds): call it off the event loop."""
+        """The text format, over all workers. Takes milliseconds: call it off the event loop."""
         return exposition(self.registry)
-
-
-def exposition(registry: CollectorRegistry) -> bytes:
-    """A registry in the text format; with several processes a fresh registry per scrape, summing over all of them."""
-    folder = os.environ.get(MULTIPROCESS_FOLDER)
-    if folder is None:
-        return generate_latest(registry)
-    merged = CollectorRegistry(support_collectors_without_names=True)
-    MultiProcessCollector(merged, folder)  # type: ignore[no-untyped-call]
-    return generate_latest(merged)
-
-
-def prepare_multiprocess(folder: Path) -> None:
-    """An empty folder for the workers' values; the supervisor calls it before it starts any."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.db"):
-        old.unlink()
-
-
-def forget_process(pid: int) -> None:
-    """A worker has ended: its gauges no longer count, its counters do."""
-    mark_process_dead(pid)  # type: ignore[no-untyped-call]

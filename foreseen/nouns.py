@@ -143,3 +143,20 @@ class Answer(Struct, frozen=True, gc=False):
     source: Source
     stored: bool = False
     trip: Trip | None = None
+
+
+class FarState(Struct, frozen=True):
+    """What Redis says of itself. `memory_limit` 0: none."""
+
+    memory: int
+    memory_limit: int
+    keys: int
+    evicted: int
+    expired: int
+    policy: str
+    version: str
+    append_only: bool
+
+
+DOWN = FarState(0, 0, 0, 0, 0, "", "", append_only=False)
+"""The state of a far tier that did not answer."""

@@ -64,6 +64,9 @@ class InferenceSettings(Common):
     deadline_seconds: Annotated[float, Parameter(help="A request without a timeout of its own has this long.")] = 30.0
     body_bytes: Annotated[int, Parameter(help="Largest request body, decoded, in bytes.")] = 64 * 2**20
     body_seconds: Annotated[float, Parameter(help="How long a body may take to arrive.")] = 30.0
+    triton_metrics: Annotated[
+        bool, Parameter(help="Tell metrics under Triton's names too: nv_inference_*, nv_cache_*.")
+    ] = False
 
 
 @Parameter(name="*")
@@ -80,6 +83,7 @@ class ProxySettings(Common):
     )
     port: Annotated[int, Parameter(help="Port to listen on.")] = 8000
     fd: Annotated[int | None, Parameter(help="An inherited listening socket, instead of --host and --port.")] = None
+    slot: Annotated[int, Parameter(help="This worker's number among several; the supervisor gives it.")] = 0
     redis: Annotated[
         str | None,
         Parameter(
@@ -116,6 +120,9 @@ class ProxySettings(Common):
         Parameter(help="Token of operators' routes. Default: DATA/admin-token; without it they are shut."),
     ] = None
     server_timing: Annotated[bool, Parameter(help="Send Server-Timing.")] = True
+    triton_metrics: Annotated[
+        bool, Parameter(help="Tell metrics under Triton's names too: nv_inference_*, nv_cache_*.")
+    ] = False
 
 
 @Parameter(name="*")

@@ -29,9 +29,9 @@ from foreseen.children import Child
 from foreseen.datatypes import DATATYPES
 from foreseen.entry import FAR_OVERHEAD_BYTES, NEAR_OVERHEAD_BYTES
 from foreseen.errors import SetupError
+from foreseen.exposition import MULTIPROCESS_FOLDER, forget_worker, prepare_multiprocess
 from foreseen.listen import listen
 from foreseen.manifest import Manifest, example_request, find
-from foreseen.metrics import MULTIPROCESS_FOLDER, forget_process, prepare_multiprocess
 from foreseen.places import make_run_folder, model_socket, redis_socket
 from foreseen.secret import make_secret
 from foreseen.settings import InferenceSettings, ProxySettings, UpSettings, arguments
@@ -119,11 +119,11 @@ class _System:
         for number in range(settings.workers):
             worker = Child(
                 f"proxy:{number}",
-                [*_foreseen(), "proxy", *flags],
+                [*_foreseen(), "proxy", *flags, f"--slot={number}"],
                 death_signal=signal.SIGTERM,
                 environment=environment,
                 pass_fds=(listener.fileno(),),
-                on_end=forget_process if settings.workers > 1 else lambda _: None,
+                on_end=(lambda _, slot=number: forget_worker(slot)) if settings.workers > 1 else lambda _: None,  # type: ignore[misc]
             )
             await self._add(worker)
 

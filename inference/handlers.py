@@ -16,6 +16,7 @@ from aiohttp import web
 from foreseen import wire
 from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, ModelUnavailable, UnknownModel, Unsupported
+from foreseen.exposition import CONTENT_TYPE
 from foreseen.http import (
     SERVER,
     Handler,
@@ -28,7 +29,6 @@ from foreseen.http import (
     traceparent,
 )
 from foreseen.manifest import wire_shape
-from foreseen.metrics import CONTENT_TYPE
 from foreseen.nouns import Array, Lane
 from foreseen.settings import InferenceSettings
 from foreseen.tensors import raw_of
@@ -117,9 +117,8 @@ class Server:
         return json_reply(self._stats.document(self._served.manifest, self._served.runs))
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(
-            body=self._served.metrics.exposition(), headers={"Server": SERVER, "Content-Type": CONTENT_TYPE}
-        )
+        text = await asyncio.to_thread(self._served.metrics.exposition)
+        return web.Response(body=text, headers={"Server": SERVER, "Content-Type": CONTENT_TYPE})
 
     async def _infer(self, request: web.Request) -> web.Response:
         started = time.perf_counter()

@@ -29,7 +29,7 @@ class Served:
     def __init__(self, settings: InferenceSettings) -> None:
         """Raises SetupError where there is no such manifest."""
         self.manifest: Manifest = find(settings.model, settings.model_folders)
-        self.metrics = ModelMetrics(self.manifest.name)
+        self.metrics = ModelMetrics(self.manifest.name, self.manifest.version if settings.triton_metrics else None)
         self.limits = _limits(settings, self.manifest)
         self.runs = 0
         self._settings = settings

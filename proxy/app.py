@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,6 +14,7 @@ from aiohttp import http_parser, web
 
 from foreseen.entry import EntryCodec
 from foreseen.errors import FarError, SetupError
+from foreseen.exposition import use_slot
 from foreseen.far import Far, connect
 from foreseen.http import Runner
 from foreseen.key import secret_check, tag_key
@@ -28,6 +30,7 @@ from proxy.model import ModelProcess
 from proxy.near import Near
 from proxy.observe import Observer
 from proxy.pipeline import Pipeline
+from proxy.pulse import Pulse
 from proxy.serve import Server
 from proxy.served import Served
 from proxy.tiers import Tiers
@@ -35,6 +38,9 @@ from proxy.tiers import Tiers
 log = structlog.get_logger()
 
 DRAIN_SECONDS = 10.0
+_SWITCH_SECONDS = 0.0005
+"""CPython lets a busy thread keep the interpreter for 5 ms: a scrape that is rendered in a thread, or a large body that
+is parsed in one, would hold every hit up for so long."""
 
 
 class Proxy:
@@ -44,6 +50,7 @@ class Proxy:
         _assert_parser()
         root = read_secret(settings.secret_file or settings.data / "secret")
         self.settings = settings
+        use_slot(settings.slot)
         self.metrics = ProxyMetrics()
         self.served = {served.manifest.name: served for served in map(self._serve, settings.model)}
         self.far = _far(settings)
@@ -64,6 +71,14 @@ class Proxy:
             observed=frozenset(self.served if "all" in settings.observe else settings.observe),
             server_timing=settings.server_timing,
         )
+        self.pulse = Pulse(
+            self.pipeline,
+            self.served,
+            self.metrics,
+            breaker_open=lambda: self.far is not None and self.far.breaker.open,
+            far_state=self.far.state if self.far is not None else None,
+            versions={n: s.manifest.version for n, s in self.served.items()} if settings.triton_metrics else None,
+        )
         self.application = Handlers(
             served=self.served,
             server=self.server,
@@ -74,7 +89,7 @@ class Proxy:
                 settings.admin_token_file or settings.data / "admin-token",
                 required=settings.admin_token_file is not None,
             ),
-            breaker_open=lambda: self.far is not None and self.far.breaker.open,
+            exposition=self.pulse.exposition,
         ).application()
 
     @asynccontextmanager
@@ -82,6 +97,7 @@ class Proxy:
         """Watch the models; at the end let flights land and close every connection."""
         await self._check_secret()
         watchers = [asyncio.create_task(served.watch()) for served in self.served.values()]
+        watchers.append(asyncio.create_task(self.pulse.beat()))
         try:
             yield
         finally:
@@ -139,6 +155,7 @@ async def _run(settings: ProxySettings) -> None:
 
 def run(settings: ProxySettings) -> None:
     """Serve until SIGTERM or SIGINT. Raises SetupError where something is not as it must be."""
+    sys.setswitchinterval(_SWITCH_SECONDS)
     uvloop.run(_run(settings))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
 from aiohttp import web
 
 from foreseen.errors import UnknownModel
+from foreseen.exposition import CONTENT_TYPE
 from foreseen.http import (
     SERVER,
     as_foreseen,
@@ -23,7 +24,7 @@ from foreseen.http import (
     read_body,
     traceparent,
 )
-from foreseen.metrics import CONTENT_TYPE, ProxyMetrics
+from foreseen.metrics import ProxyMetrics
 from foreseen.settings import ProxySettings
 from proxy import describe
 from proxy.admin import Token, explained
@@ -46,7 +47,7 @@ class Handlers:
         pipeline: Pipeline,
         metrics: ProxyMetrics,
         settings: ProxySettings,
-        breaker_open: Callable[[], bool],
+        exposition: Callable[[], Awaitable[bytes]],
         token: Token,
     ) -> None:
         self._served = served
@@ -54,7 +55,7 @@ class Handlers:
         self._pipeline = pipeline
         self._metrics = metrics
         self._settings = settings
-        self._breaker_open = breaker_open
+        self._exposition = exposition
         self._token = token
 
     def application(self) -> web.Application:
@@ -84,6 +85,7 @@ class Handlers:
                 route(method, f"{model}:predict", self.v1_predict, expect_handler=expect)
             app.router.add_post(f"{model}:explain", self.v1_explain)
         app.router.add_get("/metrics", self.metrics)
+        app.router.add_get("/metrics/{model}", self.model_metrics)
         return app
 
     async def infer(self, request: web.Request) -> web.Response:
@@ -193,12 +195,13 @@ class Handlers:
         return json_reply(describe.v1_status(self._find(request)))
 
     async def metrics(self, request: web.Request) -> web.Response:
-        """The Prometheus exposition, exact at this moment: every answer that was sent is counted in it."""
-        self._metrics.near_bytes.set(self._pipeline.tiers.near.bytes)
-        self._metrics.near_entries.set(len(self._pipeline.tiers.near))
-        self._metrics.aloft.set(len(self._pipeline.flights))
-        self._metrics.breaker_open.set(self._breaker_open())
-        text = await asyncio.to_thread(self._metrics.exposition)
+        """The Prometheus exposition over all workers."""
+        text = await self._exposition()
+        return web.Response(body=text, headers={"Server": SERVER, "Content-Type": CONTENT_TYPE})
+
+    async def model_metrics(self, request: web.Request) -> web.Response:
+        """A model process's own exposition, for a Prometheus that cannot reach its unix socket."""
+        text = await self._find(request).process.exposition()
         return web.Response(body=text, headers={"Server": SERVER, "Content-Type": CONTENT_TYPE})
 
     def _find(self, request: web.Request) -> Served:

@@ -105,6 +105,16 @@ class ModelProcess:
         known = {field: told[field] for field in Facts.__struct_fields__ if field in told}
         return Facts(**known)
 
+    async def exposition(self) -> bytes:
+        """What the process counts, in the Prometheus text format. Raises ModelUnavailable."""
+        try:
+            url = f"{self._base}/metrics"
+            async with asyncio.timeout(PROBE_SECONDS), self._client().get(url) as reply:
+                reply.raise_for_status()
+                return await reply.read()
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            raise ModelUnavailable(f"model {self._manifest.name!r} tells no metrics") from None
+
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()

@@ -60,11 +60,17 @@ class Pipeline:
         """
         if question.terms.steps == {"model"}:
             return await self.straight(question)
+        stage, started = self._metrics.stages.add, time.perf_counter()
         keys = await self._keys_in_slices(question)
+        keyed = time.perf_counter()
+        stage("key", keyed - started)
         found = self._look_near(question, keys)
+        looked = time.perf_counter()
+        stage("near", looked - keyed)
         waits = self._take_flight(question, keys, found)
         if waits:
             await _until_landed([landing for landing, _ in waits.values()], question.terms.deadline)
+            stage("flight", time.perf_counter() - looked)
         return _in_order(keys, found, waits)
 
     def keys(self, question: Question) -> list[Key]:
@@ -138,15 +144,28 @@ class Pipeline:
         terms = Terms(cabin.deadline, lane, steps, cabin.traceparent)
         started = time.perf_counter()
         rows = [cabin.seats[key].row for key in missing]
-        predictions = await self.models[space.model].predict(rows, parameters, terms)
-        trip = Trip(far_seconds, time.perf_counter() - started)
+        predictions = await self._predicted(space.model, rows, parameters, terms)
+        asked = time.perf_counter()
+        trip = Trip(far_seconds, asked - started)
         for prediction in predictions:  # parts of a large question may have met different processes
             if prediction.digest != space.digest:
                 raise DigestMoved(prediction.digest)
         expiring = self.living(space.model, predictions)
         stored = "keep" in steps and self.tiers.keep(list(zip(missing, expiring, strict=True)))
+        self._metrics.stages.add("keep", time.perf_counter() - asked)
         for key, prediction in zip(missing, expiring, strict=True):
             self.flights.land(cabin, key, Answer(prediction, "model", stored, trip))
+
+    async def _predicted(self, model: str, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Prediction]:
+        """Ask a model; how many rows, and how long it took, is counted whatever it answers."""
+        started = time.perf_counter()
+        try:
+            return await self.models[model].predict(rows, parameters, terms)
+        finally:
+            seconds = time.perf_counter() - started
+            self._metrics.model_rows.labels(model).observe(len(rows))
+            self._metrics.model_seconds.labels(model).observe(seconds)
+            self._metrics.stages.add("model", seconds)
 
     def living(self, model: str, predictions: Iterable[Prediction]) -> list[Prediction]:
         """Predictions with the life that the model's entries have."""
@@ -158,9 +177,8 @@ class Pipeline:
 
     async def straight(self, question: Question) -> list[Answer]:
         """Past all tiers and flights: for models whose answers are not cached, and for observed ones."""
-        model = self.models[question.space.model]
         started = time.perf_counter()
-        predictions = await model.predict(question.rows, question.parameters, question.terms)
+        predictions = await self._predicted(question.space.model, question.rows, question.parameters, question.terms)
         trip = Trip(model=time.perf_counter() - started)
         return [Answer(prediction, "bypass", trip=trip) for prediction in predictions]
 

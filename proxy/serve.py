@@ -77,11 +77,14 @@ class Server:
         started = time.perf_counter()
         asked = await self._off_loop(decode, len(body) > OFF_LOOP_BYTES)
         decoded = time.perf_counter()
+        stage = self._metrics.stages.add
+        stage("decode", decoded - started)
         if asked.timeout_seconds is not None or asked.lane != call.lane:
             within = call.deadline if asked.timeout_seconds is None else _now() + asked.timeout_seconds
             call = Call(min(call.deadline, within), asked.lane, call.traceparent)
         rows, answers, prepared = await self._ask(served, asked, len(body), call)
         answered = time.perf_counter()
+        stage("prepare", prepared - decoded)
         facts = Facts.of(answers, served, asked.sequence)
         self._count(served, facts, answers)
         predictions = [answer.prediction for answer in answers]
@@ -91,6 +94,7 @@ class Server:
         if self._server_timing:
             timings = {"decode": decoded - started, "prepare": prepared - decoded, "answer": answered - prepared}
             headers["Server-Timing"] = facts.timing(timings)
+        stage("render", time.perf_counter() - answered)
         self._observe(served, facts, time.perf_counter() - started, len(rows))
         return Reply(rendered, length, headers, facts.result)
 

@@ -97,6 +97,7 @@ class Tiers:
             return Looked({}, dict.fromkeys(keys, "far-down"), time.perf_counter() - started)
         seconds = time.perf_counter() - started
         self._metrics.far_seconds.labels("get").observe(seconds)
+        self._metrics.stages.add("far", seconds)
         found: dict[Key, Prediction] = {}
         missing: dict[Key, str] = {}
         for key, value in zip(keys, values, strict=True):
@@ -135,6 +136,8 @@ class Tiers:
         if self._far is None:
             return False
         sizes = [entry_bytes(prediction) for _, prediction in fresh]
+        for size in sizes:
+            self._metrics.entry_bytes.add(size)
         storable = [pair for pair, size in zip(fresh, sizes, strict=True) if size <= self._limits.far_value_bytes]
         total = sum(size for size in sizes if size <= self._limits.far_value_bytes)
         if len(storable) < len(fresh):

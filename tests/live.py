@@ -78,6 +78,11 @@ class Live:
                 found["proxy" if "proxy" in words else "far"] = int(pid)
         return found
 
+    def workers(self) -> list[int]:
+        """Process ids of the proxy's workers."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(pid) for pid in children if "proxy" in Path(f"/proc/{pid}/cmdline").read_text().split("\0")]
+
     def until(self, name: str, wanted: Callable[[float], bool], **labels: str) -> None:
         """Ask for a metric until it is as wanted; the system's own clock decides when, not a sleep."""
         deadline = time.monotonic() + 30

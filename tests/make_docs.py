@@ -9,6 +9,7 @@ from typing import Annotated, get_args, get_origin, get_type_hints
 
 from cyclopts import Parameter
 
+from foreseen.exposition import FAR_STATE
 from foreseen.metrics import ProxyMetrics
 from foreseen.settings import NAMES
 from inference.metrics import ModelMetrics
@@ -60,6 +61,8 @@ def metrics_page() -> str:
             said = re.sub(r"\s+", " ", family.documentation)
             assert names
             lines.append(f"| `{name}` | {family.type} | {labels} | {said} |")
+        if title == "The proxy":
+            lines += [f"| `{name}` | {kind} | – | {said} |" for name, kind, said in FAR_STATE]
     return "\n".join(lines) + "\n"
 
 

@@ -62,7 +62,7 @@ LAYERS = [
     {"foreseen.manifest", "foreseen.tensors", "foreseen.strict_json", "foreseen.breaker"},
     {"foreseen.wire", "foreseen.key", "foreseen.entry", "foreseen.rows", "foreseen.normalize", "foreseen.images"}
     | {"foreseen.parameters"},
-    {"foreseen.prepare", "foreseen.far", "foreseen.metrics"},
+    {"foreseen.prepare", "foreseen.far", "foreseen.exposition", "foreseen.meters", "foreseen.metrics"},
     {"proxy.near", "proxy.flight"},
     {"proxy.pipeline", "proxy.model", "proxy.render", "proxy.decode", "proxy.served"},
     {"proxy.serve", "proxy.describe"},
@@ -97,7 +97,13 @@ OWNERS = {
     "onnxruntime": {"inference.session", "inference.gpu", "inference.watchdog", "models"},
     "onnx": {"models"},
     "blake3": {"foreseen.key", "foreseen.entry", "foreseen.artifact"},
-    "prometheus_client": {"foreseen.metrics", "foreseen.observed", "inference.metrics"},
+    "prometheus_client": {
+        "foreseen.exposition",
+        "foreseen.meters",
+        "foreseen.metrics",
+        "foreseen.observed",
+        "inference.metrics",
+    },
     "uvloop": {"proxy.app", "inference.app"},
 }
 

@@ -1,0 +1,93 @@
+"""A worker's pulse: once a second its gauges, its tallies and how late its event loop woke; and its exposition.
+
+Gauges are set here and not at a scrape, since with several workers a scrape meets one of them and tells of all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from foreseen.exposition import exposition
+from foreseen.metrics import ProxyMetrics
+from foreseen.nouns import FarState
+from proxy.pipeline import Pipeline
+
+BEAT_SECONDS = 0.25
+"""How often the event loop is asked whether it wakes in time."""
+BEATS_PER_TAKE = 4
+_STATM = Path("/proc/self/statm")
+
+
+class Ready(Protocol):
+    @property
+    def ready(self) -> bool: ...
+
+
+class Pulse:
+    """Of one proxy process. `far_state` asks Redis about itself and is None where there is no far tier."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        served: Mapping[str, Ready],
+        metrics: ProxyMetrics,
+        *,
+        breaker_open: Callable[[], bool],
+        far_state: Callable[[], Awaitable[FarState]] | None,
+        versions: Mapping[str, str] | None = None,
+    ) -> None:
+        self._pipeline = pipeline
+        self._served = served
+        self._metrics = metrics
+        self._breaker_open = breaker_open
+        self._far_state = far_state
+        self._versions = versions
+        self._scraping = asyncio.Lock()
+        self._cpu_seconds = 0.0
+        metrics.expect(served)
+
+    async def beat(self) -> None:
+        """For ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self.take()
+            for _ in range(BEATS_PER_TAKE):
+                planned = loop.time() + BEAT_SECONDS
+                await asyncio.sleep(BEAT_SECONDS)
+                self._metrics.loop_lag.add(max(0.0, loop.time() - planned))
+
+    def take(self) -> None:
+        """Set the gauges, bring in the tallies."""
+        metrics, tiers = self._metrics, self._pipeline.tiers
+        metrics.near_bytes.set(tiers.near.bytes)
+        metrics.near_entries.set(len(tiers.near))
+        metrics.aloft.set(len(self._pipeline.flights))
+        metrics.far_pending.set(tiers.pending_bytes)
+        metrics.breaker_open.set(self._breaker_open())
+        for name, served in self._served.items():
+            metrics.model_ready.labels(name).set(served.ready)
+        cpu_seconds = time.process_time()
+        metrics.cpu_seconds.inc(cpu_seconds - self._cpu_seconds)
+        self._cpu_seconds = cpu_seconds
+        metrics.resident.set(_resident_bytes())
+        metrics.flush()
+
+    async def exposition(self) -> bytes:
+        """The Prometheus text, exact at this moment: every answer that was sent is counted in it. One at a time, in a
+        thread: many scrapers take their turn and not the event loop's."""
+        async with self._scraping:
+            self.take()
+            far = await self._far_state() if self._far_state is not None else None
+            return await asyncio.to_thread(exposition, self._metrics.registry, far, self._versions)
+
+
+def _resident_bytes() -> int:
+    try:
+        return int(_STATM.read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
