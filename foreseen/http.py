@@ -43,6 +43,7 @@ _GZIP_MEMBERS = 64
 _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Connect = Callable[..., RequestHandler]
 log = structlog.get_logger()
 
 
@@ -197,13 +198,15 @@ class Runner(web.AppRunner):
     """Runs an application without an access log. Bodies stay as they came, for `read_body` to decode, and what is not
     valid HTTP gets the same kind of error as everything else."""
 
-    def __init__(self, app: web.Application, **options: Any) -> None:
+    def __init__(self, app: web.Application, connect: Connect | None = None, **options: Any) -> None:
         # aiohttp takes a gzip body that was cut off for a whole one, and refuses br and zstd before a handler can.
         super().__init__(app, access_log=None, auto_decompress=False, **options)
+        self._connect = connect or Connection
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
         return _Server(
+            self._connect,
             made.request_handler,
             request_factory=made.request_factory,
             handler_cancellation=made.handler_cancellation,
@@ -212,11 +215,17 @@ class Runner(web.AppRunner):
 
 
 class _Server(web.Server):
+    def __init__(self, connect: Connect, handler: Any, **options: Any) -> None:
+        super().__init__(handler, **options)
+        self._connect = connect
+
     def __call__(self) -> RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
+        return self._connect(self, loop=self._loop, **self._kwargs)
 
 
-class _Connection(RequestHandler):
+class Connection(RequestHandler):
+    """aiohttp's protocol, with our errors."""
+
     __slots__ = ()
 
     def handle_error(
