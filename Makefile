@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 DATA   ?= data
 PORT   ?= 8000
 
-.PHONY: up setup test lint docs mutants clean
+.PHONY: up setup test lint docs dashboards mutants clean
 
 up: setup ## start everything on this machine: http://127.0.0.1:8000
 	@exec $(BIN)/foreseen up --data $(DATA) --port $(PORT) --model minilm --model fingerprint
@@ -41,6 +41,9 @@ test: lint $(TRITON)/installed /usr/bin/promtool ## the whole test suite, from n
 
 docs: setup ## write the reference tables of docs/ from the code
 	@$(BIN)/python -m tests.make_docs
+
+dashboards: setup ## write grafana/dashboards from grafana/make.py
+	@$(BIN)/python -m grafana.make
 
 mutants: setup ## mutation testing of key, entry and flight (about five minutes); fails under 90 %
 	@rm -rf mutants && $(BIN)/mutmut run > build/mutants.log 2>&1; $(BIN)/python -m tests.mutants

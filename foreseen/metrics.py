@@ -34,6 +34,11 @@ STAGES = ("decode", "prepare", "key", "near", "flight", "far", "model", "keep", 
 ROW_RESULTS = ("near", "far", "model", "collapsed", "stale", "bypass", "error")
 REQUEST_RESULTS = ("hit", "partial", "collapsed", "stale", "miss", "bypass", "error")
 MISS_REASONS = ("cold", "expired", "verify-failed", "far-down")
+FAR_ERROR_KINDS = (
+    "timeout", "connect", "loading", "readonly", "oom", "permission", "auth", "busy", "protocol", "refused", "open",
+    "paused",
+)  # fmt: skip
+DROP_REASONS = ("large", "pending", "far")
 VERIFY_REASONS = ("length", "format", "identity", "tag")
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for every counter that nobody reads
@@ -221,6 +226,10 @@ class ProxyMetrics:
             self.model_rows.labels(model)
         for reason in VERIFY_REASONS:
             self.verify_failed.labels(reason)
+        for kind in FAR_ERROR_KINDS:
+            self.far_errors.labels(kind)
+        for reason in DROP_REASONS:
+            self.dropped.labels(reason)
 
     def flush(self) -> None:
         """Bring in what was tallied. On the event loop."""

@@ -22,6 +22,7 @@ from jsonschema import Draft7Validator
 
 import models
 from foreseen.cli import app
+from foreseen.exposition import FAR_STATE
 from foreseen.manifest import Manifest, find, load
 from foreseen.metrics import ProxyMetrics
 from foreseen.settings import Common, InferenceSettings, ProxySettings
@@ -365,7 +366,9 @@ def test_grafana_finds_its_data_source_and_dashboards(services: dict[str, Any]) 
     home = Path(services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
     assert (mounts[str(home.parent)] / home.name).is_file()
     for path in DASHBOARDS:
-        assert set(re.findall(r'"type": "prometheus",\s+"uid": "([^"]*)"', path.read_text())) == {source["uid"]}
+        assert set(re.findall(r'"type": "prometheus",\s+"uid": "([^"]*)"', path.read_text())) == {"${datasource}"}, path
+        assert 'query": "prometheus"' in path.read_text()
+    assert (source["type"], source["isDefault"]) == ("prometheus", True)
 
 
 def exposed() -> dict[str, set[str]]:
@@ -375,7 +378,7 @@ def exposed() -> dict[str, set[str]]:
         for collector in list(registry._collector_to_names):
             labels = set(collector._labelnames)  # type: ignore[attr-defined]
             samples |= dict.fromkeys(registry._collector_to_names[collector], labels)
-    return samples
+    return samples | {name: set() for name, _, _ in FAR_STATE}
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)

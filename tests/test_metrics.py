@@ -75,6 +75,13 @@ def test_what_may_happen_shows_before_it_does() -> None:
         assert shown[f'foreseen_request_duration_seconds_count{{model="m",result="{result}"}}'] == 0
 
 
+def test_every_kind_of_far_error_is_expected() -> None:
+    """What far.py may raise, and nothing else."""
+    from foreseen import far, metrics
+
+    assert set(metrics.FAR_ERROR_KINDS) == {kind for _, kind in far._KINDS} | {"open", "paused"}
+
+
 def test_redis_tells_of_itself_or_is_down() -> None:
     """With an answer all of its families are there; without one only `foreseen_far_up 0`; without a far tier none."""
     registry = CollectorRegistry()

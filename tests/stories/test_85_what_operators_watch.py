@@ -13,9 +13,12 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from grafana.make import BOARDS
 from tests.live import Live, started, sum_of
-from tests.questions import ask_fingerprint, numbers
-from tests.stories.test_10_first_question import FINGERPRINT
+from tests.prometheus import scraping
+from tests.questions import ask_fingerprint, ask_minilm, numbers
+from tests.stories.test_10_first_question import FINGERPRINT, MINILM
+from tests.test_dashboards import queries
 
 CLIENTS = 8
 
@@ -161,3 +164,35 @@ def test_stages_sizes_and_state_are_told(watched: Live) -> None:
     assert sum_of(text, "foreseen_model_ready", {"model": "fingerprint"}) == 1
     assert sum_of(text, "foreseen_far_up", {}) == 1
     assert sum_of(text, "foreseen_build_info", {}) == 1
+
+
+def some_of_everything(system: Live, seeds: range) -> None:
+    """Traffic of every kind: hits, misses, partial and equal rows, V1, an observed model, errors."""
+    for seed in seeds:
+        for _ in range(2):
+            assert system.post(FINGERPRINT, ask_fingerprint(numbers(seed)))[0] == 200
+        assert system.post(FINGERPRINT, ask_fingerprint(numbers(seed), numbers(-seed), numbers(-seed)))[0] == 200
+        assert system.post("/v1/models/fingerprint:predict", {"instances": [numbers(seed)]})[0] == 200
+        assert system.post(MINILM, ask_minilm(f"operators watch {seed % 3}"))[0] == 200
+        assert system.post(FINGERPRINT, b"{}")[0] == 400
+        assert system.post("/v2/models/nope/infer", b"{}")[0] == 404
+
+
+def test_every_query_of_every_dashboard_returns_data(built: Path, tmp_path: Path) -> None:
+    """A real Prometheus has scraped a real system with two workers and traffic: each query gives numbers, none NaN."""
+    with (
+        started(built, tmp_path / "data", "--workers=2", "--observe=minilm") as system,
+        scraping(system, ["fingerprint", "minilm"], tmp_path) as prometheus,
+    ):
+        for seeds in (range(1, 20), range(20, 40)):
+            some_of_everything(system, seeds)
+            prometheus.until_scraped(3)
+        empty = {
+            (name, query)
+            for name in BOARDS
+            for query in queries(name)
+            if not any(value == value for value in prometheus.query(query))  # NaN is no number
+        }
+        assert empty == set()
+        ours, theirs = "sum(foreseen_requests_total)", system.metric("foreseen_requests_total")
+        assert prometheus.query(ours) == [theirs]
