@@ -30,6 +30,7 @@ class Preparer:
 
     def __init__(self, manifest: Manifest, assets: Mapping[str, bytes]) -> None:
         self._manifest = manifest
+        self._keyed = tuple(spec.name for spec in manifest.model.keyed)
         self._inputs = {spec.name: spec for spec in manifest.seen.inputs}
         self._steps = {spec.name: steps_of(spec) for spec in manifest.seen.inputs}
         self._masks = {spec.trim for spec in manifest.seen.inputs if spec.trim}
@@ -47,9 +48,9 @@ class Preparer:
         """
         arrays = self._arrays(inputs)
         if self._manifest.rows == "together":
-            return [Row(tuple(_whole(self._columns(arrays)[i.name]) for i in self._manifest.model.keyed))]
+            return [Row(tuple(_whole(self._columns(arrays)[name]) for name in self._keyed))]
         columns = self._columns(arrays)
-        return [Row(parts) for parts in zip(*(columns[i.name] for i in self._manifest.model.keyed), strict=True)]
+        return [Row(parts) for parts in zip(*(columns[name] for name in self._keyed), strict=True)]
 
     @property
     def columnar(self) -> bool:
