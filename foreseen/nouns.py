@@ -143,6 +143,15 @@ class Answer(Struct, frozen=True, gc=False):
     source: Source
     stored: bool = False
     trip: Trip | None = None
+    why: StaleReason | None = None
+    """Why a `stale` answer was given all the same."""
+
+
+class Missed(Struct, frozen=True, gc=False):
+    """Why a tier has no answer to a row; `spare` is one that is better than an error."""
+
+    reason: str
+    spare: Answer | None = None
 
 
 class FarState(Struct, frozen=True):

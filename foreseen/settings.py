@@ -103,6 +103,19 @@ class ProxySettings(Common):
     ttl_seconds: Annotated[float, Parameter(help="How long an entry lives at most (hard TTL), give or take 10 %.")] = (
         604800.0
     )
+    soft_ttl_seconds: Annotated[
+        float | None, Parameter(help="Past this age an entry is answered while it is refreshed; default: never.")
+    ] = None
+    stale_while_revalidate_seconds: Annotated[
+        float | None,
+        Parameter(help="How long a stale entry is answered while it is refreshed; default: from soft to hard TTL."),
+    ] = None
+    stale_if_error_seconds: Annotated[
+        float, Parameter(help="How long a stale entry is answered where the model fails.")
+    ] = 86400.0
+    ignore_client_cache_control: Annotated[
+        bool, Parameter(help="Ignore Cache-Control of requests: no-cache lets clients cause cost.")
+    ] = False
     deadline_seconds: Annotated[float, Parameter(help="A request without a timeout of its own has this long.")] = 30.0
     model_rows: Annotated[int, Parameter(help="Rows of one request to a model process; more are split.")] = 256
     model_requests: Annotated[int, Parameter(help="Requests to one model process at a time; more wait.")] = 64

@@ -19,12 +19,13 @@ from foreseen.far import Far, connect
 from foreseen.http import Runner
 from foreseen.key import secret_check, tag_key
 from foreseen.listen import BACKLOG, inherited, listen
-from foreseen.manifest import find
+from foreseen.manifest import Freshness, find
 from foreseen.metrics import ProxyMetrics
 from foreseen.places import model_socket, redis_socket
 from foreseen.secret import read_secret
 from foreseen.settings import ProxySettings
 from proxy.admin import Token
+from proxy.freshness import policy_of
 from proxy.handlers import Handlers
 from proxy.model import ModelProcess
 from proxy.near import Near
@@ -127,7 +128,7 @@ class Proxy:
             rows_per_request=self.settings.model_rows,
             requests=self.settings.model_requests,
         )
-        return Served(manifest, process, self.settings.data, self.settings.ttl_seconds)
+        return Served(manifest, process, self.settings.data, policy_of(manifest.freshness, _freshness(self.settings)))
 
 
 async def _run(settings: ProxySettings) -> None:
@@ -164,6 +165,16 @@ def _far(settings: ProxySettings) -> Far | None:
         return None
     url = settings.redis or f"unix://{redis_socket(settings.data)}"
     return Far(connect(url, settings.far_budget_ms / 1000), keys_per_call=settings.far_keys)
+
+
+def _freshness(settings: ProxySettings) -> Freshness:
+    """What manifests that say nothing get."""
+    return Freshness(
+        settings.soft_ttl_seconds,
+        settings.ttl_seconds,
+        settings.stale_while_revalidate_seconds,
+        settings.stale_if_error_seconds,
+    )
 
 
 def _assert_parser() -> None:

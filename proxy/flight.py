@@ -1,8 +1,8 @@
 """Keys that somebody is already asking for ↔ those who wait for them: one future per key, far and model in one flight.
 
 Rows that board in one turn of the event loop leave together, in one detached task per cabin (space, parameters, lane,
-steps): one MGET, one model request, one keep. A passenger who leaves cancels nobody; an error reaches those aboard and
-is kept by nobody.
+steps, demand): one MGET, one model request, one keep. A passenger who leaves cancels nobody; an error reaches those
+aboard and is kept by nobody. Nobody joins a flight that could land what they refused to take.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
 
 from foreseen.errors import ModelUnavailable
-from foreseen.nouns import Answer, Key, Lane, Row, Space, Steps
+from foreseen.nouns import AT_EASE, Answer, Demand, Key, Lane, Missed, Row, Space, Steps
 
 Landing = asyncio.Future[Answer]
 
@@ -24,6 +24,12 @@ class Party(NamedTuple):
     parameters: bytes
     lane: Lane
     steps: Steps
+    demand: Demand = AT_EASE
+
+    @property
+    def computes(self) -> bool:
+        """Whether all it lands is computed after it began: `no-cache` takes nothing else."""
+        return not self.steps & {"near", "far"}
 
 
 class Seat(NamedTuple):
@@ -32,15 +38,18 @@ class Seat(NamedTuple):
 
 
 class Cabin:
-    """Those that leave together. `deadline` is the latest aboard, on the event loop's clock."""
+    """Those that leave together. `deadline` is the latest aboard, on the event loop's clock; `missed` is
+    what tiers said of its keys so far."""
 
-    __slots__ = ("deadline", "party", "seats", "traceparent")
+    __slots__ = ("deadline", "departed", "missed", "party", "seats", "traceparent")
 
     def __init__(self, party: Party) -> None:
         self.party = party
         self.deadline = 0.0
+        self.departed = False
         self.traceparent: str | None = None
         self.seats: dict[Key, Seat] = {}
+        self.missed: dict[Key, Missed] = {}
 
     def __repr__(self) -> str:
         return f"<Cabin {self.party.space.model} {self.party.lane} {len(self.seats)} rows>"
@@ -51,18 +60,34 @@ class Flights:
 
     def __init__(self, fly: Callable[[Cabin], Awaitable[None]]) -> None:
         self._fly = fly
-        self._aloft: dict[Key, Landing] = {}
+        self._aloft: dict[Key, Cabin] = {}
         self._boarding: dict[Party, Cabin] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def join(self, key: Key) -> Landing | None:
-        """The landing of a key that is already aloft or boarding."""
-        return self._aloft.get(key)
+    def join(self, key: Key, party: Party) -> Landing | None:
+        """The landing of a key that is already aloft or boarding, where it suits this party."""
+        cabin = self._aloft.get(key)
+        return cabin.seats[key].landing if cabin is not None and _suits(cabin, party) else None
 
-    def board(self, key: Key, row: Row, party: Party, deadline: float, traceparent: str | None = None) -> Landing:
+    def spare(self, key: Key) -> Answer | None:
+        """The stale answer of a key that is aloft, for somebody who cannot wait any longer."""
+        cabin = self._aloft.get(key)
+        missed = None if cabin is None else cabin.missed.get(key)
+        return None if missed is None else missed.spare
+
+    def board(
+        self,
+        key: Key,
+        row: Row,
+        party: Party,
+        deadline: float,
+        traceparent: str | None = None,
+        missed: Missed | None = None,
+    ) -> Landing:
         """Take a row aboard; it leaves at the end of this turn of the event loop.
 
-        A key that is already aloft gets a second flight (`no-cache` asks for that); later ones join the newer.
+        A key that is already aloft gets a second flight (`no-cache` asks for that); later ones join the newer, unless
+        that one asks no model.
         """
         loop = asyncio.get_running_loop()
         cabin = self._boarding.get(party)
@@ -71,8 +96,12 @@ class Flights:
             loop.call_soon(self._depart, cabin)
         cabin.deadline = max(cabin.deadline, deadline)
         cabin.traceparent = cabin.traceparent or traceparent
-        landing = self._aloft[key] = loop.create_future()
+        landing: Landing = loop.create_future()
         cabin.seats[key] = Seat(row, landing)
+        if missed is not None:
+            cabin.missed[key] = missed
+        if "model" in party.steps or key not in self._aloft:
+            self._aloft[key] = cabin
         return landing
 
     def land(self, cabin: Cabin, key: Key, answer: Answer) -> None:
@@ -104,14 +133,14 @@ class Flights:
         return f"<Flights {len(self._aloft)} keys aloft, {len(self._tasks)} tasks>"
 
     def _leave(self, cabin: Cabin, key: Key) -> Landing:
-        landing = cabin.seats[key].landing
-        if self._aloft.get(key) is landing:
+        if self._aloft.get(key) is cabin:
             del self._aloft[key]
-        return landing
+        return cabin.seats[key].landing
 
     def _depart(self, cabin: Cabin) -> None:
         if self._boarding.get(cabin.party) is cabin:
             del self._boarding[cabin.party]
+        cabin.departed = True
         task = asyncio.get_running_loop().create_task(self._carry(cabin))
         self._tasks.add(task)  # the loop itself holds tasks only weakly
         task.add_done_callback(self._tasks.discard)
@@ -124,3 +153,16 @@ class Flights:
             error = raised
         finally:
             self.crash(cabin, [key for key, seat in cabin.seats.items() if not seat.landing.done()], error)
+
+
+def _suits(cabin: Cabin, party: Party) -> bool:
+    """Whether all that a flight may land is what the party would take."""
+    there = cabin.party
+    if ("model" in there.steps) != ("model" in party.steps):  # only-if-cached waits for no model, nor ends others' wait
+        return False
+    if there.computes:
+        return not (party.computes and cabin.departed)
+    if party.computes:
+        return False
+    strict = there.demand.max_stale is None and there.demand.stale_if_error is None
+    return there.demand == party.demand or (party.demand == AT_EASE and strict)

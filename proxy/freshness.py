@@ -109,6 +109,11 @@ def age_of(made_at: float, now: float) -> float:
     return max(0.0, now - made_at)
 
 
+def kept_for(expires_at: float, now: float, policy: Policy) -> float:
+    """Seconds for which an entry is still worth keeping."""
+    return expires_at + policy.kept_seconds - now
+
+
 def usable(decision: Decision) -> bool:
     """Whether an answer is made of the entry without asking anybody."""
     match decision:

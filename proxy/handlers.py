@@ -29,6 +29,7 @@ from foreseen.settings import ProxySettings
 from proxy import describe
 from proxy.admin import Token, explained
 from proxy.decode import Asked, decode_v1, decode_v2
+from proxy.freshness import Control, control_of
 from proxy.pipeline import Pipeline
 from proxy.serve import Call, Reply, Server
 from proxy.served import Served
@@ -106,7 +107,7 @@ class Handlers:
             name = served.manifest.name
             body = await read_body(request, self._settings.body_seconds)
             deadline = asyncio.get_running_loop().time() + self._settings.deadline_seconds
-            call = Call(deadline, traceparent=traceparent(request))
+            call = Call(deadline, traceparent=traceparent(request), control=self._control(request))
             reply = _reply(await self._server.answer(served, body, decoder(request, body, served), call))
         except Exception as error:  # noqa: BLE001 - counted here, where the model is known
             reply = error_reply(as_foreseen(error, request))
@@ -135,6 +136,11 @@ class Handlers:
         call = Call(asyncio.get_running_loop().time() + self._settings.deadline_seconds)
         rows = await self._server.explain(served, body, decoder(request, body, served), call)
         return json_reply(explained(rows, served.manifest.name, served.space().digest))
+
+    def _control(self, request: web.Request) -> Control:
+        """What the request's Cache-Control asks for, unless the operator does not let clients decide."""
+        lines = request.headers.getall("Cache-Control", ())
+        return control_of(", ".join(lines)) if lines and not self._settings.ignore_client_cache_control else Control()
 
     def _decode_v2(self, request: web.Request, body: bytes, served: Served) -> Decode:
         length = header_length(request)

@@ -41,20 +41,17 @@ class Near:
         self._ghost: OrderedDict[int, None] = OrderedDict()
         self._small_bytes = 0
 
-    def get(self, key: Key, now: float) -> Prediction | None:
-        """The prediction of a key unless it has expired; `now` is Unix seconds."""
+    def get(self, key: Key) -> Prediction | None:
+        """The prediction of a key, fresh or not."""
         slot = self._small.get(key) or self._main.get(key)
         if slot is None:
-            return None
-        if slot.prediction.expires_at <= now:
-            self.forget(key)
             return None
         if slot.frequency < MAX_FREQUENCY:
             slot.frequency += 1
         return slot.prediction
 
     def peek(self, key: Key) -> Prediction | None:
-        """What is there, expired or not, without a trace of having looked."""
+        """The same without a trace of having looked."""
         slot = self._small.get(key) or self._main.get(key)
         return None if slot is None else slot.prediction
 

@@ -29,10 +29,12 @@ class Observer:
         """The model's own answers. Entries that are missing are kept; those that are there stay, and are compared."""
         tiers, model = self._pipeline.tiers, question.space.model
         keys = self._pipeline.keys(question)
-        cached = tiers.look_near(keys)
-        missing = [key for key in dict.fromkeys(keys) if key not in cached]
+        policy = self._pipeline.models[model].freshness
+        known = dict(tiers.look_near(keys, policy).found)
+        missing = [key for key in dict.fromkeys(keys) if key not in known]
         if missing:
-            cached |= (await tiers.look_far(question.space, missing)).found
+            known |= (await tiers.look_far(question.space, missing, policy)).found
+        cached = {key: answer.prediction for key, answer in known.items()}
         answers = await self._pipeline.straight(question)
         fresh = dict(zip(keys, (answer.prediction for answer in answers), strict=True))
         for prediction in fresh.values():
@@ -40,7 +42,9 @@ class Observer:
                 raise DigestMoved(prediction.digest)
         self._count(model, cached, fresh, len(keys))
         new = [key for key in fresh if key not in cached]
-        tiers.keep(list(zip(new, self._pipeline.living(model, (fresh[key] for key in new)), strict=True)))
+        if "keep" in question.terms.steps:
+            living = self._pipeline.living(model, (fresh[key] for key in new))
+            tiers.keep(list(zip(new, living, strict=True)), policy)
         return answers
 
     def _count(self, model: str, cached: Mapping[Key, Prediction], fresh: Mapping[Key, Prediction], rows: int) -> None:

@@ -13,21 +13,24 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from foreseen.errors import DeadlineExceeded, DigestMoved, NotCached, Overloaded
+from foreseen.errors import DigestMoved, ForeseenError, NotCached, Overloaded
 from foreseen.key import Framer
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import Answer, Key, Prediction, Question, Row, Terms, Trip
-from proxy.flight import Cabin, Flights, Landing, Party
-from proxy.tiers import Tiers
+from foreseen.nouns import Answer, Demand, Key, Missed, Prediction, Question, Row, Steps, Terms, Trip
+from proxy.flight import Cabin, Flights, Party
+from proxy.freshness import Policy, expiry_of
+from proxy.tiers import COLD, Looked, Tiers
+from proxy.waits import Wait, cut_short, in_order, until_landed
 
-TTL_JITTER = 0.1
-"""Entries made together do not expire together."""
+REFRESHED = Demand(min_fresh=0.0)
+"""What a refresh takes from far: an entry that another proxy has refreshed already, and no stale one."""
+REFRESH_STEPS: Steps = frozenset(("far", "model", "keep"))
+REFRESH_SECONDS = 30.0
 
 SLICE_ROWS = 256
 """Rows that are keyed in one turn of the event loop: about a millisecond."""
@@ -37,7 +40,7 @@ class Model(Protocol):
     """What the pipeline needs of a model process: one answer per row, in order, under the digest that made it."""
 
     framer: Framer
-    ttl_seconds: float
+    freshness: Policy
 
     async def predict(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Prediction]: ...
 
@@ -64,14 +67,17 @@ class Pipeline:
         keys = await self._keys_in_slices(question)
         keyed = time.perf_counter()
         stage("key", keyed - started)
-        found = self._look_near(question, keys)
-        looked = time.perf_counter()
-        stage("near", looked - keyed)
-        waits = self._take_flight(question, keys, found)
-        if waits:
-            await _until_landed([landing for landing, _ in waits.values()], question.terms.deadline)
-            stage("flight", time.perf_counter() - looked)
-        return _in_order(keys, found, waits)
+        while True:
+            looking = time.perf_counter()
+            looked = self._look_near(question, keys)
+            stage("near", time.perf_counter() - looking)
+            waits = self._take_flight(question, keys, looked)
+            if waits:
+                boarded = time.perf_counter()
+                await until_landed(waits.values(), question.terms.deadline)
+                stage("flight", time.perf_counter() - boarded)
+            if not cut_short(waits.values(), question.terms.deadline):
+                return in_order(keys, looked.found, waits, self.flights.spare)
 
     def keys(self, question: Question) -> list[Key]:
         """key: the identity of every row."""
@@ -89,31 +95,42 @@ class Pipeline:
             await asyncio.sleep(0)
         return keys
 
-    def _look_near(self, question: Question, keys: Sequence[Key]) -> dict[Key, Answer]:
+    def _look_near(self, question: Question, keys: Sequence[Key]) -> Looked:
         """near. From here to the end of `_take_flight` there is no await, hence no race."""
         if "near" not in question.terms.steps:
-            return {}
-        return {key: Answer(prediction, "near") for key, prediction in self.tiers.look_near(keys).items()}
+            return Looked({}, {})
+        return self.tiers.look_near(keys, self.models[question.space.model].freshness, question.terms.demand)
 
-    def _take_flight(
-        self, question: Question, keys: Sequence[Key], found: Mapping[Key, Answer]
-    ) -> dict[Key, tuple[Landing, bool]]:
-        """flight: join who asks already, else board. Each landing with whether it was joined."""
+    def _take_flight(self, question: Question, keys: Sequence[Key], looked: Looked) -> dict[Key, Wait]:
+        """flight: join who asks already, else board. What is answered stale takes a flight of its own, unwaited for."""
         terms = question.terms
-        party = Party(question.space, question.parameters, terms.lane, terms.steps)
+        party = Party(question.space, question.parameters, terms.lane, terms.steps, terms.demand)
         full = len(self.flights) >= self._waiting_rows  # a question that is let in boards all its rows, however many
-        waits: dict[Key, tuple[Landing, bool]] = {}
+        waits: dict[Key, Wait] = {}
         for key, row in zip(keys, question.rows, strict=True):
-            if key in found or key in waits:
+            if key in looked.found or key in waits:
                 continue
-            landing = self.flights.join(key) if "near" in terms.steps else None
+            landing = self.flights.join(key, party)
             if landing is not None:
-                waits[key] = landing, True
+                waits[key] = Wait(landing, True)
                 continue
             if full:
                 raise Overloaded(f"{self._waiting_rows} rows are waiting already")
-            waits[key] = self.flights.board(key, row, party, terms.deadline, terms.traceparent), False
+            missed = looked.missing.get(key)
+            waits[key] = Wait(self.flights.board(key, row, party, terms.deadline, terms.traceparent, missed), False)
+        if any(answer.why for answer in looked.found.values()):
+            self._refresh(party, {k: r for k, r in zip(keys, question.rows, strict=True) if k in looked.found}, looked)
         return waits
+
+    def _refresh(self, party: Party, rows: Mapping[Key, Row], looked: Looked) -> None:
+        """One flight per stale key, in the background, unless the request may not ask the model or keep anything."""
+        if not party.steps >= {"model", "keep"}:
+            return
+        refreshing = Party(party.space, party.parameters, "background", REFRESH_STEPS, REFRESHED)
+        deadline = asyncio.get_running_loop().time() + REFRESH_SECONDS
+        for key, answer in looked.found.items():
+            if answer.why == "stale-while-revalidate" and self.flights.join(key, refreshing) is None:
+                self.flights.board(key, rows[key], refreshing, deadline)
 
     async def _fly(self, cabin: Cabin) -> None:
         """One cabin's flight: far, then model and keep for the rows that far does not have."""
@@ -122,25 +139,37 @@ class Pipeline:
             return
         if "model" not in cabin.party.steps:
             raise NotCached("only-if-cached: not every row is in the cache")
-        await self._ask_model(cabin, missing, far_seconds)
+        try:
+            await self._ask_model(cabin, missing, far_seconds)
+        except ForeseenError as error:
+            if error.status >= 500:  # not what is wrong with the input itself
+                for key, missed in cabin.missed.items():
+                    if missed.spare is not None:
+                        self.flights.land(cabin, key, missed.spare)
+            raise
 
     async def _look_far(self, cabin: Cabin) -> tuple[float | None, list[Key]]:
         """far: land what Redis has; the seconds it took, and who is left."""
-        space = cabin.party.space
-        if "far" not in cabin.party.steps:
+        space, _, _, steps, demand = cabin.party
+        if "far" not in steps:
             self._metrics.misses.labels(space.model, "asked").inc(len(cabin.seats))
             return None, list(cabin.seats)
-        looked = await self.tiers.look_far(space, list(cabin.seats))
-        for key, prediction in looked.found.items():
-            self.tiers.keep_near(key, prediction)
-            self.flights.land(cabin, key, Answer(prediction, "far", trip=Trip(looked.seconds)))
-        for reason, rows in Counter(looked.missing.values()).items():
-            self._metrics.misses.labels(space.model, reason).inc(rows)
+        looked = await self.tiers.look_far(space, list(cabin.seats), self.models[space.model].freshness, demand)
+        rows = {key: cabin.seats[key].row for key in looked.found}
+        for key, answer in looked.found.items():
+            if "keep" in steps:
+                self.tiers.keep_near(key, answer.prediction)
+            self.flights.land(cabin, key, answer)
+        self._refresh(cabin.party, rows, looked)
+        for key, missed in looked.missing.items():
+            cabin.missed[key] = _worse(cabin.missed.get(key, COLD), missed)
+        for reason, count in Counter(cabin.missed[key].reason for key in looked.missing).items():
+            self._metrics.misses.labels(space.model, reason).inc(count)
         return looked.seconds, list(looked.missing)
 
     async def _ask_model(self, cabin: Cabin, missing: Sequence[Key], far_seconds: float | None) -> None:
         """model, then keep. Nothing is ever stored under a digest that did not compute it."""
-        space, parameters, lane, steps = cabin.party
+        space, parameters, lane, steps, _ = cabin.party
         terms = Terms(cabin.deadline, lane, steps, cabin.traceparent)
         started = time.perf_counter()
         rows = [cabin.seats[key].row for key in missing]
@@ -151,7 +180,9 @@ class Pipeline:
             if prediction.digest != space.digest:
                 raise DigestMoved(prediction.digest)
         expiring = self.living(space.model, predictions)
-        stored = "keep" in steps and self.tiers.keep(list(zip(missing, expiring, strict=True)))
+        stored = "keep" in steps and self.tiers.keep(
+            list(zip(missing, expiring, strict=True)), self.models[space.model].freshness
+        )
         self._metrics.stages.add("keep", time.perf_counter() - asked)
         for key, prediction in zip(missing, expiring, strict=True):
             self.flights.land(cabin, key, Answer(prediction, "model", stored, trip))
@@ -168,12 +199,9 @@ class Pipeline:
             self._metrics.stages.add("model", seconds)
 
     def living(self, model: str, predictions: Iterable[Prediction]) -> list[Prediction]:
-        """Predictions with the life that the model's entries have."""
-        ttl = self.models[model].ttl_seconds
-        return [
-            Prediction(p.outputs, p.data, p.digest, p.made_at, p.made_at + ttl * _jitter(), p.seconds)
-            for p in predictions
-        ]
+        """Predictions with the life that the model's entries have. They are made now, by this process's own clock."""
+        policy, now = self.models[model].freshness, self.tiers.clock()
+        return [Prediction(p.outputs, p.data, p.digest, now, expiry_of(now, policy), p.seconds) for p in predictions]
 
     async def straight(self, question: Question) -> list[Answer]:
         """Past all tiers and flights: for models whose answers are not cached, and for observed ones."""
@@ -188,34 +216,8 @@ class Pipeline:
         await self.tiers.close(seconds)
 
 
-async def _until_landed(landings: Iterable[Landing], deadline: float) -> None:
-    """Wait for flights without owning them: a waiter that is cancelled leaves them aloft."""
-    pending = [landing for landing in landings if not landing.done()]
-    if pending:
-        seconds = deadline - asyncio.get_running_loop().time()
-        _, late = await asyncio.wait(pending, timeout=max(0.0, seconds))
-        if late:
-            raise DeadlineExceeded("the answer did not come before the deadline")
-
-
-def _in_order(
-    keys: Sequence[Key], found: Mapping[Key, Answer], waits: Mapping[Key, tuple[Landing, bool]]
-) -> list[Answer]:
-    """One answer per row. A row that the model answered for somebody else's asking, or for an equal row of the same
-    batch, is `collapsed`."""
-    answers = []
-    asked: set[Key] = set()
-    for key in keys:
-        answer = found.get(key)
-        if answer is None:
-            landing, joined = waits[key]
-            answer = landing.result()
-            if answer.source == "model" and (joined or key in asked):
-                answer = Answer(answer.prediction, "collapsed", answer.stored, answer.trip)
-            asked.add(key)
-        answers.append(answer)
-    return answers
-
-
-def _jitter() -> float:
-    return random.uniform(1.0 - TTL_JITTER, 1.0 + TTL_JITTER)  # noqa: S311 - spreads expiry, hides nothing
+def _worse(near: Missed, far: Missed) -> Missed:
+    """What both tiers say of a row: the reason that tells more, and the spare that is younger."""
+    reason = near.reason if far.reason == "cold" else far.reason
+    spares = [missed.spare for missed in (near, far) if missed.spare is not None]
+    return Missed(reason, max(spares, key=lambda spare: spare.prediction.made_at, default=None))

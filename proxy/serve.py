@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from msgspec import Struct
 
-from foreseen.errors import DigestMoved, ForeseenError, ModelUnavailable
+from foreseen.errors import DigestMoved, ForeseenError, ModelUnavailable, NotCached
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import Answer, Explanation, Lane, Question, Row, Space, Steps, Terms
 from foreseen.prepare import Preparer
 from proxy.decode import Asked
+from proxy.facts import Facts
+from proxy.freshness import Control, steps_of
 from proxy.observe import Observer
 from proxy.pipeline import Pipeline
 from proxy.render import render
@@ -33,7 +34,7 @@ OFF_LOOP_TEXT_BYTES = 4 * 1024
 """The same for text that goes through a tokenizer, which costs about 30 µs for a short sentence."""
 OFF_LOOP_ROWS = 512
 """More rows than these are rendered off the event loop."""
-_SAVED = ("near", "far", "collapsed")
+_SAVED = ("near", "far", "stale", "collapsed")
 
 
 class Call(Struct, frozen=True):
@@ -42,6 +43,7 @@ class Call(Struct, frozen=True):
     deadline: float
     lane: Lane = "online"
     traceparent: str | None = None
+    control: Control = Control()
 
 
 class Reply(Struct, frozen=True):
@@ -81,16 +83,17 @@ class Server:
         stage("decode", decoded - started)
         if asked.timeout_seconds is not None or asked.lane != call.lane:
             within = call.deadline if asked.timeout_seconds is None else _now() + asked.timeout_seconds
-            call = Call(min(call.deadline, within), asked.lane, call.traceparent)
+            call = Call(min(call.deadline, within), asked.lane, call.traceparent, call.control)
         rows, answers, prepared = await self._ask(served, asked, len(body), call)
         answered = time.perf_counter()
         stage("prepare", prepared - decoded)
-        facts = Facts.of(answers, served, asked.sequence)
+        now = self._pipeline.tiers.clock()
+        facts = Facts.of(answers, served, now, sequence=asked.sequence, requested=call.control.no_cache)
         self._count(served, facts, answers)
         predictions = [answer.prediction for answer in answers]
         many = len(rows) > OFF_LOOP_ROWS
         rendered, length = await self._off_loop(lambda: render(served.manifest, predictions, asked.wish), many)
-        headers = facts.headers(time.time())
+        headers = facts.headers(now)
         if self._server_timing:
             timings = {"decode": decoded - started, "prepare": prepared - decoded, "answer": answered - prepared}
             headers["Server-Timing"] = facts.timing(timings)
@@ -118,8 +121,8 @@ class Server:
             prepared = time.perf_counter()
             if not rows:
                 return rows, [], prepared
-            steps: Steps = frozenset(("model",)) if asked.sequence else served.steps
-            terms = Terms(call.deadline, call.lane, steps, call.traceparent)
+            steps = steps_of(call.control, frozenset(("model",)) if asked.sequence else served.steps)
+            terms = Terms(call.deadline, call.lane, steps, call.traceparent, call.control.demand)
             try:
                 return (
                     rows,
@@ -137,8 +140,10 @@ class Server:
         raise ModelUnavailable(f"model {served.manifest.name!r} is changing its version")
 
     async def _answer(self, question: Question) -> list[Answer]:
-        cached = question.terms.steps != {"model"}
-        observed = cached and question.space.model in self._observed
+        steps = question.terms.steps
+        if not steps:
+            raise NotCached("only-if-cached: answers of this model are not cached")
+        observed = {"model"} < steps and question.space.model in self._observed
         return await (self._observer if observed else self._pipeline).answer(question)
 
     async def _prepare(self, preparer: Preparer, asked: Asked, size: int) -> list[Row]:
@@ -165,7 +170,7 @@ class Server:
         stats.success_ns += took
         stats.rows += rows
         stats.last_ms = int(time.time() * 1000)
-        if facts.result == "hit":
+        if facts.result in ("hit", "stale"):
             stats.cache_hit += 1
             stats.cache_hit_ns += took
         elif facts.result != "bypass":
@@ -177,52 +182,6 @@ class Server:
 
     def close(self) -> None:
         self._threads.shutdown(wait=False)
-
-
-class Facts:
-    """What a request's answers have in common, for headers and labels."""
-
-    def __init__(self, result: str, status: str | None, sources: Counter[str], answers: Sequence[Answer]) -> None:
-        self.result = result
-        self.sources = sources
-        self._status = status
-        self._answers = answers
-
-    @classmethod
-    def of(cls, answers: Sequence[Answer], served: Served, sequence: bool) -> Facts:
-        """`hit` stands in Cache-Status only where every row is a fresh hit."""
-        sources = Counter[str](answer.source for answer in answers)
-        fresh = sources["near"] + sources["far"]
-        if not answers:
-            return cls("hit", None, sources, answers)
-        if sources["bypass"]:
-            why = "sequence" if sequence else "observe" if "keep" in served.steps else served.bypass_reason
-            return cls("bypass", f"foreseen;fwd=bypass;detail={why}", sources, answers)
-        if fresh == len(answers):
-            left = int(min(answer.prediction.expires_at for answer in answers) - time.time())
-            detail = "far" if sources["far"] else "near"
-            return cls("hit", f"foreseen;hit;ttl={left};detail={detail}", sources, answers)
-        if fresh:
-            return cls("partial", f'foreseen;fwd=partial;detail="{fresh}/{len(answers)}"', sources, answers)
-        stored = ";stored" if all(answer.stored for answer in answers) else ""
-        collapsed = sources["collapsed"] == len(answers)
-        status = f"foreseen;fwd=miss{stored}{';collapsed' if collapsed else ''}"
-        return cls("collapsed" if collapsed else "miss", status, sources, answers)
-
-    def headers(self, now: float) -> dict[str, str]:
-        headers = {} if self._status is None else {"Cache-Status": self._status}
-        if self.result == "hit" and self._answers:
-            oldest = min(answer.prediction.made_at for answer in self._answers)
-            headers["Age"] = str(max(0, int(now - oldest)))  # a clock that was set back makes nothing younger than new
-        return headers
-
-    def timing(self, steps: dict[str, float]) -> str:
-        """Server-Timing in ms, with the slowest far and model call that an answer came by."""
-        trips = [answer.trip for answer in self._answers if answer.trip is not None]
-        far = max((trip.far for trip in trips if trip.far is not None), default=None)
-        model = max((trip.model for trip in trips if trip.model is not None), default=None)
-        steps = steps | ({"far": far} if far is not None else {}) | ({"model": model} if model is not None else {})
-        return ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in steps.items())
 
 
 def _now() -> float:

@@ -21,6 +21,7 @@ from foreseen.key import Framer
 from foreseen.manifest import Manifest
 from foreseen.nouns import ALL_STEPS, Prediction, Row, Space, Steps, Terms
 from foreseen.prepare import Preparer
+from proxy.freshness import Policy
 from proxy.model import Facts, ModelProcess
 
 log = structlog.get_logger()
@@ -53,11 +54,11 @@ class Stats:
 class Served:
     """One model of this proxy."""
 
-    def __init__(self, manifest: Manifest, process: ModelProcess, data: Path, ttl_seconds: float) -> None:
+    def __init__(self, manifest: Manifest, process: ModelProcess, data: Path, freshness: Policy) -> None:
         self.manifest = manifest
         self.process = process
         self.framer = Framer(manifest.model)
-        self.ttl_seconds = manifest.freshness.hard_seconds or ttl_seconds
+        self.freshness = freshness
         self.stats = Stats()
         self.facts: Facts | None = None
         self.been_ready = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from msgspec import Struct
 
@@ -17,10 +17,13 @@ from foreseen.entry import EntryCodec, entry_bytes
 from foreseen.errors import EntryError, FarError
 from foreseen.key import Framer, SpaceKey, key_of, space_key
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import Key, Prediction, Row, Space
+from foreseen.nouns import AT_EASE, Answer, Demand, Key, Missed, Prediction, Row, Source, Space, Trip
+from proxy.clock import SteadyClock
+from proxy.freshness import Ask, Dead, Fresh, Policy, Stale, decide, kept_for
 from proxy.near import Near
 
 MAX_SPACES = 4096
+COLD, DEAD = Missed("cold"), Missed("expired")
 
 
 class FarTier(Protocol):
@@ -42,10 +45,10 @@ class Limits(Protocol):
 
 
 class Looked(Struct, frozen=True):
-    """What far had, why the rest is missing, and how long it took (None where far was not asked)."""
+    """What a tier had, why the rest is missing, and how long it took (None where it was not asked)."""
 
-    found: Mapping[Key, Prediction]
-    missing: Mapping[Key, str]
+    found: Mapping[Key, Answer]
+    missing: Mapping[Key, Missed]
     seconds: float | None = None
 
 
@@ -61,10 +64,10 @@ class Tiers:
         far: FarTier | None,
         metrics: ProxyMetrics,
         limits: Limits,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.near = near
-        self.clock = clock
+        self.clock = SteadyClock() if clock is None else clock
         self.pending_bytes = 0
         self._root = root
         self._codec = codec
@@ -79,50 +82,63 @@ class Tiers:
         own = self.space_key(space)
         return [key_of(own, framer.frame(row, parameters)) for row in rows]
 
-    def look_near(self, keys: Iterable[Key]) -> dict[Key, Prediction]:
-        """near: what this process remembers of these keys."""
+    def look_near(self, keys: Iterable[Key], policy: Policy, demand: Demand = AT_EASE) -> Looked:
+        """near: what this process remembers of these keys. Of what it never knew nothing is said."""
         now = self.clock()
-        known = ((key, self.near.get(key, now)) for key in dict.fromkeys(keys))
-        return {key: prediction for key, prediction in known if prediction is not None}
+        found: dict[Key, Answer] = {}
+        missing: dict[Key, Missed] = {}
+        for key in dict.fromkeys(keys):
+            prediction = self.near.get(key)
+            if prediction is None:
+                continue
+            judged = judge(prediction, "near", now, policy, demand)
+            if isinstance(judged, Answer):
+                found[key] = judged
+                continue
+            missing[key] = judged
+            if judged == DEAD:
+                self.near.forget(key)
+        return Looked(found, missing)
 
-    async def look_far(self, space: Space, keys: Sequence[Key]) -> Looked:
+    async def look_far(self, space: Space, keys: Sequence[Key], policy: Policy, demand: Demand = AT_EASE) -> Looked:
         """far: what Redis has of these keys and proves to be them. A failure is a miss of all."""
         if self._far is None:
-            return Looked({}, dict.fromkeys(keys, "cold"))
+            return Looked({}, dict.fromkeys(keys, COLD))
         started = time.perf_counter()
         try:
             values = await self._far.get(keys)
         except FarError as error:
             self._metrics.far_errors.labels(error.kind).inc()
-            return Looked({}, dict.fromkeys(keys, "far-down"), time.perf_counter() - started)
+            return Looked({}, dict.fromkeys(keys, Missed("far-down")), time.perf_counter() - started)
         seconds = time.perf_counter() - started
         self._metrics.far_seconds.labels("get").observe(seconds)
         self._metrics.stages.add("far", seconds)
-        found: dict[Key, Prediction] = {}
-        missing: dict[Key, str] = {}
+        now, trip = self.clock(), Trip(seconds)
+        found: dict[Key, Answer] = {}
+        missing: dict[Key, Missed] = {}
         for key, value in zip(keys, values, strict=True):
             proved = self._proved(space, key, value)
-            if isinstance(proved, str):
-                missing[key] = proved
+            judged = proved if isinstance(proved, Missed) else judge(proved, "far", now, policy, demand, trip)
+            if isinstance(judged, Missed):
+                missing[key] = judged
             else:
-                found[key] = proved
+                found[key] = judged
         return Looked(found, missing, seconds)
 
-    def _proved(self, space: Space, key: Key, value: bytes | None) -> Prediction | str:
-        """The prediction of a far value that proves to be the entry asked for and lives; else why it is a miss."""
+    def _proved(self, space: Space, key: Key, value: bytes | None) -> Prediction | Missed:
+        """The prediction of a far value that proves to be the entry asked for; else why it is a miss."""
         if value is None:
-            return "cold"
+            return COLD
         try:
-            prediction = self._codec.unpack(key, space.digest, value)
+            return self._codec.unpack(key, space.digest, value)
         except EntryError as error:
             self._metrics.verify_failed.labels(error.reason).inc()
-            return "verify-failed"
-        return prediction if prediction.expires_at > self.clock() else "expired"
+            return Missed("verify-failed")
 
-    def keep(self, fresh: Sequence[tuple[Key, Prediction]]) -> bool:
+    def keep(self, fresh: Sequence[tuple[Key, Prediction]], policy: Policy) -> bool:
         """keep: near now, far behind the answer's back. True where all of it is kept somewhere."""
         kept = [self.keep_near(key, prediction) for key, prediction in fresh]
-        return self._keep_far(fresh) or all(kept)
+        return self._keep_far(fresh, policy) or all(kept)
 
     def keep_near(self, key: Key, prediction: Prediction) -> bool:
         before = self.near.evictions
@@ -131,7 +147,7 @@ class Tiers:
             self._metrics.evictions.inc(self.near.evictions - before)
         return kept
 
-    def _keep_far(self, fresh: Sequence[tuple[Key, Prediction]]) -> bool:
+    def _keep_far(self, fresh: Sequence[tuple[Key, Prediction]], policy: Policy) -> bool:
         """Send entries off, within the bounds on one entry and on all that are under way; True where all went."""
         if self._far is None:
             return False
@@ -146,14 +162,14 @@ class Tiers:
             self._metrics.dropped.labels("pending").inc(len(storable))
             return False
         self.pending_bytes += total
-        task = asyncio.get_running_loop().create_task(self._store(self._far, storable, total))
+        task = asyncio.get_running_loop().create_task(self._store(self._far, storable, policy, total))
         self._stores.add(task)  # the loop itself holds tasks only weakly
         task.add_done_callback(self._stores.discard)
         return len(storable) == len(fresh)
 
-    async def _store(self, far: FarTier, fresh: Sequence[tuple[Key, Prediction]], size: int) -> None:
+    async def _store(self, far: FarTier, fresh: Sequence[tuple[Key, Prediction]], policy: Policy, size: int) -> None:
         started, now = time.perf_counter(), self.clock()
-        lives = [(key, prediction, int((prediction.expires_at - now) * 1000)) for key, prediction in fresh]
+        lives = [(key, p, int(kept_for(p.expires_at, now, policy) * 1000)) for key, p in fresh]
         try:
             await far.put([(key, self._codec.pack(key, p), life) for key, p, life in lives if life > 0])
             self._metrics.far_seconds.labels("put").observe(time.perf_counter() - started)
@@ -175,3 +191,21 @@ class Tiers:
         """Let stores finish, at most so long."""
         if self._stores:
             await asyncio.wait(self._stores, timeout=seconds)
+
+
+def judge(
+    prediction: Prediction, tier: Source, now: float, policy: Policy, demand: Demand, trip: Trip | None = None
+) -> Answer | Missed:
+    """The answer that a tier's entry makes for a request of this demand, or why it makes none."""
+    decision = decide(prediction.made_at, prediction.expires_at, now, policy, demand)
+    match decision:
+        case Fresh():
+            return Answer(prediction, tier, trip=trip)
+        case Stale(why):
+            return Answer(prediction, "stale", trip=trip, why=why)
+        case Ask(reason, spare):
+            return Missed(reason, Answer(prediction, "stale", trip=trip, why="stale-if-error") if spare else None)
+        case Dead():
+            return DEAD
+        case _:
+            assert_never(decision)

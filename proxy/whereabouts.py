@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from foreseen.key import key_of
-from foreseen.nouns import Explanation, Key, Prediction, Question, Space
+from foreseen.nouns import AT_EASE, Answer, Explanation, Key, Prediction, Question, Space
+from proxy.freshness import Policy
 from proxy.pipeline import Pipeline
-from proxy.tiers import Tiers
+from proxy.tiers import Tiers, judge
 
 
 async def whereabouts(pipeline: Pipeline, question: Question, former: Sequence[Space]) -> list[Explanation]:
@@ -16,37 +17,38 @@ async def whereabouts(pipeline: Pipeline, question: Question, former: Sequence[S
     frames = framer.frames(question.rows, question.parameters)
     bypassed = question.terms.steps == {"model"}
     return [
-        await _row(pipeline.tiers, question.space, key, frame, () if bypassed else former, bypassed)
+        await _row(pipeline, question.space, key, frame, () if bypassed else former, bypassed)
         for key, frame in zip(pipeline.keys(question), frames, strict=True)
     ]
 
 
 async def _row(
-    tiers: Tiers, space: Space, key: Key, frame: bytes, former: Sequence[Space], bypassed: bool
+    pipeline: Pipeline, space: Space, key: Key, frame: bytes, former: Sequence[Space], bypassed: bool
 ) -> Explanation:
     if bypassed:
         return Explanation(key, frame, "nowhere", "bypassed")
+    tiers, policy = pipeline.tiers, pipeline.models[space.model].freshness
     known = tiers.near.peek(key)
-    if known is not None and known.expires_at > tiers.clock():
+    if known is not None and isinstance(judge(known, "near", tiers.clock(), policy, AT_EASE), Answer):
         return Explanation(key, frame, "near", prediction=known)
-    far = await _far_says(tiers, space, key)
+    far = await _far_says(tiers, space, key, policy)
     if isinstance(far, Prediction):
         return Explanation(key, frame, "far", prediction=far)
     reason = "expired" if known is not None else far
-    if reason == "cold" and await _known_before(tiers, former, frame):
+    if reason == "cold" and await _known_before(tiers, former, frame, policy):
         reason = "new-digest"
     return Explanation(key, frame, "nowhere", reason)
 
 
-async def _known_before(tiers: Tiers, former: Sequence[Space], frame: bytes) -> bool:
+async def _known_before(tiers: Tiers, former: Sequence[Space], frame: bytes, policy: Policy) -> bool:
     for space in former:
         key = key_of(tiers.space_key(space), frame)
-        if tiers.near.peek(key) is not None or isinstance(await _far_says(tiers, space, key), Prediction):
+        if tiers.near.peek(key) is not None or isinstance(await _far_says(tiers, space, key, policy), Prediction):
             return True
     return False
 
 
-async def _far_says(tiers: Tiers, space: Space, key: Key) -> Prediction | str:
+async def _far_says(tiers: Tiers, space: Space, key: Key, policy: Policy) -> Prediction | str:
     """The proved entry, or the reason of a miss."""
-    looked = await tiers.look_far(space, [key])
-    return looked.found[key] if key in looked.found else looked.missing[key]
+    looked = await tiers.look_far(space, [key], policy)
+    return looked.found[key].prediction if key in looked.found else looked.missing[key].reason

@@ -15,7 +15,8 @@ from foreseen.errors import FarError
 from foreseen.key import Framer, tag_key
 from foreseen.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import ALL_STEPS, Key, Output, Prediction, Question, Row, Space, Steps, Terms
+from foreseen.nouns import ALL_STEPS, AT_EASE, Demand, Key, Output, Prediction, Question, Row, Space, Steps, Terms
+from proxy.freshness import Policy
 from proxy.near import Near
 from proxy.pipeline import Pipeline
 from proxy.tiers import FarTier, Tiers
@@ -28,9 +29,9 @@ SIGNATURE = ModelSignature((ModelInput("x", "INT64", ("rows", 2)),), (ModelOutpu
 class ScriptedModel:
     """Answers 10·x₀ + x₁, counts, and waits at a gate where a test closes one. `digest` may change at any time."""
 
-    def __init__(self, ttl_seconds: float = 1000.0) -> None:
+    def __init__(self, ttl_seconds: float = 1000.0, freshness: Policy | None = None) -> None:
         self.framer = Framer(SIGNATURE)
-        self.ttl_seconds = ttl_seconds
+        self.freshness = freshness or Policy(ttl_seconds)
         self.calls: list[int] = []
         self.asked: list[Terms] = []
         self.digest = DIGEST
@@ -149,7 +150,7 @@ def pipeline(
         far=far,
         metrics=metrics,
         limits=limits,
-        clock=clock or time.time,
+        clock=clock,
     )
     return Pipeline(tiers, {"m": model, "n": model}, metrics, limits.waiting_rows)
 
@@ -162,9 +163,10 @@ def question(
     model: str = "m",
     scope: str = "public",
     parameters: bytes = b"",
+    demand: Demand = AT_EASE,
 ) -> Question:
     deadline = asyncio.get_running_loop().time() + seconds
-    return Question(Space(scope, model, digest), rows, Terms(deadline, "online", steps), parameters)
+    return Question(Space(scope, model, digest), rows, Terms(deadline, "online", steps, demand=demand), parameters)
 
 
 def numbered(count: int) -> list[Key]:

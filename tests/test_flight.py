@@ -53,11 +53,11 @@ async def test_a_key_aloft_is_joined_until_it_lands() -> None:
     """Joining gives the very same landing; after it there is none to join."""
     script = Scripted()
     landing = script.flights.board(KEYS[0], row(1), PARTY, 1.0)
-    assert script.flights.join(KEYS[0]) is landing
-    assert script.flights.join(KEYS[1]) is None
+    assert script.flights.join(KEYS[0], PARTY) is landing
+    assert script.flights.join(KEYS[1], PARTY) is None
     script.word.set()
     assert (await landing).source == "model"
-    assert script.flights.join(KEYS[0]) is None
+    assert script.flights.join(KEYS[0], PARTY) is None
     assert len(script.flights) == 0
 
 
@@ -69,7 +69,7 @@ async def test_an_error_crashes_those_aboard_only() -> None:
     script.word.set()
     with pytest.raises(ModelUnavailable, match="gone"):
         await landing
-    assert script.flights.join(KEYS[0]) is None
+    assert script.flights.join(KEYS[0], PARTY) is None
 
 
 async def test_what_a_flight_forgets_to_land_crashes() -> None:
@@ -89,7 +89,7 @@ async def test_a_second_flight_of_a_key_does_not_land_the_first() -> None:
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     second = script.flights.board(KEYS[0], row(1), PARTY, 1.0)
-    assert script.flights.join(KEYS[0]) is second is not first
+    assert script.flights.join(KEYS[0], PARTY) is second is not first
     script.word.set()
     await asyncio.gather(first, second)
     assert script.flown == [[KEYS[0]], [KEYS[0]]]

@@ -21,16 +21,14 @@ def of(value: int, ttl: float = 100.0) -> Prediction:
     return predicted(value, made_at=NOW, ttl=ttl)
 
 
-def test_what_is_put_is_there_until_it_expires() -> None:
-    """An entry is found up to its expiry and forgotten at it."""
+def test_what_is_put_is_there_fresh_or_not() -> None:
+    """Near keeps; whoever asks decides what an entry of that age is good for."""
     near, (key,) = Near(10_000), numbered(1)
-    assert near.get(key, NOW) is None
+    assert near.get(key) is None
     assert near.put(key, of(7))
-    found = near.get(key, NOW + 99)
+    found = near.get(key)
     assert found is not None
     assert value_of(found) == 7
-    assert near.get(key, NOW + 100) is None
-    assert (len(near), near.bytes) == (0, 0)
 
 
 def test_a_value_larger_than_near_is_refused_before_anything_is_evicted() -> None:
@@ -39,7 +37,7 @@ def test_a_value_larger_than_near_is_refused_before_anything_is_evicted() -> Non
     near.put(keys[0], of(1))
     huge = Prediction((Output("y", "INT64", (1000,)),), (bytes(8000),), "d", NOW, NOW + 9, 0.0)
     assert not near.put(keys[1], huge)
-    assert near.get(keys[0], NOW) is not None
+    assert near.get(keys[0]) is not None
     assert near.evictions == 0
 
 
@@ -48,7 +46,7 @@ def test_replacing_a_key_counts_its_bytes_once() -> None:
     near, (key,) = Near(10_000), numbered(1)
     near.put(key, of(1))
     near.put(key, of(2))
-    found = near.get(key, NOW)
+    found = near.get(key)
     assert found is not None
     assert (value_of(found), len(near), near.bytes) == (2, 1, size_of(of(2)))
 
@@ -60,7 +58,7 @@ def test_forget_and_clear() -> None:
         near.put(key, of(1))
     assert near.forget(keys[0])
     assert not near.forget(keys[0])
-    assert (near.get(keys[0], NOW), len(near)) == (None, 2)
+    assert (near.get(keys[0]), len(near)) == (None, 2)
     near.clear()
     assert (len(near), near.bytes) == (0, 0)
 
@@ -78,7 +76,7 @@ def test_bytes_stay_within_the_bound_under_any_traffic() -> None:
                 near.put(key, value)
                 alive[key] = value
             case 2:
-                found = near.get(key, NOW)
+                found = near.get(key)
                 assert found is None or found is alive[key]
             case _:
                 near.forget(key)
@@ -95,11 +93,11 @@ def test_one_hit_wonders_do_not_push_out_what_is_asked_for_again() -> None:
     popular, scan = keys[:50], keys[100:]
     for _ in range(3):
         for key in popular:
-            if near.get(key, NOW) is None:
+            if near.get(key) is None:
                 near.put(key, of(1))
     for key in scan:
         near.put(key, of(2))
-    assert sum(near.get(key, NOW) is not None for key in popular) >= 45
+    assert sum(near.get(key) is not None for key in popular) >= 45
 
 
 def test_better_than_lru_on_popularity_with_a_long_tail() -> None:
@@ -109,7 +107,7 @@ def test_better_than_lru_on_popularity_with_a_long_tail() -> None:
     near, lru = Near(1000 * size_of(of(1))), collections.OrderedDict[int, None]()
     hits = lru_hits = 0
     for draw in draws.tolist():
-        if near.get(keys[draw], NOW) is None:
+        if near.get(keys[draw]) is None:
             near.put(keys[draw], of(1))
         else:
             hits += 1

@@ -23,6 +23,7 @@ from foreseen.nouns import Output, Prediction, Question, Row, Space, Terms
 from foreseen.places import model_socket
 from foreseen.prepare import Preparer
 from foreseen.wire import parse_response, render_request
+from proxy.freshness import Policy
 from proxy.near import Near
 from proxy.pipeline import Pipeline
 from proxy.tiers import Tiers
@@ -41,7 +42,7 @@ class Hashing:
     """A model whose answer is the SHA-256 of its row: a crossed answer is provable."""
 
     framer = Framer(TENSORS)
-    ttl_seconds = 1000.0
+    freshness = Policy(1000.0)
 
     def __init__(self) -> None:
         self.rows = 0
