@@ -277,7 +277,7 @@ def load(path: Path) -> Manifest:
 
 def find(name: str, folders: tuple[Path, ...]) -> Manifest:
     """The manifest called `name`, from the first of the folders that has one."""
-    if not name or not set(name) <= _NAME_SAFE or name.startswith("."):
+    if not is_name(name):
         raise SetupError(f"model name {name!r}: letters, digits, '.', '_' and '-' only")
     for folder in folders:
         path = folder / name / "model.toml"
@@ -290,6 +290,11 @@ def find(name: str, folders: tuple[Path, ...]) -> Manifest:
     raise SetupError(f"no model called {name!r}; known models: {known}")
 
 
+def is_name(name: str) -> bool:
+    """Whether a model may be called so: its name stands in paths."""
+    return bool(name) and set(name) <= _NAME_SAFE and not name.startswith(".")
+
+
 def names(folders: tuple[Path, ...]) -> list[str]:
     """The models that the folders hold a manifest of."""
     return sorted({path.parent.name for folder in folders for path in folder.glob("*/model.toml")})
@@ -300,10 +305,6 @@ def _problem(manifest: Manifest) -> str | None:
         return f"name: {manifest.name!r} may hold letters, digits, '.', '_' and '-' only"
     if not manifest.version.isdigit():
         return f"version: {manifest.version!r} is not an integer"
-    if manifest.upstream is not None and not manifest.upstream.startswith(("http://", "https://")):
-        return f"upstream: {manifest.upstream!r} is not http://host:port"
-    if manifest.digest is not None and manifest.upstream is None:
-        return "digest: is for models with an upstream; of built ones it is computed"
     tensors: list[tuple[str, ClientInput | ClientOutput | ModelInput | ModelOutput]] = []
     for part, signature in (("client", manifest.client), ("model", manifest.model)):
         if signature is None:
@@ -321,7 +322,15 @@ def _problem(manifest: Manifest) -> str | None:
             return f"{where}.shape: name a dimension whose size differs, do not write a negative number"
         if not tensor.shape or tensor.shape[0] != BATCH:
             return f"{where}.shape: the first dimension is {BATCH!r}"
-    return _model_problem(manifest) or _client_problem(manifest)
+    return _upstream_problem(manifest) or _model_problem(manifest) or _client_problem(manifest)
+
+
+def _upstream_problem(manifest: Manifest) -> str | None:
+    if manifest.upstream is not None and not manifest.upstream.startswith(("http://", "https://")):
+        return f"upstream: {manifest.upstream!r} is not http://host:port"
+    if manifest.digest is not None and manifest.upstream is None:
+        return "digest: is for models with an upstream; of built ones it is computed"
+    return None
 
 
 def _model_problem(manifest: Manifest) -> str | None:
