@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import version
@@ -10,9 +11,12 @@ from typing import Any
 
 from aiohttp import web
 
-from foreseen.errors import UnknownModel
+from foreseen.errors import BadRequest, UnknownModel
 from foreseen.exposition import CONTENT_TYPE
 from foreseen.http import (
+    BINARY,
+    HEADER_LENGTH,
+    JSON,
     SERVER,
     as_foreseen,
     error_reply,
@@ -31,10 +35,12 @@ from proxy.admin import Token, explained
 from proxy.decode import Asked, decode_v1, decode_v2
 from proxy.freshness import Control, control_of
 from proxy.pipeline import Pipeline
+from proxy.replay import MAX_ROWS, Kept, Memory, ReplayConnection, may_be_kept
 from proxy.serve import Call, Reply, Server
 from proxy.served import Served
 
 Decode = Callable[[], Asked]
+_SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
 
 
 class Handlers:
@@ -50,6 +56,7 @@ class Handlers:
         settings: ProxySettings,
         exposition: Callable[[], Awaitable[bytes]],
         token: Token,
+        memory: Memory | None = None,
     ) -> None:
         self._served = served
         self._server = server
@@ -58,6 +65,7 @@ class Handlers:
         self._settings = settings
         self._exposition = exposition
         self._token = token
+        self._memory = memory
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[errors], client_max_size=self._settings.body_bytes)
@@ -106,9 +114,12 @@ class Handlers:
             served = self._find(request)
             name = served.manifest.name
             body = await read_body(request, self._settings.body_seconds)
-            deadline = asyncio.get_running_loop().time() + self._settings.deadline_seconds
+            deadline = asyncio.get_running_loop().time() + self._seconds(request)
             call = Call(deadline, traceparent=traceparent(request), control=self._control(request))
-            reply = _reply(await self._server.answer(served, body, decoder(request, body, served), call))
+            answered = await self._server.answer(served, body, decoder(request, body, served), call)
+            reply = infer_reply(answered.body, answered.length, answered.headers)
+            if answered.result == "hit" and self._memory is not None:
+                self._remember(request, served, protocol, answered)
         except Exception as error:  # noqa: BLE001 - counted here, where the model is known
             reply = error_reply(as_foreseen(error, request))
             self._metrics.request_seconds.labels(name, "error").observe(time.perf_counter() - started)
@@ -118,6 +129,39 @@ class Handlers:
                 stats.fail_ns += int((time.perf_counter() - started) * 1e9)
         self._metrics.requests.labels(name, protocol, str(reply.status)).inc()
         return reply
+
+    def _remember(self, request: web.Request, served: Served, protocol: str, reply: Reply) -> None:
+        """Keep the reply to a request that was answered from near, for when its very bytes come again."""
+        question, connection, memory = reply.question, request.protocol, self._memory
+        if memory is None or question is None or not isinstance(connection, ReplayConnection):
+            return
+        if len(reply.answers) > MAX_ROWS or any(answer.source != "near" for answer in reply.answers):
+            return
+        raw = connection.account_for(request) if may_be_kept(request) else None
+        if raw is None or not memory.worth_keeping(raw):
+            return
+        predictions = [answer.prediction for answer in reply.answers]
+        requests = self._metrics.requests.labels(served.manifest.name, protocol, "200")
+        saved = sum(prediction.seconds for prediction in predictions)
+        space, rows = question.space, len(predictions)
+
+        def count(seconds: float) -> None:
+            requests.inc()
+            self._server.count_replay(served, rows, saved, seconds)
+
+        head = [("Server", SERVER), ("Content-Type", JSON)]
+        if reply.length is not None:
+            head = [("Server", SERVER), ("Content-Type", BINARY), (HEADER_LENGTH, str(reply.length))]
+        kept = Kept(
+            list(zip(self._pipeline.keys(question), predictions, strict=True)),
+            min(prediction.expires_at for prediction in predictions),
+            head,
+            reply.body,
+            lambda: served.facts is not None and served.space() == space,
+            count,
+            timing=self._settings.server_timing,
+        )
+        memory.keep(raw, kept)
 
     async def explain(self, request: web.Request) -> web.Response:
         """Operators only: where the rows of an `/infer` body are, or why they would be misses."""
@@ -136,6 +180,15 @@ class Handlers:
         call = Call(asyncio.get_running_loop().time() + self._settings.deadline_seconds)
         rows = await self._server.explain(served, body, decoder(request, body, served), call)
         return json_reply(explained(rows, served.manifest.name, served.space().digest))
+
+    def _seconds(self, request: web.Request) -> float:
+        """How long the request has: what its Request-Timeout says, in seconds. Raises BadRequest."""
+        given = request.headers.get("Request-Timeout")
+        if given is None:
+            return self._settings.deadline_seconds
+        if not _SECONDS.fullmatch(given) or not float(given):
+            raise BadRequest("Request-Timeout: must be a number of seconds above 0")
+        return min(float(given), self._settings.longest_deadline_seconds)
 
     def _control(self, request: web.Request) -> Control:
         """What the request's Cache-Control asks for, unless the operator does not let clients decide."""
@@ -218,7 +271,3 @@ class Handlers:
         if asked is not None and asked != served.manifest.version:
             raise UnknownModel(name, asked[:32])
         return served
-
-
-def _reply(reply: Reply) -> web.Response:
-    return infer_reply(reply.body, reply.length, reply.headers)

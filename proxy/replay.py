@@ -48,7 +48,7 @@ Count = Callable[[float], None]
 class Kept:
     """One request's reply, and what it stands on. `alive` says whether the space in force is still the reply's own."""
 
-    __slots__ = ("alive", "body", "count", "head", "made_at", "reply", "rows", "second", "size", "until")
+    __slots__ = ("alive", "body", "count", "head", "made_at", "reply", "rows", "second", "size", "timing", "until")
 
     def __init__(
         self,
@@ -58,6 +58,8 @@ class Kept:
         body: bytes,
         alive: Callable[[], bool],
         count: Count,
+        *,
+        timing: bool = True,
     ) -> None:
         self.rows = tuple(rows)
         self.until = until
@@ -65,6 +67,7 @@ class Kept:
         self.made_at = min(prediction.made_at for _, prediction in rows)
         self.head = "".join(f"{name}: {value}\r\n" for name, value in head)
         """The headers that do not change with time."""
+        self.timing = "Server-Timing: replay\r\n" if timing else ""
         self.body = body
         self.alive = alive
         self.count = count
@@ -80,7 +83,7 @@ class Kept:
             left, age = int(self.until - now), max(0, int(now - self.made_at))
             lines = (
                 f"HTTP/1.1 200 OK\r\n{self.head}"
-                f"Cache-Status: foreseen;hit;ttl={left};detail=near\r\nAge: {age}\r\nServer-Timing: replay\r\n"
+                f"Cache-Status: foreseen;hit;ttl={left};detail=near\r\nAge: {age}\r\n{self.timing}"
                 f"Content-Length: {len(self.body)}\r\nDate: {formatdate(now, usegmt=True)}\r\n\r\n"
             )
             self.reply = lines.encode("ascii") + self.body
@@ -226,6 +229,11 @@ class ReplayConnection(Connection):
             return None
         self._whole = len(fed)
         return fed
+
+    async def finish_response(self, request: Any, resp: Any, start_time: float | None) -> Any:
+        """Every request is accounted for before its answer goes, so that its connection is between requests after."""
+        self.account_for(request)
+        return await super().finish_response(request, resp, start_time)
 
     def _between_requests(self) -> bool:
         """Whether aiohttp waits for a new request, has every byte of the last accounted for, and may write."""

@@ -47,12 +47,15 @@ class Call(Struct, frozen=True):
 
 
 class Reply(Struct, frozen=True):
-    """A rendered answer: body, JSON length where tensors follow, headers, and its result label."""
+    """A rendered answer: body, JSON length where tensors follow, headers, its result label, and what was asked and
+    answered (None for a request without rows)."""
 
     body: bytes
     length: int | None
     headers: dict[str, str]
     result: str
+    question: Question | None
+    answers: Sequence[Answer]
 
 
 class Server:
@@ -84,22 +87,23 @@ class Server:
         if asked.timeout_seconds is not None or asked.lane != call.lane:
             within = call.deadline if asked.timeout_seconds is None else _now() + asked.timeout_seconds
             call = Call(min(call.deadline, within), asked.lane, call.traceparent, call.control)
-        rows, answers, prepared = await self._ask(served, asked, len(body), call)
+        question, answers, prepared = await self._ask(served, asked, len(body), call)
         answered = time.perf_counter()
         stage("prepare", prepared - decoded)
         now = self._pipeline.tiers.clock()
         facts = Facts.of(answers, served, now, sequence=asked.sequence, requested=call.control.no_cache)
         self._count(served, facts, answers)
         predictions = [answer.prediction for answer in answers]
-        many = len(rows) > OFF_LOOP_ROWS
+        many = len(answers) > OFF_LOOP_ROWS
         rendered, length = await self._off_loop(lambda: render(served.manifest, predictions, asked.wish), many)
         headers = facts.headers(now)
         if self._server_timing:
             timings = {"decode": decoded - started, "prepare": prepared - decoded, "answer": answered - prepared}
             headers["Server-Timing"] = facts.timing(timings)
         stage("render", time.perf_counter() - answered)
-        self._observe(served, facts, time.perf_counter() - started, len(rows))
-        return Reply(rendered, length, headers, facts.result)
+        computed = facts.sources["model"] + facts.sources["bypass"]
+        self._observe(served, facts.result, time.perf_counter() - started, len(answers), computed)
+        return Reply(rendered, length, headers, facts.result, question, answers)
 
     async def explain(self, served: Served, body: bytes, decode: Callable[[], Asked], call: Call) -> list[Explanation]:
         """Where the rows of a request are, or why they would be misses. Asks no model and changes nothing."""
@@ -113,22 +117,19 @@ class Server:
 
     async def _ask(
         self, served: Served, asked: Asked, size: int, call: Call
-    ) -> tuple[Sequence[Row], list[Answer], float]:
+    ) -> tuple[Question | None, list[Answer], float]:
         """Prepare and ask; once more where the model's digest moved in between (its preparation may have, too)."""
         for last in (False, True):
             space, preparer = served.space(), served.preparer()
             rows = await self._prepare(preparer, asked, size)
             prepared = time.perf_counter()
             if not rows:
-                return rows, [], prepared
+                return None, [], prepared
             steps = steps_of(call.control, frozenset(("model",)) if asked.sequence else served.steps)
             terms = Terms(call.deadline, call.lane, steps, call.traceparent, call.control.demand)
+            question = Question(space, tuple(rows), terms, asked.parameters)
             try:
-                return (
-                    rows,
-                    await self._answer(Question(space, tuple(rows), terms, asked.parameters)),
-                    prepared,
-                )
+                return question, await self._answer(question), prepared
             except DigestMoved:
                 if last:
                     break
@@ -163,20 +164,26 @@ class Server:
         if saved:
             self._metrics.saved_seconds.labels(name).inc(saved)
 
-    def _observe(self, served: Served, facts: Facts, seconds: float, rows: int) -> None:
-        self._metrics.request_seconds.labels(served.manifest.name, facts.result).observe(seconds)
+    def count_replay(self, served: Served, rows: int, saved: float, seconds: float) -> None:
+        """One replayed request: everything that a hit counts."""
+        self._metrics.rows.labels(served.manifest.name, "near").inc(rows)
+        if saved:
+            self._metrics.saved_seconds.labels(served.manifest.name).inc(saved)
+        self._observe(served, "hit", seconds, rows, 0)
+
+    def _observe(self, served: Served, result: str, seconds: float, rows: int, computed: int) -> None:
+        self._metrics.request_seconds.labels(served.manifest.name, result).observe(seconds)
         stats, took = served.stats, int(seconds * 1e9)
         stats.success += 1
         stats.success_ns += took
         stats.rows += rows
         stats.last_ms = int(time.time() * 1000)
-        if facts.result in ("hit", "stale"):
+        if result in ("hit", "stale"):
             stats.cache_hit += 1
             stats.cache_hit_ns += took
-        elif facts.result != "bypass":
+        elif result != "bypass":
             stats.cache_miss += 1
             stats.cache_miss_ns += took
-        computed = facts.sources["model"] + facts.sources["bypass"]
         stats.computed_rows += computed
         stats.computed_requests += computed > 0
 
