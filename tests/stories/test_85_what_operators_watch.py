@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 from collections import Counter
@@ -21,6 +22,7 @@ from tests.stories.test_10_first_question import FINGERPRINT, MINILM
 from tests.test_dashboards import queries
 
 CLIENTS = 8
+RULES = Path(__file__).parent.parent.parent / "grafana" / "prometheus" / "rules"
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +198,34 @@ def test_every_query_of_every_dashboard_returns_data(built: Path, tmp_path: Path
         assert empty == set()
         ours, theirs = "sum(foreseen_requests_total)", system.metric("foreseen_requests_total")
         assert prometheus.query(ours) == [theirs]
+
+
+def at_once(rules: Path, folder: Path) -> Path:
+    """The alerts as they are, except that they neither wait nor look back for minutes."""
+    text = (rules / "alerts.yml").read_text()
+    made = folder / "alerts.yml"
+    made.write_text(re.sub(r"for: \d+[ms]", "for: 1s", text).replace("[10m]", "[4s]"))
+    return made
+
+
+def test_alerts_fire_when_valkey_stops_and_a_model_is_killed_and_clear_afterwards(built: Path, tmp_path: Path) -> None:
+    """In a real Prometheus, with the rules as they are but for their patience."""
+    rules = [RULES / "recording.yml", at_once(RULES, tmp_path)]
+    with (
+        started(built, tmp_path / "data", models=["fingerprint"]) as system,
+        scraping(system, ["fingerprint"], tmp_path, rules=rules) as prometheus,
+    ):
+        prometheus.until_scraped(2)
+        assert prometheus.firing() == set()
+        system.signal("far", signal.SIGSTOP)
+        prometheus.until(lambda: "ForeseenStoreDown" in prometheus.firing())
+        assert system.post(FINGERPRINT, ask_fingerprint(numbers(1)))[0] == 200
+        system.signal("far", signal.SIGCONT)
+        prometheus.until(lambda: not prometheus.firing())
+        system.signal("model:fingerprint", signal.SIGSTOP)
+        prometheus.until(lambda: "ForeseenModelDown" in prometheus.firing())
+        system.signal("model:fingerprint", signal.SIGCONT)
+        prometheus.until(lambda: not prometheus.firing())
+        system.signal("model:fingerprint", signal.SIGKILL)
+        prometheus.until(lambda: "ForeseenModelRestarted" in prometheus.firing())
+        prometheus.until(lambda: not prometheus.firing())
