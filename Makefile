@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 TRITON := .venv-tritonclient
+MLSERVER := .venv-mlserver
 BIN    := $(VENV)/bin
 DATA   ?= data
 PORT   ?= 8000
@@ -36,7 +37,13 @@ $(TRITON)/installed: tests/clients/tritonclient.txt
 	@echo "setup: installing prometheus and promtool (Debian's package; needs root)"
 	@apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus >/dev/null
 
-test: lint $(TRITON)/installed /usr/bin/promtool ## the whole test suite, from nothing
+$(MLSERVER)/installed: tests/clients/mlserver.txt
+	@echo "setup: installing MLServer into $(MLSERVER)"
+	@$(PYTHON) -m venv $(MLSERVER)
+	@$(MLSERVER)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+test: lint $(TRITON)/installed $(MLSERVER)/installed /usr/bin/promtool ## the whole test suite, from nothing
 	@$(BIN)/python -m pytest
 
 docs: setup ## write the reference tables of docs/ from the code
@@ -49,4 +56,4 @@ mutants: setup ## mutation testing of key, entry and flight (about five minutes)
 	@rm -rf mutants && $(BIN)/mutmut run > build/mutants.log 2>&1; $(BIN)/python -m tests.mutants
 
 clean: ## remove the environment and what was built
-	rm -rf $(VENV) $(TRITON) $(DATA) build *.egg-info
+	rm -rf $(VENV) $(TRITON) $(MLSERVER) $(DATA) build *.egg-info

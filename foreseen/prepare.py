@@ -121,6 +121,8 @@ class Preparer:
 
 def _whole(column: Column) -> Array:
     """Rows that belong together, under their batch axis again."""
+    if not column:
+        raise BadInput('inputs: a model with rows = "together" takes at least one row')
     if len({part.shape for part in column}) > 1:
         raise BadInput('inputs: rows of a model with rows = "together" must have one length')
     return np.stack(column)

@@ -16,7 +16,7 @@ import numpy as np
 
 from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, ModelFailed
-from foreseen.manifest import ModelInput, ModelSignature
+from foreseen.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.nouns import Array, Row
 
 RowOutputs = tuple[Array, ...]
@@ -65,18 +65,8 @@ def split_outputs(outputs: Mapping[str, Array], rows: Sequence[Row], signature: 
     padded = {name: max(s[name] for s in sizes) for name in sizes[0]} if sizes else {}
     columns: list[list[Array]] = []
     for spec in signature.outputs:
-        if spec.name not in outputs:
-            raise ModelFailed(f"outputs.{spec.name}: the model did not answer with it")
-        array = outputs[spec.name]
-        datatype = DATATYPES[spec.datatype]
-        if array.dtype != datatype.dtype:
-            raise ModelFailed(f"outputs.{spec.name}: is {array.dtype}, the signature says {spec.datatype}")
-        wanted = tuple(len(rows) if d == "rows" else padded.get(d, -1) if isinstance(d, str) else d for d in spec.shape)
-        fits = len(wanted) == array.ndim and all(w in (-1, got) for w, got in zip(wanted, array.shape, strict=True))
-        if not fits:
-            raise ModelFailed(f"outputs.{spec.name}: has shape {list(array.shape)}, the signature says {list(wanted)}")
-        if datatype.kind == "f" and not np.isfinite(array).all():
-            raise ModelFailed(f"outputs.{spec.name}: holds NaN or infinity")
+        wanted = [len(rows) if d == "rows" else padded.get(d, -1) if isinstance(d, str) else d for d in spec.shape]
+        array = _answered(outputs, spec, wanted)
         named = [(axis, d) for axis, d in enumerate(spec.shape[1:]) if isinstance(d, str) and d in padded]
         if not named:
             columns.append([array[i, ...] for i in range(len(rows))])
@@ -89,6 +79,20 @@ def split_outputs(outputs: Mapping[str, Array], rows: Sequence[Row], signature: 
             column.append(np.ascontiguousarray(array[i][tuple(cut)]))
         columns.append(column)
     return list(zip(*columns, strict=True))
+
+
+def whole_outputs(
+    outputs: Mapping[str, Array], signature: ModelSignature, firsts: Mapping[str, int | None]
+) -> RowOutputs:
+    """The outputs of a request whose rows belong together. `firsts` is how many rows each has, None where any may.
+
+    Raises ModelFailed where they are not what the signature says.
+    """
+    whole = []
+    for spec in signature.outputs:
+        wanted = [firsts[spec.name], *(None if isinstance(d, str) else d for d in spec.shape[1:])]
+        whole.append(_answered(outputs, spec, [-1 if dim is None else dim for dim in wanted]))
+    return tuple(whole)
 
 
 def stack_outputs(answered: Sequence[RowOutputs], signature: ModelSignature) -> dict[str, Array]:
@@ -114,6 +118,22 @@ def tokens(row: Row, signature: ModelSignature) -> int:
             if isinstance(dim, str):
                 return int(tensor.shape[axis])
     return 1
+
+
+def _answered(outputs: Mapping[str, Array], spec: ModelOutput, wanted: Sequence[int]) -> Array:
+    """One output, held against the signature. -1 is any size."""
+    if spec.name not in outputs:
+        raise ModelFailed(f"outputs.{spec.name}: the model did not answer with it")
+    array = outputs[spec.name]
+    datatype = DATATYPES[spec.datatype]
+    if array.dtype != datatype.dtype:
+        raise ModelFailed(f"outputs.{spec.name}: is {array.dtype}, the signature says {spec.datatype}")
+    fits = len(wanted) == array.ndim and all(w in (-1, got) for w, got in zip(wanted, array.shape, strict=True))
+    if not fits:
+        raise ModelFailed(f"outputs.{spec.name}: has shape {list(array.shape)}, the signature says {list(wanted)}")
+    if datatype.kind == "f" and not np.isfinite(array).all():
+        raise ModelFailed(f"outputs.{spec.name}: holds NaN or infinity")
+    return array
 
 
 def _fits(array: Array, spec: ModelInput) -> None:

@@ -76,8 +76,24 @@ class ProxySettings(Common):
 
     model: Annotated[
         tuple[str, ...],
-        Parameter(help="A model to serve, NAME or NAME=ADDRESS (unix:/path or http://host:port); may be repeated."),
-    ] = ("minilm",)
+        Parameter(
+            help="A model to serve, NAME or NAME=ADDRESS (unix:/path or http://host:port); may be repeated. "
+            "Default: minilm, or all of --upstream."
+        ),
+    ] = ()
+    upstream: Annotated[
+        str | None,
+        Parameter(help="A V2 server (http://host:port) to stand in front of: no manifest is needed, see docs/upstream.md."),
+    ] = None
+    upstream_digest: Annotated[
+        str | None, Parameter(help="What stands for the upstream's version where it does not say; change it with it.")
+    ] = None
+    upstream_tolerance: Annotated[
+        float, Parameter(help="Largest difference of an answer alone and in a batch with which rows are independent.")
+    ] = 1e-5
+    upstream_probe: Annotated[
+        bool, Parameter(help="Ask upstream models a few random rows, to see whether rows are independent.")
+    ] = True
     host: Annotated[str, Parameter(help="Address to listen on; other machines reach it only if you say so.")] = (
         "127.0.0.1"
     )
@@ -136,6 +152,11 @@ class ProxySettings(Common):
     triton_metrics: Annotated[
         bool, Parameter(help="Tell metrics under Triton's names too: nv_inference_*, nv_cache_*.")
     ] = False
+
+    @property
+    def own_models(self) -> tuple[str, ...]:
+        """The models with a manifest or an address of their own; with an upstream, --model names the upstream's."""
+        return () if self.upstream is not None else self.model or ("minilm",)
 
 
 @Parameter(name="*")

@@ -56,7 +56,8 @@ class _System:
 
     def __init__(self, settings: UpSettings) -> None:
         self._settings = settings
-        self._models = [_manifest(name, settings) for name in settings.model]
+        self._models = [_manifest(name, settings) for name in settings.own_models]
+        self._local = [manifest for manifest in self._models if manifest.upstream is None]
         self._children: list[Child] = []
         self._stopping = asyncio.Event()
 
@@ -79,7 +80,7 @@ class _System:
     async def _start(self, listener: socket.socket, url: str) -> None:
         settings = self._settings
         make_run_folder(settings.data)
-        for manifest in self._models:
+        for manifest in self._local:
             await _build(manifest, settings)
         self._say_defaults(url)
         if settings.admin_token_file is None:
@@ -87,7 +88,7 @@ class _System:
         if settings.redis is None:
             make_secret(settings.secret_file or settings.data / "secret")
             await self._start_valkey()
-        for manifest in self._models:
+        for manifest in self._local:
             await self._start_model(manifest)
         await self._start_workers(listener)
         await self._until_predicting(url)
@@ -132,9 +133,10 @@ class _System:
         await child.start()
 
     async def _until_predicting(self, url: str) -> None:
-        """Ask every model its example, through the proxy, until each has answered."""
+        """Ask every model its example, through the proxy, until each has answered. An upstream's have none."""
         async with asyncio.timeout(READY_SECONDS), aiohttp.ClientSession() as client:
-            for manifest in self._models:
+            await self._until_ok(lambda: client.get(f"{url}/v2/health/ready"))
+            for manifest in self._local:
                 model = f"{url}/v2/models/{manifest.name}"
                 await self._until_ok(lambda model=model: client.get(f"{model}/ready"))  # type: ignore[misc]
                 body = orjson.dumps(example_request(manifest))
@@ -278,4 +280,4 @@ def _held(models: list[Manifest], capacity: int, overhead: int) -> str:
                 elements *= dim
             size += elements * max(1, DATATYPES[output.datatype].size)
         held.append(f"about {capacity // size:,} rows of {manifest.name}")
-    return ", ".join(held)
+    return ", ".join(held) or "the upstream's rows, as many as fit"

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from foreseen.datatypes import DATATYPES
 from foreseen.errors import SetupError
+from foreseen.invariance import difference
 from foreseen.manifest import Manifest, ModelInput
 from foreseen.nouns import Array, Row
 from foreseen.rows import RowOutputs, split, stack
@@ -82,29 +83,15 @@ def warm(runner: Runner, manifest: Manifest, shapes: Iterable[tuple[int, int]]) 
 def example_rows(manifest: Manifest) -> list[Row]:
     """A few different rows of the model's shapes; the manifest's example is the first where it is in model tensors."""
     rows = [_made_up(manifest, length) for length in _LENGTHS] if _padded(manifest) else []
-    if manifest.client is None and all(i.name in manifest.example for i in manifest.model.keyed):
+    clients = [(i.name, i.datatype, i.shape) for i in manifest.seen.inputs]
+    same = clients == [(i.name, i.datatype, i.shape) for i in manifest.model.keyed]
+    if same and all(i.name in manifest.example for i in manifest.model.keyed):
         rows = [*_given(manifest), *rows]
     if not rows:
         rows = [_made_up(manifest, 1), _made_up(manifest, 2)]  # of fixed shapes: the length is but a seed
     elif len(rows) == 1:
         rows *= 2
     return [unit for row in rows for unit in _prepared([row], manifest)]
-
-
-def difference(left: Sequence[RowOutputs], right: Sequence[RowOutputs]) -> float:
-    """The largest absolute difference of any element; 0.0 only where all bits are equal, inf where shapes differ."""
-    worst = 0.0
-    for one, other in zip(left, right, strict=True):
-        for a, b in zip(one, other, strict=True):
-            if a.shape != b.shape:
-                return float("inf")
-            if a.tobytes() == b.tobytes() or (a.dtype == object and a.tolist() == b.tolist()):
-                continue
-            if a.dtype == object:
-                return float("inf")
-            gap = float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max())
-            worst = max(worst, gap, 5e-324)  # -0.0 against 0.0 is a difference of bits too
-    return worst
 
 
 def _start_tokens(runner: Runner, manifest: Manifest) -> int:

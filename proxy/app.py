@@ -25,6 +25,7 @@ from foreseen.places import model_socket, redis_socket
 from foreseen.secret import read_secret
 from foreseen.settings import ProxySettings
 from proxy.admin import Token
+from proxy.discovery import Upstream, in_front_of, upstream_of
 from proxy.freshness import policy_of
 from proxy.handlers import Handlers
 from proxy.model import ModelProcess
@@ -35,6 +36,7 @@ from proxy.pulse import Pulse
 from proxy.serve import Server
 from proxy.served import Served
 from proxy.tiers import Tiers
+from proxy.upstream import declared_told
 
 log = structlog.get_logger()
 
@@ -47,13 +49,16 @@ is parsed in one, would hold every hit up for so long."""
 class Proxy:
     """One proxy process: its models, its pipeline, its application."""
 
-    def __init__(self, settings: ProxySettings) -> None:
+    def __init__(self, settings: ProxySettings, upstream: Upstream | None = None) -> None:
+        """`upstream` has found its models already."""
         _assert_parser()
         root = read_secret(settings.secret_file or settings.data / "secret")
         self.settings = settings
         use_slot(settings.slot)
         self.metrics = ProxyMetrics()
-        self.served = {served.manifest.name: served for served in map(self._serve, settings.model)}
+        self.upstream = upstream
+        self.served = {} if upstream is None else upstream.served
+        self.served |= {served.manifest.name: served for served in map(self._serve, settings.own_models)}
         self.far = _far(settings)
         self._check = secret_check(root)
         tiers = Tiers(
@@ -97,7 +102,10 @@ class Proxy:
     async def running(self) -> AsyncIterator[None]:
         """Watch the models; at the end let flights land and close every connection."""
         await self._check_secret()
-        watchers = [asyncio.create_task(served.watch()) for served in self.served.values()]
+        if self.upstream is not None:
+            watchers = [asyncio.create_task(self.upstream.follow())]
+        else:
+            watchers = [asyncio.create_task(served.watch()) for served in self.served.values()]
         watchers.append(asyncio.create_task(self.pulse.beat()))
         try:
             yield
@@ -122,6 +130,9 @@ class Proxy:
     def _serve(self, named: str) -> Served:
         name, _, address = named.partition("=")
         manifest = find(name, self.settings.model_folders)
+        if manifest.upstream is not None and not address:
+            defaults = _freshness(self.settings)
+            return in_front_of(manifest.upstream, declared_told(manifest), self.settings, defaults, manifest)
         process = ModelProcess(
             manifest,
             address or f"unix:{model_socket(self.settings.data, name)}",
@@ -132,10 +143,10 @@ class Proxy:
 
 
 async def _run(settings: ProxySettings) -> None:
-    proxy = Proxy(settings)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    proxy = Proxy(settings, await upstream_of(settings, _freshness(settings)))
     runner = Runner(
         proxy.application,
         handler_cancellation=False,

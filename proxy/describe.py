@@ -16,6 +16,8 @@ def metadata(served: Served) -> dict[str, Any]:
     """V2 model metadata, with the digest in force."""
     manifest, facts = served.manifest, served.facts
     told = {} if facts is None else {"digest": facts.digest, "precision": facts.precision, "provider": facts.provider}
+    if facts is not None and facts.preparation is None:  # somebody else's server, which says neither of the two
+        told = {"digest": facts.digest, "digest_from": facts.identity}
     return {
         "name": manifest.name,
         "versions": [manifest.version],

@@ -7,12 +7,14 @@ signature and never trusted: another shape, datatype, count or id is refused and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import aiohttp
+import numpy as np
 import orjson
 from msgspec import Struct
 
@@ -28,11 +30,14 @@ from foreseen.errors import (
     TooLarge,
 )
 from foreseen.http import BINARY, HEADER_LENGTH
-from foreseen.manifest import Manifest
+from foreseen.manifest import Manifest, ModelSignature
 from foreseen.nouns import Array, Output, Prediction, Row, Terms
-from foreseen.rows import split_outputs, stack
+from foreseen.rows import split_outputs, stack, whole_outputs
 from foreseen.tensors import raw_of
 from foreseen.wire import Response, parse_response, render_request
+
+Tensors = list[tuple[str, str, Array]]
+"""Name, datatype and batch of every input of a request."""
 
 PROBE_SECONDS = 2.0
 MAX_ERROR_CHARACTERS = 300
@@ -42,14 +47,20 @@ class Facts(Struct, frozen=True):
     """What a model process says of itself in its metadata's `parameters`."""
 
     digest: str
-    preparation: str = ""
+    preparation: str | None = ""
+    """None of a foreign server, which knows nothing of what is done before it is asked."""
     precision: str = ""
     provider: str = ""
     row_independent: bool = True
+    identity: str = "digest"
+    """What a change of the model shows in: `digest`, `declared`, `version`, or `unobservable`."""
 
 
 class ModelProcess:
     """One model's process, as the pipeline asks it."""
+
+    _silent_ids: tuple[str | None, ...] = ()
+    """What a reply's id may be when it is not the question's."""
 
     def __init__(self, manifest: Manifest, address: str, *, rows_per_request: int, requests: int) -> None:
         self._manifest = manifest
@@ -66,29 +77,33 @@ class ModelProcess:
 
         Raises ModelUnavailable, Overloaded, DeadlineExceeded, ModelFailed, or BadInput where the model itself refuses.
         """
-        step = 1 if self._manifest.rows == "together" else self._rows_per_request
-        parts = [rows[at : at + step] for at in range(0, len(rows), step)]
+        parts = self._parts(rows)
         if len(parts) == 1:
-            return await self._predict(parts[0], parameters, terms)
-        answered: list[list[Prediction]] = [[] for _ in parts]
-        waiting = iter(enumerate(parts))
+            return await self._predict(rows, parameters, terms)
+        answered: dict[int, Prediction] = {}
+        waiting = iter(parts)
 
         async def ask() -> ForeseenError | None:
-            for place, part in waiting:
+            for part in waiting:
                 try:
-                    answered[place] = await self._predict(part, parameters, terms)
+                    predictions = await self._predict([rows[at] for at in part], parameters, terms)
                 except ForeseenError as error:
                     return error
+                answered.update(zip(part, predictions, strict=True))
             return None
 
         # Two at a time keep the process busy between runs; all at once would overflow its queue and be refused.
         for error in await asyncio.gather(ask(), ask()):
             if error is not None:
                 raise error
-        return [prediction for part in answered for prediction in part]
+        return [answered[at] for at in range(len(rows))]
 
     async def facts(self) -> Facts:
         """What the process says of itself. Raises ModelUnavailable unless it is there and ready."""
+        return self._facts(await self._metadata())
+
+    async def _metadata(self) -> dict[str, Any]:
+        """Its V2 metadata. Raises ModelUnavailable unless it is there and ready."""
         name = self._manifest.name
         try:
             async with asyncio.timeout(PROBE_SECONDS):
@@ -99,9 +114,14 @@ class ModelProcess:
                     document = orjson.loads(await reply.read())
         except (aiohttp.ClientError, OSError, TimeoutError, orjson.JSONDecodeError):
             raise ModelUnavailable(f"model {name!r} cannot be reached") from None
-        told = document.get("parameters", {}) if isinstance(document, dict) else {}
+        if not isinstance(document, dict):
+            raise ModelUnavailable(f"model {name!r} describes itself in a way that cannot be read")
+        return document
+
+    def _facts(self, metadata: dict[str, Any]) -> Facts:
+        told = metadata.get("parameters", {})
         if not isinstance(told.get("digest"), str):
-            raise ModelUnavailable(f"model {name!r} does not say its digest")
+            raise ModelUnavailable(f"model {self._manifest.name!r} does not say its digest")
         known = {field: told[field] for field in Facts.__struct_fields__ if field in told}
         return Facts(**known)
 
@@ -120,29 +140,58 @@ class ModelProcess:
             await self._session.close()
 
     async def _predict(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Prediction]:
-        together = self._manifest.rows == "together"
-        batch = _whole_batch(rows[0], self._manifest) if together else stack(rows, self._signature)
+        batch = whole_batch(rows[0], self._signature) if self._together(rows) else stack(rows, self._signature)
         left = terms.deadline - asyncio.get_running_loop().time()
         if left <= 0:
             raise DeadlineExceeded("the deadline passed before the model was asked")
-        asked: dict[str, Any] = orjson.loads(parameters) if parameters else {}
-        asked["timeout"] = int(left * 1e6)
-        asked["priority"] = 1 if terms.lane == "online" else 2
         tensors = [(i.name, i.datatype, batch[i.name]) for i in self._signature.inputs]
         request_id = uuid.uuid4().hex
-        body, length = render_request(tensors, asked, request_id)
-        headers = {HEADER_LENGTH: str(length), "Content-Type": BINARY}
-        if terms.traceparent is not None:
-            headers["traceparent"] = terms.traceparent
         started = time.perf_counter()
-        response = await self._post(body, headers, terms.deadline)
+        response = await self._asked(tensors, orjson.loads(parameters) if parameters else {}, terms, request_id)
         return self._predictions(response, rows, request_id, time.perf_counter() - started)
 
-    async def _post(self, body: bytes, headers: dict[str, str], deadline: float) -> Response:
+    # What follows is how this kind of server is asked; `upstream.py` says it of any other.
+
+    def _together(self, rows: Sequence[Row]) -> bool:
+        """Whether each of the rows is a whole request."""
+        return self._manifest.rows == "together"
+
+    def _parts(self, rows: Sequence[Row]) -> list[Sequence[int]]:
+        """Which rows go into one request."""
+        step = 1 if self._together(rows) else self._rows_per_request
+        return [range(at, min(at + step, len(rows))) for at in range(0, len(rows), step)]
+
+    async def _asked(self, tensors: Tensors, parameters: dict[str, Any], terms: Terms, request_id: str) -> Response:
+        left = terms.deadline - asyncio.get_running_loop().time()
+        told = {"timeout": max(1, int(left * 1e6)), "priority": 1 if terms.lane == "online" else 2}
+        return await self._asked_binary(tensors, parameters | told, terms, request_id)
+
+    def _digest(self, response: Response) -> str:
+        """Which version of the model made a reply. Raises ModelFailed where it belongs to another question."""
+        digest = response.parameters.get("digest")
+        if not isinstance(digest, str):
+            raise ModelFailed(f"model {self._manifest.name!r}: the reply does not say its digest")
+        return digest
+
+    def _firsts(self, rows: int) -> Mapping[str, int | None]:
+        """How many rows each output of a whole request has; None where any number may be right."""
+        return dict.fromkeys((spec.name for spec in self._signature.outputs), rows)
+
+    # From here on all are alike.
+
+    async def _asked_binary(
+        self, tensors: Tensors, parameters: dict[str, Any], terms: Terms, request_id: str
+    ) -> Response:
+        body, length = render_request(tensors, parameters, request_id)
+        return await self._post(body, {HEADER_LENGTH: str(length), "Content-Type": BINARY}, terms)
+
+    async def _post(self, body: bytes, headers: dict[str, str], terms: Terms) -> Response:
         """Ask; once more where the connection broke, since a prediction is a pure function of its rows."""
         name = self._manifest.name
+        if terms.traceparent is not None:
+            headers["traceparent"] = terms.traceparent
         try:
-            async with asyncio.timeout_at(deadline), self._places:
+            async with asyncio.timeout_at(terms.deadline), self._places:
                 try:
                     return await self._exchange(body, headers)
                 except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
@@ -170,16 +219,15 @@ class ModelProcess:
     def _predictions(self, response: Response, rows: Sequence[Row], asked: str, seconds: float) -> list[Prediction]:
         """Hold a reply against the question, then cut it into rows."""
         name = self._manifest.name
-        if response.model != name or response.id != asked:
+        if response.model != name or response.id not in (asked, *self._silent_ids):
             raise ModelFailed(f"model {name!r}: the reply belongs to another question")
-        digest = response.parameters.get("digest")
-        if not isinstance(digest, str):
-            raise ModelFailed(f"model {name!r}: the reply does not say its digest")
+        digest = self._digest(response)
         outputs: dict[str, Array] = {output.name: output.array for output in response.outputs}
         told = response.parameters.get("seconds")
         each = float(told) if isinstance(told, int | float) else seconds / len(rows)
-        if self._manifest.rows == "together":
-            answered = [tuple(outputs[spec.name] for spec in self._signature.outputs if spec.name in outputs)]
+        if self._together(rows):
+            count = len(rows[0].tensors[0])
+            answered = [whole_outputs(outputs, self._signature, self._firsts(count))]
         else:
             answered = split_outputs(outputs, rows, self._signature)
         now = time.time()
@@ -209,17 +257,22 @@ class ModelProcess:
         return self._session
 
 
-def _whole_batch(row: Row, manifest: Manifest) -> dict[str, Array]:
+def whole_batch(row: Row, signature: ModelSignature) -> dict[str, Array]:
     """The batch of a model whose rows belong together: its one row is the request."""
-    return {spec.name: tensor for spec, tensor in zip(manifest.model.keyed, row.tensors, strict=True)}
+    batch = {spec.name: tensor for spec, tensor in zip(signature.keyed, row.tensors, strict=True)}
+    for spec in signature.inputs:
+        if spec.of is not None and spec.role is not None:  # nothing is padded, so a mask is all ones
+            made = np.ones if spec.role == "mask" else np.zeros
+            batch[spec.name] = made(batch[spec.of].shape, DATATYPES[spec.datatype].dtype)
+    return batch
 
 
 def _refusal(name: str, status: int, content: bytes, retry_after: str | None) -> ForeseenError:
     """A model process's error as ours. Only what it says of the input is passed on."""
-    try:
-        said = str(orjson.loads(content)["error"])[:MAX_ERROR_CHARACTERS]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        said = f"status {status}"
+    said = f"status {status}"
+    with contextlib.suppress(orjson.JSONDecodeError, KeyError, TypeError):
+        error = orjson.loads(content)["error"]
+        said = error[:MAX_ERROR_CHARACTERS] if isinstance(error, str) else said
     seconds = int(retry_after) if retry_after is not None and retry_after.isdigit() else 1
     match status:
         case 400 | 422:

@@ -88,6 +88,12 @@ class Served:
         """Ask the process; see `ModelProcess.predict`."""
         return await self.process.predict(rows, parameters, terms)
 
+    def keyed(self, manifest: Manifest) -> Served:
+        """The same model with its rows keyed otherwise. It is ready after its first `refresh`."""
+        other = Served(manifest, self.process, self._data, self.ttl_seconds)
+        other.stats, other.former = self.stats, self.former
+        return other
+
     def space(self) -> Space:
         """The key space in force. Raises ModelUnavailable until the process has said its digest."""
         if self.facts is None:
@@ -110,18 +116,24 @@ class Served:
         except ModelUnavailable as error:
             self.reachable, self.why = False, str(error)
             return
-        if self._preparer is None or facts.preparation != self._preparation:
+        except SetupError as error:
+            self._not_ready(str(error))
+            return
+        if self._preparer is None or facts.preparation not in (None, self._preparation):
             problem = self._load_preparation(facts)
             if problem is not None:
-                if problem != self.why:
-                    log.error("model not ready", model=self.manifest.name, why=problem)
-                self.why, self.facts = problem, None
+                self._not_ready(problem)
                 return
         if self.facts is not None and facts.digest != self.facts.digest:
             self.former.append(self.facts.digest)
         if self.facts is None or facts.digest != self.facts.digest:
             log.info("model ready", model=self.manifest.name, digest=facts.digest[:12], precision=facts.precision)
         self.facts, self.been_ready, self.reachable, self.why = facts, True, True, ""
+
+    def _not_ready(self, why: str) -> None:
+        if why != self.why:
+            log.error("model not ready", model=self.manifest.name, why=why)
+        self.why, self.facts = why, None
 
     async def watch(self) -> None:
         while True:
@@ -135,7 +147,7 @@ class Served:
             files = record.artifact.assets if record else ()
             assets = {file.name: read_file(self._data, record.artifact, file) for file in files} if record else {}
             preparation = preparation_digest(self.manifest, files)
-            if facts.preparation != preparation:
+            if facts.preparation not in (None, preparation):
                 return "its process was built with another preparation (model.toml or tokenizer); rebuild or restart it"
             self._preparer = Preparer(self.manifest, assets)
         except SetupError as error:

@@ -108,11 +108,18 @@ def started(built: Path, data: Path, *flags: str, models: Sequence[str] = ("mini
     data.mkdir(parents=True, exist_ok=True)
     if not (data / "models").exists():
         shutil.copytree(built / "models", data / "models", ignore=shutil.ignore_patterns(".fetched", ".building*"))
+    with fresh(data, *(f"--model={model}" for model in models), *flags) as system:
+        yield system
+
+
+@contextlib.contextmanager
+def fresh(data: Path, *flags: str) -> Iterator[Live]:
+    """The same on a data directory as it is, with these flags alone."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "foreseen.cli", "up", f"--data={data}", f"--port={port}", "--log-level=warning"]
-    command += [f"--model={model}" for model in models] + list(flags)
+    command += flags
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     system = Live(f"http://127.0.0.1:{port}", data, process)
     try:

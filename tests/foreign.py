@@ -1,0 +1,139 @@
+"""V2 servers that are not ours: an honest one in this process that may be told to lie, and a proxy in front."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from foreseen.secret import make_secret
+from foreseen.settings import ProxySettings
+from proxy.app import Proxy, _freshness
+from proxy.discovery import upstream_of
+from tests.questions import fingerprint
+
+Reply = dict[str, Any]
+OPEN = [-1, 16]
+
+
+class Foreign:
+    """Serves `fp` as JSON only, and counts. `lie` changes a reply before it is sent; `answer` computes a batch."""
+
+    def __init__(self) -> None:
+        self.metadata: dict[str, Any] = {
+            "name": "fp",
+            "platform": "",
+            "inputs": [{"name": "x", "datatype": "INT64", "shape": OPEN}],
+            "outputs": [{"name": "digest", "datatype": "INT64", "shape": [-1, 4]}],
+        }
+        self.listed: list[str] = ["fp"]
+        self.ready = True
+        self.version: str | None = None
+        self.answer: Callable[[list[list[int]]], list[list[int]]] = lambda rows: [fingerprint(row) for row in rows]
+        self.lie: Callable[[Reply], Reply] = lambda reply: reply
+        self.batches: list[list[list[int]]] = []
+        self.binary_tries = 0
+
+    def rows_like(self, row: list[int]) -> int:
+        """How often a row was computed: the probe's rows are others."""
+        return sum(batch.count(row) for batch in self.batches)
+
+    def application(self) -> web.Application:
+        app = web.Application()
+        app.router.add_post("/v2/repository/index", self._index)
+        app.router.add_get("/v2/models/{model}", self._metadata)
+        app.router.add_get("/v2/models/{model}/ready", self._ready)
+        app.router.add_post("/v2/models/{model}/infer", self._infer)
+        return app
+
+    async def _index(self, request: web.Request) -> web.Response:
+        return web.json_response([{"name": name, "state": "READY"} for name in self.listed])
+
+    async def _metadata(self, request: web.Request) -> web.Response:
+        return web.json_response({**self.metadata, "name": request.match_info["model"]})
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        return web.Response(status=200 if self.ready else 503)
+
+    async def _infer(self, request: web.Request) -> web.Response:
+        if "Inference-Header-Content-Length" in request.headers:
+            self.binary_tries += 1
+            return web.json_response({"detail": "not JSON"}, status=422)
+        asked = await request.json()
+        flat, (count, width) = asked["inputs"][0]["data"], asked["inputs"][0]["shape"]
+        rows = [flat[at * width : (at + 1) * width] for at in range(count)]
+        self.batches.append(rows)
+        answers = self.answer(rows)
+        data = [value for row in answers for value in row]
+        output = {"name": "digest", "datatype": "INT64", "shape": [len(answers), 4], "data": data}
+        reply: Reply = {"model_name": request.match_info["model"], "id": asked.get("id"), "outputs": [output]}
+        if self.version is not None:
+            reply["model_version"] = self.version
+        return web.json_response(self.lie(reply))
+
+
+@contextlib.asynccontextmanager
+async def listening(app: web.Application) -> AsyncIterator[str]:
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    assert site._server is not None
+    try:
+        yield f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
+    finally:
+        await runner.cleanup()
+
+
+class Front:
+    """A proxy of this process, and somebody who asks it."""
+
+    def __init__(self, proxy: Proxy, client: aiohttp.ClientSession, url: str) -> None:
+        self.proxy = proxy
+        self._client = client
+        self._url = url
+
+    async def infer(self, *rows: list[int], model: str = "fp", **more: Any) -> tuple[int, str, Any]:
+        """Status, Cache-Status and the digests, or the error."""
+        flat = [value for row in rows for value in row]
+        body = {"inputs": [{"name": "x", "shape": [len(rows), 16], "datatype": "INT64", "data": flat}], **more}
+        async with self._client.post(f"{self._url}/v2/models/{model}/infer", json=body) as reply:
+            told = json.loads(await reply.read())
+            if reply.status != 200:
+                return reply.status, "", told
+            data = told["outputs"][0]["data"]
+            return 200, reply.headers["Cache-Status"], [data[at : at + 4] for at in range(0, len(data), 4)]
+
+    async def get(self, path: str) -> Any:
+        async with self._client.get(self._url + path) as reply:
+            return json.loads(await reply.read())
+
+    async def until(self, wanted: Callable[[dict[str, Any]], bool], model: str = "fp") -> dict[str, Any]:
+        """The `parameters` of a model's metadata, once they are as wanted."""
+        told = await self.until_described(lambda told: wanted(told.get("parameters", {})), model)
+        parameters: dict[str, Any] = told["parameters"]
+        return parameters
+
+    async def until_described(self, wanted: Callable[[dict[str, Any]], bool], model: str = "fp") -> dict[str, Any]:
+        """A model's metadata, once they are as wanted."""
+        async with asyncio.timeout(20):
+            while True:
+                told: dict[str, Any] = await self.get(f"/v2/models/{model}")
+                if wanted(told):
+                    return told
+
+
+@contextlib.asynccontextmanager
+async def fronted(upstream: str | None, data: Path, **more: Any) -> AsyncIterator[Front]:
+    """A proxy without a far tier in front of a server."""
+    make_secret(data / "secret")
+    settings = ProxySettings(data=data, upstream=upstream, redis="none", **more)
+    proxy = Proxy(settings, await upstream_of(settings, _freshness(settings)))
+    async with proxy.running(), listening(proxy.application) as url, aiohttp.ClientSession() as client:
+        yield Front(proxy, client, url)
