@@ -83,7 +83,9 @@ class ProxySettings(Common):
     ] = ()
     upstream: Annotated[
         str | None,
-        Parameter(help="A V2 server (http://host:port) to stand in front of: no manifest is needed, see docs/upstream.md."),
+        Parameter(
+            help="A V2 server (http://host:port) to stand in front of: no manifest is needed, see docs/upstream.md."
+        ),
     ] = None
     upstream_digest: Annotated[
         str | None, Parameter(help="What stands for the upstream's version where it does not say; change it with it.")
@@ -133,8 +135,10 @@ class ProxySettings(Common):
         bool, Parameter(help="Ignore Cache-Control of requests: no-cache lets clients cause cost.")
     ] = False
     deadline_seconds: Annotated[float, Parameter(help="A request without a timeout of its own has this long.")] = 30.0
+    longest_deadline_seconds: Annotated[float, Parameter(help="What Request-Timeout may ask for at most.")] = 300.0
     model_rows: Annotated[int, Parameter(help="Rows of one request to a model process; more are split.")] = 256
     model_requests: Annotated[int, Parameter(help="Requests to one model process at a time; more wait.")] = 64
+    miss_rows: Annotated[int, Parameter(help="Rows of one model that are computed at a time; more wait in turn.")] = 1024
     waiting_rows: Annotated[int, Parameter(help="Rows of one model that may wait; more are refused with 503.")] = 65536
     body_bytes: Annotated[int, Parameter(help="Largest request body, decoded, in bytes.")] = 64 * 2**20
     body_seconds: Annotated[float, Parameter(help="How long a body may take to arrive.")] = 30.0

@@ -69,7 +69,7 @@ class Proxy:
             metrics=self.metrics,
             limits=settings,
         )
-        self.pipeline = Pipeline(tiers, self.served, self.metrics, settings.waiting_rows)
+        self.pipeline = Pipeline(tiers, self.served, self.metrics, settings.waiting_rows, settings.miss_rows)
         self.server = Server(
             self.pipeline,
             Observer(self.pipeline, self.metrics, settings.observe_tolerance),

@@ -108,13 +108,13 @@ class Handlers:
     async def _predict(
         self, request: web.Request, protocol: str, decoder: Callable[[web.Request, bytes, Served], Decode]
     ) -> web.Response:
-        started = time.perf_counter()
+        started, begun = time.perf_counter(), asyncio.get_running_loop().time()
         name = "other"  # a label is a served model or this: names in paths are data
         try:
             served = self._find(request)
             name = served.manifest.name
             body = await read_body(request, self._settings.body_seconds)
-            deadline = asyncio.get_running_loop().time() + self._seconds(request)
+            deadline = begun + self._seconds(request)
             call = Call(deadline, traceparent=traceparent(request), control=self._control(request))
             answered = await self._server.answer(served, body, decoder(request, body, served), call)
             reply = infer_reply(answered.body, answered.length, answered.headers)

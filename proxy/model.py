@@ -35,6 +35,7 @@ from foreseen.nouns import Array, Output, Prediction, Row, Terms
 from foreseen.rows import split_outputs, stack, whole_outputs
 from foreseen.tensors import raw_of
 from foreseen.wire import Response, parse_response, render_request
+from proxy.budget import RetryBudget
 
 Tensors = list[tuple[str, str, Array]]
 """Name, datatype and batch of every input of a request."""
@@ -68,6 +69,7 @@ class ModelProcess:
         self._address = address
         self._rows_per_request = rows_per_request
         self._places = asyncio.Semaphore(requests)
+        self._retries = RetryBudget()
         self._session: aiohttp.ClientSession | None = None
         self._base = "http://model" if address.startswith("unix:") else address.rstrip("/")
         self._infer = f"{self._base}/v2/models/{manifest.name}/infer"
@@ -186,16 +188,18 @@ class ModelProcess:
         return await self._post(body, {HEADER_LENGTH: str(length), "Content-Type": BINARY}, terms)
 
     async def _post(self, body: bytes, headers: dict[str, str], terms: Terms) -> Response:
-        """Ask; once more where the connection broke, since a prediction is a pure function of its rows."""
+        """Ask; once more where the connection broke, since a prediction is a pure function of its rows, unless that
+        happens so often that it would add to what broke it."""
         name = self._manifest.name
         if terms.traceparent is not None:
             headers["traceparent"] = terms.traceparent
         try:
             async with asyncio.timeout_at(terms.deadline), self._places:
+                self._retries.sent()
                 try:
                     return await self._exchange(body, headers)
                 except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                    if isinstance(error, aiohttp.ClientConnectorError):
+                    if isinstance(error, aiohttp.ClientConnectorError) or not self._retries.spend():
                         raise
                     return await self._exchange(body, headers)
         except TimeoutError:

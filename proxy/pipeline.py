@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from foreseen.errors import DigestMoved, ForeseenError, NotCached, Overloaded
 from foreseen.key import Framer
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import Answer, Demand, Key, Missed, Prediction, Question, Row, Steps, Terms, Trip
+from foreseen.nouns import Answer, Demand, Key, Prediction, Question, Row, Steps, Terms, Trip
 from proxy.flight import Cabin, Flights, Party
 from proxy.freshness import Policy, expiry_of
-from proxy.tiers import COLD, Looked, Tiers
+from proxy.tiers import COLD, Looked, Tiers, both
+from proxy.turnstile import Turnstile
 from proxy.waits import Wait, cut_short, in_order, until_landed
 
 REFRESHED = Demand(min_fresh=0.0)
@@ -48,12 +49,15 @@ class Model(Protocol):
 class Pipeline:
     """near → flight → far → model → keep, for all models of one proxy process."""
 
-    def __init__(self, tiers: Tiers, models: Mapping[str, Model], metrics: ProxyMetrics, waiting_rows: int) -> None:
+    def __init__(
+        self, tiers: Tiers, models: Mapping[str, Model], metrics: ProxyMetrics, waiting_rows: int, miss_rows: int = 1024
+    ) -> None:
         self.tiers = tiers
         self.models = models
         self.flights = Flights(self._fly)
         self._metrics = metrics
         self._waiting_rows = waiting_rows
+        self._turnstiles = defaultdict[str, Turnstile](lambda: Turnstile(miss_rows, waiting_rows))
 
     async def answer(self, question: Question) -> list[Answer]:
         """The answers to all rows of a question, in order.
@@ -162,7 +166,7 @@ class Pipeline:
             self.flights.land(cabin, key, answer)
         self._refresh(cabin.party, rows, looked)
         for key, missed in looked.missing.items():
-            cabin.missed[key] = _worse(cabin.missed.get(key, COLD), missed)
+            cabin.missed[key] = both(cabin.missed.get(key, COLD), missed)
         for reason, count in Counter(cabin.missed[key].reason for key in looked.missing).items():
             self._metrics.misses.labels(space.model, reason).inc(count)
         return looked.seconds, list(looked.missing)
@@ -188,15 +192,16 @@ class Pipeline:
             self.flights.land(cabin, key, Answer(prediction, "model", stored, trip))
 
     async def _predicted(self, model: str, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Prediction]:
-        """Ask a model; how many rows, and how long it took, is counted whatever it answers."""
-        started = time.perf_counter()
-        try:
-            return await self.models[model].predict(rows, parameters, terms)
-        finally:
-            seconds = time.perf_counter() - started
-            self._metrics.model_rows.labels(model).observe(len(rows))
-            self._metrics.model_seconds.labels(model).observe(seconds)
-            self._metrics.stages.add("model", seconds)
+        """Ask a model in turn; how many rows, and how long it took, is counted whatever it answers."""
+        async with self._turnstiles[model].turn(len(rows), terms.deadline, terms.lane):
+            started = time.perf_counter()
+            try:
+                return await self.models[model].predict(rows, parameters, terms)
+            finally:
+                seconds = time.perf_counter() - started
+                self._metrics.model_rows.labels(model).observe(len(rows))
+                self._metrics.model_seconds.labels(model).observe(seconds)
+                self._metrics.stages.add("model", seconds)
 
     def living(self, model: str, predictions: Iterable[Prediction]) -> list[Prediction]:
         """Predictions with the life that the model's entries have. They are made now, by this process's own clock."""
@@ -214,10 +219,3 @@ class Pipeline:
         """Let flights land and stores finish, at most so long each."""
         await self.flights.drain(seconds)
         await self.tiers.close(seconds)
-
-
-def _worse(near: Missed, far: Missed) -> Missed:
-    """What both tiers say of a row: the reason that tells more, and the spare that is younger."""
-    reason = near.reason if far.reason == "cold" else far.reason
-    spares = [missed.spare for missed in (near, far) if missed.spare is not None]
-    return Missed(reason, max(spares, key=lambda spare: spare.prediction.made_at, default=None))

@@ -90,7 +90,7 @@ class Served:
 
     def keyed(self, manifest: Manifest) -> Served:
         """The same model with its rows keyed otherwise. It is ready after its first `refresh`."""
-        other = Served(manifest, self.process, self._data, self.ttl_seconds)
+        other = Served(manifest, self.process, self._data, self.freshness)
         other.stats, other.former = self.stats, self.former
         return other
 

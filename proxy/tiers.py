@@ -209,3 +209,10 @@ def judge(
             return DEAD
         case _:
             assert_never(decision)
+
+
+def both(near: Missed, far: Missed) -> Missed:
+    """What both tiers say of a row: the reason that tells more, and the spare that is younger."""
+    reason = near.reason if far.reason == "cold" else far.reason
+    spares = [missed.spare for missed in (near, far) if missed.spare is not None]
+    return Missed(reason, max(spares, key=lambda spare: spare.prediction.made_at, default=None))

@@ -1,0 +1,27 @@
+"""How many requests may be sent a second time: a share of those that were sent once, and no more.
+
+A process that breaks connections is about to be overloaded or dead; sending everything twice would see to either.
+"""
+
+from __future__ import annotations
+
+SHARE = 0.1
+BURST = 10.0
+"""What may be saved up: those that were under way when a process died."""
+
+
+class RetryBudget:
+    """`sent` for every request, `spend` before every repetition."""
+
+    def __init__(self) -> None:
+        self._left = BURST
+
+    def sent(self) -> None:
+        self._left = min(BURST, self._left + SHARE)
+
+    def spend(self) -> bool:
+        """Whether one more repetition is within the budget; it is spent then."""
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
