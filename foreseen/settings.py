@@ -138,7 +138,7 @@ class ProxySettings(Common):
     longest_deadline_seconds: Annotated[float, Parameter(help="What Request-Timeout may ask for at most.")] = 300.0
     model_rows: Annotated[int, Parameter(help="Rows of one request to a model process; more are split.")] = 256
     model_requests: Annotated[int, Parameter(help="Requests to one model process at a time; more wait.")] = 64
-    miss_rows: Annotated[int, Parameter(help="Rows of one model that are computed at a time; more wait in turn.")] = 1024
+    miss_rows: Annotated[int, Parameter(help="Rows of one model that are computed at a time; more wait.")] = 1024
     waiting_rows: Annotated[int, Parameter(help="Rows of one model that may wait; more are refused with 503.")] = 65536
     body_bytes: Annotated[int, Parameter(help="Largest request body, decoded, in bytes.")] = 64 * 2**20
     body_seconds: Annotated[float, Parameter(help="How long a body may take to arrive.")] = 30.0
