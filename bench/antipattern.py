@@ -126,7 +126,7 @@ def trace(requests: int) -> tuple[list[str], list[float], str]:
 
 
 def _sampled(keys: list[str], requests: int) -> list[str]:
-    """Parts of a trace, each with all requests of some of its keys, so that repeats stay as frequent as in the whole."""
+    """Parts of a trace, each with all requests of some of its keys: repeats stay as frequent as in the whole."""
     parts = max(1, len(keys) // PART_REQUESTS)
     order: list[list[str]] = [[] for _ in range(parts)]
     for key in keys:

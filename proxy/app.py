@@ -33,6 +33,7 @@ from proxy.near import Near
 from proxy.observe import Observer
 from proxy.pipeline import Pipeline
 from proxy.pulse import Pulse
+from proxy.replay import Memory, ReplayConnection
 from proxy.serve import Server
 from proxy.served import Served
 from proxy.tiers import Tiers
@@ -77,6 +78,7 @@ class Proxy:
             observed=frozenset(self.served if "all" in settings.observe else settings.observe),
             server_timing=settings.server_timing,
         )
+        self.memory = Memory(tiers.near, settings.replay_bytes, tiers.clock)
         self.pulse = Pulse(
             self.pipeline,
             self.served,
@@ -96,6 +98,7 @@ class Proxy:
                 required=settings.admin_token_file is not None,
             ),
             exposition=self.pulse.exposition,
+            memory=self.memory,
         ).application()
 
     @asynccontextmanager
@@ -149,6 +152,7 @@ async def _run(settings: ProxySettings) -> None:
     proxy = Proxy(settings, await upstream_of(settings, _freshness(settings)))
     runner = Runner(
         proxy.application,
+        lambda manager, **options: ReplayConnection(manager, proxy.memory, **options),
         handler_cancellation=False,
         keepalive_timeout=settings.keepalive_seconds,
         shutdown_timeout=DRAIN_SECONDS,

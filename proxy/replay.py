@@ -173,16 +173,19 @@ class Memory:
 class ReplayConnection(Connection):
     """A connection that answers recognised requests itself.
 
-    `_fed` are the bytes that aiohttp got since the connection was last between requests, `_whole` how many of them a
-    handler has accounted for as one request; equal lengths say that it is between requests again. A connection that
-    carried something else (pipelining, chunks, an upgrade) takes the normal road from then on.
+    `_fed` are the bytes that aiohttp got since the connection was last between requests, `_whole` how many of them are
+    accounted for as one request, `_idle` whether its answer is sent and aiohttp means to go on. Idle and with equal
+    lengths it is between requests again. (aiohttp's own waiting for the next request begins a turn of the event loop
+    later, and by then the next may be here.) A connection that carried something else, pipelining, chunks or an
+    upgrade, takes the normal road from then on.
     """
 
-    __slots__ = ("_fed", "_held", "_holding", "_memory", "_wanted", "_whole")
+    __slots__ = ("_fed", "_held", "_holding", "_idle", "_memory", "_wanted", "_whole")
 
     def __init__(self, manager: Any, memory: Memory, **options: Any) -> None:
         super().__init__(manager, **options)
         self._memory = memory
+        self._idle = True
         self._fed: bytes | None = b""
         self._whole = 0
         self._held = b""
@@ -233,17 +236,17 @@ class ReplayConnection(Connection):
     async def finish_response(self, request: Any, resp: Any, start_time: float | None) -> Any:
         """Every request is accounted for before its answer goes, so that its connection is between requests after."""
         self.account_for(request)
-        return await super().finish_response(request, resp, start_time)
+        answered = await super().finish_response(request, resp, start_time)
+        self._idle = bool(resp.keep_alive)
+        return answered
 
     def _between_requests(self) -> bool:
-        """Whether aiohttp waits for a new request, has every byte of the last accounted for, and may write."""
-        waiter = self._waiter
+        """Whether the last request is answered, every byte of it accounted for, and the connection can be written."""
         return (
-            waiter is not None
-            and not waiter.done()
-            and not self._messages
+            self._idle
             and self._fed is not None
             and len(self._fed) == self._whole
+            and not self._messages
             and not self._paused
             and not self._close
             and not self._force_close
@@ -266,6 +269,7 @@ class ReplayConnection(Connection):
         self._hand_over(data)
 
     def _hand_over(self, data: bytes) -> None:
+        self._idle = False
         if self._fed is not None:
             self._fed = self._fed + data if len(self._fed) + len(data) <= MAX_REQUEST_BYTES else None
         super().data_received(data)

@@ -1,0 +1,152 @@
+"""The shortest road answers like the normal one: same status, headers and body, same counters, nothing crossed."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from tests.live import Live, started
+from tests.questions import ask_fingerprint, ask_minilm, fingerprint, numbers
+from tests.stories.test_10_first_question import FINGERPRINT, MINILM
+
+TIMES = ("age", "date", "server-timing")
+
+
+@pytest.fixture(scope="module")
+def plain(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A system without replay: everything takes the normal road."""
+    with started(built, tmp_path_factory.mktemp("plain") / "d", "--replay-bytes=0", models=["fingerprint"]) as system:
+        yield system
+
+
+class Line:
+    """A keep-alive connection that sends bytes and reads replies."""
+
+    open_ones: ClassVar[list[Line]] = []
+
+    def __init__(self, live: Live) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", live.port), 20)
+        self.file = self.socket.makefile("rb")
+        Line.open_ones.append(self)
+
+    def ask(self, raw: bytes) -> tuple[list[tuple[str, str]], bytes]:
+        self.socket.sendall(raw)
+        return self.reply()
+
+    def reply(self) -> tuple[list[tuple[str, str]], bytes]:
+        """Status line and headers in order, then the body."""
+        head = [("", self.file.readline().decode().strip())]
+        while line := self.file.readline().decode().strip():
+            name, _, value = line.partition(": ")
+            head.append((name.lower(), value))
+        return head, self.file.read(int(dict(head)["content-length"]))
+
+    def close(self) -> None:
+        self.file.close()
+        self.socket.close()
+
+
+@pytest.fixture(autouse=True)
+def _closed_lines() -> Iterator[None]:
+    """Whatever a test opened is closed, also where it failed."""
+    yield
+    while Line.open_ones:
+        Line.open_ones.pop().close()
+
+
+def raw(body: bytes, path: str = FINGERPRINT, **headers: str) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(body)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def replayed(head: list[tuple[str, str]]) -> bool:
+    return dict(head).get("server-timing") == "replay"
+
+
+def without_times(head: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Headers in order; what changes with time has its name only, a ttl its absence of digits."""
+    return [(n, "" if n in TIMES else v.split(";ttl=")[0]) for n, v in head]
+
+
+def test_the_third_time_it_is_replayed_with_the_same_bytes(live: Live) -> None:
+    """Computed, then a hit, then a hit that is remembered, then replayed: headers in the same order, the body equal."""
+    line, asked = Line(live), raw(json.dumps(ask_minilm("Replay this, please.")).encode(), MINILM)
+    first, *rest = [line.ask(asked) for _ in range(5)]
+    assert [replayed(head) for head, _ in rest] == [False, False, True, True]
+    assert len({body for _, body in (first, *rest)}) == 1
+    assert len({tuple(without_times(head)) for head, _ in rest}) == 1
+
+
+def test_replays_are_counted_like_any_other_hit(live: Live) -> None:
+    """Requests, rows by result, durations: what was asked is what is counted, at once."""
+    line, asked = Line(live), raw(json.dumps(ask_fingerprint(numbers(2500), numbers(2501))).encode())
+    names = ("foreseen_requests_total", "foreseen_rows_total", "foreseen_request_duration_seconds_count")
+    before = [live.metric(name, model="fingerprint") for name in names]
+    replays = sum(replayed(line.ask(asked)[0]) for _ in range(20))
+    assert replays >= 17
+    after = [live.metric(name, model="fingerprint") for name in names]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [20, 40, 20]
+
+
+def test_mixed_traffic_is_the_same_on_both_roads(live: Live, plain: Live) -> None:
+    """The same seeded stream of requests, some repeated to the byte, cut in pieces or malformed, to a system with
+    replay and to one without: every reply is the same but for its times."""
+    rng = random.Random(25)
+    lines = {system.url: Line(system) for system in (live, plain)}
+    pool = [
+        json.dumps(ask_fingerprint(*(numbers(26_000 + n) for n in range(k, k + 1 + k % 3)))).encode() for k in range(12)
+    ]
+    replays = 0
+    for step in range(600):
+        body = rng.choice(pool)
+        kind = rng.random()
+        if kind < 0.75:
+            pieces = [raw(body)]
+        elif kind < 0.85:
+            cut = rng.randrange(1, len(raw(body)))
+            pieces = [raw(body)[:cut], raw(body)[cut:]]
+        elif kind < 0.9:
+            pieces = [raw(body, Cache_Control="max-age=100")]
+        elif kind < 0.95:
+            pieces = [raw(body[:-1] + b" }")]
+        else:
+            pieces = [raw(body.replace(b"INT64", b"INT63"))]
+        heads = []
+        for url, line in lines.items():
+            for piece in pieces:
+                line.socket.sendall(piece)
+            head, answer = line.reply()
+            heads.append((without_times(head), answer))
+            replays += url == live.url and replayed(head)
+        if step > 50:  # by then both have computed all of the pool
+            assert heads[0] == heads[1], step
+    assert replays > 200
+
+
+def test_pipelined_known_requests_are_answered_in_order(live: Live) -> None:
+    """Two known requests in one packet, then a third: each gets its own answer."""
+    line = Line(live)
+    bodies = [json.dumps(ask_fingerprint(numbers(27_000 + n))).encode() for n in range(2)]
+    for body in bodies * 3:
+        line.ask(raw(body))
+    line.socket.sendall(raw(bodies[0]) + raw(bodies[1]) + raw(bodies[0]))
+    for n in (0, 1, 0):
+        _, answer = line.reply()
+        assert json.loads(answer)["outputs"][0]["data"] == fingerprint(numbers(27_000 + n))
+
+
+def test_no_cache_and_other_wishes_are_never_answered_by_replay(live: Live) -> None:
+    """The same body with Cache-Control: no-cache is computed anew, between replays of the plain request."""
+    line = Line(live)
+    body = json.dumps(ask_fingerprint(numbers(28_000))).encode()
+    for _ in range(4):
+        line.ask(raw(body))
+    head, _ = line.ask(raw(body, Cache_Control="no-cache"))
+    assert dict(head)["cache-status"] == "foreseen;fwd=request"
