@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Annotated
 
 import cyclopts
+import msgspec
 import orjson
 from cyclopts import App, CycloptsError, Parameter
 
 from foreseen.errors import ForeseenError, SetupError
 from foreseen.logs import configure
-from foreseen.settings import InferenceSettings, KeySettings, ProxySettings, UpSettings
+from foreseen.settings import InferenceSettings, KeySettings, ProxySettings, UpSettings, WarmSettings
 
 app = App(
     name="foreseen",
@@ -125,6 +126,48 @@ def observed(*, url: str = "http://127.0.0.1:8000", json: bool = False) -> None:
 
     summary = read(url)
     print(orjson.dumps(summary).decode() if json else table(summary))
+
+
+@app.command
+def warm(*files: Annotated[str, Parameter(env_var=())], settings: WarmSettings) -> None:
+    """Fill the cache from files: compute the rows that are missing, or import what a batch run has computed.
+
+    JSONL (a V2 request or a plain object a line), CSV, Parquet, Arrow, NPZ; the same command again goes on where a
+    killed one stopped. Ends with status 1 where more rows failed than the error budget allows.
+
+    Parameters
+    ----------
+    files
+        Files, globs, folders, or URLs that fsspec knows.
+    """
+    try:
+        from foreseen.warm.run import Job, share_of
+        from foreseen.warm.shown import bar, forecast_table, summary_table
+    except ModuleNotFoundError as error:
+        raise SetupError(f"{error.name} is not installed; pip install 'foreseen[warm]'") from None
+    from rich.console import Console
+
+    job = Job(files, settings)
+    if settings.dry_run:
+        forecast = job.dry()
+        if settings.json:
+            print(msgspec.json.encode(forecast).decode())
+        else:
+            Console().print(forecast_table(forecast))
+        return
+    with bar(quiet=settings.json) as watcher:
+        summary = job.go(watcher)
+    if settings.json:
+        print(msgspec.json.encode(summary).decode())
+    else:
+        Console().print(summary_table(summary))
+    if summary.failed > share_of(settings.error_budget) * summary.rows:
+        print(
+            f"foreseen: {summary.failed} of {summary.rows} rows failed, the first: {summary.first_failure}; "
+            f"all of them: {summary.rejects}",
+            file=sys.stderr,
+        )
+        sys.exit(1)
 
 
 def main() -> None:

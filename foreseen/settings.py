@@ -193,6 +193,52 @@ class KeySettings(Common):
     json: Annotated[bool, Parameter(help="Print JSON for machines.")] = False
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class WarmSettings(Common):
+    """What a batch run that fills the cache is told."""
+
+    model: Annotated[str, Parameter(help="The model whose answers are wanted.")]
+    url: Annotated[
+        str | None, Parameter(help="A running proxy to ask instead; then neither secret nor Redis is needed.")
+    ] = None
+    map: Annotated[tuple[str, ...], Parameter(help="COLUMN=INPUT where they differ; may be repeated.")] = ()
+    outputs: Annotated[
+        tuple[str, ...],
+        Parameter(help="Import: COLUMN=OUTPUT, or 'all' where they are called alike; no model is asked."),
+    ] = ()
+    digest: Annotated[
+        str | None, Parameter(help="Model digest of predictions that do not record which model made them.")
+    ] = None
+    verify: Annotated[
+        str | None, Parameter(help="Share of the rows (1%) that the model computes itself before an import.")
+    ] = None
+    out: Annotated[Path | None, Parameter(help="Folder for the predictions as Parquet, which can be imported.")] = None
+    sql: Annotated[
+        str | None, Parameter(help="Database for the predictions: sqlite:///FILE, postgresql+psycopg://HOST/NAME.")
+    ] = None
+    sql_table: Annotated[str, Parameter(help="Table of that database; made where it is missing.")] = "predictions"
+    rows_per_second: Annotated[float | None, Parameter(help="Rows that the model is asked for at most.")] = None
+    batch_ms: Annotated[
+        float, Parameter(help="How long one request keeps the model; an online miss waits for at most one, in ms.")
+    ] = 50.0
+    chunk_rows: Annotated[int, Parameter(help="Rows between two checkpoints.")] = 65536
+    checkpoint: Annotated[
+        Path | None, Parameter(help="Folder of checkpoints and rejected rows. Default: DATA/warm.")
+    ] = None
+    error_budget: Annotated[str, Parameter(help="Share of the rows (1%) that may fail before the status is 1.")] = "0%"
+    ttl_seconds: Annotated[float, Parameter(help="How long an entry lives at most, give or take 10 %.")] = 604800.0
+    far_value_bytes: Annotated[int, Parameter(help="A larger entry is not stored.")] = 4 * 2**20
+    redis: Annotated[str | None, Parameter(help="The far tier. Default: DATA's own.")] = None
+    secret_file: Annotated[Path | None, Parameter(help="Root secret of all keys. Default: DATA/secret.")] = None
+    address: Annotated[
+        str | None, Parameter(help="The model process, unix:/path or http://host:port. Default: DATA's own.")
+    ] = None
+    patience_seconds: Annotated[float, Parameter(help="How long a model that is away or full is waited for.")] = 60.0
+    dry_run: Annotated[bool, Parameter(help="Only say what would be done.")] = False
+    json: Annotated[bool, Parameter(help="Print JSON for machines, and no progress.")] = False
+
+
 def arguments(settings: Common, kind: type[Common]) -> list[str]:
     """The flags that give a command of another kind the same settings, as far as it has them and they are not its own
     defaults."""
@@ -213,4 +259,5 @@ NAMES: dict[str, type[Common]] = {
     "proxy": ProxySettings,
     "inference": InferenceSettings,
     "key": KeySettings,
+    "warm": WarmSettings,
 }

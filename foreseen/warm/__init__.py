@@ -1,0 +1,9 @@
+"""Tables of rows → entries in the far tier: compute what is missing, or import what a batch run has computed.
+
+The one thing that other people's programs (Ray, Airflow, a notebook) need is `Warmer`: small, picklable, synchronous.
+"""
+
+from foreseen.warm.plan import Plan
+from foreseen.warm.warmer import Warmer
+
+__all__ = ["Plan", "Warmer"]

@@ -1,0 +1,91 @@
+"""How far a run has come ↔ a small file, so that the same command goes on where a killed one stopped.
+
+It is replaced atomically after every chunk, when the chunk's entries and results are safe. What was done since is done
+again and found done: entries by key, results by name. Rejects are cut back to where they were.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from foreseen.errors import SetupError
+
+
+class Progress(Struct):
+    """`file` is the index of the file under way, `place` the rows of it that are done."""
+
+    file: int = 0
+    place: int = 0
+    hit: int = 0
+    computed: int = 0
+    imported: int = 0
+    failed: int = 0
+    rejects_bytes: int = 0
+    seconds: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        return self.hit + self.computed + self.imported + self.failed
+
+
+class Checkpoint:
+    """One run's place, held by one process at a time."""
+
+    def __init__(self, folder: Path, run: str) -> None:
+        """Raises SetupError where the folder cannot be written or somebody else is at it."""
+        self._path = folder / f"{run}.json"
+        self.rejects = folder / f"{run}.rejects.jsonl"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (folder / f"{run}.lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SetupError("the same command is running already; wait for it, or stop it") from None
+        except OSError as error:
+            raise SetupError(f"{folder}: {error.strerror}; give --checkpoint a folder that can be written") from None
+
+    def read(self) -> Progress:
+        """Where to go on; a fresh start where there is nothing to go on from."""
+        try:
+            progress = msgspec.json.decode(self._path.read_bytes(), type=Progress)
+        except (FileNotFoundError, msgspec.DecodeError):
+            progress = Progress()
+        with self.rejects.open("ab") as file:
+            file.truncate(progress.rejects_bytes)
+        return progress
+
+    def append(self, progress: Progress, rejects: list[dict[str, Any]]) -> None:
+        if rejects:
+            lines = b"".join(msgspec.json.encode(reject) + b"\n" for reject in rejects)
+            with self.rejects.open("ab") as file:
+                file.write(lines)
+            progress.rejects_bytes += len(lines)
+
+    def write(self, progress: Progress) -> None:
+        beside = self._path.with_suffix(".new")
+        with beside.open("wb") as file:
+            file.write(msgspec.json.encode(progress))
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(self._path)
+
+    def done(self) -> None:
+        """The run is through: the same command is a new run."""
+        self._path.unlink(missing_ok=True)
+        if not self.rejects.stat().st_size:
+            self.rejects.unlink()
+
+    def close(self) -> None:
+        self._lock.close()
+
+
+def run_name(*fields: Any) -> str:
+    """A name that the same command on the same files has again."""
+    return hashlib.sha256(msgspec.json.encode(fields)).hexdigest()[:16]

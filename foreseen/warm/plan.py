@@ -1,0 +1,82 @@
+"""What a warmer is told: everything it needs to open its own connections, wherever it is unpickled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from msgspec import Struct
+
+from foreseen.manifest import Manifest
+from foreseen.nouns import Array, Prediction
+
+PUBLIC = "public"
+RESULTS = ("hit", "computed", "imported", "failed")
+HIT, COMPUTED, IMPORTED, FAILED = range(4)
+
+PARAMETERS_COLUMN = "foreseen.parameters"
+"""Canonical JSON of the request parameters that change a row's answer; only JSONL of V2 requests has it."""
+REJECT_COLUMN = "foreseen.reject"
+"""Why a line could not be read; null for those that could."""
+LINE_COLUMN = "foreseen.line"
+"""Which line of its file a row came from, where lines hold several rows."""
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """One warming. It holds where the secret lies and not the secret, so that it may be pickled and sent around."""
+
+    manifest: Manifest
+    digest: str
+    """The model digest that entries are written under."""
+    data: Path = Path("data")
+    secret_file: Path | None = None
+    """Default: DATA/secret."""
+    redis: str | None = None
+    """redis://, rediss:// or unix://PATH; default: DATA's own."""
+    model: str | None = None
+    """unix:/path or http://host:port of the model process; default: DATA's own."""
+    generation: int = 0
+    mode: Literal["compute", "import"] = "compute"
+    inputs: dict[str, str] = {}
+    """Column → input, where they differ."""
+    outputs: dict[str, str] = {}
+    """Column → output, where they differ."""
+    batch_ms: float = 50.0
+    """How long the model is to compute on one request of ours: an online miss waits for at most one."""
+    rows_per_second: float | None = None
+    """Rows that the model is asked for at most."""
+    ttl_seconds: float = 604800.0
+    jitter: float = 0.1
+    """Entries that are made together do not expire together."""
+    value_bytes: int = 4 * 2**20
+    """A larger entry is not stored."""
+    patience_seconds: float = 60.0
+    """How long a model process that is away or full is waited for."""
+
+
+class Warmed(Struct):
+    """What became of the rows of one batch. `keys[i]` is empty where row i failed before it had one."""
+
+    keys: list[bytes]
+    codes: Array
+    """One of `HIT`, `COMPUTED`, `IMPORTED`, `FAILED` per row."""
+    reasons: dict[int, str]
+    predictions: dict[bytes, Prediction]
+    """By key, where the caller wanted them."""
+
+    def counts(self) -> dict[str, int]:
+        found = np.bincount(self.codes, minlength=len(RESULTS)).tolist()
+        return dict(zip(RESULTS, found, strict=True))
+
+    def table(self) -> pa.Table:
+        """key, result, reason: a small table for whoever called."""
+        words = pa.DictionaryArray.from_arrays(pa.array(self.codes, pa.int8()), pa.array(RESULTS))
+        return pa.table(
+            {
+                "key": pa.array([key or None for key in self.keys], pa.binary()),
+                "result": words,
+                "reason": pa.array([self.reasons.get(i) for i in range(len(self.keys))], pa.string()),
+            }
+        )
