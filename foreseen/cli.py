@@ -170,6 +170,32 @@ def warm(*files: Annotated[str, Parameter(env_var=())], settings: WarmSettings) 
         sys.exit(1)
 
 
+@app.command
+def top(*, url: str = "http://127.0.0.1:8000", interval: float = 1.0, once: bool = False, json: bool = False) -> None:
+    """Show what a running proxy does: requests, hit ratio, latency of hits and misses, models, store, saved compute.
+
+    Ctrl-C ends it. Where no proxy answers it says so in one line and ends with status 1.
+
+    Parameters
+    ----------
+    url
+        The running proxy.
+    interval
+        Seconds between two looks.
+    once
+        Look once, over one interval, and end.
+    json
+        Print JSON for machines; with --once.
+    """
+    from foreseen import top as view
+
+    if json or once:
+        now = view.once(url, interval)
+        print(orjson.dumps(now).decode()) if json else view.show(url, now)
+    else:
+        view.watch(url, interval)
+
+
 def main() -> None:
     """Run a command. What is not as it must be is one line on stderr that says what to do, and status 1."""
     try:

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import urllib.error
-import urllib.request
 from collections import defaultdict
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from foreseen.errors import SetupError
+from foreseen.scrape import fetch
 
 OUTCOMES = ("hit-exact", "hit-close", "hit-different", "collapsed", "miss")
-TIMEOUT_SECONDS = 5.0
 
 
 def read(url: str) -> dict[str, dict[str, Any]]:
     """By model: rows by outcome, the would-be hit ratio, compute seconds that would have been saved."""
-    if not url.startswith(("http://", "https://")):
-        raise SetupError(f"--url {url}: must be http:// or https://")
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/metrics", timeout=TIMEOUT_SECONDS) as reply:  # noqa: S310
-            text = reply.read().decode()
-    except (OSError, urllib.error.URLError):
-        raise SetupError(f"no proxy answers at {url}; start one with --observe, or give --url") from None
-    return summary_of(text)
+    return summary_of(fetch(url).decode())
 
 
 def summary_of(exposition: str) -> dict[str, dict[str, Any]]:

@@ -102,6 +102,7 @@ OWNERS = {
         "foreseen.meters",
         "foreseen.metrics",
         "foreseen.observed",
+        "foreseen.scrape",
         "inference.metrics",
     },
     "pyarrow": {"foreseen.warm"},
