@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 DATA   ?= data
 PORT   ?= 8000
 
-.PHONY: up setup test lint docs dashboards mutants clean
+.PHONY: up setup test lint docs dashboards bench-isolation mutants clean
 
 up: setup ## start everything on this machine: http://127.0.0.1:8000
 	@exec $(BIN)/foreseen up --data $(DATA) --port $(PORT) --model minilm --model fingerprint
@@ -51,6 +51,9 @@ docs: setup ## write the reference tables of docs/ from the code
 
 dashboards: setup ## write grafana/dashboards from grafana/make.py
 	@$(BIN)/python -m grafana.make
+
+bench-isolation: setup ## one of four models is killed every two seconds for a minute: what the others notice
+	@$(BIN)/python -m bench.isolation --seconds 60
 
 mutants: setup ## mutation testing of key, entry and flight (about five minutes); fails under 90 %
 	@rm -rf mutants && $(BIN)/mutmut run > build/mutants.log 2>&1; $(BIN)/python -m tests.mutants
