@@ -15,7 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from foreseen.errors import ForeseenError, SetupError
 from foreseen.logs import configure
-from foreseen.settings import InferenceSettings, KeySettings, ProxySettings, UpSettings, WarmSettings
+from foreseen.settings import DoctorSettings, InferenceSettings, KeySettings, ProxySettings, UpSettings, WarmSettings
 
 app = App(
     name="foreseen",
@@ -26,7 +26,7 @@ app = App(
 app.command("models.commands:app", name="models")
 
 RequestFile = Annotated[Path, Parameter(allow_leading_hyphen=True, env_var=())]
-_UP, _PROXY = UpSettings(), ProxySettings()
+_UP, _PROXY, _DOCTOR = UpSettings(), ProxySettings(), DoctorSettings()
 
 
 @app.command
@@ -168,6 +168,23 @@ def warm(*files: Annotated[str, Parameter(env_var=())], settings: WarmSettings) 
             file=sys.stderr,
         )
         sys.exit(1)
+
+
+@app.command
+def doctor(settings: DoctorSettings = _DOCTOR) -> None:
+    """Examine a running or configured system, by the flags that it runs under: one line per finding, with its fix.
+
+    Ends with status 1 where something must be fixed. Looks and changes nothing.
+    """
+    from proxy.doctor import examine
+
+    configure("error", "doctor")
+    found = examine(settings)
+    if settings.json:
+        print(msgspec.json.encode(found).decode())
+    else:
+        print("\n".join(finding.line() for finding in found))
+    sys.exit(1 if any(finding.grade == "must" for finding in found) else 0)
 
 
 @app.command

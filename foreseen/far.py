@@ -140,6 +140,16 @@ class Far:
             append_only=bool(told.get("aof_enabled")),
         )
 
+    async def time(self) -> float:
+        """Redis' own clock, Unix seconds."""
+        seconds, micros = await self._call(self._client.time)
+        return float(seconds) + float(micros) / 1e6
+
+    async def knows(self, check: bytes) -> bool | None:
+        """Whether this Redis was filled under the root secret of this check value; None where nobody has filled it."""
+        found = await self._call(lambda: self._client.get(SECRET_CHECK))
+        return None if found is None else bool(found == check)
+
     async def close(self) -> None:
         if self._probe is not None:
             self._probe.cancel()

@@ -180,6 +180,15 @@ class UpSettings(ProxySettings):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class DoctorSettings(UpSettings):
+    """The system to examine, by the flags that it runs under."""
+
+    url: Annotated[str, Parameter(help="Where its proxy answers.")] = "http://127.0.0.1:8000"
+    json: Annotated[bool, Parameter(help="Print JSON for machines.")] = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class KeySettings(Common):
     """What it takes to make a request's keys away from a proxy."""
 
@@ -259,5 +268,6 @@ NAMES: dict[str, type[Common]] = {
     "proxy": ProxySettings,
     "inference": InferenceSettings,
     "key": KeySettings,
+    "doctor": DoctorSettings,
     "warm": WarmSettings,
 }

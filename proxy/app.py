@@ -85,7 +85,7 @@ class Proxy:
             self.metrics,
             breaker_open=lambda: self.far is not None and self.far.breaker.open,
             far_state=self.far.state if self.far is not None else None,
-            versions={n: s.manifest.version for n, s in self.served.items()} if settings.triton_metrics else None,
+            versions=self._versions if settings.triton_metrics else None,
         )
         self.application = Handlers(
             served=self.served,
@@ -121,6 +121,9 @@ class Proxy:
             if self.far is not None:
                 await self.far.close()
             self.server.close()
+
+    def _versions(self) -> dict[str, str]:
+        return {name: served.manifest.version for name, served in self.served.items()}
 
     async def _check_secret(self) -> None:
         if self.far is None:

@@ -39,7 +39,7 @@ class Pulse:
         *,
         breaker_open: Callable[[], bool],
         far_state: Callable[[], Awaitable[FarState]] | None,
-        versions: Mapping[str, str] | None = None,
+        versions: Callable[[], Mapping[str, str]] | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._served = served
@@ -49,7 +49,7 @@ class Pulse:
         self._versions = versions
         self._scraping = asyncio.Lock()
         self._cpu_seconds = 0.0
-        metrics.expect(served)
+        self._expected: set[str] = set()
 
     async def beat(self) -> None:
         """For ever."""
@@ -69,6 +69,9 @@ class Pulse:
         metrics.aloft.set(len(self._pipeline.flights))
         metrics.far_pending.set(tiers.pending_bytes)
         metrics.breaker_open.set(self._breaker_open())
+        new = set(self._served) - self._expected  # those of an upstream come later
+        metrics.expect(new)
+        self._expected |= new
         for name, served in self._served.items():
             metrics.model_ready.labels(name).set(served.ready)
         cpu_seconds = time.process_time()
@@ -83,7 +86,8 @@ class Pulse:
         async with self._scraping:
             self.take()
             far = await self._far_state() if self._far_state is not None else None
-            return await asyncio.to_thread(exposition, self._metrics.registry, far, self._versions)
+            versions = self._versions() if self._versions is not None else None
+            return await asyncio.to_thread(exposition, self._metrics.registry, far, versions)
 
 
 def _resident_bytes() -> int:

@@ -1,0 +1,177 @@
+"""`foreseen doctor`: what is wrong is one line with its fix and status 1; what is well is one line, too."""
+
+from __future__ import annotations
+
+import json
+import resource
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from foreseen.exposition import exposition
+from foreseen.metrics import ProxyMetrics
+from foreseen.nouns import FarState
+from foreseen.places import redis_socket
+from foreseen.scrape import parse
+from foreseen.settings import DoctorSettings
+from proxy import doctor
+from tests.live import Live
+
+GOOD = FarState(2**20, 2**30, 3, 0, 0, "allkeys-lfu", "7.2.4", append_only=False)
+GIB = 2**30
+
+
+def grades(found: object) -> list[str]:
+    return [finding.grade for finding in found]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("change", "grade", "fix"),
+    [
+        ({}, "ok", ""),
+        ({"policy": "noeviction"}, "must", "allkeys-lfu"),
+        ({"policy": "volatile-ttl"}, "note", "allkeys-lfu"),
+        ({"memory_limit": 0}, "must", "maxmemory"),
+        ({"version": "6.0.16"}, "must", "6.2"),
+        ({"version": "6.2.0"}, "ok", ""),
+        ({"append_only": True}, "note", "appendonly no"),
+    ],
+)
+def test_redis_as_a_cache(change: dict[str, object], grade: str, fix: str) -> None:
+    """It evicts over all keys within a limit, is new enough, and keeps nothing on disk."""
+    (finding,) = doctor.judged(msgspec.structs.replace(GOOD, **change))
+    assert (finding.grade, finding.what) == (grade, "redis")
+    assert fix in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("limit", "grade"), [(256, "must"), (1024, "note"), (65536, "ok"), (resource.RLIM_INFINITY, "ok")]
+)
+def test_files(limit: int, grade: str) -> None:
+    """Every connection is a file."""
+    assert grades(doctor.files(limit)) == [grade]
+
+
+@pytest.mark.parametrize(("count", "cores", "grade"), [(0, 2, "must"), (2, 2, "ok"), (9, 2, "note")])
+def test_workers(count: int, cores: int, grade: str) -> None:
+    """At least one, at most one per core."""
+    assert grades(doctor.workers(count, cores)) == [grade]
+
+
+@pytest.mark.parametrize(("there", "grades_"), [(GIB, ["must"]), (2 * GIB, ["note"]), (8 * GIB, ["ok"]), (None, [])])
+def test_memory(there: int | None, grades_: list[str]) -> None:
+    """Near of every worker and the embedded Redis, when full, have room."""
+    assert grades(doctor.memory(DoctorSettings(), there)) == grades_
+
+
+@pytest.mark.parametrize(("now", "grade"), [(0.0, "must"), (1_800_000_000.0, "ok")])
+def test_clock(now: float, grade: str) -> None:
+    """A machine without its time thinks that it is 1970, and every entry has expired."""
+    assert grades(doctor.clock(now)) == [grade]
+
+
+def test_backlog(tmp_path: Path) -> None:
+    """A kernel that queues less than the proxy asks for is worth a note; one that tells nothing is not."""
+    limit = tmp_path / "somaxconn"
+    assert grades(doctor.backlog(limit)) == []
+    limit.write_text("128\n")
+    assert grades(doctor.backlog(limit)) == ["note"]
+    limit.write_text("4096\n")
+    assert grades(doctor.backlog(limit)) == []
+
+
+def test_versions() -> None:
+    """Here all libraries are at their floors; one below is named with its floor."""
+    assert grades(doctor.versions()) == ["ok"]
+    (finding,) = doctor.versions(lambda name: "3.9.1" if name == "aiohttp" else "99.0")
+    assert (finding.grade, finding.said) == ("must", "aiohttp 3.9.1 is below 3.14.3")
+
+
+def test_secret(tmp_path: Path) -> None:
+    """Missing is normal before the first `up`, wrong with a Redis of somebody else's; readable by all is wrong."""
+    own, theirs = DoctorSettings(data=tmp_path), DoctorSettings(data=tmp_path, redis="redis://x")
+    assert grades(doctor.secret(own)) == ["note"]
+    assert grades(doctor.secret(theirs)) == ["must"]
+    (tmp_path / "secret").write_text("s" * 64)
+    (tmp_path / "secret").chmod(0o644)
+    (finding,) = doctor.secret(own)
+    assert finding.grade == "must"
+    assert "chmod 600" in finding.fix
+    (tmp_path / "secret").chmod(0o600)
+    assert grades(doctor.secret(own)) == ["ok"]
+
+
+def test_what_a_running_proxy_has_counted() -> None:
+    """A model out of reach, a Redis that is not asked and failed proofs are findings; else one line that it is well."""
+    metrics = ProxyMetrics()
+    metrics.expect(["m"])
+    metrics.model_ready.labels("m").set(1)
+    assert grades(doctor.counted(parse(exposition(metrics.registry).decode()), "http://x")) == ["ok"]
+    metrics.model_ready.labels("m").set(0)
+    metrics.breaker_open.set(1)
+    metrics.verify_failed.labels("tag").inc()
+    found = list(doctor.counted(parse(exposition(metrics.registry).decode()), "http://x"))
+    assert grades(found) == ["must"] * 3
+    assert all("runbook" in finding.fix for finding in found)
+
+
+def foreseen_doctor(system: Live, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "foreseen.cli", "doctor", f"--data={system.data}", f"--url={system.url}"]
+    command += ["--model=minilm", "--model=fingerprint", *words]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+
+
+def to_redis(system: Live, line: str) -> bytes:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(redis_socket(system.data)))
+        connection.sendall(line.encode() + b"\r\n")
+        return connection.recv(100)
+
+
+def test_a_running_system_is_well_until_it_is_not(live: Live) -> None:
+    """Status 0 and a line each; with `noeviction` status 1, one line more to read, and the fix that mends it."""
+    well = foreseen_doctor(live)
+    assert (well.returncode, well.stderr) == (0, ""), well.stdout
+    lines = well.stdout.splitlines()
+    assert any(line.startswith("ok    model minilm ready") for line in lines), well.stdout
+    assert any(line.startswith("ok    redis") for line in lines)
+    assert any(line.startswith("ok    proxy") for line in lines)
+    assert to_redis(live, "CONFIG SET maxmemory-policy noeviction") == b"+OK\r\n"
+    try:
+        ill = foreseen_doctor(live, "--json")
+        assert ill.returncode == 1
+        (finding,) = [one for one in json.loads(ill.stdout) if one["grade"] == "must"]
+        assert finding["what"] == "redis"
+    finally:
+        assert to_redis(live, finding["fix"]) == b"+OK\r\n"
+    assert foreseen_doctor(live).returncode == 0
+
+
+def test_another_secret_and_a_redis_that_is_gone(live: Live, tmp_path: Path) -> None:
+    """What would keep a proxy from starting, or from storing, is found before it is started."""
+    other = tmp_path / "other-secret"
+    other.write_text("o" * 64)
+    other.chmod(0o600)
+    done = foreseen_doctor(live, f"--secret-file={other}")
+    assert done.returncode == 1
+    assert "filled under another root secret" in done.stdout
+    gone = foreseen_doctor(live, "--redis=redis://user:pass@127.0.0.1:9")
+    assert gone.returncode == 1
+    assert "redis://…@127.0.0.1:9 does not answer" in gone.stdout
+    assert "pass" not in gone.stdout
+
+
+async def test_an_upstream_that_is_not_there() -> None:
+    """The server that a proxy stands in front of is asked, too."""
+    (finding,) = [one async for one in doctor.upstream("http://127.0.0.1:9")]
+    assert finding.grade == "must"
+    assert "docs/upstream.md" in finding.fix
+
+
+async def test_an_upstream_that_is_ready(live: Live) -> None:
+    """Any V2 server will do; here it is a Foreseen."""
+    assert [one.grade async for one in doctor.upstream(live.url)] == ["ok"]
