@@ -6,7 +6,7 @@ Anything that is not one of these is a 500 "internal error" whose details only t
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class ForeseenError(Exception):
@@ -121,6 +121,12 @@ class ModelFailed(ForeseenError):
     status, code = 502, "model_failed"
 
 
+class InputRejected(ForeseenError):
+    """The row has ended the model's process twice and is not let aboard for a while."""
+
+    status, code = 422, "input_rejected_by_model"
+
+
 class DeadlineExceeded(ForeseenError):
     """The answer would come too late."""
 
@@ -150,6 +156,15 @@ class FarError(Exception):
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
         self.kind = kind
+
+
+class RowsRefused(Exception):
+    """Some rows are not let aboard; what the others got, None for those that are refused."""
+
+    def __init__(self, predictions: list[Any], refusal: InputRejected) -> None:
+        super().__init__("some rows are in quarantine")
+        self.predictions = predictions
+        self.refusal = refusal
 
 
 class DigestMoved(Exception):

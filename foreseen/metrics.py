@@ -139,6 +139,14 @@ class ProxyMetrics:
                 registry=registry,
             )
         )
+        self.quarantined = Kept(
+            Counter(
+                "foreseen_quarantined_rows",
+                "Rows refused because they have twice ended the model's process, alone.",
+                ("model",),
+                registry=registry,
+            )
+        )
         self.evictions = Counter("foreseen_near_evictions", "Entries that near evicted for others.", registry=registry)
         self.stages = Tallies(
             Histogram(

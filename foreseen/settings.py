@@ -142,6 +142,9 @@ class ProxySettings(Common):
     model_rows: Annotated[int, Parameter(help="Rows of one request to a model process; more are split.")] = 256
     model_requests: Annotated[int, Parameter(help="Requests to one model process at a time; more wait.")] = 64
     miss_rows: Annotated[int, Parameter(help="Rows of one model that are computed at a time; more wait.")] = 1024
+    quarantine_seconds: Annotated[
+        float, Parameter(help="How long a row that has twice ended the model's process, alone, is refused with 422.")
+    ] = 600.0
     waiting_rows: Annotated[int, Parameter(help="Rows of one model that may wait; more are refused with 503.")] = 65536
     body_bytes: Annotated[int, Parameter(help="Largest request body, decoded, in bytes.")] = 64 * 2**20
     body_seconds: Annotated[float, Parameter(help="How long a body may take to arrive.")] = 30.0

@@ -320,6 +320,12 @@ MODELS = (
                 ((f"min by (model) (foreseen_model_ready{{{OF}}})", "{{model}}"),),
                 steps=((None, "transparent"), (1.0, "green")),
             ),
+            Panel(
+                "Rows in quarantine",
+                "Refused because they have twice ended the model's process, alone. Look at its log.",
+                "rowsps",
+                ((rate("foreseen_quarantined_rows_total", "model"), "{{model}}"),),
+            ),
         ),
     ),
     Row(

@@ -144,6 +144,7 @@ class Proxy:
             address or f"unix:{model_socket(self.settings.data, name)}",
             rows_per_request=self.settings.model_rows,
             requests=self.settings.model_requests,
+            quarantine_seconds=self.settings.quarantine_seconds,
         )
         return Served(manifest, process, self.settings.data, policy_of(manifest.freshness, _freshness(self.settings)))
 

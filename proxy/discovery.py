@@ -54,8 +54,10 @@ class Upstream:
                 while True:
                     try:
                         await self._look()
+                    except SetupError as error:
+                        failure = str(error)
                     except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                        failure = type(error).__name__
+                        failure = f"it cannot be reached ({type(error).__name__})"
                     else:
                         if self.served:
                             return
@@ -138,7 +140,7 @@ class Upstream:
         else:
             listed = await self._json("POST", "/v2/repository/index", b"{}")
         if not isinstance(listed, list):
-            raise SetupError(f"--upstream {self._address}: it does not list its models; name them with --model")
+            raise SetupError("it does not list its models; name them with --model")
         names = [one.get("name") if isinstance(one, dict) else one for one in listed]
         return list(dict.fromkeys(name for name in names if isinstance(name, str)))
 
@@ -194,6 +196,7 @@ def in_front_of(
         probe=settings.upstream_probe,
         rows_per_request=settings.model_rows,
         requests=settings.model_requests,
+        quarantine_seconds=settings.quarantine_seconds,
     )
     own = manifest or told.manifest
     return Served(own, process, settings.data, policy_of(own.freshness, defaults))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 import orjson
+import structlog
 from msgspec import Struct
 
 from foreseen.datatypes import DATATYPES
@@ -24,24 +26,39 @@ from foreseen.errors import (
     BadRequest,
     DeadlineExceeded,
     ForeseenError,
+    InputRejected,
     ModelFailed,
     ModelUnavailable,
     Overloaded,
+    RowsRefused,
     TooLarge,
 )
 from foreseen.http import BINARY, HEADER_LENGTH
+from foreseen.key import Framer
 from foreseen.manifest import Manifest, ModelSignature
 from foreseen.nouns import Array, Output, Prediction, Row, Terms
 from foreseen.rows import split_outputs, stack, whole_outputs
 from foreseen.tensors import raw_of
 from foreseen.wire import Response, parse_response, render_request
 from proxy.budget import RetryBudget
+from proxy.quarantine import Quarantine
 
+log = structlog.get_logger()
+
+Outcome = Prediction | InputRejected
 Tensors = list[tuple[str, str, Array]]
 """Name, datatype and batch of every input of a request."""
 
 PROBE_SECONDS = 2.0
 MAX_ERROR_CHARACTERS = 300
+
+
+RETURN_SECONDS = (0.02, 0.2)
+"""Between two looks whether a process is back."""
+
+
+class ConnectionBroke(ModelUnavailable):
+    """The connection ended after the question was sent: its rows were aboard."""
 
 
 class Facts(Struct, frozen=True):
@@ -63,7 +80,16 @@ class ModelProcess:
     _silent_ids: tuple[str | None, ...] = ()
     """What a reply's id may be when it is not the question's."""
 
-    def __init__(self, manifest: Manifest, address: str, *, rows_per_request: int, requests: int) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        address: str,
+        *,
+        rows_per_request: int,
+        requests: int,
+        quarantine_seconds: float = 600.0,
+    ) -> None:
+        self.quarantine = Quarantine(Framer(manifest.model), quarantine_seconds)
         self._manifest = manifest
         self._signature = manifest.model
         self._address = address
@@ -77,21 +103,34 @@ class ModelProcess:
     async def predict(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Prediction]:
         """One prediction per row, in order. More rows than one request takes go as several, side by side.
 
-        Raises ModelUnavailable, Overloaded, DeadlineExceeded, ModelFailed, or BadInput where the model itself refuses.
+        Raises ModelUnavailable, Overloaded, DeadlineExceeded, ModelFailed, or BadInput where the model itself refuses;
+        RowsRefused where some are in quarantine, with what the others got.
         """
+        if not self.quarantine:
+            outcomes = await self._outcomes(rows, parameters, terms)
+        else:
+            outcomes = await self._around_suspects(rows, parameters, terms)
+        answered = [outcome for outcome in outcomes if isinstance(outcome, Prediction)]
+        if len(answered) == len(outcomes):
+            return answered
+        refusal = next(outcome for outcome in outcomes if isinstance(outcome, InputRejected))
+        raise RowsRefused([outcome if isinstance(outcome, Prediction) else None for outcome in outcomes], refusal)
+
+    async def _outcomes(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Outcome]:
+        """One per row, in order, whatever it takes in requests."""
         parts = self._parts(rows)
         if len(parts) == 1:
             return await self._predict(rows, parameters, terms)
-        answered: dict[int, Prediction] = {}
+        answered: dict[int, Outcome] = {}
         waiting = iter(parts)
 
         async def ask() -> ForeseenError | None:
             for part in waiting:
                 try:
-                    predictions = await self._predict([rows[at] for at in part], parameters, terms)
+                    outcomes = await self._predict([rows[at] for at in part], parameters, terms)
                 except ForeseenError as error:
                     return error
-                answered.update(zip(part, predictions, strict=True))
+                answered.update(zip(part, outcomes, strict=True))
             return None
 
         # Two at a time keep the process busy between runs; all at once would overflow its queue and be refused.
@@ -141,7 +180,85 @@ class ModelProcess:
         if self._session is not None:
             await self._session.close()
 
-    async def _predict(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Prediction]:
+    async def _predict(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Outcome]:
+        """One request. Where its connection breaks, once more as it was: a prediction is a pure function of its rows.
+        Where the process has ended, one by one."""
+        try:
+            return [*await self._ask_among_others(rows, parameters, terms)]
+        except ConnectionBroke:
+            if not self._retries.spend():  # it would add to what broke it
+                raise
+        with contextlib.suppress(ModelUnavailable):  # an idle connection may be closed just when it is used
+            return [*await self._ask_among_others(rows, parameters, terms)]
+        return await self._one_by_one(rows, parameters, terms)
+
+    async def _around_suspects(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Outcome]:
+        """Whoever has ended the process before is asked alone or not at all; the rest as ever."""
+        places = [at for at, row in enumerate(rows) if self.quarantine.crashes(row, parameters)]
+        rest = [at for at in range(len(rows)) if at not in set(places)]
+        outcomes: dict[int, Outcome] = {}
+        if rest:
+            answered = await self._outcomes([rows[at] for at in rest], parameters, terms)
+            outcomes.update(zip(rest, answered, strict=True))
+        tried = await self._one_by_one([rows[at] for at in places], parameters, terms)
+        outcomes.update(zip(places, tried, strict=True))
+        return [outcomes[at] for at in range(len(rows))]
+
+    async def _one_by_one(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Outcome]:
+        """Each row with nobody else aboard; who ends the process is tried once more when the others have answers."""
+        outcomes: dict[int, Outcome] = {}
+        waiting = list(range(len(rows)))
+        while waiting:
+            for at in waiting:
+                outcome = await self._alone(rows[at], parameters, terms)
+                if outcome is not None:
+                    outcomes[at] = outcome
+            waiting = [at for at in waiting if at not in outcomes]
+        return [outcomes[at] for at in range(len(rows))]
+
+    async def _alone(self, row: Row, parameters: bytes, terms: Terms) -> Outcome | None:
+        """One row's prediction or refusal; None where it has ended the process for the first time."""
+        refusal = self.quarantine.refusal(row, parameters)
+        if refusal is not None:
+            return refusal
+        while True:
+            await self._until_there(terms)
+            try:
+                async with asyncio.timeout_at(terms.deadline), self.quarantine.alone():
+                    predictions = await self._ask([row], parameters, terms)
+            except TimeoutError:
+                raise DeadlineExceeded(f"model {self._manifest.name!r} did not answer before the deadline") from None
+            except ConnectionBroke:
+                self.quarantine.crashed(row, parameters)
+                log.error("a row has ended the model's process", model=self._manifest.name)
+                return self.quarantine.refusal(row, parameters)
+            except ModelUnavailable:
+                continue  # somebody else has ended it before this row was aboard
+            self.quarantine.cleared(row, parameters)
+            return predictions[0]
+
+    async def _until_there(self, terms: Terms) -> None:
+        """Wait for a process that is being started again. Raises ModelUnavailable at the deadline."""
+        while True:
+            try:
+                await self._metadata()
+            except ModelUnavailable:
+                pause = random.uniform(*RETURN_SECONDS)  # noqa: S311 - so that two proxies seldom try at once
+                if asyncio.get_running_loop().time() + pause >= terms.deadline:
+                    raise
+                await asyncio.sleep(pause)
+            else:
+                return
+
+    async def _ask_among_others(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Prediction]:
+        try:
+            async with asyncio.timeout_at(terms.deadline), self.quarantine.among_others():
+                return await self._ask(rows, parameters, terms)
+        except TimeoutError:
+            raise DeadlineExceeded(f"model {self._manifest.name!r} did not answer before the deadline") from None
+
+    async def _ask(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Prediction]:
+        """One request as it is. Raises ConnectionBroke where it was aboard when the connection ended."""
         batch = whole_batch(rows[0], self._signature) if self._together(rows) else stack(rows, self._signature)
         left = terms.deadline - asyncio.get_running_loop().time()
         if left <= 0:
@@ -188,22 +305,19 @@ class ModelProcess:
         return await self._post(body, {HEADER_LENGTH: str(length), "Content-Type": BINARY}, terms)
 
     async def _post(self, body: bytes, headers: dict[str, str], terms: Terms) -> Response:
-        """Ask; once more where the connection broke, since a prediction is a pure function of its rows, unless that
-        happens so often that it would add to what broke it."""
         name = self._manifest.name
         if terms.traceparent is not None:
             headers["traceparent"] = terms.traceparent
         try:
             async with asyncio.timeout_at(terms.deadline), self._places:
                 self._retries.sent()
-                try:
-                    return await self._exchange(body, headers)
-                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                    if isinstance(error, aiohttp.ClientConnectorError) or not self._retries.spend():
-                        raise
-                    return await self._exchange(body, headers)
+                return await self._exchange(body, headers)
         except TimeoutError:
             raise DeadlineExceeded(f"model {name!r} did not answer before the deadline") from None
+        except aiohttp.ClientConnectorError:
+            raise ModelUnavailable(f"model {name!r} cannot be reached") from None
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError):
+            raise ConnectionBroke(f"model {name!r} cannot be reached") from None
         except (aiohttp.ClientConnectionError, OSError):
             raise ModelUnavailable(f"model {name!r} cannot be reached") from None
         except aiohttp.ClientError as error:

@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from foreseen.errors import DigestMoved, ForeseenError, NotCached, Overloaded
+from foreseen.errors import DigestMoved, ForeseenError, NotCached, Overloaded, RowsRefused
 from foreseen.key import Framer
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import Answer, Demand, Key, Prediction, Question, Row, Steps, Terms, Trip
@@ -177,7 +177,10 @@ class Pipeline:
         terms = Terms(cabin.deadline, lane, steps, cabin.traceparent)
         started = time.perf_counter()
         rows = [cabin.seats[key].row for key in missing]
-        predictions = await self._predicted(space.model, rows, parameters, terms)
+        try:
+            predictions = await self._predicted(space.model, rows, parameters, terms)
+        except RowsRefused as some:
+            missing, predictions = self._crash_refused(cabin, missing, some)
         asked = time.perf_counter()
         trip = Trip(far_seconds, asked - started)
         for prediction in predictions:  # parts of a large question may have met different processes
@@ -191,12 +194,24 @@ class Pipeline:
         for key, prediction in zip(missing, expiring, strict=True):
             self.flights.land(cabin, key, Answer(prediction, "model", stored, trip))
 
+    def _crash_refused(
+        self, cabin: Cabin, missing: Sequence[Key], some: RowsRefused
+    ) -> tuple[Sequence[Key], list[Prediction]]:
+        """Rows in quarantine get their refusal; who is left, with their predictions."""
+        pairs = list(zip(missing, some.predictions, strict=True))
+        self.flights.crash(cabin, [key for key, prediction in pairs if prediction is None], some.refusal)
+        answered = [(key, prediction) for key, prediction in pairs if prediction is not None]
+        return [key for key, _ in answered], [prediction for _, prediction in answered]
+
     async def _predicted(self, model: str, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Prediction]:
         """Ask a model in turn; how many rows, and how long it took, is counted whatever it answers."""
         async with self._turnstiles[model].turn(len(rows), terms.deadline, terms.lane):
             started = time.perf_counter()
             try:
                 return await self.models[model].predict(rows, parameters, terms)
+            except RowsRefused as some:
+                self._metrics.quarantined.labels(model).inc(some.predictions.count(None))
+                raise
             finally:
                 seconds = time.perf_counter() - started
                 self._metrics.model_rows.labels(model).observe(len(rows))
@@ -211,7 +226,11 @@ class Pipeline:
     async def straight(self, question: Question) -> list[Answer]:
         """Past all tiers and flights: for models whose answers are not cached, and for observed ones."""
         started = time.perf_counter()
-        predictions = await self._predicted(question.space.model, question.rows, question.parameters, question.terms)
+        space, rows = question.space, question.rows
+        try:
+            predictions = await self._predicted(space.model, rows, question.parameters, question.terms)
+        except RowsRefused as some:
+            raise some.refusal from None
         trip = Trip(model=time.perf_counter() - started)
         return [Answer(prediction, "bypass", trip=trip) for prediction in predictions]
 

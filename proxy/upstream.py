@@ -104,11 +104,18 @@ class UpstreamProcess(ModelProcess):
         probe: bool,
         rows_per_request: int,
         requests: int,
+        quarantine_seconds: float,
     ) -> None:
         self.told = told
         self.declared = manifest
         own = manifest or told.manifest
-        super().__init__(own, address, rows_per_request=rows_per_request, requests=requests)
+        super().__init__(
+            own,
+            address,
+            rows_per_request=rows_per_request,
+            requests=requests,
+            quarantine_seconds=quarantine_seconds,
+        )
         self._declared_digest = digest or ""
         self._tolerance = tolerance
         self._probing = probe
@@ -261,9 +268,9 @@ class UpstreamProcess(ModelProcess):
 
     async def _probed(self, rows: list[Row]) -> tuple[str, Verdict]:
         terms = Terms(asyncio.get_running_loop().time() + PROBE_DEADLINE_SECONDS, "background")
-        alone = [(await self._predict([row], b"", terms))[0] for row in rows]
+        alone = [(await self._ask([row], b"", terms))[0] for row in rows]
         try:
-            batches = [await self._predict(rows, b"", terms), (await self._predict(rows[::-1], b"", terms))[::-1]]
+            batches = [await self._ask(rows, b"", terms), (await self._ask(rows[::-1], b"", terms))[::-1]]
         except (BadInput, ModelFailed) as error:
             return alone[0].digest, Verdict(False, f"a batch is refused: {error}")
         versions = {prediction.digest for prediction in (*alone, *batches[0], *batches[1])}
