@@ -76,11 +76,12 @@ def keyed_digests(key: bytes, lines: Array) -> list[bytes]:
     One hasher that is reset costs 0.69 µs for 290 bytes, a new one each 0.90 µs.
     """
     hasher, digests = blake3(key=key), []
+    update, digest, reset = hasher.update, hasher.digest, hasher.reset
     raw, length = lines.tobytes(), lines.shape[1]
     for at in range(0, len(raw), length):
-        hasher.update(raw[at : at + length])
-        digests.append(hasher.digest())
-        hasher.reset()
+        update(raw[at : at + length])
+        digests.append(digest())
+        reset()
     return digests
 
 

@@ -7,7 +7,7 @@ takes one slice, the next is being packed.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 
@@ -24,7 +24,9 @@ from foreseen.warm.keys import Keyed
 from foreseen.warm.pipe import Pipe
 from foreseen.warm.plan import FAILED, HIT, IMPORTED, Plan, Warmed
 
-SLICE_ROWS = 8192
+SLICE_ROWS = 4096
+AHEAD = 3
+"""Slices that are packed or under way while the next is being made."""
 OUTPUT_PREFIX = "output."
 """Before an output's column name, where an input has the same name."""
 MADE_AT_COLUMN, SECONDS_COLUMN = "foreseen.made_at", "foreseen.seconds"
@@ -42,36 +44,53 @@ class Importer:
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="far")
         self._dice = np.random.default_rng()
 
-    def imported(self, batch: pa.RecordBatch, keyed: Sequence[Keyed], bad: dict[int, str]) -> Warmed:
+    def imported(self, batch: pa.RecordBatch, keyed: Callable[[pa.RecordBatch, dict[int, str]], list[Keyed]]) -> Warmed:
         """Raises SetupError for a column that is missing or can never be the output."""
+        warmed = Warmed([b""] * batch.num_rows, np.full(batch.num_rows, FAILED, np.int8), {}, {})
+        flying: list[tuple[Array, Future[None]]] = []
+        for low in range(0, batch.num_rows, SLICE_ROWS):
+            part, bad = batch.slice(low, SLICE_ROWS), dict[int, str]()
+            for places, stored in self._sent(part, keyed(part, bad), bad, warmed.keys, low):
+                flying.append((low + places, stored))
+            warmed.reasons |= {low + place: why for place, why in bad.items()}
+            while len(flying) > AHEAD:
+                self._land(warmed.codes, *flying.pop(0))
+        for one in flying:
+            self._land(warmed.codes, *one)
+        return warmed
+
+    def _land(self, codes: Array, places: Array, sent: Future[None]) -> None:
+        sent.result()
+        codes[places] = np.where(self._pipe.stored(len(places)), IMPORTED, HIT)
+
+    def _sent(
+        self, batch: pa.RecordBatch, keyed: Sequence[Keyed], bad: dict[int, str], keys: list[bytes], low: int
+    ) -> Iterator[tuple[Array, Future[None]]]:
+        """Pack one slice and hand it to the sender: places, and what will be known of them."""
         outputs = given_outputs(batch, self._plan, bad)
-        codes = np.full(batch.num_rows, FAILED, np.int8)
-        keys: list[bytes] = [b""] * batch.num_rows
         made_at, seconds = _facts(batch)
         times = made_at, time.time() + self._lives(batch.num_rows), seconds
-        flying: list[tuple[Array, Future[Array]]] = []
         for part in keyed:
-            for place, key in zip(part.places.tolist(), part.keys, strict=True):
-                keys[place] = key
-            kept = part
+            places, own = part.places, part.keys
+            if len(own) == batch.num_rows:
+                keys[low : low + len(own)] = own
+            else:
+                for place, key in zip(places.tolist(), own, strict=True):
+                    keys[low + place] = key
             if bad:
-                good = [i for i, place in enumerate(part.places.tolist()) if place not in bad]
-                kept = Keyed(part.places[good], [part.keys[i] for i in good], part.row, part.parameters)
-            for low in range(0, len(kept.keys), SLICE_ROWS):
-                places, own = kept.places[low : low + SLICE_ROWS], kept.keys[low : low + SLICE_ROWS]
-                for at, lines in self._packed(own, places, outputs, times):
-                    if lines.shape[1] > self._plan.value_bytes:
-                        for place in places[at].tolist():
-                            bad[place] = f"its entry has {lines.shape[1]} bytes, more than --far-value-bytes"
-                        continue
-                    sent = [own[i] for i in at.tolist()] if len(at) < len(own) else own
-                    expiry = times[1][places[at]]
-                    flying.append((places[at], self._sender.submit(self._pipe.add_table, sent, lines, expiry)))
-                while len(flying) > 2:
-                    _land(codes, *flying.pop(0))
-        for one in flying:
-            _land(codes, *one)
-        return Warmed(keys, codes, bad, {})
+                good = [i for i, place in enumerate(places.tolist()) if place not in bad]
+                places, own = places[good], [own[i] for i in good]
+            if not own:
+                continue
+            for at, lines in self._packed(own, places, outputs, times):
+                if lines.shape[1] > self._plan.value_bytes:
+                    why = f"its entry has {lines.shape[1]} bytes, more than --far-value-bytes"
+                    bad.update(dict.fromkeys(places[at].tolist(), why))
+                    continue
+                sent = [own[i] for i in at.tolist()] if len(at) < len(own) else own
+                expiry = times[1][places[at]]
+                commands = self._pipe.additions(sent, lines, expiry)
+                yield places[at], self._sender.submit(self._pipe.send, commands)
 
     def close(self) -> None:
         self._sender.shutdown()
@@ -130,10 +149,6 @@ def _facts(batch: pa.RecordBatch) -> tuple[Array, Array]:
     if SECONDS_COLUMN in names:
         seconds = np.nan_to_num(batch.column(SECONDS_COLUMN).to_numpy(zero_copy_only=False)).astype(np.float32)
     return made_at, seconds
-
-
-def _land(codes: Array, places: Array, stored: Future[Array]) -> None:
-    codes[places] = np.where(stored.result(), IMPORTED, HIT)
 
 
 def _head(spec: ModelOutput, array: Array) -> Output:

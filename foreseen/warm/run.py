@@ -7,6 +7,7 @@ The next chunk is read while the one before it is warmed.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -35,6 +36,9 @@ from foreseen.warm.who import check_digests, mapped, plan_of, wanted_columns
 
 TOLERANCE = 1e-3
 """How far a verified output of a model that is not declared exact may be off, absolutely or relatively."""
+
+SWITCH_SECONDS = 0.0001
+"""A busy thread keeps the interpreter for 5 ms by default; the one that feeds Redis would stand idle as long."""
 
 _T = TypeVar("_T")
 
@@ -120,6 +124,7 @@ class Job:
     def go(self, watcher: Watcher) -> Summary:
         """Run, or go on where the same command stopped. Raises SetupError where it has to stop; run it again."""
         settings = self.settings
+        sys.setswitchinterval(SWITCH_SECONDS)
         with (
             closing(self.target),
             closing(Checkpoint(settings.checkpoint or settings.data / "warm", self.run)) as checkpoint,

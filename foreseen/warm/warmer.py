@@ -130,8 +130,7 @@ class _Open:
         self._pipe.close()
 
     def imported(self, batch: pa.RecordBatch) -> Warmed:
-        bad: dict[int, str] = {}
-        return self._importer.imported(batch, self._keyed(batch, bad), bad)
+        return self._importer.imported(batch, self._keyed)
 
     def looked(self, batch: pa.RecordBatch) -> Warmed:
         warmed, seats = self._seated(batch)
