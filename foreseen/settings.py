@@ -159,6 +159,9 @@ class ProxySettings(Common):
         Parameter(help="Token of operators' routes. Default: DATA/admin-token; without it they are shut."),
     ] = None
     server_timing: Annotated[bool, Parameter(help="Send Server-Timing.")] = True
+    access_log_hits: Annotated[
+        float, Parameter(help="Share of hits that get a line in the log (at level info); all else gets one each.")
+    ] = 0.01
     triton_metrics: Annotated[
         bool, Parameter(help="Tell metrics under Triton's names too: nv_inference_*, nv_cache_*.")
     ] = False

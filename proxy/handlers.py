@@ -31,6 +31,7 @@ from foreseen.http import (
 from foreseen.metrics import ProxyMetrics
 from foreseen.settings import ProxySettings
 from proxy import describe
+from proxy.access import AccessLog
 from proxy.admin import Token, explained
 from proxy.decode import Asked, decode_v1, decode_v2
 from proxy.freshness import Control, control_of
@@ -65,6 +66,7 @@ class Handlers:
         self._settings = settings
         self._exposition = exposition
         self._token = token
+        self._access = AccessLog(settings.access_log_hits)
         self._memory = memory
 
     def application(self) -> web.Application:
@@ -110,24 +112,29 @@ class Handlers:
     ) -> web.Response:
         started, begun = time.perf_counter(), asyncio.get_running_loop().time()
         name = "other"  # a label is a served model or this: names in paths are data
+        result, rows, code, trace = "error", 0, None, traceparent(request)
         try:
             served = self._find(request)
             name = served.manifest.name
             body = await read_body(request, self._settings.body_seconds)
             deadline = begun + self._seconds(request)
-            call = Call(deadline, traceparent=traceparent(request), control=self._control(request))
+            call = Call(deadline, traceparent=trace, control=self._control(request))
             answered = await self._server.answer(served, body, decoder(request, body, served), call)
             reply = infer_reply(answered.body, answered.length, answered.headers)
-            if answered.result == "hit" and self._memory is not None:
+            result, rows = answered.result, len(answered.answers)
+            if result == "hit" and self._memory is not None:
                 self._remember(request, served, protocol, answered)
         except Exception as error:  # noqa: BLE001 - counted here, where the model is known
-            reply = error_reply(as_foreseen(error, request))
+            known = as_foreseen(error, request)
+            reply, code = error_reply(known), known.code
             self._metrics.request_seconds.labels(name, "error").observe(time.perf_counter() - started)
             if name in self._served:
                 stats = self._served[name].stats
                 stats.fail += 1
                 stats.fail_ns += int((time.perf_counter() - started) * 1e9)
         self._metrics.requests.labels(name, protocol, str(reply.status)).inc()
+        seconds = time.perf_counter() - started
+        self._access.told(name, protocol, reply.status, result, rows, seconds, code=code, traceparent=trace)
         return reply
 
     def _remember(self, request: web.Request, served: Served, protocol: str, reply: Reply) -> None:
@@ -148,6 +155,7 @@ class Handlers:
         def count(seconds: float) -> None:
             requests.inc()
             self._server.count_replay(served, rows, saved, seconds)
+            self._access.told(served.manifest.name, protocol, 200, "hit", rows, seconds)
 
         head = [("Server", SERVER), ("Content-Type", JSON)]
         if reply.length is not None:
