@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import version
 from itertools import zip_longest
@@ -213,10 +214,20 @@ def top(*, url: str = "http://127.0.0.1:8000", interval: float = 1.0, once: bool
         view.watch(url, interval)
 
 
+_BROKEN_PIPE = 128 + 13
+"""What a shell says of a program that SIGPIPE has ended."""
+
+
 def main() -> None:
     """Run a command. What is not as it must be is one line on stderr that says what to do, and status 1."""
     try:
-        app(exit_on_error=False, print_error=False)
+        try:
+            app(exit_on_error=False, print_error=False)
+        finally:
+            sys.stdout.flush()  # here, where a reader that has left is no traceback
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        sys.exit(_BROKEN_PIPE)
     except CycloptsError as error:
         print(f"foreseen: {' '.join(str(error).split())} See --help.", file=sys.stderr)
         sys.exit(2)
