@@ -12,7 +12,7 @@ EXTENSIONS = ["binary_tensor_data", "model_configuration", "parameters", "statis
 _CONFIG_TYPES = {"BYTES": "TYPE_STRING"}
 
 
-def metadata(session: Session) -> dict[str, Any]:
+def metadata(session: Session, row_independent: bool) -> dict[str, Any]:
     """`GET /v2/models/NAME`: the `[model]` signature, and under `parameters` what a proxy needs for its keys."""
     manifest, record = session.manifest, session.record
     return {
@@ -27,7 +27,7 @@ def metadata(session: Session) -> dict[str, Any]:
             "precision": record.artifact.precision,
             "provider": session.provider,
             "rows": manifest.rows,
-            "row_independent": record.row_independent,
+            "row_independent": row_independent,
         },
     }
 

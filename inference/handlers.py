@@ -98,7 +98,7 @@ class Server:
 
     async def _metadata(self, request: web.Request) -> web.Response:
         self._check_model(request)
-        return json_reply(metadata(self._served.session))
+        return json_reply(metadata(self._served.session, self._served.row_independent))
 
     async def _model_ready(self, request: web.Request) -> web.Response:
         self._check_model(request)

@@ -37,9 +37,14 @@ class Runner(Protocol):
 
 
 class Proof(Struct, frozen=True):
-    """What the self-test found. `difference` is the largest between a row alone and in a batch; 0.0 is bit-equal."""
+    """What the self-test found, with this provider on this machine: the build may have measured on another.
+
+    `difference` is the largest between a row alone and in a batch; 0.0 is bit-equal.
+    """
 
     difference: float
+    independent: bool
+    """Whether that is within the manifest's `gates.max_difference`: if not, its rows are not cached one by one."""
     start_tokens: int
     """What starting a run costs, in tokens: the batcher pads as long as that is cheaper than another run."""
 
@@ -50,7 +55,8 @@ def prove(runner: Runner, manifest: Manifest) -> Proof:
     try:
         alone = [runner.run([row])[0] for row in rows]
         again = [runner.run([row])[0] for row in rows]
-        together = alone if manifest.batching.single or manifest.rows == "together" else runner.run(rows)
+        lonely = manifest.batching.single or manifest.rows == "together"
+        batches = [] if lonely else [runner.run(rows), runner.run(rows[::-1])[::-1], runner.run(rows * 2)[: len(rows)]]
     except Exception as error:  # noqa: BLE001 -- whatever it is, the model does not answer
         raise SetupError(f"model {manifest.name!r}: the self-test's run failed: {error}") from None
     if difference(alone, again):
@@ -58,13 +64,22 @@ def prove(runner: Runner, manifest: Manifest) -> Proof:
         if manifest.cacheable and manifest.exact:
             raise SetupError(f"model {manifest.name!r}: {message}, but the manifest says exact")
         _log.warning(message, model=manifest.name)
-    worst = difference(alone, together)
+    worst = max((difference(alone, batch) for batch in batches), default=0.0)
     if worst and manifest.exact:
         raise SetupError(
             f"model {manifest.name!r}: a row's answer changes by {worst:g} with its batch-mates on this machine, "
             "but the manifest says exact; rebuild it here, or set exact = false"
         )
-    return Proof(worst, _start_tokens(runner, manifest))
+    allowed = manifest.gates.max_difference
+    independent = allowed is None or worst <= allowed
+    if not independent:
+        _log.warning(
+            "rows not independent here: not cached by the row",
+            model=manifest.name,
+            difference=worst,
+            max_difference=allowed,
+        )
+    return Proof(worst, independent, _start_tokens(runner, manifest))
 
 
 def refuse_saturation(manifest: Manifest) -> NoReturn:

@@ -33,6 +33,7 @@ class Served:
         self.limits = _limits(settings, self.manifest)
         self.runs = 0
         self._settings = settings
+        self._independent = False
         self._session: Session | None = None
         self._batcher: Batcher | None = None
 
@@ -104,11 +105,17 @@ class Served:
     def _leave_word(self, session: Session) -> None:
         """Who this was, for an import that comes when the process is down. A read-only folder is no reason to stop."""
         artifact = session.record.artifact
-        said = Serving(session.digest, artifact.digest, artifact.preparation, session.record.row_independent)
+        said = Serving(session.digest, artifact.digest, artifact.preparation, self.row_independent)
         try:
             write_serving(self._settings.data, self.manifest.name, said)
         except OSError as error:
             _log.info("digest not left behind", model=self.manifest.name, why=error.strerror)
+
+    @property
+    def row_independent(self) -> bool:
+        """As the build has measured it where it ran, and the self-test here."""
+        assert self._session is not None
+        return self._session.record.row_independent and self._independent
 
     def _load(self) -> tuple[Session, Limits]:
         settings, manifest = self._settings, self.manifest
@@ -119,6 +126,7 @@ class Served:
             if eight_bit and settings.provider == "cpu" and saturates(guarded=True):
                 selftest.refuse_saturation(manifest)
             proof = selftest.prove(session, manifest)
+            self._independent = proof.independent
             if settings.provider != "cpu":
                 selftest.warm(session, manifest, gpu.buckets(self.limits.max_rows, self.limits.max_tokens))
         except BaseException:

@@ -260,6 +260,21 @@ async def test_no_rows(words: Client) -> None:
     assert words.served.runs == runs
 
 
+@pytest.mark.parametrize(
+    ("more", "independent"),
+    [("", False), ("gates = { max_difference = 2.0 }", True), ("batching = { single = true }", True)],
+)
+async def test_whether_rows_are_independent_is_measured_where_they_run(
+    more: str, independent: bool, tmp_path: Path
+) -> None:
+    """The build said yes (on another machine, with another provider); what a proxy is told is what is so here."""
+    settings = tiny.publish(tmp_path, tiny.CENTRED.format(more=more), tiny.centred())
+    async with listening(settings) as client:
+        assert client.served.session.record.row_independent
+        assert (await client.get("/v2/models/centred"))[1]["parameters"]["row_independent"] is independent
+        assert read_serving(settings.data, "centred").row_independent is independent
+
+
 async def test_rows_that_go_together(tmp_path: Path) -> None:
     """With `rows = "together"` each request is a run of its own, whatever else waits."""
     settings = tiny.publish(tmp_path, tiny.CENTRED.format(more='rows = "together"'), tiny.centred())

@@ -18,7 +18,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from foreseen.artifact import model_folder, read_record
 from foreseen.errors import BadInput, ModelFailed, SetupError
-from foreseen.manifest import ModelInput, ModelOutput, ModelSignature, find
+from foreseen.manifest import Batching, Gates, ModelInput, ModelOutput, ModelSignature, find
 from foreseen.nouns import Row
 from foreseen.rows import RowOutputs
 from foreseen.settings import InferenceSettings
@@ -220,7 +220,12 @@ def test_the_self_test_refuses_rows_that_depend_on_each_other(tmp_path: Path) ->
         selftest.prove(running, running.manifest)
     running.close()
     plain = opened(tiny.publish(tmp_path / "b", tiny.CENTRED.format(more=""), tiny.centred()))
-    assert selftest.prove(plain, plain.manifest).difference == 2.0
+    proof = selftest.prove(plain, plain.manifest)
+    assert (proof.difference, proof.independent) == (2.0, False)
+    within = structs.replace(plain.manifest, gates=Gates(max_difference=2.0))
+    assert selftest.prove(plain, within).independent
+    alone = structs.replace(plain.manifest, batching=Batching(single=True))
+    assert selftest.prove(plain, alone).independent
     plain.close()
 
 
