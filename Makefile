@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 DATA   ?= data
 PORT   ?= 8000
 
-.PHONY: up setup test lint docs dashboards bench-isolation mutants clean
+.PHONY: up setup test lint docs dashboards bench-hit bench-antipattern bench-model bench-warm bench-isolation mutants clean
 
 up: setup ## start everything on this machine: http://127.0.0.1:8000
 	@exec $(BIN)/foreseen up --data $(DATA) --port $(PORT) --model minilm --model fingerprint
@@ -51,6 +51,19 @@ docs: setup ## write the reference tables of docs/ from the code
 
 dashboards: setup ## write grafana/dashboards from grafana/make.py
 	@$(BIN)/python -m grafana.make
+
+bench-hit: setup ## a hit beside nginx and a dict (needs Debian's wrk and nginx-light)
+	@$(BIN)/python -m bench.hit
+
+bench-antipattern: setup ## a big model behind an online API, alone and behind Foreseen, load raised until each falls over
+	@$(BIN)/python -m bench.antipattern
+
+bench-model: setup ## throughput of the model process beside a bare, tuned ONNX Runtime loop
+	@$(BIN)/python -c "from tests.models_fixture import built_data; built_data()"
+	@$(BIN)/python -m bench.model_server --data build/test-data
+
+bench-warm: setup ## imports beside raw Redis mass insertion, computing beside a bare loop
+	@$(BIN)/python -m bench.warm
 
 bench-isolation: setup ## one of four models is killed every two seconds for a minute: what the others notice
 	@$(BIN)/python -m bench.isolation --seconds 60
