@@ -172,40 +172,79 @@ async def test_a_changed_signature_is_another_model(tmp_path: Path) -> None:
         assert (await front.infer(numbers(1)))[0] == 400
 
 
-async def test_a_manifest_says_more(tmp_path: Path) -> None:
-    """`upstream` and `digest` in model.toml: normalization before somebody else's model, a declared version."""
+def manifest(url: str, folder: Path, *, client: str = "") -> Path:
+    """A folder with the operator's own word on `fp`."""
+    (folder / "fp").mkdir(parents=True)
+    text = f'''
+        name = "fp"
+        upstream = "{url}"
+        digest = "of today"
+        {client}
+        [[model.inputs]]
+        name = "x"
+        datatype = "INT64"
+        shape = ["rows", 16]
+        [[model.outputs]]
+        name = "digest"
+        datatype = "INT64"
+        shape = ["rows", 4]
+    '''
+    (folder / "fp" / "model.toml").write_text(text)
+    return folder
+
+
+CLIPPED = """
+        [[client.inputs]]
+        name = "x"
+        datatype = "INT64"
+        shape = ["rows", 16]
+        clip = [0, 9]
+        [[client.outputs]]
+        name = "digest"
+        datatype = "INT64"
+        shape = ["rows", 4]
+"""
+
+
+@pytest.mark.parametrize("in_general", [True, False])
+async def test_a_manifest_says_more(in_general: bool, tmp_path: Path) -> None:
+    """Normalization before somebody else's model and a declared version, with `--upstream` or the manifest's own."""
     foreign = Foreign()
-    folder = tmp_path / "models" / "fp"
-    folder.mkdir(parents=True)
     async with listening(foreign.application()) as url:
-        manifest = f'''
-            name = "fp"
-            upstream = "{url}"
-            digest = "of today"
-            [[client.inputs]]
-            name = "x"
-            datatype = "INT64"
-            shape = ["rows", 16]
-            clip = [0, 9]
-            [[client.outputs]]
-            name = "digest"
-            datatype = "INT64"
-            shape = ["rows", 4]
-            [[model.inputs]]
-            name = "x"
-            datatype = "INT64"
-            shape = ["rows", 16]
-            [[model.outputs]]
-            name = "digest"
-            datatype = "INT64"
-            shape = ["rows", 4]
-        '''
-        (folder / "model.toml").write_text(manifest)
-        async with fronted(None, tmp_path / "data", model=("fp",), models=tmp_path / "models") as front:
+        models = manifest(url, tmp_path / "models", client=CLIPPED)
+        upstream = url if in_general else None
+        async with fronted(upstream, tmp_path / "data", model=("fp",), models=models) as front:
             told = await front.until(lambda told: "digest_from" in told)
             assert (told["digest_from"], told["rows"]) == ("declared", "each")
             assert (await front.infer([50] * 16))[2] == [fingerprint([9] * 16)]
             assert (await front.infer([77] * 16))[1].startswith("foreseen;hit")
+
+
+async def test_a_manifest_that_the_probe_disproves_is_not_cached_by_the_row(tmp_path: Path) -> None:
+    """It says `each`, and an answer changes with its batch-mates: everything goes straight through from then on."""
+    foreign = Foreign()
+    foreign.answer = lambda rows: [[*fingerprint(row)[:3], sum(rows[0])] for row in rows]
+    async with (
+        listening(foreign.application()) as url,
+        fronted(None, tmp_path / "data", model=("fp",), models=manifest(url, tmp_path / "models")) as front,
+    ):
+        await front.until(lambda told: told.get("cached") is False)
+        for _ in range(2):
+            assert (await front.infer(numbers(1)))[1] == "foreseen;fwd=bypass;detail=rows-not-independent"
+
+
+async def test_a_manifest_that_contradicts_the_server_is_not_ready(tmp_path: Path) -> None:
+    """Another datatype there: the model is not asked, and says why."""
+    foreign = Foreign()
+    foreign.metadata["inputs"][0]["datatype"] = "FP32"
+    async with (
+        listening(foreign.application()) as url,
+        fronted(None, tmp_path / "data", model=("fp",), models=manifest(url, tmp_path / "models")) as front,
+    ):
+        status, _, told = await front.infer(numbers(1))
+        while "FP32 at its upstream" not in told["error"]:
+            status, _, told = await front.infer(numbers(1))
+        assert (status, told["code"]) == (503, "model_unavailable")
 
 
 async def test_what_cannot_be_served_is_said(tmp_path: Path) -> None:
