@@ -63,7 +63,8 @@ bench-model: setup ## throughput of the model process beside a bare, tuned ONNX 
 	@$(BIN)/python -m bench.model_server --data build/test-data
 
 bench-warm: setup ## imports beside raw Redis mass insertion, computing beside a bare loop
-	@$(BIN)/python -m bench.warm
+	@$(BIN)/python -c "from tests.models_fixture import built_data; built_data('minilm', 'digits')"
+	@$(BIN)/python -m bench.warm --data build/test-data
 
 bench-isolation: setup ## one of four models is killed every two seconds for a minute: what the others notice
 	@$(BIN)/python -m bench.isolation --seconds 60
