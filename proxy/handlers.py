@@ -211,12 +211,15 @@ class Handlers:
         return lambda: decode_v1(body, served.manifest)
 
     async def alive(self, request: web.Request) -> web.Response:
+        """Something answers here."""
         return json_reply({"status": "alive"})
 
     async def server_metadata(self, request: web.Request) -> web.Response:
+        """V2 server metadata: name, version, extensions."""
         return json_reply({"name": "foreseen", "version": version("foreseen"), "extensions": describe.EXTENSIONS})
 
     async def live(self, request: web.Request) -> web.Response:
+        """V2: whether the server is live."""
         return json_reply({"live": True})
 
     async def ready(self, request: web.Request) -> web.Response:
@@ -225,6 +228,7 @@ class Handlers:
         return json_reply({"ready": ready, "live": True}, 200 if ready else 503)
 
     async def models(self, request: web.Request) -> web.Response:
+        """Names of the models served."""
         return json_reply({"models": list(self._served)})
 
     async def repository(self, request: web.Request) -> web.Response:
@@ -236,9 +240,11 @@ class Handlers:
         return json_reply(states)
 
     async def model_metadata(self, request: web.Request) -> web.Response:
+        """V2 model metadata: inputs and outputs as clients see them, and the model digest in force."""
         return json_reply(describe.metadata(self._find(request)))
 
     async def model_ready(self, request: web.Request) -> web.Response:
+        """Whether a miss of this model would be answered now; if not, why."""
         served = self._find(request)
         told: dict[str, Any] = {"name": served.manifest.name, "ready": served.ready}
         if served.ready:
@@ -247,18 +253,23 @@ class Handlers:
         return json_reply({**told, "error": why, "code": "model_unavailable"}, 503, {"Retry-After": "1"})
 
     async def model_config(self, request: web.Request) -> web.Response:
+        """The model's configuration, as Triton's clients read it."""
         return json_reply(describe.config(self._find(request)))
 
     async def model_statistics(self, request: web.Request) -> web.Response:
+        """One model's statistics, as Triton's clients read them; of the worker that answers."""
         return json_reply({"model_stats": [describe.statistics(self._find(request))]})
 
     async def all_statistics(self, request: web.Request) -> web.Response:
+        """The statistics of all models."""
         return json_reply({"model_stats": [describe.statistics(served) for served in self._served.values()]})
 
     async def v1_models(self, request: web.Request) -> web.Response:
+        """V1: names of the models served."""
         return json_reply({"models": list(self._served)})
 
     async def v1_model(self, request: web.Request) -> web.Response:
+        """V1 status, KServe's and TensorFlow Serving's in one."""
         return json_reply(describe.v1_status(self._find(request)))
 
     async def metrics(self, request: web.Request) -> web.Response:

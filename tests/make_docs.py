@@ -13,6 +13,7 @@ from foreseen.exposition import FAR_STATE
 from foreseen.metrics import ProxyMetrics
 from foreseen.settings import NAMES
 from inference.metrics import ModelMetrics
+from tests.openapi import page
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -70,3 +71,4 @@ if __name__ == "__main__":
     DOCS.mkdir(exist_ok=True)
     (DOCS / "settings.md").write_text(settings_page())
     (DOCS / "metrics.md").write_text(metrics_page())
+    (DOCS / "openapi.json").write_text(page())
