@@ -14,13 +14,22 @@ from foreseen.errors import BadRequest
 from foreseen.manifest import Manifest
 from foreseen.nouns import Lane
 
-RESERVED = frozenset(("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers"))
+SEQUENCE = frozenset(("sequence_id", "sequence_start", "sequence_end"))
+"""A model behind an upstream may keep state by these: requests of a sequence are not cached, and they go with them."""
+RESERVED = SEQUENCE | {"priority", "timeout", "headers"}
 """Parameters that never change an answer here; `binary_data_output` and `triton_*` are such too."""
+
+
+def in_sequence(parameters: dict[str, Any]) -> bool:
+    """Whether a request is part of a stateful sequence."""
+    return any(parameters.get(name) for name in SEQUENCE)
 
 
 def counting(parameters: dict[str, Any], manifest: Manifest) -> bytes:
     """The parameters that may change the answer as canonical JSON, empty for none. Raises BadRequest."""
     ignored = RESERVED.union(manifest.ignored_parameters, ("binary_data_output",))
+    if in_sequence(parameters):
+        ignored -= SEQUENCE
     found = {n: v for n, v in parameters.items() if n not in ignored and not n.startswith("triton_")}
     if not found:
         return b""

@@ -16,7 +16,7 @@ from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, BadRequest
 from foreseen.manifest import ClientInput, Manifest, wire_shape
 from foreseen.nouns import Lane, Wish
-from foreseen.parameters import counting, lane_of
+from foreseen.parameters import counting, in_sequence, lane_of
 from foreseen.strict_json import load_json
 from foreseen.tensors import array_of_json, checked_shape
 from foreseen.wire import InputTensor, Request, parse_raw, parse_request
@@ -45,7 +45,7 @@ def decode_v2(body: bytes, header_length: int | None, manifest: Manifest) -> Ask
         request.inputs,
         wish,
         counting(parameters, manifest),
-        any(parameters.get(name) for name in ("sequence_id", "sequence_start", "sequence_end")),
+        in_sequence(parameters),
         _timeout(parameters),
         lane_of(parameters),
     )

@@ -38,6 +38,7 @@ class Foreign:
         self.answer: Callable[[list[list[int]]], list[list[int]]] = lambda rows: [fingerprint(row) for row in rows]
         self.lie: Callable[[Reply], Reply] = lambda reply: reply
         self.batches: list[list[list[int]]] = []
+        self.parameters: list[dict[str, Any]] = []
         self.binary_tries = 0
 
     def rows_like(self, row: list[int]) -> int:
@@ -66,6 +67,7 @@ class Foreign:
             self.binary_tries += 1
             return web.json_response({"detail": "not JSON"}, status=422)
         asked = await request.json()
+        self.parameters.append(asked.get("parameters", {}))
         flat, (count, width) = asked["inputs"][0]["data"], asked["inputs"][0]["shape"]
         rows = [flat[at * width : (at + 1) * width] for at in range(count)]
         self.batches.append(rows)

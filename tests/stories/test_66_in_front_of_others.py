@@ -61,6 +61,21 @@ async def test_equal_questions_at_once_are_asked_once(tmp_path: Path) -> None:
         assert foreign.rows_like(row) == 1
 
 
+async def test_parameters_that_may_change_the_answer_go_with_the_question(tmp_path: Path) -> None:
+    """And are part of the key; a sequence, which a model may keep state by, is asked every time as it came."""
+    foreign = Foreign()
+    async with listening(foreign.application()) as url, fronted(url, tmp_path / "data") as front:
+        await front.until(EACH)
+        row = numbers(3)
+        for beam in (4, 5, 4):
+            await front.infer(row, parameters={"beam": beam, "priority": 1, "timeout": 5_000_000})
+        assert foreign.parameters[-2:] == [{"beam": 4}, {"beam": 5}]
+        sequence = {"sequence_id": 7, "sequence_start": True, "sequence_end": False}
+        for _ in range(2):
+            assert (await front.infer(row, parameters=sequence))[1] == "foreseen;fwd=bypass;detail=sequence"
+        assert foreign.parameters[-2:] == [sequence, sequence]
+
+
 async def test_rows_that_depend_on_their_batch_stay_together(tmp_path: Path) -> None:
     """Each answer also holds the sum of the first row: the probe sees it, and each request keeps its own entry."""
     foreign = Foreign()
