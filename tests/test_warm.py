@@ -291,6 +291,7 @@ def test_results_can_be_imported_again(live: Live, tmp_path: Path) -> None:
     assert pq.read_schema(parts[0]).metadata[b"foreseen.digest"].decode() == digest_of(live)
     table = pa.concat_tables([pq.read_table(part) for part in parts])
     assert table.column("digest").to_pylist() == [fingerprint(row) for row in rows]
+    assert table.column("more").to_pylist() == ["m"] * 25
     keys = table.column("foreseen.key").to_pylist()
     warmer = Warmer(Plan(manifest=find("fingerprint", PACKAGED), digest=digest_of(live), data=live.data))
     assert [row["key"] for row in warmer(pa.table({"x": rows})).to_pylist()] == keys

@@ -96,6 +96,9 @@ class Job:
             self.target = Warmer(self.plan)
         try:
             self.wanted = {file.url: wanted_columns(file, self.plan) for file in self.files}
+            if settings.out is not None or settings.sql is not None:  # a store keeps ids and whatever else there is
+                for file in self.files:
+                    self.wanted[file.url] = {**dict.fromkeys(file.columns or (), ""), **self.wanted[file.url]}
             if settings.outputs:
                 check_digests(self.files, self.plan, settings.digest)
         except SetupError:
