@@ -107,7 +107,7 @@ def document() -> Document:
         operation = _operation(path, name, said, query=(path, "QUERY") in found)
         paths.setdefault(path, {"parameters": _parameters(path)} if "{" in path else {})[method.lower()] = operation
     schemas = json.loads(json.dumps(SCHEMAS))
-    schemas["Error"]["properties"]["code"]["enum"] = sorted(one.code for one in _all_errors())
+    schemas["Error"]["properties"]["code"]["enum"] = sorted({one.code for one in _all_errors()})
     return {
         "openapi": "3.1.0",
         "info": {
