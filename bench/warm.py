@@ -1,6 +1,6 @@
 """Batch runs against what they could be at best.
 
-    python -m bench.warm --data DATA [--only import,compute,kill,trace] [--rows N] [--json FILE]
+    python -m bench.warm --data DATA [--only import,compute,kill,online,trace] [--rows N] [--json FILE]
 
 import   N rows of `digits` predictions from Parquet, the model process stopped: the whole command (interpreter start
          and reading included) beside raw mass insertion of the same keys and values over one connection, in turns;
@@ -8,6 +8,7 @@ import   N rows of `digits` predictions from Parquet, the model process stopped:
 compute  50,000 real texts: computed rows against distinct token-id rows, and the command's throughput beside a bare
          ONNX Runtime loop over the distinct rows sorted by length.
 kill     the same command killed ten times at random moments; the union of its results.
+online   latency of hits, and of misses, while the model is warmed.
 trace    the second half of a recorded key stream, replayed on a cache that was warmed with the first half's top keys.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import http.client
 import json
 import lzma
 import os
@@ -351,6 +353,56 @@ def bench_kill(built: Path, limit: int) -> dict[str, Any]:
         }
 
 
+def bench_online(built: Path, limit: int) -> dict[str, Any]:
+    """Latency of one client's hits while nothing else runs, and while the same proxy's model is warmed; in turns."""
+    with system(built, "minilm") as running:
+        listed = texts(limit)
+        running.start_model()
+        running.start_proxy()
+        hot = json.dumps(
+            {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [listed[0]]}]}
+        ).encode()
+        alone, beside, misses = [], [], []
+        for turn in range(3):
+            alone.append(latencies(running, hot, 3000))
+            file = running.data.parent / f"{turn}.parquet"
+            pq.write_table(pa.table({"text": [f"{turn} {text}" for text in listed]}), file)
+            words = ["warm", str(file), f"--data={running.data}", "--model=minilm", "--json"]
+            before = running.metric("foreseen_model_rows_total")
+            process = subprocess.Popen([*FORESEEN, *words], stdout=subprocess.DEVNULL)
+            until(lambda before=before: running.metric("foreseen_model_rows_total") > before + 100)
+            beside.append(latencies(running, hot, 3000))
+            for i in range(100):
+                new = hot.replace(listed[0].encode(), f"new {turn} {i}".encode())
+                misses += latencies(running, new, 1)
+            process.kill()
+            process.wait()
+        p99 = [[float(np.percentile(one, 99)) * 1000 for one in part] for part in (alone, beside)]
+        p50 = [[float(np.percentile(one, 50)) * 1000 for one in part] for part in (alone, beside)]
+        return {
+            "hit_p50_ms_alone": round(statistics.median(p50[0]), 3),
+            "hit_p50_ms_warming": round(statistics.median(p50[1]), 3),
+            "hit_p99_ms_alone": round(statistics.median(p99[0]), 3),
+            "hit_p99_ms_warming": round(statistics.median(p99[1]), 3),
+            "miss_p50_ms_warming": round(float(np.percentile(misses, 50)) * 1000, 1),
+            "miss_max_ms_warming": round(max(misses) * 1000, 1),
+        }
+
+
+def latencies(running: System, body: bytes, count: int) -> list[float]:
+    connection = http.client.HTTPConnection("127.0.0.1", int(running.url.rsplit(":", 1)[1]), timeout=30)
+    taken = []
+    for _ in range(count):
+        started = time.perf_counter()
+        connection.request("POST", f"/v2/models/{running.model}/infer", body)
+        reply = connection.getresponse()
+        reply.read()
+        taken.append(time.perf_counter() - started)
+        assert reply.status == 200
+    connection.close()
+    return taken
+
+
 def bench_trace() -> dict[str, Any]:
     """Hit ratios of the second half, unbounded cache: the first 5 % of it, and all, after warming the top keys."""
     path = SHARED / "scarab_recs_keys.csv.xz"
@@ -384,7 +436,7 @@ def bench_trace() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"), help="where digits and minilm are built")
-    parser.add_argument("--only", default="import,compute,kill,trace")
+    parser.add_argument("--only", default="import,compute,kill,online,trace")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--texts", type=int, default=50_000)
     parser.add_argument("--json", type=Path)
@@ -396,6 +448,7 @@ def main() -> None:
         "import": lambda: bench_import(asked.data, asked.rows),
         "compute": lambda: bench_compute(asked.data, asked.texts),
         "kill": lambda: bench_kill(asked.data, min(asked.texts, 10_000)),
+        "online": lambda: bench_online(asked.data, asked.texts),
         "trace": bench_trace,
     }
     told = {"cores": os.cpu_count()}

@@ -142,12 +142,13 @@ def warm(*files: Annotated[str, Parameter(env_var=())], settings: WarmSettings) 
         Files, globs, folders, or URLs that fsspec knows.
     """
     try:
-        from foreseen.warm.run import Job, share_of
+        from foreseen.warm.run import Job, share_of, stand_back
         from foreseen.warm.shown import bar, forecast_table, summary_table
     except ModuleNotFoundError as error:
         raise SetupError(f"{error.name} is not installed; pip install 'foreseen[warm]'") from None
     from rich.console import Console
 
+    stand_back(settings)
     job = Job(files, settings)
     if settings.dry_run:
         forecast = job.dry()

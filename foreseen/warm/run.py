@@ -7,6 +7,7 @@ The next chunk is read while the one before it is warmed.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -39,6 +40,9 @@ TOLERANCE = 1e-3
 
 SWITCH_SECONDS = 0.0001
 """A busy thread keeps the interpreter for 5 ms by default; the one that feeds Redis would stand idle as long."""
+
+NICE = 10
+"""An import is over in seconds; computing goes on for hours beside those who are waited for."""
 
 _T = TypeVar("_T")
 
@@ -127,7 +131,6 @@ class Job:
     def go(self, watcher: Watcher) -> Summary:
         """Run, or go on where the same command stopped. Raises SetupError where it has to stop; run it again."""
         settings = self.settings
-        sys.setswitchinterval(SWITCH_SECONDS)
         with (
             closing(self.target),
             closing(Checkpoint(settings.checkpoint or settings.data / "warm", self.run)) as checkpoint,
@@ -234,6 +237,13 @@ class Job:
             str(checkpoint.rejects) if progress.failed else None,
             first,
         )
+
+
+def stand_back(settings: WarmSettings) -> None:
+    """For a process that only warms: feed Redis without pause, and take no core from a proxy that answers."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+    if not settings.outputs:
+        os.nice(NICE)
 
 
 def share_of(text: str) -> float:
