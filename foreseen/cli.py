@@ -16,7 +16,16 @@ from cyclopts import App, CycloptsError, Parameter
 
 from foreseen.errors import ForeseenError, SetupError
 from foreseen.logs import configure
-from foreseen.settings import DoctorSettings, InferenceSettings, KeySettings, ProxySettings, UpSettings, WarmSettings
+from foreseen.settings import (
+    PURGE_TARGETS,
+    DoctorSettings,
+    InferenceSettings,
+    KeySettings,
+    ProxySettings,
+    PurgeSettings,
+    UpSettings,
+    WarmSettings,
+)
 
 app = App(
     name="foreseen",
@@ -28,6 +37,7 @@ app.command("models.commands:app", name="models")
 
 RequestFile = Annotated[Path, Parameter(allow_leading_hyphen=True, env_var=())]
 _UP, _PROXY, _DOCTOR = UpSettings(), ProxySettings(), DoctorSettings()
+_PURGE = PurgeSettings()
 
 
 @app.command
@@ -84,6 +94,17 @@ def key(file: RequestFile, /, *, settings: KeySettings) -> None:
             shown = one.shown()
             more = f" … {shown['more']} more" if "more" in shown else ""
             print(f"  {one.name}  {one.datatype} {list(one.shape)}  {shown['data']}{more}")
+
+
+@app.command
+def purge(settings: PurgeSettings = _PURGE) -> None:
+    """Purge a model, a digest, one key or everything; acknowledged when every worker has confirmed.
+
+    Ends with status 1 where that is not so, naming the workers that have not.
+    """
+    from foreseen.purge import purge as run
+
+    print(run(settings))
 
 
 @app.command
@@ -221,6 +242,9 @@ _BROKEN_PIPE = 128 + 13
 
 def main() -> None:
     """Run a command. What is not as it must be is one line on stderr that says what to do, and status 1."""
+    if sys.argv[1:2] == ["purge"]:
+        for name in PURGE_TARGETS:
+            os.environ.pop(f"FORESEEN_{name.upper()}", None)
     try:
         try:
             app(exit_on_error=False, print_error=False)

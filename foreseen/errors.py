@@ -139,6 +139,21 @@ class NotCached(ForeseenError):
     status, code = 504, "not_cached"
 
 
+# state: the operator's.
+
+
+class StateUnavailable(ForeseenError):
+    """The state store is not there: nothing can be purged."""
+
+    status, code = 503, "state_unavailable"
+
+
+class NotConfirmed(ForeseenError):
+    """A purge was made, but not every worker has confirmed it: the message names those."""
+
+    status, code = 504, "not_confirmed"
+
+
 # Not sent to clients: caught inside.
 
 

@@ -34,5 +34,13 @@ def model_socket(data: Path, model: str) -> Path:
     return run_folder(data) / f"{model}.sock"
 
 
+def state_socket(data: Path) -> Path:
+    return run_folder(data) / "state.sock"
+
+
+def admin_socket(data: Path) -> Path:
+    return run_folder(data) / "admin.sock"
+
+
 def redis_socket(data: Path) -> Path:
     return run_folder(data) / "far.sock"

@@ -158,6 +158,16 @@ class ProxySettings(Common):
         Path | None,
         Parameter(help="Token of operators' routes. Default: DATA/admin-token; without it they are shut."),
     ] = None
+    admin_port: Annotated[
+        int | None, Parameter(help="TCP port of operators' routes on --host, instead of DATA/run/admin.sock.")
+    ] = None
+    admin_fd: Annotated[int | None, Parameter(help="An inherited listening socket for operators' routes.")] = None
+    state: Annotated[
+        str | None,
+        Parameter(
+            help="State store of purges: redis:// or unix://PATH; 'none' for none. Default: that of foreseen up."
+        ),
+    ] = None
     server_timing: Annotated[bool, Parameter(help="Send Server-Timing.")] = True
     access_log_hits: Annotated[
         float, Parameter(help="Share of hits that get a line in the log (at level info); all else gets one each.")
@@ -254,6 +264,27 @@ class WarmSettings(Common):
     json: Annotated[bool, Parameter(help="Print JSON for machines, and no progress.")] = False
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PurgeSettings(Common):
+    """What is purged, and where. See PURGE_TARGETS."""
+
+    model: Annotated[str | None, Parameter(help="Purge everything of a model.")] = None
+    digest: Annotated[str | None, Parameter(help="Purge everything that a model of this digest computed.")] = None
+    key: Annotated[str | None, Parameter(help="Purge one row's entry, by its key (foreseen key, or explain).")] = None
+    all: Annotated[bool, Parameter(help="Purge everything.")] = False
+    timeout_seconds: Annotated[float, Parameter(help="How long workers have to confirm.")] = 5.0
+    admin: Annotated[str | None, Parameter(help="HOST:PORT of operators' routes. Default: DATA/run/admin.sock.")] = None
+    admin_token_file: Annotated[Path | None, Parameter(help="Token of operators. Default: DATA/admin-token.")] = None
+    forget: Annotated[
+        str | None, Parameter(help="Instead: a worker of another machine has ended and is not to be waited for.")
+    ] = None
+
+
+PURGE_TARGETS = ("model", "digest", "key", "all", "forget")
+"""Flags of `foreseen purge` that have no environment name: FORESEEN_MODEL is a server's, and must not purge it."""
+
+
 def arguments(settings: Common, kind: type[Common]) -> list[str]:
     """The flags that give a command of another kind the same settings, as far as it has them and they are not its own
     defaults."""
@@ -274,6 +305,7 @@ NAMES: dict[str, type[Common]] = {
     "proxy": ProxySettings,
     "inference": InferenceSettings,
     "key": KeySettings,
+    "purge": PurgeSettings,
     "doctor": DoctorSettings,
     "warm": WarmSettings,
 }

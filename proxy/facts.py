@@ -21,7 +21,9 @@ class Facts:
         self._answers = answers
 
     @classmethod
-    def of(cls, answers: Sequence[Answer], served: Served, now: float, *, sequence: bool, requested: bool) -> Facts:
+    def of(
+        cls, answers: Sequence[Answer], served: Served, now: float, why_bypassed: str | None = None, *, requested: bool
+    ) -> Facts:
         """`hit` stands in Cache-Status only where every row is one, stale or not; `requested`: no-cache was."""
         sources = Counter[str](answer.source for answer in answers)
         hits = sources["near"] + sources["far"] + sources["stale"]
@@ -35,7 +37,7 @@ class Facts:
         if requested:
             return cls("bypass" if sources["bypass"] else "miss", "foreseen;fwd=request", sources, answers)
         if sources["bypass"]:
-            by = "sequence" if sequence else "observe" if "keep" in served.steps else served.bypass_reason
+            by = why_bypassed or ("observe" if "keep" in served.steps else served.bypass_reason)
             return cls("bypass", f"foreseen;fwd=bypass;detail={by}", sources, answers)
         if hits:
             return cls("partial", f'foreseen;fwd=partial;detail="{hits}/{len(answers)}"', sources, answers)

@@ -41,11 +41,12 @@ class Cabin:
     """Those that leave together. `deadline` is the latest aboard, on the event loop's clock; `missed` is
     what tiers said of its keys so far."""
 
-    __slots__ = ("deadline", "departed", "missed", "party", "seats", "traceparent")
+    __slots__ = ("began", "deadline", "departed", "missed", "party", "seats", "traceparent")
 
     def __init__(self, party: Party) -> None:
         self.party = party
         self.deadline = 0.0
+        self.began = asyncio.get_running_loop().time()
         self.departed = False
         self.traceparent: str | None = None
         self.seats: dict[Key, Seat] = {}
@@ -117,6 +118,10 @@ class Flights:
             if not landing.done():
                 landing.set_exception(error)
                 landing.exception()  # mark it seen: where everybody has left, nobody would
+
+    def forget(self, key: Key) -> None:
+        """Nobody joins a flight of this key from now on; those aboard keep their seats."""
+        self._aloft.pop(key, None)
 
     async def drain(self, seconds: float) -> None:
         """Wait for what is aloft, at most so long, then end it."""

@@ -165,7 +165,7 @@ class Handlers:
             min(prediction.expires_at for prediction in predictions),
             head,
             reply.body,
-            lambda: served.facts is not None and served.space() == space,
+            lambda: served.facts is not None and self._server.space(served) == space,
             count,
             timing=self._settings.server_timing,
         )

@@ -5,6 +5,7 @@ So somebody can put Foreseen in front of a service and see what it would do befo
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Mapping
 
@@ -29,7 +30,7 @@ class Observer:
         """The model's own answers. Entries that are missing are kept; those that are there stay, and are compared."""
         tiers, model = self._pipeline.tiers, question.space.model
         keys = self._pipeline.keys(question)
-        policy = self._pipeline.models[model].freshness
+        policy, began = self._pipeline.models[model].freshness, asyncio.get_running_loop().time()
         known = dict(tiers.look_near(keys, policy).found)
         missing = [key for key in dict.fromkeys(keys) if key not in known]
         if missing:
@@ -44,7 +45,7 @@ class Observer:
         new = [key for key in fresh if key not in cached]
         if "keep" in question.terms.steps:
             living = self._pipeline.living(model, (fresh[key] for key in new))
-            tiers.keep(list(zip(new, living, strict=True)), policy)
+            tiers.keep(list(zip(new, living, strict=True)), policy, began)
         return answers
 
     def _count(self, model: str, cached: Mapping[Key, Prediction], fresh: Mapping[Key, Prediction], rows: int) -> None:

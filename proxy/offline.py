@@ -15,15 +15,16 @@ from pathlib import Path
 from msgspec import Struct
 
 from foreseen.artifact import read_file, read_record
-from foreseen.errors import BadRequest, ModelUnavailable, SetupError
+from foreseen.errors import BadRequest, ModelUnavailable, SetupError, StateUnavailable
 from foreseen.explain import Frame, differences, read_frame
 from foreseen.key import Framer, key_of, space_key
 from foreseen.manifest import Manifest, find
 from foreseen.nouns import Key, Space
-from foreseen.places import model_socket
+from foreseen.places import model_socket, state_socket
 from foreseen.prepare import Preparer
 from foreseen.secret import read_secret
 from foreseen.settings import KeySettings
+from foreseen.state import generation_of, read_generations
 from proxy.decode import decode_v1, decode_v2
 from proxy.model import ModelProcess
 from proxy.served import PUBLIC
@@ -46,7 +47,8 @@ def keyed(file: Path, settings: KeySettings) -> list[Keyed]:
     else:
         asked = decode_v2(body, settings.header_length, manifest)
     rows = _preparer(manifest, settings.data).rows(asked.inputs)
-    space = Space(PUBLIC, manifest.name, settings.digest or _digest(manifest, settings.data))
+    digest = settings.digest or _digest(manifest, settings.data)
+    space = Space(PUBLIC, manifest.name, digest, _generation(manifest.name, digest, settings.data))
     own = space_key(read_secret(settings.secret_file or settings.data / "secret"), space)
     frames = Framer(manifest.model).frames(rows, asked.parameters)
     return [Keyed(space, read_frame(frame), key_of(own, frame)) for frame in frames]
@@ -85,6 +87,17 @@ def _preparer(manifest: Manifest, data: Path) -> Preparer:
         return Preparer(manifest, {})
     artifact = read_record(data, manifest.name).artifact
     return Preparer(manifest, {file.name: read_file(data, artifact, file) for file in artifact.assets})
+
+
+def _generation(model: str, digest: str, data: Path) -> int:
+    """The generation that purges have left; 0 where no state store runs under this data directory."""
+    path = state_socket(data)
+    if not path.exists():
+        return 0
+    try:
+        return generation_of(read_generations(f"unix://{path}"), model, digest)
+    except StateUnavailable:
+        return 0
 
 
 def _digest(manifest: Manifest, data: Path) -> str:

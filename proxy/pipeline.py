@@ -188,7 +188,7 @@ class Pipeline:
                 raise DigestMoved(prediction.digest)
         expiring = self.living(space.model, predictions)
         stored = "keep" in steps and self.tiers.keep(
-            list(zip(missing, expiring, strict=True)), self.models[space.model].freshness
+            list(zip(missing, expiring, strict=True)), self.models[space.model].freshness, cabin.began
         )
         self._metrics.stages.add("keep", time.perf_counter() - asked)
         for key, prediction in zip(missing, expiring, strict=True):
@@ -233,6 +233,12 @@ class Pipeline:
             raise some.refusal from None
         trip = Trip(model=time.perf_counter() - started)
         return [Answer(prediction, "bypass", trip=trip) for prediction in predictions]
+
+    async def forget(self, keys: Sequence[Key] | None) -> None:
+        """Purged keys, or everything: what is aloft may land, but nobody joins it and nothing of it is kept."""
+        for key in keys or ():
+            self.flights.forget(key)
+        await self.tiers.forget(keys)
 
     async def close(self, seconds: float) -> None:
         """Let flights land and stores finish, at most so long each."""

@@ -69,12 +69,15 @@ class Server:
         *,
         observed: frozenset[str] = frozenset(),
         server_timing: bool = True,
+        generation: Callable[[str, str], int | None] = lambda model, digest: 0,
     ) -> None:
+        """`generation` of a model and digest; None as long as nobody can say what was purged."""
         self._pipeline = pipeline
         self._observer = observer
         self._observed = observed
         self._metrics = metrics
         self._server_timing = server_timing
+        self._generation = generation
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="prepare")
 
     async def answer(self, served: Served, body: bytes, decode: Callable[[], Asked], call: Call) -> Reply:
@@ -91,7 +94,8 @@ class Server:
         answered = time.perf_counter()
         stage("prepare", prepared - decoded)
         now = self._pipeline.tiers.clock()
-        facts = Facts.of(answers, served, now, sequence=asked.sequence, requested=call.control.no_cache)
+        why = "sequence" if asked.sequence else None if question is None else self._unknown(question.space)
+        facts = Facts.of(answers, served, now, why, requested=call.control.no_cache)
         self._count(served, facts, answers)
         predictions = [answer.prediction for answer in answers]
         many = len(answers) > OFF_LOOP_ROWS
@@ -105,14 +109,18 @@ class Server:
         self._observe(served, facts.result, time.perf_counter() - started, len(answers), computed)
         return Reply(rendered, length, headers, facts.result, question, answers)
 
+    def space(self, served: Served) -> Space:
+        """The space in force: of the digest that the process says, in the generation that purges have left."""
+        return self._in_force(served.space())
+
     async def explain(self, served: Served, body: bytes, decode: Callable[[], Asked], call: Call) -> list[Explanation]:
         """Where the rows of a request are, or why they would be misses. Asks no model and changes nothing."""
         asked = await self._off_loop(decode, len(body) > OFF_LOOP_BYTES)
-        space = served.space()
         rows = await self._prepare(served.preparer(), asked, len(body))
+        space = self.space(served)
         steps: Steps = frozenset(("model",)) if asked.sequence else served.steps
         question = Question(space, tuple(rows), Terms(call.deadline, steps=steps), asked.parameters)
-        former = [Space(space.scope, space.model, digest) for digest in served.former]
+        former = [self._in_force(Space(space.scope, space.model, digest)) for digest in served.former]
         return await whereabouts(self._pipeline, question, former)
 
     async def _ask(
@@ -123,9 +131,11 @@ class Server:
             space, preparer = served.space(), served.preparer()
             rows = await self._prepare(preparer, asked, size)
             prepared = time.perf_counter()
+            space = self._in_force(space)  # with what was purged meanwhile
             if not rows:
                 return None, [], prepared
-            steps = steps_of(call.control, frozenset(("model",)) if asked.sequence else served.steps)
+            unknown = self._generation(space.model, space.digest) is None
+            steps = steps_of(call.control, frozenset(("model",)) if asked.sequence or unknown else served.steps)
             terms = Terms(call.deadline, call.lane, steps, call.traceparent, call.control.demand)
             question = Question(space, tuple(rows), terms, asked.parameters)
             try:
@@ -146,6 +156,14 @@ class Server:
             raise NotCached("only-if-cached: answers of this model are not cached")
         observed = {"model"} < steps and question.space.model in self._observed
         return await (self._observer if observed else self._pipeline).answer(question)
+
+    def _in_force(self, space: Space) -> Space:
+        generation = self._generation(space.model, space.digest)
+        return Space(space.scope, space.model, space.digest, generation) if generation else space
+
+    def _unknown(self, space: Space) -> str | None:
+        """Why the cache is not asked, where it is because nobody can say what was purged."""
+        return "state-unavailable" if self._generation(space.model, space.digest) is None else None
 
     async def _prepare(self, preparer: Preparer, asked: Asked, size: int) -> list[Row]:
         limit = OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES

@@ -23,6 +23,7 @@ from proxy.freshness import Ask, Dead, Fresh, Policy, Stale, decide, kept_for
 from proxy.near import Near
 
 MAX_SPACES = 4096
+FORGOTTEN_SECONDS = 60.0
 COLD, DEAD = Missed("cold"), Missed("expired")
 
 
@@ -31,6 +32,7 @@ class FarTier(Protocol):
 
     async def get(self, keys: Sequence[Key]) -> list[bytes | None]: ...
     async def put(self, entries: Sequence[tuple[Key, bytes, int]]) -> None: ...
+    async def forget(self, keys: Sequence[Key]) -> int: ...
 
 
 class Limits(Protocol):
@@ -76,6 +78,7 @@ class Tiers:
         self._limits = limits
         self._spaces: dict[Space, SpaceKey] = {}
         self._stores: set[asyncio.Task[None]] = set()
+        self._forgotten: dict[Key, float] = {}
 
     def keys(self, space: Space, framer: Framer, rows: Sequence[Row], parameters: bytes) -> list[Key]:
         """key: the identity of every row."""
@@ -117,7 +120,7 @@ class Tiers:
         found: dict[Key, Answer] = {}
         missing: dict[Key, Missed] = {}
         for key, value in zip(keys, values, strict=True):
-            proved = self._proved(space, key, value)
+            proved = self._proved(space, key, None if key in self._forgotten else value)
             judged = proved if isinstance(proved, Missed) else judge(proved, "far", now, policy, demand, trip)
             if isinstance(judged, Missed):
                 missing[key] = judged
@@ -135,10 +138,12 @@ class Tiers:
             self._metrics.verify_failed.labels(error.reason).inc()
             return Missed("verify-failed")
 
-    def keep(self, fresh: Sequence[tuple[Key, Prediction]], policy: Policy) -> bool:
-        """keep: near now, far behind the answer's back. True where all of it is kept somewhere."""
-        kept = [self.keep_near(key, prediction) for key, prediction in fresh]
-        return self._keep_far(fresh, policy) or all(kept)
+    def keep(self, fresh: Sequence[tuple[Key, Prediction]], policy: Policy, began: float) -> bool:
+        """keep: near now, far behind the answer's back. True where all of it is kept somewhere. What was
+        forgotten since its computation began stays so."""
+        wanted = [one for one in fresh if self._forgotten.get(one[0], -1.0) < began] if self._forgotten else fresh
+        kept = [self.keep_near(key, prediction) for key, prediction in wanted]
+        return bool(wanted) and (self._keep_far(wanted, policy) or all(kept)) and len(wanted) == len(fresh)
 
     def keep_near(self, key: Key, prediction: Prediction) -> bool:
         before = self.near.evictions
@@ -186,6 +191,33 @@ class Tiers:
                 self._spaces.clear()
             key = self._spaces[space] = space_key(self._root, space)
         return key
+
+    async def forget(self, keys: Sequence[Key] | None) -> None:
+        """Keys, or everything in near, were purged. Far is not asked for these keys for a while: by then their entries
+        are deleted there. Returns when no store can bring an older one back."""
+        if keys is None:
+            self.near.clear()
+            return
+        loop = asyncio.get_running_loop()
+        for key in keys:
+            self.near.forget(key)
+            self._forgotten[key] = loop.time()
+        loop.call_later(FORGOTTEN_SECONDS, self._remember, list(keys))
+        stores = set(self._stores)
+        if stores:
+            await asyncio.wait(stores)
+
+    def _remember(self, keys: Sequence[Key]) -> None:
+        """Far may be asked for these keys again."""
+        until = asyncio.get_running_loop().time() - FORGOTTEN_SECONDS / 2
+        for key in keys:
+            if self._forgotten.get(key, until) < until:
+                del self._forgotten[key]
+
+    async def delete_far(self, keys: Sequence[Key]) -> None:
+        """Delete entries in far. Raises FarError."""
+        if self._far is not None:
+            await self._far.forget(keys)
 
     async def close(self, seconds: float) -> None:
         """Let stores finish, at most so long."""

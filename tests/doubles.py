@@ -87,6 +87,9 @@ class BrokenFar:
     async def put(self, entries: Sequence[tuple[Key, bytes, int]]) -> None:
         raise FarError("connect")
 
+    async def forget(self, keys: Sequence[Key]) -> int:
+        raise FarError("connect")
+
 
 class StuckFar:
     """A far tier whose stores never return until the gate opens; looks find nothing."""
@@ -99,6 +102,9 @@ class StuckFar:
 
     async def put(self, entries: Sequence[tuple[Key, bytes, int]]) -> None:
         await self.gate.wait()
+
+    async def forget(self, keys: Sequence[Key]) -> int:
+        return 0
 
 
 @dataclass

@@ -75,7 +75,8 @@ class Live:
                 name = next(word for word in words if word.startswith("--model=")).removeprefix("--model=")
                 found[f"model:{name}"] = int(pid)
             else:
-                found["proxy" if "proxy" in words else "far"] = int(pid)
+                store = "state" if any(word.endswith("state.sock") for word in words) else "far"
+                found["proxy" if "proxy" in words else store] = int(pid)
         return found
 
     def workers(self) -> list[int]:

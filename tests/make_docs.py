@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from foreseen.exposition import FAR_STATE
 from foreseen.metrics import ProxyMetrics
-from foreseen.settings import NAMES
+from foreseen.settings import NAMES, PURGE_TARGETS
 from inference.metrics import ModelMetrics
 from tests.openapi import page
 
@@ -41,12 +41,12 @@ def settings_page() -> str:
                 if get_origin(hint) is Annotated
                 else []
             )
+            none = command == "purge" and one.name in PURGE_TARGETS
+            name = "–" if none else f"`FORESEEN_{one.name.upper()}`"
             default = one.default if "MISSING" not in type(one.default).__name__ else "required"
             shown = " ".join(default) if isinstance(default, tuple) else "" if default is None else str(default)
             flag = one.name.replace("_", "-")
-            lines.append(
-                f"| `--{flag}` | `FORESEEN_{one.name.upper()}` | {f'`{shown}`' if shown else '–'} | {helps[0]} |"
-            )
+            lines.append(f"| `--{flag}` | {name} | {f'`{shown}`' if shown else '–'} | {helps[0]} |")
     return "\n".join(lines) + "\n"
 
 

