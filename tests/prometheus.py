@@ -66,12 +66,15 @@ def scraping(
     models: Sequence[str],
     folder: Path,
     *,
+    beside: Sequence[Live] = (),
     rules: Sequence[Path] = (),
     interval: str = "500ms",
 ) -> Iterator[Prometheus]:
-    """Prometheus scraping a system's proxy and, through it, its model processes, as docs/operating.md says."""
+    """Prometheus scraping a system's proxy and, through it, its model processes, as docs/operating.md says; and the
+    proxies of others beside it."""
     target = [{"targets": [system.url.removeprefix("http://")]}]
-    jobs = [{"job_name": "proxy", "static_configs": target}]
+    others = [{"targets": [other.url.removeprefix("http://")]} for other in beside]
+    jobs: list[dict[str, Any]] = [{"job_name": "proxy", "static_configs": target + others}]
     jobs += [
         {"job_name": f"model-{name}", "metrics_path": f"/metrics/{name}", "static_configs": target} for name in models
     ]
@@ -91,7 +94,7 @@ def scraping(
     made = Prometheus(f"http://{address}", process)
     try:
         made.until(lambda: _answers(made))
-        made.until(lambda: len(made.query("up == 1")) == len(jobs))
+        made.until(lambda: len(made.query("up == 1")) == len(jobs) + len(others))
         yield made
     finally:
         process.terminate()

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from foreseen.exposition import FAR_STATE
-from grafana.make import BOARDS, OBJECTIVE
+from grafana.make import BOARDS
+from grafana.queries import OBJECTIVE
 from tests.test_dashboards import metrics, panels
 
 ROOT = Path(__file__).parent.parent

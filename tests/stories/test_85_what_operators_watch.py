@@ -181,12 +181,19 @@ def some_of_everything(system: Live, seeds: range) -> None:
 
 
 def test_every_query_of_every_dashboard_returns_data(built: Path, tmp_path: Path) -> None:
-    """A real Prometheus has scraped a real system with two workers and traffic: each query gives numbers, none NaN."""
+    """A real Prometheus has scraped two real proxies of two workers each, with traffic and a worker killed: each query
+    gives numbers, none NaN, and the sums over results are the answers."""
     with (
         started(built, tmp_path / "data", "--workers=2", "--observe=minilm") as system,
-        scraping(system, ["fingerprint", "minilm"], tmp_path) as prometheus,
+        started(built, tmp_path / "more", "--workers=2", models=["fingerprint"]) as beside,
+        scraping(system, ["fingerprint", "minilm"], tmp_path, beside=[beside]) as prometheus,
     ):
-        for seeds in (range(1, 20), range(20, 40)):
+        before = prometheus.query('sum(foreseen_requests_total{model="fingerprint"})')[0]
+        answers = asyncio.run(ask_until(beside, range(400)))["200"]
+        os.kill(beside.workers()[0], signal.SIGKILL)
+        beside.until("foreseen_workers", lambda value: value == 2)
+        answers += asyncio.run(ask_until(beside, range(400)))["200"] + 2 * 19 * 5
+        for seeds in (range(1, 20), range(20, 39)):
             some_of_everything(system, seeds)
             prometheus.until_scraped(3)
         empty = {
@@ -196,8 +203,8 @@ def test_every_query_of_every_dashboard_returns_data(built: Path, tmp_path: Path
             if not any(value == value for value in prometheus.query(query))  # NaN is no number
         }
         assert empty == set()
-        ours, theirs = "sum(foreseen_requests_total)", system.metric("foreseen_requests_total")
-        assert prometheus.query(ours) == [theirs]
+        for name in ("foreseen_requests_total", "foreseen_request_duration_seconds_count"):
+            assert prometheus.query(f'sum({name}{{model="fingerprint"}})') == [before + answers]
 
 
 def at_once(rules: Path, folder: Path) -> Path:

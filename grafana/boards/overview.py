@@ -1,0 +1,242 @@
+"""Is it well, and what does the cache save?"""
+
+from __future__ import annotations
+
+from grafana.panels import Panel, Row
+from grafana.queries import (
+    ANSWERED,
+    BROKEN,
+    BUDGET,
+    CACHED,
+    FAILED,
+    GOOD_HIGH,
+    GOOD_LOW_HIT,
+    GOOD_LOW_MISS,
+    HIT,
+    MISS,
+    NEEDS_NONE,
+    NEEDS_ONE,
+    OBJECTIVE,
+    OF,
+    OURS,
+    RATE,
+    RATIO,
+    quantile,
+    rate,
+    total,
+)
+
+OVERVIEW = (
+    Row(
+        "Is it well?",
+        (
+            Panel(
+                "Requests",
+                "Requests answered per second, hits and misses, right and wrong.",
+                "reqps",
+                ((total("foreseen_requests_total"), "requests"),),
+                "stat",
+                width=4,
+                height=4,
+                decimals=1,
+            ),
+            Panel(
+                "Hit ratio",
+                "Share of rows answered from near or far. A sudden fall: a new model version, a purge, an "
+                "emptied Redis, or other traffic. See runbook: ForeseenHitRatioCollapsed.",
+                "percentunit",
+                ((RATIO, "rows"),),
+                "stat",
+                GOOD_HIGH,
+                4,
+                4,
+                1,
+                1.0,
+            ),
+            Panel(
+                "Hits, p99",
+                "99 % of hits were faster. A hit costs well under a millisecond; above 5 ms the proxy "
+                "itself is short of CPU, or far is slow.",
+                "s",
+                ((quantile(0.99, "foreseen_request_duration_seconds", where=HIT), "p99"),),
+                "stat",
+                GOOD_LOW_HIT,
+                4,
+                4,
+            ),
+            Panel(
+                "Misses, p99",
+                "99 % of misses were faster: this is the model's own time, plus its queue.",
+                "s",
+                ((quantile(0.99, "foreseen_request_duration_seconds", where=MISS), "p99"),),
+                "stat",
+                GOOD_LOW_MISS,
+                4,
+                4,
+            ),
+            Panel(
+                "Compute saved",
+                "Model seconds that answers from the cache saved in the time shown: what the cache is for.",
+                "s",
+                ((f"sum(increase(foreseen_saved_compute_seconds_total{{{OF}}}[$__range]))", "saved"),),
+                "stat",
+                ((None, "green"),),
+                4,
+                4,
+                1,
+            ),
+            Panel(
+                "Error budget left",
+                f"Share of the allowed {1 - OBJECTIVE:.1%} of failed requests (5xx) that is left in "
+                "the time shown. Below 0 the objective is broken.",
+                "percentunit",
+                ((f"1 - ({FAILED} / {ANSWERED}) / {1 - OBJECTIVE:.3f}", "left"),),
+                "stat",
+                BUDGET,
+                4,
+                4,
+                1,
+            ),
+            Panel(
+                "Far",
+                "1: Redis answered the last scrape. 0: it is down or slower than its budget; answers go on, from "
+                "near and the model. See runbook: ForeseenStoreDown.",
+                "none",
+                ((f"min(foreseen_far_up{{{OURS}}})", "up"),),
+                "stat",
+                NEEDS_ONE,
+                4,
+                4,
+            ),
+            Panel(
+                "Models ready",
+                "Least readiness of all models shown. 0: misses of one of them are refused with 503, hits "
+                "go on. See runbook: ForeseenModelDown.",
+                "none",
+                ((f"min(foreseen_model_ready{{{OF}}})", "ready"),),
+                "stat",
+                NEEDS_ONE,
+                4,
+                4,
+            ),
+            Panel(
+                "Workers",
+                "Proxy workers alive.",
+                "none",
+                ((f"sum(foreseen_workers{{{OURS}}})", "workers"),),
+                "stat",
+                NEEDS_ONE,
+                4,
+                4,
+            ),
+            Panel(
+                "Rows spared",
+                "Rows that no model had to compute in the time shown.",
+                "short",
+                ((f"sum(increase(foreseen_rows_total{{{CACHED}}}[$__range]))", "rows"),),
+                "stat",
+                ((None, "green"),),
+                4,
+                4,
+            ),
+            Panel(
+                "Failed requests",
+                "Answers with a 5xx per second. 503 comes with Retry-After: a model is gone or saturated.",
+                "reqps",
+                ((f"{total('foreseen_requests_total', BROKEN)} or vector(0)", "5xx"),),
+                "stat",
+                ((None, "green"), (0.01, "red")),
+                4,
+                4,
+                2,
+            ),
+            Panel(
+                "Proved wrong",
+                "Far entries in the time shown that were not what was asked for. They were never "
+                "answered, but somebody else writes to this Redis, or its memory is bad. See runbook: "
+                "ForeseenVerifyFailed.",
+                "none",
+                ((f"sum(increase(foreseen_verify_failed_total{{{OURS}}}[$__range]))", "entries"),),
+                "stat",
+                NEEDS_NONE,
+                4,
+                4,
+                0,
+            ),
+        ),
+    ),
+    Row(
+        "Traffic",
+        (
+            Panel(
+                "Requests by result",
+                "hit: all rows from the cache; partial: some; collapsed: waited for somebody "
+                "else's flight; stale: an old answer on purpose; miss: none; bypass: not cached; error: refused or "
+                "failed.",
+                "reqps",
+                ((rate("foreseen_request_duration_seconds_count", "result"), "{{result}}"),),
+                "stacked",
+                width=12,
+            ),
+            Panel(
+                "Requests by status",
+                "200 is well, 4xx the caller's, 5xx ours or the model's.",
+                "reqps",
+                ((rate("foreseen_requests_total", "code", OURS), "{{code}}"),),
+                "stacked",
+                width=12,
+            ),
+            Panel(
+                "Latency of hits",
+                "The proxy's own work. The line at 5 ms is the objective of 99 % of hits.",
+                "s",
+                tuple(
+                    (quantile(q, "foreseen_request_duration_seconds", where=HIT), f"p{q * 100:g}") for q in (0.5, 0.99)
+                ),
+                steps=((None, "transparent"), (0.005, "red")),
+                width=12,
+            ),
+            Panel(
+                "Latency of misses",
+                "The model's time plus its queue, as callers see it.",
+                "s",
+                tuple(
+                    (quantile(q, "foreseen_request_duration_seconds", where=MISS), f"p{q * 100:g}") for q in (0.5, 0.99)
+                ),
+                width=12,
+            ),
+            Panel(
+                "Hits by latency",
+                "How many hits took how long: a second band is a second cause.",
+                "s",
+                ((f"sum by (le) (increase(foreseen_request_duration_seconds_bucket{{{HIT}}}[{RATE}]))", "{{le}}"),),
+                "heatmap",
+                width=12,
+            ),
+            Panel(
+                "Misses by latency",
+                "How many misses took how long.",
+                "s",
+                ((f"sum by (le) (increase(foreseen_request_duration_seconds_bucket{{{MISS}}}[{RATE}]))", "{{le}}"),),
+                "heatmap",
+                width=12,
+            ),
+            Panel(
+                "Rows by source",
+                "Where the answers came from, row by row.",
+                "rowsps",
+                ((rate("foreseen_rows_total", "result"), "{{result}}"),),
+                "stacked",
+                width=12,
+            ),
+            Panel(
+                "Compute seconds saved per second",
+                "1 means: the cache does the work of one busy model instance.",
+                "short",
+                ((rate("foreseen_saved_compute_seconds_total", "model"), "{{model}}"),),
+                "stacked",
+                width=12,
+            ),
+        ),
+    ),
+)

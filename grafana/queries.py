@@ -1,0 +1,45 @@
+"""What queries are made of: who is meant, rates, quantiles, sums; and from which value on a number is bad.
+
+Queries say `$job` for the proxies and `$model` for models; a model process is found by its model alone, whatever the
+job is called that scrapes it.
+"""
+
+from __future__ import annotations
+
+OURS = 'job=~"$job"'
+OF = 'job=~"$job", model=~"$model"'
+MODEL = 'model=~"$model"'
+RATE = "$__rate_interval"
+
+OBJECTIVE = 0.999
+"""Of requests that are not answered with a 5xx; the same as in grafana/prometheus/rules."""
+
+GOOD_HIGH = ((None, "red"), (0.2, "orange"), (0.5, "green"))
+GOOD_LOW_HIT = ((None, "green"), (0.005, "orange"), (0.02, "red"))
+GOOD_LOW_MISS = ((None, "green"), (1.0, "orange"), (5.0, "red"))
+NEEDS_ONE = ((None, "red"), (1.0, "green"))
+NEEDS_NONE = ((None, "green"), (1.0, "red"))
+BUDGET = ((None, "red"), (0.0, "orange"), (0.5, "green"))
+
+
+def rate(metric: str, by: str, where: str = OF) -> str:
+    return f"sum by ({by}) (rate({metric}{{{where}}}[{RATE}]))"
+
+
+def quantile(share: float, metric: str, by: str = "", where: str = OF) -> str:
+    labels = f"le, {by}" if by else "le"
+    return f"histogram_quantile({share}, sum by ({labels}) (rate({metric}_bucket{{{where}}}[{RATE}])))"
+
+
+def total(metric: str, where: str = OF, window: str = RATE) -> str:
+    return f"sum(rate({metric}{{{where}}}[{window}]))"
+
+
+BROKEN = OURS + ', code=~"5.."'
+FRESH = OF + ', result=~"near|far"'
+CACHED = OF + ', result=~"near|far|collapsed|stale"'
+HIT = OF + ', result="hit"'
+MISS = OF + ', result="miss"'
+FAILED = f'(sum(increase(foreseen_requests_total{{{OURS}, code=~"5..", code!="501"}}[$__range])) or vector(0))'
+ANSWERED = f"sum(increase(foreseen_requests_total{{{OURS}}}[$__range]))"
+RATIO = f"{total('foreseen_rows_total', FRESH)} / {total('foreseen_rows_total')}"
