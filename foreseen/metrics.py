@@ -232,6 +232,7 @@ class ProxyMetrics:
             self.saved_seconds.labels(model)
             self.model_seconds.labels(model)
             self.model_rows.labels(model)
+            self.quarantined.labels(model)
         for reason in VERIFY_REASONS:
             self.verify_failed.labels(reason)
         for kind in FAR_ERROR_KINDS:
