@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+import msgspec
 import pytest
 
+from foreseen.manifest import find
+from models.build import build
+from models.progress import Silent
 from tests.live import Live, started
+from tests.models_fixture import PACKAGED
 from tests.questions import ask_fingerprint, ask_minilm, fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT, MINILM
+from tests.stories.test_60_start_and_stop import foreseen
 
 TIMES = ("age", "date", "server-timing")
 
@@ -150,3 +157,35 @@ def test_no_cache_and_other_wishes_are_never_answered_by_replay(live: Live) -> N
         line.ask(raw(body))
     head, _ = line.ask(raw(body, Cache_Control="no-cache"))
     assert dict(head)["cache-status"] == "foreseen;fwd=request"
+
+
+def test_a_purge_ends_replays_at_once(own: Live) -> None:
+    """What was replayed a moment ago is computed anew after the purge's acknowledgement, and replayed again later."""
+    line, asked = Line(own), raw(json.dumps(ask_fingerprint(numbers(29_000))).encode())
+    assert [replayed(line.ask(asked)[0]) for _ in range(5)][-2:] == [True, True]
+    done = foreseen("purge", f"--data={own.data}", "--model=fingerprint")
+    assert done.returncode == 0, done.stderr
+    head, body = line.ask(asked)
+    assert dict(head)["cache-status"] == "foreseen;fwd=miss;stored"
+    assert json.loads(body)["outputs"][0]["data"] == fingerprint(numbers(29_000))
+    assert [replayed(line.ask(asked)[0]) for _ in range(4)][-1]
+
+
+def test_replay_goes_when_the_model_changes(own: Live) -> None:
+    """The model process comes back with another artifact in force: no kept reply of the old one is sent."""
+    line, asked = Line(own), raw(json.dumps(ask_fingerprint(numbers(29_001))).encode())
+    assert [replayed(line.ask(asked)[0]) for _ in range(5)][-1]
+    before = json.loads(own.get("/v2/models/fingerprint")[2])["parameters"]["digest"]
+    with_seal(own, 2)
+    own.signal("model:fingerprint", signal.SIGKILL)
+    while json.loads(own.get("/v2/models/fingerprint")[2])["parameters"]["digest"] == before:
+        line.ask(asked)  # the old model's answers, until the new one has spoken
+    assert json.loads(line.ask(asked)[1])["outputs"][1]["data"] == [2]
+
+
+def with_seal(live: Live, seal: int) -> None:
+    """Put a fingerprint of another version in force."""
+    manifest = find("fingerprint", PACKAGED)
+    assert manifest.source is not None
+    source = msgspec.structs.replace(manifest.source, options={"seal": seal})
+    build(msgspec.structs.replace(manifest, source=source), live.data, quick=True, say=Silent())
