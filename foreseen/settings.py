@@ -255,6 +255,9 @@ class WarmSettings(Common):
     ttl_seconds: Annotated[float, Parameter(help="How long an entry lives at most, give or take 10 %.")] = 604800.0
     far_value_bytes: Annotated[int, Parameter(help="A larger entry is not stored.")] = 4 * 2**20
     redis: Annotated[str | None, Parameter(help="The far tier. Default: DATA's own.")] = None
+    state: Annotated[
+        str | None, Parameter(help="State store of purges; 'none' for none. Default: DATA's own, where it runs.")
+    ] = None
     secret_file: Annotated[Path | None, Parameter(help="Root secret of all keys. Default: DATA/secret.")] = None
     address: Annotated[
         str | None, Parameter(help="The model process, unix:/path or http://host:port. Default: DATA's own.")

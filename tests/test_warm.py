@@ -377,6 +377,19 @@ def test_a_killed_run_goes_on_where_it_was(own: Live, tmp_path: Path) -> None:
     assert 3000 <= computed <= 3000 + 3 * 100
 
 
+def test_after_a_purge_the_new_space_is_warmed(own: Live, tmp_path: Path) -> None:
+    """What was purged is computed again, under keys that the proxy asks for; without the state store nobody guesses."""
+    rows = rows_of(0, 5)
+    file = parquet(tmp_path / "a.parquet", {"x": rows})
+    assert counts(warmed(own, file)) == (0, 5, 0, 0)
+    purge = [sys.executable, "-m", "foreseen.cli", "purge", f"--data={own.data}", "--model=fingerprint"]
+    subprocess.run(purge, check=True, capture_output=True)
+    assert not hit(own, rows[0])
+    assert counts(warmed(own, file)) == (1, 4, 0, 0)
+    assert hit(own, *rows)
+    assert "what was purged is not known" in refused(own, file, state="unix:///nowhere")
+
+
 def test_a_warmer_travels(live: Live) -> None:
     """Pickled, it opens its connections where it arrives; what it carries is no secret."""
     plan = Plan(manifest=find("fingerprint", PACKAGED), digest=digest_of(live), data=live.data)

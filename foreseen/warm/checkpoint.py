@@ -76,6 +76,12 @@ class Checkpoint:
             os.fsync(file.fileno())
         beside.replace(self._path)
 
+    def first(self) -> str:
+        """The first reject, in words."""
+        with self.rejects.open("rb") as file:
+            reject = msgspec.json.decode(file.readline())
+        return f"row {reject['row']} of {reject['file']}: {reject['reason']}"
+
     def done(self) -> None:
         """The run is through: the same command is a new run."""
         self._path.unlink(missing_ok=True)

@@ -32,7 +32,7 @@ from foreseen.warm.plan import COMPUTED, FAILED, HIT, IMPORTED, Plan, Warmed
 from foreseen.warm.reader import Chunk, chunks
 from foreseen.warm.results import Database, ParquetFolder, Store
 from foreseen.warm.through import Through
-from foreseen.warm.warmer import Warmer
+from foreseen.warm.warmer import Ready, Warmer
 from foreseen.warm.who import check_digests, mapped, plan_of, wanted_columns
 
 TOLERANCE = 1e-3
@@ -43,6 +43,9 @@ SWITCH_SECONDS = 0.0001
 
 NICE = 10
 """An import is over in seconds; computing goes on for hours beside those who are waited for."""
+
+COMPUTED_ROWS = 8192
+"""Rows between two checkpoints where the model computes, at most: seconds of work, and enough to sort by length."""
 
 _T = TypeVar("_T")
 
@@ -110,7 +113,7 @@ class Job:
             raise
         self.run = run_name(
             [(f.url, f.bytes) for f in self.files],
-            (settings.model, self.plan.digest, settings.url, str(settings.data), settings.redis),
+            (settings.model, self.plan.digest, self.plan.generation, settings.url, str(settings.data), settings.redis),
             (settings.map, settings.outputs, str(settings.out), settings.sql, settings.sql_table, settings.chunk_rows),
         )
 
@@ -140,26 +143,34 @@ class Job:
             if settings.verify is not None and progress.rows == 0:
                 self._verify(share_of(settings.verify))
             watcher.started(self._rows(), progress)
-            first: str | None = None
             for index in range(progress.file, len(self.files)):
                 place = progress.place if index == progress.file else 0
-                for chunk in _ahead(self._chunks(self.files[index], place)):
-                    first = self._chunk(index, chunk, store, checkpoint, progress) or first
+                for chunk, ready in _ahead(self._made_ready(self.files[index], place)):
+                    self._chunk(index, chunk, ready, store, checkpoint, progress)
                     watcher.moved(progress)
             if store is not None:
                 store.close()
-            summary = self._summary(progress, checkpoint, first)
+            summary = self._summary(progress, checkpoint)
             checkpoint.done()
             return summary
 
     def _chunk(
-        self, index: int, chunk: Chunk, store: Store | None, checkpoint: Checkpoint, progress: Progress
-    ) -> str | None:
-        """Warm one chunk, then its results, its rejects, its checkpoint, in this order; the first failure."""
+        self,
+        index: int,
+        chunk: Chunk,
+        ready: Ready | None,
+        store: Store | None,
+        checkpoint: Checkpoint,
+        progress: Progress,
+    ) -> None:
+        """Warm one chunk, then its results, its rejects, its checkpoint, in this order."""
         started = time.monotonic()
         url = self.files[index].url
         self._check_rows(chunk, url)
-        warmed = self.target.warm(chunk.batch, wanted=store is not None)
+        if isinstance(self.target, Warmer):
+            warmed = self.target.warm(chunk.batch, wanted=store is not None, ready=ready)
+        else:
+            warmed = self.target.warm(chunk.batch, wanted=store is not None)
         if store is not None:
             store.write(index, chunk, warmed)
         failed = np.flatnonzero(warmed.codes == FAILED).tolist()
@@ -175,7 +186,6 @@ class Job:
         progress.file, progress.place = index, chunk.stop
         progress.seconds += time.monotonic() - started
         checkpoint.write(progress)
-        return f"row {rejects[0]['row']} of {url}: {rejects[0]['reason']}" if rejects else None
 
     def _check_rows(self, chunk: Chunk, url: str) -> None:
         """A digest column is held against the model row by row, before anything of the chunk is written."""
@@ -223,7 +233,18 @@ class Job:
         known = [file.rows for file in self.files if file.rows is not None]
         return sum(known) if len(known) == len(self.files) else None
 
-    def _summary(self, progress: Progress, checkpoint: Checkpoint, first: str | None) -> Summary:
+    def _made_ready(self, file: File, place: int) -> Generator[tuple[Chunk, Ready | None], None, None]:
+        """Chunks with their keys, made while the model computes the ones before; so they are small where it does."""
+        if not isinstance(self.target, Warmer):
+            yield from ((chunk, None) for chunk in self._chunks(file, place))
+            return
+        self.target.open()
+        computing = self.plan.mode == "compute"
+        rows = min(self.settings.chunk_rows, COMPUTED_ROWS) if computing else self.settings.chunk_rows
+        for chunk in chunks(file, self.manifest, self.wanted[file.url], place, rows):
+            yield chunk, self.target.ready(chunk.batch)
+
+    def _summary(self, progress: Progress, checkpoint: Checkpoint) -> Summary:
         return Summary(
             self.manifest.name,
             "url" if self.settings.url else self.plan.mode,
@@ -235,7 +256,7 @@ class Job:
             progress.failed,
             round(progress.seconds, 3),
             str(checkpoint.rejects) if progress.failed else None,
-            first,
+            checkpoint.first() if progress.failed else None,
         )
 
 

@@ -45,6 +45,10 @@ MAX_ROWS = 4096
 UNDER_WAY = 2
 
 
+Ready = tuple[Warmed, dict[Key, tuple[Row, bytes]]]
+"""A batch with its keys, and one row (with its parameters) of each key."""
+
+
 class Warmer:
     """Warms by the batch: `warmer(table)`. Opens its connections when first called, in whatever process that is."""
 
@@ -67,11 +71,24 @@ class Warmer:
         made = [self.warm(batch).table() for batch in batches if batch.num_rows]
         return pa.concat_tables(made) if made else Warmed([], np.empty(0, np.int8), {}, {}).table()
 
-    def warm(self, batch: pa.RecordBatch, *, wanted: bool = False) -> Warmed:
-        """The same with the predictions, where they are wanted."""
+    def open(self) -> None:
+        """Open the connections now, in this thread. Raises SetupError."""
         if self._open is None:
             self._open = _Open(self.plan)
-        return self._open.imported(batch) if self.plan.mode == "import" else self._open.computed(batch, wanted=wanted)
+
+    def ready(self, batch: pa.RecordBatch) -> Ready | None:
+        """Prepare and key a batch for `warm`, in another thread than it if need be: the model waits for nobody's
+        tokenizer. Importing does that by itself."""
+        assert self._open is not None
+        return self._open.seated(batch) if self.plan.mode == "compute" else None
+
+    def warm(self, batch: pa.RecordBatch, *, wanted: bool = False, ready: Ready | None = None) -> Warmed:
+        """The same as a call, with the predictions where they are wanted."""
+        if self._open is None:
+            self._open = _Open(self.plan)
+        if self.plan.mode == "import":
+            return self._open.imported(batch)
+        return self._open.computed(ready or self._open.seated(batch), wanted=wanted)
 
     def cached(self, batch: pa.RecordBatch) -> Warmed:
         """Only look: hit, or computed for what would have to be."""
@@ -133,15 +150,15 @@ class _Open:
         return self._importer.imported(batch, self._keyed)
 
     def looked(self, batch: pa.RecordBatch) -> Warmed:
-        warmed, seats = self._seated(batch)
+        warmed, seats = self.seated(batch)
         found = self._found(list(seats))
         for index, key in enumerate(warmed.keys):
             if key:
                 warmed.codes[index] = HIT if key in found else COMPUTED
         return warmed
 
-    def computed(self, batch: pa.RecordBatch, *, wanted: bool) -> Warmed:
-        warmed, seats = self._seated(batch)
+    def computed(self, ready: Ready, *, wanted: bool) -> Warmed:
+        warmed, seats = ready
         found = self._found(list(seats))
         missing = [key for key in seats if key not in found]
         made, failed = self._ask(missing, seats, keep=True)
@@ -159,7 +176,7 @@ class _Open:
         return warmed
 
     def predicted(self, batch: pa.RecordBatch, places: Sequence[int]) -> dict[int, Prediction]:
-        warmed, seats = self._seated(batch.take(pa.array(places)))
+        warmed, seats = self.seated(batch.take(pa.array(places)))
         made, _ = self._ask(list(seats), seats, keep=False)
         return {
             place: made[Key(key)] for place, key in zip(places, warmed.keys, strict=True) if key and Key(key) in made
@@ -169,7 +186,7 @@ class _Open:
         given = given_of(batch, self._plan.manifest, self._plan.inputs, bad)
         return [keyed for part in given for keyed in self._keyer.keyed(part, bad)]
 
-    def _seated(self, batch: pa.RecordBatch) -> tuple[Warmed, dict[Key, tuple[Row, bytes]]]:
+    def seated(self, batch: pa.RecordBatch) -> Ready:
         """The batch with its keys, and one row of each key."""
         bad: dict[int, str] = {}
         keys: list[bytes] = [b""] * batch.num_rows

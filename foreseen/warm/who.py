@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from foreseen.artifact import preparation_digest, read_record, read_serving
-from foreseen.errors import ModelUnavailable, SetupError
+from foreseen.errors import ModelUnavailable, SetupError, StateUnavailable
 from foreseen.manifest import Manifest, find
-from foreseen.places import model_socket
+from foreseen.places import model_socket, state_socket
 from foreseen.settings import WarmSettings
+from foreseen.state import generation_of, read_generations
 from foreseen.warm.asker import Asker
 from foreseen.warm.columns import columns_for, fixed
 from foreseen.warm.files import DIGEST_COLUMN, File
@@ -54,6 +55,7 @@ def plan_of(settings: WarmSettings) -> tuple[Plan, Facts]:
         data=settings.data,
         secret_file=settings.secret_file,
         redis=settings.redis,
+        generation=_generation(settings, facts.digest),
         model=settings.address,
         mode="import" if importing else "compute",
         inputs=mapped(settings.map, [i.name for i in manifest.seen.inputs], "--map", "input"),
@@ -154,6 +156,19 @@ def _check_preparation(manifest: Manifest, settings: WarmSettings, facts: Facts)
             f"model {manifest.name!r} runs with another preparation (model.toml or tokenizer) than the one here; "
             "rebuild or restart it, or give its --models"
         )
+
+
+def _generation(settings: WarmSettings, digest: str) -> int:
+    """The generation that purges have left. Entries of another one would never be asked for, hence no guessing."""
+    own = state_socket(settings.data)
+    if settings.state == "none" or (settings.state is None and not own.exists()):
+        return 0
+    try:
+        return generation_of(read_generations(settings.state or f"unix://{own}"), settings.model, digest)
+    except StateUnavailable:
+        raise SetupError(
+            "the state store does not answer, so what was purged is not known; start it (foreseen up), or give --state"
+        ) from None
 
 
 def _outputs(settings: WarmSettings, manifest: Manifest) -> dict[str, str]:
