@@ -272,7 +272,7 @@ def load(path: Path) -> Manifest:
     problem = _problem(manifest)
     if problem is not None:
         raise SetupError(f"{path}: {problem}")
-    return manifest
+    return msgspec.structs.replace(manifest, client=manifest.seen)  # read by every request
 
 
 def find(name: str, folders: tuple[Path, ...]) -> Manifest:
