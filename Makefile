@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 DATA   ?= data
 PORT   ?= 8000
 
-.PHONY: up setup test lint docs dashboards bench-hit bench-antipattern bench-model bench-warm bench-isolation mutants clean
+.PHONY: up setup test lint docs dashboards bench-hit bench-antipattern bench-model bench-warm verify-exact bench-isolation mutants clean
 
 up: setup ## start everything on this machine: http://127.0.0.1:8000
 	@exec $(BIN)/foreseen up --data $(DATA) --port $(PORT) --model minilm --model fingerprint
@@ -65,6 +65,9 @@ bench-model: setup ## throughput of the model process beside a bare, tuned ONNX 
 bench-warm: setup ## imports beside raw Redis mass insertion, computing beside a bare loop
 	@$(BIN)/python -c "from tests.models_fixture import built_data; built_data('minilm', 'digits')"
 	@$(BIN)/python -m bench.warm --data build/test-data
+
+verify-exact: setup ## rows through the server are the bits of rows alone: minilm and mpnet (440 MB of wheels), fp32 and int8
+	@$(BIN)/python -m bench.exact
 
 bench-isolation: setup ## one of four models is killed every two seconds for a minute: what the others notice
 	@$(BIN)/python -m bench.isolation --seconds 60
