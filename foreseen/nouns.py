@@ -126,8 +126,8 @@ class Trip(Struct, frozen=True):
 
 
 class Explanation(Struct, frozen=True):
-    """Where one row's entry is, or why it would be a miss: cold, expired, new-digest, verify-failed, far-down,
-    bypassed. `frame` is what its key is made of."""
+    """Where one row's entry is, or why it would be a miss: cold, expired, new-digest, purged, verify-failed,
+    far-down, bypassed. `frame` is what its key is made of."""
 
     key: Key
     frame: bytes

@@ -83,7 +83,7 @@ class Proxy:
             self.metrics,
             observed=frozenset(self.served if "all" in settings.observe else settings.observe),
             server_timing=settings.server_timing,
-            generation=self.generations.of,
+            purges=self.generations,
         )
         self.memory = Memory(tiers.near, settings.replay_bytes, tiers.clock)
         self.pulse = Pulse(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from foreseen.nouns import Key
 from foreseen.state import KEPT_PURGES, RECENT_MICROSECONDS, Purge, State, generation_of
 
 AGAIN_SECONDS = 0.2
+FORMER_PURGES = 8
+"""How many purges back a miss can be explained by one."""
 
 log = structlog.get_logger()
 
@@ -36,6 +39,8 @@ class Generations:
         self._state = state
         self._forget = forget
         self._known: dict[str, int] = {}
+        self._before: deque[dict[str, int]] = deque(maxlen=FORMER_PURGES)
+        self._purged_keys: OrderedDict[Key, None] = OrderedDict()
         self._leaving = False
         if state is None:
             self.ready.set()
@@ -43,6 +48,16 @@ class Generations:
     def of(self, model: str, digest: str) -> int | None:
         """The generation of a model's space; None as long as it cannot be known."""
         return generation_of(self._known, model, digest) if self.ready.is_set() else None
+
+    def formerly(self, model: str, digest: str) -> list[int]:
+        """The generations that a model's space had before, as far as this worker remembers, the newest first."""
+        now = generation_of(self._known, model, digest)
+        before = {generation_of(known, model, digest) for known in self._before} | {0}
+        return sorted((generation for generation in before if generation < now), reverse=True)
+
+    def was_purged(self, key: Key) -> bool:
+        """Whether this very key was purged not long ago."""
+        return key in self._purged_keys
 
     async def follow(self) -> None:
         """Register, catch up, then apply and confirm every purge as it comes, until `leave`."""
@@ -99,10 +114,15 @@ class Generations:
         await state.confirm(self.worker, self._last)
 
     async def _apply(self, purges: Sequence[Purge]) -> None:
+        if any(purge.kind != "key" for purge in purges):
+            self._before.append(dict(self._known))
         for purge in purges:
             if purge.kind != "key":
                 self._known[f"{purge.kind}:{purge.what}"] = purge.generation
         keys = [Key(bytes.fromhex(purge.what)) for purge in purges if purge.kind == "key"]
+        self._purged_keys |= dict.fromkeys(keys)
+        while len(self._purged_keys) > KEPT_PURGES:
+            self._purged_keys.popitem(last=False)
         if any(purge.kind == "all" for purge in purges):
             await self._forget(None)
         if keys:

@@ -9,13 +9,13 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from msgspec import Struct
 
 from foreseen.errors import DigestMoved, ForeseenError, ModelUnavailable, NotCached
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import Answer, Explanation, Lane, Question, Row, Space, Steps, Terms
+from foreseen.nouns import Answer, Explanation, Key, Lane, Question, Row, Space, Steps, Terms
 from foreseen.prepare import Preparer
 from proxy.decode import Asked
 from proxy.facts import Facts
@@ -58,6 +58,19 @@ class Reply(Struct, frozen=True):
     answers: Sequence[Answer]
 
 
+class Purges(Protocol):
+    """What a server needs to know of purges."""
+
+    def of(self, model: str, digest: str) -> int | None:
+        """The generation of a model's space; None as long as nobody can say what was purged."""
+
+    def formerly(self, model: str, digest: str) -> list[int]:
+        """The generations it had before."""
+
+    def was_purged(self, key: Key) -> bool:
+        """Whether this very key was purged not long ago."""
+
+
 class Server:
     """Serves predictions of one proxy process."""
 
@@ -69,15 +82,14 @@ class Server:
         *,
         observed: frozenset[str] = frozenset(),
         server_timing: bool = True,
-        generation: Callable[[str, str], int | None] = lambda model, digest: 0,
+        purges: Purges,
     ) -> None:
-        """`generation` of a model and digest; None as long as nobody can say what was purged."""
         self._pipeline = pipeline
         self._observer = observer
         self._observed = observed
         self._metrics = metrics
         self._server_timing = server_timing
-        self._generation = generation
+        self._purges = purges
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="prepare")
 
     async def answer(self, served: Served, body: bytes, decode: Callable[[], Asked], call: Call) -> Reply:
@@ -121,7 +133,9 @@ class Server:
         steps: Steps = frozenset(("model",)) if asked.sequence else served.steps
         question = Question(space, tuple(rows), Terms(call.deadline, steps=steps), asked.parameters)
         former = [self._in_force(Space(space.scope, space.model, digest)) for digest in served.former]
-        return await whereabouts(self._pipeline, question, former)
+        before = self._purges.formerly(space.model, space.digest)
+        former += [Space(space.scope, space.model, space.digest, generation) for generation in before]
+        return await whereabouts(self._pipeline, question, former, self._purges.was_purged)
 
     async def _ask(
         self, served: Served, asked: Asked, size: int, call: Call
@@ -134,7 +148,7 @@ class Server:
             space = self._in_force(space)  # with what was purged meanwhile
             if not rows:
                 return None, [], prepared
-            unknown = self._generation(space.model, space.digest) is None
+            unknown = self._purges.of(space.model, space.digest) is None
             steps = steps_of(call.control, frozenset(("model",)) if asked.sequence or unknown else served.steps)
             terms = Terms(call.deadline, call.lane, steps, call.traceparent, call.control.demand)
             question = Question(space, tuple(rows), terms, asked.parameters)
@@ -158,12 +172,12 @@ class Server:
         return await (self._observer if observed else self._pipeline).answer(question)
 
     def _in_force(self, space: Space) -> Space:
-        generation = self._generation(space.model, space.digest)
+        generation = self._purges.of(space.model, space.digest)
         return Space(space.scope, space.model, space.digest, generation) if generation else space
 
     def _unknown(self, space: Space) -> str | None:
         """Why the cache is not asked, where it is because nobody can say what was purged."""
-        return "state-unavailable" if self._generation(space.model, space.digest) is None else None
+        return "state-unavailable" if self._purges.of(space.model, space.digest) is None else None
 
     async def _prepare(self, preparer: Preparer, asked: Asked, size: int) -> list[Row]:
         limit = OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES

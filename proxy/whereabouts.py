@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from foreseen.key import key_of
 from foreseen.nouns import AT_EASE, Answer, Explanation, Key, Prediction, Question, Space
@@ -11,19 +11,31 @@ from proxy.pipeline import Pipeline
 from proxy.tiers import Tiers, judge
 
 
-async def whereabouts(pipeline: Pipeline, question: Question, former: Sequence[Space]) -> list[Explanation]:
-    """One explanation per row. `former` are the model's spaces of before: an entry there makes a miss `new-digest`."""
+async def whereabouts(
+    pipeline: Pipeline,
+    question: Question,
+    former: Sequence[Space],
+    was_purged: Callable[[Key], bool] = lambda key: False,
+) -> list[Explanation]:
+    """One explanation per row. `former` are the model's spaces of before: an entry there makes a miss `new-digest`, or
+    `purged` where only the generation differs; so does a key that was purged itself."""
     framer = pipeline.models[question.space.model].framer
     frames = framer.frames(question.rows, question.parameters)
     bypassed = question.terms.steps == {"model"}
     return [
-        await _row(pipeline, question.space, key, frame, () if bypassed else former, bypassed)
+        await _row(pipeline, question.space, key, frame, () if bypassed else former, bypassed, was_purged)
         for key, frame in zip(pipeline.keys(question), frames, strict=True)
     ]
 
 
 async def _row(
-    pipeline: Pipeline, space: Space, key: Key, frame: bytes, former: Sequence[Space], bypassed: bool
+    pipeline: Pipeline,
+    space: Space,
+    key: Key,
+    frame: bytes,
+    former: Sequence[Space],
+    bypassed: bool,
+    was_purged: Callable[[Key], bool],
 ) -> Explanation:
     if bypassed:
         return Explanation(key, frame, "nowhere", "bypassed")
@@ -35,17 +47,22 @@ async def _row(
     if isinstance(far, Prediction):
         return Explanation(key, frame, "far", prediction=far)
     reason = "expired" if known is not None else far
-    if reason == "cold" and await _known_before(tiers, former, frame, policy):
-        reason = "new-digest"
+    if reason == "cold" and was_purged(key):
+        reason = "purged"
+    elif reason == "cold":
+        before = await _known_before(tiers, former, frame, policy)
+        if before is not None:
+            reason = "purged" if before.digest == space.digest else "new-digest"
     return Explanation(key, frame, "nowhere", reason)
 
 
-async def _known_before(tiers: Tiers, former: Sequence[Space], frame: bytes, policy: Policy) -> bool:
+async def _known_before(tiers: Tiers, former: Sequence[Space], frame: bytes, policy: Policy) -> Space | None:
+    """The space of before in which the row has an entry."""
     for space in former:
         key = key_of(tiers.space_key(space), frame)
         if tiers.near.peek(key) is not None or isinstance(await _far_says(tiers, space, key, policy), Prediction):
-            return True
-    return False
+            return space
+    return None
 
 
 async def _far_says(tiers: Tiers, space: Space, key: Key, policy: Policy) -> Prediction | str:

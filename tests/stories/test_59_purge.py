@@ -212,3 +212,16 @@ def test_the_command_says_what_is_wrong(two: Live, tmp_path: Path, monkeypatch: 
     done = foreseen("purge", f"--data={nobody}", "--all")
     assert done.returncode == 1
     assert "is one running?" in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--model=fingerprint", "--key"])
+def test_explain_says_that_a_row_was_purged(two: Live, flag: str) -> None:
+    """The reason of the miss, to an operator, on whichever worker answers."""
+    seed = 590_100 + len(flag)
+    everywhere(two, seed)
+    purge(two, f"--key={key_of(two, seed)}" if flag == "--key" else flag)
+    token = (two.data / "admin-token").read_text().strip()
+    route = FINGERPRINT.replace("/infer", "/explain")
+    told = two.post(route, ask_fingerprint(numbers(seed)), {"Authorization": f"Bearer {token}"})[2]
+    (row,) = json.loads(told)["rows"]
+    assert (row["where"], row["reason"]) == ("nowhere", "purged")
