@@ -130,7 +130,7 @@ def _sampled(keys: list[str], requests: int) -> list[str]:
     parts = max(1, len(keys) // PART_REQUESTS)
     order: list[list[str]] = [[] for _ in range(parts)]
     for key in keys:
-        order[xxhash.xxh3_64_intdigest(key) % parts].append(key)
+        order[xxhash.xxh3_64_intdigest(key.encode()) % parts].append(key)
     return list(itertools.chain.from_iterable(order))[:requests]
 
 
