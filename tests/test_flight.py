@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from foreseen.errors import ModelUnavailable
-from foreseen.nouns import ALL_STEPS, Answer, Key, Space
+from foreseen.nouns import ALL_STEPS, AT_EASE, Answer, Demand, Key, Missed, Space, Steps
 from proxy.flight import Cabin, Flights, Party
 from tests.doubles import numbered, predicted, row
 
@@ -129,3 +129,77 @@ async def test_deadline_and_traceparent_of_a_cabin() -> None:
     await flights.drain(5)
     assert [(cabin.deadline, cabin.traceparent, len(cabin.seats)) for cabin in seen] == [(9.0, "00-a", 3)]
     assert "m online 3 rows" in repr(seen[0])
+
+
+ALL, FRESHLY, CACHED = ALL_STEPS, frozenset({"model", "keep"}), frozenset({"near", "far"})
+STRICT, PATIENT, FORGIVING = Demand(max_age=5.0), Demand(max_stale=9.0), Demand(stale_if_error=9.0)
+
+
+@pytest.mark.parametrize(
+    ("there", "departed", "asks", "joins"),
+    [
+        ((ALL, AT_EASE), False, (ALL, AT_EASE), True),
+        ((ALL, AT_EASE), True, (ALL, AT_EASE), True),
+        ((CACHED, AT_EASE), False, (ALL, AT_EASE), False),
+        ((ALL, AT_EASE), False, (CACHED, AT_EASE), False),
+        ((CACHED, AT_EASE), False, (CACHED, AT_EASE), True),
+        ((FRESHLY, AT_EASE), False, (FRESHLY, AT_EASE), True),
+        ((FRESHLY, AT_EASE), True, (FRESHLY, AT_EASE), False),
+        ((FRESHLY, AT_EASE), True, (ALL, AT_EASE), True),
+        ((FRESHLY, AT_EASE), False, (ALL, STRICT), True),
+        ((ALL, AT_EASE), False, (FRESHLY, AT_EASE), False),
+        ((ALL, STRICT), False, (ALL, STRICT), True),
+        ((ALL, STRICT), False, (ALL, AT_EASE), True),
+        ((ALL, AT_EASE), False, (ALL, STRICT), False),
+        ((ALL, PATIENT), False, (ALL, AT_EASE), False),
+        ((ALL, FORGIVING), False, (ALL, AT_EASE), False),
+        ((ALL, PATIENT), False, (ALL, PATIENT), True),
+        ((ALL, PATIENT), False, (ALL, FORGIVING), False),
+    ],
+)
+async def test_nobody_joins_what_could_land_more_than_they_take(
+    there: tuple[Steps, Demand], departed: bool, asks: tuple[Steps, Demand], joins: bool
+) -> None:
+    """Who joins whom: by the steps, by what was asked of ages, and for no-cache by whether it has begun."""
+    script = Scripted()
+    landing = script.flights.board(KEYS[0], row(1), party(*there), 1.0)
+    if departed:
+        await asyncio.sleep(0)
+    assert (script.flights.join(KEYS[0], party(*asks)) is landing) == joins
+    script.word.set()
+    await script.flights.drain(5)
+
+
+def party(steps: Steps, demand: Demand) -> Party:
+    return Party(PARTY.space, b"", "online", steps, demand)
+
+
+async def test_a_spare_is_there_while_its_key_is_aloft() -> None:
+    """The stale answer that came along with a row, for whoever can wait no longer; none before, none after."""
+    script = Scripted()
+    stale = Answer(predicted(9), "stale")
+    script.flights.board(KEYS[0], row(1), PARTY, 1.0, None, Missed("expired", stale))
+    script.flights.board(KEYS[1], row(2), PARTY, 1.0)
+    assert script.flights.spare(KEYS[0]) is stale
+    assert script.flights.spare(KEYS[1]) is None
+    assert script.flights.spare(KEYS[2]) is None
+    script.word.set()
+    await script.flights.drain(5)
+    assert script.flights.spare(KEYS[0]) is None
+
+
+async def test_a_forgotten_key_is_joined_by_nobody_and_still_lands() -> None:
+    """Those aboard keep their seats; the next asker boards anew."""
+    script = Scripted()
+    landing = script.flights.board(KEYS[0], row(1), PARTY, 1.0)
+    script.flights.forget(KEYS[0])
+    script.flights.forget(KEYS[1])
+    assert script.flights.join(KEYS[0], PARTY) is None
+    script.word.set()
+    assert (await landing).source == "model"
+
+
+async def test_a_new_cabin_is_empty() -> None:
+    """No deadline, nobody aboard, not departed, no trace."""
+    cabin = Cabin(PARTY)
+    assert (cabin.deadline, cabin.departed, cabin.traceparent, cabin.seats, cabin.missed) == (0.0, False, None, {}, {})
