@@ -145,10 +145,16 @@ def infer_reply(body: bytes, length: int | None, headers: dict[str, str] | None 
 
 
 def error_reply(error: ForeseenError) -> web.Response:
-    headers = dict(error.headers)
+    headers, body = error_body(error)
+    return web.Response(body=body, status=error.status, headers=headers)
+
+
+def error_body(error: ForeseenError) -> tuple[dict[str, str], bytes]:
+    """Headers and body of an error's reply."""
+    headers = {"Server": SERVER, "Content-Type": JSON, **error.headers}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
-    return json_reply({"error": str(error), "code": error.code}, error.status, headers)
+    return headers, orjson.dumps({"error": str(error), "code": error.code})
 
 
 def as_foreseen(error: Exception, request: web.Request) -> ForeseenError:
@@ -166,8 +172,13 @@ def as_foreseen(error: Exception, request: web.Request) -> ForeseenError:
         case web.HTTPClientError():
             return BadRequest(error.reason)
         case _:
-            log.error("internal error", route=route_of(request), error=type(error).__name__, exc_info=error)
-            return ForeseenError("internal error")
+            return internal(error, route_of(request))
+
+
+def internal(error: Exception, route: str) -> ForeseenError:
+    """What is no error of ours: logged, and a bare 500."""
+    log.error("internal error", route=route, error=type(error).__name__, exc_info=error)
+    return ForeseenError("internal error")
 
 
 def route_of(request: web.Request) -> str:

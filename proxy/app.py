@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import structlog
 import uvloop
@@ -26,17 +27,20 @@ from foreseen.secret import read_secret
 from foreseen.settings import ProxySettings
 from foreseen.state import connect_state
 from proxy.admin import Token
+from proxy.connection import ShortConnection
 from proxy.discovery import Upstream, in_front_of, upstream_of
+from proxy.edge import Edge
 from proxy.freshness import policy_of
 from proxy.generations import Generations
 from proxy.handlers import Handlers
+from proxy.heads import Heads
 from proxy.model import ModelProcess
 from proxy.near import Near
 from proxy.observe import Observer
 from proxy.pipeline import Pipeline
 from proxy.pulse import Pulse
 from proxy.purge import Purger, admin_application
-from proxy.replay import Memory, ReplayConnection
+from proxy.replay import Memory
 from proxy.serve import Server
 from proxy.served import Served
 from proxy.tiers import Tiers
@@ -85,7 +89,7 @@ class Proxy:
             server_timing=settings.server_timing,
             purges=self.generations,
         )
-        self.memory = Memory(tiers.near, settings.replay_bytes, tiers.clock)
+        memory = Memory(tiers.near, settings.replay_bytes, tiers.clock)
         self.pulse = Pulse(
             self.pipeline,
             self.served,
@@ -98,15 +102,15 @@ class Proxy:
             settings.admin_token_file or settings.data / "admin-token", required=settings.admin_token_file is not None
         )
         self.admin = admin_application(Purger(self.state, tiers), token, settings.body_seconds)
+        self.edge = Edge(served=self.served, server=self.server, metrics=self.metrics, settings=settings, memory=memory)
+        self.heads = Heads(settings.body_bytes)
         self.application = Handlers(
             served=self.served,
             server=self.server,
-            pipeline=self.pipeline,
-            metrics=self.metrics,
+            edge=self.edge,
             settings=settings,
             token=token,
             exposition=self.pulse.exposition,
-            memory=self.memory,
         ).application()
 
     @asynccontextmanager
@@ -136,6 +140,10 @@ class Proxy:
             if self.far is not None:
                 await self.far.close()
             self.server.close()
+
+    def connect(self, manager: Any, **options: Any) -> ShortConnection:
+        """A connection that answers what it recognises itself."""
+        return ShortConnection(manager, self.edge, self.heads, **options)
 
     def _versions(self) -> dict[str, str]:
         return {name: served.manifest.version for name, served in self.served.items()}
@@ -171,7 +179,7 @@ async def _run(settings: ProxySettings) -> None:
     proxy = Proxy(settings, await upstream_of(settings, _freshness(settings)))
     runner = Runner(
         proxy.application,
-        lambda manager, **options: ReplayConnection(manager, proxy.memory, **options),
+        proxy.connect if settings.short_road else None,
         handler_cancellation=False,
         keepalive_timeout=settings.keepalive_seconds,
         shutdown_timeout=DRAIN_SECONDS,

@@ -14,9 +14,14 @@ from proxy.served import Served
 class Facts:
     """What a request's answers have in common, for headers and labels."""
 
-    def __init__(self, result: str, status: str | None, sources: Counter[str], answers: Sequence[Answer]) -> None:
+    __slots__ = ("_answers", "_now", "_status", "result", "sources")
+
+    def __init__(
+        self, now: float, result: str, status: str | None, sources: Counter[str], answers: Sequence[Answer]
+    ) -> None:
         self.result = result
         self.sources = sources
+        self._now = now
         self._status = status
         self._answers = answers
 
@@ -28,28 +33,28 @@ class Facts:
         sources = Counter[str](answer.source for answer in answers)
         hits = sources["near"] + sources["far"] + sources["stale"]
         if not answers:
-            return cls("hit", None, sources, answers)
+            return cls(now, "hit", None, sources, answers)
         if hits == len(answers):
             left = math.floor(min(answer.prediction.expires_at for answer in answers) - now)
             why = next((answer.why for answer in answers if answer.why is not None), None)
             detail = why or ("far" if sources["far"] else "near")
-            return cls("stale" if why else "hit", f"foreseen;hit;ttl={left};detail={detail}", sources, answers)
+            return cls(now, "stale" if why else "hit", f"foreseen;hit;ttl={left};detail={detail}", sources, answers)
         if requested:
-            return cls("bypass" if sources["bypass"] else "miss", "foreseen;fwd=request", sources, answers)
+            return cls(now, "bypass" if sources["bypass"] else "miss", "foreseen;fwd=request", sources, answers)
         if sources["bypass"]:
             by = why_bypassed or ("observe" if "keep" in served.steps else served.bypass_reason)
-            return cls("bypass", f"foreseen;fwd=bypass;detail={by}", sources, answers)
+            return cls(now, "bypass", f"foreseen;fwd=bypass;detail={by}", sources, answers)
         if hits:
-            return cls("partial", f'foreseen;fwd=partial;detail="{hits}/{len(answers)}"', sources, answers)
+            return cls(now, "partial", f'foreseen;fwd=partial;detail="{hits}/{len(answers)}"', sources, answers)
         stored = ";stored" if all(answer.stored for answer in answers) else ""
         collapsed = sources["collapsed"] == len(answers)
         status = f"foreseen;fwd=miss{stored}{';collapsed' if collapsed else ''}"
-        return cls("collapsed" if collapsed else "miss", status, sources, answers)
+        return cls(now, "collapsed" if collapsed else "miss", status, sources, answers)
 
-    def headers(self, now: float) -> dict[str, str]:
+    def headers(self) -> dict[str, str]:
         headers = {} if self._status is None else {"Cache-Status": self._status}
         if self.result in ("hit", "stale") and self._answers:
-            headers["Age"] = str(int(max(age_of(answer.prediction.made_at, now) for answer in self._answers)))
+            headers["Age"] = str(int(max(age_of(answer.prediction.made_at, self._now) for answer in self._answers)))
         return headers
 
     def timing(self, steps: dict[str, float]) -> str:

@@ -52,6 +52,10 @@ class Control(Struct, frozen=True):
     demand: Demand = AT_EASE
 
 
+AT_WILL = Control()
+"""Nothing is asked for: the policy decides."""
+
+
 class Fresh(Struct, frozen=True):
     """Answer with it."""
 
@@ -102,6 +106,11 @@ def decide(made_at: float, expires_at: float, now: float, policy: Policy, demand
         return Stale("stale-while-revalidate")
     limit = policy.if_error_seconds if demand.stale_if_error is None else demand.stale_if_error
     return Ask("expired" if left <= 0 else "asked", 0 < limit >= -left)
+
+
+def fresh(expires_at: float, now: float) -> bool:
+    """Whether an entry is what `decide` calls Fresh for a request that asks for nothing else."""
+    return expires_at > now
 
 
 def age_of(made_at: float, now: float) -> float:
@@ -169,6 +178,8 @@ def control_of(header: str) -> Control:
 
 def steps_of(control: Control, steps: Steps) -> Steps:
     """The steps of a request: what the model allows, less what the request forbids."""
+    if control is AT_WILL:
+        return steps
     if control.no_cache:
         steps -= {"near", "far"}
     if control.no_store:

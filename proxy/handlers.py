@@ -10,37 +10,30 @@ from importlib.metadata import version
 from typing import Any
 
 from aiohttp import web
+from multidict import CIMultiDict
 
-from foreseen.errors import BadRequest, UnknownModel
+from foreseen.errors import BadRequest
 from foreseen.exposition import CONTENT_TYPE
 from foreseen.http import (
-    BINARY,
-    HEADER_LENGTH,
-    JSON,
     SERVER,
     as_foreseen,
-    error_reply,
     errors,
     expect,
     header_length,
-    infer_reply,
     json_reply,
     read_body,
     traceparent,
 )
-from foreseen.metrics import ProxyMetrics
 from foreseen.settings import ProxySettings
 from proxy import describe
-from proxy.access import AccessLog
 from proxy.admin import Token, explained
-from proxy.decode import Asked, decode_v1, decode_v2
-from proxy.freshness import Control, control_of
-from proxy.pipeline import Pipeline
-from proxy.replay import MAX_ROWS, Kept, Memory, ReplayConnection, may_be_kept
-from proxy.serve import Call, Reply, Server
+from proxy.ask import Ask, Protocol
+from proxy.connection import ShortConnection
+from proxy.edge import Edge
+from proxy.freshness import AT_WILL, Control, control_of
+from proxy.serve import Server
 from proxy.served import Served
 
-Decode = Callable[[], Asked]
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
 
 
@@ -52,22 +45,17 @@ class Handlers:
         *,
         served: Mapping[str, Served],
         server: Server,
-        pipeline: Pipeline,
-        metrics: ProxyMetrics,
+        edge: Edge,
         settings: ProxySettings,
         exposition: Callable[[], Awaitable[bytes]],
         token: Token,
-        memory: Memory | None = None,
     ) -> None:
         self._served = served
         self._server = server
-        self._pipeline = pipeline
-        self._metrics = metrics
+        self._edge = edge
         self._settings = settings
         self._exposition = exposition
         self._token = token
-        self._access = AccessLog(settings.access_log_hits)
-        self._memory = memory
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[errors], client_max_size=self._settings.body_bytes)
@@ -101,93 +89,56 @@ class Handlers:
 
     async def infer(self, request: web.Request) -> web.Response:
         """V2: `POST …/infer`."""
-        return await self._predict(request, "v2", self._decode_v2)
+        return await self._predict(request, "v2")
 
     async def v1_predict(self, request: web.Request) -> web.Response:
         """V1: `POST …:predict`."""
-        return await self._predict(request, "v1", self._decode_v1)
+        return await self._predict(request, "v1")
 
-    async def _predict(
-        self, request: web.Request, protocol: str, decoder: Callable[[web.Request, bytes, Served], Decode]
-    ) -> web.Response:
-        started, begun = time.perf_counter(), asyncio.get_running_loop().time()
-        name = "other"  # a label is a served model or this: names in paths are data
-        result, rows, code, trace = "error", 0, None, traceparent(request)
+    async def _predict(self, request: web.Request, protocol: Protocol) -> web.Response:
+        started, begun, edge = time.perf_counter(), asyncio.get_running_loop().time(), self._edge
+        name = request.match_info["model"]
         try:
-            served = self._find(request)
-            name = served.manifest.name
+            edge.find(name, request.match_info.get("version"))
             body = await read_body(request, self._settings.body_seconds)
-            deadline = begun + self._seconds(request)
-            call = Call(deadline, traceparent=trace, control=self._control(request))
-            answered = await self._server.answer(served, body, decoder(request, body, served), call)
-            reply = infer_reply(answered.body, answered.length, answered.headers)
-            result, rows = answered.result, len(answered.answers)
-            if result == "hit" and self._memory is not None:
-                self._remember(request, served, protocol, answered)
+            ask = self._ask(request, protocol)
         except Exception as error:  # noqa: BLE001 - counted here, where the model is known
-            known = as_foreseen(error, request)
-            reply, code = error_reply(known), known.code
-            self._metrics.request_seconds.labels(name, "error").observe(time.perf_counter() - started)
-            if name in self._served:
-                stats = self._served[name].stats
-                stats.fail += 1
-                stats.fail_ns += int((time.perf_counter() - started) * 1e9)
-        self._metrics.requests.labels(name, protocol, str(reply.status)).inc()
-        seconds = time.perf_counter() - started
-        self._access.told(name, protocol, reply.status, result, rows, seconds, code=code, traceparent=trace)
-        return reply
-
-    def _remember(self, request: web.Request, served: Served, protocol: str, reply: Reply) -> None:
-        """Keep the reply to a request that was answered from near, for when its very bytes come again."""
-        question, connection, memory = reply.question, request.protocol, self._memory
-        if memory is None or question is None or not isinstance(connection, ReplayConnection):
-            return
-        if len(reply.answers) > MAX_ROWS or any(answer.source != "near" for answer in reply.answers):
-            return
-        raw = connection.account_for(request) if may_be_kept(request) else None
-        if raw is None or not memory.worth_keeping(raw):
-            return
-        predictions = [answer.prediction for answer in reply.answers]
-        requests = self._metrics.requests.labels(served.manifest.name, protocol, "200")
-        saved = sum(prediction.seconds for prediction in predictions)
-        space, rows = question.space, len(predictions)
-
-        def count(seconds: float) -> None:
-            requests.inc()
-            self._server.count_replay(served, rows, saved, seconds)
-            self._access.told(served.manifest.name, protocol, 200, "hit", rows, seconds)
-
-        head = [("Server", SERVER), ("Content-Type", JSON)]
-        if reply.length is not None:
-            head = [("Server", SERVER), ("Content-Type", BINARY), (HEADER_LENGTH, str(reply.length))]
-        kept = Kept(
-            list(zip(self._pipeline.keys(question), predictions, strict=True)),
-            min(prediction.expires_at for prediction in predictions),
-            head,
-            reply.body,
-            lambda: served.facts is not None and self._server.space(served) == space,
-            count,
-            timing=self._settings.server_timing,
-        )
-        memory.keep(raw, kept)
+            told = edge.failed(name, protocol, as_foreseen(error, request), started, traceparent(request))
+        else:
+            told = await edge.answer(ask, body, started, begun + ask.seconds)
+            connection = request.protocol
+            if isinstance(connection, ShortConnection):
+                connection.learn(request, ask, told)
+        return web.Response(body=told.body, status=told.status, headers=CIMultiDict(told.headers))
 
     async def explain(self, request: web.Request) -> web.Response:
         """Operators only: where the rows of an `/infer` body are, or why they would be misses."""
-        return await self._explain(request, self._decode_v2)
+        return await self._explain(request, "v2")
 
     async def v1_explain(self, request: web.Request) -> web.Response:
         """The same for a `:predict` body."""
-        return await self._explain(request, self._decode_v1)
+        return await self._explain(request, "v1")
 
-    async def _explain(
-        self, request: web.Request, decoder: Callable[[web.Request, bytes, Served], Decode]
-    ) -> web.Response:
+    async def _explain(self, request: web.Request, protocol: Protocol) -> web.Response:
         self._token.check(request, "explain")
         served = self._find(request)
         body = await read_body(request, self._settings.body_seconds)
-        call = Call(asyncio.get_running_loop().time() + self._settings.deadline_seconds)
-        rows = await self._server.explain(served, body, decoder(request, body, served), call)
+        ask = self._ask(request, protocol, seconds=self._settings.deadline_seconds)
+        rows = await self._server.explain(served, ask, body)
         return json_reply(explained(rows, served.manifest.name, served.space().digest))
+
+    def _ask(self, request: web.Request, protocol: Protocol, seconds: float | None = None) -> Ask:
+        """What the request's head asks. Raises BadRequest."""
+        path = request.match_info
+        return Ask(
+            path["model"],
+            path.get("version"),
+            protocol,
+            header_length(request) if protocol == "v2" else None,
+            self._seconds(request) if seconds is None else seconds,
+            AT_WILL if seconds is not None else self._control(request),
+            traceparent(request),
+        )
 
     def _seconds(self, request: web.Request) -> float:
         """How long the request has: what its Request-Timeout says, in seconds. Raises BadRequest."""
@@ -201,14 +152,7 @@ class Handlers:
     def _control(self, request: web.Request) -> Control:
         """What the request's Cache-Control asks for, unless the operator does not let clients decide."""
         lines = request.headers.getall("Cache-Control", ())
-        return control_of(", ".join(lines)) if lines and not self._settings.ignore_client_cache_control else Control()
-
-    def _decode_v2(self, request: web.Request, body: bytes, served: Served) -> Decode:
-        length = header_length(request)
-        return lambda: decode_v2(body, length, served.manifest)
-
-    def _decode_v1(self, request: web.Request, body: bytes, served: Served) -> Decode:
-        return lambda: decode_v1(body, served.manifest)
+        return control_of(", ".join(lines)) if lines and not self._settings.ignore_client_cache_control else AT_WILL
 
     async def alive(self, request: web.Request) -> web.Response:
         """Something answers here."""
@@ -283,10 +227,4 @@ class Handlers:
         return web.Response(body=text, headers={"Server": SERVER, "Content-Type": CONTENT_TYPE})
 
     def _find(self, request: web.Request) -> Served:
-        name, asked = request.match_info["model"], request.match_info.get("version")
-        served = self._served.get(name)
-        if served is None:
-            raise UnknownModel(name[:128])
-        if asked is not None and asked != served.manifest.version:
-            raise UnknownModel(name, asked[:32])
-        return served
+        return self._edge.find(request.match_info["model"], request.match_info.get("version"))

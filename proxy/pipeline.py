@@ -16,7 +16,7 @@ import asyncio
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from foreseen.errors import DigestMoved, ForeseenError, NotCached, Overloaded, RowsRefused
 from foreseen.key import Framer
@@ -46,6 +46,17 @@ class Model(Protocol):
     async def predict(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Prediction]: ...
 
 
+class Journey(NamedTuple):
+    """A question on its way: what near had, and the flights that the other rows took."""
+
+    question: Question
+    keys: Sequence[Key]
+    looked: Looked
+    waits: Mapping[Key, Wait]
+    boarded: float
+    """When, on the clock that measures durations."""
+
+
 class Pipeline:
     """near → flight → far → model → keep, for all models of one proxy process."""
 
@@ -59,29 +70,43 @@ class Pipeline:
         self._waiting_rows = waiting_rows
         self._turnstiles = defaultdict[str, Turnstile](lambda: Turnstile(miss_rows, waiting_rows))
 
-    async def answer(self, question: Question) -> list[Answer]:
-        """The answers to all rows of a question, in order.
+    async def answer(self, question: Question, keys: Sequence[Key] | None = None) -> list[Answer]:
+        """The answers to all rows of a question, in order. `keys` are those of its rows, where they are known.
 
         Raises DeadlineExceeded, Overloaded, NotCached, DigestMoved (ask again in the new space) and what the model
         raises. Somebody who stops waiting disturbs nobody.
         """
         if question.terms.steps == {"model"}:
             return await self.straight(question)
-        stage, started = self._metrics.stages.add, time.perf_counter()
-        keys = await self._keys_in_slices(question)
-        keyed = time.perf_counter()
-        stage("key", keyed - started)
+        if keys is None:
+            started = time.perf_counter()
+            keys = await self._keys_in_slices(question)
+            self._metrics.stages.add("key", time.perf_counter() - started)
         while True:
-            looking = time.perf_counter()
-            looked = self._look_near(question, keys)
-            stage("near", time.perf_counter() - looking)
-            waits = self._take_flight(question, keys, looked)
-            if waits:
-                boarded = time.perf_counter()
-                await until_landed(waits.values(), question.terms.deadline)
-                stage("flight", time.perf_counter() - boarded)
-            if not cut_short(waits.values(), question.terms.deadline):
-                return in_order(keys, looked.found, waits, self.flights.spare)
+            journey = self.set_out(question, keys)
+            if journey.waits:
+                await until_landed(journey.waits.values(), question.terms.deadline)
+            answers = self.arrive(journey)
+            if answers is not None:
+                return answers
+
+    def set_out(self, question: Question, keys: Sequence[Key]) -> Journey:
+        """near, then flight for what it lacks: all of a question that needs no waiting. Raises Overloaded."""
+        looking = time.perf_counter()
+        looked = self._look_near(question, keys)
+        looked_at = time.perf_counter()
+        self._metrics.stages.add("near", looked_at - looking)
+        return Journey(question, keys, looked, self._take_flight(question, keys, looked), looked_at)
+
+    def arrive(self, journey: Journey) -> list[Answer] | None:
+        """The answers of a journey whose flights have landed or whose deadline has come; None where a flight that was
+        joined ended before that: ask again. Raises as `answer` does."""
+        question, keys, looked, waits, boarded = journey
+        if waits:
+            self._metrics.stages.add("flight", time.perf_counter() - boarded)
+            if cut_short(waits.values(), question.terms.deadline):
+                return None
+        return in_order(keys, looked.found, waits, self.flights.spare)
 
     def keys(self, question: Question) -> list[Key]:
         """key: the identity of every row."""
@@ -108,6 +133,8 @@ class Pipeline:
     def _take_flight(self, question: Question, keys: Sequence[Key], looked: Looked) -> dict[Key, Wait]:
         """flight: join who asks already, else board. What is answered stale takes a flight of its own, unwaited for."""
         terms = question.terms
+        if len(looked.found) == len(keys) and not looked.stale:
+            return {}
         party = Party(question.space, question.parameters, terms.lane, terms.steps, terms.demand)
         full = len(self.flights) >= self._waiting_rows  # a question that is let in boards all its rows, however many
         waits: dict[Key, Wait] = {}
@@ -122,7 +149,7 @@ class Pipeline:
                 raise Overloaded(f"{self._waiting_rows} rows are waiting already")
             missed = looked.missing.get(key)
             waits[key] = Wait(self.flights.board(key, row, party, terms.deadline, terms.traceparent, missed), False)
-        if any(answer.why for answer in looked.found.values()):
+        if looked.stale:
             self._refresh(party, {k: r for k, r in zip(keys, question.rows, strict=True) if k in looked.found}, looked)
         return waits
 

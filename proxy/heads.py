@@ -1,0 +1,104 @@
+"""Request heads that aiohttp has accepted ↔ what they ask: recognised by equality, without a second parser.
+
+A head is the bytes up to the body: request line and headers. One is learned where aiohttp read it as exactly one
+request, that request was answered, and nothing in it makes the request more than a question (`may_be_learned`). The
+same bytes again ask the same. Only the digits of `Content-Length` may differ, since every body has its own length: they
+stand where they stood, behind the same bytes and before the same, are plain (no sign, no leading zero) and few, so
+there is one way to read them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from aiohttp import web
+
+from proxy.ask import Ask
+
+END_OF_HEAD = b"\r\n\r\n"
+MAX_HEAD_BYTES = 4096
+MAX_HEADS = 1024
+"""Learned heads, and recognised ones with their digits, of one proxy process: 8 MiB at most."""
+MAX_DIGITS = 9
+MORE_THAN_BYTES = frozenset(
+    (
+        "Authorization", "Cache-Control", "Content-Encoding", "Cookie", "Expect", "Pragma", "Prefer",
+        "Request-Timeout", "Transfer-Encoding", "Upgrade", "Via", "traceparent",
+    )
+)  # fmt: skip
+"""Headers that decide about more than the reply's bytes, now or later."""
+_LENGTHS = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
+
+
+class Recognised(NamedTuple):
+    """What a known head asks, and how many bytes it and its whole request have."""
+
+    ask: Ask
+    head: int
+    whole: int
+
+
+class Heads:
+    """The known heads of one proxy process, bounded; the oldest go."""
+
+    def __init__(self, body_bytes: int) -> None:
+        """`body_bytes` is the limit on a body: a head of a longer one is not recognised, so that aiohttp refuses it."""
+        self._body_bytes = body_bytes
+        self._asks: dict[bytes, Ask] = {}
+        self._recognised: dict[bytes, Recognised] = {}
+
+    def __len__(self) -> int:
+        return len(self._asks)
+
+    def learn(self, head: bytes, ask: Ask) -> None:
+        """Remember what a head asks. `head` ends with its empty line."""
+        cut = _cut(head)
+        if cut is None or len(head) > MAX_HEAD_BYTES or head.lower().count(b"content-length") != 1:
+            return
+        known = self._asks.get(cut[0])
+        if known != ask:  # a setting that changed
+            self._recognised.clear()
+            self._asks[cut[0]] = ask
+        if len(self._asks) > MAX_HEADS:
+            del self._asks[next(iter(self._asks))]
+
+    def of(self, data: bytes) -> Recognised | None:
+        """What the request asks that these bytes begin with, where its head is known. The body may still be missing."""
+        end = data.find(END_OF_HEAD, 0, MAX_HEAD_BYTES)
+        if end < 0:
+            return None
+        head = data[: end + 4]
+        known = self._recognised.get(head)
+        return self._recognise(head) if known is None else known
+
+    def _recognise(self, head: bytes) -> Recognised | None:
+        cut = _cut(head)
+        ask = None if cut is None else self._asks.get(cut[0])
+        if cut is None or ask is None or cut[1] > self._body_bytes:
+            return None
+        if len(self._recognised) >= MAX_HEADS:
+            self._recognised.clear()
+        made = self._recognised[head] = Recognised(ask, len(head), len(head) + cut[1])
+        return made
+
+
+def may_be_learned(request: web.Request) -> bool:
+    """Whether a request is no more than its bytes: nothing in its headers decides about later ones."""
+    headers = request.headers
+    if request.version != (1, 1) or any(name in headers for name in MORE_THAN_BYTES):
+        return False
+    return headers.get("Connection", "keep-alive").lower() == "keep-alive"  # what HTTP/1.1 does anyhow
+
+
+def _cut(head: bytes) -> tuple[bytes, int] | None:
+    """A head without the digits of its `Content-Length`, and their number."""
+    for name in _LENGTHS:
+        at = head.find(name)
+        if at >= 0:
+            start = at + len(name)
+            end = head.find(b"\r", start)
+            digits = head[start:end]
+            if not (digits.isdigit() and len(digits) <= MAX_DIGITS) or (digits[0] == 0x30 and len(digits) > 1):
+                return None
+            return head[:start] + head[end:], int(digits)
+    return None
