@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
+import secrets
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,7 @@ from foreseen.rows import split_outputs, stack, whole_outputs
 from foreseen.tensors import raw_of
 from foreseen.wire import Response, parse_response, render_request
 from proxy.budget import RetryBudget
+from proxy.line import Broken, Line, NotReached, Told, Unreadable
 from proxy.quarantine import Quarantine
 
 log = structlog.get_logger()
@@ -97,8 +99,10 @@ class ModelProcess:
         self._places = asyncio.Semaphore(requests)
         self._retries = RetryBudget()
         self._session: aiohttp.ClientSession | None = None
+        self._line = Line(address.removeprefix("unix:")) if address.startswith("unix:") else None
+        self._ids = map(f"{secrets.token_hex(8)}-{{:x}}".format, itertools.count())
+        self._path = f"/v2/models/{manifest.name}/infer"
         self._base = "http://model" if address.startswith("unix:") else address.rstrip("/")
-        self._infer = f"{self._base}/v2/models/{manifest.name}/infer"
 
     async def predict(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Prediction]:
         """One prediction per row, in order. More rows than one request takes go as several, side by side.
@@ -177,6 +181,8 @@ class ModelProcess:
             raise ModelUnavailable(f"model {self._manifest.name!r} tells no metrics") from None
 
     async def close(self) -> None:
+        if self._line is not None:
+            self._line.close()
         if self._session is not None:
             await self._session.close()
 
@@ -264,7 +270,7 @@ class ModelProcess:
         if left <= 0:
             raise DeadlineExceeded("the deadline passed before the model was asked")
         tensors = [(i.name, i.datatype, batch[i.name]) for i in self._signature.inputs]
-        request_id = uuid.uuid4().hex
+        request_id = next(self._ids)
         started = time.perf_counter()
         response = await self._asked(tensors, orjson.loads(parameters) if parameters else {}, terms, request_id)
         return self._predictions(response, rows, request_id, time.perf_counter() - started)
@@ -305,34 +311,42 @@ class ModelProcess:
         return await self._post(body, {HEADER_LENGTH: str(length), "Content-Type": BINARY}, terms)
 
     async def _post(self, body: bytes, headers: dict[str, str], terms: Terms) -> Response:
+        """One exchange, without a bound on its time: whoever calls has one."""
         name = self._manifest.name
         if terms.traceparent is not None:
             headers["traceparent"] = terms.traceparent
         try:
-            async with asyncio.timeout_at(terms.deadline), self._places:
+            async with self._places:
                 self._retries.sent()
-                return await self._exchange(body, headers)
-        except TimeoutError:
-            raise DeadlineExceeded(f"model {name!r} did not answer before the deadline") from None
-        except aiohttp.ClientConnectorError:
+                told = await self._exchange(body, headers)
+        except (aiohttp.ClientConnectorError, NotReached):
             raise ModelUnavailable(f"model {name!r} cannot be reached") from None
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError):
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError, Broken):
             raise ConnectionBroke(f"model {name!r} cannot be reached") from None
+        except TimeoutError:  # an OSError, too
+            raise
         except (aiohttp.ClientConnectionError, OSError):
             raise ModelUnavailable(f"model {name!r} cannot be reached") from None
-        except aiohttp.ClientError as error:
+        except (aiohttp.ClientError, Unreadable) as error:
             raise ModelFailed(f"model {name!r}: its reply cannot be read ({type(error).__name__})") from None
+        return self._read(told)
 
-    async def _exchange(self, body: bytes, headers: dict[str, str]) -> Response:
-        async with self._client().post(self._infer, data=body, headers=headers) as reply:
-            content = await reply.read()
-            if reply.status != 200:
-                raise _refusal(self._manifest.name, reply.status, content, reply.headers.get("Retry-After"))
-            length = reply.headers.get(HEADER_LENGTH)
+    async def _exchange(self, body: bytes, headers: dict[str, str]) -> Told:
+        if self._line is not None:
+            return await self._line.post(self._path, headers, body)
+        async with self._client().post(self._base + self._path, data=body, headers=headers) as reply:
+            told = {name.lower(): value for name, value in reply.headers.items()}
+            return Told(reply.status, told, await reply.read())
+
+    def _read(self, told: Told) -> Response:
+        name = self._manifest.name
+        if told.status != 200:
+            raise _refusal(name, told.status, told.body, told.headers.get("retry-after"))
+        length = told.headers.get(HEADER_LENGTH.lower())
         try:
-            return parse_response(content, int(length) if length is not None else None)
+            return parse_response(told.body, int(length) if length is not None else None)
         except (BadRequest, ValueError) as error:
-            raise ModelFailed(f"model {self._manifest.name!r}: {error}") from None
+            raise ModelFailed(f"model {name!r}: {error}") from None
 
     def _predictions(self, response: Response, rows: Sequence[Row], asked: str, seconds: float) -> list[Prediction]:
         """Hold a reply against the question, then cut it into rows."""
