@@ -57,13 +57,13 @@ class Child:
         await self._spawn()
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
-    async def stop(self, seconds: float) -> None:
-        """SIGTERM, then SIGKILL after so long. Returns when nothing of it runs."""
+    async def stop(self, seconds: float, number: signal.Signals = signal.SIGTERM) -> None:
+        """Tell it to end, then SIGKILL after so long. Returns when nothing of it runs."""
         self._stopping = True
         process = self.process
         if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(number)
                 process.send_signal(signal.SIGCONT)  # a stopped process would not hear it
             try:
                 await asyncio.wait_for(process.wait(), seconds)

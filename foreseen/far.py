@@ -5,7 +5,8 @@ Redis into a stalled proxy (5 s × 10 retries, measured), hence `Retry(NoBackoff
 that times out closes its connection (redis-py does that), so that no late reply is read by the next caller; the entry's
 own key would show it if one were.
 
-Key names in Redis:  `fsn1:` + the 32 bytes of a key  → entry;   `fsn1.secret` → the check value of the root secret.
+Key names in Redis:  `fsn1:` + the 32 bytes of a key  → entry;   `fsn1.secret` → the check value of the root secret;
+`fsn1.lease:` + the 32 bytes of a key → the token of the proxy that computes it just now.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from foreseen.nouns import DOWN, FarState, Key
 
 PREFIX = b"fsn1:"
 SECRET_CHECK = b"fsn1.secret"
+LEASE = b"fsn1.lease:"
+_EXTEND = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
+_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 MAX_CONNECTIONS = 32
 """Calls at a time; more wait for a place. Redis has one thread: more connections would not make it faster."""
 STORE_PAUSE_SECONDS = 1.0
@@ -97,15 +101,27 @@ class Far:
 
     async def put(self, entries: Sequence[tuple[Key, bytes, int]]) -> None:
         """Store (key, entry, milliseconds to live), pipelined."""
-        self._admit()
-        if time.monotonic() < self._no_stores_until:
-            raise FarError("paused")
+        self._admit_store()
         pipe = self._client.pipeline(transaction=False)
         for key, value, milliseconds in entries:
             pipe.set(PREFIX + key, value, px=max(1, milliseconds))
-        for reply in await self._call(lambda: pipe.execute(raise_on_error=False)):
-            if isinstance(reply, Exception):
-                raise self._failed(reply)
+        await self._replies(pipe)
+
+    async def lease(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> list[bool]:
+        """Which of these nobody else holds: they are this token's now, for so long."""
+        self._admit_store()
+        told = await self._for_each(keys, lambda pipe, key: pipe.set(LEASE + key, token, nx=True, px=milliseconds))
+        return [bool(reply) for reply in told]
+
+    async def extend(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> None:
+        """Hold for so long from now what is still this token's."""
+        self._admit()
+        await self._for_each(keys, lambda pipe, key: pipe.eval(_EXTEND, 1, LEASE + key, token, milliseconds))
+
+    async def release(self, keys: Sequence[Key], token: bytes) -> None:
+        """Let go of what is still this token's."""
+        self._admit()
+        await self._for_each(keys, lambda pipe, key: pipe.eval(_RELEASE, 1, LEASE + key, token))
 
     async def forget(self, keys: Sequence[Key]) -> int:
         """Delete entries; how many there were."""
@@ -161,6 +177,23 @@ class Far:
             raise self._failed(gone.InvalidResponse())
         return values
 
+    async def _for_each(self, keys: Sequence[Key], command: Callable[[Any, Key], object]) -> list[Any]:
+        """One command of one key for each, pipelined, so that a Cluster can take it too; their replies in order."""
+        replies: list[Any] = []
+        for at in range(0, len(keys), self._keys_per_call):
+            pipe = self._client.pipeline(transaction=False)
+            for key in keys[at : at + self._keys_per_call]:
+                command(pipe, key)
+            replies += await self._replies(pipe)
+        return replies
+
+    async def _replies(self, pipe: Any) -> list[Any]:
+        replies: list[Any] = await self._call(lambda: pipe.execute(raise_on_error=False))
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise self._failed(reply)
+        return replies
+
     async def _call(self, command: Callable[[], Awaitable[Any]]) -> Any:
         """One command in its turn. A place is waited for no longer than the calls before it may take."""
         async with self._places:
@@ -175,6 +208,11 @@ class Far:
     def _admit(self) -> None:
         if self.breaker.open:
             raise FarError("open")
+
+    def _admit_store(self) -> None:
+        self._admit()
+        if time.monotonic() < self._no_stores_until:
+            raise FarError("paused")
 
     def _failed(self, error: Exception) -> FarError:
         """Classify, count, and open the breaker when it is time."""

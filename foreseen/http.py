@@ -214,6 +214,11 @@ class Runner(web.AppRunner):
         super().__init__(app, access_log=None, auto_decompress=False, **options)
         self._connect = connect or Connection
 
+    def tell_last_answers(self) -> None:
+        """From now on every answer carries `Connection: close`."""
+        assert isinstance(self.server, _Server)
+        self.server.draining = True
+
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
         return _Server(
@@ -226,18 +231,37 @@ class Runner(web.AppRunner):
 
 
 class _Server(web.Server):
+    """`draining`: from now on every answer is the last one of its connection. See `drain.py`."""
+
     def __init__(self, connect: Connect, handler: Any, **options: Any) -> None:
         super().__init__(handler, **options)
         self._connect = connect
+        self.draining = False
 
     def __call__(self) -> RequestHandler:
         return self._connect(self, loop=self._loop, **self._kwargs)
 
 
 class Connection(RequestHandler):
-    """aiohttp's protocol, with our errors."""
+    """aiohttp's protocol, with our errors, and with an end that clients are told of."""
 
     __slots__ = ()
+
+    @property
+    def draining(self) -> bool:
+        """Whether the process is about to end: an answer has to carry `Connection: close`."""
+        manager = self._manager
+        return isinstance(manager, _Server) and manager.draining
+
+    @property
+    def between_requests(self) -> bool:
+        """Whether nothing was asked that is not answered."""
+        return self._waiter is not None and not self._waiter.done() and not self._messages
+
+    async def finish_response(self, request: Any, resp: Any, start_time: float | None) -> Any:
+        if self.draining and not self._messages:  # what was pipelined behind it is answered before
+            resp.force_close()
+        return await super().finish_response(request, resp, start_time)
 
     def handle_error(
         self,

@@ -39,6 +39,7 @@ FAR_ERROR_KINDS = (
     "paused",
 )  # fmt: skip
 DROP_REASONS = ("large", "pending", "far")
+LEASE_OUTCOMES = ("won", "waited", "taken-over", "failed")
 VERIFY_REASONS = ("length", "format", "identity", "tag")
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for every counter that nobody reads
@@ -139,6 +140,15 @@ class ProxyMetrics:
                 registry=registry,
             )
         )
+        self.leases = Kept(
+            Counter(
+                "foreseen_lease_rows",
+                "Rows of slow models by what a lease in Redis made of them: won (computed here), waited (another proxy "
+                "computed them), taken-over (its leader died or failed), failed (Redis did; computed here).",
+                ("model", "outcome"),
+                registry=registry,
+            )
+        )
         self.quarantined = Kept(
             Counter(
                 "foreseen_quarantined_rows",
@@ -233,6 +243,8 @@ class ProxyMetrics:
             self.model_seconds.labels(model)
             self.model_rows.labels(model)
             self.quarantined.labels(model)
+            for outcome in LEASE_OUTCOMES:
+                self.leases.labels(model, outcome)
         for reason in VERIFY_REASONS:
             self.verify_failed.labels(reason)
         for kind in FAR_ERROR_KINDS:

@@ -64,6 +64,9 @@ class InferenceSettings(Common):
     deadline_seconds: Annotated[float, Parameter(help="A request without a timeout of its own has this long.")] = 30.0
     body_bytes: Annotated[int, Parameter(help="Largest request body, decoded, in bytes.")] = 64 * 2**20
     body_seconds: Annotated[float, Parameter(help="How long a body may take to arrive.")] = 30.0
+    drain_seconds: Annotated[
+        float, Parameter(help="How long idle connections are kept open for a last request before this process ends.")
+    ] = 20.0
     triton_metrics: Annotated[
         bool, Parameter(help="Tell metrics under Triton's names too: nv_inference_*, nv_cache_*.")
     ] = False
@@ -124,6 +127,13 @@ class ProxySettings(Common):
     far_pending_bytes: Annotated[int, Parameter(help="Entries on their way to the far tier; more are dropped.")] = (
         64 * 2**20
     )
+    lease_ms: Annotated[
+        float,
+        Parameter(
+            help="Rows of one moment that take the model longer than so many ms are computed by one proxy, and waited "
+            "for by all others on the same Redis; 0 for all rows, inf for none."
+        ),
+    ] = 50.0
     ttl_seconds: Annotated[float, Parameter(help="How long an entry lives at most (hard TTL), give or take 10 %.")] = (
         604800.0
     )
@@ -152,6 +162,9 @@ class ProxySettings(Common):
     body_bytes: Annotated[int, Parameter(help="Largest request body, decoded, in bytes.")] = 64 * 2**20
     body_seconds: Annotated[float, Parameter(help="How long a body may take to arrive.")] = 30.0
     keepalive_seconds: Annotated[float, Parameter(help="An idle connection is closed after this long.")] = 75.0
+    drain_seconds: Annotated[
+        float, Parameter(help="How long idle connections are kept open for a last request before this process ends.")
+    ] = 20.0
     observe: Annotated[
         tuple[str, ...],
         Parameter(help="A model that always answers itself while the cache is only compared with it; 'all' for all."),

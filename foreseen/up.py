@@ -197,10 +197,11 @@ class _System:
                 await work
 
     async def _stop(self) -> None:
-        """Proxy workers first, then models, then Valkey: the reverse order of need."""
+        """Proxy workers first, then models, then Valkey: the reverse order of need. Nobody is left to wait for on idle
+        connections, hence SIGINT: what is under way is finished, that is all."""
         for kind in ("proxy:", "model:", "far", "state"):
             group = [child for child in self._children if child.name.startswith(kind)]
-            await asyncio.gather(*(child.stop(STOP_SECONDS) for child in group))
+            await asyncio.gather(*(child.stop(STOP_SECONDS, signal.SIGINT) for child in group))
 
     def _say_defaults(self, url: str) -> None:
         """The defaults in force, before the ready line: what is kept, where, and who can reach it."""

@@ -6,12 +6,12 @@ It listens at once and is live at once; it is ready when the model has really ru
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 
 import uvloop
 from aiohttp import web
 
+from foreseen.drain import Ending, drain
 from foreseen.http import Runner
 from foreseen.settings import InferenceSettings
 from inference.handlers import Server
@@ -47,23 +47,22 @@ async def start(settings: InferenceSettings, served: Served) -> Runner:
 
 async def _serve(settings: InferenceSettings) -> None:
     served = Served(settings)
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    ending = Ending()
     runner = await start(settings, served)
     opening = asyncio.ensure_future(served.open())
-    waiting = asyncio.ensure_future(stopping.wait())
+    waiting = asyncio.ensure_future(ending.begun.wait())
     try:
         await asyncio.wait((opening, waiting), return_when=asyncio.FIRST_COMPLETED)
         if opening.done():
             opening.result()
             await waiting
+            await ending.unless_at_once(drain(runner, settings.drain_seconds, settings.deadline_seconds))
     finally:
         await runner.cleanup()
         await served.close()
 
 
 def serve(settings: InferenceSettings) -> None:
-    """Serve one model until SIGTERM or SIGINT. Raises SetupError where it cannot be opened."""
+    """Serve one model until SIGTERM (then drain) or SIGINT. Raises SetupError where it cannot be opened."""
     sys.setswitchinterval(_SWITCH_SECONDS)
     uvloop.run(_serve(settings))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +12,7 @@ import structlog
 import uvloop
 from aiohttp import http_parser, web
 
+from foreseen.drain import Ending, drain
 from foreseen.entry import EntryCodec
 from foreseen.errors import FarError, SetupError
 from foreseen.exposition import use_slot
@@ -34,6 +34,7 @@ from proxy.freshness import policy_of
 from proxy.generations import Generations
 from proxy.handlers import Handlers
 from proxy.heads import Heads
+from proxy.lease import Leases
 from proxy.model import ModelProcess
 from proxy.near import Near
 from proxy.observe import Observer
@@ -79,7 +80,8 @@ class Proxy:
             limits=settings,
         )
         self.state = connect_state(settings.state) if settings.state not in (None, "none") else None
-        self.pipeline = Pipeline(tiers, self.served, self.metrics, settings.waiting_rows, settings.miss_rows)
+        leases = Leases(self.far, self.metrics, settings.lease_ms / 1000)
+        self.pipeline = Pipeline(tiers, self.served, self.metrics, settings.waiting_rows, settings.miss_rows, leases)
         self.generations = Generations(self.state, self.pipeline.forget)
         self.server = Server(
             self.pipeline,
@@ -89,7 +91,7 @@ class Proxy:
             server_timing=settings.server_timing,
             purges=self.generations,
         )
-        memory = Memory(tiers.near, settings.replay_bytes, tiers.clock)
+        self.memory = memory = Memory(tiers.near, settings.replay_bytes, tiers.clock)
         self.pulse = Pulse(
             self.pipeline,
             self.served,
@@ -173,9 +175,7 @@ class Proxy:
 
 
 async def _run(settings: ProxySettings) -> None:
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    ending = Ending()
     proxy = Proxy(settings, await upstream_of(settings, _freshness(settings)))
     runner = Runner(
         proxy.application,
@@ -198,14 +198,16 @@ async def _run(settings: ProxySettings) -> None:
             log.warning("no listener for operators", why=error.strerror)
         log.info("listening", host=settings.host, port=settings.port, models=list(proxy.served))
         try:
-            await stopping.wait()
+            await ending.begun.wait()
+            proxy.memory.close()  # what is replayed says nothing of the end
+            await ending.unless_at_once(drain(runner, settings.drain_seconds, settings.deadline_seconds))
         finally:
             await operators.cleanup()
             await runner.cleanup()
 
 
 def run(settings: ProxySettings) -> None:
-    """Serve until SIGTERM or SIGINT. Raises SetupError where something is not as it must be."""
+    """Serve until SIGTERM (then drain) or SIGINT. Raises SetupError where something is not as it must be."""
     sys.setswitchinterval(_SWITCH_SECONDS)
     uvloop.run(_run(settings))
 

@@ -84,6 +84,10 @@ class ShortConnection(Connection):
             await asyncio.wait([self._done], timeout=timeout)
         await super().shutdown(timeout)
 
+    @property
+    def between_requests(self) -> bool:
+        return self._under_way is None and not self._wanted and super().between_requests
+
     def learn(self, request: web.Request, ask: Ask, told: Told) -> None:
         """What aiohttp's reading of a request was; called by handlers once it is answered."""
         if not self._account_for(request) or told.reply is None or not may_be_learned(request):
@@ -174,13 +178,16 @@ class ShortConnection(Connection):
             self.data_received(data)
 
     def _send(self, told: Told) -> None:
+        last = self.draining and not self._back  # what was pipelined behind it is answered before
+        if last:
+            told = told._replace(headers=[*told.headers, ("Connection", "close")])
         head, body = head_of(told), told.body
         if len(body) > APART_BYTES:
             self._write(head)
             self._write(body)
         else:
             self._write(head + body)
-        if told.status != 200 and ("Connection", "close") in told.headers:
+        if last or (told.status != 200 and ("Connection", "close") in told.headers):
             self.force_close()
 
     def _write(self, reply: bytes) -> None:

@@ -15,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from foreseen.errors import DigestMoved, ForeseenError, NotCached, Overloaded, RowsRefused
@@ -24,6 +25,7 @@ from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import Answer, Demand, Key, Prediction, Question, Row, Steps, Terms, Trip
 from proxy.flight import Cabin, Flights, Party
 from proxy.freshness import Policy, expiry_of
+from proxy.lease import Leases
 from proxy.tiers import COLD, Looked, Tiers, both
 from proxy.turnstile import Turnstile
 from proxy.waits import Wait, cut_short, in_order, until_landed
@@ -61,10 +63,17 @@ class Pipeline:
     """near → flight → far → model → keep, for all models of one proxy process."""
 
     def __init__(
-        self, tiers: Tiers, models: Mapping[str, Model], metrics: ProxyMetrics, waiting_rows: int, miss_rows: int = 1024
+        self,
+        tiers: Tiers,
+        models: Mapping[str, Model],
+        metrics: ProxyMetrics,
+        waiting_rows: int,
+        miss_rows: int = 1024,
+        leases: Leases | None = None,
     ) -> None:
         self.tiers = tiers
         self.models = models
+        self.leases = leases or Leases(None, metrics, 0.0)
         self.flights = Flights(self._fly)
         self._metrics = metrics
         self._waiting_rows = waiting_rows
@@ -164,14 +173,15 @@ class Pipeline:
                 self.flights.board(key, rows[key], refreshing, deadline)
 
     async def _fly(self, cabin: Cabin) -> None:
-        """One cabin's flight: far, then model and keep for the rows that far does not have."""
+        """One cabin's flight: far, then model and keep for the rows that far does not have and nobody else computes."""
         far_seconds, missing = await self._look_far(cabin)
         if not missing:
             return
         if "model" not in cabin.party.steps:
             raise NotCached("only-if-cached: not every row is in the cache")
+        look, compute = partial(self._look_again, cabin), partial(self._ask_model, cabin, far_seconds)
         try:
-            await self._ask_model(cabin, missing, far_seconds)
+            await self.leases.divide(cabin, missing, look, compute)
         except ForeseenError as error:
             if error.status >= 500:  # not what is wrong with the input itself
                 for key, missed in cabin.missed.items():
@@ -198,8 +208,23 @@ class Pipeline:
             self._metrics.misses.labels(space.model, reason).inc(count)
         return looked.seconds, list(looked.missing)
 
-    async def _ask_model(self, cabin: Cabin, missing: Sequence[Key], far_seconds: float | None) -> None:
-        """model, then keep. Nothing is ever stored under a digest that did not compute it."""
+    async def _look_again(self, cabin: Cabin, rows: Sequence[Key]) -> list[Key] | None:
+        """far, once more: another proxy may have computed these. Who is left; None where far does not answer."""
+        space, model = cabin.party.space, self.models[cabin.party.space.model]
+        looked = await self.tiers.look_far(space, rows, model.freshness, cabin.party.demand)
+        if any(missed.reason == "far-down" for missed in looked.missing.values()):
+            return None
+        fresh = {key: answer for key, answer in looked.found.items() if answer.source == "far"}
+        for key, answer in fresh.items():
+            self.tiers.keep_near(key, answer.prediction)
+            self.flights.land(cabin, key, Answer(answer.prediction, "collapsed", True, answer.trip))
+        return [key for key in rows if key not in fresh]
+
+    async def _ask_model(
+        self, cabin: Cabin, far_seconds: float | None, missing: Sequence[Key], kept: Callable[[], None]
+    ) -> None:
+        """model, then keep. Nothing is ever stored under a digest that did not compute it. `kept` is called when far
+        has the answers, or will not have them."""
         space, parameters, lane, steps, _ = cabin.party
         terms = Terms(cabin.deadline, lane, steps, cabin.traceparent)
         started = time.perf_counter()
@@ -213,9 +238,10 @@ class Pipeline:
         for prediction in predictions:  # parts of a large question may have met different processes
             if prediction.digest != space.digest:
                 raise DigestMoved(prediction.digest)
+        self.leases.took(space.model, predictions)
         expiring = self.living(space.model, predictions)
         stored = "keep" in steps and self.tiers.keep(
-            list(zip(missing, expiring, strict=True)), self.models[space.model].freshness, cabin.began
+            list(zip(missing, expiring, strict=True)), self.models[space.model].freshness, cabin.began, kept
         )
         self._metrics.stages.add("keep", time.perf_counter() - asked)
         for key, prediction in zip(missing, expiring, strict=True):
@@ -271,3 +297,4 @@ class Pipeline:
         """Let flights land and stores finish, at most so long each."""
         await self.flights.drain(seconds)
         await self.tiers.close(seconds)
+        await self.leases.close(seconds)

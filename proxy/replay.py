@@ -134,6 +134,12 @@ class Memory:
         while self.bytes > self.capacity_bytes:
             self.forget(next(iter(self._kept)))
 
+    def close(self) -> None:
+        """Replay nothing any more: a worker that is about to end has to say so with every answer."""
+        self.capacity_bytes = 0
+        for request in list(self._kept):
+            self.forget(request)
+
     def forget(self, request: bytes) -> None:
         kept = self._kept.pop(request, None)
         if kept is None:

@@ -147,12 +147,19 @@ class Tiers:
             self._metrics.verify_failed.labels(error.reason).inc()
             return Missed("verify-failed")
 
-    def keep(self, fresh: Sequence[tuple[Key, Prediction]], policy: Policy, began: float) -> bool:
+    def keep(
+        self,
+        fresh: Sequence[tuple[Key, Prediction]],
+        policy: Policy,
+        began: float,
+        stored: Callable[[], None] = lambda: None,
+    ) -> bool:
         """keep: near now, far behind the answer's back. True where all of it is kept somewhere. What was
-        forgotten since its computation began stays so."""
+        forgotten since its computation began stays so. `stored` is called when far has it, or will not have it."""
         wanted = [one for one in fresh if self._forgotten.get(one[0], -1.0) < began] if self._forgotten else fresh
         kept = [self.keep_near(key, prediction) for key, prediction in wanted]
-        return bool(wanted) and (self._keep_far(wanted, policy) or all(kept)) and len(wanted) == len(fresh)
+        sent = self._keep_far(wanted, policy, stored)
+        return bool(wanted) and (sent or all(kept)) and len(wanted) == len(fresh)
 
     def keep_near(self, key: Key, prediction: Prediction) -> bool:
         before = self.near.evictions
@@ -161,9 +168,10 @@ class Tiers:
             self._metrics.evictions.inc(self.near.evictions - before)
         return kept
 
-    def _keep_far(self, fresh: Sequence[tuple[Key, Prediction]], policy: Policy) -> bool:
+    def _keep_far(self, fresh: Sequence[tuple[Key, Prediction]], policy: Policy, stored: Callable[[], None]) -> bool:
         """Send entries off, within the bounds on one entry and on all that are under way; True where all went."""
-        if self._far is None:
+        if self._far is None or not fresh:
+            stored()
             return False
         sizes = [entry_bytes(prediction) for _, prediction in fresh]
         for size in sizes:
@@ -174,11 +182,13 @@ class Tiers:
             self._metrics.dropped.labels("large").inc(len(fresh) - len(storable))
         if self.pending_bytes + total > self._limits.far_pending_bytes:
             self._metrics.dropped.labels("pending").inc(len(storable))
+            stored()
             return False
         self.pending_bytes += total
         task = asyncio.get_running_loop().create_task(self._store(self._far, storable, policy, total))
         self._stores.add(task)  # the loop itself holds tasks only weakly
         task.add_done_callback(self._stores.discard)
+        task.add_done_callback(lambda _: stored())
         return len(storable) == len(fresh)
 
     async def _store(self, far: FarTier, fresh: Sequence[tuple[Key, Prediction]], policy: Policy, size: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from foreseen.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import ALL_STEPS, AT_EASE, Demand, Key, Output, Prediction, Question, Row, Space, Steps, Terms
 from proxy.freshness import Policy
+from proxy.lease import Leases
 from proxy.near import Near
 from proxy.pipeline import Pipeline
 from proxy.tiers import FarTier, Tiers
@@ -59,8 +60,11 @@ class DictFar:
 
     def __init__(self) -> None:
         self.values: dict[Key, tuple[bytes, float]] = {}
+        self.leases: dict[Key, tuple[bytes, float]] = {}
         self.gets: list[int] = []
         self.stored = asyncio.Event()
+        self.asked_twice = asyncio.Event()
+        """Set when somebody wants a lease that is held."""
 
     async def get(self, keys: Sequence[Key]) -> list[bytes | None]:
         self.gets.append(len(keys))
@@ -77,6 +81,27 @@ class DictFar:
     async def forget(self, keys: Sequence[Key]) -> int:
         return sum(self.values.pop(key, None) is not None for key in keys)
 
+    async def lease(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> list[bool]:
+        now = time.monotonic()
+        won = [key not in self.leases or self.leases[key][1] <= now for key in keys]
+        self.leases |= {key: (token, now + milliseconds / 1000) for key, free in zip(keys, won, strict=True) if free}
+        if not all(won):
+            self.asked_twice.set()
+        return won
+
+    async def extend(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> None:
+        until = time.monotonic() + milliseconds / 1000
+        self.leases |= dict.fromkeys(self._held(keys, token), (token, until))
+
+    async def release(self, keys: Sequence[Key], token: bytes) -> None:
+        for key in self._held(keys, token):
+            del self.leases[key]
+
+    def _held(self, keys: Sequence[Key], token: bytes) -> list[Key]:
+        now = time.monotonic()
+        held = [(key, *self.leases[key]) for key in keys if key in self.leases]
+        return [key for key, holder, until in held if holder == token and until > now]
+
 
 class BrokenFar:
     """A far tier that is not there."""
@@ -88,6 +113,15 @@ class BrokenFar:
         raise FarError("connect")
 
     async def forget(self, keys: Sequence[Key]) -> int:
+        raise FarError("connect")
+
+    async def lease(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> list[bool]:
+        raise FarError("connect")
+
+    async def extend(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> None:
+        raise FarError("connect")
+
+    async def release(self, keys: Sequence[Key], token: bytes) -> None:
         raise FarError("connect")
 
 
@@ -147,6 +181,7 @@ def pipeline(
     limits: Limits | None = None,
     clock: Clock | None = None,
     root: bytes = ROOT,
+    leases: Callable[[ProxyMetrics], Leases] | None = None,
 ) -> Pipeline:
     limits, metrics = limits or Limits(), ProxyMetrics()
     tiers = Tiers(
@@ -158,7 +193,8 @@ def pipeline(
         limits=limits,
         clock=clock,
     )
-    return Pipeline(tiers, {"m": model, "n": model}, metrics, limits.waiting_rows)
+    own = None if leases is None else leases(metrics)
+    return Pipeline(tiers, {"m": model, "n": model}, metrics, limits.waiting_rows, leases=own)
 
 
 def question(

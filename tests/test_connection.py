@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 from aiohttp import web
 
+from foreseen.drain import drain
 from foreseen.http import Runner
 from proxy.ask import Ask
 from proxy.connection import HOLD_SECONDS, ShortConnection
@@ -69,6 +70,7 @@ class Served:
         self.reached: list[bytes] = []
         self.open: list[ShortConnection] = []
         self.port = 0
+        self.runner: Runner
 
     def connect(self, manager: Any, **options: Any) -> ShortConnection:
         self.open.append(ShortConnection(manager, cast(Edge, self.edge), self.heads, **options))
@@ -87,7 +89,7 @@ async def serving() -> AsyncIterator[Served]:
     served = Served()
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", served.answer)
-    runner = Runner(app, served.connect, shutdown_timeout=5)
+    served.runner = runner = Runner(app, served.connect, shutdown_timeout=5)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     served.port = runner.addresses[0][1]
@@ -103,6 +105,7 @@ class Wire:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
+        self.head = b""
 
     async def send(self, *parts: bytes) -> None:
         for part in parts:
@@ -115,7 +118,8 @@ class Wire:
         return await self.reply()
 
     async def reply(self) -> bytes:
-        head = (await asyncio.wait_for(self.reader.readuntil(END_OF_HEAD), 10)).decode().lower()
+        self.head = (await asyncio.wait_for(self.reader.readuntil(END_OF_HEAD), 10)).lower()
+        head = self.head.decode()
         (length,) = (int(line.split(":")[1]) for line in head.split("\r\n") if line.startswith("content-length"))
         return await self.reader.readexactly(length)
 
@@ -269,6 +273,42 @@ async def test_shutting_down_waits_for_what_is_under_way() -> None:
         await closing
         assert await one.reader.read() == b""
         assert b"next" not in served.edge.asked
+
+
+@pytest.mark.parametrize("body", [b"at once", b"late"])
+async def test_the_last_answer_of_a_drained_connection_says_so_on_the_short_road_too(body: bytes) -> None:
+    """A request that is under way when draining begins, and one that comes on an idle connection afterwards."""
+    async with serving() as served, wire(served) as one, wire(served) as other:
+        for connection in (one, other):
+            await connection.ask(request())
+        await one.send(request(b"late"))
+        await asyncio.wait_for(served.edge.entered.wait(), 10)
+        draining = asyncio.create_task(drain(served.runner, 10, 10))
+        await asyncio.sleep(0)
+        await other.send(request(body))
+        served.edge.gate.set()
+        for connection, answer in ((one, b"late"), (other, body)):
+            assert await connection.reply() == b"road " + answer
+            assert b"connection: close" in connection.head
+            assert await connection.reader.read() == b""
+        await draining
+
+
+async def test_what_is_held_back_is_answered_before_a_drained_connection_ends() -> None:
+    """The first of two says nothing of the end, the second does."""
+    async with serving() as served, wire(served) as one:
+        await one.ask(request())
+        await one.send(request(b"late"))
+        await asyncio.wait_for(served.edge.entered.wait(), 10)
+        await one.send(request(b"next"))
+        draining = asyncio.create_task(drain(served.runner, 10, 10))
+        await asyncio.sleep(0.05)
+        served.edge.gate.set()
+        assert await one.reply() == b"road late"
+        assert b"connection: close" not in one.head
+        assert (await one.reply()).endswith(b"next")
+        assert b"connection: close" in one.head
+        await draining
 
 
 async def test_an_idle_connection_is_closed_and_one_under_way_is_not() -> None:

@@ -20,6 +20,8 @@ from foreseen.far import PREFIX, Far, connect
 from tests.doubles import DictFar, numbered
 
 BUDGET_SECONDS = 0.2
+scripted = pytest.mark.parametrize("far", ["valkey", "double"], indirect=True)
+"""Of what takes a script: fakeredis runs none."""
 
 
 @contextlib.contextmanager
@@ -76,6 +78,49 @@ async def test_forgotten_keys_are_gone(far: Far | DictFar) -> None:
     await far.put([(key, b"v", 60_000) for key in keys[:2]])
     assert await far.forget(keys) == 2
     assert await far.get(keys) == [None, None, None]
+
+
+async def test_a_lease_has_one_holder(far: Far | DictFar) -> None:
+    """Who asks first has it, row by row; the same holder does not get it twice."""
+    keys = numbered(5)
+    assert await far.lease(keys[:2], b"ours", 60_000) == [True, True]
+    assert await far.lease(keys, b"theirs", 60_000) == [False, False, True, True, True]
+    assert await far.lease(keys[:1], b"ours", 60_000) == [False]
+
+
+@scripted
+async def test_a_lease_is_let_go_by_its_holder_alone(far: Far | DictFar) -> None:
+    """Compare and delete: somebody whose lease was taken over deletes nobody else's."""
+    keys = numbered(2)
+    await far.lease(keys, b"ours", 60_000)
+    await far.release(keys, b"theirs")
+    assert await far.lease(keys, b"theirs", 60_000) == [False, False]
+    await far.release(keys[:1], b"ours")
+    assert await far.lease(keys, b"theirs", 60_000) == [True, False]
+
+
+@scripted
+async def test_a_lease_expires_unless_its_holder_extends_it(far: Far | DictFar) -> None:
+    """Nobody else can extend it."""
+    extended, left, others = numbered(3)
+    assert all(await far.lease([extended, left, others], b"ours", 150))
+    await far.extend([extended], b"ours", 60_000)
+    await far.extend([others], b"theirs", 60_000)
+    for expiring in (left, others):
+        while await far.lease([expiring], b"theirs", 60_000) == [False]:  # noqa: ASYNC110 - Redis' clock decides
+            await asyncio.sleep(0.01)
+    assert await far.lease([extended], b"theirs", 60_000) == [False]
+
+
+@scripted
+async def test_leases_and_entries_do_not_meet(far: Far | DictFar) -> None:
+    """A row that is leased has no entry yet, and one with an entry may be leased."""
+    (key,) = numbered(1)
+    assert await far.lease([key], b"ours", 60_000) == [True]
+    assert await far.get([key]) == [None]
+    await far.put([(key, b"v", 60_000)])
+    await far.release([key], b"ours")
+    assert await far.get([key]) == [b"v"]
 
 
 async def test_entries_have_a_life(server: Path) -> None:

@@ -162,6 +162,14 @@ STORE = (
                 ((rate("foreseen_verify_failed_total", "reason", OURS), "{{reason}}"),),
             ),
             Panel(
+                "Leases",
+                "Rows of slow models by what a lease made of them. won: computed here; waited: another proxy computed "
+                "them; taken-over: its leader died or failed; failed: Redis did, so computed here as without.",
+                "rowsps",
+                ((rate("foreseen_lease_rows_total", "outcome", OURS), "{{outcome}}"),),
+                "stacked",
+            ),
+            Panel(
                 "Hits by tier",
                 "Rows answered from near and from far.",
                 "rowsps",
