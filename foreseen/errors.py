@@ -82,6 +82,24 @@ class BodyTimeout(ForeseenError):
     status, code = 408, "body_timeout"
 
 
+class HeadTimeout(ForeseenError):
+    """The request's head did not arrive in time."""
+
+    status, code = 408, "head_timeout"
+
+
+class HeadTooLarge(ForeseenError):
+    """The request's head is above its limits, in bytes or in fields."""
+
+    status, code = 431, "head_too_large"
+
+
+class RateLimited(ForeseenError):
+    """One address sends more requests than it may."""
+
+    status, code = 429, "rate_limited"
+
+
 class ExpectationFailed(ForeseenError):
     """An `Expect` header that asks for something else than 100-continue."""
 

@@ -16,7 +16,6 @@ import orjson
 import structlog
 from aiohttp import ClientPayloadError, web
 from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.web_protocol import RequestHandler
 
 from foreseen.errors import (
     BadRequest,
@@ -43,7 +42,6 @@ _GZIP_MEMBERS = 64
 _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Connect = Callable[..., RequestHandler]
 log = structlog.get_logger()
 
 
@@ -203,84 +201,6 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except Exception as error:  # noqa: BLE001 - this is the edge: what gets here is answered, logged and counted
         return error_reply(as_foreseen(error, request))
-
-
-class Runner(web.AppRunner):
-    """Runs an application without an access log. Bodies stay as they came, for `read_body` to decode, and what is not
-    valid HTTP gets the same kind of error as everything else."""
-
-    def __init__(self, app: web.Application, connect: Connect | None = None, **options: Any) -> None:
-        # aiohttp takes a gzip body that was cut off for a whole one, and refuses br and zstd before a handler can.
-        super().__init__(app, access_log=None, auto_decompress=False, **options)
-        self._connect = connect or Connection
-
-    def tell_last_answers(self) -> None:
-        """From now on every answer carries `Connection: close`."""
-        assert isinstance(self.server, _Server)
-        self.server.draining = True
-
-    async def _make_server(self) -> web.Server:
-        made = await super()._make_server()
-        return _Server(
-            self._connect,
-            made.request_handler,
-            request_factory=made.request_factory,
-            handler_cancellation=made.handler_cancellation,
-            **made._kwargs,  # noqa: SLF001 - aiohttp has no way to name the class of connections
-        )
-
-
-class _Server(web.Server):
-    """`draining`: from now on every answer is the last one of its connection. See `drain.py`."""
-
-    def __init__(self, connect: Connect, handler: Any, **options: Any) -> None:
-        super().__init__(handler, **options)
-        self._connect = connect
-        self.draining = False
-
-    def __call__(self) -> RequestHandler:
-        return self._connect(self, loop=self._loop, **self._kwargs)
-
-
-class Connection(RequestHandler):
-    """aiohttp's protocol, with our errors, and with an end that clients are told of."""
-
-    __slots__ = ()
-
-    @property
-    def draining(self) -> bool:
-        """Whether the process is about to end: an answer has to carry `Connection: close`."""
-        manager = self._manager
-        return isinstance(manager, _Server) and manager.draining
-
-    @property
-    def between_requests(self) -> bool:
-        """Whether nothing was asked that is not answered."""
-        return self._waiter is not None and not self._waiter.done() and not self._messages
-
-    async def finish_response(self, request: Any, resp: Any, start_time: float | None) -> Any:
-        if self.draining and not self._messages:  # what was pipelined behind it is answered before
-            resp.force_close()
-        return await super().finish_response(request, resp, start_time)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """What aiohttp answers by itself. Its own text repeats parts of the request, and so does what it logs."""
-        if request.writer.output_size > 0:
-            raise ConnectionError("part of a reply is sent; an error cannot follow")
-        if status >= 500:
-            log.error("internal error", route="unmatched", error=type(exc).__name__, exc_info=exc)
-            error = ForeseenError("internal error")
-        else:
-            error = BadRequest("the request is not valid HTTP")
-        reply = error_reply(error)
-        reply.force_close()
-        return reply
 
 
 def _too_large(limit: int) -> TooLarge:

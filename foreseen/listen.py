@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import resource
 import socket
+
+import structlog
 
 from foreseen.errors import SetupError
 from foreseen.places import admin_socket, make_run_folder
 from foreseen.settings import ProxySettings
 
 BACKLOG = 1024
+OTHER_FILES = 256
+"""What a worker needs beside its callers' connections: Redis, models, logs, metrics; and some to spare."""
+
+log = structlog.get_logger()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -47,3 +54,17 @@ def inherited(descriptor: int) -> socket.socket:
     listener = socket.socket(fileno=descriptor)
     listener.setblocking(False)
     return listener
+
+
+def files_for(connections: int) -> int:
+    """How many connections this process has open files for, at most so many. Raises its soft limit as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return connections
+    most = max(1, soft - OTHER_FILES)
+    log.warning("fewer connections than wanted: open files are limited", files=soft, connections=most)
+    return most

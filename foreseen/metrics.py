@@ -40,6 +40,7 @@ FAR_ERROR_KINDS = (
 )  # fmt: skip
 DROP_REASONS = ("large", "pending", "far")
 LEASE_OUTCOMES = ("won", "waited", "taken-over", "failed")
+LIMITS = ("connections", "idle", "head", "head-size", "write", "rate")
 VERIFY_REASONS = ("length", "format", "identity", "tag")
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for every counter that nobody reads
@@ -157,6 +158,15 @@ class ProxyMetrics:
                 registry=registry,
             )
         )
+        self.limited = Kept(
+            Counter(
+                "foreseen_limited",
+                "Callers that met a limit: connections (refused), idle (closed to make room), head (too slow), "
+                "head-size, write (they do not read), rate.",
+                ("limit",),
+                registry=registry,
+            )
+        )
         self.evictions = Counter("foreseen_near_evictions", "Entries that near evicted for others.", registry=registry)
         self.stages = Tallies(
             Histogram(
@@ -206,6 +216,7 @@ class ProxyMetrics:
         )
 
         self.far_pending = Gauge("foreseen_far_pending_bytes", "Entries on their way to far.", **sums)
+        self.connections = Gauge("foreseen_connections", "Open connections of callers.", **sums)
         self.workers = Gauge("foreseen_workers", "Proxy workers alive.", **sums)
         self.resident = Gauge("foreseen_worker_resident_bytes", "Memory of the proxy's workers.", **sums)
         self.model_ready = Kept(
@@ -247,6 +258,8 @@ class ProxyMetrics:
                 self.leases.labels(model, outcome)
         for reason in VERIFY_REASONS:
             self.verify_failed.labels(reason)
+        for limit in LIMITS:
+            self.limited.labels(limit)
         for kind in FAR_ERROR_KINDS:
             self.far_errors.labels(kind)
         for reason in DROP_REASONS:

@@ -165,6 +165,25 @@ class ProxySettings(Common):
     drain_seconds: Annotated[
         float, Parameter(help="How long idle connections are kept open for a last request before this process ends.")
     ] = 20.0
+    connections: Annotated[
+        int, Parameter(help="Open connections of one worker; above it idle ones are closed, then new ones refused.")
+    ] = 10_000
+    connection_requests: Annotated[
+        int, Parameter(help="Requests of one connection, then it is closed in good order; 0: as many as come.")
+    ] = 100_000
+    head_bytes: Annotated[int, Parameter(help="Largest request head that arrives in parts, in bytes.")] = 64 * 2**10
+    header_bytes: Annotated[int, Parameter(help="Longest request line and longest header field, in bytes.")] = 8190
+    headers: Annotated[int, Parameter(help="Header fields of one request.")] = 128
+    head_seconds: Annotated[float, Parameter(help="How long a request's head may take to arrive.")] = 10.0
+    write_seconds: Annotated[
+        float, Parameter(help="A caller that takes less than 64 KiB of its reply in this long is cut off.")
+    ] = 30.0
+    rate: Annotated[
+        float, Parameter(help="Requests a second that one address may send to one worker; 0: as many as come.")
+    ] = 0.0
+    rate_burst: Annotated[
+        int, Parameter(help="Requests that an address which was quiet may send at once; at least one second's.")
+    ] = 0
     observe: Annotated[
         tuple[str, ...],
         Parameter(help="A model that always answers itself while the cache is only compared with it; 'all' for all."),

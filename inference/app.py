@@ -11,8 +11,8 @@ import sys
 import uvloop
 from aiohttp import web
 
+from foreseen.connection import Runner
 from foreseen.drain import Ending, drain
-from foreseen.http import Runner
 from foreseen.settings import InferenceSettings
 from inference.handlers import Server
 from inference.served import Served

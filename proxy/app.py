@@ -12,14 +12,15 @@ import structlog
 import uvloop
 from aiohttp import http_parser, web
 
+from foreseen.connection import Runner
 from foreseen.drain import Ending, drain
 from foreseen.entry import EntryCodec
 from foreseen.errors import FarError, SetupError
 from foreseen.exposition import use_slot
 from foreseen.far import Far, connect
-from foreseen.http import Runner
 from foreseen.key import secret_check, tag_key
-from foreseen.listen import BACKLOG, inherited, listen, listen_admin
+from foreseen.limits import Gate, Limits
+from foreseen.listen import BACKLOG, files_for, inherited, listen, listen_admin
 from foreseen.manifest import Freshness, find
 from foreseen.metrics import ProxyMetrics
 from foreseen.places import model_socket, redis_socket
@@ -92,6 +93,7 @@ class Proxy:
             purges=self.generations,
         )
         self.memory = memory = Memory(tiers.near, settings.replay_bytes, tiers.clock)
+        self.gate = Gate(_limits(settings), lambda limit: self.metrics.limited.labels(limit).inc())
         self.pulse = Pulse(
             self.pipeline,
             self.served,
@@ -99,6 +101,7 @@ class Proxy:
             breaker_open=lambda: self.far is not None and self.far.breaker.open,
             far_state=self.far.state if self.far is not None else None,
             versions=self._versions if settings.triton_metrics else None,
+            connections=self.gate.__len__,
         )
         token = Token(
             settings.admin_token_file or settings.data / "admin-token", required=settings.admin_token_file is not None
@@ -180,6 +183,7 @@ async def _run(settings: ProxySettings) -> None:
     runner = Runner(
         proxy.application,
         proxy.connect if settings.short_road else None,
+        proxy.gate,
         handler_cancellation=False,
         keepalive_timeout=settings.keepalive_seconds,
         shutdown_timeout=DRAIN_SECONDS,
@@ -217,6 +221,21 @@ def _far(settings: ProxySettings) -> Far | None:
         return None
     url = settings.redis or f"unix://{redis_socket(settings.data)}"
     return Far(connect(url, settings.far_budget_ms / 1000), keys_per_call=settings.far_keys)
+
+
+def _limits(settings: ProxySettings) -> Limits:
+    """Of the public listener. Every connection is an open file."""
+    return Limits(
+        connections=files_for(settings.connections),
+        requests=settings.connection_requests,
+        head_bytes=settings.head_bytes,
+        header_bytes=settings.header_bytes,
+        headers=settings.headers,
+        head_seconds=settings.head_seconds,
+        write_seconds=settings.write_seconds,
+        rate=settings.rate,
+        burst=settings.rate_burst,
+    )
 
 
 def _freshness(settings: ProxySettings) -> Freshness:

@@ -16,7 +16,7 @@ from typing import Any
 
 from aiohttp import web
 
-from foreseen.http import Connection
+from foreseen.connection import Connection
 from proxy.ask import Ask
 from proxy.edge import Edge, Told
 from proxy.heads import END_OF_HEAD, Heads, may_be_learned
@@ -122,12 +122,15 @@ class ShortConnection(Connection):
             and not self._paused
             and not self._close
             and not self._force_close
+            and self.may_go_on()
+            and (self.bucket is None or not self.bucket.wait())  # aiohttp's road tells who is refused
         )
 
     def _take(self, data: bytes) -> None:
         """Bytes that begin a request: the shortest road that they are good for."""
         short = len(data) <= MAX_REQUEST_BYTES
         if short and (reply := self._edge.replayed(data)) is not None:
+            self._admitted()
             self._write(reply)
             return
         known = self._heads.of(data)
@@ -155,6 +158,7 @@ class ShortConnection(Connection):
 
     def _answer(self, ask: Ask, body: bytes, raw: bytes | None) -> None:
         """A whole request, recognised: its answer now, or when what it waits for is here."""
+        self._admitted()
         self._manager.requests_count += 1  # type: ignore[union-attr]
         told = set_out(self._edge, ask, body, self._answered)
         if isinstance(told, UnderWay):
@@ -176,6 +180,12 @@ class ShortConnection(Connection):
             self._back.clear()
             self.transport.resume_reading()
             self.data_received(data)
+
+    def _admitted(self) -> None:
+        """One more request of this connection and its caller, as handlers and aiohttp count those that they see."""
+        self._request_count += 1
+        if self.bucket is not None:
+            self.bucket.take()
 
     def _send(self, told: Told) -> None:
         last = self.draining and not self._back  # what was pipelined behind it is answered before

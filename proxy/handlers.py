@@ -12,16 +12,19 @@ from typing import Any
 from aiohttp import web
 from multidict import CIMultiDict
 
+from foreseen.connection import Connection
 from foreseen.errors import BadRequest
 from foreseen.exposition import CONTENT_TYPE
 from foreseen.http import (
     SERVER,
+    Handler,
     as_foreseen,
     errors,
     expect,
     header_length,
     json_reply,
     read_body,
+    route_of,
     traceparent,
 )
 from foreseen.settings import ProxySettings
@@ -34,6 +37,10 @@ from proxy.freshness import AT_WILL, Control, control_of
 from proxy.serve import Server
 from proxy.served import Served
 
+COUNTED = ("/infer", ":predict")
+"""Routes that admit a caller themselves, since what they refuse is counted under the model's name."""
+FREE = ("/v2/health/live", "/v2/health/ready", "/metrics", "/metrics/{model}")
+"""Routes that no rate limits: those who ask them watch over the rest."""
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
 
 
@@ -58,7 +65,7 @@ class Handlers:
         self._token = token
 
     def application(self) -> web.Application:
-        app = web.Application(middlewares=[errors], client_max_size=self._settings.body_bytes)
+        app = web.Application(middlewares=[errors, admitted], client_max_size=self._settings.body_bytes)
         route = app.router.add_route
         app.router.add_get("/", self.alive)
         for path in ("/v2", "/v2/"):
@@ -100,6 +107,7 @@ class Handlers:
         name = request.match_info["model"]
         try:
             edge.find(name, request.match_info.get("version"))
+            admit(request)
             body = await read_body(request, self._settings.body_seconds)
             ask = self._ask(request, protocol)
         except Exception as error:  # noqa: BLE001 - counted here, where the model is known
@@ -228,3 +236,18 @@ class Handlers:
 
     def _find(self, request: web.Request) -> Served:
         return self._edge.find(request.match_info["model"], request.match_info.get("version"))
+
+
+def admit(request: web.Request) -> None:
+    """Raises RateLimited where the caller's address asks too often."""
+    if isinstance(request.protocol, Connection):
+        request.protocol.admit()
+
+
+@web.middleware
+async def admitted(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every request of the public listener but those that admit their callers themselves, and those of watchers."""
+    route = route_of(request)
+    if not route.endswith(COUNTED) and route not in FREE:
+        admit(request)
+    return await handler(request)

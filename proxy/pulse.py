@@ -40,6 +40,7 @@ class Pulse:
         breaker_open: Callable[[], bool],
         far_state: Callable[[], Awaitable[FarState]] | None,
         versions: Callable[[], Mapping[str, str]] | None = None,
+        connections: Callable[[], int] = lambda: 0,
     ) -> None:
         self._pipeline = pipeline
         self._served = served
@@ -47,6 +48,7 @@ class Pulse:
         self._breaker_open = breaker_open
         self._far_state = far_state
         self._versions = versions
+        self._connections = connections
         self._scraping = asyncio.Lock()
         self._cpu_seconds = 0.0
         self._expected: set[str] = set()
@@ -66,6 +68,7 @@ class Pulse:
         metrics, tiers = self._metrics, self._pipeline.tiers
         metrics.near_bytes.set(tiers.near.bytes)
         metrics.near_entries.set(len(tiers.near))
+        metrics.connections.set(self._connections())
         metrics.aloft.set(len(self._pipeline.flights))
         metrics.far_pending.set(tiers.pending_bytes)
         metrics.breaker_open.set(self._breaker_open())

@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 from aiohttp import web
 
+from foreseen.connection import Runner
 from foreseen.drain import drain
-from foreseen.http import Runner
 from proxy.ask import Ask
 from proxy.connection import HOLD_SECONDS, ShortConnection
 from proxy.edge import Edge, Told

@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
+from foreseen.connection import Runner
 from foreseen.drain import Ending, drain
-from foreseen.http import Runner
 
 PATIENCE_SECONDS = 20.0
 

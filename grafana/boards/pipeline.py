@@ -88,6 +88,19 @@ PIPELINE = (
                 ((f"sum(foreseen_workers{{{OURS}}})", "workers"),),
             ),
             Panel(
+                "Connections",
+                "Open connections of callers. At --connections of a worker, idle ones are closed to make room.",
+                "none",
+                ((f"sum(foreseen_connections{{{OURS}}})", "open"),),
+            ),
+            Panel(
+                "Callers that met a limit",
+                "connections: refused, there was no room. idle: closed to make room. head: too slow, head-size: too "
+                "large. write: they do not read. rate: too many requests. Somebody's mistake, or an attack.",
+                "ops",
+                ((rate("foreseen_limited_total", "limit", OURS), "{{limit}}"),),
+            ),
+            Panel(
                 "Youngest worker",
                 "Age of the worker that started last: it falls to 0 at a restart. See runbook: "
                 "ForeseenWorkerRestarting.",
