@@ -3,11 +3,14 @@ PYTHON ?= python3
 VENV   := .venv
 TRITON := .venv-tritonclient
 MLSERVER := .venv-mlserver
+RAY    := .venv-ray
+AIRFLOW := .venv-airflow
+POSTGRES := $(or $(firstword $(wildcard /usr/lib/postgresql/*/bin/postgres)),/usr/lib/postgresql/15/bin/postgres)
 BIN    := $(VENV)/bin
 DATA   ?= data
 PORT   ?= 8000
 
-.PHONY: up setup test lint docs dashboards bench-hit bench-antipattern bench-model bench-warm verify-exact bench-isolation mutants clean
+.PHONY: up setup test test-integrations lint docs dashboards bench-hit bench-antipattern bench-model bench-warm verify-exact bench-isolation mutants clean
 
 up: setup ## start everything on this machine: http://127.0.0.1:8000
 	@exec $(BIN)/foreseen up --data $(DATA) --port $(PORT) --model minilm --model fingerprint
@@ -43,7 +46,26 @@ $(MLSERVER)/installed: tests/clients/mlserver.txt
 	@$(MLSERVER)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
-test: lint $(TRITON)/installed $(MLSERVER)/installed /usr/bin/promtool ## the whole test suite, from nothing
+$(POSTGRES):
+	@echo "setup: installing PostgreSQL (Debian's package; needs root)"
+	@apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql >/dev/null
+
+$(RAY)/installed: tests/integrations/ray.txt pyproject.toml
+	@echo "setup: installing Ray into $(RAY)"
+	@$(PYTHON) -m venv $(RAY)
+	@$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+$(AIRFLOW)/installed: tests/integrations/airflow.txt pyproject.toml
+	@echo "setup: installing Airflow into $(AIRFLOW)"
+	@$(PYTHON) -m venv $(AIRFLOW)
+	@$(AIRFLOW)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed ## batch runs by Ray and Airflow, each in its own environment
+	@$(BIN)/python -m pytest tests/integrations
+
+test: lint $(TRITON)/installed $(MLSERVER)/installed /usr/bin/promtool $(POSTGRES) ## the whole test suite, from nothing
 	@$(BIN)/python -m pytest
 
 docs: setup ## write the reference tables of docs/ from the code
@@ -76,4 +98,4 @@ mutants: setup ## mutation testing of key, entry and flight (about five minutes)
 	@rm -rf mutants && $(BIN)/mutmut run > build/mutants.log 2>&1; $(BIN)/python -m tests.mutants
 
 clean: ## remove the environment and what was built
-	rm -rf $(VENV) $(TRITON) $(MLSERVER) $(DATA) build *.egg-info
+	rm -rf $(VENV) $(TRITON) $(MLSERVER) $(RAY) $(AIRFLOW) $(DATA) build *.egg-info

@@ -298,6 +298,10 @@ class WarmSettings(Common):
         str | None, Parameter(help="The model process, unix:/path or http://host:port. Default: DATA's own.")
     ] = None
     patience_seconds: Annotated[float, Parameter(help="How long a model that is away or full is waited for.")] = 60.0
+    ray: Annotated[
+        bool, Parameter(help="Share the work out by Ray: the cluster of RAY_ADDRESS, else the cores of this machine.")
+    ] = False
+    ray_workers: Annotated[int | None, Parameter(help="Ray's actors; default: one per CPU of the cluster.")] = None
     dry_run: Annotated[bool, Parameter(help="Only say what would be done.")] = False
     json: Annotated[bool, Parameter(help="Print JSON for machines, and no progress.")] = False
 

@@ -112,6 +112,8 @@ OWNERS = {
     "pyarrow": {"foreseen.warm"},
     "fsspec": {"foreseen.warm", "models"},
     "sqlalchemy": {"foreseen.warm.results"},
+    "ray": {"foreseen.warm.on_ray"},
+    "airflow": {"foreseen.airflow"},
     "uvloop": {"proxy.app", "inference.app"},
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,26 @@ from foreseen.errors import SetupError
 
 
 class Progress(Struct):
-    """`file` is the index of the file under way, `place` the rows of it that are done."""
+    """`file` is the index of the file under way, `place` the rows of it that are done; or, where many work, `done` has
+    the (file, first row) of every chunk that is."""
 
     file: int = 0
     place: int = 0
+    done: list[tuple[int, int]] = []
     hit: int = 0
     computed: int = 0
     imported: int = 0
     failed: int = 0
     rejects_bytes: int = 0
     seconds: float = 0.0
+
+    def add(self, counts: Sequence[int]) -> None:
+        """So many more rows, in the order of `plan.RESULTS`."""
+        hit, computed, imported, failed = counts
+        self.hit += hit
+        self.computed += computed
+        self.imported += imported
+        self.failed += failed
 
     @property
     def rows(self) -> int:

@@ -20,10 +20,11 @@ from foreseen.datatypes import DATATYPES, elements
 from foreseen.errors import BadRequest, SetupError
 from foreseen.manifest import Manifest
 from foreseen.nouns import Output, Prediction
+from foreseen.settings import WarmSettings
 from foreseen.tensors import array_of_raw, json_of_raw
 from foreseen.warm.files import DIGEST_METADATA
 from foreseen.warm.importer import MADE_AT_COLUMN, OUTPUT_PREFIX, SECONDS_COLUMN
-from foreseen.warm.plan import LINE_COLUMN, PARAMETERS_COLUMN, REJECT_COLUMN, Warmed
+from foreseen.warm.plan import LINE_COLUMN, PARAMETERS_COLUMN, REJECT_COLUMN, Plan, Warmed
 from foreseen.warm.reader import Chunk
 
 KEY_COLUMN = "foreseen.key"
@@ -34,6 +35,15 @@ class Store(Protocol):
 
     def write(self, file: int, chunk: Chunk, warmed: Warmed) -> None: ...
     def close(self) -> None: ...
+
+
+def store_of(settings: WarmSettings, plan: Plan, run: str) -> Store | None:
+    """The store that was asked for, if any. Raises SetupError where it cannot be written."""
+    if settings.out is not None:
+        return ParquetFolder(settings.out, plan.manifest, plan.digest, run)
+    if settings.sql is not None:
+        return Database(settings.sql, settings.sql_table, plan.manifest, plan.digest)
+    return None
 
 
 class ParquetFolder:

@@ -1,0 +1,89 @@
+"""A chunk of a file → entries, results, and what became of its rows: in this process, or in one of many."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from msgspec import Struct
+
+from foreseen.errors import SetupError
+from foreseen.settings import WarmSettings
+from foreseen.warm.files import DIGEST_COLUMN, File
+from foreseen.warm.plan import FAILED, RESULTS, Plan, Warmed
+from foreseen.warm.reader import Chunk
+from foreseen.warm.results import Store, store_of
+from foreseen.warm.through import Through
+from foreseen.warm.warmer import Ready, Warmer
+
+
+class Target(Protocol):
+    """What warms a batch: a Warmer, or a proxy."""
+
+    def warm(self, batch: Any, *, wanted: bool = False) -> Warmed: ...
+    def close(self) -> None: ...
+
+
+class Done(Struct):
+    """What became of one chunk. `counts` are in the order of `RESULTS`; rejects are ready to be written."""
+
+    file: int
+    start: int
+    stop: int
+    counts: list[int]
+    rejects: list[dict[str, Any]]
+
+
+class Worker:
+    """Warms chunk after chunk and stores what it predicted. Idempotent: a chunk may be done again."""
+
+    def __init__(self, settings: WarmSettings, plan: Plan, run: str, target: Target) -> None:
+        self.target = target
+        self._importing = bool(settings.outputs)
+        self._plan = plan
+        self._store: Store | None = store_of(settings, plan, run)
+
+    def do(self, index: int, file: File, chunk: Chunk, ready: Ready | None = None) -> Done:
+        """Entries first, then results. Raises SetupError where the run has to stop."""
+        if self._importing:
+            check_rows(chunk, file.url, self._plan)
+        wanted = self._store is not None
+        if isinstance(self.target, Warmer):
+            warmed = self.target.warm(chunk.batch, wanted=wanted, ready=ready)
+        else:
+            warmed = self.target.warm(chunk.batch, wanted=wanted)
+        if self._store is not None:
+            self._store.write(index, chunk, warmed)
+        counts = np.bincount(warmed.codes, minlength=len(RESULTS)).tolist()
+        rejects = [
+            {"file": file.url, "row": chunk.line(i), "reason": warmed.reasons.get(i, "was not answered")}
+            for i in np.flatnonzero(warmed.codes == FAILED).tolist()
+        ]
+        return Done(index, chunk.start, chunk.stop, counts, rejects)
+
+    def close(self) -> None:
+        if self._store is not None:
+            self._store.close()
+        self.target.close()
+
+
+def target_of(settings: WarmSettings, plan: Plan) -> Target:
+    """What the plan is carried out by; where a proxy is asked this asks it what it serves. Raises SetupError."""
+    if settings.url is None:
+        return Warmer(plan)
+    through = Through(settings.url, settings.model, plan.rows_per_second, settings.patience_seconds)
+    through.columns = plan.inputs
+    return through
+
+
+def check_rows(chunk: Chunk, url: str, plan: Plan) -> None:
+    """A digest column is held against the model row by row, before anything of the chunk is written."""
+    if DIGEST_COLUMN not in chunk.batch.schema.names:
+        return
+    strange = set(chunk.batch.column(DIGEST_COLUMN).unique().to_pylist()) - {plan.digest}
+    if strange:
+        other = str(strange.pop())
+        raise SetupError(
+            f"{url}: its rows {chunk.start} to {chunk.stop} hold predictions of model {other[:16]}…, in force is "
+            f"{plan.digest[:16]}…; take them out, or predict them again"
+        )
