@@ -40,6 +40,10 @@ $(TRITON)/installed: tests/clients/tritonclient.txt
 	@echo "setup: installing prometheus and promtool (Debian's package; needs root)"
 	@apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus >/dev/null
 
+/usr/bin/redis-server:
+	@echo "setup: installing redis-server and libfaketime (Debian's packages; needs root; no server is started)"
+	@apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends redis-server libfaketime >/dev/null
+
 $(MLSERVER)/installed: tests/clients/mlserver.txt
 	@echo "setup: installing MLServer into $(MLSERVER)"
 	@$(PYTHON) -m venv $(MLSERVER)
@@ -65,7 +69,7 @@ $(AIRFLOW)/installed: tests/integrations/airflow.txt pyproject.toml
 test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed ## batch runs by Ray and Airflow, each in its own environment
 	@$(BIN)/python -m pytest tests/integrations
 
-test: lint $(TRITON)/installed $(MLSERVER)/installed /usr/bin/promtool $(POSTGRES) ## the whole test suite, from nothing
+test: lint $(TRITON)/installed $(MLSERVER)/installed /usr/bin/promtool $(POSTGRES) /usr/bin/redis-server ## the whole test suite, from nothing
 	@$(BIN)/python -m pytest
 
 docs: setup ## write the reference tables of docs/ from the code

@@ -37,6 +37,7 @@ FAR_STATE = (
     ("foreseen_far_entries", "gauge", "Keys in Redis, whoever put them there."),
     ("foreseen_far_evicted_entries_total", "counter", "Keys that Redis evicted for want of memory."),
     ("foreseen_far_expired_entries_total", "counter", "Keys of Redis whose time was over."),
+    ("foreseen_far_uptime_seconds", "gauge", "How long Redis has run; it falls when it was started again, empty."),
 )
 """Families that are read from Redis at each scrape, where there is a far tier."""
 
@@ -46,7 +47,7 @@ def far_families(state: FarState | None) -> Iterator[Metric]:
     if state is None:
         return
     answered = state != DOWN
-    told = (int(answered), state.memory, state.memory_limit, state.keys, state.evicted, state.expired)
+    told = (int(answered), state.memory, state.memory_limit, state.keys, state.evicted, state.expired, state.uptime)
     for (name, kind, said), value in list(zip(FAR_STATE, told, strict=True))[: None if answered else 1]:
         family = Metric(name.removesuffix("_total"), said, kind)
         family.add_sample(name, {}, value)

@@ -1,24 +1,30 @@
 """Keys → entries in Redis, in its cache role: bounded in time, never retried, behind a breaker. It just raises.
 
-The only file that imports redis. Redis 6.2 commands only: MGET, SET PX, DEL, PING. redis-py's defaults turn a stalled
-Redis into a stalled proxy (5 s × 10 retries, measured), hence `Retry(NoBackoff(), 0)` and short socket timeouts. A call
-that times out closes its connection (redis-py does that), so that no late reply is read by the next caller; the entry's
-own key would show it if one were.
+The only file that imports redis for this. Redis 6.2 commands only: MGET, GET, SET PX, DEL. redis-py's defaults turn a
+stalled Redis into a stalled proxy (5 s × 10 retries, measured), hence `Retry(NoBackoff(), 0)` and short timeouts. A
+call that times out closes its connection (redis-py does that), so that no late reply is read by the next caller; the
+entry's own key would show it if one were.
 
 Key names in Redis:  `fsn1:` + the 32 bytes of a key  → entry;   `fsn1.secret` → the check value of the root secret;
 `fsn1.lease:` + the 32 bytes of a key → the token of the proxy that computes it just now.
+
+Whatever is more than one server stands in `cluster.py`, and asks each of them through this file.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import structlog
+from msgspec import Struct
 from redis import exceptions as gone
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -33,8 +39,12 @@ _EXTEND = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXP
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 MAX_CONNECTIONS = 32
 """Calls at a time; more wait for a place. Redis has one thread: more connections would not make it faster."""
+COMMANDS_PER_CALL = 256
 STORE_PAUSE_SECONDS = 1.0
-"""How long stores rest after Redis said that it is full or read-only; reads go on."""
+"""How long stores rest after Redis refused one (full, read-only, not permitted); reads go on."""
+
+Command = tuple[Any, ...]
+"""A command of one key: its name and its words. The key is the first of them, of a script the third."""
 
 log = structlog.get_logger()
 
@@ -48,6 +58,9 @@ _KINDS: tuple[tuple[type[Exception], str], ...] = (
     (gone.AuthenticationError, "auth"),
     (gone.AuthenticationWrongNumberOfArgsError, "auth"),
     (gone.MaxConnectionsError, "busy"),
+    (gone.MasterDownError, "masterdown"),
+    (gone.ClusterDownError, "clusterdown"),
+    (gone.TryAgainError, "clusterdown"),
     (gone.ConnectionError, "connect"),
     (gone.InvalidResponse, "protocol"),
     (gone.ResponseError, "refused"),
@@ -55,11 +68,30 @@ _KINDS: tuple[tuple[type[Exception], str], ...] = (
     (OSError, "connect"),
     (TimeoutError, "timeout"),
 )
-_REFUSED_STORES = frozenset(("oom", "readonly"))
+_CONTEXTS: dict[str, Any] = {}
+"""TLS contexts by what was said of TLS."""
+_KINDS_BY_WORD = {
+    "max number of clients": "maxclients",
+    "NOREPLICAS": "noreplicas",
+    "MISCONF": "readonly",
+    "BUSY ": "busy",
+}
+"""What redis-py has no class for, by what Redis says."""
+_REFUSED_STORES = frozenset(("oom", "readonly", "permission", "noreplicas"))
+"""What may be true of stores alone: a pause is enough, and reads go on."""
 
 
-def connect(url: str, budget_seconds: float) -> Redis:
-    """A client of one Redis. Opens no connection yet."""
+class Moved(Struct, frozen=True):
+    """The reply of a Cluster's node that a key lies elsewhere: for good, or (`once`) while its slot is on its way."""
+
+    address: str
+    slot: int
+    once: bool
+
+
+def connect(url: str, budget_seconds: float, ca_file: Path | None = None) -> Redis:
+    """A client of one Redis. Opens no connection yet. `ca_file` holds the certificates that a rediss:// server is
+    verified with, beside the system's. Raises SetupError where it holds none."""
     client: Redis = Redis.from_url(
         url,
         protocol=2,
@@ -72,22 +104,138 @@ def connect(url: str, budget_seconds: float) -> Redis:
         max_connections=MAX_CONNECTIONS,
         driver_info=None,  # no CLIENT SETINFO: two round trips less before the first answer
     )
+    if url.startswith("rediss://"):
+        _secure(client.connection_pool, ca_file)
     return client
 
 
-class Far:
-    """The far tier. `get` and `put` raise FarError, at once while the breaker is open."""
+def _secure(pool: ConnectionPool, ca_file: Path | None) -> None:
+    """One TLS context for all connections, made now: redis-py reads the system's certificates anew for each, 45 ms in
+    which the event loop does nothing else (measured), nearly a whole budget."""
+    if ca_file is not None:
+        pool.connection_kwargs["ssl_ca_certs"] = str(ca_file)
+    told = {name: value for name, value in pool.connection_kwargs.items() if name.startswith("ssl_")}
+    shared = _CONTEXTS.setdefault(repr(sorted(told.items())), SSLConnection(**pool.connection_kwargs).ssl_context)
+    try:
+        shared.get()
+    except (OSError, ValueError) as error:
+        raise SetupError(f"{ca_file or 'TLS'}: no certificates to verify Redis with ({error})") from None
+
+    class Secured(SSLConnection):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.ssl_context = shared
+
+    pool.connection_class = Secured
+
+
+async def ask_once(client: Redis, *words: Any) -> Any:
+    """One command on a connection of its own, without a breaker: to find out who is where. Raises FarError."""
+    try:
+        return await _execute(client, *words)
+    except (gone.RedisError, OSError, TimeoutError) as error:
+        raise FarError(_kind_of(error)) from None
+    finally:
+        await client.aclose()
+
+
+class Entries(ABC):
+    """Entries by their keys, wherever commands go. Everything raises FarError."""
+
+    @property
+    @abstractmethod
+    def open(self) -> bool:
+        """Whether some of it is not asked, because it failed."""
+
+    @abstractmethod
+    async def each(self, commands: Sequence[Command], *, stores: bool = False) -> list[Any]:
+        """The reply to each command, pipelined; a FarError in its place where it alone failed. `stores`: rest for a
+        while where Redis refuses them."""
+
+    @abstractmethod
+    async def get(self, keys: Sequence[Key]) -> list[bytes | FarError | None]:
+        """The entries of keys, None where there is none, the error where their part of Redis failed."""
+
+    @abstractmethod
+    async def state(self) -> FarState:
+        """What Redis says of itself, DOWN where it does not within the budget."""
+
+    @abstractmethod
+    async def time(self) -> float:
+        """Redis' own clock, Unix seconds."""
+
+    @abstractmethod
+    async def close(self) -> None: ...
+
+    async def put(self, entries: Sequence[tuple[Key, bytes, int]]) -> None:
+        """Store (key, entry, milliseconds to live), pipelined."""
+        commands = [("SET", PREFIX + key, value, "PX", max(1, milliseconds)) for key, value, milliseconds in entries]
+        await self._all(commands, stores=True)
+
+    async def lease(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> list[bool]:
+        """Which of these nobody else holds: they are this token's now, for so long."""
+        told = await self._in_steps(
+            [("SET", LEASE + key, token, "NX", "PX", milliseconds) for key in keys], stores=True
+        )
+        return [bool(reply) for reply in told]
+
+    async def extend(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> None:
+        """Hold for so long from now what is still this token's."""
+        await self._in_steps([("EVAL", _EXTEND, 1, LEASE + key, token, milliseconds) for key in keys])
+
+    async def release(self, keys: Sequence[Key], token: bytes) -> None:
+        """Let go of what is still this token's."""
+        await self._in_steps([("EVAL", _RELEASE, 1, LEASE + key, token) for key in keys])
+
+    async def forget(self, keys: Sequence[Key]) -> int:
+        """Delete entries; how many there were."""
+        return sum(await self._all([("DEL", PREFIX + key) for key in keys]))
+
+    async def check_secret(self, check: bytes) -> None:
+        """Raises SetupError where this Redis was filled under another root secret: it would miss for ever."""
+        await self._all([("SET", SECRET_CHECK, check, "NX")])
+        if await self.knows(check) is False:
+            raise SetupError(
+                "the root secret is not the one that this Redis was filled with; give --secret-file of the other "
+                "proxies, or empty this Redis (FLUSHALL) if it has no others"
+            )
+
+    async def knows(self, check: bytes) -> bool | None:
+        """Whether this Redis was filled under the root secret of this check value; None where nobody has filled it."""
+        (found,) = await self._all([("GET", SECRET_CHECK)])
+        return None if found is None else bool(found == check)
+
+    async def _in_steps(self, commands: Sequence[Command], *, stores: bool = False) -> list[Any]:
+        steps = range(0, len(commands), COMMANDS_PER_CALL)
+        parts = [await self._all(commands[at : at + COMMANDS_PER_CALL], stores=stores) for at in steps]
+        return [reply for part in parts for reply in part]
+
+    async def _all(self, commands: Sequence[Command], *, stores: bool = False) -> list[Any]:
+        replies = await self.each(commands, stores=stores)
+        for reply in replies:
+            if isinstance(reply, FarError):
+                raise reply
+        return replies
+
+
+class Far(Entries):
+    """The far tier on one server. Everything raises at once while the breaker is open."""
 
     def __init__(self, client: Redis, *, keys_per_call: int = 256, breaker: Breaker | None = None) -> None:
         self._client = client
         self._keys_per_call = keys_per_call
         self.breaker = breaker or Breaker()
         self._probe: asyncio.Task[None] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
         self._no_stores_until = 0.0
         self._places = asyncio.Semaphore(MAX_CONNECTIONS)
 
-    async def get(self, keys: Sequence[Key]) -> list[bytes | None]:
-        """The entries of keys, None where there is none. More keys than one call takes go side by side."""
+    @property
+    def open(self) -> bool:
+        return self.breaker.open
+
+    async def get(self, keys: Sequence[Key]) -> list[bytes | FarError | None]:
+        """One MGET. More keys than one call takes go side by side."""
         self._admit()
         step = self._keys_per_call
         calls = [self._mget(keys[at : at + step]) for at in range(0, len(keys), step)]
@@ -97,49 +245,33 @@ class Far:
         for part in found:
             if isinstance(part, BaseException):
                 raise part
-        return [value for part in cast("list[list[bytes | None]]", found) for value in part]
+        return [value for part in cast("list[list[bytes | FarError | None]]", found) for value in part]
 
-    async def put(self, entries: Sequence[tuple[Key, bytes, int]]) -> None:
-        """Store (key, entry, milliseconds to live), pipelined."""
-        self._admit_store()
+    async def each(self, commands: Sequence[Command], *, stores: bool = False) -> list[Any]:
+        return [FarError("moved") if isinstance(one, Moved) else one for one in await self.replies(commands, stores)]
+
+    async def replies(self, commands: Sequence[Command], stores: bool = False, asking: bool = False) -> list[Any]:
+        """The same, where a Cluster's node may say Moved. `asking`: another one has sent us here, for this once."""
+        self._admit()
+        if stores and time.monotonic() < self._no_stores_until:
+            raise FarError("paused")
         pipe = self._client.pipeline(transaction=False)
-        for key, value, milliseconds in entries:
-            pipe.set(PREFIX + key, value, px=max(1, milliseconds))
-        await self._replies(pipe)
-
-    async def lease(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> list[bool]:
-        """Which of these nobody else holds: they are this token's now, for so long."""
-        self._admit_store()
-        told = await self._for_each(keys, lambda pipe, key: pipe.set(LEASE + key, token, nx=True, px=milliseconds))
-        return [bool(reply) for reply in told]
-
-    async def extend(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> None:
-        """Hold for so long from now what is still this token's."""
-        self._admit()
-        await self._for_each(keys, lambda pipe, key: pipe.eval(_EXTEND, 1, LEASE + key, token, milliseconds))
-
-    async def release(self, keys: Sequence[Key], token: bytes) -> None:
-        """Let go of what is still this token's."""
-        self._admit()
-        await self._for_each(keys, lambda pipe, key: pipe.eval(_RELEASE, 1, LEASE + key, token))
-
-    async def forget(self, keys: Sequence[Key]) -> int:
-        """Delete entries; how many there were."""
-        self._admit()
-        return int(await self._call(lambda: self._client.delete(*(PREFIX + key for key in keys))))
-
-    async def check_secret(self, check: bytes) -> None:
-        """Raises SetupError where this Redis was filled under another root secret: it would miss for ever."""
-        await self._call(lambda: self._client.set(SECRET_CHECK, check, nx=True))
-        if await self._call(lambda: self._client.get(SECRET_CHECK)) not in (check, None):
-            raise SetupError(
-                "the root secret is not the one that this Redis was filled with; give --secret-file of the other "
-                "proxies, or empty this Redis (FLUSHALL) if it has no others"
-            )
+        for command in commands:
+            if asking:
+                pipe.execute_command("ASKING")
+            pipe.execute_command(*command)
+        told = await self._call(lambda: pipe.execute(raise_on_error=False))
+        told = told[1::2] if asking else told
+        errors = {at: one for at, one in enumerate(told) if isinstance(one, Exception)}
+        for at, error in errors.items():
+            told[at] = _moved(error) or FarError(_kind_of(error))
+        failed = next((error for error in errors.values() if _moved(error) is None), None)
+        if failed is not None:
+            self._failed(failed, stores)
+        return list(told)
 
     async def state(self) -> FarState:
-        """What Redis says of itself, DOWN where it does not within the budget. The breaker hears nothing of it: a Redis
-        that may not be asked about itself still serves."""
+        """The breaker hears nothing of it: a Redis that may not be asked about itself still serves."""
         try:
             told = await self._client.info()
         except (gone.RedisError, OSError, TimeoutError):
@@ -154,83 +286,91 @@ class Far:
             policy=str(told["maxmemory_policy"]),
             version=str(told["redis_version"]),
             append_only=bool(told.get("aof_enabled")),
+            uptime=int(told["uptime_in_seconds"]),
         )
 
     async def time(self) -> float:
-        """Redis' own clock, Unix seconds."""
         seconds, micros = await self._call(self._client.time)
         return float(seconds) + float(micros) / 1e6
-
-    async def knows(self, check: bytes) -> bool | None:
-        """Whether this Redis was filled under the root secret of this check value; None where nobody has filled it."""
-        found = await self._call(lambda: self._client.get(SECRET_CHECK))
-        return None if found is None else bool(found == check)
 
     async def close(self) -> None:
         if self._probe is not None:
             self._probe.cancel()
         await self._client.aclose()
 
-    async def _mget(self, keys: Sequence[Key]) -> list[bytes | None]:
-        values: list[bytes | None] = await self._call(lambda: self._client.mget([PREFIX + key for key in keys]))
+    async def _mget(self, keys: Sequence[Key]) -> list[bytes | FarError | None]:
+        values: list[bytes | FarError | None]
+        values = await self._call(lambda: self._client.mget([PREFIX + key for key in keys]))
         if len(values) != len(keys):
             raise self._failed(gone.InvalidResponse())
         return values
 
-    async def _for_each(self, keys: Sequence[Key], command: Callable[[Any, Key], object]) -> list[Any]:
-        """One command of one key for each, pipelined, so that a Cluster can take it too; their replies in order."""
-        replies: list[Any] = []
-        for at in range(0, len(keys), self._keys_per_call):
-            pipe = self._client.pipeline(transaction=False)
-            for key in keys[at : at + self._keys_per_call]:
-                command(pipe, key)
-            replies += await self._replies(pipe)
-        return replies
-
-    async def _replies(self, pipe: Any) -> list[Any]:
-        replies: list[Any] = await self._call(lambda: pipe.execute(raise_on_error=False))
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise self._failed(reply)
-        return replies
-
     async def _call(self, command: Callable[[], Awaitable[Any]]) -> Any:
-        """One command in its turn. A place is waited for no longer than the calls before it may take."""
+        """One call in its turn. A place is waited for no longer than the calls before it may take."""
         async with self._places:
             self._admit()  # it may have opened while this one waited
             try:
                 reply = await command()
             except (gone.RedisError, OSError, TimeoutError) as error:
                 raise self._failed(error) from None
-        self.breaker.succeeded()
+        if not (isinstance(reply, list) and any(isinstance(one, Exception) for one in reply)):
+            self.breaker.succeeded()
         return reply
 
     def _admit(self) -> None:
         if self.breaker.open:
             raise FarError("open")
 
-    def _admit_store(self) -> None:
-        self._admit()
-        if time.monotonic() < self._no_stores_until:
-            raise FarError("paused")
-
-    def _failed(self, error: Exception) -> FarError:
+    def _failed(self, error: Exception, stores: bool = False) -> FarError:
         """Classify, count, and open the breaker when it is time."""
-        kind = next((kind for family, kind in _KINDS if isinstance(error, family)), "protocol")
-        if kind in _REFUSED_STORES:
+        kind = _kind_of(error)
+        if stores and kind in _REFUSED_STORES:
             self._no_stores_until = time.monotonic() + STORE_PAUSE_SECONDS
+            if kind == "readonly":
+                self._look_up_again()
         elif self.breaker.failed():
             log.warning("far: breaker opened", kind=kind)
             self._probe = asyncio.get_running_loop().create_task(self._probe_until_back())
         return FarError(kind)
 
+    def _look_up_again(self) -> None:
+        """A server that became a replica keeps its connections: without them the name is looked up anew."""
+        task = asyncio.get_running_loop().create_task(self._client.connection_pool.disconnect(inuse_connections=False))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
     async def _probe_until_back(self) -> None:
+        """Asks what a request would ask: a server that answers PING may still serve no key."""
         while True:
             await asyncio.sleep(self.breaker.probe_seconds)
             try:
-                await self._client.ping()
+                await _execute(self._client, "GET", SECRET_CHECK)
+            except (gone.MovedError, gone.AskError):
+                pass  # it is there, only this key is not
             except (gone.RedisError, OSError, TimeoutError):
                 continue
             self.breaker.succeeded()
             log.warning("far: breaker closed")
             return
+
+
+def _execute(client: Redis, *words: Any) -> Awaitable[Any]:
+    told: Awaitable[Any] = client.execute_command(*words)  # type: ignore[no-untyped-call]
+    return told
+
+
+def _moved(error: Exception) -> Moved | None:
+    if isinstance(error, gone.AskError):  # MovedError is one, too
+        return Moved(f"{error.host}:{error.port}", error.slot_id, not isinstance(error, gone.MovedError))
+    return None
+
+
+def _kind_of(error: Exception) -> str:
+    """The label of what went wrong."""
+    if isinstance(error.__cause__ or error.__context__, ssl.SSLError):
+        return "tls"
+    said = str(error)
+    for word, kind in _KINDS_BY_WORD.items():
+        if word in said:
+            return kind
+    return next((kind for family, kind in _KINDS if isinstance(error, family)), "protocol")

@@ -36,7 +36,7 @@ REQUEST_RESULTS = ("hit", "partial", "collapsed", "stale", "miss", "bypass", "er
 MISS_REASONS = ("cold", "expired", "verify-failed", "far-down")
 FAR_ERROR_KINDS = (
     "timeout", "connect", "loading", "readonly", "oom", "permission", "auth", "busy", "protocol", "refused", "open",
-    "paused",
+    "paused", "maxclients", "masterdown", "clusterdown", "noreplicas", "moved", "tls",
 )  # fmt: skip
 DROP_REASONS = ("large", "pending", "far")
 LEASE_OUTCOMES = ("won", "waited", "taken-over", "failed")

@@ -155,7 +155,7 @@ class Missed(Struct, frozen=True, gc=False):
 
 
 class FarState(Struct, frozen=True):
-    """What Redis says of itself. `memory_limit` 0: none."""
+    """What Redis says of itself, `uptime` in seconds. `memory_limit` 0: none."""
 
     memory: int
     memory_limit: int
@@ -165,6 +165,7 @@ class FarState(Struct, frozen=True):
     policy: str
     version: str
     append_only: bool
+    uptime: int = 0
 
 
 DOWN = FarState(0, 0, 0, 0, 0, "", "", append_only=False)

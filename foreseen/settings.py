@@ -108,8 +108,13 @@ class ProxySettings(Common):
     redis: Annotated[
         str | None,
         Parameter(
-            help="The far tier: redis://, rediss:// or unix://PATH; 'none' for no far tier. Default: DATA's own."
+            help="The far tier: redis://, rediss:// (TLS) or unix://PATH, redis+cluster:// or redis+sentinel:// with "
+            "several hosts (docs/redis.md); 'none' for no far tier. Default: DATA's own."
         ),
+    ] = None
+    redis_ca_file: Annotated[
+        Path | None,
+        Parameter(help="Certificates (PEM) that verify Redis and the state store over TLS; default: the system's."),
     ] = None
     secret_file: Annotated[Path | None, Parameter(help="Root secret of all keys. Default: DATA/secret.")] = None
     near_bytes: Annotated[int, Parameter(help="Memory of the near tier, per worker, in bytes; 0 turns it off.")] = (
@@ -200,7 +205,7 @@ class ProxySettings(Common):
     state: Annotated[
         str | None,
         Parameter(
-            help="State store of purges: redis:// or unix://PATH; 'none' for none. Default: that of foreseen up."
+            help="State store of purges: redis://, rediss:// or unix://PATH; 'none' for none. Default: foreseen up's."
         ),
     ] = None
     server_timing: Annotated[bool, Parameter(help="Send Server-Timing.")] = True

@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from pathlib import Path
 from typing import Any, Literal
 
 import structlog
 from msgspec import Struct
 from redis import exceptions as gone
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from foreseen.errors import StateUnavailable
+from foreseen.far import connect
 
 GENERATIONS, PURGES, WORKERS = "fsn1.generations", "fsn1.purges", "fsn1.workers"
 KEPT_PURGES = 100_000
@@ -122,17 +122,9 @@ class State:
             raise StateUnavailable("the state store does not answer") from None
 
 
-def connect_state(url: str) -> State:
-    """A state store by its address. Opens no connection yet."""
-    client: Redis = Redis.from_url(
-        url,
-        protocol=2,
-        socket_timeout=BUDGET_SECONDS,
-        socket_connect_timeout=BUDGET_SECONDS,
-        retry=Retry(NoBackoff(), 0),
-        driver_info=None,
-    )
-    return State(client)
+def connect_state(url: str, ca_file: Path | None = None) -> State:
+    """A state store by its address. Opens no connection yet. `ca_file`: as of the far tier's `connect`."""
+    return State(connect(url, BUDGET_SECONDS, ca_file))
 
 
 def generation_of(generations: dict[str, int], model: str, digest: str) -> int:

@@ -26,6 +26,7 @@ import structlog
 from foreseen import valkey
 from foreseen.artifact import preparation_digest, read_file, read_record
 from foreseen.children import Child
+from foreseen.cluster import shown
 from foreseen.datatypes import DATATYPES
 from foreseen.entry import FAR_OVERHEAD_BYTES, NEAR_OVERHEAD_BYTES
 from foreseen.errors import SetupError
@@ -131,9 +132,12 @@ class _System:
             prepare_multiprocess(folder)
             os.environ[MULTIPROCESS_FOLDER] = environment[MULTIPROCESS_FOLDER] = str(folder)
         self._admin = admin = listen_admin(settings)
-        own = ("--state=", "--admin-port=")
+        own = ("--state=", "--redis=", "--admin-port=")
         flags = [flag for flag in arguments(settings, ProxySettings) if not flag.startswith(own)]
-        flags += [f"--fd={listener.fileno()}", f"--admin-fd={admin.fileno()}", f"--state={state}"]
+        flags += [f"--fd={listener.fileno()}", f"--admin-fd={admin.fileno()}"]
+        environment["FORESEEN_STATE"] = state  # every user of the machine sees a command line, and a password in it
+        if settings.redis is not None:
+            environment["FORESEEN_REDIS"] = settings.redis
         for number in range(settings.workers):
             worker = Child(
                 f"proxy:{number}",
@@ -206,7 +210,7 @@ class _System:
     def _say_defaults(self, url: str) -> None:
         """The defaults in force, before the ready line: what is kept, where, and who can reach it."""
         settings = self._settings
-        far = f"{_size(settings.far_bytes)}, embedded Valkey, LFU" if settings.redis is None else settings.redis
+        far = f"{_size(settings.far_bytes)}, embedded Valkey, LFU" if settings.redis is None else shown(settings.redis)
         reach = (
             "this machine only" if settings.host in ("127.0.0.1", "localhost", "::1") else "everybody who reaches it"
         )

@@ -12,12 +12,13 @@ import structlog
 import uvloop
 from aiohttp import http_parser, web
 
+from foreseen.cluster import far_at
 from foreseen.connection import Runner
 from foreseen.drain import Ending, drain
 from foreseen.entry import EntryCodec
 from foreseen.errors import FarError, SetupError
 from foreseen.exposition import use_slot
-from foreseen.far import Far, connect
+from foreseen.far import Entries
 from foreseen.key import secret_check, tag_key
 from foreseen.limits import Gate, Limits
 from foreseen.listen import BACKLOG, files_for, inherited, listen, listen_admin
@@ -80,7 +81,8 @@ class Proxy:
             metrics=self.metrics,
             limits=settings,
         )
-        self.state = connect_state(settings.state) if settings.state not in (None, "none") else None
+        given = None if settings.state == "none" else settings.state
+        self.state = None if given is None else connect_state(given, settings.redis_ca_file)
         leases = Leases(self.far, self.metrics, settings.lease_ms / 1000)
         self.pipeline = Pipeline(tiers, self.served, self.metrics, settings.waiting_rows, settings.miss_rows, leases)
         self.generations = Generations(self.state, self.pipeline.forget)
@@ -98,7 +100,7 @@ class Proxy:
             self.pipeline,
             self.served,
             self.metrics,
-            breaker_open=lambda: self.far is not None and self.far.breaker.open,
+            breaker_open=lambda: self.far is not None and self.far.open,
             far_state=self.far.state if self.far is not None else None,
             versions=self._versions if settings.triton_metrics else None,
             connections=self.gate.__len__,
@@ -216,11 +218,12 @@ def run(settings: ProxySettings) -> None:
     uvloop.run(_run(settings))
 
 
-def _far(settings: ProxySettings) -> Far | None:
+def _far(settings: ProxySettings) -> Entries | None:
     if settings.redis == "none":
         return None
     url = settings.redis or f"unix://{redis_socket(settings.data)}"
-    return Far(connect(url, settings.far_budget_ms / 1000), keys_per_call=settings.far_keys)
+    budget_seconds = settings.far_budget_ms / 1000
+    return far_at(url, budget_seconds, keys_per_call=settings.far_keys, ca_file=settings.redis_ca_file)
 
 
 def _limits(settings: ProxySettings) -> Limits:

@@ -22,8 +22,8 @@ import orjson
 from msgspec import Struct
 
 from foreseen.artifact import read_record
+from foreseen.cluster import far_at, shown
 from foreseen.errors import FarError, SetupError
-from foreseen.far import Far, connect
 from foreseen.key import secret_check
 from foreseen.listen import BACKLOG
 from foreseen.manifest import find
@@ -181,7 +181,7 @@ async def redis(settings: DoctorSettings) -> AsyncIterator[Finding]:
         yield Finding("ok", "redis", "none: near is the only tier")
         return
     url = settings.redis or f"unix://{redis_socket(settings.data)}"
-    far = Far(connect(url, REDIS_SECONDS))
+    far = far_at(url, REDIS_SECONDS, ca_file=settings.redis_ca_file)
     try:
         state = await far.state()
         if state == DOWN:
@@ -189,7 +189,7 @@ async def redis(settings: DoctorSettings) -> AsyncIterator[Finding]:
                 yield Finding("note", "redis", "the embedded Valkey is not running", "foreseen up starts it")
             else:
                 fix = "start it, or mend --redis; answers go on meanwhile, from near and the models"
-                yield Finding("must", "redis", f"{_without_password(url)} does not answer", fix)
+                yield Finding("must", "redis", f"{shown(url)} does not answer", fix)
             return
         for one in judged(state):
             yield one
@@ -205,9 +205,7 @@ async def redis(settings: DoctorSettings) -> AsyncIterator[Finding]:
             fix = "give --secret-file of the other proxies, or empty this Redis (FLUSHALL) if it has no others"
             yield Finding("must", "redis", "it was filled under another root secret: the proxy will not start", fix)
     except FarError as error:
-        yield Finding(
-            "must", "redis", f"{_without_password(url)} fails: {error.kind}", "see its log and its users' rights"
-        )
+        yield Finding("must", "redis", f"{shown(url)} fails: {error.kind}", "see its log and its users' rights")
     finally:
         await far.close()
 
@@ -353,10 +351,6 @@ def memory_bytes() -> int | None:
 
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"//[^@/]*@", "//…@", url)
 
 
 def _size(count: int) -> str:

@@ -24,13 +24,13 @@ from proxy.near import Near
 
 MAX_SPACES = 4096
 FORGOTTEN_SECONDS = 60.0
-COLD, DEAD = Missed("cold"), Missed("expired")
+COLD, DEAD, FAR_DOWN = Missed("cold"), Missed("expired"), Missed("far-down")
 
 
 class FarTier(Protocol):
-    """What is needed of the far tier. Both raise FarError."""
+    """What is needed of the far tier. All raise FarError; a look-up may also tell it of some keys alone."""
 
-    async def get(self, keys: Sequence[Key]) -> list[bytes | None]: ...
+    async def get(self, keys: Sequence[Key]) -> list[bytes | FarError | None]: ...
     async def put(self, entries: Sequence[tuple[Key, bytes, int]]) -> None: ...
     async def forget(self, keys: Sequence[Key]) -> int: ...
 
@@ -121,13 +121,15 @@ class Tiers:
             values = await self._far.get(keys)
         except FarError as error:
             self._metrics.far_errors.labels(error.kind).inc()
-            return Looked({}, dict.fromkeys(keys, Missed("far-down")), time.perf_counter() - started)
+            return Looked({}, dict.fromkeys(keys, FAR_DOWN), time.perf_counter() - started)
         seconds = time.perf_counter() - started
         self._metrics.far_seconds.labels("get").observe(seconds)
         self._metrics.stages.add("far", seconds)
         now, trip = self.clock(), Trip(seconds)
         found: dict[Key, Answer] = {}
         missing: dict[Key, Missed] = {}
+        for failed in {id(value): value for value in values if isinstance(value, FarError)}.values():
+            self._metrics.far_errors.labels(failed.kind).inc()
         for key, value in zip(keys, values, strict=True):
             proved = self._proved(space, key, None if key in self._forgotten else value)
             judged = proved if isinstance(proved, Missed) else judge(proved, "far", now, policy, demand, trip)
@@ -137,10 +139,12 @@ class Tiers:
                 found[key] = judged
         return Looked(found, missing, seconds)
 
-    def _proved(self, space: Space, key: Key, value: bytes | None) -> Prediction | Missed:
+    def _proved(self, space: Space, key: Key, value: bytes | FarError | None) -> Prediction | Missed:
         """The prediction of a far value that proves to be the entry asked for; else why it is a miss."""
         if value is None:
             return COLD
+        if isinstance(value, FarError):
+            return FAR_DOWN
         try:
             return self._codec.unpack(key, space.digest, value)
         except EntryError as error:

@@ -66,7 +66,7 @@ class DictFar:
         self.asked_twice = asyncio.Event()
         """Set when somebody wants a lease that is held."""
 
-    async def get(self, keys: Sequence[Key]) -> list[bytes | None]:
+    async def get(self, keys: Sequence[Key]) -> list[bytes | FarError | None]:
         self.gets.append(len(keys))
         now = time.monotonic()
         found = [self.values.get(key) for key in keys]
@@ -106,7 +106,7 @@ class DictFar:
 class BrokenFar:
     """A far tier that is not there."""
 
-    async def get(self, keys: Sequence[Key]) -> list[bytes | None]:
+    async def get(self, keys: Sequence[Key]) -> list[bytes | FarError | None]:
         raise FarError("connect")
 
     async def put(self, entries: Sequence[tuple[Key, bytes, int]]) -> None:
@@ -131,7 +131,7 @@ class StuckFar:
     def __init__(self) -> None:
         self.gate = asyncio.Event()
 
-    async def get(self, keys: Sequence[Key]) -> list[bytes | None]:
+    async def get(self, keys: Sequence[Key]) -> list[bytes | FarError | None]:
         return [None] * len(keys)
 
     async def put(self, entries: Sequence[tuple[Key, bytes, int]]) -> None:

@@ -17,7 +17,7 @@ from foreseen.nouns import DOWN, FarState
 from inference.metrics import ModelMetrics
 
 BOUNDS = (0.001, 0.01, 0.1)
-UP = FarState(10, 100, 3, 7, 2, "allkeys-lfu", "7.2", append_only=False)
+UP = FarState(10, 100, 3, 7, 2, "allkeys-lfu", "7.2", append_only=False, uptime=9)
 
 
 def samples(text: bytes) -> dict[str, float]:
@@ -79,7 +79,11 @@ def test_every_kind_of_far_error_is_expected() -> None:
     """What far.py may raise, and nothing else."""
     from foreseen import far, metrics
 
-    assert set(metrics.FAR_ERROR_KINDS) == {kind for _, kind in far._KINDS} | {"open", "paused"}
+    assert set(metrics.FAR_ERROR_KINDS) == {
+        *(kind for _, kind in far._KINDS),
+        *far._KINDS_BY_WORD.values(),
+        *("open", "paused", "moved", "tls"),
+    }
 
 
 def test_redis_tells_of_itself_or_is_down() -> None:
@@ -92,6 +96,7 @@ def test_redis_tells_of_itself_or_is_down() -> None:
         "foreseen_far_entries": 3,
         "foreseen_far_evicted_entries_total": 7,
         "foreseen_far_expired_entries_total": 2,
+        "foreseen_far_uptime_seconds": 9,
     }
     assert {name for name, _, _ in FAR_STATE} == set(samples(exposition(registry, UP)))
     assert samples(exposition(registry, DOWN)) == {"foreseen_far_up": 0}

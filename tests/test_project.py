@@ -62,7 +62,14 @@ LAYERS = [
     {"foreseen.manifest", "foreseen.tensors", "foreseen.strict_json", "foreseen.breaker"},
     {"foreseen.wire", "foreseen.key", "foreseen.entry", "foreseen.rows", "foreseen.normalize", "foreseen.images"}
     | {"foreseen.parameters"},
-    {"foreseen.prepare", "foreseen.far", "foreseen.exposition", "foreseen.meters", "foreseen.metrics"},
+    {
+        "foreseen.prepare",
+        "foreseen.far",
+        "foreseen.cluster",
+        "foreseen.exposition",
+        "foreseen.meters",
+        "foreseen.metrics",
+    },
     {"proxy.near", "proxy.flight"},
     {"proxy.pipeline", "proxy.model", "proxy.render", "proxy.decode", "proxy.served"},
     {"proxy.ask", "proxy.replay"},

@@ -80,6 +80,16 @@ STORE = (
                 4,
             ),
             Panel(
+                "Running for",
+                "It begins anew when Redis was started again, empty.",
+                "s",
+                ((f"min(foreseen_far_uptime_seconds{{{OURS}}})", "uptime"),),
+                "stat",
+                ((None, "blue"),),
+                4,
+                4,
+            ),
+            Panel(
                 "Pending",
                 "Bytes on their way to Redis. Near --far-pending-bytes entries are dropped.",
                 "bytes",
