@@ -20,11 +20,13 @@ from foreseen.settings import (
     PURGE_TARGETS,
     DoctorSettings,
     InferenceSettings,
+    JobsSettings,
     KeySettings,
     ProxySettings,
     PurgeSettings,
     UpSettings,
     WarmSettings,
+    WorkerSettings,
 )
 
 app = App(
@@ -37,7 +39,7 @@ app.command("models.commands:app", name="models")
 
 RequestFile = Annotated[Path, Parameter(allow_leading_hyphen=True, env_var=())]
 _UP, _PROXY, _DOCTOR = UpSettings(), ProxySettings(), DoctorSettings()
-_PURGE = PurgeSettings()
+_PURGE, _WORKER, _JOBS = PurgeSettings(), WorkerSettings(), JobsSettings()
 
 
 @app.command
@@ -60,6 +62,23 @@ def proxy(settings: ProxySettings = _PROXY) -> None:
 
     configure(settings.log_level, "proxy")
     run(settings)
+
+
+@app.command
+def worker(settings: WorkerSettings = _WORKER) -> None:
+    """Run one worker on the queue of jobs, in front of model processes that run already."""
+    from proxy.work import run
+
+    configure(settings.log_level, "worker")
+    run(settings)
+
+
+@app.command
+def jobs(settings: JobsSettings = _JOBS) -> None:
+    """Show the queue of jobs and its dead letters; put a dead letter back, or drop it."""
+    from foreseen.jobs import answer
+
+    print(answer(settings))
 
 
 @app.command

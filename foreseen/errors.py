@@ -172,6 +172,51 @@ class NotConfirmed(ForeseenError):
     status, code = 504, "not_confirmed"
 
 
+# jobs: the asynchronous pattern's.
+
+
+class UnknownPrediction(ForeseenError):
+    """No prediction of this id was ever promised to this caller."""
+
+    status, code = 404, "unknown_prediction"
+
+
+class NotFinished(ForeseenError):
+    """The prediction has no result yet."""
+
+    status, code = 409, "not_finished"
+
+
+class PredictionGone(ForeseenError):
+    """The prediction has expired: it was not computed, or not fetched, in time, or it was purged since."""
+
+    status, code = 410, "prediction_expired"
+
+
+class PredictionCancelled(ForeseenError):
+    """The prediction was cancelled before it had a result."""
+
+    status, code = 410, "prediction_cancelled"
+
+
+class QueueUnavailable(ForeseenError):
+    """The queue of jobs does not answer; what does not ask for `respond-async` is served as ever."""
+
+    status, code = 503, "queue_unavailable"
+
+    def __init__(self, message: str, *, retry_after: int = 1) -> None:
+        super().__init__(message, retry_after=retry_after)
+
+
+class QueueFull(ForeseenError):
+    """As many jobs wait, or as many bytes of jobs and results are kept, as may be."""
+
+    status, code = 503, "queue_full"
+
+    def __init__(self, message: str, *, retry_after: int = 5) -> None:
+        super().__init__(message, retry_after=retry_after)
+
+
 # Not sent to clients: caught inside.
 
 

@@ -205,9 +205,15 @@ class ProxySettings(Common):
     state: Annotated[
         str | None,
         Parameter(
-            help="State store of purges: redis://, rediss:// or unix://PATH; 'none' for none. Default: foreseen up's."
+            help="State store of purges and jobs: redis(s):// or unix://PATH; 'none' for none. Default: foreseen up's."
         ),
     ] = None
+    queue_jobs: Annotated[int, Parameter(help="Jobs that may wait; more are refused with 503.")] = 100_000
+    queue_bytes: Annotated[
+        int, Parameter(help="Memory of jobs and their results in the state store, in bytes; more are refused with 503.")
+    ] = 1024 * 2**20
+    job_seconds: Annotated[float, Parameter(help="A job that is not done by then has expired.")] = 86400.0
+    result_seconds: Annotated[float, Parameter(help="How long the result of a job can be fetched.")] = 3600.0
     server_timing: Annotated[bool, Parameter(help="Send Server-Timing.")] = True
     access_log_hits: Annotated[
         float, Parameter(help="Share of hits that get a line in the log (at level info); all else gets one each.")
@@ -224,10 +230,31 @@ class ProxySettings(Common):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class WorkerSettings(ProxySettings):
+    """A worker on the queue of jobs; it takes the proxy's settings, as far as they are not about connections."""
+
+    job_rows: Annotated[int, Parameter(help="Rows of jobs that a worker has aboard at a time; more wait.")] = 1024
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class JobsSettings(Common):
+    """Where the queue of jobs is."""
+
+    state: Annotated[str | None, Parameter(help="State store: redis:// or unix://PATH. Default: DATA's own.")] = None
+    retry: Annotated[str | None, Parameter(help="Put this dead letter back into the queue.")] = None
+    drop: Annotated[str | None, Parameter(help="Take this dead letter off the list.")] = None
+    json: Annotated[bool, Parameter(help="Print JSON for machines.")] = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class UpSettings(ProxySettings):
     """Everything on one machine: Valkey, one process per model and the proxy, supervised."""
 
     workers: Annotated[int, Parameter(help="Proxy processes on the one port.")] = 1
+    job_workers: Annotated[int, Parameter(help="Worker processes on the queue of jobs; 0: none here.")] = 1
+    job_rows: Annotated[int, Parameter(help="Rows of jobs that a worker has aboard at a time; more wait.")] = 1024
     far_bytes: Annotated[int, Parameter(help="Memory of the embedded Valkey, in bytes.")] = 1024 * 2**20
     threads: Annotated[int, Parameter(help="Threads within one run of a model.")] = 1
     instances: Annotated[int, Parameter(help="Sessions per model process; 0: one per core.")] = 1
@@ -350,9 +377,11 @@ def arguments(settings: Common, kind: type[Common]) -> list[str]:
 NAMES: dict[str, type[Common]] = {
     "up": UpSettings,
     "proxy": ProxySettings,
+    "worker": WorkerSettings,
     "inference": InferenceSettings,
     "key": KeySettings,
     "purge": PurgeSettings,
     "doctor": DoctorSettings,
     "warm": WarmSettings,
+    "jobs": JobsSettings,
 }

@@ -35,7 +35,7 @@ from foreseen.listen import listen, listen_admin
 from foreseen.manifest import Manifest, example_request, find
 from foreseen.places import make_run_folder, model_socket, redis_socket, state_socket
 from foreseen.secret import make_secret
-from foreseen.settings import InferenceSettings, ProxySettings, UpSettings, arguments
+from foreseen.settings import InferenceSettings, ProxySettings, UpSettings, WorkerSettings, arguments
 
 log = structlog.get_logger()
 
@@ -96,6 +96,7 @@ class _System:
         for manifest in self._local:
             await self._start_model(manifest)
         await self._start_workers(listener, state)
+        await self._start_job_workers(state)
         await self._until_predicting(url)
 
     async def _start_valkey(self) -> None:
@@ -148,6 +149,20 @@ class _System:
                 on_end=(lambda _, slot=number: forget_worker(slot)) if settings.workers > 1 else lambda _: None,  # type: ignore[misc]
             )
             await self._add(worker)
+
+    async def _start_job_workers(self, state: str) -> None:
+        """Workers on the queue of jobs, where there is one."""
+        settings = self._settings
+        if state == "none":
+            return
+        own = ("--state=", "--redis=", "--near-bytes=", "--replay-bytes=", "--admin-port=", "--port=", "--host=")
+        flags = [flag for flag in arguments(settings, WorkerSettings) if not flag.startswith(own)]
+        environment = {"FORESEEN_STATE": state}
+        if settings.redis is not None:
+            environment["FORESEEN_REDIS"] = settings.redis
+        for number in range(settings.job_workers):
+            command = [*_foreseen(), "worker", *flags]
+            await self._add(Child(f"worker:{number}", command, death_signal=signal.SIGTERM, environment=environment))
 
     async def _add(self, child: Child) -> None:
         self._children.append(child)
@@ -203,7 +218,7 @@ class _System:
     async def _stop(self) -> None:
         """Proxy workers first, then models, then Valkey: the reverse order of need. Nobody is left to wait for on idle
         connections, hence SIGINT: what is under way is finished, that is all."""
-        for kind in ("proxy:", "model:", "far", "state"):
+        for kind in ("proxy:", "worker:", "model:", "far", "state"):
             group = [child for child in self._children if child.name.startswith(kind)]
             await asyncio.gather(*(child.stop(STOP_SECONDS, signal.SIGINT) for child in group))
 

@@ -25,6 +25,8 @@ from foreseen.listen import BACKLOG, files_for, inherited, listen, listen_admin
 from foreseen.manifest import Freshness, find
 from foreseen.metrics import ProxyMetrics
 from foreseen.places import model_socket, redis_socket
+from foreseen.queue import Bounds, connect_queue
+from foreseen.records import Records
 from foreseen.secret import read_secret
 from foreseen.settings import ProxySettings
 from foreseen.state import connect_state
@@ -36,11 +38,13 @@ from proxy.freshness import policy_of
 from proxy.generations import Generations
 from proxy.handlers import Handlers
 from proxy.heads import Heads
+from proxy.jobs import Jobs
 from proxy.lease import Leases
 from proxy.model import ModelProcess
 from proxy.near import Near
 from proxy.observe import Observer
 from proxy.pipeline import Pipeline
+from proxy.predictions import Predictions
 from proxy.pulse import Pulse
 from proxy.purge import Purger, admin_application
 from proxy.replay import Memory
@@ -94,6 +98,11 @@ class Proxy:
             server_timing=settings.server_timing,
             purges=self.generations,
         )
+        self.records = Records(root)
+        self.queue = None if given is None else connect_queue(given, bounds_of(settings), settings.redis_ca_file)
+        self.jobs: Jobs | None = None
+        if self.queue is not None:
+            self.jobs = Jobs(self.queue, self.records, self.pipeline, self.served, self.generations, self.metrics)
         self.memory = memory = Memory(tiers.near, settings.replay_bytes, tiers.clock)
         self.gate = Gate(_limits(settings), lambda limit: self.metrics.limited.labels(limit).inc())
         self.pulse = Pulse(
@@ -118,6 +127,7 @@ class Proxy:
             settings=settings,
             token=token,
             exposition=self.pulse.exposition,
+            predictions=None if self.jobs is None else Predictions(self.jobs, self.edge),
         ).application()
 
     @asynccontextmanager
@@ -141,6 +151,8 @@ class Proxy:
             for watcher in watchers:
                 watcher.cancel()
             await self.pipeline.close(DRAIN_SECONDS)
+            if self.jobs is not None:
+                await self.jobs.close()
             await self.generations.leave()
             for served in self.served.values():
                 await served.process.close()
@@ -179,9 +191,14 @@ class Proxy:
         return Served(manifest, process, self.settings.data, policy_of(manifest.freshness, _freshness(self.settings)))
 
 
+async def upstream_for(settings: ProxySettings) -> Upstream | None:
+    """The upstream of the settings, its models found; None where there is none. Raises SetupError."""
+    return await upstream_of(settings, _freshness(settings))
+
+
 async def _run(settings: ProxySettings) -> None:
     ending = Ending()
-    proxy = Proxy(settings, await upstream_of(settings, _freshness(settings)))
+    proxy = Proxy(settings, await upstream_for(settings))
     runner = Runner(
         proxy.application,
         proxy.connect if settings.short_road else None,
@@ -206,6 +223,8 @@ async def _run(settings: ProxySettings) -> None:
         try:
             await ending.begun.wait()
             proxy.memory.close()  # what is replayed says nothing of the end
+            if proxy.jobs is not None:
+                await proxy.jobs.news.close()
             await ending.unless_at_once(drain(runner, settings.drain_seconds, settings.deadline_seconds))
         finally:
             await operators.cleanup()
@@ -249,6 +268,11 @@ def _freshness(settings: ProxySettings) -> Freshness:
         settings.stale_while_revalidate_seconds,
         settings.stale_if_error_seconds,
     )
+
+
+def bounds_of(settings: ProxySettings) -> Bounds:
+    """How much the queue holds, and for how long."""
+    return Bounds(settings.queue_jobs, settings.queue_bytes, settings.job_seconds, settings.result_seconds)
 
 
 def _assert_parser() -> None:

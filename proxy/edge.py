@@ -102,6 +102,13 @@ class Edge:
         headers, body = error_body(known)
         return Told(known.status, list(headers.items()), body)
 
+    def accepted(self, ask: Ask, rows: int, started: float) -> None:
+        """A request that was answered with a ticket."""
+        seconds = time.perf_counter() - started
+        self._metrics.requests.labels(ask.model, ask.protocol, "202").inc()
+        self._metrics.request_seconds.labels(ask.model, "accepted").observe(seconds)
+        self._access.told(ask.model, ask.protocol, 202, "accepted", rows, seconds, traceparent=ask.traceparent)
+
     def _told(self, ask: Ask, reply: Reply, started: float) -> Told:
         self._metrics.requests.labels(ask.model, ask.protocol, "200").inc()
         seconds, rows = time.perf_counter() - started, len(reply.answers)

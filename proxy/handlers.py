@@ -34,6 +34,7 @@ from proxy.ask import Ask, Protocol
 from proxy.connection import ShortConnection
 from proxy.edge import Edge
 from proxy.freshness import AT_WILL, Control, control_of
+from proxy.predictions import Predictions
 from proxy.serve import Server
 from proxy.served import Served
 
@@ -56,6 +57,7 @@ class Handlers:
         settings: ProxySettings,
         exposition: Callable[[], Awaitable[bytes]],
         token: Token,
+        predictions: Predictions | None = None,
     ) -> None:
         self._served = served
         self._server = server
@@ -63,6 +65,7 @@ class Handlers:
         self._settings = settings
         self._exposition = exposition
         self._token = token
+        self._predictions = predictions
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[errors, admitted], client_max_size=self._settings.body_bytes)
@@ -90,6 +93,8 @@ class Handlers:
             for method in ("POST", "QUERY"):
                 route(method, f"{model}:predict", self.v1_predict, expect_handler=expect)
             app.router.add_post(f"{model}:explain", self.v1_explain)
+        if self._predictions is not None:
+            self._predictions.add_to(app)
         app.router.add_get("/metrics", self.metrics)
         app.router.add_get("/metrics/{model}", self.model_metrics)
         return app
@@ -110,6 +115,10 @@ class Handlers:
             admit(request)
             body = await read_body(request, self._settings.body_seconds)
             ask = self._ask(request, protocol)
+            if self._predictions is not None and "Prefer" in request.headers:
+                ticket = await self._predictions.submit(request, ask, body, started)
+                if ticket is not None:
+                    return ticket
         except Exception as error:  # noqa: BLE001 - counted here, where the model is known
             told = edge.failed(name, protocol, as_foreseen(error, request), started, traceparent(request))
         else:

@@ -100,6 +100,11 @@ class Served:
             raise ModelUnavailable(f"model {self.manifest.name!r} is not ready: {self.why}")
         return Space(PUBLIC, self.manifest.name, self.facts.digest)
 
+    @property
+    def preparation(self) -> str:
+        """What rows are prepared by, as a digest; empty where nobody has said."""
+        return self._preparation or ""
+
     def preparer(self) -> Preparer:
         """Raises ModelUnavailable until the preparation is known to be the process's own."""
         if self._preparer is None:

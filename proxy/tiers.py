@@ -87,6 +87,11 @@ class Tiers:
         own = self.space_key(space)
         return [key_of(own, framer.frame(row, parameters)) for row in rows]
 
+    def keys_of(self, space: Space, frames: Sequence[bytes]) -> list[Key]:
+        """The same, of rows whose frames are made."""
+        own = self.space_key(space)
+        return [key_of(own, frame) for frame in frames]
+
     def look_near(self, keys: Iterable[Key], policy: Policy, demand: Demand = AT_EASE) -> Looked:
         """near: what this process remembers of these keys. Of what it never knew nothing is said."""
         now, get, at_ease = self.clock(), self.near.get, demand is AT_EASE

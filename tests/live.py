@@ -67,7 +67,7 @@ class Live:
         return sum_of(text, name, {"model": model})
 
     def children(self) -> dict[str, int]:
-        """Process ids of the system's processes by what they are: far, model:NAME, proxy."""
+        """Process ids of the system's processes by what they are: far, state, model:NAME, proxy, worker."""
         found = {}
         for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
             words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
@@ -76,7 +76,8 @@ class Live:
                 found[f"model:{name}"] = int(pid)
             else:
                 store = "state" if any(word.endswith("state.sock") for word in words) else "far"
-                found["proxy" if "proxy" in words else store] = int(pid)
+                kind = next((kind for kind in ("proxy", "worker") if kind in words), store)
+                found[kind] = int(pid)
         return found
 
     def workers(self) -> list[int]:

@@ -66,12 +66,35 @@ SCHEMAS: Document = {
         "oneOf": [{"required": ["instances"]}, {"required": ["inputs"]}],
         "properties": {"instances": {"type": "array"}, "inputs": {}},
     },
+    "Prediction": {
+        "type": "object",
+        "required": ["id", "state", "model", "rows"],
+        "properties": {
+            "id": {"type": "string"},
+            "state": {"enum": ["queued", "running", "succeeded", "failed", "cancelled"]},
+            "model": {"type": "string"},
+            "rows": {"type": "integer"},
+            "done": {"type": "integer", "description": "Rows that are answered."},
+            "created_at": {"type": "number", "description": "Unix seconds."},
+            "started_at": {"type": "number"},
+            "ended_at": {"type": "number"},
+            "attempts": {"type": "integer", "description": "How often it was put back."},
+            "error": {"type": "string"},
+            "code": {"type": "string"},
+            "status": {"type": "integer", "description": "What `/infer` would have answered with."},
+        },
+    },
     "V1Response": {"type": "object", "oneOf": [{"required": ["predictions"]}, {"required": ["outputs"]}]},
 }
 HEADERS: Document = {
     "Cache-Status": {"description": "RFC 9211: hit, miss or bypass, and why.", "schema": {"type": "string"}},
     "Age": {"description": "Seconds since the oldest row of a hit was computed.", "schema": {"type": "integer"}},
     "Server-Timing": {"description": "Milliseconds by step.", "schema": {"type": "string"}},
+}
+ACCEPTED: Document = {
+    "Location": {"description": "Where the prediction is; relative.", "schema": {"type": "string"}},
+    "Preference-Applied": {"description": "respond-async", "schema": {"type": "string"}},
+    "Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}},
 }
 ASKS: dict[str, tuple[str, str]] = {"infer": ("InferRequest", "InferResponse"), "predict": ("V1Request", "V1Response")}
 """Body and answer of the routes that predict, by the verb at their end."""
@@ -92,7 +115,7 @@ def application() -> web.Application:
         secret = Path(folder) / "secret"
         secret.write_text("0" * 64)
         secret.chmod(0o600)
-        return Proxy(ProxySettings(data=Path(folder), redis="none")).application
+        return Proxy(ProxySettings(data=Path(folder), redis="none", state=f"unix://{folder}/state.sock")).application
 
 
 def document() -> Document:
@@ -142,6 +165,16 @@ def _operation(path: str, name: str, said: str, *, query: bool) -> Document:
         asked, answered = ASKS[verb]
         operation["requestBody"] = _body(asked, binary=verb == "infer")
         operation["responses"]["200"] = _answer("The answer.", answered, binary=verb == "infer") | {"headers": HEADERS}
+        accepted = _answer(
+            "With `Prefer: respond-async`: a ticket, where the cache does not know all rows.", "Prediction"
+        )
+        operation["responses"]["202"] = accepted | {"headers": ACCEPTED}
+    elif path == "/v2/predictions/{id}":
+        operation["responses"]["200"] = _answer("How it stands.", "Prediction")
+        if name == "prediction":
+            operation["responses"]["200"]["content"]["text/event-stream"] = {}
+    elif path == "/v2/predictions/{id}/result":
+        operation["responses"]["200"] = _answer("The answer.", "InferResponse", binary=True) | {"headers": HEADERS}
     elif path.startswith("/metrics"):
         operation["responses"]["200"] = {"description": "The Prometheus text format.", "content": {TEXT: {}}}
     else:

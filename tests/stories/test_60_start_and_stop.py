@@ -94,7 +94,7 @@ def test_sigterm_stops_all_of_it(built: Path, tmp_path: Path) -> None:
     """Exit status 0, every child gone."""
     with started(built, tmp_path / "data", models=["fingerprint"]) as system:
         children = system.children()
-        assert set(children) == {"far", "state", "model:fingerprint", "proxy"}
+        assert set(children) == {"far", "state", "model:fingerprint", "proxy", "worker"}
         system.process.send_signal(signal.SIGTERM)
         assert system.process.wait(30) == 0
         assert not any(alive(pid) for pid in children.values())

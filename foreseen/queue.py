@@ -1,0 +1,318 @@
+"""The queue of jobs: Redis Streams in the state store. It just raises QueueUnavailable.
+
+What is written, and when, stands in `transitions.py`; this file carries it there and back. Calls are bounded and never
+repeated here: who submits answers 503, a worker goes on where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import structlog
+from msgspec import Struct
+from redis import exceptions as gone
+from redis.asyncio import Redis
+
+from foreseen.errors import QueueFull, QueueUnavailable
+from foreseen.far import connect
+from foreseen.transitions import BASE, GROUP, SCRIPTS
+
+BUDGET_SECONDS = 2.0
+"""A store that takes longer is stopped, as far as a client that submits or polls can tell."""
+BLOCK_SECONDS = 0.5
+SILENCE_SECONDS = 1.0
+"""How long the channel of news is listened to at a time."""
+MAX_CALLS = 16
+"""At a time and of one process; more take turns, as long as the budget at most."""
+QUEUE, OPEN, DEAD, COUNTS, NEWS = (f"{BASE}.{name}" for name in ("queue", "open", "dead", "counts", "news"))
+
+JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
+Verdict = Literal["run", "alone", "poison", "gone"]
+OPEN_STATES = ("queued", "running")
+JOB_STATES: tuple[JobState, ...] = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
+
+log = structlog.get_logger()
+
+
+class Bounds(Struct, frozen=True):
+    """How much the queue holds, and for how long (seconds)."""
+
+    jobs: int
+    bytes: int
+    job_seconds: float
+    result_seconds: float
+    dead_seconds: float = 7 * 86400.0
+
+
+class Delivered(Struct, frozen=True):
+    """A message of the queue: its job, how many rows that has, and how many bytes they take."""
+
+    message: bytes
+    job: bytes
+    rows: int
+    bytes: int
+
+
+class Handed(Struct, frozen=True):
+    """A job as a worker gets it. `head` and `rows` are sealed records, empty where there is nothing to run."""
+
+    verdict: Verdict
+    message: bytes
+    job: bytes
+    attempts: int
+    head: bytes
+    rows: bytes
+
+
+class Ended(Struct, frozen=True):
+    """A job's end: its record, until when it is fresh (Unix seconds), and what its dead letter says, if it is one."""
+
+    message: bytes
+    job: bytes
+    state: JobState
+    record: bytes
+    fresh_until: float = 0.0
+    letter: bytes = b""
+
+
+class PutBack(Struct, frozen=True):
+    """A job that is to run later: `tried` counts it as an attempt, `suspect` makes it run alone."""
+
+    message: bytes
+    job: bytes
+    delay_seconds: float = 0.0
+    tried: bool = False
+    suspect: bool = False
+
+
+class Seen(Struct, frozen=True):
+    """A job and one of its tickets, as they stand. Times are Unix seconds; records are sealed, None where missing."""
+
+    state: JobState
+    version: int
+    rows: int
+    done: int
+    created_at: float
+    begun_at: float | None
+    ended_at: float | None
+    attempts: int
+    ticket: bytes
+    head: bytes
+    record: bytes | None
+
+
+class Standing(Struct, frozen=True):
+    """What the queue is like: jobs by state, counts since it began, and the age of its oldest job in seconds."""
+
+    counts: dict[str, int]
+    oldest_seconds: float
+    dead: int
+
+
+class Queue:
+    """The queue of one process."""
+
+    def __init__(self, client: Redis, bounds: Bounds) -> None:
+        self.bounds = bounds
+        self._client = client
+        self._turns = asyncio.Semaphore(MAX_CALLS)
+        self._scripts = {name: client.register_script(text) for name, text in SCRIPTS.items()}
+        self._life = (_ms(bounds.job_seconds), _ms(bounds.result_seconds))
+
+    async def submit(
+        self, same: bytes, job: bytes, nonce: bytes, head: bytes, rows: bytes, ticket: bytes, count: int, size: int
+    ) -> tuple[bytes, JobState, bytes]:
+        """Store a job and its first ticket, or another ticket of the job that has the same question already: that job,
+        its state and its head. When this returns it is stored. `size` is reserved for it, in bytes.
+
+        Raises QueueFull, QueueUnavailable.
+        """
+        bounds = self.bounds
+        told = await self._run(
+            "submit", same, job, nonce, head, rows, ticket, count, size, bounds.jobs, bounds.bytes, *self._life
+        )
+        if told[1] in (b"jobs", b"bytes"):
+            what = "jobs wait" if told[1] == b"jobs" else "bytes of jobs and results are kept"
+            most = bounds.jobs if told[1] == b"jobs" else bounds.bytes
+            raise QueueFull(f"the queue is full: {most} {what}")
+        return told[0], told[1].decode(), told[2]
+
+    async def see(self, job: bytes, nonce: bytes, *, record: bool = False) -> Seen | None:
+        """A job as a ticket sees it, with the record of its end if asked for; None where there is no such ticket."""
+        fields = ["s", "v", "n", "d", "c", "b", "e", "a", "t:", "c:", "head"] + (["r"] if record else [])
+        names = [name.encode() + nonce if name.endswith(":") else name for name in fields]
+        got = await self._call(self._client.hmget(_at(job), names))
+        s, v, n, d, c, b, e, a, ticket, cancelled, head, *r = got
+        if s is None or ticket is None:
+            return None
+        state: JobState = "cancelled" if cancelled else s.decode()
+        times = [None if ms is None else int(ms) / 1000 for ms in (b, e)]
+        result = r[0] if r else None
+        return Seen(
+            state, int(v), int(n), int(d), int(c) / 1000, times[0], times[1], int(a or 0), ticket, head or b"", result
+        )
+
+    async def cancel(self, job: bytes, nonce: bytes) -> bool:
+        """Cancel a ticket of a job that has not ended; whether there is such a ticket."""
+        return bool(await self._run("cancel", job, nonce, self._life[1]))
+
+    @contextlib.asynccontextmanager
+    async def news(self) -> AsyncIterator[Callable[[], Awaitable[bytes | None]]]:
+        """The jobs that change, as they do: a function that waits for the next; None where a moment passed without."""
+        channel = self._client.pubsub(ignore_subscribe_messages=True)
+        try:
+            await self._call(channel.subscribe(NEWS))
+
+            async def following() -> bytes | None:
+                told = await self._call(channel.get_message(timeout=SILENCE_SECONDS))
+                return None if told is None else told["data"]
+
+            yield following
+        finally:
+            with contextlib.suppress(gone.RedisError, OSError):
+                await channel.aclose()  # type: ignore[no-untyped-call]
+
+    # What workers do.
+
+    async def open(self) -> None:
+        """Make the group of workers where there is none."""
+        with contextlib.suppress(gone.ResponseError):  # it exists
+            await self._call(self._client.xgroup_create(QUEUE, GROUP, id="0", mkstream=True))
+
+    async def next(self, worker: str, count: int) -> list[Delivered]:
+        """The messages and jobs that are next; where there are none, wait a moment."""
+        block = int(BLOCK_SECONDS * 1000)
+        return await self._read(self._client.xreadgroup(GROUP, worker, {QUEUE: ">"}, count=count, block=block))
+
+    async def mine(self, worker: str) -> list[Delivered]:
+        """What was delivered to this worker and is not ended: a reply of `next` may have been lost."""
+        return await self._read(self._client.xreadgroup(GROUP, worker, {QUEUE: "0"}, count=10_000))
+
+    async def begin(
+        self, worker: str, messages: Iterable[tuple[bytes, bytes]], most_alone: int, *, alone: bool = False
+    ) -> list[Handed]:
+        """Take jobs aboard: what each is to be, with its records."""
+        flat = [part for pair in messages for part in pair]
+        told = await self._run("begin", worker, int(alone), most_alone, *flat)
+        return [Handed(verdict.decode(), *rest) for verdict, *rest in told]
+
+    async def beat(self, worker: str, aboard: Iterable[tuple[bytes, bytes, int]]) -> list[bytes]:
+        """Say that these messages' jobs are alive, and how many of their rows are done; those that are not its own."""
+        flat = [part for one in aboard for part in one]
+        return list(await self._run("beat", worker, *flat)) if flat else []
+
+    async def finish(self, worker: str, ended: Sequence[Ended]) -> int:
+        """End jobs; how many of them had not ended before."""
+        keep, dead = self._life[1], _ms(self.bounds.dead_seconds)
+        flat: list[Any] = []
+        for one in ended:
+            fresh = int(min(one.fresh_until, 9e9) * 1000)
+            flat += (one.message, one.job, one.state, one.record, fresh, len(one.record) + 1024, one.letter)
+        return int(await self._run("finish", worker, keep, dead, *flat))
+
+    async def put_back(self, worker: str, jobs: Sequence[PutBack]) -> None:
+        flat: list[Any] = []
+        for one in jobs:
+            flat += (one.message, one.job, _ms(one.delay_seconds), int(one.tried), int(one.suspect))
+        await self._run("back", worker, *flat)
+
+    async def tick(self) -> int:
+        """Forget what is over, queue what is due; how many were due."""
+        return int(await self._run("tick", *self._life))
+
+    async def workers(self) -> list[str]:
+        """Everybody who has ever taken a job and was not taken off."""
+        told = await self._call(self._client.xinfo_consumers(QUEUE, GROUP))
+        return [one["name"].decode() for one in told]
+
+    async def claim(self, worker: str, gone_worker: str, silent_seconds: float, most: int) -> list[Delivered]:
+        """Messages of a worker that has certainly ended, or ("") of whoever has been silent for so long."""
+        told = await self._run("claim", worker, gone_worker, _ms(silent_seconds), most)
+        return [_delivered(message, dict(zip(fields[::2], fields[1::2], strict=True))) for message, fields in told]
+
+    async def leave(self, worker: str) -> None:
+        """A worker that has nothing aboard and takes nothing more: what waits for it goes to others."""
+        await self._run("leave", worker)
+
+    # What operators ask.
+
+    async def standing(self) -> Standing:
+        pipe = self._client.pipeline(transaction=False)
+        pipe.hgetall(COUNTS)
+        pipe.zrange(OPEN, 0, 0, withscores=True)
+        pipe.hlen(DEAD)
+        pipe.time()
+        counts, oldest, dead, clock = await self._call(pipe.execute())
+        now = clock[0] + clock[1] / 1e6
+        age = max(0.0, now - oldest[0][1] / 1000) if oldest else 0.0
+        return Standing({name.decode(): int(value) for name, value in counts.items()}, age, dead)
+
+    async def dead_letters(self) -> dict[bytes, bytes]:
+        told: dict[bytes, bytes] = await self._call(self._client.hgetall(DEAD))
+        return told
+
+    async def retry(self, job: bytes) -> bool:
+        """Put a dead letter back into the queue, as if it had never run."""
+        return bool(await self._run("retry", job))
+
+    async def drop(self, job: bytes) -> bool:
+        """Take a dead letter off the list; its tickets still say how it ended."""
+        return bool(await self._call(self._client.hdel(DEAD, job)))
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def _read(self, call: Awaitable[Any]) -> list[Delivered]:
+        told = await self._call(call)
+        return [_delivered(message, fields or {}) for _, entries in told for message, fields in entries]
+
+    async def _run(self, name: str, *values: Any) -> Any:
+        return await self._call(self._scripts[name](keys=[BASE], args=list(values)))
+
+    async def _call(self, call: Any) -> Any:
+        try:
+            async with asyncio.timeout(BUDGET_SECONDS):
+                await self._turns.acquire()
+        except TimeoutError:
+            call.close()
+            raise QueueUnavailable("the queue does not answer") from None
+        try:
+            return await call
+        except gone.ResponseError as error:
+            if "NOGROUP" in str(error):
+                raise NoWorkers("nobody has worked on this queue yet") from None
+            if str(error).split(" ", 1)[0] in ("ERR", "WRONGTYPE", "BUSYGROUP"):  # a mistake of ours, not of the store
+                raise
+            log.warning("queue refused", error=str(error).split(" ", 1)[0])
+            raise QueueUnavailable("the queue does not take jobs now") from None
+        except (gone.RedisError, OSError, TimeoutError) as error:
+            log.debug("queue", error=type(error).__name__)
+            raise QueueUnavailable("the queue does not answer") from None
+        finally:
+            self._turns.release()
+
+
+class NoWorkers(QueueUnavailable):
+    """The group of workers is not there: nobody has begun, or the store has lost it."""
+
+
+def connect_queue(url: str, bounds: Bounds, ca_file: Path | None = None) -> Queue:
+    """A queue by its store's address. Opens no connection yet. `ca_file`: as of the far tier's `connect`."""
+    return Queue(connect(url, BUDGET_SECONDS, ca_file), bounds)
+
+
+def _delivered(message: bytes, fields: dict[bytes, bytes]) -> Delivered:
+    """What a message says; of one that was deleted since, nothing."""
+    return Delivered(message, fields.get(b"j", b""), int(fields.get(b"n", 0)), int(fields.get(b"b", 0)))
+
+
+def _at(job: bytes) -> bytes:
+    return f"{BASE}.job:".encode() + job
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)

@@ -1,0 +1,200 @@
+"""Jobs, tickets and results ↔ the bytes that lie in the state store.
+
+    record = "FSJ1"              magic and format version
+             kind u8             which of the structs below
+             body                MessagePack of the struct's fields in order: length-prefixed throughout
+             tag (16)            keyed BLAKE3 over all before it, cut to 16 bytes
+
+The tag's key never reaches the store, so that whoever can write there can neither forge an answer nor hand one job's to
+another: every record names the job that it belongs to. A question is its rows' canonical frames, which is also what its
+keys are made of. Values are untrusted, types are checked, nothing is pickled.
+
+A ticket's id is base64url(job 16 ‖ nonce 12 ‖ mac 8): who knows no secret can neither guess one nor make one, and what
+proves to be one of ours but is not in the store is not unknown but expired. The mac covers the tenant.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import secrets
+from collections.abc import Sequence
+from hmac import compare_digest
+from typing import TypeVar
+
+import msgspec
+from blake3 import blake3
+from msgspec import Struct
+
+from foreseen.entry import EntryCodec
+from foreseen.errors import EntryError
+from foreseen.explain import read_frame
+from foreseen.key import tag_key
+from foreseen.manifest import ModelSignature
+from foreseen.nouns import Answer, Key, Row, Source, StaleReason, Steps, Wish
+
+MAGIC = b"FSJ1"
+TAG_BYTES, JOB_BYTES, NONCE_BYTES, MAC_BYTES = 16, 16, 12, 8
+_CONTEXT, _SAME_CONTEXT = "foreseen v1 job record", "foreseen v1 same question"
+NEVER_SAME = b""
+"""Of a question that shares its job with nobody."""
+
+T = TypeVar("T", bound=Struct)
+
+
+class Head(Struct, frozen=True, array_like=True):
+    """What a job is, without its rows. `same` is what its question is recognised by; `preparation` made its rows."""
+
+    job: bytes
+    same: bytes
+    scope: str
+    model: str
+    preparation: str
+    rows: int
+    steps: list[str]
+    parameters: bytes = b""
+
+
+class Rows(Struct, frozen=True, array_like=True):
+    """A job's rows, as canonical frames."""
+
+    job: bytes
+    frames: list[bytes]
+
+
+class Ticket(Struct, frozen=True, array_like=True):
+    """How somebody wants a job's answer rendered, under which manifest version."""
+
+    nonce: bytes
+    scope: str
+    wish: Wish
+
+
+class Part(Struct, frozen=True, array_like=True):
+    """Answers that were made in one space: of each row its key, its entry, and how it came."""
+
+    digest: str
+    generation: int
+    rows: list[tuple[bytes, bytes, Source, bool, StaleReason | None]]
+
+
+class Result(Struct, frozen=True, array_like=True):
+    """A job's answers, in the order of its rows."""
+
+    job: bytes
+    parts: list[Part]
+
+
+class Failure(Struct, frozen=True, array_like=True):
+    """Why a job has no answer, as `/infer` would have said it."""
+
+    job: bytes
+    status: int
+    code: str
+    message: str
+
+
+_KINDS: tuple[type[Struct], ...] = (Head, Rows, Ticket, Result, Failure)
+
+
+class Records:
+    """Seals and opens records under keys that derive from the root secret."""
+
+    def __init__(self, root: bytes) -> None:
+        self.entries = EntryCodec(tag_key(root))
+        self._key = blake3(root, derive_key_context=_CONTEXT).digest()
+        self._same_key = blake3(root, derive_key_context=_SAME_CONTEXT).digest()
+        self._decoders = {kind: msgspec.msgpack.Decoder(kind) for kind in _KINDS}
+        self._encode = msgspec.msgpack.Encoder().encode
+
+    def seal(self, record: Struct) -> bytes:
+        """The bytes of a record."""
+        body = MAGIC + bytes((_KINDS.index(type(record)),)) + self._encode(record)
+        return body + self._tag(body)
+
+    def open(self, kind: type[T], value: bytes) -> T:
+        """A record of this kind. Raises EntryError("length" | "format" | "tag") for anything else."""
+        if len(value) < len(MAGIC) + 1 + TAG_BYTES:
+            raise EntryError("length")
+        if not value.startswith(MAGIC) or value[len(MAGIC)] != _KINDS.index(kind):
+            raise EntryError("format")
+        if not compare_digest(self._tag(value[:-TAG_BYTES]), value[-TAG_BYTES:]):
+            raise EntryError("tag")
+        try:
+            return self._decoders[kind].decode(memoryview(value)[len(MAGIC) + 1 : -TAG_BYTES])  # type: ignore[return-value]
+        except msgspec.MsgspecError:
+            raise EntryError("format") from None
+
+    def open_of(self, kind: type[T], job: bytes, value: bytes) -> T:
+        """The same, of this very job. Raises EntryError("identity") too."""
+        record = self.open(kind, value)
+        if getattr(record, "job", None) != job:
+            raise EntryError("identity")
+        return record
+
+    def same(self, keys: Sequence[Key]) -> bytes:
+        """What a question is recognised by: its rows' keys, which hold tenant, model, digest and generation."""
+        return blake3(b"".join(keys), key=self._same_key).digest()
+
+    def ticket_id(self, job: bytes, nonce: bytes, scope: str) -> str:
+        return base64.urlsafe_b64encode(job + nonce + self._mac(job, nonce, scope)).decode()
+
+    def read_ticket_id(self, ticket: str, scope: str) -> tuple[bytes, bytes] | None:
+        """Job and nonce of an id that was given to this tenant; None for any other text."""
+        try:
+            raw = base64.b64decode(ticket.encode("ascii"), altchars=b"-_", validate=True)
+        except (UnicodeEncodeError, binascii.Error):
+            return None
+        if len(raw) != JOB_BYTES + NONCE_BYTES + MAC_BYTES:
+            return None
+        job, nonce = raw[:JOB_BYTES], raw[JOB_BYTES : JOB_BYTES + NONCE_BYTES]
+        return (job, nonce) if compare_digest(raw[-MAC_BYTES:], self._mac(job, nonce, scope)) else None
+
+    def _mac(self, job: bytes, nonce: bytes, scope: str) -> bytes:
+        return blake3(b"ticket" + job + nonce + scope.encode(), key=self._key).digest()[:MAC_BYTES]
+
+    def _tag(self, body: bytes) -> bytes:
+        return blake3(body, key=self._key).digest()[:TAG_BYTES]
+
+    def part(self, digest: str, generation: int, keys: Sequence[Key], answers: Sequence[Answer]) -> Part:
+        """Answers that were made in one space."""
+        pack = self.entries.pack
+        rows = [
+            (bytes(key), pack(key, one.prediction), one.source, one.stored, one.why)
+            for key, one in zip(keys, answers, strict=True)
+        ]
+        return Part(digest, generation, rows)
+
+    def answers(self, result: Result) -> list[Answer]:
+        """A result's answers. Raises EntryError where an entry is not its row's."""
+        unpack = self.entries.unpack
+        return [
+            Answer(unpack(Key(key), part.digest, entry), source, stored, why=why)
+            for part in result.parts
+            for key, entry, source, stored, why in part.rows
+        ]
+
+
+def rows_of(frames: Sequence[bytes], signature: ModelSignature) -> list[Row]:
+    """The rows that these frames were made of. Raises EntryError for what the signature does not have."""
+    names = [spec.name for spec in signature.keyed]
+    rows = []
+    for frame in frames:
+        arrays = {one.name: one.array for one in read_frame(frame).inputs}
+        if arrays.keys() != set(names):
+            raise EntryError("format")
+        rows.append(Row(tuple(arrays[name] for name in names)))
+    return rows
+
+
+def steps_of(head: Head) -> Steps:
+    """Which steps a job takes."""
+    return frozenset(head.steps)  # type: ignore[arg-type] # a sealed record holds what was put in
+
+
+def new_job() -> bytes:
+    return secrets.token_bytes(JOB_BYTES)
+
+
+def new_nonce() -> bytes:
+    return secrets.token_bytes(NONCE_BYTES)

@@ -1,0 +1,326 @@
+"""A question that may be answered later ↔ a job in the queue, a ticket for whoever asked, and the answer in the end.
+
+A job is tenant + keys: who asks the same while it is under way, or as long as its result is fresh, gets a ticket of the
+same job. A ticket is a job and the wish of its asker; its id is all that it takes to fetch the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+import structlog
+from msgspec import Struct
+
+from foreseen.datatypes import DATATYPES
+from foreseen.entry import FAR_OVERHEAD_BYTES
+from foreseen.errors import (
+    DeadlineExceeded,
+    EntryError,
+    ForeseenError,
+    ModelUnavailable,
+    NotCached,
+    NotFinished,
+    PredictionCancelled,
+    PredictionGone,
+    UnknownModel,
+    UnknownPrediction,
+)
+from foreseen.manifest import Manifest
+from foreseen.metrics import ProxyMetrics
+from foreseen.nouns import ALL_STEPS, AT_EASE, Answer, Key, Question, Space, Steps, Terms
+from foreseen.queue import OPEN_STATES, JobState, Queue
+from foreseen.queue import Seen as Stored
+from foreseen.records import NEVER_SAME, Failure, Head, Records, Result, Rows, Ticket, new_job, new_nonce
+from proxy.ask import Ask
+from proxy.facts import Facts
+from proxy.freshness import Control, steps_of
+from proxy.news import News
+from proxy.pipeline import Pipeline
+from proxy.render import render
+from proxy.serve import decoded
+from proxy.served import Served
+
+OFF_LOOP_BYTES = 4 * 1024
+"""A larger body is prepared, and a larger result rendered, off the event loop."""
+LOOK_SECONDS = 0.25
+"""How long near and far have to say that they know all rows, before the question becomes a job."""
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Struct)
+
+log = structlog.get_logger()
+
+
+class Purges(Protocol):
+    """What is needed of purges."""
+
+    def of(self, model: str, digest: str) -> int | None: ...
+    def was_purged(self, key: Key) -> bool: ...
+
+
+class Promised(Struct, frozen=True):
+    """A ticket as it was handed out."""
+
+    id: str
+    state: JobState
+    model: str
+    rows: int
+
+
+class Prediction(Struct, frozen=True):
+    """A ticket and its job, as they stand. Times are Unix seconds. `failure` is there where the state is `failed`."""
+
+    id: str
+    state: JobState
+    version: int
+    model: str
+    rows: int
+    done: int
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    attempts: int
+    failure: Failure | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.state not in OPEN_STATES
+
+
+class Fetched(Struct, frozen=True):
+    """A result, rendered as its ticket wishes: body, JSON length where tensors follow, headers."""
+
+    body: bytes
+    length: int | None
+    headers: dict[str, str]
+
+
+class Failed(ForeseenError):
+    """A job's failure, told as `/infer` would have: status and code are its own."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.status, self.code = failure.status, failure.code  # type: ignore[misc]
+
+
+class Jobs:
+    """Jobs and tickets, as one proxy process hands them out."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        records: Records,
+        pipeline: Pipeline,
+        served: Mapping[str, Served],
+        purges: Purges,
+        metrics: ProxyMetrics,
+    ) -> None:
+        self.news = News(queue)
+        self._queue = queue
+        self._records = records
+        self._pipeline = pipeline
+        self._served = served
+        self._purges = purges
+        self._metrics = metrics
+
+    async def submit(self, served: Served, ask: Ask, body: bytes) -> Promised | None:
+        """A ticket for a question; None where it is better answered at once: near and far know every row,
+        it has none, it must not wait for the model, or belongs to a sequence.
+
+        Raises QueueFull, QueueUnavailable and what is wrong with the question.
+        """
+        control, steps, size = ask.control, steps_of(ask.control, served.steps), len(body)
+        asked = await _off_loop(lambda: decoded(served, ask, body), size)
+        if asked.sequence or "model" not in steps:
+            return None
+        space, preparation, preparer = self._in_force(served), served.preparation, served.preparer()
+        rows = tuple(await _off_loop(lambda: preparer.rows(asked.inputs), size))
+        frames, scope = served.framer.frames(rows, asked.parameters), space.scope
+        keys = self._pipeline.tiers.keys_of(space, frames)
+        question = Question(space, rows, self._terms(steps, control), asked.parameters)
+        if not rows or await self._is_known(question, keys):
+            return None
+        shared = steps == ALL_STEPS and control.demand == AT_EASE
+        same = self._records.same(keys) if shared else NEVER_SAME
+        for sharing in (same, NEVER_SAME) if same else (NEVER_SAME,):
+            job, nonce, seal = new_job(), new_nonce(), self._records.seal
+            head = Head(
+                job, sharing, scope, served.manifest.name, preparation, len(rows), sorted(steps), asked.parameters
+            )
+            sealed, ticket = seal(Rows(job, frames)), seal(Ticket(nonce, scope, asked.wish))
+            room = len(sealed) + 1024 + len(rows) * _row_bytes(served.manifest)
+            given, state, told = await self._queue.submit(
+                sharing, job, nonce, seal(head), sealed, ticket, len(rows), room
+            )
+            if given == job or self._is_same(given, told, same):
+                return Promised(self._records.ticket_id(given, nonce, scope), state, head.model, len(rows))
+        raise AssertionError("a job that is shared with nobody is its own")
+
+    def _is_same(self, job: bytes, head: bytes, same: bytes) -> bool:
+        """Whether the job that the store takes for this question's really is: it could have been tampered with."""
+        try:
+            return self._records.open_of(Head, job, head).same == same
+        except EntryError as error:
+            self._metrics.verify_failed.labels(error.reason).inc()
+            return False
+
+    async def look(self, ticket: str, scope: str) -> Prediction:
+        """How a ticket stands. Raises UnknownPrediction, PredictionGone, QueueUnavailable."""
+        job, nonce = self.read_id(ticket, scope)
+        seen = await self._see(job, nonce)
+        head = self._open(Head, job, seen.head)
+        failure = None
+        if seen.state == "failed":
+            failure = self._open(Failure, job, (await self._see(job, nonce, record=True)).record)
+        return Prediction(
+            ticket, seen.state, seen.version, head.model, seen.rows, seen.done, seen.created_at, seen.begun_at,
+            seen.ended_at, seen.attempts, failure,
+        )  # fmt: skip
+
+    def read_id(self, ticket: str, scope: str) -> tuple[bytes, bytes]:
+        """A ticket's job and nonce. Raises UnknownPrediction."""
+        known = self._records.read_ticket_id(ticket, scope)
+        if known is None:
+            raise UnknownPrediction("there is no such prediction")
+        return known
+
+    async def until(self, ticket: str, scope: str, seconds: float, version: int | None = None) -> Prediction:
+        """Wait until a ticket has ended, or is of a later version than this; how it stands then."""
+        job, _ = self.read_id(ticket, scope)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        with self.news.of(job) as watch:
+            while True:
+                seen = await self.look(ticket, scope)
+                left = end - loop.time()
+                if seen.ended or (version is not None and seen.version > version) or left <= 0 or self.news.closing:
+                    return seen
+                await watch.wait(left)
+
+    async def fetch(self, ticket: str, scope: str) -> Fetched:
+        """The result of a ticket, as `/infer` would have sent it.
+
+        Raises NotFinished, PredictionGone, PredictionCancelled, and what the job failed with.
+        """
+        job, nonce = self.read_id(ticket, scope)
+        seen = await self._see(job, nonce, record=True)
+        match seen.state:
+            case "queued" | "running":
+                raise NotFinished(f"the prediction is {seen.state}", retry_after=1)
+            case "cancelled":
+                raise PredictionCancelled("the prediction was cancelled")
+            case "expired":
+                raise PredictionGone("the prediction was not computed in time")
+            case "failed":
+                raise Failed(self._open(Failure, job, seen.record))
+        head, wish = self._open(Head, job, seen.head), self._open_ticket(nonce, scope, seen.ticket).wish
+        result = self._open(Result, job, seen.record)
+        served = self._served.get(head.model)
+        if served is None:
+            raise UnknownModel(head.model)
+        self._not_purged(head.model, result)
+        answers = self._answers(result)
+        _renderable(served.manifest, answers)
+        now = self._pipeline.tiers.clock()
+        predictions = [answer.prediction for answer in answers]
+        body, length = await _off_loop(lambda: render(served.manifest, predictions, wish), len(seen.record or b""))
+        facts = Facts.of(answers, served, now, requested=not {"near", "far"} & set(head.steps))
+        return Fetched(body, length, facts.headers())
+
+    async def cancel(self, ticket: str, scope: str) -> Prediction:
+        """Cancel a ticket that has not ended, and with the last one its job; how it stands then."""
+        job, nonce = self.read_id(ticket, scope)
+        if not await self._queue.cancel(job, nonce):
+            raise PredictionGone("the prediction has expired")
+        return await self.look(ticket, scope)
+
+    async def close(self) -> None:
+        await self.news.close()
+        await self._queue.close()
+
+    def _terms(self, steps: Steps, control: Control) -> Terms:
+        """Those of the look whether a question needs a job at all."""
+        deadline = asyncio.get_running_loop().time() + LOOK_SECONDS
+        return Terms(deadline, steps=steps & {"near", "far"}, demand=control.demand)
+
+    async def _is_known(self, question: Question, keys: Sequence[Key]) -> bool:
+        """Whether near and far have every row, in time."""
+        if not question.terms.steps:
+            return False
+        try:
+            await self._pipeline.answer(question, keys)
+        except (NotCached, DeadlineExceeded):
+            return False
+        return True
+
+    def _in_force(self, served: Served) -> Space:
+        """The model's space, with what was purged. Raises ModelUnavailable where that is not known."""
+        space = served.space()
+        generation = self._purges.of(space.model, space.digest)
+        if generation is None:
+            raise ModelUnavailable("the state store has not been read yet: nobody knows what was purged")
+        return Space(space.scope, space.model, space.digest, generation)
+
+    def _not_purged(self, model: str, result: Result) -> None:
+        """Raises PredictionGone where something of a result was purged after it was made."""
+        for part in result.parts:
+            purged = (self._purges.of(model, part.digest) or 0) > part.generation
+            if purged or any(self._purges.was_purged(Key(key)) for key, *_ in part.rows):
+                raise PredictionGone("the prediction was purged")
+
+    async def _see(self, job: bytes, nonce: bytes, *, record: bool = False) -> Stored:
+        seen = await self._queue.see(job, nonce, record=record)
+        if seen is None:
+            raise PredictionGone("the prediction has expired")
+        return seen
+
+    def _open(self, kind: type[R], job: bytes, value: bytes | None) -> R:
+        """A record of a job. What is not what was stored there is no answer: raises PredictionGone."""
+        try:
+            return self._records.open_of(kind, job, value or b"")
+        except EntryError as error:
+            raise self._tampered(error) from None
+
+    def _open_ticket(self, nonce: bytes, scope: str, value: bytes) -> Ticket:
+        try:
+            ticket = self._records.open(Ticket, value)
+        except EntryError as error:
+            raise self._tampered(error) from None
+        if (ticket.nonce, ticket.scope) != (nonce, scope):
+            raise self._tampered(EntryError("identity"))
+        return ticket
+
+    def _answers(self, result: Result) -> list[Answer]:
+        try:
+            return self._records.answers(result)
+        except EntryError as error:
+            raise self._tampered(error) from None
+
+    def _tampered(self, error: EntryError) -> PredictionGone:
+        self._metrics.verify_failed.labels(error.reason).inc()
+        log.error("a record of the state store is not what was put there", reason=error.reason)
+        return PredictionGone("what the state store holds of the prediction is not what was put there")
+
+
+def _renderable(manifest: Manifest, answers: list[Answer]) -> None:
+    """Raises PredictionGone where the model has another signature by now."""
+    wanted = [output.name for output in manifest.model.outputs]
+    if any([output.name for output in answer.prediction.outputs] != wanted for answer in answers):
+        raise PredictionGone("the model has another signature since")
+
+
+def _row_bytes(manifest: Manifest) -> int:
+    """What a row's result is likely to take, as far as its outputs have a fixed size."""
+    size = FAR_OVERHEAD_BYTES
+    for output in manifest.model.outputs:
+        elements = 1
+        for dim in output.shape[1:]:
+            elements *= dim if isinstance(dim, int) else 1
+        size += elements * max(1, DATATYPES[output.datatype].size)
+    return size
+
+
+async def _off_loop(work: Callable[[], T], size: int) -> T:
+    return work() if size <= OFF_LOOP_BYTES else await asyncio.to_thread(work)
