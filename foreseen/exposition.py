@@ -109,10 +109,15 @@ def _collected(registry: CollectorRegistry) -> Iterable[Metric]:
     return MultiProcessCollector(None, folder).collect()  # type: ignore[no-untyped-call, no-any-return]
 
 
+def several_workers() -> bool:
+    """Whether this process is one of several whose values lie in files."""
+    return MULTIPROCESS_FOLDER in os.environ
+
+
 def use_slot(slot: int) -> None:
     """Name this worker's files after its number and not after its process, before any metric is made: a worker that is
     restarted goes on counting where the last one stopped, and files do not grow in number. Does nothing with one."""
-    if MULTIPROCESS_FOLDER in os.environ:
+    if several_workers():
         values.ValueClass = values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]
 
 

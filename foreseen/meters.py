@@ -65,11 +65,60 @@ class Tallies:
         self._metric = metric
         self._tallies: dict[str, Tally] = {}
 
-    def add(self, label: str, value: float) -> None:
+    def of(self, label: str) -> Tally:
         tally = self._tallies.get(label)
         if tally is None:
             tally = self._tallies[label] = Tally(self._metric.labels(label))
-        tally.add(value)
+        return tally
+
+    def add(self, label: str, value: float) -> None:
+        self.of(label).add(value)
 
     def __iter__(self) -> Iterator[Tally]:
         return iter(self._tallies.values())
+
+
+class Hits:
+    """What the hits of one model and protocol count: requests, rows by tier, compute seconds saved, durations. Plain
+    additions, brought in by `flush` as a tally's are; at once where several workers write to files that outlive them.
+    """
+
+    __slots__ = (
+        "_at_once", "_bounds", "_counters", "_counts", "_far", "_histogram", "_near", "_requests", "_saved", "_seconds",
+    )  # fmt: skip
+
+    def __init__(
+        self, requests: Counter, near: Counter, far: Counter, saved: Counter, seconds: Histogram, *, at_once: bool
+    ) -> None:
+        self._counters = (requests, near, far, saved)
+        self._histogram = seconds
+        self._at_once = at_once
+        self._bounds = seconds._upper_bounds  # noqa: SLF001 - as in `Tally`
+        self._counts = [0] * len(self._bounds)
+        self._requests = self._near = self._far = 0
+        self._saved = self._seconds = 0.0
+
+    def add(self, near: int, far: int, saved: float, seconds: float) -> None:
+        """One request of so many rows of each tier."""
+        self._requests += 1
+        self._near += near
+        self._far += far
+        self._saved += saved
+        self._seconds += seconds
+        self._counts[bisect_left(self._bounds, seconds)] += 1
+        if self._at_once:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._requests:
+            return
+        for counter, value in zip(self._counters, (self._requests, self._near, self._far, self._saved), strict=True):
+            if value:
+                counter.inc(value)
+        for number, count in enumerate(self._counts):
+            if count:
+                self._histogram._buckets[number].inc(count)  # noqa: SLF001
+        self._histogram._sum.inc(self._seconds)  # noqa: SLF001
+        self._counts = [0] * len(self._bounds)
+        self._requests = self._near = self._far = 0
+        self._saved = self._seconds = 0.0

@@ -2,8 +2,8 @@
 
 Seconds, bytes, `_total`. A hit takes well under a millisecond, so request buckets start at 0.25 ms. With several
 workers `PROMETHEUS_MULTIPROC_DIR` is set before this module is imported, and a scrape sums over them. Requests, rows
-and their durations are counted at once, before an answer is sent, so that not even `kill -9` loses one; stage timings,
-sizes and gauges follow once a second.
+and their durations are counted before an answer is sent, with several workers in files at once, so that not even
+`kill -9` loses one; stage timings, sizes and gauges follow once a second. A scrape brings in what is tallied.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
-from foreseen.exposition import exposition
-from foreseen.meters import Kept, Tallies, Tally
+from foreseen.exposition import exposition, several_workers
+from foreseen.meters import Hits, Kept, Tallies, Tally
 
 REQUEST_BUCKETS = (
     0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
@@ -239,6 +239,22 @@ class ProxyMetrics:
         build = Gauge("foreseen_build_info", "1; its labels say what runs.", ("version", "python"), **newest)
         build.labels(version("foreseen"), platform.python_version()).set(1)
 
+        self._hits: dict[tuple[str, str], Hits] = {}
+
+    def hits(self, model: str, protocol: str) -> Hits:
+        """What hits of a model and protocol count, for those who count many."""
+        hits = self._hits.get((model, protocol))
+        if hits is None:
+            hits = self._hits[model, protocol] = Hits(
+                self.requests.labels(model, protocol, "200"),
+                self.rows.labels(model, "near"),
+                self.rows.labels(model, "far"),
+                self.saved_seconds.labels(model),
+                self.request_seconds.labels(model, "hit"),
+                at_once=several_workers(),
+            )
+        return hits
+
     def expect(self, models: Iterable[str]) -> None:
         """Show what may happen before it does: a rate needs a zero to start from."""
         for model in models:
@@ -267,7 +283,7 @@ class ProxyMetrics:
 
     def flush(self) -> None:
         """Bring in what was tallied. On the event loop."""
-        for tally in (*self.stages, self.entry_bytes, self.loop_lag):
+        for tally in (*self.stages, *self._hits.values(), self.entry_bytes, self.loop_lag):
             tally.flush()
 
     def exposition(self) -> bytes:

@@ -6,7 +6,8 @@ Struct is made in about 0.1 µs, a frozen dataclass in about 1 µs (measured on 
 
 from __future__ import annotations
 
-from typing import Any, Literal, NewType
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NewType, overload
 
 from msgspec import Struct
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ StaleReason = Literal["stale-while-revalidate", "stale-if-error", "max-stale"]
 ALL_STEPS: Steps = frozenset(("near", "far", "model", "keep"))
 
 
-class Space(Struct, frozen=True):
+class Space(Struct, frozen=True, cache_hash=True):
     """A key space. Another tenant, model, model version or purge is another Space, hence other keys."""
 
     scope: str
@@ -44,7 +45,36 @@ class Row(Struct, frozen=True, gc=False):
     tensors: tuple[Array, ...]
 
 
-class Demand(Struct, frozen=True):
+class Columns(Sequence[Row]):
+    """Rows of one shape that stand in one array per keyed input, with their batch axis. A row is made when it is asked
+    for: where near has all of a batch, none is."""
+
+    __slots__ = ("arrays",)
+
+    def __init__(self, arrays: Sequence[Array]) -> None:
+        self.arrays = tuple(arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays[0])
+
+    @overload
+    def __getitem__(self, at: int) -> Row: ...
+    @overload
+    def __getitem__(self, at: slice) -> Columns: ...
+    def __getitem__(self, at: int | slice) -> Row | Columns:
+        if isinstance(at, slice):
+            return Columns([array[at] for array in self.arrays])
+        return Row(tuple(array[at, ...] for array in self.arrays))
+
+    def __iter__(self) -> Iterator[Row]:
+        arrays = self.arrays
+        if len(arrays) == 1:
+            only = arrays[0]
+            return (Row((only[at, ...],)) for at in range(len(only)))
+        return (Row(tuple(array[at, ...] for array in arrays)) for at in range(len(self)))
+
+
+class Demand(Struct, frozen=True, cache_hash=True):
     """How old an answer may be for a request, in seconds and in RFC 9111's words; None where it does not say."""
 
     max_age: float | None = None
@@ -72,7 +102,7 @@ class Question(Struct, frozen=True):
     """What is asked: rows of one space, with the request parameters that change the answer as canonical JSON."""
 
     space: Space
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
     terms: Terms
     parameters: bytes = b""
 

@@ -7,6 +7,7 @@ without I/O; heavy (tokenizer, images), so servers run it off their event loop. 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ from foreseen.errors import BadInput, SetupError
 from foreseen.images import pixels
 from foreseen.manifest import ClientInput, Manifest, wire_shape
 from foreseen.normalize import cast, steps_of, texts
-from foreseen.nouns import Array, Row
+from foreseen.nouns import Array, Columns, Row
 from foreseen.rows import mask_lengths
 from foreseen.wire import InputTensor
 
@@ -41,19 +42,23 @@ class Preparer:
         }
         self.heavy = bool(self._tokenizers) or any(spec.image for spec in manifest.seen.inputs)
 
-    def rows(self, inputs: Sequence[InputTensor]) -> list[Row]:
+        self.columnar = self._is_columnar()
+        self._texts = TextMemo()
+
+    def rows(self, inputs: Sequence[InputTensor]) -> Sequence[Row]:
         """The rows of a request. Raises BadInput naming the input, or TooLarge.
 
         Where the manifest says `rows = "together"` there is one row, whose tensors keep their batch axis.
         """
+        if self.columnar:
+            return Columns(self.table(inputs))
         arrays = self._arrays(inputs)
         if self._manifest.rows == "together":
             return [Row(tuple(_whole(self._columns(arrays)[name]) for name in self._keyed))]
         columns = self._columns(arrays)
         return [Row(parts) for parts in zip(*(columns[name] for name in self._keyed), strict=True)]
 
-    @property
-    def columnar(self) -> bool:
+    def _is_columnar(self) -> bool:
         """Whether `table` does what `rows` does: for numbers of fixed shape, in rows that stand alone."""
         seen = self._inputs.values()
         shaped = any(spec.tokenizer or spec.image or spec.trim or spec.datatype == "BYTES" for spec in seen)
@@ -115,8 +120,50 @@ class Preparer:
         assert spec.tokenizer is not None
         ids = spec.tokenizer.ids
         dtype = next(DATATYPES[i.datatype].dtype for i in self._manifest.model.inputs if i.name == ids)
-        encoded = self._tokenizers[spec.name].encode_batch_fast(texts(array, f"inputs.{spec.name}"))
-        return [np.array(one.ids, dtype) for one in encoded]
+        known = [self._texts.get((spec.name, text)) for text in array.ravel().tolist()]
+        new = [at for at, ids in enumerate(known) if ids is None]
+        if not new:
+            return known  # type: ignore[return-value]
+        asked = array.ravel()[new]
+        encoded = self._tokenizers[spec.name].encode_batch_fast(texts(asked, f"inputs.{spec.name}"))
+        for at, text, one in zip(new, asked, encoded, strict=True):
+            row = np.array(one.ids, dtype)
+            known[at] = row
+            self._texts.put((spec.name, text), row)
+        return known  # type: ignore[return-value]
+
+
+class TextMemo:
+    """Texts of one preparation → their ids, bounded in bytes; the oldest go. The text itself is the proof: it is the
+    dictionary's key. Asked by the event loop and by threads."""
+
+    CAPACITY_BYTES = 16 * 2**20
+    MAX_TEXT_BYTES = 4096
+    OVERHEAD_BYTES = 350
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._ids: dict[tuple[str, bytes], Array] = {}
+        self._lock = threading.Lock()
+
+    def get(self, text: tuple[str, bytes]) -> Array | None:
+        return self._ids.get(text)
+
+    def put(self, text: tuple[str, bytes], ids: Array) -> None:
+        if len(text[1]) > self.MAX_TEXT_BYTES:
+            return
+        ids.flags.writeable = False  # many requests share it
+        with self._lock:
+            if text in self._ids:
+                return
+            self._ids[text] = ids
+            self.bytes += self._size(text, ids)
+            while self.bytes > self.CAPACITY_BYTES:
+                oldest = next(iter(self._ids))
+                self.bytes -= self._size(oldest, self._ids.pop(oldest))
+
+    def _size(self, text: tuple[str, bytes], ids: Array) -> int:
+        return self.OVERHEAD_BYTES + len(text[1]) + ids.nbytes
 
 
 def _whole(column: Column) -> Array:

@@ -123,6 +123,9 @@ class ProxySettings(Common):
     replay_bytes: Annotated[
         int, Parameter(help="Memory of replies to requests that come again byte by byte, per worker; 0 turns it off.")
     ] = 32 * 2**20
+    shortcut_bytes: Annotated[
+        int, Parameter(help="Memory of bodies that come again, under whatever head or id, per worker; 0 turns it off.")
+    ] = 64 * 2**20
     short_road: Annotated[
         bool, Parameter(help="Answer requests whose head is known, byte by byte, before aiohttp's own machinery runs.")
     ] = True

@@ -84,6 +84,13 @@ class _RequestBody(Struct):
     outputs: list[_Wanted] | None = None
 
 
+class _OnlyId(Struct):
+    id: str | None = None
+
+
+_ID = msgspec.json.Decoder(_OnlyId)
+
+
 class _ResponseBody(Struct):
     model_name: str
     outputs: list[_Tensor]
@@ -113,6 +120,11 @@ def parse_request(body: bytes, header_length: int | None) -> Request:
         tuple(_wanted(o, f"outputs[{i}]") for i, o in enumerate(wanted)) if wanted else None,
         _flag(parameters, "binary_data_output", "parameters") or False,
     )
+
+
+def request_id(envelope: bytes) -> str | None:
+    """The `id` of a request that is known to be well-formed, past everything else of it."""
+    return _ID.decode(envelope).id
 
 
 def parse_raw(body: bytes, name: str, datatype: str, shape: Sequence[int]) -> Request:

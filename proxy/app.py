@@ -48,6 +48,7 @@ from proxy.predictions import Predictions
 from proxy.pulse import Pulse
 from proxy.purge import Purger, admin_application
 from proxy.replay import Memory
+from proxy.road import Road
 from proxy.serve import Server
 from proxy.served import Served
 from proxy.tiers import Tiers
@@ -97,6 +98,7 @@ class Proxy:
             observed=frozenset(self.served if "all" in settings.observe else settings.observe),
             server_timing=settings.server_timing,
             purges=self.generations,
+            shortcut_bytes=settings.shortcut_bytes,
         )
         self.records = Records(root)
         self.queue = None if given is None else connect_queue(given, bounds_of(settings), settings.redis_ca_file)
@@ -118,8 +120,15 @@ class Proxy:
             settings.admin_token_file or settings.data / "admin-token", required=settings.admin_token_file is not None
         )
         self.admin = admin_application(Purger(self.state, tiers), token, settings.body_seconds)
-        self.edge = Edge(served=self.served, server=self.server, metrics=self.metrics, settings=settings, memory=memory)
-        self.heads = Heads(settings.body_bytes)
+        self.edge = Edge(
+            served=self.served,
+            server=self.server,
+            metrics=self.metrics,
+            settings=settings,
+            tiers=tiers,
+            memory=memory,
+        )
+        self.road, self.heads = Road(self.edge), Heads(settings.body_bytes)
         self.application = Handlers(
             served=self.served,
             server=self.server,
@@ -162,7 +171,7 @@ class Proxy:
 
     def connect(self, manager: Any, **options: Any) -> ShortConnection:
         """A connection that answers what it recognises itself."""
-        return ShortConnection(manager, self.edge, self.heads, **options)
+        return ShortConnection(manager, self.road, self.heads, **options)
 
     def _versions(self) -> dict[str, str]:
         return {name: served.manifest.version for name, served in self.served.items()}

@@ -18,10 +18,11 @@ from aiohttp import web
 
 from foreseen.connection import Connection
 from proxy.ask import Ask
-from proxy.edge import Edge, Told
+from proxy.edge import Told
 from proxy.heads import END_OF_HEAD, Heads, may_be_learned
+from proxy.lines import reply_head
 from proxy.replay import MAX_REQUEST_BYTES
-from proxy.road import UnderWay, head_of, set_out
+from proxy.road import Road, UnderWay
 
 HOLD_SECONDS = 0.25
 """How long a known head waits for its body here before aiohttp gets it, which knows how to refuse a slow one."""
@@ -41,12 +42,13 @@ class ShortConnection(Connection):
 
     __slots__ = (
         "_back", "_copy", "_done", "_edge", "_fed", "_have", "_head", "_heads", "_held", "_holding", "_idle",
-        "_under_way", "_wanted", "_whole",
+        "_road", "_under_way", "_wanted", "_whole",
     )  # fmt: skip
 
-    def __init__(self, manager: Any, edge: Edge, heads: Heads, **options: Any) -> None:
+    def __init__(self, manager: Any, road: Road, heads: Heads, **options: Any) -> None:
         super().__init__(manager, **options)
-        self._edge = edge
+        self._road = road
+        self._edge = road.edge
         self._heads = heads
         self._idle = True
         self._fed = self._whole = 0
@@ -160,15 +162,13 @@ class ShortConnection(Connection):
         """A whole request, recognised: its answer now, or when what it waits for is here."""
         self._admitted()
         self._manager.requests_count += 1  # type: ignore[union-attr]
-        told = set_out(self._edge, ask, body, self._answered)
+        told = self._road.set_out(ask, body, raw, self._answered)
         if isinstance(told, UnderWay):
             self._under_way = told
-            return
-        self._send(told)
-        if raw is not None and told.reply is not None:
-            self._edge.remember(ask, raw, told.reply)
+        else:
+            self._send(told)
 
-    def _answered(self, told: Told) -> None:
+    def _answered(self, told: bytes | Told) -> None:
         """The request that was under way has its answer."""
         self._under_way = None
         if self.transport is not None:
@@ -187,11 +187,16 @@ class ShortConnection(Connection):
         if self.bucket is not None:
             self.bucket.take()
 
-    def _send(self, told: Told) -> None:
+    def _send(self, told: bytes | Told) -> None:
         last = self.draining and not self._back  # what was pipelined behind it is answered before
+        if isinstance(told, bytes):
+            self._write(told.replace(b"\r\nDate: ", b"\r\nConnection: close\r\nDate: ", 1) if last else told)
+            if last:
+                self.force_close()
+            return
         if last:
             told = told._replace(headers=[*told.headers, ("Connection", "close")])
-        head, body = head_of(told), told.body
+        head, body = reply_head(told.status, told.headers, len(told.body)), told.body
         if len(body) > APART_BYTES:
             self._write(head)
             self._write(body)

@@ -61,6 +61,8 @@ class Flights:
 
     def __init__(self, fly: Callable[[Cabin], Awaitable[None]]) -> None:
         self._fly = fly
+        self.forgotten = 0
+        """How many keys were forgotten, ever."""
         self._aloft: dict[Key, Cabin] = {}
         self._boarding: dict[Party, Cabin] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -121,6 +123,7 @@ class Flights:
 
     def forget(self, key: Key) -> None:
         """Nobody joins a flight of this key from now on; those aboard keep their seats."""
+        self.forgotten += 1
         self._aloft.pop(key, None)
 
     async def drain(self, seconds: float) -> None:
@@ -163,6 +166,8 @@ class Flights:
 def _suits(cabin: Cabin, party: Party) -> bool:
     """Whether all that a flight may land is what the party would take."""
     there = cabin.party
+    if there == party:
+        return not (cabin.departed and there.computes)
     if ("model" in there.steps) != ("model" in party.steps):  # only-if-cached waits for no model, nor ends others' wait
         return False
     if there.computes:

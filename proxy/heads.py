@@ -53,7 +53,7 @@ class Heads:
     def learn(self, head: bytes, ask: Ask) -> None:
         """Remember what a head asks. `head` ends with its empty line."""
         cut = _cut(head)
-        if cut is None or len(head) > MAX_HEAD_BYTES or head.lower().count(b"content-length") != 1:
+        if cut is None or len(head) > MAX_HEAD_BYTES or head.lower().count(b"\r\ncontent-length") != 1:
             return
         known = self._asks.get(cut[0])
         if known != ask:  # a setting that changed

@@ -35,6 +35,7 @@ REFRESHED = Demand(min_fresh=0.0)
 REFRESH_STEPS: Steps = frozenset(("far", "model", "keep"))
 REFRESH_SECONDS = 30.0
 
+NOTHING = Looked({}, {})
 SLICE_ROWS = 256
 """Rows that are keyed in one turn of the event loop: about a millisecond."""
 
@@ -76,6 +77,7 @@ class Pipeline:
         self.leases = leases or Leases(None, metrics, 0.0)
         self.flights = Flights(self._fly)
         self._metrics = metrics
+        self._near_stage, self._flight_stage = metrics.stages.of("near"), metrics.stages.of("flight")
         self._waiting_rows = waiting_rows
         self._turnstiles = defaultdict[str, Turnstile](lambda: Turnstile(miss_rows, waiting_rows))
 
@@ -104,7 +106,7 @@ class Pipeline:
         looking = time.perf_counter()
         looked = self._look_near(question, keys)
         looked_at = time.perf_counter()
-        self._metrics.stages.add("near", looked_at - looking)
+        self._near_stage.add(looked_at - looking)
         return Journey(question, keys, looked, self._take_flight(question, keys, looked), looked_at)
 
     def arrive(self, journey: Journey) -> list[Answer] | None:
@@ -112,7 +114,7 @@ class Pipeline:
         joined ended before that: ask again. Raises as `answer` does."""
         question, keys, looked, waits, boarded = journey
         if waits:
-            self._metrics.stages.add("flight", time.perf_counter() - boarded)
+            self._flight_stage.add(time.perf_counter() - boarded)
             if cut_short(waits.values(), question.terms.deadline):
                 return None
         return in_order(keys, looked.found, waits, self.flights.spare)
@@ -135,8 +137,8 @@ class Pipeline:
 
     def _look_near(self, question: Question, keys: Sequence[Key]) -> Looked:
         """near. From here to the end of `_take_flight` there is no await, hence no race."""
-        if "near" not in question.terms.steps:
-            return Looked({}, {})
+        if "near" not in question.terms.steps or not self.tiers.near.capacity_bytes:
+            return NOTHING
         return self.tiers.look_near(keys, self.models[question.space.model].freshness, question.terms.demand)
 
     def _take_flight(self, question: Question, keys: Sequence[Key], looked: Looked) -> dict[Key, Wait]:

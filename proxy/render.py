@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from msgspec import Struct
 
 from foreseen.datatypes import DATATYPES, elements
 from foreseen.errors import BadRequest
@@ -30,6 +31,41 @@ def render(manifest: Manifest, predictions: Sequence[Prediction], wish: Wish) ->
         return _render_v1(manifest, predictions, wish), None
     outputs = [_tensor(manifest, predictions, wanted, wish) for wanted in wanted_outputs(manifest, wish)]
     return render_response(manifest.name, manifest.version, wish.id, outputs)
+
+
+class Drawn(Struct, frozen=True):
+    """A rendered reply to requests that wish the same: `before` and `after` the place of the request's id."""
+
+    predictions: Sequence[Prediction]
+    before: bytes
+    after: bytes
+    length: int | None
+    """Of its JSON part, without an id."""
+
+    def of(self, predictions: Sequence[Prediction]) -> bool:
+        """Whether these would be rendered to the same bytes."""
+        own = self.predictions
+        return len(own) == len(predictions) and all(
+            one is other or (one.data == other.data and one.outputs == other.outputs)
+            for one, other in zip(own, predictions, strict=True)
+        )
+
+    def reply(self, request_id: bytes | None) -> tuple[bytes, int | None]:
+        """As `render`; `request_id` is plain: its own JSON but for the quotes."""
+        if request_id is None:
+            return self.before + self.after, self.length
+        member = b',"id":"%b"' % request_id
+        return b"".join((self.before, member, self.after)), self.length and self.length + len(member)
+
+
+def draw(manifest: Manifest, predictions: Sequence[Prediction], wish: Wish) -> Drawn:
+    """A rendered reply, whatever the id. Raises BadRequest."""
+    if wish.protocol != "v2":
+        return Drawn(predictions, _render_v1(manifest, predictions, wish), b"", None)
+    body, length = render(manifest, predictions, Wish(wish.protocol, None, wish.outputs, wish.binary))
+    before = orjson.dumps({"model_name": manifest.name, "model_version": manifest.version})[:-1]
+    assert body.startswith(before)
+    return Drawn(predictions, before, body[len(before) :], length)
 
 
 def wanted_outputs(manifest: Manifest, wish: Wish) -> tuple[WantedOutput, ...]:

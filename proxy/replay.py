@@ -17,62 +17,85 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from email.utils import formatdate
 
 from foreseen.nouns import Key, Prediction
+from proxy.lines import date, hit_start, id_member
 from proxy.near import Near
 
 MAX_REQUEST_BYTES = 32 * 1024
 """A longer request takes the normal road; what it saves there is small beside what it costs to carry."""
-MAX_ROWS = 64
+MAX_ROWS = 256
 OVERHEAD_BYTES = 800
-Count = Callable[[float], None]
+REPLAY, SHORTCUT = "replay", "shortcut"
+"""What `Server-Timing` says of a kept reply."""
 
 
 class Kept:
-    """One request's reply, and what it stands on. `alive` says whether the space in force is still the reply's own."""
+    """One reply, and what it stands on: the very predictions that near had under these keys, in the space in force."""
 
-    __slots__ = ("alive", "body", "count", "head", "made_at", "reply", "rows", "second", "size", "timing", "until")
+    __slots__ = (
+        "after", "alive", "before", "count", "length", "made_at", "middle", "reply", "rows", "second", "size", "tail",
+        "timing", "until",
+    )  # fmt: skip
 
     def __init__(
         self,
         rows: Sequence[tuple[Key, Prediction]],
-        until: float,
-        head: Sequence[tuple[str, str]],
-        body: bytes,
+        body: tuple[bytes, bytes],
+        length: int | None,
         alive: Callable[[], bool],
-        count: Count,
-        *,
-        timing: bool = True,
+        count: Callable[[float], None],
+        timing: str | None = REPLAY,
     ) -> None:
+        """`body` in two parts: the request's id goes between them where it is given. `length` is that of its JSON
+        part where tensors follow."""
         self.rows = tuple(rows)
-        self.until = until
+        self.until = min(prediction.expires_at for _, prediction in rows)
         """Unix seconds up to which every row is fresh."""
         self.made_at = min(prediction.made_at for _, prediction in rows)
-        self.head = "".join(f"{name}: {value}\r\n" for name, value in head)
-        """The headers that do not change with time."""
-        self.timing = "Server-Timing: replay\r\n" if timing else ""
-        self.body = body
+        self.length = length
+        self.timing = f"Server-Timing: {timing}\r\n" if timing else ""
+        self.before, self.after = body
         self.alive = alive
+        """Whether the space in force is still the reply's own."""
         self.count = count
-        """Told the seconds that a replay took."""
+        """Told the seconds that it took."""
         self.second = -1
-        self.reply = b""
-        self.size = OVERHEAD_BYTES + 2 * len(body) + 150 * len(rows)
+        self.reply = self.middle = self.tail = b""
+        self.size = OVERHEAD_BYTES + 2 * len(self.before + self.after) + 150 * len(rows)
 
-    def at(self, now: float) -> bytes:
-        """The reply with the time's own headers; made once a second."""
+    def as_replay(self) -> Kept:
+        """The same for a request that is recognised before its body is looked at."""
+        body = (self.before + self.after, b"")
+        return Kept(self.rows, body, self.length, self.alive, self.count, REPLAY if self.timing else None)
+
+    def stands(self, near: Near, now: float) -> bool:
+        """Whether near still has every very prediction, all fresh; asking counts as a look, so they stay in near."""
+        if now >= self.until or not self.alive():
+            return False
+        get = near.get
+        for key, prediction in self.rows:  # noqa: SIM110 - a generator costs as much as the look
+            if get(key) is not prediction:
+                return False
+        return True
+
+    def at(self, now: float, own: bytes | None = None) -> bytes:
+        """The reply to a request whose id was `own`, with the time's own headers, which are made once a second."""
         second = int(now)
         if second != self.second:
             left, age = int(self.until - now), max(0, int(now - self.made_at))
-            lines = (
-                f"HTTP/1.1 200 OK\r\n{self.head}"
-                f"Cache-Status: foreseen;hit;ttl={left};detail=near\r\nAge: {age}\r\n{self.timing}"
-                f"Content-Length: {len(self.body)}\r\nDate: {formatdate(now, usegmt=True)}\r\n\r\n"
-            )
-            self.reply = lines.encode("ascii") + self.body
+            self.middle = (
+                f"Cache-Status: foreseen;hit;ttl={left};detail=near\r\nAge: {age}\r\n{self.timing}Content-Length: "
+            ).encode()
+            self.tail = b"\r\nDate: %b\r\n\r\n%b" % (date(), self.before)
+            self.reply = self._made(b"")
             self.second = second
-        return self.reply
+        return self.reply if own is None else self._made(id_member(own))
+
+    def _made(self, member: bytes) -> bytes:
+        length = len(self.before) + len(member) + len(self.after)
+        start = hit_start(self.length and self.length + len(member))
+        return b"%b%b%d%b%b%b" % (start, self.middle, length, self.tail, member, self.after)
 
 
 class Memory:
@@ -99,17 +122,11 @@ class Memory:
             return None
         started = time.perf_counter()
         now = self._clock()
-        if now >= kept.until or not kept.alive() or not self._stands(kept):
+        if not kept.stands(self._near, now):
             self.forget(request)
             return None
-        reply = kept.at(now)
         kept.count(time.perf_counter() - started)
-        return reply
-
-    def _stands(self, kept: Kept) -> bool:
-        """Whether near still has every very prediction; asking counts as a look, so what is replayed stays in near."""
-        get = self._near.get
-        return all(get(key) is prediction for key, prediction in kept.rows)
+        return kept.at(now)
 
     def worth_keeping(self, request: bytes) -> bool:
         """Whether this is at least the second near hit of these bytes; remembers the first as a hint."""

@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
+import msgspec
 from msgspec import Struct
 
 from foreseen.errors import DigestMoved, ForeseenError, ModelUnavailable, NotCached
+from foreseen.meters import Hits
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import ALL_STEPS, Answer, Explanation, Key, Question, Row, Space, Steps, Terms
+from foreseen.nouns import ALL_STEPS, Answer, Explanation, Key, Prediction, Question, Space, Steps, Terms
 from foreseen.prepare import Preparer
 from proxy.ask import Ask
 from proxy.decode import Asked, decode_v1, decode_v2
@@ -23,8 +25,10 @@ from proxy.facts import Facts
 from proxy.freshness import steps_of
 from proxy.observe import Observer
 from proxy.pipeline import SLICE_ROWS, Journey, Pipeline
-from proxy.render import render
+from proxy.render import draw, render
 from proxy.served import Served
+from proxy.shortcut import Entry, Found, Known, Shortcuts
+from proxy.waits import Wait
 from proxy.whereabouts import whereabouts
 
 T = TypeVar("T")
@@ -49,16 +53,7 @@ class Reply(Struct, frozen=True):
     question: Question | None
     keys: Sequence[Key]
     answers: Sequence[Answer]
-
-
-class Known(Struct):
-    """The rows that the inputs of a request came to under one preparation, and their keys in the space asked last."""
-
-    preparer: Preparer
-    rows: tuple[Row, ...]
-    space: Space | None = None
-    parameters: bytes = b""
-    keys: Sequence[Key] = ()
+    entry: Entry | None = None
 
 
 class Times(Struct):
@@ -67,6 +62,18 @@ class Times(Struct):
     started: float
     decoded: float = 0.0
     prepared: float = 0.0
+
+
+class Hit(Struct, frozen=True):
+    """Answers that are all fresh hits: rows of near and far, compute seconds saved, the span of Unix seconds in which
+    they are fresh, seconds that far took."""
+
+    near: int
+    far: int
+    saved: float
+    until: float
+    made_at: float
+    trip: float | None
 
 
 class Visit(Struct):
@@ -78,6 +85,15 @@ class Visit(Struct):
     times: Times
     requested: bool
     """Whether it said no-cache."""
+    own: bytes | None
+    """The id that was cut out of its body."""
+    entry: Entry | None
+    forgotten: int
+    """How many keys had been purged when it boarded."""
+    waiting: list[Callable[[], None]]
+    """Told when all of it has landed."""
+    hit: Hit | None = None
+    """What all who take this visit are answered, where all of it turns out to be hits."""
 
 
 class Purges(Protocol):
@@ -105,7 +121,9 @@ class Server:
         observed: frozenset[str] = frozenset(),
         server_timing: bool = True,
         purges: Purges,
+        shortcut_bytes: int = 0,
     ) -> None:
+        self.shortcuts = Shortcuts(shortcut_bytes)
         self._pipeline = pipeline
         self._observer = observer
         self._observed = observed
@@ -116,32 +134,45 @@ class Server:
 
     async def answer(self, served: Served, ask: Ask, body: bytes, deadline: float) -> Reply:
         """Body → reply. Raises ForeseenError; the rows it concerns are counted as errors."""
-        times = Times(time.perf_counter())
-        asked = await self._off_loop(lambda: decoded(served, ask, body), len(body) > OFF_LOOP_BYTES)
-        times.decoded = time.perf_counter()
-        known = await self._known(served.preparer(), asked, len(body))
-        times.prepared = time.perf_counter()
+        times, found = Times(time.perf_counter()), self.shortcuts.find(ask, body)
+        preparer, entry = served.preparer(), self._entry(found, served)
+        if entry is None:
+            asked = await self._off_loop(lambda: decoded(served, ask, body), len(body) > OFF_LOOP_BYTES)
+            times.decoded = time.perf_counter()
+            known = await self._known(preparer, asked, len(body))
+            times.prepared = time.perf_counter()
+            entry = self.shortcuts.keep(found, served, asked, known)
+        else:
+            asked, known = entry.asked, entry.known
+            times.decoded = times.prepared = time.perf_counter()
         question, keys, answers = await self._ask(served, ask, asked, known, len(body), deadline)
         answered = time.perf_counter()
         facts = self._facts(served, asked, question, answers, requested=ask.control.no_cache)
-        predictions = [answer.prediction for answer in answers]
         many = len(answers) > OFF_LOOP_ROWS
-        rendered, length = await self._off_loop(lambda: render(served.manifest, predictions, asked.wish), many)
-        return self._reply(served, facts, times, answered, rendered, length, question, keys, answers)
+        predictions = [answer.prediction for answer in answers]
+        wish = asked.wish if entry is None else entry.wish(found.id)
+        rendered, length = await self._off_loop(lambda: render(served.manifest, predictions, wish), many)
+        return self._reply(served, facts, times, answered, (rendered, length), question, keys, answers)
 
-    def at_once(self, served: Served, ask: Ask, body: bytes, deadline: float) -> Reply | Visit | None:
-        """The same for a small body as far as it needs no waiting: the reply where near has every row, else the visit
-        whose journey's flights have to land. None where nothing is begun and `answer` has to be asked: for what is
-        large, and for what goes past the cache. Raises as `answer` does."""
-        if len(body) > OFF_LOOP_BYTES or served.steps != ALL_STEPS or served.manifest.name in self._observed:
+    def at_once(self, served: Served, ask: Ask, body: bytes, deadline: float, found: Found) -> Reply | Visit | None:
+        """The same as far as it needs no waiting: the reply where near has every row, else the visit whose journey's
+        flights have to land. None where nothing is begun and `answer` has to be asked: for large bodies that are not
+        known, and for what goes past the cache. Raises as `answer` does."""
+        if served.steps != ALL_STEPS or served.manifest.name in self._observed:
             return None
         times, preparer = Times(time.perf_counter()), served.preparer()
-        if preparer.heavy and len(body) > OFF_LOOP_TEXT_BYTES:
-            return None
-        asked = decoded(served, ask, body)
-        times.decoded = time.perf_counter()
-        known = Known(preparer, tuple(preparer.rows(asked.inputs)))
-        times.prepared = time.perf_counter()
+        entry = self._entry(found, served)
+        if entry is None:
+            if len(body) > (OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES):
+                return None
+            asked = decoded(served, ask, body)
+            times.decoded = time.perf_counter()
+            known = Known(preparer, preparer.rows(asked.inputs))
+            times.prepared = time.perf_counter()
+            entry = self.shortcuts.keep(found, served, asked, known)
+        else:
+            asked, known = entry.asked, entry.known
+            times.decoded = times.prepared = times.started
         space = self.space(served)
         if asked.sequence or not 0 < len(known.rows) <= SLICE_ROWS or self._unknown(space):
             return None
@@ -152,29 +183,89 @@ class Server:
         except ForeseenError:
             self._count_errors(served, len(keys))
             raise
-        visit = Visit(served, asked, journey, times, ask.control.no_cache)
-        return visit if journey.waits else self.arrived(visit)
+        visit = Visit(served, asked, journey, times, ask.control.no_cache, found.id, entry, 0, [])
+        if journey.waits:
+            return visit
+        answers = self.landed(visit)
+        return None if answers is None else self.replied(visit, answers)
 
-    def arrived(self, visit: Visit) -> Reply | None:
-        """The reply of a visit whose flights have landed, or whose deadline has come. None where `answer` has to be
-        asked anew: a flight was cut short, or the model's digest moved meanwhile."""
-        served, journey = visit.served, visit.journey
+    def again(self, served: Served, ask: Ask, deadline: float, found: Found, entry: Entry) -> Visit | None:
+        """`at_once` for a body that is known and asks for nothing special, in the space that its keys are of."""
+        known, asked = entry.known, entry.asked
+        space = known.space
+        if (
+            space is None
+            or not self.in_force(served, space)
+            or served.steps != ALL_STEPS
+            or len(known.keys) > SLICE_ROWS
+        ):
+            return None
+        if asked.timeout_seconds is not None:
+            deadline = min(deadline, _now() + asked.timeout_seconds)
+        terms = Terms(deadline, asked.lane, ALL_STEPS, ask.traceparent)
+        question = Question(space, known.rows, terms, known.parameters)
         try:
-            answers = self._pipeline.arrive(journey)
+            journey = self._pipeline.set_out(question, known.keys)
+        except ForeseenError:
+            self._count_errors(served, len(known.keys))
+            raise
+        forgotten = self._pipeline.flights.forgotten
+        return Visit(served, asked, journey, Times(journey.boarded), False, found.id, entry, forgotten, [])
+
+    def may_join(self, visit: Visit) -> bool:
+        """Whether a request of the same known body may wait for this visit's answers: its space is in force, nothing
+        was purged since it boarded, and its body says nothing of how long that takes."""
+        if visit.asked.timeout_seconds is not None or visit.forgotten != self._pipeline.flights.forgotten:
+            return False
+        return self.in_force(visit.served, visit.journey.question.space)
+
+    def joined(self, visit: Visit, own: bytes | None, deadline: float) -> Visit:
+        """The same visit as one who joined it sees it: its rows were aloft already, its deadline is another."""
+        served, asked, journey, times, requested, _, entry, forgotten, waiting, hit = msgspec.structs.astuple(visit)
+        waits = {key: Wait(wait.landing, True) for key, wait in journey.waits.items()}
+        old = journey.question
+        terms = Terms(deadline, old.terms.lane, old.terms.steps, old.terms.traceparent, old.terms.demand)
+        question = Question(old.space, old.rows, terms, old.parameters)
+        journey = Journey(question, journey.keys, journey.looked, waits, journey.boarded)
+        return Visit(served, asked, journey, times, requested, own, entry, forgotten, waiting, hit)
+
+    def landed(self, visit: Visit) -> list[Answer] | None:
+        """The answers of a visit whose flights have landed, or whose deadline has come. None where `answer` has to be
+        asked anew: a flight was cut short, or the model's digest moved meanwhile. Raises as `answer` does."""
+        try:
+            return self._pipeline.arrive(visit.journey)
         except DigestMoved:
             return None
         except ForeseenError:
-            self._count_errors(served, len(journey.keys))
+            self._count_errors(visit.served, len(visit.journey.keys))
             raise
-        if answers is None:
-            return None
+
+    def replied(self, visit: Visit, answers: Sequence[Answer]) -> Reply:
+        """The reply that a visit's answers make."""
+        served, journey = visit.served, visit.journey
         answered = time.perf_counter()
         facts = self._facts(served, visit.asked, journey.question, answers, requested=visit.requested)
-        predictions = [answer.prediction for answer in answers]
-        rendered, length = render(served.manifest, predictions, visit.asked.wish)
-        return self._reply(
-            served, facts, visit.times, answered, rendered, length, journey.question, journey.keys, answers
-        )
+        rendered = self._rendered(visit, [answer.prediction for answer in answers])
+        question, keys = journey.question, journey.keys
+        return self._reply(served, facts, visit.times, answered, rendered, question, keys, answers, visit.entry)
+
+    def _entry(self, found: Found, served: Served) -> Entry | None:
+        """What is known of a body, where it is of this served model as it is prepared now."""
+        entry = found.entry
+        if entry is None or entry.served is not served or entry.known.preparer is not served.preparer():
+            return None
+        return entry
+
+    def _rendered(self, visit: Visit, predictions: Sequence[Prediction]) -> tuple[bytes, int | None]:
+        """Body and JSON length. What a known body was rendered to is good for predictions of the same bytes."""
+        entry = visit.entry
+        if entry is None or (visit.own is None and visit.asked.wish.id is not None):  # an id that stayed in
+            return render(visit.served.manifest, predictions, visit.asked.wish)
+        drawn = entry.drawn
+        if drawn is None or not drawn.of(predictions):
+            drawn = draw(visit.served.manifest, predictions, visit.asked.wish)
+            self.shortcuts.draw(entry, drawn)
+        return drawn.reply(visit.own)
 
     def _facts(
         self, served: Served, asked: Asked, question: Question | None, answers: Sequence[Answer], *, requested: bool
@@ -190,11 +281,11 @@ class Server:
         facts: Facts,
         times: Times,
         answered: float,
-        rendered: bytes,
-        length: int | None,
+        rendered: tuple[bytes, int | None],
         question: Question | None,
         keys: Sequence[Key],
         answers: Sequence[Answer],
+        entry: Entry | None = None,
     ) -> Reply:
         headers = facts.headers()
         decoding, preparing = times.decoded - times.started, times.prepared - times.decoded
@@ -207,7 +298,14 @@ class Server:
         stage("render", done - answered)
         computed = facts.sources["model"] + facts.sources["bypass"]
         self._observe(served, facts.result, done - times.started, len(answers), computed)
-        return Reply(rendered, length, headers, facts.result, question, keys, answers)
+        return Reply(*rendered, headers, facts.result, question, keys, answers, entry)
+
+    def in_force(self, served: Served, space: Space) -> bool:
+        """Whether this is the space that a question would be asked in now."""
+        facts = served.facts
+        if facts is None or facts.digest != space.digest:
+            return False
+        return self._purges.of(space.model, space.digest) == space.generation
 
     def space(self, served: Served) -> Space:
         """The space in force: of the digest that the process says, in the generation that purges have left."""
@@ -287,7 +385,7 @@ class Server:
 
     async def _known(self, preparer: Preparer, asked: Asked, size: int) -> Known:
         limit = OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES
-        return Known(preparer, tuple(await self._off_loop(lambda: preparer.rows(asked.inputs), size > limit)))
+        return Known(preparer, await self._off_loop(lambda: preparer.rows(asked.inputs), size > limit))
 
     async def _off_loop(self, work: Callable[[], T], heavy: bool) -> T:
         if not heavy:
@@ -305,12 +403,16 @@ class Server:
         if saved:
             self._metrics.saved_seconds.labels(name).inc(saved)
 
-    def count_replay(self, served: Served, rows: int, saved: float, seconds: float) -> None:
-        """One replayed request: everything that a hit counts."""
-        self._metrics.rows.labels(served.manifest.name, "near").inc(rows)
-        if saved:
-            self._metrics.saved_seconds.labels(served.manifest.name).inc(saved)
-        self._observe(served, "hit", seconds, rows, 0)
+    def count_again(self, served: Served, hits: Hits, near: int, far: int, saved: float, seconds: float) -> None:
+        """One kept reply that is sent again: everything that a hit counts."""
+        hits.add(near, far, saved, seconds)
+        stats, took = served.stats, int(seconds * 1e9)
+        stats.success += 1
+        stats.success_ns += took
+        stats.rows += near + far
+        stats.last_ms = int(time.time() * 1000)
+        stats.cache_hit += 1
+        stats.cache_hit_ns += took
 
     def _observe(self, served: Served, result: str, seconds: float, rows: int, computed: int) -> None:
         self._metrics.request_seconds.labels(served.manifest.name, result).observe(seconds)

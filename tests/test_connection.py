@@ -16,6 +16,7 @@ from proxy.ask import Ask
 from proxy.connection import HOLD_SECONDS, ShortConnection
 from proxy.edge import Edge, Told
 from proxy.heads import END_OF_HEAD, Heads
+from proxy.road import Road
 from proxy.serve import Reply, Visit
 
 ASK = Ask("m", None, "v2")
@@ -51,9 +52,13 @@ class ScriptedEdge:
         if self.keeps:
             self.kept[raw] = b"replayed " + raw.partition(END_OF_HEAD)[2]
 
-    def at_once(self, ask: Ask, body: bytes, started: float, deadline: float) -> Told | Visit | None:
+    def at_once(
+        self, ask: Ask, body: bytes, raw: bytes | None, started: float, deadline: float
+    ) -> bytes | Told | Visit | None:
         self.asked.append(body)
         self.entered.set()
+        if self.keeps and raw is not None:
+            self.kept[raw] = b"replayed " + body
         return None if body.startswith(b"late") else told(b"road " + body)
 
     async def answer(self, ask: Ask, body: bytes, started: float, deadline: float) -> Told:
@@ -73,7 +78,7 @@ class Served:
         self.runner: Runner
 
     def connect(self, manager: Any, **options: Any) -> ShortConnection:
-        self.open.append(ShortConnection(manager, cast(Edge, self.edge), self.heads, **options))
+        self.open.append(ShortConnection(manager, Road(cast(Edge, self.edge)), self.heads, **options))
         return self.open[-1]
 
     async def answer(self, asked: web.Request) -> web.Response:
@@ -180,7 +185,7 @@ async def test_a_length_is_plain_digits(length: bytes) -> None:
     "head",
     [
         OPENING + b"Content-Length: 8\r\nContent-Length: 8\r\n\r\n",
-        OPENING + b"X: content-length: 8\r\nContent-Length: 8\r\n\r\n",
+        OPENING + b"Content-Length: 8\r\ncontent-length: 8\r\n\r\n",
         OPENING + b"Content-Length: 08\r\n\r\n",
         OPENING + b"Content-Length:8\r\n\r\n",
         OPENING + b"\r\n",
@@ -192,6 +197,15 @@ async def test_heads_with_two_readings_are_not_learned(head: bytes) -> None:
     heads = Heads(body_bytes=1000)
     heads.learn(head, ASK)
     assert len(heads) == 0
+
+
+async def test_other_lengths_in_a_head_are_bytes_like_all_others() -> None:
+    """A binary request's second length counts with every byte; only the body's own length may differ."""
+    heads = Heads(body_bytes=1000)
+    head = OPENING + b"Inference-Header-Content-Length: 5\r\nContent-Length: 8\r\n\r\n"
+    heads.learn(head, ASK)
+    assert heads.of(head.replace(b": 8", b": 12")) is not None
+    assert heads.of(head.replace(b": 5", b": 6")) is None
 
 
 async def test_heads_are_bounded_and_a_body_above_the_limit_is_aiohttps() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import http.client
 import json
 import random
 import time
@@ -16,6 +17,7 @@ import xxhash
 
 from foreseen.artifact import read_file, read_record
 from foreseen.entry import EntryCodec
+from foreseen.http import HEADER_LENGTH
 from foreseen.key import Framer, tag_key
 from foreseen.manifest import ModelInput, ModelOutput, ModelSignature, find
 from foreseen.metrics import ProxyMetrics
@@ -99,6 +101,31 @@ def test_the_recipes_really_collide() -> None:
         seed = rng.getrandbits(64)
         hits += xxhash.xxh3_64_digest(left, seed) == xxhash.xxh3_64_digest(right, seed)
     assert hits > 20
+
+
+def test_colliding_bodies_are_never_crossed_on_short_roads(live: Live) -> None:
+    """Raw requests whose bodies XXH3 takes for one another, in turns and again and again on one connection: whatever
+    is remembered of them, each gets its own rows' answers."""
+    numbers_of = np.random.default_rng(12).integers(-(2**40), 2**40, 64 * 16).view(np.float32)
+    tensors = [*chosen_pair(numbers_of), numbers_of, second_preimage(numbers_of), *seeded_pair(numbers_of)]
+    bodies = [tensor.tobytes() for tensor in tensors]
+    assert xxhash.xxh3_64_digest(bodies[0]) == xxhash.xxh3_64_digest(bodies[1])
+    assert xxhash.xxh3_64_digest(bodies[2]) == xxhash.xxh3_64_digest(bodies[3])
+    wanted = [[fingerprint(row) for row in np.frombuffer(body, "<i8").reshape(-1, 16).tolist()] for body in bodies]
+    connection = http.client.HTTPConnection("127.0.0.1", live.port, timeout=60)
+    seen = set()
+    try:
+        for turn in range(10):
+            for body, rows in list(zip(bodies, wanted, strict=True))[:: -1 if turn % 2 else 1]:
+                connection.request("POST", FINGERPRINT, body, {HEADER_LENGTH: "0"})
+                reply = connection.getresponse()
+                told, length = reply.read(), int(reply.headers[HEADER_LENGTH])
+                digest, _ = parse_response(told, length).outputs
+                assert digest.array.tolist() == rows, turn
+                seen.add(reply.headers["Server-Timing"].split(",")[0].split(";")[0])
+    finally:
+        connection.close()
+    assert {"replay", "shortcut"} <= seen
 
 
 async def test_colliding_tensors_never_share_near_far_or_flight() -> None:

@@ -1,0 +1,182 @@
+"""A body that came before → what it came to: its rows and their keys, without decode, prepare and key.
+
+Found by XXH3, proved by comparing every byte: a hash only says where to look. What the same bytes mean is decided by
+the model, the protocol and `Inference-Header-Content-Length` alone, and these are compared, too.
+
+Clients give each request an `id` of its own, so the body is compared without it. It is cut out where it is the first
+member of that name, is plain (letters, digits and a few signs, so it is its own JSON) and turned out to be the
+request's own: another one in its place was read as the request's id. Then bodies that are equal but for those bytes
+ask the same. What was made of one body is kept when it comes for the second time, in bounded memory, the oldest go; it
+is good for one preparation of one served model, and keys are good for one space.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from msgspec import Struct
+from xxhash import xxh3_64_intdigest
+
+from foreseen.nouns import Key, Row, Space, Wish
+from foreseen.prepare import Preparer
+from foreseen.wire import request_id
+from proxy.ask import Ask
+from proxy.decode import Asked
+from proxy.render import Drawn
+from proxy.replay import Kept
+from proxy.served import Served
+
+MAX_HINTS = 16_384
+WINDOW_BYTES = 4096
+"""How far into a body an `id` is looked for."""
+OVERHEAD_BYTES = 1500
+ROW_BYTES = 400
+"""A row with its key and its place in a kept reply, beside its tensors."""
+_MEMBER = b'"id":'
+_PLAIN = re.compile(rb"[0-9A-Za-z._:/+-]{1,128}")
+
+Way = tuple[str, str, int | None, bool]
+
+
+class Known(Struct):
+    """The rows that the inputs of a request came to under one preparation, and their keys in the space asked last."""
+
+    preparer: Preparer
+    rows: Sequence[Row]
+    space: Space | None = None
+    parameters: bytes = b""
+    keys: Sequence[Key] = ()
+
+
+class Entry:
+    """What a body came to. `drawn` is the body of its last reply, `kept` the whole of it where near had every row."""
+
+    __slots__ = ("aloft", "asked", "drawn", "kept", "known", "served", "size", "text", "way")
+
+    def __init__(self, way: Way, text: bytes, served: Served, asked: Asked, known: Known) -> None:
+        self.way = way
+        self.text = text
+        self.served = served
+        self.asked = asked
+        self.known = known
+        self.drawn: Drawn | None = None
+        self.kept: Kept | None = None
+        self.aloft: Any = None
+        """The visit of this body that has not landed yet, which others may join."""
+        tensors = sum(tensor.nbytes for row in known.rows for tensor in row.tensors)
+        self.size = OVERHEAD_BYTES + ROW_BYTES * len(known.rows) + len(text) + tensors
+
+    def wish(self, own: bytes | None) -> Wish:
+        """The wish of a request whose id was this, None where none was cut out."""
+        wish = self.asked.wish
+        return wish if own is None else Wish(wish.protocol, own.decode(), wish.outputs, wish.binary)
+
+
+class Found(NamedTuple):
+    """A body, looked up: the entry if there is one, and the id that was cut out."""
+
+    entry: Entry | None
+    way: Way
+    text: bytes
+    hint: int
+    id: bytes | None = None
+    """None where nothing was cut out."""
+    start: int = 0
+    """Where in the body it stood."""
+
+
+class Shortcuts:
+    """The known bodies of one proxy process, bounded in bytes."""
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.bytes = 0
+        self._entries: OrderedDict[int, Entry] = OrderedDict()
+        self._hints: OrderedDict[int, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def find(self, ask: Ask, body: bytes) -> Found:
+        """What is known of a body under a head that asks this."""
+        start, own = _id_of(ask, body)
+        length = ask.header_length
+        if own is None:
+            text = body
+        else:
+            text = body[:start] + body[start + len(own) :]
+            length = length and length - len(own)
+        way, hint = (ask.model, ask.protocol, length, own is None), xxh3_64_intdigest(text)
+        entry = self._entries.get(hint)
+        if entry is not None and (entry.way != way or entry.text != text):
+            entry = None
+        return Found(entry, way, text, hint, own, start)
+
+    def keep(self, found: Found, served: Served, asked: Asked, known: Known) -> Entry | None:
+        """Remember what a body came to when it comes for the second time."""
+        if len(found.text) > self.capacity_bytes // 4 or not self._seen(found.hint):
+            return None
+        if found.id is not None and not _is_the_requests(found, asked):
+            return None
+        before = self._entries.pop(found.hint, None)
+        if before is not None:
+            self.bytes -= before.size
+        entry = self._entries[found.hint] = Entry(found.way, found.text, served, asked, known)
+        self.bytes += entry.size
+        self._fit()
+        return entry
+
+    def draw(self, entry: Entry, drawn: Drawn) -> None:
+        """Remember the body of an entry's reply."""
+        if self._entries.get(xxh3_64_intdigest(entry.text)) is not entry:  # it had to go meanwhile
+            return
+        grown = len(drawn.after) * 2 - (len(entry.drawn.after) * 2 if entry.drawn is not None else 0)
+        entry.drawn = drawn
+        entry.size += grown
+        self.bytes += grown
+        self._fit()
+
+    def _fit(self) -> None:
+        while self.bytes > self.capacity_bytes:
+            _, gone = self._entries.popitem(last=False)
+            self.bytes -= gone.size
+
+    def _seen(self, hint: int) -> bool:
+        """Whether this is at least the second time."""
+        if hint in self._hints:
+            return True
+        self._hints[hint] = None
+        if len(self._hints) > MAX_HINTS:
+            self._hints.popitem(last=False)
+        return False
+
+
+def _is_the_requests(found: Found, asked: Asked) -> bool:
+    """Whether what was cut out is the request's own id, not that of something within it: another one in its place, of
+    the same length, is then the request's."""
+    assert found.id is not None
+    other = found.id[:-1] + (b"1" if found.id[-1:] == b"0" else b"0")
+    length = found.way[2]
+    body = found.text[: found.start] + other + found.text[found.start :]
+    read = request_id(body if length is None else body[: length + len(other)])
+    return asked.wish.id == found.id.decode() and read == other.decode()
+
+
+def _id_of(ask: Ask, body: bytes) -> tuple[int, bytes | None]:
+    """Where the first member `id` of a V2 body has its characters, and these, where they are plain."""
+    if ask.protocol != "v2" or ask.header_length == 0:
+        return 0, None
+    start = body.find(_MEMBER, 0, WINDOW_BYTES if ask.header_length is None else min(ask.header_length, WINDOW_BYTES))
+    if start < 0:
+        return 0, None
+    start += len(_MEMBER)
+    if body[start : start + 1] == b" ":
+        start += 1
+    start += 1
+    plain = _PLAIN.match(body, start)
+    if plain is None or body[start - 1] != 0x22 or body[plain.end() : plain.end() + 1] != b'"':
+        return 0, None
+    return start, plain[0]
