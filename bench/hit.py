@@ -1,8 +1,9 @@
 """A hit beside a web server's: `make bench-hit`.
 
 One 1 KB JSON request repeated, against nginx `proxy_cache` keyed by `$request_body` and a bare aiohttp application that
-answers from a dict; then what a hit costs when the body differs (fresh `id`), when it comes from Redis, for text, and
-for a batch of 64 rows.
+answers from a dict; then what a hit costs when the body differs (a fresh `id`, or one that nothing remembers), when it
+comes from Redis, when head and body come apart, for text, for batches of 64 rows and for tensors of 602 KB; last the
+latency at half of what saturates it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import argparse
 import contextlib
 import getpass
 import json
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,10 +21,17 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench.rounds import ROOT, free_port, listens, need, pinned, report, take_turns, wrk
-from tests.models_fixture import built_data
-from tests.questions import ask_fingerprint, ask_minilm, numbers
+import numpy as np
 
+from bench import shapes
+from bench.paced import Lines, as_fast_as_answered, at_rate
+from bench.rounds import LOAD_CORE, ROOT, free_port, listens, need, pinned, report, take_turns, wrk
+from tests.models_fixture import built_data
+from tests.questions import ask_minilm
+
+MODELS = ("minilm", *shapes.NAMES)
+BASE = "nginx proxy_cache"
+PARTS = ("numbers", "texts", "batches", "tensors")
 NGINX = """
 user {user};
 worker_processes 1;
@@ -63,20 +73,50 @@ uvloop.run(main())
 """
 
 
-def script(folder: Path, name: str, body: str, *, fresh_id: bool = False) -> Path:
-    """A wrk script that posts one body for ever, or with a fresh id each time."""
+JSON, BINARY = "application/json", "application/octet-stream"
+FRESH_ID = """local n = 0
+request = function() n = n + 1
+  return wrk.format(nil, nil, nil, '{"id":"' .. n .. '",' .. wrk.body:sub(2)) end"""
+FRESH_TIMEOUT = """local n = 10000000
+request = function() n = n + 1
+  return wrk.format(nil, nil, nil, '{"parameters":{"timeout":' .. n .. '},' .. wrk.body:sub(2)) end"""
+"""A body that nothing remembers: `timeout` is no part of a key, but stands in the body."""
+SHUFFLED = """local head, rows = wrk.body:sub(1, {head}), {{}}
+for i = 0, {pool} - 1 do rows[i + 1] = wrk.body:sub({head} + 128 * i + 1, {head} + 128 * (i + 1)) end
+math.randomseed(1)
+local n, t = 0, {{}}
+request = function()
+  for i = 1, 64 do t[i] = rows[math.random({pool})] end
+  for i = 1, {fresh} do n = n + 1
+    t[i] = string.char(n % 256, math.floor(n / 256) % 256, math.floor(n / 65536) % 256) .. t[i]:sub(4) end
+  return wrk.format(nil, nil, nil, head .. table.concat(t)) end"""
+"""64 rows of a pool in an order that never comes again, `fresh` of them unheard of."""
+PAIRS = """local texts = {{ {texts} }}
+math.randomseed(1)
+request = function()
+  local one, two = texts[math.random(#texts)], texts[math.random(#texts)]
+  return wrk.format(nil, nil, nil,
+    '{{"inputs":[{{"name":"text","shape":[2],"datatype":"BYTES","data":["' .. one .. '","' .. two .. '"]}}]}}') end"""
+POOL = 1024
+
+
+def script(folder: Path, name: str, body: bytes, *lines: str, length: int | None = None) -> Path:
+    """A wrk script that posts one body for ever, or what its Lua makes of it. `length`: of a binary one's JSON."""
+    (folder / name).write_bytes(body)
     path = folder / f"{name}.lua"
-    lines = ['wrk.method = "POST"', 'wrk.headers["Content-Type"] = "application/json"', f"local body = [==[{body}]==]"]
-    if fresh_id:
-        lines += [
-            "local n = 0",
-            "request = function() n = n + 1",
-            "  return wrk.format(nil, nil, nil, '{\"id\":\"' .. n .. '\",' .. body:sub(2)) end",
-        ]
-    else:
-        lines.append("wrk.body = body")
-    path.write_text("\n".join(lines) + "\n")
+    head = [f'wrk.headers["Content-Type"] = "{JSON if length is None else BINARY}"']
+    if length is not None:
+        head.append(f'wrk.headers["Inference-Header-Content-Length"] = "{length}"')
+    read = f'local file = io.open("{folder / name}", "rb")\nwrk.body = file:read("*a")\nfile:close()'
+    path.write_text("\n".join(['wrk.method = "POST"', *head, read, *lines]) + "\n")
     return path
+
+
+def binary(name: str, shape: list[int], datatype: str, raw: bytes) -> tuple[bytes, int]:
+    """A request of one binary tensor that wants its outputs binary; the length of its JSON part."""
+    tensor = {"name": name, "shape": shape, "datatype": datatype, "parameters": {"binary_data_size": len(raw)}}
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    return head + raw, len(head)
 
 
 @contextlib.contextmanager
@@ -85,9 +125,12 @@ def foreseen(folder: Path, name: str, *flags: str) -> Iterator[str]:
     port = free_port()
     data = folder / name
     data.mkdir()
-    (data / "models").symlink_to(built_data() / "models")
+    (data / "models").mkdir()
+    for built, names in ((built_data("minilm"), ("minilm",)), (shapes.made()[0], shapes.NAMES)):
+        for model in names:
+            (data / "models" / model).symlink_to(built / "models" / model)
     command = [sys.executable, "-m", "foreseen.cli", "up", f"--data={data}", f"--port={port}", "--log-level=error"]
-    command += ["--model=minilm", "--model=fingerprint", *flags]
+    command += [f"--models={shapes.FOLDER}", *(f"--model={name}" for name in MODELS), *flags]
     url = f"http://127.0.0.1:{port}"
 
     def predicts() -> bool:
@@ -122,49 +165,129 @@ def dict_server(folder: Path, answer: bytes) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-def ask(url: str, body: str) -> bytes:
-    with urllib.request.urlopen(urllib.request.Request(url, body.encode()), timeout=60) as reply:
+def ask(url: str, body: bytes, length: int | None = None) -> bytes:
+    headers = {} if length is None else {"Inference-Header-Content-Length": str(length)}
+    with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=60) as reply:
         return bytes(reply.read())
+
+
+def raw_request(url: str, body: bytes) -> bytes:
+    """What `paced` sends."""
+    place, path = url.removeprefix("http://").split("/", 1)
+    head = f"POST /{path} HTTP/1.1\r\nHost: {place}\r\nContent-Type: {JSON}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+Turn = Callable[[], tuple[float, float, float]]
+
+
+class Bench:
+    """The systems, and the turns of everybody."""
+
+    def __init__(self, folder: Path, running: contextlib.ExitStack, settings: argparse.Namespace) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.here = running.enter_context(foreseen(folder, "near"))
+        self.far = running.enter_context(foreseen(folder, "far", "--near-bytes=0"))
+        numbers = [(i * 102_953) % 30_522 for i in range(128)]
+        self.one = json.dumps(
+            {"inputs": [{"name": "x", "shape": [1, 128], "datatype": "INT64", "data": numbers}]}
+        ).encode()
+        wide = "/v2/models/wide/infer"
+        answer = ask(self.here + wide, self.one)
+        self.nginx = running.enter_context(nginx(folder, self.here)) + wide
+        self.dict = running.enter_context(dict_server(folder, answer)) + wide
+        self.wide, self.far_wide = self.here + wide, self.far + wide
+        self.turns: dict[str, Turn] = {}
+
+    def add(self, what: str, url: str, script: Path, connections: int | None = None) -> None:
+        wrk(url, script, connections=2, seconds=1)  # what can be remembered is
+        count = connections or self.settings.connections
+        self.turns[what] = lambda: wrk(url, script, connections=count, seconds=self.settings.seconds)
+
+    def add_apart(self, what: str, url: str) -> None:
+        lines = Lines(url, self.settings.connections, raw_request(url, self.one), apart=True)
+        self.turns[what] = lambda: as_fast_as_answered(lines, self.settings.seconds)
+
+    def numbers(self) -> None:
+        """1 KB of JSON: one row of 128 INT64."""
+        exact = script(self.folder, "exact", self.one)
+        fresh = script(self.folder, "fresh", self.one, FRESH_ID)
+        self.add(BASE, self.nginx, exact)
+        self.add("aiohttp application, dict", self.dict, exact)
+        self.add("near, the same bytes", self.wide, exact)
+        self.add("near, a fresh id", self.wide, fresh)
+        self.add("near, a body never seen", self.wide, script(self.folder, "timeout", self.one, FRESH_TIMEOUT))
+        self.add("far, the same bytes", self.far_wide, exact)
+        self.add("far, a fresh id", self.far_wide, fresh)
+        self.add_apart("nginx, head and body apart", self.nginx)
+        self.add_apart("near, head and body apart", self.wide)
+
+    def texts(self) -> None:
+        url = f"{self.here}/v2/models/minilm/infer"
+        texts = [f"A man is eating {number} pieces of bread." for number in range(200)]
+        ask(url, json.dumps(ask_minilm(*texts)).encode())
+        one = json.dumps(ask_minilm(texts[0])).encode()
+        pairs = PAIRS.format(texts=", ".join(f'"{text}"' for text in texts))
+        self.add("text, the same bytes", url, script(self.folder, "text", one))
+        self.add("text, a fresh id", url, script(self.folder, "text-fresh", one, FRESH_ID))
+        self.add("two known texts, a pair never seen", url, script(self.folder, "pairs", one, pairs))
+
+    def batches(self) -> None:
+        """64 rows of 16 INT64, 384 FP32 each in the reply, all binary."""
+        url = f"{self.here}/v2/models/embed/infer"
+        pool = np.random.default_rng(3).integers(0, 2**40, (POOL, 16))
+        for at in range(0, POOL, 64):
+            ask(url, *binary("x", [64, 16], "INT64", pool[at : at + 64].tobytes()))
+        known, length = binary("x", [64, 16], "INT64", pool[:64].tobytes())
+        every = known[:length] + pool.tobytes()
+        options = {"head": length, "pool": POOL}
+        self.add("64 rows, the same bytes", url, script(self.folder, "batch", known, length=length))
+        mixed = script(self.folder, "mixed", every, SHUFFLED.format(**options, fresh=0), length=length)
+        self.add("64 known rows, in an order never seen", url, mixed)
+        some = script(self.folder, "some", every, SHUFFLED.format(**options, fresh=16), length=length)
+        self.add("64 rows, 16 of them new", url, some)
+
+    def tensors(self) -> None:
+        """224×224×3 FP32: 602 KB binary."""
+        url = f"{self.here}/v2/models/picture/infer"
+        picture = (np.random.default_rng(4).integers(0, 256, (1, 224, 224, 3)) / 256).astype(np.float32)
+        tensor = {"name": "x", "shape": [1, 224, 224, 3], "datatype": "FP32", "data": picture.ravel().tolist()}
+        text = json.dumps({"inputs": [tensor]}, separators=(",", ":")).encode()
+        raw, length = binary("x", [1, 224, 224, 3], "FP32", picture.tobytes())
+        self.add(f"picture as JSON, {len(text) // 1000} KB", url, script(self.folder, "picture", text), 4)
+        self.add("picture, binary, 602 KB", url, script(self.folder, "raw", raw, length=length), 4)
+
+    def at_half(self, rate: float) -> None:
+        """Latency where the server has as much to do as it can do in half of the time."""
+        lines = Lines(self.wide, self.settings.connections, raw_request(self.wide, self.one))
+        got, p50, p99 = at_rate(lines, rate / 2, 2.0 * self.settings.seconds)
+        lines.close()
+        print(f"near, the same bytes, at half of its saturation: {got:,.0f} requests/s,", end=" ")
+        print(f"p50 {p50 * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms")
 
 
 def main() -> None:
     """Run the rounds and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=2)
     parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--only", action="append", choices=PARTS, help="numbers, texts, batches, tensors; default: all")
     settings = parser.parse_args()
+    os.sched_setaffinity(0, {int(LOAD_CORE)})  # what is started here is put on the server's core where it serves
     with tempfile.TemporaryDirectory(prefix="fsn") as name, contextlib.ExitStack() as running:
-        folder = Path(name)
-        one = json.dumps(ask_fingerprint(*(numbers(n) for n in range(6))))  # 1 KB
-        text = json.dumps(ask_minilm("A man is eating a piece of bread."))
-        batch = json.dumps(ask_fingerprint(*(numbers(n) for n in range(64))))
-        here = running.enter_context(foreseen(folder, "near"))
-        far = running.enter_context(foreseen(folder, "far", "--near-bytes=0"))
-        model = "/v2/models/fingerprint/infer"
-        answer = ask(here + model, one)
-        cached = running.enter_context(nginx(folder, here))
-        plain = running.enter_context(dict_server(folder, answer))
-        exact, fresh = script(folder, "exact", one), script(folder, "fresh", one, fresh_id=True)
-        turns: dict[str, tuple[str, Path]] = {
-            "nginx proxy_cache": (cached + model, exact),
-            "aiohttp application, dict": (plain + model, exact),
-            "near, same body": (here + model, exact),
-            "near, fresh id": (here + model, fresh),
-            "far, same body": (far + model, exact),
-            "near, one text": (here + "/v2/models/minilm/infer", script(folder, "text", text)),
-            "near, 64 rows": (here + model, script(folder, "batch", batch)),
-        }
-        for url, _ in turns.values():
-            for body in (one, text, batch):
-                with contextlib.suppress(OSError):
-                    ask(url, body)
-
-        def turn(url: str, path: Path) -> Callable[[], tuple[float, float, float]]:
-            return lambda: wrk(url, path, connections=settings.connections, seconds=settings.seconds)
-
-        figures = take_turns({what: turn(*where) for what, where in turns.items()}, settings.rounds)
-        report("A repeated request", figures, "nginx proxy_cache", body_bytes=len(one))
+        bench = Bench(Path(name), running, settings)
+        bench.numbers()
+        for part in settings.only or PARTS[1:]:
+            if part != "numbers":
+                getattr(bench, part)()
+        figures = take_turns(bench.turns, settings.rounds)
+        report("A repeated request", figures, BASE, body_bytes=len(bench.one))
+        for one in figures:
+            if one.name.startswith("64"):
+                print(f"{one.name}: {64 * statistics.median(one.rates):,.0f} rows/s")
+        bench.at_half(next(statistics.median(one.rates) for one in figures if one.name == "near, the same bytes"))
 
 
 if __name__ == "__main__":

@@ -74,9 +74,18 @@ def listens(port: int) -> bool:
     return False
 
 
-def wrk(url: str, script: Path, *, connections: int, seconds: int) -> tuple[float, float, float]:
+def wrk(url: str, script: Path, *, connections: int, seconds: float) -> tuple[float, float, float]:
     """One turn of load on the load core: requests/s, p50 and p99 in seconds. Any answer but 2xx ends the bench."""
-    command = ["taskset", "-c", LOAD_CORE, need("wrk", "wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
+    command = [
+        "taskset",
+        "-c",
+        LOAD_CORE,
+        need("wrk", "wrk"),
+        "-t1",
+        f"-c{connections}",
+        f"-d{max(1, round(seconds))}s",
+        "--latency",
+    ]
     done = subprocess.run([*command, "-s", str(script), url], capture_output=True, text=True, check=True)
     if "Non-2xx" in done.stdout:
         sys.exit(f"bench: {url} did not answer 2xx:\n{done.stdout}")

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from foreseen.exposition import FAR_STATE, exposition
-from foreseen.meters import Kept, Tallies, Tally
+from foreseen.meters import Hits, Kept, Tallies, Tally
 from foreseen.metrics import REQUEST_RESULTS, ROW_RESULTS, ProxyMetrics
 from foreseen.nouns import DOWN, FarState
 from inference.metrics import ModelMetrics
@@ -55,6 +55,23 @@ def test_tallies_have_one_tally_per_label() -> None:
     shown = samples(exposition(registry))
     assert (shown['h_count{stage="far"}'], shown['h_count{stage="near"}']) == (2, 1)
     assert shown['h_bucket{le="0.001",stage="far"}'] == 1
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_hits_are_counted_as_their_metrics_would_be(at_once: bool) -> None:
+    """Requests, rows by tier, seconds saved, durations: the same numbers, at once or after a flush."""
+    registry = CollectorRegistry()
+    counters = [Counter(name, "", registry=registry) for name in ("requests", "near", "far", "saved")]
+    hits = Hits(*counters, Histogram("took", "", buckets=BOUNDS, registry=registry), at_once=at_once)
+    for near, far, saved, seconds in ((3, 0, 0.5, 0.0005), (0, 2, 0.25, 0.05), (1, 1, 0.0, 0.0005)):
+        hits.add(near, far, saved, seconds)
+    if not at_once:
+        assert registry.get_sample_value("requests_total") == 0
+        hits.flush()
+    hits.flush()
+    names = ("requests_total", "near_total", "far_total", "saved_total", "took_count", "took_sum")
+    assert [registry.get_sample_value(name) for name in names] == [3, 4, 3, 0.75, 3, pytest.approx(0.051)]
+    assert registry.get_sample_value("took_bucket", {"le": "0.001"}) == 2
 
 
 def test_a_child_is_looked_up_once() -> None:

@@ -15,9 +15,9 @@ from PIL import Image as Pillow
 from foreseen.artifact import read_file, read_record
 from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, SetupError, TooLarge
-from foreseen.key import Framer
+from foreseen.key import Framer, key_of, keys_of, space_key
 from foreseen.manifest import Manifest, find, load
-from foreseen.nouns import Array, Row
+from foreseen.nouns import Array, Columns, Row, Space
 from foreseen.prepare import Preparer
 from foreseen.tensors import array_of_json
 from foreseen.wire import InputTensor
@@ -198,6 +198,43 @@ def test_the_models_own_tokenizer_decides_what_is_one_question(built: Path) -> N
     assert plain != ids(preparer, "Über uns!")
     assert ids(preparer, "a man eats")[0] == 101
     assert ids(preparer, "a man eats")[-1] == 102
+
+
+def test_texts_that_were_seen_are_not_tokenized_again(built: Path) -> None:
+    """Seen and new texts of one batch, in any order, give the ids that a fresh preparation gives; memory is bounded."""
+    one = minilm(built)[1]
+    texts = [f"text number {n}" for n in range(20)]
+    for batch in (texts[:5], texts[3:9], texts[::-1], ["text number 1"] * 3, ["", "x" * 5000, "text number 4"]):
+        asked = [tensor(batch, "BYTES", name="text")]
+        rows = one.rows(asked)
+        assert [row.tensors[0].tolist() for row in rows] == [
+            row.tensors[0].tolist() for row in minilm(built)[1].rows(asked)
+        ]
+    memo = one._texts
+    assert len(memo._ids) == 21  # the text of 5,000 characters is not kept
+    assert memo.bytes == sum(memo._size(text, ids) for text, ids in memo._ids.items())
+    memo.CAPACITY_BYTES = 2000  # type: ignore[misc]
+    one.rows([tensor(["another one"], "BYTES", name="text")])
+    assert memo.bytes <= 2000
+    assert ("text", b"another one") in memo._ids
+    with pytest.raises(ValueError, match="read-only"):
+        memo._ids["text", b"another one"][0] = 7
+
+
+def test_rows_of_numbers_are_made_when_they_are_asked_for() -> None:
+    """One by one, in slices and all of them: the same rows, the same keys as of rows alone."""
+    one = manifest("INT64", ("rows", 3))
+    preparer = Preparer(one, {})
+    rows = preparer.rows([tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]], "INT64")])
+    assert isinstance(rows, Columns)
+    assert [row.tensors[0].tolist() for row in rows] == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    assert [row.tensors[0].tolist() for row in rows[1:]] == [[4, 5, 6], [7, 8, 9]]
+    assert rows[2].tensors[0].tolist() == rows[-1].tensors[0].tolist() == [7, 8, 9]
+    framer = Framer(one.model)
+    space = space_key(b"root", Space("public", "m", "d"))
+    for parameters in (b"", b'{"a":1}'):
+        alone = [key_of(space, framer.frame(row, parameters)) for row in rows]
+        assert keys_of(space, framer.table(rows.arrays, parameters)) == alone
 
 
 def test_token_ids_are_cut_to_the_models_maximum_and_not_padded(built: Path) -> None:

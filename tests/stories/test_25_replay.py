@@ -6,9 +6,10 @@ import json
 import random
 import signal
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from foreseen.manifest import find
 from models.build import build
 from models.progress import Silent
-from tests.live import Live, started
+from tests.live import Live, started, sum_of
 from tests.models_fixture import PACKAGED
 from tests.questions import ask_fingerprint, ask_minilm, fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT, MINILM
@@ -83,6 +84,17 @@ def without_times(head: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(n, "" if n in TIMES else v.split(";ttl=")[0]) for n, v in head]
 
 
+def counted(live: Live) -> dict[str, float]:
+    """What a system has counted of fingerprint."""
+    text = live.get("/metrics")[2].decode()
+    names = [("foreseen_requests_total", "code", code) for code in ("200", "400")]
+    names += [("foreseen_rows_total", "result", result) for result in ("near", "far", "model", "collapsed", "error")]
+    names += [("foreseen_request_duration_seconds_count", "result", result) for result in ("hit", "miss", "partial")]
+    return {
+        f"{name} {value}": sum_of(text, name, {"model": "fingerprint", label: value}) for name, label, value in names
+    }
+
+
 def test_the_third_time_it_is_replayed_with_the_same_bytes(live: Live) -> None:
     """Computed, then a hit, then a hit that is remembered, then replayed: headers in the same order, the body equal."""
     line, asked = Line(live), raw(json.dumps(ask_minilm("Replay this, please.")).encode(), MINILM)
@@ -111,7 +123,8 @@ def test_mixed_traffic_is_the_same_on_both_roads(live: Live, plain: Live) -> Non
     pool = [
         json.dumps(ask_fingerprint(*(numbers(26_000 + n) for n in range(k, k + 1 + k % 3)))).encode() for k in range(12)
     ]
-    replays = 0
+    before = {system.url: counted(system) for system in (live, plain)}
+    roads: Counter[str | None] = Counter()
     for step in range(600):
         body = rng.choice(pool)
         if rng.random() < 0.3:
@@ -134,10 +147,15 @@ def test_mixed_traffic_is_the_same_on_both_roads(live: Live, plain: Live) -> Non
                 line.socket.sendall(piece)
             head, answer = line.reply()
             heads.append((without_times(head), answer))
-            replays += url == live.url and replayed(head)
+            if url == live.url:
+                roads[dict(head).get("server-timing", "").split(",")[0].split(";")[0]] += 1
         if step > 50:  # by then both have computed all of the pool
             assert heads[0] == heads[1], step
-    assert replays > 200
+    assert roads["replay"] > 150
+    assert roads["shortcut"] > 50
+    after = {system.url: counted(system) for system in (live, plain)}
+    one, other = ({name: after[url][name] - before[url][name] for name in after[url]} for url in lines)
+    assert one == other
 
 
 def test_pipelined_known_requests_are_answered_in_order(live: Live) -> None:
@@ -160,6 +178,34 @@ def test_no_cache_and_other_wishes_are_never_answered_by_replay(live: Live) -> N
         line.ask(raw(body))
     head, _ = line.ask(raw(body, Cache_Control="no-cache"))
     assert dict(head)["cache-status"] == "foreseen;fwd=request"
+
+
+def test_far_hits_of_known_bodies_are_the_same_on_both_roads(built: Path, tmp_path: Path) -> None:
+    """Without near every hit is far's: the same bytes under changing ids, alone and many at once, to a system with
+    short roads and to one without: equal replies, equal counts."""
+    flags = ("--near-bytes=0", "--replay-bytes=0")
+    with (
+        started(built, tmp_path / "short", *flags, models=["fingerprint"]) as short,
+        started(built, tmp_path / "long", *flags, "--no-short-road", models=["fingerprint"]) as long,
+    ):
+        bodies = [json.dumps(ask_fingerprint(*(numbers(30_000 + n + k) for k in range(n)))).encode() for n in (1, 3)]
+        told: dict[str, list[Any]] = {}
+        for system in (short, long):
+            lines = [Line(system) for _ in range(8)]
+            told[system.url] = []
+            for body in bodies:
+                lines[0].ask(raw(body))
+                system.until("foreseen_far_pending_bytes", lambda value: value == 0)
+            for turn in range(30):
+                asked = [b'{"id":"%d",' % (turn * n) + bodies[turn % 2][1:] for n in range(1, 9)]
+                for line, body in zip(lines, asked, strict=True):
+                    line.socket.sendall(raw(body if turn % 3 else bodies[turn % 2]))
+                for line in lines:
+                    head, body = line.reply()
+                    told[system.url].append((without_times(head), body))
+        assert told[short.url] == told[long.url]
+        assert counted(short) == counted(long)
+        assert counted(short)["foreseen_rows_total far"] == 30 * 8 * 2
 
 
 def test_a_purge_ends_replays_at_once(own: Live) -> None:
