@@ -10,7 +10,7 @@ BIN    := $(VENV)/bin
 DATA   ?= data
 PORT   ?= 8000
 
-.PHONY: up setup test test-integrations lint docs dashboards bench-hit bench-antipattern bench-model bench-warm verify-exact bench-isolation mutants clean
+.PHONY: up setup test test-integrations lint docs dashboards bench-hit bench-antipattern bench-model bench-warm verify-exact bench-isolation chaos mutants clean
 
 up: setup ## start everything on this machine: http://127.0.0.1:8000
 	@exec $(BIN)/foreseen up --data $(DATA) --port $(PORT) --model minilm --model fingerprint
@@ -97,6 +97,9 @@ verify-exact: setup ## rows through the server are the bits of rows alone: minil
 
 bench-isolation: setup ## one of four models is killed every two seconds for a minute: what the others notice
 	@$(BIN)/python -m bench.isolation --seconds 60
+
+chaos: setup ## ten minutes of faults at random instants under load (SEED=n): no wrong answer, errors, recovery, a table
+	@$(BIN)/python -m tests.chaos --seconds 600 $(if $(SEED),--seed $(SEED))
 
 mutants: setup ## mutation testing of key, entry and flight (about five minutes); fails under 90 %
 	@rm -rf mutants && $(BIN)/mutmut run > build/mutants.log 2>&1; $(BIN)/python -m tests.mutants

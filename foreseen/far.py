@@ -17,7 +17,7 @@ import asyncio
 import ssl
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -67,6 +67,7 @@ _KINDS: tuple[tuple[type[Exception], str], ...] = (
     (gone.RedisError, "protocol"),
     (OSError, "connect"),
     (TimeoutError, "timeout"),
+    (RuntimeError, "connect"),  # uvloop's word for a connection that has ended while it was being used
 )
 _CONTEXTS: dict[str, Any] = {}
 """TLS contexts by what was said of TLS."""
@@ -133,7 +134,7 @@ async def ask_once(client: Redis, *words: Any) -> Any:
     """One command on a connection of its own, without a breaker: to find out who is where. Raises FarError."""
     try:
         return await _execute(client, *words)
-    except (gone.RedisError, OSError, TimeoutError) as error:
+    except Exception as error:  # noqa: BLE001 - as in Far._call
         raise FarError(_kind_of(error)) from None
     finally:
         await client.aclose()
@@ -273,21 +274,9 @@ class Far(Entries):
     async def state(self) -> FarState:
         """The breaker hears nothing of it: a Redis that may not be asked about itself still serves."""
         try:
-            told = await self._client.info()
-        except (gone.RedisError, OSError, TimeoutError):
+            return _state(await self._client.info())
+        except Exception:  # noqa: BLE001 - as in _call
             return DOWN
-        keys = sum(value["keys"] for name, value in told.items() if name.startswith("db"))
-        return FarState(
-            memory=int(told["used_memory"]),
-            memory_limit=int(told["maxmemory"]),
-            keys=keys,
-            evicted=int(told["evicted_keys"]),
-            expired=int(told["expired_keys"]),
-            policy=str(told["maxmemory_policy"]),
-            version=str(told["redis_version"]),
-            append_only=bool(told.get("aof_enabled")),
-            uptime=int(told["uptime_in_seconds"]),
-        )
 
     async def time(self) -> float:
         seconds, micros = await self._call(self._client.time)
@@ -301,8 +290,8 @@ class Far(Entries):
     async def _mget(self, keys: Sequence[Key]) -> list[bytes | FarError | None]:
         values: list[bytes | FarError | None]
         values = await self._call(lambda: self._client.mget([PREFIX + key for key in keys]))
-        if len(values) != len(keys):
-            raise self._failed(gone.InvalidResponse())
+        if type(values) is not list or len(values) != len(keys) or not _entries(values):
+            raise self._failed(gone.InvalidResponse())  # damaged on its way, or the reply to another question
         return values
 
     async def _call(self, command: Callable[[], Awaitable[Any]]) -> Any:
@@ -311,7 +300,7 @@ class Far(Entries):
             self._admit()  # it may have opened while this one waited
             try:
                 reply = await command()
-            except (gone.RedisError, OSError, TimeoutError) as error:
+            except Exception as error:  # noqa: BLE001 - of damaged bytes redis-py and uvloop raise whatever they trip over
                 raise self._failed(error) from None
         if not (isinstance(reply, list) and any(isinstance(one, Exception) for one in reply)):
             self.breaker.succeeded()
@@ -347,11 +336,30 @@ class Far(Entries):
                 await _execute(self._client, "GET", SECRET_CHECK)
             except (gone.MovedError, gone.AskError):
                 pass  # it is there, only this key is not
-            except (gone.RedisError, OSError, TimeoutError):
+            except Exception:  # noqa: BLE001, S112 - as in _call
                 continue
             self.breaker.succeeded()
             log.warning("far: breaker closed")
             return
+
+
+def _state(told: Mapping[str, Any]) -> FarState:
+    """What INFO says."""
+    return FarState(
+        memory=int(told["used_memory"]),
+        memory_limit=int(told["maxmemory"]),
+        keys=sum(int(value["keys"]) for name, value in told.items() if name.startswith("db")),
+        evicted=int(told["evicted_keys"]),
+        expired=int(told["expired_keys"]),
+        policy=str(told["maxmemory_policy"]),
+        version=str(told["redis_version"]),
+        append_only=bool(told.get("aof_enabled")),
+        uptime=int(told["uptime_in_seconds"]),
+    )
+
+
+def _entries(values: Sequence[object]) -> bool:
+    return all(value is None or type(value) is bytes for value in values)
 
 
 def _execute(client: Redis, *words: Any) -> Awaitable[Any]:

@@ -53,7 +53,7 @@ class FaultProxy:
         self.bytes_from_server = 0
         self.swapped = 0
         self.shifted = 0
-        self._server = server
+        self.server = server
         self._random = random.Random(seed)
         self._links: set[_Link] = set()
         self._listener: asyncio.Server | None = None
@@ -156,10 +156,10 @@ class FaultProxy:
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         try:
-            if self._server.startswith("unix:"):
-                server = await asyncio.open_unix_connection(self._server.removeprefix("unix:"))
+            if self.server.startswith("unix:"):
+                server = await asyncio.open_unix_connection(self.server.removeprefix("unix:"))
             else:
-                host, _, port = self._server.rpartition(":")
+                host, _, port = self.server.rpartition(":")
                 server = await asyncio.open_connection(host, int(port))
         except OSError:
             writer.transport.abort()

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 SERVER = "/usr/bin/redis-server"
 START_SECONDS = 20
@@ -32,7 +34,7 @@ class Server:
         return f"127.0.0.1:{self.port}"
 
     def client(self) -> Redis:
-        return Redis(port=self.port, protocol=2)
+        return Redis(port=self.port, protocol=2, retry=Retry(NoBackoff(), 0))
 
     def kill(self) -> None:
         self.process.kill()

@@ -1,0 +1,1 @@
+"""Everything is killed, stopped, slowed and corrupted at random instants under load: `make chaos`."""
