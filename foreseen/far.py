@@ -1,9 +1,9 @@
 """Keys → entries in Redis, in its cache role: bounded in time, never retried, behind a breaker. It just raises.
 
-The only file that imports redis for this. Redis 6.2 commands only: MGET, GET, SET PX, DEL. redis-py's defaults turn a
-stalled Redis into a stalled proxy (5 s × 10 retries, measured), hence `Retry(NoBackoff(), 0)` and short timeouts. A
-call that times out closes its connection (redis-py does that), so that no late reply is read by the next caller; the
-entry's own key would show it if one were.
+The only file that imports redis for this; what every request asks goes the short way of `resp.py` where it can. Redis
+6.2 commands only: MGET, GET, SET PX, DEL. redis-py's defaults turn a stalled Redis into a stalled proxy (5 s × 10
+retries, measured), hence `Retry(NoBackoff(), 0)` and short timeouts. A call that times out closes its connection, so
+that no late reply is read by the next caller; the entry's own key would show it if one were.
 
 Key names in Redis:  `fsn1:` + the 32 bytes of a key  → entry;   `fsn1.secret` → the check value of the root secret;
 `fsn1.lease:` + the 32 bytes of a key → the token of the proxy that computes it just now.
@@ -24,13 +24,15 @@ from typing import Any, cast
 import structlog
 from msgspec import Struct
 from redis import exceptions as gone
-from redis.asyncio import ConnectionPool, Redis, SSLConnection
+from redis._parsers import BaseParser
+from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from foreseen.breaker import Breaker
 from foreseen.errors import FarError, SetupError
 from foreseen.nouns import DOWN, FarState, Key
+from foreseen.resp import NotResp, Open, Wire
 
 PREFIX = b"fsn1:"
 SECRET_CHECK = b"fsn1.secret"
@@ -51,6 +53,8 @@ log = structlog.get_logger()
 _KINDS: tuple[tuple[type[Exception], str], ...] = (
     # The order matters: redis-py derives most of these from ConnectionError or ResponseError.
     (gone.TimeoutError, "timeout"),
+    (TimeoutError, "timeout"),
+    (NotResp, "protocol"),
     (gone.BusyLoadingError, "loading"),
     (gone.ReadOnlyError, "readonly"),
     (gone.OutOfMemoryError, "oom"),
@@ -66,7 +70,6 @@ _KINDS: tuple[tuple[type[Exception], str], ...] = (
     (gone.ResponseError, "refused"),
     (gone.RedisError, "protocol"),
     (OSError, "connect"),
-    (TimeoutError, "timeout"),
     (RuntimeError, "connect"),  # uvloop's word for a connection that has ended while it was being used
 )
 _CONTEXTS: dict[str, Any] = {}
@@ -128,6 +131,26 @@ def _secure(pool: ConnectionPool, ca_file: Path | None) -> None:
             self.ssl_context = shared
 
     pool.connection_class = Secured
+
+
+def _wire(client: Redis) -> Wire | None:
+    """The short way to the same server, None where it takes what only redis-py has: TLS, or a double's connection."""
+    pool = client.connection_pool
+    told, kind = pool.connection_kwargs, pool.connection_class
+    if kind not in (Connection, UnixDomainSocketConnection) or told.get("credential_provider") is not None:
+        return None
+    hello: list[Command] = []
+    if told.get("password") is not None:
+        hello.append(("AUTH", *(told[name] for name in ("username", "password") if told.get(name) is not None)))
+    if told.get("db"):
+        hello.append(("SELECT", told["db"]))
+    opened: Open
+    if kind is UnixDomainSocketConnection:
+        opened = lambda made: asyncio.get_running_loop().create_unix_connection(made, told["path"])  # noqa: E731
+    else:
+        where = told.get("host", "localhost"), told.get("port", 6379)
+        opened = lambda made: asyncio.get_running_loop().create_connection(made, *where)  # noqa: E731
+    return Wire(opened, hello, told["socket_timeout"], BaseParser.parse_error)
 
 
 async def ask_once(client: Redis, *words: Any) -> Any:
@@ -224,6 +247,7 @@ class Far(Entries):
 
     def __init__(self, client: Redis, *, keys_per_call: int = 256, breaker: Breaker | None = None) -> None:
         self._client = client
+        self._wire = _wire(client)
         self._keys_per_call = keys_per_call
         self.breaker = breaker or Breaker()
         self._probe: asyncio.Task[None] | None = None
@@ -256,12 +280,8 @@ class Far(Entries):
         self._admit()
         if stores and time.monotonic() < self._no_stores_until:
             raise FarError("paused")
-        pipe = self._client.pipeline(transaction=False)
-        for command in commands:
-            if asking:
-                pipe.execute_command("ASKING")
-            pipe.execute_command(*command)
-        told = await self._call(lambda: pipe.execute(raise_on_error=False))
+        sent = [one for command in commands for one in (("ASKING",), command)] if asking else commands
+        told = await self._call(lambda: self._pipelined(sent))
         told = told[1::2] if asking else told
         errors = {at: one for at, one in enumerate(told) if isinstance(one, Exception)}
         for at, error in errors.items():
@@ -285,14 +305,32 @@ class Far(Entries):
     async def close(self) -> None:
         if self._probe is not None:
             self._probe.cancel()
+        if self._wire is not None:
+            self._wire.close()
         await self._client.aclose()
 
     async def _mget(self, keys: Sequence[Key]) -> list[bytes | FarError | None]:
         values: list[bytes | FarError | None]
-        values = await self._call(lambda: self._client.mget([PREFIX + key for key in keys]))
+        values = await self._call(lambda: self._asked(("MGET", *[PREFIX + key for key in keys])))
         if type(values) is not list or len(values) != len(keys) or not _entries(values):
             raise self._failed(gone.InvalidResponse())  # damaged on its way, or the reply to another question
         return values
+
+    async def _asked(self, command: Command) -> Any:
+        (reply,) = await self._pipelined([command])
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    async def _pipelined(self, commands: Sequence[Command]) -> list[Any]:
+        """The replies in order, an exception in the place of what Redis refused."""
+        if self._wire is not None:
+            return await self._wire.ask(commands)
+        pipe = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipe.execute_command(*command)
+        replies: list[Any] = await pipe.execute(raise_on_error=False)
+        return replies
 
     async def _call(self, command: Callable[[], Awaitable[Any]]) -> Any:
         """One call in its turn. A place is waited for no longer than the calls before it may take."""
@@ -324,6 +362,8 @@ class Far(Entries):
 
     def _look_up_again(self) -> None:
         """A server that became a replica keeps its connections: without them the name is looked up anew."""
+        if self._wire is not None:
+            self._wire.close()
         task = asyncio.get_running_loop().create_task(self._client.connection_pool.disconnect(inuse_connections=False))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)

