@@ -24,7 +24,7 @@ from redis import exceptions as gone
 from redis.asyncio import Redis
 
 from foreseen.errors import StateUnavailable
-from foreseen.far import connect
+from foreseen.far import MAX_CONNECTIONS, connect
 
 GENERATIONS, PURGES, WORKERS = "fsn1.generations", "fsn1.purges", "fsn1.workers"
 KEPT_PURGES = 100_000
@@ -68,6 +68,7 @@ class State:
 
     def __init__(self, client: Redis) -> None:
         self._client = client
+        self._places = asyncio.Semaphore(MAX_CONNECTIONS)  # calls take turns: a client with no connection left raises
 
     async def purge(self, kind: Kind, what: str) -> int:
         """Raise a generation, or log a key's purge; the generation that every worker has to confirm."""
@@ -116,7 +117,8 @@ class State:
 
     async def _call(self, call: Awaitable[Any] | Any) -> Any:
         try:
-            return await call
+            async with self._places:
+                return await call
         except (gone.RedisError, OSError, TimeoutError) as error:
             log.debug("state", error=type(error).__name__)
             raise StateUnavailable("the state store does not answer") from None
