@@ -36,6 +36,12 @@ class BadInput(BadRequest):
     code = "bad_input"
 
 
+class WebhookRefused(BadRequest):
+    """A webhook was asked for that is malformed or not allowed, or where webhooks are off."""
+
+    code = "webhook_refused"
+
+
 class Unauthorized(ForeseenError):
     """The route is for operators, and the request does not carry their token."""
 
@@ -197,6 +203,18 @@ class PredictionCancelled(ForeseenError):
     """The prediction was cancelled before it had a result."""
 
     status, code = 410, "prediction_cancelled"
+
+
+class KeyReused(ForeseenError):
+    """The `Idempotency-Key` belongs to another request already."""
+
+    status, code = 422, "idempotency_key_reused"
+
+
+class InProgress(ForeseenError):
+    """A request with this `Idempotency-Key` is being taken in this very moment."""
+
+    status, code = 409, "idempotency_in_progress"
 
 
 class QueueUnavailable(ForeseenError):

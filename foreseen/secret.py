@@ -28,15 +28,15 @@ def read_secret(path: Path) -> bytes:
     return content
 
 
-def make_secret(path: Path) -> None:
-    """Make a secret where there is none: 256 bits, mode 0600, never seen half-written."""
+def make_secret(path: Path, text: str | None = None) -> None:
+    """Make a secret where there is none: 256 bits, or this text; mode 0600, never seen half-written."""
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "w") as file:
-        file.write(secrets.token_hex(32) + "\n")
+        file.write((text or secrets.token_hex(32)) + "\n")
     try:
         os.link(beside, path)  # unlike a rename, this does not replace what another process made meanwhile
     except FileExistsError:
