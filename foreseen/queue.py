@@ -17,8 +17,10 @@ from msgspec import Struct
 from redis import exceptions as gone
 from redis.asyncio import Redis
 
-from foreseen.errors import QueueFull, QueueUnavailable
+from foreseen.errors import KeyReused, QueueFull, QueueUnavailable
 from foreseen.far import connect
+from foreseen.outbox import Outbox
+from foreseen.records import JOB_BYTES, NONCE_BYTES
 from foreseen.transitions import BASE, GROUP, SCRIPTS
 
 BUDGET_SECONDS = 2.0
@@ -103,6 +105,30 @@ class Seen(Struct, frozen=True):
     ticket: bytes
     head: bytes
     record: bytes | None
+    unsuccessful: int = 0
+    """Of a batch: items that ended in another way than with an answer."""
+
+
+class Extras(Struct, frozen=True):
+    """What a ticket may have besides: a webhook (sealed), the batch that it is an item of, and the name and fingerprint
+    of an idempotency key; empty where it has none."""
+
+    hook: bytes = b""
+    batch: bytes = b""
+    once: bytes = b""
+    fingerprint: bytes = b""
+
+
+PLAIN = Extras()
+
+
+class Given(Struct, frozen=True):
+    """A ticket as it was handed out: its job, that one's state and head (sealed), and its nonce."""
+
+    job: bytes
+    state: JobState
+    head: bytes
+    nonce: bytes
 
 
 class Standing(Struct, frozen=True):
@@ -118,43 +144,88 @@ class Queue:
 
     def __init__(self, client: Redis, bounds: Bounds) -> None:
         self.bounds = bounds
+        self.outbox = Outbox(client)
         self._client = client
         self._turns = asyncio.Semaphore(MAX_CALLS)
         self._scripts = {name: client.register_script(text) for name, text in SCRIPTS.items()}
         self._life = (_ms(bounds.job_seconds), _ms(bounds.result_seconds))
 
     async def submit(
-        self, same: bytes, job: bytes, nonce: bytes, head: bytes, rows: bytes, ticket: bytes, count: int, size: int
-    ) -> tuple[bytes, JobState, bytes]:
-        """Store a job and its first ticket, or another ticket of the job that has the same question already: that job,
-        its state and its head. When this returns it is stored. `size` is reserved for it, in bytes.
+        self,
+        same: bytes,
+        job: bytes,
+        nonce: bytes,
+        head: bytes,
+        rows: bytes,
+        ticket: bytes,
+        count: int,
+        size: int,
+        extras: Extras = PLAIN,
+    ) -> Given:
+        """Store a job and its first ticket, or another ticket of the job that has the same question already. When this
+        returns it is stored. `size` is reserved for it, in bytes. The ticket given is another, older one where the
+        idempotency key has been used.
 
-        Raises QueueFull, QueueUnavailable.
+        Raises QueueFull, KeyReused, QueueUnavailable.
         """
         bounds = self.bounds
         told = await self._run(
-            "submit", same, job, nonce, head, rows, ticket, count, size, bounds.jobs, bounds.bytes, *self._life
-        )
-        if told[1] in (b"jobs", b"bytes"):
-            what = "jobs wait" if told[1] == b"jobs" else "bytes of jobs and results are kept"
-            most = bounds.jobs if told[1] == b"jobs" else bounds.bytes
-            raise QueueFull(f"the queue is full: {most} {what}")
-        return told[0], told[1].decode(), told[2]
+            "submit", same, job, nonce, head, rows, ticket, count, size, bounds.jobs, bounds.bytes, *self._life,
+            extras.hook, extras.batch, extras.once, extras.fingerprint,
+        )  # fmt: skip
+        return self._given(told)
+
+    async def batch(
+        self, job: bytes, nonce: bytes, head: bytes, ticket: bytes, count: int, extras: Extras = PLAIN
+    ) -> Given:
+        """Open a batch of so many items, which name it when they are submitted. Raises as `submit`."""
+        told = await self._run(
+            "batch", job, nonce, head, ticket, count, self.bounds.bytes, *self._life,
+            extras.hook, extras.once, extras.fingerprint,
+        )  # fmt: skip
+        return self._given(told)
+
+    async def close_batch(self, job: bytes, record: bytes, bad: int) -> bool:
+        """All its items are submitted, but for those so many that are bad: it ends when they have."""
+        return bool(await self._run("close", job, record, bad))
+
+    async def cancel_all(self, tickets: Sequence[tuple[bytes, bytes]]) -> None:
+        """Cancel many tickets, those that have not ended."""
+        for job, nonce in tickets:
+            await self._run("cancel", job, nonce, self._life[1])
+
+    async def forget_once(self, once: bytes) -> None:
+        """An idempotency key is new again."""
+        await self._call(self._client.delete(f"{BASE}.once:".encode() + once))
+
+    def _given(self, told: list[bytes]) -> Given:
+        match told[1]:
+            case b"jobs":
+                raise QueueFull(f"the queue is full: {self.bounds.jobs} jobs wait")
+            case b"bytes":
+                raise QueueFull(f"the queue is full: {self.bounds.bytes} bytes of jobs and results are kept")
+            case b"reused":
+                raise KeyReused("Idempotency-Key: belongs to a request with another body")
+        return Given(told[0], told[1].decode(), told[2], told[3])  # type: ignore[arg-type]
 
     async def see(self, job: bytes, nonce: bytes, *, record: bool = False) -> Seen | None:
         """A job as a ticket sees it, with the record of its end if asked for; None where there is no such ticket."""
-        fields = ["s", "v", "n", "d", "c", "b", "e", "a", "t:", "c:", "head"] + (["r"] if record else [])
-        names = [name.encode() + nonce if name.endswith(":") else name for name in fields]
-        got = await self._call(self._client.hmget(_at(job), names))
-        s, v, n, d, c, b, e, a, ticket, cancelled, head, *r = got
-        if s is None or ticket is None:
+        return _seen(await self._call(self._client.hmget(_at(job), _fields(nonce, record))))
+
+    async def see_all(self, tickets: Sequence[tuple[bytes, bytes]]) -> list[Seen | None]:
+        """The same of many, with their records, in one go."""
+        pipe = self._client.pipeline(transaction=False)
+        for job, nonce in tickets:
+            pipe.hmget(_at(job), _fields(nonce, record=True))
+        return [_seen(got) for got in await self._call(pipe.execute())]
+
+    async def used(self, once: bytes) -> tuple[bytes, bytes, bytes] | None:
+        """The fingerprint, job and nonce that an idempotency key stands for, None where it is new."""
+        held: bytes | None = await self._call(self._client.get(f"{BASE}.once:".encode() + once))
+        if held is None:
             return None
-        state: JobState = "cancelled" if cancelled else s.decode()
-        times = [None if ms is None else int(ms) / 1000 for ms in (b, e)]
-        result = r[0] if r else None
-        return Seen(
-            state, int(v), int(n), int(d), int(c) / 1000, times[0], times[1], int(a or 0), ticket, head or b"", result
-        )
+        print_bytes = len(held) - JOB_BYTES - NONCE_BYTES
+        return held[:print_bytes], held[print_bytes:-NONCE_BYTES], held[-NONCE_BYTES:]
 
     async def cancel(self, job: bytes, nonce: bytes) -> bool:
         """Cancel a ticket of a job that has not ended; whether there is such a ticket."""
@@ -303,6 +374,25 @@ class NoWorkers(QueueUnavailable):
 def connect_queue(url: str, bounds: Bounds, ca_file: Path | None = None) -> Queue:
     """A queue by its store's address. Opens no connection yet. `ca_file`: as of the far tier's `connect`."""
     return Queue(connect(url, BUDGET_SECONDS, ca_file), bounds)
+
+
+def _fields(nonce: bytes, record: bool) -> list[bytes]:
+    fields = ["s", "v", "n", "d", "c", "b", "e", "a", "nb", "t:", "c:", "head"] + (["r"] if record else [])
+    return [name.encode() + nonce if name.endswith(":") else name.encode() for name in fields]
+
+
+def _seen(got: list[bytes | None]) -> Seen | None:
+    s, v, n, d, c, b, e, a, nb, ticket, cancelled, head, *r = got
+    if s is None or ticket is None:
+        return None
+    state: JobState = "cancelled" if cancelled else s.decode()  # type: ignore[assignment]
+    begun, ended = (None if ms is None else int(ms) / 1000 for ms in (b, cancelled or e))
+    version, rows, done, attempts = (int(number or 0) for number in (v, n, d, a))
+    result = r[0] if r else None
+    created = int(c or 0) / 1000
+    return Seen(
+        state, version, rows, done, created, begun, ended, attempts, ticket, head or b"", result, int(nb or 0)
+    )  # fmt: skip
 
 
 def _delivered(message: bytes, fields: dict[bytes, bytes]) -> Delivered:

@@ -34,8 +34,9 @@ from foreseen.manifest import ModelSignature
 from foreseen.nouns import Answer, Key, Row, Source, StaleReason, Steps, Wish
 
 MAGIC = b"FSJ1"
-TAG_BYTES, JOB_BYTES, NONCE_BYTES, MAC_BYTES = 16, 16, 12, 8
+TAG_BYTES, JOB_BYTES, NONCE_BYTES, MAC_BYTES, NAME_BYTES = 16, 16, 12, 8, 16
 _CONTEXT, _SAME_CONTEXT = "foreseen v1 job record", "foreseen v1 same question"
+_ONCE_CONTEXT = "foreseen v1 idempotency"
 NEVER_SAME = b""
 """Of a question that shares its job with nobody."""
 
@@ -63,11 +64,17 @@ class Rows(Struct, frozen=True, array_like=True):
 
 
 class Ticket(Struct, frozen=True, array_like=True):
-    """How somebody wants a job's answer rendered, under which manifest version."""
+    """How somebody wants a job's answer rendered. `question` is what its job has to be: the same question, or its very
+    own job, so that nobody who can write to the store moves a ticket to another's. `once` names its idempotency key."""
 
     nonce: bytes
     scope: str
+    question: bytes
     wish: Wish
+    once: bytes = b""
+
+    def is_of(self, head: Head) -> bool:
+        return self.scope == head.scope and self.question == (head.same or head.job)
 
 
 class Part(Struct, frozen=True, array_like=True):
@@ -94,7 +101,31 @@ class Failure(Struct, frozen=True, array_like=True):
     message: str
 
 
-_KINDS: tuple[type[Struct], ...] = (Head, Rows, Ticket, Result, Failure)
+class Hook(Struct, frozen=True, array_like=True):
+    """Where a ticket's end is to be told besides. The ticket says of which job it is."""
+
+    nonce: bytes
+    scope: str
+    url: str
+
+
+class Item(Struct, frozen=True, array_like=True):
+    """One line of a batch: its caller's name for it, and its ticket, or why it has none."""
+
+    custom_id: str | None
+    job: bytes
+    nonce: bytes
+    failure: Failure | None = None
+
+
+class Batch(Struct, frozen=True, array_like=True):
+    """The lines of a batch, in their order."""
+
+    job: bytes
+    items: list[Item]
+
+
+_KINDS: tuple[type[Struct], ...] = (Head, Rows, Ticket, Result, Failure, Hook, Batch)
 
 
 class Records:
@@ -103,6 +134,7 @@ class Records:
     def __init__(self, root: bytes) -> None:
         self.entries = EntryCodec(tag_key(root))
         self._key = blake3(root, derive_key_context=_CONTEXT).digest()
+        self._once_key = blake3(root, derive_key_context=_ONCE_CONTEXT).digest()
         self._same_key = blake3(root, derive_key_context=_SAME_CONTEXT).digest()
         self._decoders = {kind: msgspec.msgpack.Decoder(kind) for kind in _KINDS}
         self._encode = msgspec.msgpack.Encoder().encode
@@ -135,6 +167,14 @@ class Records:
     def same(self, keys: Sequence[Key]) -> bytes:
         """What a question is recognised by: its rows' keys, which hold tenant, model, digest and generation."""
         return blake3(b"".join(keys), key=self._same_key).digest()
+
+    def once(self, scope: str, key: str) -> bytes:
+        """The name that a tenant's idempotency key has in the store, which never sees the key."""
+        return blake3(_prefixed(scope.encode(), key.encode()), key=self._once_key).digest()[:NAME_BYTES]
+
+    def fingerprint(self, *parts: bytes) -> bytes:
+        """What tells one request from another, 32 bytes."""
+        return blake3(_prefixed(*parts), key=self._once_key).digest()
 
     def ticket_id(self, job: bytes, nonce: bytes, scope: str) -> str:
         return base64.urlsafe_b64encode(job + nonce + self._mac(job, nonce, scope)).decode()
@@ -173,6 +213,10 @@ class Records:
             for part in result.parts
             for key, entry, source, stored, why in part.rows
         ]
+
+
+def _prefixed(*parts: bytes) -> bytes:
+    return b"".join(len(part).to_bytes(4, "little") + part for part in parts)
 
 
 def rows_of(frames: Sequence[bytes], signature: ModelSignature) -> list[Row]:

@@ -217,6 +217,27 @@ class ProxySettings(Common):
     ] = 1024 * 2**20
     job_seconds: Annotated[float, Parameter(help="A job that is not done by then has expired.")] = 86400.0
     result_seconds: Annotated[float, Parameter(help="How long the result of a job can be fetched.")] = 3600.0
+    batch_lines: Annotated[int, Parameter(help="Lines of a batch of predictions at most.")] = 10_000
+    webhook_allow: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="Where webhooks may go: HOST, *.DOMAIN, https://HOST:PORT or http://HOST:PORT; may be repeated. "
+            "Without it they are off."
+        ),
+    ] = ()
+    webhook_ports: Annotated[
+        tuple[int, ...], Parameter(help="Ports of webhooks to hosts that are allowed without.")
+    ] = (443,)
+    webhook_networks: Annotated[
+        tuple[str, ...],
+        Parameter(help="Networks (10.0.0.0/8) that allowed names may lead to, though they are not the internet's."),
+    ] = ()
+    webhook_secret_file: Annotated[
+        Path | None, Parameter(help="Secrets that webhooks are signed with, one a line. Default: DATA/webhook-secret.")
+    ] = None
+    webhook_seconds: Annotated[float, Parameter(help="How long one call of a webhook may take.")] = 10.0
+    webhook_tries: Annotated[int, Parameter(help="How often a webhook is sent at most; pauses grow to an hour.")] = 8
+    webhook_calls: Annotated[int, Parameter(help="Webhooks under way at a time; a fourth of them to one host.")] = 16
     server_timing: Annotated[bool, Parameter(help="Send Server-Timing.")] = True
     access_log_hits: Annotated[
         float, Parameter(help="Share of hits that get a line in the log (at level info); all else gets one each.")
@@ -224,6 +245,10 @@ class ProxySettings(Common):
     triton_metrics: Annotated[
         bool, Parameter(help="Tell metrics under Triton's names too: nv_inference_*, nv_cache_*.")
     ] = False
+
+    @property
+    def webhook_secret(self) -> Path:
+        return self.webhook_secret_file or self.data / "webhook-secret"
 
     @property
     def own_models(self) -> tuple[str, ...]:
@@ -237,6 +262,11 @@ class WorkerSettings(ProxySettings):
     """A worker on the queue of jobs; it takes the proxy's settings, as far as they are not about connections."""
 
     job_rows: Annotated[int, Parameter(help="Rows of jobs that a worker has aboard at a time; more wait.")] = 1024
+    webhook_seconds: Annotated[float, Parameter(help="How long one call of a webhook may take.")] = 10.0
+    webhook_tries: Annotated[
+        int, Parameter(help="How often a webhook is sent at most; the pauses grow to an hour.")
+    ] = 8
+    webhook_calls: Annotated[int, Parameter(help="Webhooks under way at a time; a fourth of them to one host.")] = 16
 
 
 @Parameter(name="*")

@@ -2,14 +2,20 @@
 
     {fsj1}.job:ID      hash     a job: s state, head, q rows, r record of its end; n rows, d done; c created, b begun,
                                 e ended (Unix ms); v version, one more with every change; t tickets that want it;
-                                t:NONCE a ticket, c:NONCE it was cancelled; m its message; o whose it is, w how it is
-                                aboard (m among many, a alone); x deaths of workers with it aboard, y of such alone,
-                                a attempts; sz bytes; u fresh until, z kept until (Unix ms); same
+                                t:NONCE a ticket, c:NONCE when it was cancelled (Unix ms), h:NONCE its webhook, hs
+                                the nonces of tickets with one; ps the batches it is in; is its idempotency keys;
+                                m its message; o whose it is, w how it is aboard (m among many, a alone); x deaths of
+                                workers with it aboard, y of such alone, a attempts; sz bytes; u fresh until, z kept
+                                until (Unix ms); same. A batch is such a hash, too: n items, d ended, nb of them
+                                without an answer, r the list of them, kp how long its result is kept (ms)
     {fsj1}.same:SAME   string   the job of a question
     {fsj1}.queue       stream   j the job, n its rows, b their bytes; group `workers`
     {fsj1}.later       zset     jobs that were put back → when they are due
     {fsj1}.open        zset     jobs that have not ended → when they were created
     {fsj1}.ends        zset     jobs that have ended → when they are forgotten
+    {fsj1}.hooks       zset     tickets that have ended and have a webhook → when it is due (see `outbox.py`)
+    {fsj1}.once:NAME   string   an idempotency key → fingerprint of its request ‖ job ‖ nonce; goes with its job
+    {fsj1}.batches     zset     batches that have not ended → when they were created
     {fsj1}.dead        hash     dead letters: job → what happened
     {fsj1}.counts      hash     what metrics tell: state:*, ended:*, submitted, redelivered, bytes, took:*
     {fsj1}.news        channel  jobs that have changed
@@ -20,6 +26,8 @@ one place, `finish`, and only from queued or running. Times are the server's own
 
 from __future__ import annotations
 
+from foreseen.records import JOB_BYTES, NAME_BYTES, NONCE_BYTES
+
 BASE = "{fsj1}"
 GROUP = "workers"
 DURATIONS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
@@ -29,6 +37,8 @@ _COMMON = """
 local base = KEYS[1]
 local QUEUE, LATER, OPEN, ENDS = base .. '.queue', base .. '.later', base .. '.open', base .. '.ends'
 local DEAD, COUNTS, NEWS, GROUP = base .. '.dead', base .. '.counts', base .. '.news', 'workers'
+local HOOKS, BATCHES, ONCE = base .. '.hooks', base .. '.batches', base .. '.once:'
+local NONCE, JOB, NAME = NONCE_BYTES, JOB_BYTES, NAME_BYTES
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local function whole(number) return string.format('%.0f', number) end
@@ -63,6 +73,40 @@ local function resize(id, size)
   redis.call('HSET', at(id), 'sz', whole(size))
   count('bytes', size - before)
 end
+local function tell(id, nonce)
+  if redis.call('HEXISTS', at(id), 'h:' .. nonce) == 1 then redis.call('ZADD', HOOKS, whole(now), id .. nonce) end
+end
+local function each(id, field, size, visit)
+  local listed = redis.call('HGET', at(id), field) or ''
+  for i = 1, #listed, size do visit(string.sub(listed, i, i + size - 1)) end
+end
+local function append(id, field, one)
+  redis.call('HSET', at(id), field, (redis.call('HGET', at(id), field) or '') .. one)
+end
+local function tell_all(id)
+  each(id, 'hs', NONCE, function(nonce)
+    if redis.call('HEXISTS', at(id), 'c:' .. nonce) == 0 then tell(id, nonce) end
+  end)
+end
+local function end_batch(id, to)
+  local z = whole(now + tonumber(redis.call('HGET', at(id), 'kp')))
+  redis.call('HSET', at(id), 's', to, 'e', whole(now), 'z', z)
+  redis.call('ZREM', BATCHES, id)
+  redis.call('ZADD', ENDS, z, id)
+  told(id)
+  tell_all(id)
+end
+local function credit(id, by, bad)
+  local k = at(id)
+  if redis.call('HGET', k, 's') ~= 'running' then return end
+  if bad > 0 then redis.call('HINCRBY', k, 'nb', whole(bad)) end
+  local d, n = redis.call('HINCRBY', k, 'd', whole(by)), tonumber(redis.call('HGET', k, 'n'))
+  if d >= n and redis.call('HEXISTS', k, 'r') == 1 then
+    end_batch(id, 'succeeded')
+  elseif d % math.ceil(n / 100) == 0 then
+    told(id)
+  end
+end
 local function finish(id, from, to, keep_ms)
   local k = at(id)
   take_off(redis.call('HGET', k, 'm'))
@@ -72,13 +116,16 @@ local function finish(id, from, to, keep_ms)
   redis.call('ZADD', ENDS, whole(now + keep_ms), id)
   count('ended:' .. to, 1)
   move(id, from, to)
+  tell_all(id)
+  each(id, 'ps', JOB, function(batch) credit(batch, 1, to == 'succeeded' and 0 or 1) end)
 end
 local function forget(id)
   local k = at(id)
   local known = redis.call('HMGET', k, 's', 'same')
   if known[1] then
     resize(id, 0)
-    count('state:' .. known[1], -1)
+    each(id, 'is', NAME, function(name) redis.call('DEL', ONCE .. name) end)
+    if redis.call('HEXISTS', k, 'kp') == 0 then count('state:' .. known[1], -1) end
     if known[2] and redis.call('GET', base .. '.same:' .. known[2]) == id then
       redis.call('DEL', base .. '.same:' .. known[2])
     end
@@ -98,22 +145,55 @@ local function sweep(most, job_ms, keep_ms)
       redis.call('ZREM', OPEN, id)
     end
   end
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', ENDS, '-inf', whole(now), 'LIMIT', 0, most)) do forget(id) end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', BATCHES, '-inf', whole(now - job_ms), 'LIMIT', 0, most)) do
+    end_batch(id, 'expired')
+  end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', ENDS, '-inf', whole(now), 'LIMIT', 0, most)) do
+    local wanted = false
+    each(id, 'ps', JOB, function(batch) wanted = wanted or redis.call('EXISTS', at(batch)) == 1 end)
+    if wanted then
+      redis.call('ZADD', ENDS, whole(now + 60000), id)
+    else
+      forget(id)
+    end
+  end
+end
+local function used(once, print)
+  local held = once ~= '' and redis.call('GET', ONCE .. once)
+  if not held then return nil end
+  local id, nonce = string.sub(held, #held - JOB - NONCE + 1, #held - NONCE), string.sub(held, #held - NONCE + 1)
+  local s, head, ticket = unpack(redis.call('HMGET', at(id), 's', 'head', 't:' .. nonce))
+  if not ticket then return nil end
+  if string.sub(held, 1, #held - JOB - NONCE) ~= print then return {'', 'reused', '', ''} end
+  return {id, s, head, nonce}
+end
+local function use(once, print, id, nonce, life_ms)
+  if once == '' then return end
+  redis.call('SET', ONCE .. once, print .. id .. nonce, 'PX', whole(life_ms))
+  append(id, 'is', once)
 end
 """
 
 SUBMIT = """
 local same, id, nonce, head, rows, ticket, n = unpack(ARGV, 1, 7)
-local size, most_jobs, most_bytes, job_ms, keep_ms = unpack(ARGV, 8, 12)
+local size, most_jobs, most_bytes, job_ms, keep_ms, hook, batch, once, print = unpack(ARGV, 8, 16)
 sweep(16, tonumber(job_ms), tonumber(keep_ms))
+local before = used(once, print)
+if before then return before end
 local room = tonumber(most_bytes) - tonumber(redis.call('HGET', COUNTS, 'bytes') or '0')
 local function hand_out(id)
   local k = at(id)
   redis.call('HSET', k, 't:' .. nonce, ticket)
   redis.call('HINCRBY', k, 't', 1)
-  resize(id, tonumber(redis.call('HGET', k, 'sz')) + #ticket + 64)
+  if hook ~= '' then
+    redis.call('HSET', k, 'h:' .. nonce, hook)
+    append(id, 'hs', nonce)
+  end
+  if batch ~= '' then append(id, 'ps', batch) end
+  use(once, print, id, nonce, job_ms + keep_ms)
+  resize(id, tonumber(redis.call('HGET', k, 'sz')) + #ticket + #hook + 64)
 end
-if room < #ticket + 64 then return {'', 'bytes', ''} end
+if room < #ticket + #hook + 64 then return {'', 'bytes', '', ''} end
 local known = same ~= '' and redis.call('GET', base .. '.same:' .. same)
 if known then
   local state, fresh, its = unpack(redis.call('HMGET', at(known), 's', 'u', 'head'))
@@ -122,13 +202,15 @@ if known then
     if not open(state) then
       redis.call('HSET', at(known), 'z', whole(now + keep_ms))
       redis.call('ZADD', ENDS, whole(now + keep_ms), known)
+      tell(known, nonce)
+      if batch ~= '' then credit(batch, 1, 0) end
     end
     count('joined', 1)
-    return {known, state, its}
+    return {known, state, its, nonce}
   end
 end
-if room < tonumber(size) then return {'', 'bytes', ''} end
-if redis.call('ZCARD', OPEN) >= tonumber(most_jobs) then return {'', 'jobs', ''} end
+if room < tonumber(size) then return {'', 'bytes', '', ''} end
+if redis.call('ZCARD', OPEN) >= tonumber(most_jobs) then return {'', 'jobs', '', ''} end
 redis.call('HSET', at(id), 's', 'queued', 'head', head, 'q', rows, 'n', n, 'd', 0, 'c', whole(now), 'v', 1, 't', 0,
   'sz', 0, 'same', same)
 resize(id, tonumber(size))
@@ -138,10 +220,42 @@ if same ~= '' then redis.call('SET', base .. '.same:' .. same, id) end
 count('state:queued', 1)
 count('submitted', 1)
 enqueue(id)
-return {id, 'queued', head}
+return {id, 'queued', head, nonce}
 """
 """same (empty: none), new id, nonce, head, rows, ticket, number of rows, bytes to reserve, most jobs, most bytes,
-longest life of a job and of a result in ms → {job, its state, its head}, or {"", what is full, ""}."""
+longest life of a job and of a result in ms; each empty for none: the ticket's webhook, its batch, the name of its
+idempotency key, fingerprint of the request → {job, its state, head, nonce}, or {"", why not: jobs, bytes, reused}."""
+
+BATCH = """
+local id, nonce, head, ticket, n = unpack(ARGV, 1, 5)
+local most_bytes, job_ms, keep_ms, hook, once, print = unpack(ARGV, 6, 11)
+sweep(16, tonumber(job_ms), tonumber(keep_ms))
+local before = used(once, print)
+if before then return before end
+local bytes = tonumber(redis.call('HGET', COUNTS, 'bytes') or '0')
+if tonumber(most_bytes) - bytes < 1024 then return {'', 'bytes', '', ''} end
+local k = at(id)
+redis.call('HSET', k, 's', 'running', 'head', head, 'n', n, 'd', 0, 'c', whole(now), 'b', whole(now), 'v', 1, 't', 1,
+  'sz', 0, 'kp', keep_ms, 't:' .. nonce, ticket)
+if hook ~= '' then redis.call('HSET', k, 'h:' .. nonce, hook, 'hs', nonce) end
+use(once, print, id, nonce, job_ms + keep_ms)
+resize(id, #head + #ticket + #hook + 512)
+redis.call('ZADD', BATCHES, whole(now), id)
+count('batches', 1)
+return {id, 'running', head, nonce}
+"""
+"""new id, nonce, head, ticket, number of items; most bytes, longest life of a job and of a result in ms; each empty for
+none: webhook, idempotency key's name, fingerprint → as `submit`. The batch is open until it is closed (`close`)."""
+
+CLOSE = """
+local id, record, bad = ARGV[1], ARGV[2], tonumber(ARGV[3])
+if redis.call('HGET', at(id), 's') ~= 'running' then return 0 end
+redis.call('HSET', at(id), 'r', record)
+resize(id, tonumber(redis.call('HGET', at(id), 'sz')) + #record)
+credit(id, bad, bad)
+return 1
+"""
+"""batch, the record of all its items, how many of them are no jobs → 1, or 0 where it has ended meanwhile."""
 
 BEGIN = """
 local me, alone, most_alone = ARGV[1], ARGV[2] == '1', tonumber(ARGV[3])
@@ -323,8 +437,11 @@ local id, nonce, keep_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local k = at(id)
 if redis.call('HEXISTS', k, 't:' .. nonce) == 0 then return 0 end
 local s = redis.call('HGET', k, 's')
-if open(s) and redis.call('HSETNX', k, 'c:' .. nonce, 1) == 1 then
-  if redis.call('HINCRBY', k, 't', -1) == 0 then
+if open(s) and redis.call('HSETNX', k, 'c:' .. nonce, whole(now)) == 1 then
+  tell(id, nonce)
+  if redis.call('HEXISTS', k, 'kp') == 1 then
+    end_batch(id, 'cancelled')
+  elseif redis.call('HINCRBY', k, 't', -1) == 0 then
     redis.call('HDEL', k, 'q')
     finish(id, s, 'cancelled', keep_ms)
     resize(id, 512)
@@ -352,10 +469,16 @@ return 1
 """
 """A dead letter → back into the queue, as if it had never run; 1, or 0 where it cannot be."""
 
+_SIZED = (
+    _COMMON.replace("NONCE_BYTES", str(NONCE_BYTES))
+    .replace("JOB_BYTES", str(JOB_BYTES))
+    .replace("NAME_BYTES", str(NAME_BYTES))
+)
 SCRIPTS = {
-    name: _COMMON + body
+    name: _SIZED + body
     for name, body in {
-        "submit": SUBMIT, "begin": BEGIN, "beat": BEAT, "finish": FINISH, "back": BACK, "tick": TICK,
+        "submit": SUBMIT, "batch": BATCH, "close": CLOSE, "begin": BEGIN,
+        "beat": BEAT, "finish": FINISH, "back": BACK, "tick": TICK,
         "claim": CLAIM, "leave": LEAVE, "cancel": CANCEL, "retry": RETRY,
     }.items()
 }  # fmt: skip

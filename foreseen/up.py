@@ -36,6 +36,7 @@ from foreseen.manifest import Manifest, example_request, find
 from foreseen.places import make_run_folder, model_socket, redis_socket, state_socket
 from foreseen.secret import make_secret
 from foreseen.settings import InferenceSettings, ProxySettings, UpSettings, WorkerSettings, arguments
+from foreseen.signing import Signer, make_webhook_secret
 
 log = structlog.get_logger()
 
@@ -89,6 +90,10 @@ class _System:
         self._say_defaults(url)
         if settings.admin_token_file is None:
             make_secret(settings.data / "admin-token")
+        if settings.webhook_allow:
+            if settings.webhook_secret_file is None:
+                make_webhook_secret(settings.webhook_secret)
+            Signer(settings.webhook_secret)  # raises SetupError now rather than in a worker
         if settings.redis is None:
             make_secret(settings.secret_file or settings.data / "secret")
             await self._start_valkey()

@@ -30,7 +30,9 @@ from foreseen.records import Records
 from foreseen.secret import read_secret
 from foreseen.settings import ProxySettings
 from foreseen.state import connect_state
+from foreseen.targets import Allowed
 from proxy.admin import Token
+from proxy.batch import Batches
 from proxy.connection import ShortConnection
 from proxy.discovery import Upstream, in_front_of, upstream_of
 from proxy.edge import Edge
@@ -40,6 +42,7 @@ from proxy.handlers import Handlers
 from proxy.heads import Heads
 from proxy.jobs import Jobs
 from proxy.lease import Leases
+from proxy.manners import Manners
 from proxy.model import ModelProcess
 from proxy.near import Near
 from proxy.observe import Observer
@@ -100,6 +103,7 @@ class Proxy:
             purges=self.generations,
             shortcut_bytes=settings.shortcut_bytes,
         )
+        self.webhooks = Allowed(settings.webhook_allow, settings.webhook_ports, settings.webhook_networks)
         self.records = Records(root)
         self.queue = None if given is None else connect_queue(given, bounds_of(settings), settings.redis_ca_file)
         self.jobs: Jobs | None = None
@@ -136,8 +140,25 @@ class Proxy:
             settings=settings,
             token=token,
             exposition=self.pulse.exposition,
-            predictions=None if self.jobs is None else Predictions(self.jobs, self.edge),
+            predictions=self._predictions(),
         ).application()
+
+    def _predictions(self) -> Predictions | None:
+        """The routes of predictions, where there is a queue."""
+        jobs, queue, settings = self.jobs, self.queue, self.settings
+        if jobs is None or queue is None:
+            return None
+        manners = Manners(jobs, self.webhooks)
+        batches = Batches(
+            manners,
+            jobs,
+            queue,
+            self.records,
+            self.edge,
+            most_lines=settings.batch_lines,
+            body_seconds=settings.body_seconds,
+        )
+        return Predictions(jobs, self.edge, manners, batches)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -13,7 +13,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from foreseen.connection import Connection
-from foreseen.errors import BadRequest
+from foreseen.errors import BadRequest, WebhookRefused
 from foreseen.exposition import CONTENT_TYPE
 from foreseen.http import (
     SERVER,
@@ -34,6 +34,7 @@ from proxy.ask import Ask, Protocol
 from proxy.connection import ShortConnection
 from proxy.edge import Edge
 from proxy.freshness import AT_WILL, Control, control_of
+from proxy.manners import WEBHOOK, Prefer
 from proxy.predictions import Predictions
 from proxy.serve import Server
 from proxy.served import Served
@@ -99,15 +100,15 @@ class Handlers:
         app.router.add_get("/metrics/{model}", self.model_metrics)
         return app
 
-    async def infer(self, request: web.Request) -> web.Response:
+    async def infer(self, request: web.Request) -> web.StreamResponse:
         """V2: `POST …/infer`."""
         return await self._predict(request, "v2")
 
-    async def v1_predict(self, request: web.Request) -> web.Response:
+    async def v1_predict(self, request: web.Request) -> web.StreamResponse:
         """V1: `POST …:predict`."""
         return await self._predict(request, "v1")
 
-    async def _predict(self, request: web.Request, protocol: Protocol) -> web.Response:
+    async def _predict(self, request: web.Request, protocol: Protocol) -> web.StreamResponse:
         started, begun, edge = time.perf_counter(), asyncio.get_running_loop().time(), self._edge
         name = request.match_info["model"]
         try:
@@ -115,10 +116,9 @@ class Handlers:
             admit(request)
             body = await read_body(request, self._settings.body_seconds)
             ask = self._ask(request, protocol)
-            if self._predictions is not None and "Prefer" in request.headers:
-                ticket = await self._predictions.submit(request, ask, body, started)
-                if ticket is not None:
-                    return ticket
+            ticket = await self._ticket(request, ask, body, started)
+            if ticket is not None:
+                return ticket
         except Exception as error:  # noqa: BLE001 - counted here, where the model is known
             told = edge.failed(name, protocol, as_foreseen(error, request), started, traceparent(request))
         else:
@@ -127,6 +127,16 @@ class Handlers:
             if isinstance(connection, ShortConnection):
                 connection.learn(request, ask, told)
         return web.Response(body=told.body, status=told.status, headers=CIMultiDict(told.headers))
+
+    async def _ticket(self, request: web.Request, ask: Ask, body: bytes, started: float) -> web.StreamResponse | None:
+        """The 202 of a request that prefers one; None where it is answered at once."""
+        if self._predictions is not None and "Prefer" in request.headers:
+            ticket = await self._predictions.submit(request, ask, body, started)
+            if ticket is not None or Prefer(request).respond_async:
+                return ticket
+        if WEBHOOK in request.headers:
+            raise WebhookRefused(f"{WEBHOOK}: is for requests with Prefer: respond-async, where there is a queue")
+        return None
 
     async def explain(self, request: web.Request) -> web.Response:
         """Operators only: where the rows of an `/infer` body are, or why they would be misses."""

@@ -16,9 +16,11 @@ from msgspec import Struct
 from foreseen.datatypes import DATATYPES
 from foreseen.entry import FAR_OVERHEAD_BYTES
 from foreseen.errors import (
+    BadRequest,
     DeadlineExceeded,
     EntryError,
     ForeseenError,
+    KeyReused,
     ModelUnavailable,
     NotCached,
     NotFinished,
@@ -30,9 +32,9 @@ from foreseen.errors import (
 from foreseen.manifest import Manifest
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import ALL_STEPS, AT_EASE, Answer, Key, Question, Space, Steps, Terms
-from foreseen.queue import OPEN_STATES, JobState, Queue
+from foreseen.queue import OPEN_STATES, Extras, JobState, Queue
 from foreseen.queue import Seen as Stored
-from foreseen.records import NEVER_SAME, Failure, Head, Records, Result, Rows, Ticket, new_job, new_nonce
+from foreseen.records import NEVER_SAME, Batch, Failure, Head, Hook, Records, Result, Rows, Ticket, new_job, new_nonce
 from proxy.ask import Ask
 from proxy.facts import Facts
 from proxy.freshness import Control, steps_of
@@ -44,6 +46,8 @@ from proxy.served import Served
 
 OFF_LOOP_BYTES = 4 * 1024
 """A larger body is prepared, and a larger result rendered, off the event loop."""
+BATCH = ""
+"""The model of a batch's head: it has many, or none."""
 LOOK_SECONDS = 0.25
 """How long near and far have to say that they know all rows, before the question becomes a job."""
 
@@ -58,6 +62,20 @@ class Purges(Protocol):
 
     def of(self, model: str, digest: str) -> int | None: ...
     def was_purged(self, key: Key) -> bool: ...
+
+
+class Manner(Struct, frozen=True):
+    """How a ticket is asked for, besides its question: where its end is told, the batch that it is an item of, the name
+    and fingerprint of an idempotency key (empty where there is none), and whether an answer at once will do instead."""
+
+    webhook: str | None = None
+    batch: bytes = b""
+    once: bytes = b""
+    fingerprint: bytes = b""
+    at_once: bool = True
+
+
+PLAINLY = Manner()
 
 
 class Promised(Struct, frozen=True):
@@ -83,6 +101,8 @@ class Prediction(Struct, frozen=True):
     ended_at: float | None
     attempts: int
     failure: Failure | None = None
+    unsuccessful: int = 0
+    """Of a batch: items that have ended in another way than with an answer."""
 
     @property
     def ended(self) -> bool:
@@ -125,14 +145,16 @@ class Jobs:
         self._purges = purges
         self._metrics = metrics
 
-    async def submit(self, served: Served, ask: Ask, body: bytes) -> Promised | None:
-        """A ticket for a question; None where it is better answered at once: near and far know every row,
-        it has none, it must not wait for the model, or belongs to a sequence.
+    async def submit(self, served: Served, ask: Ask, body: bytes, manner: Manner = PLAINLY) -> Promised | None:
+        """A ticket for a question; None where it is better answered at once: near and far know every row (and the
+        manner allows it), it has none, it must not wait for the model, or belongs to a sequence.
 
-        Raises QueueFull, QueueUnavailable and what is wrong with the question.
+        Raises QueueFull, QueueUnavailable, KeyReused and what is wrong with the question.
         """
         control, steps, size = ask.control, steps_of(ask.control, served.steps), len(body)
         asked = await _off_loop(lambda: decoded(served, ask, body), size)
+        if manner.batch and (asked.wish.binary or any(output.binary for output in asked.wish.outputs or ())):
+            raise BadRequest("parameters: binary outputs cannot stand in a line of a batch's result")
         if asked.sequence or "model" not in steps:
             return None
         space, preparation, preparer = self._in_force(served), served.preparation, served.preparer()
@@ -140,7 +162,7 @@ class Jobs:
         frames, scope = served.framer.frames(rows, asked.parameters), space.scope
         keys = self._pipeline.tiers.keys_of(space, frames)
         question = Question(space, rows, self._terms(steps, control), asked.parameters)
-        if not rows or await self._is_known(question, keys):
+        if not rows or (manner.at_once and await self._is_known(question, keys)):
             return None
         shared = steps == ALL_STEPS and control.demand == AT_EASE
         same = self._records.same(keys) if shared else NEVER_SAME
@@ -149,14 +171,51 @@ class Jobs:
             head = Head(
                 job, sharing, scope, served.manifest.name, preparation, len(rows), sorted(steps), asked.parameters
             )
-            sealed, ticket = seal(Rows(job, frames)), seal(Ticket(nonce, scope, asked.wish))
+            sealed = seal(Rows(job, frames))
+            ticket = seal(Ticket(nonce, scope, sharing or job, asked.wish, manner.once))
             room = len(sealed) + 1024 + len(rows) * _row_bytes(served.manifest)
-            given, state, told = await self._queue.submit(
-                sharing, job, nonce, seal(head), sealed, ticket, len(rows), room
-            )
-            if given == job or self._is_same(given, told, same):
-                return Promised(self._records.ticket_id(given, nonce, scope), state, head.model, len(rows))
+            extras = self.extras(manner, nonce, scope)
+            given = await self._queue.submit(sharing, job, nonce, seal(head), sealed, ticket, len(rows), room, extras)
+            if given.nonce != nonce:
+                return await self.promised(given.job, given.nonce, scope, manner.once)
+            if given.job == job or self._is_same(given.job, given.head, same):
+                id_ = self._records.ticket_id(given.job, nonce, scope)
+                return Promised(id_, given.state, head.model, len(rows))
         raise AssertionError("a job that is shared with nobody is its own")
+
+    def extras(self, manner: Manner, nonce: bytes, scope: str) -> Extras:
+        """What the store keeps of a manner."""
+        hook = b""
+        if manner.webhook is not None:
+            hook = self._records.seal(Hook(nonce, scope, manner.webhook))
+        return Extras(hook, manner.batch, manner.once, manner.fingerprint)
+
+    def manner(self, scope: str, webhook: str | None, key: str | None, *request: bytes) -> Manner:
+        """A manner with an idempotency key for a request, which is told from others by these parts of it."""
+        if key is None:
+            return Manner(webhook)
+        parts = (webhook or "").encode(), *request
+        return Manner(webhook, once=self._records.once(scope, key), fingerprint=self._records.fingerprint(*parts))
+
+    async def used(self, scope: str, manner: Manner) -> Promised | None:
+        """The ticket that an idempotency key stands for; None where it is new or its ticket is forgotten.
+
+        Raises KeyReused where it stands for another request.
+        """
+        known = await self._queue.used(manner.once) if manner.once else None
+        if known is None or await self._queue.see(known[1], known[2]) is None:
+            return None
+        if known[0] != manner.fingerprint:
+            raise KeyReused("Idempotency-Key: belongs to a request with another body")
+        return await self.promised(known[1], known[2], scope, manner.once)
+
+    async def promised(self, job: bytes, nonce: bytes, scope: str, once: bytes) -> Promised:
+        """A ticket that the store says an idempotency key stands for: it must be one that was made for this key."""
+        seen = await self._see(job, nonce)
+        head = self._open(Head, job, seen.head)
+        if self._open_ticket(head, nonce, scope, seen.ticket).once != once:
+            raise self._tampered(EntryError("identity"))
+        return Promised(self._records.ticket_id(job, nonce, scope), seen.state, head.model, seen.rows)
 
     def _is_same(self, job: bytes, head: bytes, same: bytes) -> bool:
         """Whether the job that the store takes for this question's really is: it could have been tampered with."""
@@ -171,12 +230,13 @@ class Jobs:
         job, nonce = self.read_id(ticket, scope)
         seen = await self._see(job, nonce)
         head = self._open(Head, job, seen.head)
+        self._open_ticket(head, nonce, scope, seen.ticket)
         failure = None
         if seen.state == "failed":
             failure = self._open(Failure, job, (await self._see(job, nonce, record=True)).record)
         return Prediction(
             ticket, seen.state, seen.version, head.model, seen.rows, seen.done, seen.created_at, seen.begun_at,
-            seen.ended_at, seen.attempts, failure,
+            seen.ended_at, seen.attempts, failure, seen.unsuccessful,
         )  # fmt: skip
 
     def read_id(self, ticket: str, scope: str) -> tuple[bytes, bytes]:
@@ -199,13 +259,16 @@ class Jobs:
                     return seen
                 await watch.wait(left)
 
-    async def fetch(self, ticket: str, scope: str) -> Fetched:
-        """The result of a ticket, as `/infer` would have sent it.
+    async def fetch(self, ticket: str, scope: str) -> Fetched | Batch:
+        """The result of a ticket, as `/infer` would have sent it; of a batch its items.
 
         Raises NotFinished, PredictionGone, PredictionCancelled, and what the job failed with.
         """
         job, nonce = self.read_id(ticket, scope)
-        seen = await self._see(job, nonce, record=True)
+        return await self.fetched(job, nonce, scope, await self._see(job, nonce, record=True))
+
+    async def fetched(self, job: bytes, nonce: bytes, scope: str, seen: Stored) -> Fetched | Batch:
+        """The same of a ticket that was looked up, with its record."""
         match seen.state:
             case "queued" | "running":
                 raise NotFinished(f"the prediction is {seen.state}", retry_after=1)
@@ -215,7 +278,10 @@ class Jobs:
                 raise PredictionGone("the prediction was not computed in time")
             case "failed":
                 raise Failed(self._open(Failure, job, seen.record))
-        head, wish = self._open(Head, job, seen.head), self._open_ticket(nonce, scope, seen.ticket).wish
+        head = self._open(Head, job, seen.head)
+        wish = self._open_ticket(head, nonce, scope, seen.ticket).wish
+        if head.model == BATCH:
+            return self._open(Batch, job, seen.record)
         result = self._open(Result, job, seen.record)
         served = self._served.get(head.model)
         if served is None:
@@ -283,12 +349,13 @@ class Jobs:
         except EntryError as error:
             raise self._tampered(error) from None
 
-    def _open_ticket(self, nonce: bytes, scope: str, value: bytes) -> Ticket:
+    def _open_ticket(self, head: Head, nonce: bytes, scope: str, value: bytes) -> Ticket:
+        """A ticket of the job of this head, and of nobody else's."""
         try:
             ticket = self._records.open(Ticket, value)
         except EntryError as error:
             raise self._tampered(error) from None
-        if (ticket.nonce, ticket.scope) != (nonce, scope):
+        if (ticket.nonce, ticket.scope) != (nonce, scope) or not ticket.is_of(head):
             raise self._tampered(EntryError("identity"))
         return ticket
 

@@ -8,7 +8,6 @@ that `Last-Event-ID` goes on where a reader was cut off.
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import Any
 
 import orjson
@@ -17,45 +16,29 @@ from msgspec import structs
 
 from foreseen.errors import BadRequest, ForeseenError, PredictionGone, UnknownPrediction
 from foreseen.http import SERVER, expect, infer_reply, json_reply
+from foreseen.records import Batch
 from proxy.ask import Ask
+from proxy.batch import Batches
 from proxy.edge import Edge
-from proxy.jobs import Jobs, Prediction
+from proxy.jobs import BATCH, Jobs, Prediction
+from proxy.manners import Manners, Prefer, accepted
 from proxy.served import PUBLIC
 
-LONGEST_WAIT_SECONDS = 60.0
 LONGEST_STREAM_SECONDS = 300.0
 """A stream ends then; its reader comes again with `Last-Event-ID`."""
 PING_SECONDS = 15.0
 """A comment that keeps what stands in between from closing a silent stream."""
 EVENTS = "text/event-stream"
-_MEMBER = re.compile(r"\s*([A-Za-z-]+)\s*(?:=\s*(?:\"([^\"]*)\"|([^\s;,\"]*)))?[^,]*(?:,|$)")
-_WAIT = re.compile(r"[0-9]{1,6}")
-
-
-class Prefer:
-    """What a request's `Prefer` says that is understood here; all else in it is ignored, as RFC 7240 has it."""
-
-    def __init__(self, request: web.Request) -> None:
-        self.respond_async = False
-        self.wait: float | None = None
-        for name, quoted, bare in _MEMBER.findall(", ".join(request.headers.getall("Prefer", ()))):
-            if name.lower() == "respond-async":
-                self.respond_async = True
-            elif name.lower() == "wait" and _WAIT.fullmatch(quoted or bare) and self.wait is None:
-                self.wait = min(float(quoted or bare), LONGEST_WAIT_SECONDS)
-
-    @property
-    def applied(self) -> dict[str, str]:
-        """`Preference-Applied` of a wait."""
-        return {} if self.wait is None else {"Preference-Applied": f"wait={self.wait:g}"}
 
 
 class Predictions:
     """The routes of predictions, on one proxy process."""
 
-    def __init__(self, jobs: Jobs, edge: Edge) -> None:
+    def __init__(self, jobs: Jobs, edge: Edge, manners: Manners, batches: Batches) -> None:
         self._jobs = jobs
         self._edge = edge
+        self._manners = manners
+        self._batches = batches
 
     def add_to(self, app: web.Application) -> None:
         """Add the routes."""
@@ -63,8 +46,9 @@ class Predictions:
         add("GET", "/v2/predictions/{id}", self.prediction)
         add("GET", "/v2/predictions/{id}/result", self.prediction_result)
         add("DELETE", "/v2/predictions/{id}", self.cancel_prediction, expect_handler=expect)
+        self._batches.add_to(app)
 
-    async def submit(self, request: web.Request, ask: Ask, body: bytes, started: float) -> web.Response | None:
+    async def submit(self, request: web.Request, ask: Ask, body: bytes, started: float) -> web.StreamResponse | None:
         """The 202 of a request that prefers one; None where it does not, or is better answered at once.
 
         Raises what is wrong with the question, QueueFull, QueueUnavailable.
@@ -72,15 +56,14 @@ class Predictions:
         prefer = Prefer(request)
         if not prefer.respond_async:
             return None
-        served = self._edge.find(ask.model, ask.version)
-        ticket = await self._jobs.submit(served, ask, body)
+        served, manner = self._edge.find(ask.model, ask.version), self._manners.of(request, body)
+        ticket = await self._jobs.used(PUBLIC, manner) or await self._jobs.submit(served, ask, body, manner)
         if ticket is None:
             return None
         self._edge.accepted(ask, ticket.rows, started)
         if prefer.wait and (await self._jobs.until(ticket.id, PUBLIC, prefer.wait)).state == "succeeded":
-            return await self._result(ticket.id)
-        headers = {"Preference-Applied": "respond-async", "Retry-After": "1"}
-        return json_reply(structs.asdict(ticket), 202, {"Location": f"/v2/predictions/{ticket.id}", **headers})
+            return await self._result(request, ticket.id)
+        return json_reply(structs.asdict(ticket), 202, accepted(ticket.id))
 
     async def prediction(self, request: web.Request) -> web.StreamResponse:
         """How a prediction stands.
@@ -106,16 +89,20 @@ class Predictions:
         ticket, prefer = request.match_info["id"], Prefer(request)
         if prefer.wait:
             await self._jobs.until(ticket, PUBLIC, prefer.wait)
-        return await self._result(ticket)
+        return await self._result(request, ticket)
 
     async def cancel_prediction(self, request: web.Request) -> web.StreamResponse:
         """Cancel a prediction that has not ended; how it stands then. Work that others wait for too goes on."""
         seen = await self._jobs.cancel(request.match_info["id"], PUBLIC)
         _not_expired(seen)
+        if seen.model == BATCH and seen.state == "cancelled":
+            await self._batches.cancel(seen.id)
         return json_reply(document(seen))
 
-    async def _result(self, ticket: str) -> web.Response:
+    async def _result(self, request: web.Request, ticket: str) -> web.StreamResponse:
         fetched = await self._jobs.fetch(ticket, PUBLIC)
+        if isinstance(fetched, Batch):
+            return await self._batches.result(request, fetched)
         return infer_reply(fetched.body, fetched.length, fetched.headers)
 
     async def _stream(self, request: web.Request, ticket: str) -> web.StreamResponse:
@@ -157,11 +144,14 @@ class Predictions:
 
 
 def document(seen: Prediction) -> dict[str, Any]:
-    """A ticket's body. Times are Unix seconds; `error` is there where the prediction has failed."""
-    told: dict[str, Any] = {
-        "id": seen.id, "state": seen.state, "model": seen.model, "rows": seen.rows, "done": seen.done,
-        "created_at": seen.created_at,
-    }  # fmt: skip
+    """A ticket's body. Times are Unix seconds; `error` is there where the prediction has failed. A batch tells of its
+    items instead of model and rows, and how many of those have ended without an answer."""
+    told: dict[str, Any] = {"id": seen.id, "state": seen.state}
+    if seen.model == BATCH:
+        told |= {"items": seen.rows, "done": seen.done, "unsuccessful": seen.unsuccessful}
+    else:
+        told |= {"model": seen.model, "rows": seen.rows, "done": seen.done}
+    told["created_at"] = seen.created_at
     if seen.started_at is not None:
         told["started_at"] = seen.started_at
     if seen.ended_at is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import structlog
@@ -11,8 +13,12 @@ import uvloop
 
 from foreseen.errors import SetupError
 from foreseen.settings import WorkerSettings
+from foreseen.signing import Signer
 from proxy.app import Proxy, upstream_for
+from proxy.deliveries import Deliveries
+from proxy.events import Events
 from proxy.generations import is_gone
+from proxy.webhooks import Caller
 from proxy.worker import Worker
 
 log = structlog.get_logger()
@@ -26,7 +32,7 @@ async def _run(settings: WorkerSettings) -> None:
     proxy = Proxy(replace(settings, near_bytes=0, replay_bytes=0, observe=()), await upstream_for(settings))
     if proxy.queue is None:
         raise SetupError("a worker needs the state store that the proxies have; give --state")
-    async with proxy.running():
+    async with proxy.running(), _telling(proxy):
         worker = Worker(
             proxy.generations.worker,
             proxy.queue,
@@ -44,6 +50,32 @@ async def _run(settings: WorkerSettings) -> None:
         stopped.cancel()
         worker.stop()
         await working
+
+
+@asynccontextmanager
+async def _telling(proxy: Proxy) -> AsyncIterator[None]:
+    """Deliver webhooks meanwhile, where they are allowed. Raises SetupError where there is no secret for them."""
+    settings, jobs, queue = proxy.settings, proxy.jobs, proxy.queue
+    if not proxy.webhooks or jobs is None or queue is None:
+        yield
+        return
+    seconds = settings.webhook_seconds
+    caller = Caller(proxy.webhooks, Signer(settings.webhook_secret), seconds=seconds)
+    deliveries = Deliveries(
+        queue.outbox,
+        Events(jobs, proxy.records),
+        caller,
+        tries=settings.webhook_tries,
+        at_once=settings.webhook_calls,
+        seconds=seconds,
+    )
+    running = asyncio.create_task(deliveries.run())
+    try:
+        yield
+    finally:
+        running.cancel()
+        await deliveries.close(seconds)
+        await caller.close()
 
 
 def run(settings: WorkerSettings) -> None:

@@ -44,7 +44,9 @@ def settings_page() -> str:
             none = command == "purge" and one.name in PURGE_TARGETS
             name = "–" if none else f"`FORESEEN_{one.name.upper()}`"
             default = one.default if "MISSING" not in type(one.default).__name__ else "required"
-            shown = " ".join(default) if isinstance(default, tuple) else "" if default is None else str(default)
+            shown = (
+                " ".join(map(str, default)) if isinstance(default, tuple) else "" if default is None else str(default)
+            )
             flag = one.name.replace("_", "-")
             lines.append(f"| `--{flag}` | {name} | {f'`{shown}`' if shown else '–'} | {helps[0]} |")
     return "\n".join(lines) + "\n"

