@@ -10,7 +10,7 @@ BIN    := $(VENV)/bin
 DATA   ?= data
 PORT   ?= 8000
 
-.PHONY: up setup test test-integrations lint docs dashboards bench-hit bench-antipattern bench-model bench-warm verify-exact bench-isolation chaos mutants clean
+.PHONY: up setup test test-integrations lint docs dashboards bench-hit bench-antipattern bench-model bench-warm verify-exact bench-isolation chaos chaos-purges soak mutants clean
 
 up: setup ## start everything on this machine: http://127.0.0.1:8000
 	@exec $(BIN)/foreseen up --data $(DATA) --port $(PORT) --model minilm --model fingerprint
@@ -100,6 +100,12 @@ bench-isolation: setup ## one of four models is killed every two seconds for a m
 
 chaos: setup ## ten minutes of faults at random instants under load (SEED=n): no wrong answer, errors, recovery, a table
 	@$(BIN)/python -m tests.chaos --seconds 600 $(if $(SEED),--seed $(SEED))
+
+chaos-purges: setup ## a million answers of two workers while things are purged: none older than a purge before it
+	@$(BIN)/python -m tests.chaos.purges --operations 1000000
+
+soak: setup ## ten minutes of mixed load: memory, descriptors, threads and rows aloft must be flat
+	@$(BIN)/python -m tests.chaos.soak --seconds 600
 
 mutants: setup ## mutation testing of key, entry and flight (about five minutes); fails under 90 %
 	@rm -rf mutants && $(BIN)/mutmut run > build/mutants.log 2>&1; $(BIN)/python -m tests.mutants

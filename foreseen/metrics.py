@@ -33,7 +33,7 @@ FAR_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
 STAGES = ("decode", "prepare", "key", "near", "flight", "far", "model", "keep", "render")
 ROW_RESULTS = ("near", "far", "model", "collapsed", "stale", "bypass", "error")
 REQUEST_RESULTS = ("hit", "partial", "collapsed", "stale", "miss", "bypass", "error")
-MISS_REASONS = ("cold", "expired", "verify-failed", "far-down")
+MISS_REASONS = ("cold", "expired", "verify-failed", "far-down", "far-slow")
 FAR_ERROR_KINDS = (
     "timeout", "connect", "loading", "readonly", "oom", "permission", "auth", "busy", "protocol", "refused", "open",
     "paused", "maxclients", "masterdown", "clusterdown", "noreplicas", "moved", "tls",
@@ -65,7 +65,8 @@ class ProxyMetrics:
         self.misses = Kept(
             Counter(
                 "foreseen_misses",
-                "Rows that no tier answered, by reason: cold, expired, verify-failed, far-down, bypassed, asked.",
+                "Rows that no tier answered, by reason: cold, expired, verify-failed, far-down, "
+                "far-slow, bypassed, asked.",
                 ("model", "reason"),
                 registry=registry,
             )

@@ -26,6 +26,7 @@ from foreseen.nouns import Answer, Demand, Key, Prediction, Question, Row, Steps
 from proxy.flight import Cabin, Flights, Party
 from proxy.freshness import Policy, expiry_of
 from proxy.lease import Leases
+from proxy.pace import Pace
 from proxy.tiers import COLD, Looked, Tiers, both
 from proxy.turnstile import Turnstile
 from proxy.waits import Wait, cut_short, in_order, until_landed
@@ -75,6 +76,7 @@ class Pipeline:
         self.tiers = tiers
         self.models = models
         self.leases = leases or Leases(None, metrics, 0.0)
+        self.pace = Pace()
         self.flights = Flights(self._fly)
         self._metrics = metrics
         self._near_stage, self._flight_stage = metrics.stages.of("near"), metrics.stages.of("flight")
@@ -197,7 +199,12 @@ class Pipeline:
         if "far" not in steps:
             self._metrics.misses.labels(space.model, "asked").inc(len(cabin.seats))
             return None, list(cabin.seats)
+        if "model" in steps and self.pace.skips(space.model, asyncio.get_running_loop().time()):
+            self._metrics.misses.labels(space.model, "far-slow").inc(len(cabin.seats))
+            return None, list(cabin.seats)
         looked = await self.tiers.look_far(space, list(cabin.seats), self.models[space.model].freshness, demand)
+        if looked.seconds is not None:
+            self.pace.far_took(looked.seconds)
         rows = {key: cabin.seats[key].row for key in looked.found}
         for key, answer in looked.found.items():
             if "keep" in steps:
@@ -235,7 +242,11 @@ class Pipeline:
             predictions = await self._predicted(space.model, rows, parameters, terms)
         except RowsRefused as some:
             missing, predictions = self._crash_refused(cabin, missing, some)
+        except ForeseenError:
+            self.pace.model_failed(space.model)
+            raise
         asked = time.perf_counter()
+        self.pace.model_took(space.model, asked - started)
         trip = Trip(far_seconds, asked - started)
         for prediction in predictions:  # parts of a large question may have met different processes
             if prediction.digest != space.digest:

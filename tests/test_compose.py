@@ -138,7 +138,8 @@ def test_dependencies_wait_for_what_can_be_waited_for(services: dict[str, Any]) 
                 assert services[name]["restart"] != "unless-stopped"
     for name in ("proxy", *INFERENCE.values()):
         assert services[name]["depends_on"]["models"] == {"condition": "service_completed_successfully"}
-    assert services["proxy"]["depends_on"]["redis"] == {"condition": "service_healthy"}
+    for store in ("redis", "state"):
+        assert services["proxy"]["depends_on"][store] == {"condition": "service_healthy"}
 
 
 def test_only_this_machine_reaches_published_ports(services: dict[str, Any]) -> None:
@@ -156,9 +157,10 @@ def test_redis_and_model_processes_are_on_inner_networks_only(
     compose: dict[str, Any], services: dict[str, Any]
 ) -> None:
     """No way leads out of or into the networks of what has no password; Redis shares its one with the proxy alone."""
-    for name in ("redis", *INFERENCE.values()):
+    for name in ("redis", "state", *INFERENCE.values()):
         assert all(compose["networks"][network].get("internal") for network in services[name]["networks"]), name
-    assert [name for name, service in services.items() if "cache" in service["networks"]] == ["redis", "proxy"]
+    for network, store in (("cache", "redis"), ("state", "state")):
+        assert [name for name, service in services.items() if network in service["networks"]] == [store, "proxy"]
 
 
 def test_prometheus_shares_one_network_with_the_proxy(services: dict[str, Any]) -> None:
@@ -193,6 +195,19 @@ def test_redis_is_in_the_cache_role(services: dict[str, Any]) -> None:
     assert services["redis"]["deploy"]["resources"]["limits"]["memory"] == "1536m"
     assert (flags["--maxmemory-policy"], flags["--save"], flags["--appendonly"]) == ("allkeys-lfu", "", "no")
     assert (flags["--bind"], flags["--port"]) == ("0.0.0.0", "6379")
+
+
+def test_the_state_store_is_in_the_state_role(services: dict[str, Any]) -> None:
+    """An append-only file on a volume, no eviction; the proxy is told of it."""
+    words = services["state"]["command"]
+    flags = dict(zip(words[::2], words[1::2], strict=True))
+    assert (flags["--maxmemory-policy"], flags["--appendonly"], flags["--appendfsync"]) == (
+        "noeviction",
+        "yes",
+        "everysec",
+    )
+    assert [mount["target"] for mount in services["state"]["volumes"]] == ["/data"]
+    assert "--state=redis://state:6379/0" in services["proxy"]["command"]
 
 
 # The program in it.

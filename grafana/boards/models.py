@@ -42,7 +42,8 @@ MODELS = (
             Panel(
                 "Misses by reason",
                 "cold: never asked, or evicted; expired: its time was over; far-down: Redis was not "
-                "asked; verify-failed: the entry was not the one asked for; asked: the caller wanted a fresh one.",
+                "asked; far-slow: it takes longer than the model; "
+                "verify-failed: the entry was not the one asked for; asked: the caller wanted a fresh one.",
                 "rowsps",
                 ((rate("foreseen_misses_total", "model, reason"), "{{model}} {{reason}}"),),
             ),

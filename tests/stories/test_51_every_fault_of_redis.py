@@ -291,6 +291,23 @@ async def test_a_fault_costs_time_and_never_an_answer(stage: Stage, case: str) -
         assert time.monotonic() - began < RECOVERY_SECONDS
 
 
+async def test_a_far_that_is_slower_than_the_model_is_left_out(stage: Stage) -> None:
+    """Late, but within the budget: after a few looks most rows go straight to the model; healed, hits return."""
+    await load(stage, list(KNOWN))
+    stage.proxy.faults = Faults(latency=0.035)
+    before = stage.live.metric("foreseen_misses_total", reason="far-slow")
+    for _ in range(20):
+        await load(stage, list(KNOWN))
+        if stage.live.metric("foreseen_misses_total", reason="far-slow") - before > 2 * len(KNOWN):
+            break
+    assert stage.live.metric("foreseen_misses_total", reason="far-slow") - before > 2 * len(KNOWN)
+    stage.proxy.heal()
+    began = time.monotonic()
+    while not await asyncio.to_thread(serves, stage, 518_000):
+        assert time.monotonic() - began < RECOVERY_SECONDS
+    assert stage.live.metric("foreseen_rows_total", result="error") == 0
+
+
 async def test_swapped_and_shifted_replies_are_nobodys_answer(stage: Stage) -> None:
     """Somebody else's reply, for one question or for a connection's every question: proved, counted, never served."""
     await load(stage, list(KNOWN))
