@@ -1,7 +1,7 @@
 """What can go wrong, with status and stable code. Each error belongs to one arrow of the way of a request.
 
-Anything that is not one of these is a 500 "internal error" whose details only the log sees. The codes are listed in
-`docs/errors.md` with what to do about each; a test keeps the two together.
+Anything that is not one of these is a 500 "internal error" whose details only the log sees. `docs/errors.md` is made of
+the docstrings, which say what happened, and of `fix`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,15 @@ from typing import Any, ClassVar
 
 
 class ForeseenError(Exception):
-    """The root. `str(error)` is what the client reads: it names the field and never holds an input's value."""
+    """A bug. The log has an `internal error` event with the details.
+
+    The root of all others. `str(error)` is what the client reads: it names the field and never holds an input's value.
+    """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
+    fix: ClassVar[str] = "Report it."
+    """What who reads `docs/errors.md` can do."""
 
     def __init__(self, message: str, *, retry_after: int | None = None, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
@@ -25,157 +30,184 @@ class ForeseenError(Exception):
 
 
 class BadRequest(ForeseenError):
-    """The request cannot be understood; the message names the field."""
+    """The body or a header cannot be understood; the message names the field."""
 
     status, code = 400, "bad_request"
+    fix = "Mend the request."
 
 
 class BadInput(BadRequest):
-    """A tensor is not what the model's signature asks for; the message names the field."""
+    """A tensor is not what the model's signature asks for."""
 
     code = "bad_input"
+    fix = "Compare with `GET /v2/models/NAME`."
 
 
 class WebhookRefused(BadRequest):
-    """A webhook was asked for that is malformed or not allowed, or where webhooks are off."""
+    """`Foreseen-Webhook` is malformed, is not where the operator allows webhooks to go, or webhooks are off."""
 
     code = "webhook_refused"
+    fix = "See [webhooks](webhooks.md)."
 
 
 class Unauthorized(ForeseenError):
-    """The route is for operators, and the request does not carry their token."""
+    """The route is for operators; the request does not carry the admin token."""
 
     status, code = 401, "unauthorized"
+    fix = "`Authorization: Bearer` with the content of `DATA/admin-token`."
 
 
 class NotFound(ForeseenError):
-    """No such route."""
+    """There is no such route."""
 
     status, code = 404, "not_found"
+    fix = "See [the routes](clients.md)."
 
 
 class UnknownModel(ForeseenError):
-    """No such model or version. Two example clients of Triton assert how the message starts."""
+    """There is no such model or version."""
 
     status, code = 404, "unknown_model"
+    fix = "`GET /v2/models` lists them."
 
     def __init__(self, model: str, version: str | None = None) -> None:
+        # Two example clients of Triton assert how it begins.
         at = f" version '{version}'" if version is not None else ""
         super().__init__(f"Request for unknown model: '{model}'{at} is not found")
 
 
 class MethodNotAllowed(ForeseenError):
-    """The route exists, the method does not."""
+    """The route exists, the method does not; `Allow` lists those that do."""
 
     status, code = 405, "method_not_allowed"
+    fix = "Use one of them."
 
 
 class TooLarge(ForeseenError):
-    """A body or a decoded input is above its limit; the message names the limit."""
+    """A body, or a picture in it, is above its limit."""
 
     status, code = 413, "too_large"
+    fix = "Split the batch, or raise `--body-bytes`."
 
 
 class UnsupportedCoding(ForeseenError):
-    """A Content-Encoding other than gzip, deflate or identity."""
+    """A `Content-Encoding` other than gzip and deflate."""
 
     status, code = 415, "unsupported_coding"
+    fix = "Use one of those, or none."
 
 
 class BodyTimeout(ForeseenError):
-    """The body did not arrive in time."""
+    """The body did not arrive within `--body-seconds`."""
 
     status, code = 408, "body_timeout"
+    fix = "Send faster, or raise the setting."
 
 
 class HeadTimeout(ForeseenError):
-    """The request's head did not arrive in time."""
+    """The request's head did not arrive within `--head-seconds`."""
 
     status, code = 408, "head_timeout"
+    fix = "Send faster, or raise the setting."
 
 
 class HeadTooLarge(ForeseenError):
-    """The request's head is above its limits, in bytes or in fields."""
+    """The request's head has more than `--headers` fields, one longer than `--header-bytes`, or arrives in parts of
+    more than `--head-bytes`."""
 
     status, code = 431, "head_too_large"
+    fix = "Send fewer or shorter header fields."
 
 
 class RateLimited(ForeseenError):
-    """One address sends more requests than it may."""
+    """One address asks a worker more often than `--rate` allows."""
 
     status, code = 429, "rate_limited"
+    fix = "Ask again after `Retry-After`; behind a load balancer all callers have its address: limit there."
 
 
 class ExpectationFailed(ForeseenError):
-    """An `Expect` header that asks for something else than 100-continue."""
+    """An `Expect` header other than `100-continue`."""
 
     status, code = 417, "expectation_failed"
+    fix = "Leave it out."
 
 
 class Unsupported(ForeseenError):
-    """Part of the protocol that this server leaves out on purpose."""
+    """Part of the protocol that is left out on purpose."""
 
     status, code = 501, "unsupported"
+    fix = "Do without."
 
 
 # model: the model process's or the operator's to mend.
 
 
 class ModelUnavailable(ForeseenError):
-    """The model process is not there or not ready."""
+    """The model process is not there, not ready, or changing its version. `Retry-After` says when to come back."""
 
     status, code = 503, "model_unavailable"
+    fix = "Ask again; look at the supervisor's log if it lasts."
 
     def __init__(self, message: str, *, retry_after: int = 1) -> None:
         super().__init__(message, retry_after=retry_after)
 
 
 class Overloaded(ForeseenError):
-    """A bounded queue is full: refused at once rather than too late."""
+    """A bounded queue is full, there is no room for another connection, or the model cannot make it before the
+    deadline. Hits go on."""
 
     status, code = 503, "overloaded"
+    fix = "Ask again after `Retry-After`; add capacity if it lasts."
 
     def __init__(self, message: str, *, retry_after: int = 1) -> None:
         super().__init__(message, retry_after=retry_after)
 
 
 class ModelFailed(ForeseenError):
-    """The model process answered with an error or with something its signature does not allow."""
+    """The model process answered with an error, or with something its signature does not allow. Nothing was stored."""
 
     status, code = 502, "model_failed"
+    fix = "Look at the model process's log."
 
 
 class InputRejected(ForeseenError):
-    """The row has ended the model's process twice and is not let aboard for a while."""
+    """A row of the request has twice ended the model's process, alone. It is refused for `--quarantine-seconds`; other
+    rows are not."""
 
     status, code = 422, "input_rejected_by_model"
+    fix = "Look at the model process's log; `Retry-After` says when the row is tried again."
 
 
 class DeadlineExceeded(ForeseenError):
-    """The answer would come too late."""
+    """The answer would have come after the request's deadline. What was computed is kept."""
 
     status, code = 504, "deadline_exceeded"
+    fix = "Ask again: it may be a hit by now."
 
 
 class NotCached(ForeseenError):
-    """`only-if-cached` was asked and at least one row is not."""
+    """`only-if-cached` was asked, and not every row is in the cache."""
 
     status, code = 504, "not_cached"
+    fix = "Ask without it."
 
 
 # state: the operator's.
 
 
 class StateUnavailable(ForeseenError):
-    """The state store is not there: nothing can be purged."""
+    """The state store is not there, or the proxy runs without one: nothing was purged."""
 
     status, code = 503, "state_unavailable"
+    fix = "See `--state`; purge again."
 
 
 class NotConfirmed(ForeseenError):
-    """A purge was made, but not every worker has confirmed it: the message names those."""
+    """A purge was made, but the workers that the message names have not confirmed it."""
 
     status, code = 504, "not_confirmed"
+    fix = "Look at those; purge again. One that has ended on another machine: `foreseen purge --forget NAME`."
 
 
 # jobs: the asynchronous pattern's.
@@ -185,42 +217,49 @@ class UnknownPrediction(ForeseenError):
     """No prediction of this id was ever promised to this caller."""
 
     status, code = 404, "unknown_prediction"
+    fix = "Use the `Location` of the 202 as it came."
 
 
 class NotFinished(ForeseenError):
     """The prediction has no result yet."""
 
     status, code = 409, "not_finished"
+    fix = "Wait for it: `Prefer: wait=30`."
 
 
 class PredictionGone(ForeseenError):
-    """The prediction has expired: it was not computed, or not fetched, in time, or it was purged since."""
+    """The prediction was not computed, or not fetched, in time, or something of it was purged since."""
 
     status, code = 410, "prediction_expired"
+    fix = "Ask again; see `--job-seconds` and `--result-seconds`."
 
 
 class PredictionCancelled(ForeseenError):
     """The prediction was cancelled before it had a result."""
 
     status, code = 410, "prediction_cancelled"
+    fix = "Ask again."
 
 
 class KeyReused(ForeseenError):
-    """The `Idempotency-Key` belongs to another request already."""
+    """The `Idempotency-Key` belongs to a request with another body, path or webhook."""
 
     status, code = 422, "idempotency_key_reused"
+    fix = "Take a new key for a new request."
 
 
 class InProgress(ForeseenError):
-    """A request with this `Idempotency-Key` is being taken in this very moment."""
+    """A batch with this `Idempotency-Key` is being taken in this moment."""
 
     status, code = 409, "idempotency_in_progress"
+    fix = "Send it again after `Retry-After`."
 
 
 class QueueUnavailable(ForeseenError):
-    """The queue of jobs does not answer; what does not ask for `respond-async` is served as ever."""
+    """The queue of jobs does not answer. What does not ask for `respond-async` is served as ever."""
 
     status, code = 503, "queue_unavailable"
+    fix = "Ask again, or ask without `Prefer: respond-async`; look at the state store."
 
     def __init__(self, message: str, *, retry_after: int = 1) -> None:
         super().__init__(message, retry_after=retry_after)
@@ -230,6 +269,7 @@ class QueueFull(ForeseenError):
     """As many jobs wait, or as many bytes of jobs and results are kept, as may be."""
 
     status, code = 503, "queue_full"
+    fix = "Ask again after `Retry-After`; more workers, or `--queue-jobs`, `--queue-bytes`."
 
     def __init__(self, message: str, *, retry_after: int = 5) -> None:
         super().__init__(message, retry_after=retry_after)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import time
 from hmac import compare_digest
 from pathlib import Path
@@ -29,13 +31,26 @@ class Token:
                 raise
             self._token = b""
 
-    def check(self, request: web.Request, verb: str) -> None:
-        """Raises Unauthorized. Every call is logged, whoever made it."""
+    def check(self, request: web.Request, verb: str) -> str:
+        """Who asks. Raises Unauthorized. Every call is logged, whoever made it; one without the token as a warning."""
         given = request.headers.get("Authorization", "").encode()
         passed = bool(self._token) and compare_digest(given, b"Bearer " + self._token)
-        log.info("admin", verb=verb, route=request.match_info.get("model", ""), passed=passed, peer=request.remote)
+        actor = actor_of(request)
+        (log.info if passed else log.warning)("admin", verb=verb, actor=actor, passed=passed)
         if not passed:
             raise Unauthorized("this route needs the admin token", headers={"WWW-Authenticate": "Bearer"})
+        return actor
+
+
+def actor_of(request: web.Request) -> str:
+    """Who is at the other end: an address or, on a unix socket, the user and process that opened it."""
+    if request.remote:
+        return request.remote
+    opened = request.transport.get_extra_info("socket") if request.transport is not None else None
+    if opened is None or opened.family != socket.AF_UNIX:
+        return "unknown"
+    pid, uid, _ = struct.unpack("3i", opened.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return f"uid {uid}, process {pid}"
 
 
 def explained(rows: list[Explanation], model: str, digest: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """An operator's word → a purge that every registered worker has confirmed, or the names of those that have not.
 
-Routes of a listener of their own: a unix socket under the data directory, or `--admin-port`.
+Routes of a listener of their own: a unix socket under the data directory, or `--admin-port`. What changes something is
+logged at level warning, with who asked: an audit that `--log-level` does not turn off.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Purger:
         self._state = state
         self._tiers = tiers
 
-    async def purge(self, kind: Kind, what: str, seconds: float) -> Purged:
+    async def purge(self, kind: Kind, what: str, seconds: float, actor: str = "") -> Purged:
         """Raises StateUnavailable, and NotConfirmed after so many seconds; then it is in force wherever it is known."""
         state = self._store()
         generation = await state.purge(kind, what)
@@ -54,7 +55,9 @@ class Purger:
             if not missing or asyncio.get_running_loop().time() >= until:
                 break
             await asyncio.sleep(LOOK_SECONDS)
-        log.info("purge", kind=kind, what=shown, generation=generation, workers=len(workers), missing=missing)
+        log.warning(
+            "purge", actor=actor, kind=kind, what=shown, generation=generation, workers=len(workers), missing=missing
+        )
         if missing:
             raise NotConfirmed(f"purged, but not confirmed by {', '.join(missing)}")
         if kind == "key":
@@ -64,10 +67,10 @@ class Purger:
                 raise NotConfirmed(f"forgotten by every worker, but not deleted in Redis: {error.kind}") from None
         return Purged(generation, len(workers))
 
-    async def forget_worker(self, worker: str) -> None:
+    async def forget_worker(self, worker: str, actor: str = "") -> None:
         """An operator knows that a worker on another machine has ended."""
         await self._store().leave(worker)
-        log.info("worker forgotten", worker=worker)
+        log.warning("worker forgotten", actor=actor, worker=worker[:64])
 
     async def workers(self) -> dict[str, int]:
         return await self._living(self._store())
@@ -89,31 +92,35 @@ class Purger:
 def admin_application(purger: Purger, token: Token, body_seconds: float) -> web.Application:
     """The operators' listener: POST /admin/purge, GET /admin/workers, POST /admin/workers/forget."""
 
-    async def asked(request: web.Request, verb: str) -> dict[str, Any]:
-        token.check(request, verb)
+    async def asked(request: web.Request, verb: str) -> tuple[dict[str, Any], str]:
+        actor = token.check(request, verb)
         document = load_json(await read_body(request, body_seconds))
         if not isinstance(document, dict):
             raise BadRequest("body: expected an object")
-        return document
+        return document, actor
 
     async def purge(request: web.Request) -> web.Response:
-        document = await asked(request, "purge")
+        """Purge one of `model`, `digest`, `key` and `all` (true); workers confirm within `timeout_seconds`."""
+        document, actor = await asked(request, "purge")
         kind, what = target_of(document)
         seconds = document.get("timeout_seconds", 5.0)
         if type(seconds) not in (int, float) or not 0 <= seconds <= MOST_SECONDS:
             raise BadRequest(f"timeout_seconds: must be a number from 0 to {MOST_SECONDS:g}")
-        done = await purger.purge(kind, what, seconds)
+        done = await purger.purge(kind, what, seconds, actor)
         return json_reply({"generation": done.generation, "workers": done.workers})
 
     async def workers(request: web.Request) -> web.Response:
+        """The registered workers and the last purge that each has confirmed."""
         token.check(request, "workers")
         return json_reply({"workers": await purger.workers()})
 
     async def forget(request: web.Request) -> web.Response:
-        worker = (await asked(request, "forget-worker")).get("worker")
+        """A `worker` of another machine has ended without saying so, and is not waited for any more."""
+        document, actor = await asked(request, "forget-worker")
+        worker = document.get("worker")
         if type(worker) is not str or not worker:
             raise BadRequest("worker: name one, as GET /admin/workers does")
-        await purger.forget_worker(worker)
+        await purger.forget_worker(worker, actor)
         return json_reply({"forgotten": worker})
 
     app = web.Application(middlewares=[errors], client_max_size=BODY_BYTES)

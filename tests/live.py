@@ -120,8 +120,9 @@ def fresh(data: Path, *flags: str) -> Iterator[Live]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "foreseen.cli", "up", f"--data={data}", f"--port={port}", "--log-level=warning"]
-    command += flags
+    command = [sys.executable, "-m", "foreseen.cli", "up", f"--data={data}", f"--port={port}", *flags]
+    if not any(flag.startswith("--log-level=") for flag in flags):
+        command.append("--log-level=warning")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     system = Live(f"http://127.0.0.1:{port}", data, process)
     try:

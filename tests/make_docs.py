@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, get_args, get_origin, get_type_hints
 
+from aiohttp import web
 from cyclopts import Parameter
 
+from foreseen import errors
+from foreseen.cli import app
 from foreseen.exposition import FAR_STATE
 from foreseen.metrics import ProxyMetrics
 from foreseen.settings import NAMES, PURGE_TARGETS
 from inference.metrics import ModelMetrics
-from tests.openapi import page
+from tests.openapi import application, operators, page
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -69,8 +73,104 @@ def metrics_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def all_errors(kind: type[errors.ForeseenError] = errors.ForeseenError) -> list[type[errors.ForeseenError]]:
+    """Those of errors.py; elsewhere they are kinds of these."""
+    below = [deeper for one in kind.__subclasses__() for deeper in all_errors(one)]
+    return [one for one in (kind, *below) if one.__module__ == errors.__name__]
+
+
+def errors_page() -> str:
+    """docs/errors.md"""
+    lines = [
+        "# Errors",
+        "",
+        'Every error is `{"error": "…", "code": "…"}` under exactly `application/json`. The message names the field',
+        "and never holds a value of an input. Codes are stable. Made from the code by `make docs`.",
+        "",
+        "| code | status | what happened | what to do |",
+        "| --- | --- | --- | --- |",
+    ]
+    for one in sorted(all_errors(), key=lambda one: (one.status, one.code)):
+        happened = " ".join((inspect.getdoc(one) or "").partition("\n\n")[0].split())
+        lines.append(f"| `{one.code}` | {one.status} | {happened} | {one.fix} |")
+    return "\n".join(lines) + "\n"
+
+
+def cli_page() -> str:
+    """docs/cli.md: as `--help` says it; flags that are settings stand in docs/settings.md."""
+    told = re.sub(r"(?m)^(foreseen(?: [a-z]+)+) -m [\w.]+", r"\1", app.generate_docs(output_format="markdown"))
+    _, *parts = re.split(r"(?m)^(?=##+ foreseen )", told)
+    lines = [
+        "# Commands",
+        "",
+        "As `foreseen COMMAND --help` says it; flags that are also environment variables: [settings](settings.md).",
+        "A command that fails says why in one line on stderr: status 1, or 2 where the command line itself is wrong.",
+        "Made from the code by `make docs`.",
+        "",
+    ]
+    for part in parts:
+        name = part.splitlines()[0].partition("foreseen ")[2]
+        lines.append(_without_settings(part, name) if name in NAMES else part)
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
+
+
+def _without_settings(part: str, name: str) -> str:
+    """A command's part without the flags that docs/settings.md lists."""
+    flags = {f"--{one.name.replace('_', '-')}" for one in fields(NAMES[name])}
+    kept = []
+    for line in part.splitlines():
+        found = re.match(r"\* `(?:[A-Z]+, )?(--[a-z-]+)", line)
+        if found is None or found[1] not in flags:
+            kept.append(line)
+    text = "\n".join(kept).replace("**Parameters**:\n\n\n", "").rstrip()
+    text = text.removesuffix("**Parameters**:").rstrip()
+    return f"{text}\n\nFlags: [settings](settings.md#foreseen-{name}).\n"
+
+
+def http_page() -> str:
+    """docs/http.md"""
+    lines = [
+        "# Routes",
+        "",
+        "Made from the code by `make docs`. For machines, with requests and answers: [openapi.json](openapi.json).",
+        "What headers say, and how fresh an answer may be asked for: [for clients](clients.md). [Errors](errors.md).",
+        "",
+        "## Of callers: `--host` and `--port`",
+        "",
+        *_routes(application()),
+        "",
+        "## Of operators: `DATA/run/admin.sock` or `--admin-port`",
+        "",
+        "With `Authorization: Bearer` and the content of `DATA/admin-token`.",
+        "",
+        *_routes(operators()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _routes(application: web.Application) -> list[str]:
+    lines = ["| route | what it does |", "| --- | --- |"]
+    said: dict[tuple[str, str], str] = {}
+    methods: dict[tuple[str, str], list[str]] = {}
+    for route in application.router.routes():
+        if route.method == "HEAD" or route.resource is None:
+            continue
+        path = re.sub(r"/versions/\{version[^}]*\}", "[/versions/{version}]", route.resource.canonical)
+        key = (route.handler.__name__, path)
+        said[key] = " ".join((inspect.getdoc(route.handler) or "").split())
+        methods.setdefault(key, []).append(route.method)
+    versioned = {(name, path.replace("[/versions/{version}]", "")) for name, path in said if "[/versions" in path}
+    for (name, path), text in said.items():
+        if (name, path) not in versioned:
+            lines.append(f"| {', '.join(f'`{one}`' for one in methods[name, path])} `{path}` | {text} |")
+    return lines
+
+
 if __name__ == "__main__":
     DOCS.mkdir(exist_ok=True)
+    (DOCS / "http.md").write_text(http_page())
+    (DOCS / "errors.md").write_text(errors_page())
+    (DOCS / "cli.md").write_text(cli_page())
     (DOCS / "settings.md").write_text(settings_page())
     (DOCS / "metrics.md").write_text(metrics_page())
     (DOCS / "openapi.json").write_text(page())

@@ -113,11 +113,20 @@ def routes(app: web.Application) -> dict[tuple[str, str], str]:
 
 def application() -> web.Application:
     """The proxy's own, wired as it is when it runs."""
+    return _proxy().application
+
+
+def operators() -> web.Application:
+    """The same of the operators' listener."""
+    return _proxy().admin
+
+
+def _proxy() -> Proxy:
     with tempfile.TemporaryDirectory() as folder:
         secret = Path(folder) / "secret"
         secret.write_text("0" * 64)
         secret.chmod(0o600)
-        return Proxy(ProxySettings(data=Path(folder), redis="none", state=f"unix://{folder}/state.sock")).application
+        return Proxy(ProxySettings(data=Path(folder), redis="none", state=f"unix://{folder}/state.sock"))
 
 
 def document() -> Document:

@@ -38,6 +38,12 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(target), link
 
 
+def test_the_index_names_every_page() -> None:
+    """docs/README.md leads to all of them."""
+    links = set(re.findall(r"\]\(([\w.]+)\)", (ROOT / "docs" / "README.md").read_text()))
+    assert links == {path.name for path in (ROOT / "docs").iterdir()} - {"README.md"}
+
+
 @pytest.mark.parametrize("page", OURS, ids=lambda page: page.name)
 def test_what_operators_are_told_exists(page: Path) -> None:
     """Flags are settings, commands are commands, metrics are metrics, `make` targets stand in the Makefile."""
