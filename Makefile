@@ -10,7 +10,7 @@ BIN    := $(VENV)/bin
 DATA   ?= data
 PORT   ?= 8000
 
-.PHONY: up setup test test-integrations lint docs dashboards bench-hit bench-antipattern bench-model bench-warm verify-exact bench-isolation chaos chaos-purges soak mutants clean
+.PHONY: up setup test test-integrations lint docs dashboards bench-hit bench-overhead bench-antipattern bench-model bench-warm verify-exact bench-isolation chaos chaos-purges soak mutants clean
 
 up: setup ## start everything on this machine: http://127.0.0.1:8000
 	@exec $(BIN)/foreseen up --data $(DATA) --port $(PORT) --model minilm --model fingerprint
@@ -80,6 +80,9 @@ dashboards: setup ## write grafana/dashboards from grafana/make.py
 
 bench-hit: setup ## a hit beside nginx and a dict (needs Debian's wrk and nginx-light)
 	@$(BIN)/python -m bench.hit
+
+bench-overhead: setup ## what metrics, logs and scrapes cost a hit (needs Debian's wrk)
+	@$(BIN)/python -m bench.overhead
 
 bench-antipattern: setup ## a big model behind an online API, alone and behind Foreseen, load raised until each falls over
 	@$(BIN)/python -m bench.antipattern

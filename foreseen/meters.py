@@ -122,3 +122,22 @@ class Hits:
         self._counts = [0] * len(self._bounds)
         self._requests = self._near = self._far = 0
         self._saved = self._seconds = 0.0
+
+
+class Nothing:
+    """Every kind of metric, counting nothing: what a proxy has that counts nothing at all."""
+
+    def labels(self, *_: str) -> Nothing:
+        return self
+
+    def of(self, *_: str) -> Nothing:
+        return self
+
+    def inc(self, amount: float = 1) -> None: ...
+    def set(self, value: float) -> None: ...
+    def observe(self, value: float) -> None: ...
+    def add(self, *_: str | float) -> None: ...
+    def flush(self) -> None: ...
+
+    def __iter__(self) -> Iterator[Tally]:
+        return iter(())

@@ -12,12 +12,12 @@ import platform
 import time
 from collections.abc import Iterable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from foreseen.exposition import exposition, several_workers
-from foreseen.meters import Hits, Kept, Tallies, Tally
+from foreseen.meters import Hits, Kept, Nothing, Tallies, Tally
 
 REQUEST_BUCKETS = (
     0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
@@ -47,9 +47,10 @@ disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for
 
 
 class ProxyMetrics:
-    """One registry per proxy process. Labels: `model` is a served model or "other"; all others are fixed words."""
+    """One registry per proxy process; without `on` nothing is counted in it. Labels: `model` is a served model or
+    "other"; all others are fixed words."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, on: bool = True) -> None:
         self.registry = registry = CollectorRegistry()
         self.requests = Kept(
             Counter("foreseen_requests", "Requests answered.", ("model", "protocol", "code"), registry=registry)
@@ -239,13 +240,19 @@ class ProxyMetrics:
         self.workers.set(1)
         build = Gauge("foreseen_build_info", "1; its labels say what runs.", ("version", "python"), **newest)
         build.labels(version("foreseen"), platform.python_version()).set(1)
-
+        if not on:
+            self.registry = CollectorRegistry()
+            for name in vars(self).keys() - {"registry"}:
+                setattr(self, name, Nothing())
+        self._on = on
         self._hits: dict[tuple[str, str], Hits] = {}
 
     def hits(self, model: str, protocol: str) -> Hits:
         """What hits of a model and protocol count, for those who count many."""
         hits = self._hits.get((model, protocol))
-        if hits is None:
+        if hits is None and not self._on:
+            hits = self._hits[model, protocol] = cast("Hits", Nothing())
+        elif hits is None:
             hits = self._hits[model, protocol] = Hits(
                 self.requests.labels(model, protocol, "200"),
                 self.rows.labels(model, "near"),

@@ -242,6 +242,9 @@ class ProxySettings(Common):
     access_log_hits: Annotated[
         float, Parameter(help="Share of hits that get a line in the log (at level info); all else gets one each.")
     ] = 0.01
+    metrics: Annotated[bool, Parameter(help="Count. Without, /metrics is empty: to measure what counting costs.")] = (
+        True
+    )
     triton_metrics: Annotated[
         bool, Parameter(help="Tell metrics under Triton's names too: nv_inference_*, nv_cache_*.")
     ] = False

@@ -75,7 +75,7 @@ class Proxy:
         root = read_secret(settings.secret_file or settings.data / "secret")
         self.settings = settings
         use_slot(settings.slot)
-        self.metrics = ProxyMetrics()
+        self.metrics = ProxyMetrics(on=settings.metrics)
         self.upstream = upstream
         self.served = {} if upstream is None else upstream.served
         self.served |= {served.manifest.name: served for served in map(self._serve, settings.own_models)}

@@ -15,33 +15,26 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import aiohttp
 import orjson
-from msgspec import Struct
 
 from foreseen.artifact import read_record
-from foreseen.cluster import far_at, shown
-from foreseen.errors import FarError, SetupError
-from foreseen.key import secret_check
-from foreseen.listen import BACKLOG
+from foreseen.errors import SetupError
+from foreseen.listen import BACKLOG, OTHER_FILES
 from foreseen.manifest import find
-from foreseen.nouns import DOWN, FarState
-from foreseen.places import model_socket, redis_socket
+from foreseen.places import model_socket
 from foreseen.scrape import Scrape, scrape
 from foreseen.secret import read_secret
 from foreseen.settings import DoctorSettings
+from proxy.doctor_stores import redis, state
+from proxy.finding import Finding, Grade, numbers, size
 
-Grade = Literal["ok", "note", "must"]
-MIN_FILES, GOOD_FILES = 1024, 8192
-MIN_REDIS = (6, 2)
-MAX_SKEW_SECONDS = 2.0
+MIN_FILES = 1024
 EARLIEST_UNIX_SECONDS = 1_735_689_600.0
 """2025-01-01: a machine that starts without its time thinks that it is 1970."""
 PROBE_SECONDS = 3.0
-REDIS_SECONDS = 1.0
-"""More patience than the proxy has: the doctor wants to know why."""
 OVERHEAD = 1.3
 """What a full near or Redis takes beyond its own count: allocators, fragments."""
 _FLOOR = re.compile(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?(?:>=|==)([0-9][0-9.]*)")
@@ -50,27 +43,17 @@ _OURS = frozenset(("proxy", "cpu"))
 """Extras of a machine that serves; those of builds and development are not its business."""
 
 
-class Finding(Struct, frozen=True):
-    """What was looked at, what was seen and, unless it is well, what to do."""
-
-    grade: Grade
-    what: str
-    said: str
-    fix: str = ""
-
-    def line(self) -> str:
-        return f"{self.grade:<5} {self.what:<10} {self.said}" + (f"; fix: {self.fix}" if self.fix else "")
-
-
 def examine(settings: DoctorSettings) -> list[Finding]:
     """Everything that can be looked at from here."""
     return asyncio.run(_all(settings))
 
 
 async def _all(settings: DoctorSettings) -> list[Finding]:
-    found = [*versions(), *clock(time.time()), *files(resource.getrlimit(resource.RLIMIT_NOFILE)[0]), *backlog()]
+    found = [*versions(), *clock(time.time()), *backlog()]
+    found += files(resource.getrlimit(resource.RLIMIT_NOFILE)[1], settings.connections)
     found += [*secret(settings), *memory(settings, memory_bytes()), *workers(settings.workers, os.cpu_count() or 1)]
-    found += [one async for one in redis(settings)]
+    for store in (redis, state):
+        found += [one async for one in store(settings)]
     for named in settings.model or (() if settings.upstream else ("minilm",)):
         found += [one async for one in model(named, settings)]
     if settings.upstream is not None:
@@ -93,7 +76,7 @@ def versions(installed: Callable[[str], str] = version) -> Iterator[Finding]:
             if extra is None:
                 low.append(f"{floor[1]} is missing")
             continue
-        if _numbers(have) < _numbers(floor[2]):
+        if numbers(have) < numbers(floor[2]):
             low.append(f"{floor[1]} {have} is below {floor[2]}")
     python = ".".join(map(str, sys.version_info[:3]))
     if low:
@@ -111,15 +94,16 @@ def clock(now: float) -> Iterator[Finding]:
         yield Finding("ok", "clock", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now)))
 
 
-def files(limit: int) -> Iterator[Finding]:
-    """Every connection is a file."""
-    fix = f"ulimit -n {GOOD_FILES * 8}, or LimitNOFILE= of its unit"
-    if limit != resource.RLIM_INFINITY and limit < MIN_FILES:
-        yield Finding("must", "files", f"{limit} open files: so many connections and no more", fix)
-    elif limit != resource.RLIM_INFINITY and limit < GOOD_FILES:
-        yield Finding("note", "files", f"{limit} open files are enough for about {limit // 2} callers at a time", fix)
-    else:
-        yield Finding("ok", "files", "unlimited" if limit == resource.RLIM_INFINITY else f"{limit} open files")
+def files(limit: int, connections: int) -> Iterator[Finding]:
+    """Every connection is a file. `limit` is the hard one: a worker raises its soft limit by itself."""
+    fix = f"LimitNOFILE={connections + OTHER_FILES} of its unit, or ulimit -Hn; or fewer --connections"
+    if limit == resource.RLIM_INFINITY or limit >= connections + OTHER_FILES:
+        told = "unlimited" if limit == resource.RLIM_INFINITY else f"{limit} open files"
+        yield Finding("ok", "files", f"{told}, enough for --connections {connections}")
+        return
+    grade: Grade = "must" if limit < MIN_FILES else "note"
+    has = max(1, limit - OTHER_FILES)
+    yield Finding(grade, "files", f"{limit} open files: a worker takes {has} connections, not {connections}", fix)
 
 
 def backlog(path: Path = Path("/proc/sys/net/core/somaxconn")) -> Iterator[Finding]:
@@ -150,12 +134,12 @@ def secret(settings: DoctorSettings) -> Iterator[Finding]:
 def memory(settings: DoctorSettings, there: int | None) -> Iterator[Finding]:
     """Near of every worker and the embedded Redis, full, in what this machine or container has."""
     wanted = settings.near_bytes * settings.workers
-    parts = f"near {_size(settings.near_bytes)} × {settings.workers}"
+    parts = f"near {size(settings.near_bytes)} × {settings.workers}"
     if settings.redis is None:
-        wanted, parts = wanted + settings.far_bytes, f"{parts} and Valkey {_size(settings.far_bytes)}"
+        wanted, parts = wanted + settings.far_bytes, f"{parts} and Valkey {size(settings.far_bytes)}"
     if there is None:
         return
-    told = f"{parts} may grow to {_size(int(wanted * OVERHEAD))} of {_size(there)}"
+    told = f"{parts} may grow to {size(int(wanted * OVERHEAD))} of {size(there)}"
     fix = "lower --near-bytes, --far-bytes or --workers"
     if wanted * OVERHEAD > there:
         yield Finding("must", "memory", f"{told}; the kernel would end a process", fix)
@@ -175,74 +159,16 @@ def workers(count: int, cores: int) -> Iterator[Finding]:
         yield Finding("ok", "workers", f"{count} on {cores} cores")
 
 
-async def redis(settings: DoctorSettings) -> AsyncIterator[Finding]:
-    """Whether it answers, evicts, has a limit, keeps nothing on disk, agrees on the time, and was filled by us."""
-    if settings.redis == "none":
-        yield Finding("ok", "redis", "none: near is the only tier")
-        return
-    url = settings.redis or f"unix://{redis_socket(settings.data)}"
-    far = far_at(url, REDIS_SECONDS, ca_file=settings.redis_ca_file)
-    try:
-        state = await far.state()
-        if state == DOWN:
-            if settings.redis is None and not redis_socket(settings.data).exists():
-                yield Finding("note", "redis", "the embedded Valkey is not running", "foreseen up starts it")
-            else:
-                fix = "start it, or mend --redis; answers go on meanwhile, from near and the models"
-                yield Finding("must", "redis", f"{shown(url)} does not answer", fix)
-            return
-        for one in judged(state):
-            yield one
-        skew = abs(await far.time() - time.time())
-        if skew > MAX_SKEW_SECONDS:
-            fix = "run NTP on both machines"
-            yield Finding("note", "redis", f"its clock differs by {skew:.1f} s: Age and ttl are off by so much", fix)
-        try:
-            known = await far.knows(secret_check(read_secret(settings.secret_file or settings.data / "secret")))
-        except SetupError:
-            return  # said already
-        if known is False:
-            fix = "give --secret-file of the other proxies, or empty this Redis (FLUSHALL) if it has no others"
-            yield Finding("must", "redis", "it was filled under another root secret: the proxy will not start", fix)
-    except FarError as error:
-        yield Finding("must", "redis", f"{shown(url)} fails: {error.kind}", "see its log and its users' rights")
-    finally:
-        await far.close()
-
-
-def judged(state: FarState) -> Iterator[Finding]:
-    """A cache's Redis, as it should be set."""
-    well = True
-    if _numbers(state.version) < MIN_REDIS:
-        well = False
-        yield Finding("must", "redis", f"version {state.version} is too old", "Redis 6.2 or newer, or Valkey")
-    if state.memory_limit == 0:
-        well = False
-        yield Finding("must", "redis", "no maxmemory: it grows until the kernel ends it", "CONFIG SET maxmemory 1gb")
-    if not state.policy.startswith("allkeys-"):
-        well = False
-        said = f"maxmemory-policy {state.policy}: when it is full, nothing new is stored"
-        if state.policy.startswith("volatile-"):
-            said = (
-                f"maxmemory-policy {state.policy}: works, since entries expire, but LFU over all keys keeps more hits"
-            )
-        grade: Grade = "note" if state.policy.startswith("volatile-") else "must"
-        yield Finding(grade, "redis", said, "CONFIG SET maxmemory-policy allkeys-lfu")
-    if state.append_only:
-        well = False
-        fix = "CONFIG SET appendonly no; a cache is not worth a disk write, and the state store must be another Redis"
-        yield Finding("note", "redis", "it keeps an append-only file", fix)
-    if well:
-        used = f"{_size(state.memory)} of {_size(state.memory_limit)} used"
-        yield Finding("ok", "redis", f"{state.version}, {state.policy}, {used}, {state.keys} keys")
-
-
 async def model(named: str, settings: DoctorSettings) -> AsyncIterator[Finding]:
     """Whether it is known, built, reachable, ready, and runs where it was meant to."""
     name, _, address = named.partition("=")
     what = f"model {name}"
     try:
-        find(name, settings.model_folders)
+        found = find(name, settings.model_folders)
+        if found.upstream is not None and not address:
+            async for one in upstream(found.upstream, what):
+                yield one
+            return
         if not address:
             read_record(settings.data, name)
     except SetupError as error:
@@ -270,21 +196,19 @@ async def model(named: str, settings: DoctorSettings) -> AsyncIterator[Finding]:
         )
 
 
-async def upstream(address: str) -> AsyncIterator[Finding]:
+async def upstream(address: str, what: str = "upstream") -> AsyncIterator[Finding]:
     """Whether the server that the proxy stands in front of is ready."""
     try:
         url = f"{address.rstrip('/')}/v2/health/ready"
         async with asyncio.timeout(PROBE_SECONDS), aiohttp.ClientSession() as client, client.get(url) as reply:
             status = reply.status
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
-        yield Finding(
-            "must", "upstream", f"{address} does not answer", "start it, or mend --upstream; see docs/upstream.md"
-        )
+        yield Finding("must", what, f"{address} does not answer", "start it, or mend --upstream; see docs/upstream.md")
         return
     if status == 200:
-        yield Finding("ok", "upstream", f"{address} is ready")
+        yield Finding("ok", what, f"{address} is ready")
     else:
-        yield Finding("must", "upstream", f"{address} is not ready (status {status})", "see its log")
+        yield Finding("must", what, f"{address} is not ready (status {status})", "see its log")
 
 
 async def _ask(address: str, name: str) -> dict[str, Any] | None:
@@ -347,11 +271,3 @@ def memory_bytes() -> int | None:
     with contextlib.suppress(OSError, ValueError):
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return min(limits, default=None)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

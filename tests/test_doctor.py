@@ -15,10 +15,10 @@ import pytest
 from foreseen.exposition import exposition
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import FarState
-from foreseen.places import redis_socket
+from foreseen.places import redis_socket, state_socket
 from foreseen.scrape import parse
 from foreseen.settings import DoctorSettings
-from proxy import doctor
+from proxy import doctor, doctor_stores
 from tests.live import Live
 
 GOOD = FarState(2**20, 2**30, 3, 0, 0, "allkeys-lfu", "7.2.4", append_only=False)
@@ -43,17 +43,63 @@ def grades(found: object) -> list[str]:
 )
 def test_redis_as_a_cache(change: dict[str, object], grade: str, fix: str) -> None:
     """It evicts over all keys within a limit, is new enough, and keeps nothing on disk."""
-    (finding,) = doctor.judged(msgspec.structs.replace(GOOD, **change))
+    (finding,) = doctor_stores.judged(msgspec.structs.replace(GOOD, **change))
     assert (finding.grade, finding.what) == (grade, "redis")
     assert fix in finding.fix
 
 
 @pytest.mark.parametrize(
-    ("limit", "grade"), [(256, "must"), (1024, "note"), (65536, "ok"), (resource.RLIM_INFINITY, "ok")]
+    ("change", "grade", "fix"),
+    [
+        ({}, "ok", ""),
+        ({"append_only": False}, "must", "appendonly yes"),
+        ({"policy": "allkeys-lfu", "memory_limit": GIB}, "must", "noeviction"),
+        ({"policy": "allkeys-lfu"}, "note", "noeviction"),
+        ({"memory": 900 * 2**20, "memory_limit": GIB}, "must", "maxmemory"),
+        ({"version": "6.0.16"}, "must", "6.2"),
+    ],
 )
-def test_files(limit: int, grade: str) -> None:
-    """Every connection is a file."""
-    assert grades(doctor.files(limit)) == [grade]
+def test_redis_as_a_state_store(change: dict[str, object], grade: str, fix: str) -> None:
+    """It forgets nothing: an append-only file, no eviction, room left."""
+    kept = msgspec.structs.replace(GOOD, append_only=True, policy="noeviction", memory_limit=0)
+    (finding,) = doctor_stores.kept(msgspec.structs.replace(kept, **change))
+    assert (finding.grade, finding.what) == (grade, "state")
+    assert fix in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("state", "redis", "grade", "said"),
+    [
+        ("none", None, "note", "nothing can be purged"),
+        ("redis://x", "redis://x", "must", "the cache's Redis"),
+        ("redis://user:pass@127.0.0.1:9", None, "must", "redis://…@127.0.0.1:9 does not answer"),
+        (None, None, "note", "not running"),
+    ],
+)
+async def test_a_state_store_that_is_none(
+    state: str | None, redis: str | None, grade: str, said: str, tmp_path: Path
+) -> None:
+    """None, the cache's own, one that is not there, the embedded one before the first `up`."""
+    settings = DoctorSettings(data=tmp_path, state=state, redis=redis)
+    (finding,) = [one async for one in doctor_stores.state(settings)]
+    assert (finding.grade, finding.what) == (grade, "state")
+    assert said in finding.said
+    assert "pass" not in finding.line()
+
+
+@pytest.mark.parametrize(
+    ("limit", "connections", "grade"),
+    [
+        (256, 10_000, "must"),
+        (1024, 10_000, "note"),
+        (1024, 500, "ok"),
+        (65536, 10_000, "ok"),
+        (resource.RLIM_INFINITY, 10_000, "ok"),
+    ],
+)
+def test_files(limit: int, connections: int, grade: str) -> None:
+    """Every connection is a file; a few are needed beside."""
+    assert grades(doctor.files(limit, connections)) == [grade]
 
 
 @pytest.mark.parametrize(("count", "cores", "grade"), [(0, 2, "must"), (2, 2, "ok"), (9, 2, "note")])
@@ -125,9 +171,9 @@ def foreseen_doctor(system: Live, *words: str) -> subprocess.CompletedProcess[st
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
 
 
-def to_redis(system: Live, line: str) -> bytes:
+def to_redis(system: Live, line: str, path: Path | None = None) -> bytes:
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(str(redis_socket(system.data)))
+        connection.connect(str(path or redis_socket(system.data)))
         connection.sendall(line.encode() + b"\r\n")
         return connection.recv(100)
 
@@ -138,7 +184,8 @@ def test_a_running_system_is_well_until_it_is_not(live: Live) -> None:
     assert (well.returncode, well.stderr) == (0, ""), well.stdout
     lines = well.stdout.splitlines()
     assert any(line.startswith("ok    model minilm ready") for line in lines), well.stdout
-    assert any(line.startswith("ok    redis") for line in lines)
+    for what in ("redis", "state", "files", "clock", "versions", "secret", "memory", "workers"):
+        assert any(line.startswith(f"ok    {what}") for line in lines), well.stdout
     assert any(line.startswith("ok    proxy") for line in lines)
     assert to_redis(live, "CONFIG SET maxmemory-policy noeviction") == b"+OK\r\n"
     try:
@@ -149,6 +196,18 @@ def test_a_running_system_is_well_until_it_is_not(live: Live) -> None:
     finally:
         assert to_redis(live, finding["fix"]) == b"+OK\r\n"
     assert foreseen_doctor(live).returncode == 0
+
+
+def test_a_state_store_that_forgets(live: Live) -> None:
+    """Without its append-only file, status 1 and the fix that mends it."""
+    assert to_redis(live, "CONFIG SET appendonly no", state_socket(live.data)) == b"+OK\r\n"
+    try:
+        ill = foreseen_doctor(live)
+        assert ill.returncode == 1
+        (line,) = [line for line in ill.stdout.splitlines() if line.startswith("must")]
+        assert "a restart forgets what was purged" in line
+    finally:
+        assert to_redis(live, "CONFIG SET appendonly yes", state_socket(live.data)) == b"+OK\r\n"
 
 
 def test_another_secret_and_a_redis_that_is_gone(live: Live, tmp_path: Path) -> None:

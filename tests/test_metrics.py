@@ -203,3 +203,16 @@ def test_the_text_is_one_that_prometheus_parses() -> None:
     names = [family.name for family in families]
     assert len(names) == len(set(names))
     assert all(family.documentation for family in families)
+
+
+def test_a_proxy_may_count_nothing() -> None:
+    """Every call works and leaves nothing to show: for measuring what counting costs."""
+    metrics = ProxyMetrics(on=False)
+    metrics.expect(["m"])
+    metrics.requests.labels("m", "v2", "200").inc()
+    metrics.request_seconds.labels("m", "hit").observe(0.1)
+    metrics.near_bytes.set(1)
+    metrics.stages.add("near", 0.1)
+    metrics.loop_lag.add(0.1)
+    metrics.flush()
+    assert metrics.exposition() == b""

@@ -16,7 +16,7 @@ import pytest
 
 from grafana.make import BOARDS
 from tests.live import Live, started, sum_of
-from tests.prometheus import scraping
+from tests.prometheus import Prometheus, scraping
 from tests.questions import ask_fingerprint, ask_minilm, numbers
 from tests.stories.test_10_first_question import FINGERPRINT, MINILM
 from tests.test_dashboards import queries
@@ -180,19 +180,44 @@ def some_of_everything(system: Live, seeds: range) -> None:
         assert system.post("/v2/models/nope/infer", b"{}")[0] == 404
 
 
+SUMS = ("foreseen_requests_total", "foreseen_rows_total", "foreseen_request_duration_seconds_count")
+
+
+class Sums:
+    """What Prometheus has of the three counts of fingerprint, over both proxies, all workers and all results: gains."""
+
+    def __init__(self, prometheus: Prometheus) -> None:
+        self._prometheus = prometheus
+        self._last = self._now()
+
+    def _now(self) -> list[float]:
+        self._prometheus.until_scraped(2)
+        return [self._prometheus.query(f'sum({name}{{model="fingerprint"}})')[0] for name in SUMS]
+
+    def gained(self) -> list[float]:
+        """Since the last look."""
+        before, self._last = self._last, self._now()
+        return [now - was for now, was in zip(self._last, before, strict=True)]
+
+
 def test_every_query_of_every_dashboard_returns_data(built: Path, tmp_path: Path) -> None:
-    """A real Prometheus has scraped two real proxies of two workers each, with traffic and a worker killed: each query
-    gives numbers, none NaN, and the sums over results are the answers."""
+    """A real Prometheus scrapes two real proxies of two workers each, under load, while a worker is killed: the sums
+    over results are the answers received, exactly, but for what was in flight in the killed one; and every query of
+    every board gives numbers, none NaN."""
     with (
         started(built, tmp_path / "data", "--workers=2", "--observe=minilm") as system,
         started(built, tmp_path / "more", "--workers=2", models=["fingerprint"]) as beside,
         scraping(system, ["fingerprint", "minilm"], tmp_path, beside=[beside]) as prometheus,
     ):
-        before = prometheus.query('sum(foreseen_requests_total{model="fingerprint"})')[0]
-        answers = asyncio.run(ask_until(beside, range(400)))["200"]
-        os.kill(beside.workers()[0], signal.SIGKILL)
+        sums = Sums(prometheus)
+        told = asyncio.run(ask_until(beside, range(400)))
+        assert sums.gained() == [told["200"]] * len(SUMS), "no worker was killed: nothing is apart"
+        told = asyncio.run(ask_until(beside, range(1000), kill_at=300))
+        apart = [gained - told["200"] for gained in sums.gained()]  # counted by the killed worker, cut off before read
+        assert all(0 <= one <= told["broken"] <= CLIENTS for one in apart)
         beside.until("foreseen_workers", lambda value: value == 2)
-        answers += asyncio.run(ask_until(beside, range(400)))["200"] + 2 * 19 * 5
+        told = asyncio.run(ask_until(beside, range(400)))
+        assert sums.gained() == [told["200"]] * len(SUMS), "exact again"
         for seeds in (range(1, 20), range(20, 39)):
             some_of_everything(system, seeds)
             prometheus.until_scraped(3)
@@ -203,8 +228,7 @@ def test_every_query_of_every_dashboard_returns_data(built: Path, tmp_path: Path
             if not any(value == value for value in prometheus.query(query))  # NaN is no number
         }
         assert empty == set()
-        for name in ("foreseen_requests_total", "foreseen_request_duration_seconds_count"):
-            assert prometheus.query(f'sum({name}{{model="fingerprint"}})') == [before + answers]
+        assert sums.gained() == [2 * 19 * 5, 2 * 19 * 6, 2 * 19 * 5], "five requests of six rows a seed"
 
 
 def at_once(rules: Path, folder: Path) -> Path:

@@ -1,0 +1,120 @@
+"""What metrics and logs cost a hit, and what a scrape does to it: `make bench-overhead`.
+
+The same proxy, differently told: counting nothing and logging nothing, counting, counting and logging a hundredth of
+the hits (the default), logging every hit, counting into the files that several workers share, and being scraped ten
+times a second. Each over both roads: the same bytes again (replay), and a fresh `id` in each body. All on one core, the
+load on the other, in interleaved rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bench.hit import ask, script
+from bench.rounds import ROOT, free_port, pinned, report, take_turns, wrk
+from tests.models_fixture import built_data
+from tests.questions import ask_fingerprint, numbers
+
+MODEL = "/v2/models/fingerprint/infer"
+OFF = "nothing counted, nothing logged"
+KINDS: dict[str, tuple[str, ...]] = {
+    OFF: ("--no-metrics", "--access-log-hits=0"),
+    "counted": ("--access-log-hits=0",),
+    "counted, 1 % of hits logged": (),
+    "counted, every hit logged": ("--access-log-hits=1",),
+}
+SEVERAL = "counted as of several workers"
+SCRAPED = "the default, scraped every 100 ms"
+SCRAPE_SECONDS = 0.1
+
+
+@contextlib.contextmanager
+def serving(command: list[str], port: int, environment: dict[str, str] | None = None) -> Iterator[str]:
+    """A command of ours on the server's core, its log thrown away; its URL once it is ready."""
+    url = f"http://127.0.0.1:{port}"
+
+    def ready() -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/v2/health/ready", timeout=1) as reply:
+            return bool(reply.status == 200)
+        return False
+
+    whole = [sys.executable, "-m", "foreseen.cli", *command, f"--port={port}", "--model=fingerprint"]
+    nowhere = subprocess.DEVNULL
+    with pinned(
+        whole, ready=ready, stdout=nowhere, stderr=nowhere, cwd=ROOT, env={**os.environ, **(environment or {})}
+    ):
+        yield url
+
+
+@contextlib.contextmanager
+def scraped(url: str) -> Iterator[None]:
+    """A Prometheus in a hurry."""
+    over = threading.Event()
+
+    def again() -> None:
+        while not over.wait(SCRAPE_SECONDS):
+            with urllib.request.urlopen(f"{url}/metrics", timeout=10) as reply:
+                reply.read()
+
+    scraper = threading.Thread(target=again)
+    scraper.start()
+    try:
+        yield
+    finally:
+        over.set()
+        scraper.join()
+
+
+def main() -> None:
+    """Run the rounds and print a table for each road."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=1)
+    parser.add_argument("--connections", type=int, default=16)
+    settings = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="fsn") as name, contextlib.ExitStack() as running:
+        folder = Path(name)
+        data = folder / "d"
+        data.mkdir()
+        (data / "models").symlink_to(built_data() / "models")
+        running.enter_context(serving(["up", f"--data={data}"], free_port()))  # Valkey and the model for all
+        proxy = ["proxy", f"--data={data}", "--state=none"]
+        urls = {kind: running.enter_context(serving([*proxy, *flags], free_port())) for kind, flags in KINDS.items()}
+        shared = folder / "metrics"
+        shared.mkdir()
+        files = {"PROMETHEUS_MULTIPROC_DIR": str(shared)}
+        urls[SEVERAL] = running.enter_context(serving(proxy, free_port(), files))
+        body = json.dumps(ask_fingerprint(*(numbers(n) for n in range(6))))  # 1 KB
+        for url in urls.values():
+            for _ in range(3):
+                ask(url + MODEL, body)
+
+        def turn(url: str, path: Path, *, scrape: bool = False) -> Callable[[], tuple[float, float, float]]:
+            def take() -> tuple[float, float, float]:
+                with scraped(url) if scrape else contextlib.nullcontext():
+                    return wrk(url + MODEL, path, connections=settings.connections, seconds=settings.seconds)
+
+            return take
+
+        default = urls["counted, 1 % of hits logged"]
+        for road, path in {
+            "the same bytes again": script(folder, "same", body),
+            "a fresh id": script(folder, "fresh", body, fresh_id=True),
+        }.items():
+            turns = {kind: turn(url, path) for kind, url in urls.items()}
+            turns[SCRAPED] = turn(default, path, scrape=True)
+            report(f"Metrics and logs, {road}", take_turns(turns, settings.rounds), OFF)
+
+
+if __name__ == "__main__":
+    main()
