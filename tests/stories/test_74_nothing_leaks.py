@@ -27,8 +27,8 @@ MODELS = ("minilm", "fingerprint")
 
 @contextlib.contextmanager
 def searched(built: Path, folder: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[tuple[Live, list[bytes]]]:
-    """A system that logs all that it ever logs, and a place for what it answered: searched at the end. (No fixture: what
-    a process that pytest's setup has started writes, pytest does not keep.)"""
+    """A system that logs all that it ever logs, and a place for what it answered: searched at the end. (No fixture:
+    what a process that pytest's setup has started writes, pytest does not keep.)"""
     with started(built, folder / "d", "--log-level=debug", "--access-log-hits=1") as system:
         answers: list[bytes] = []
         yield system, answers
