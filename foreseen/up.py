@@ -226,6 +226,8 @@ class _System:
         for kind in ("proxy:", "worker:", "model:", "far", "state"):
             group = [child for child in self._children if child.name.startswith(kind)]
             await asyncio.gather(*(child.stop(STOP_SECONDS, signal.SIGINT) for child in group))
+        for manifest in self._local:  # a socket that nobody listens on looks like a model that hangs
+            model_socket(self._settings.data, manifest.name).unlink(missing_ok=True)
 
     def _say_defaults(self, url: str) -> None:
         """The defaults in force, before the ready line: what is kept, where, and who can reach it."""
