@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 TRITON := .venv-tritonclient
 MLSERVER := .venv-mlserver
+TRITONSERVER := .venv-triton
 RAY    := .venv-ray
 AIRFLOW := .venv-airflow
 POSTGRES := $(or $(firstword $(wildcard /usr/lib/postgresql/*/bin/postgres)),/usr/lib/postgresql/15/bin/postgres)
@@ -10,7 +11,7 @@ BIN    := $(VENV)/bin
 DATA   ?= data
 PORT   ?= 8000
 
-.PHONY: up setup test test-integrations lint docs dashboards bench-hit bench-overhead bench-antipattern bench-model bench-warm verify-exact bench-isolation chaos chaos-purges soak mutants clean
+.PHONY: up setup test test-integrations lint docs dashboards bench-hit bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact bench-isolation chaos chaos-purges soak mutants clean
 
 up: setup ## start everything on this machine: http://127.0.0.1:8000
 	@exec $(BIN)/foreseen up --data $(DATA) --port $(PORT) --model minilm --model fingerprint
@@ -78,11 +79,25 @@ docs: setup ## write the reference tables of docs/ from the code
 dashboards: setup ## write grafana/dashboards from grafana/make.py
 	@$(BIN)/python -m grafana.make
 
-bench-hit: setup ## a hit beside nginx and a dict (needs Debian's wrk and nginx-light)
+$(TRITONSERVER)/installed: tests/clients/triton.txt
+	@echo "setup: installing Triton (nvidia-pytriton) into $(TRITONSERVER)"
+	@$(PYTHON) -m venv $(TRITONSERVER)
+	@$(TRITONSERVER)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+bench-peers: $(MLSERVER)/installed $(TRITONSERVER)/installed ## what bench-hit measures itself against, each in its own environment
+
+bench-hit: setup ## a hit beside nginx, a dict, and Triton and MLServer if `make bench-peers` has put them here (needs Debian's wrk and nginx-light)
 	@$(BIN)/python -m bench.hit
 
 bench-overhead: setup ## what metrics, logs and scrapes cost a hit (needs Debian's wrk)
 	@$(BIN)/python -m bench.overhead
+
+bench-miss: setup ## a miss beside the model process asked directly, also with a million entries (440 MB of wheels for mpnet)
+	@$(BIN)/python -m bench.miss
+
+bench-scale: setup ## cost per request and memory per entry as everything grows; near's policy beside LRU and the optimum
+	@$(BIN)/python -m bench.scale
 
 bench-antipattern: setup ## a big model behind an online API, alone and behind Foreseen, load raised until each falls over
 	@$(BIN)/python -m bench.antipattern
@@ -114,4 +129,4 @@ mutants: setup ## mutation testing of key, entry and flight (about five minutes)
 	@rm -rf mutants && $(BIN)/mutmut run > build/mutants.log 2>&1; $(BIN)/python -m tests.mutants
 
 clean: ## remove the environment and what was built
-	rm -rf $(VENV) $(TRITON) $(MLSERVER) $(RAY) $(AIRFLOW) $(DATA) build *.egg-info
+	rm -rf $(VENV) $(TRITON) $(MLSERVER) $(TRITONSERVER) $(RAY) $(AIRFLOW) $(DATA) build *.egg-info

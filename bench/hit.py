@@ -25,6 +25,7 @@ import numpy as np
 
 from bench import shapes
 from bench.paced import Lines, as_fast_as_answered, at_rate
+from bench.peers import mlserver, prove_cached, triton
 from bench.rounds import LOAD_CORE, ROOT, free_port, listens, need, pinned, report, take_turns, wrk
 from tests.models_fixture import built_data
 from tests.questions import ask_minilm
@@ -198,6 +199,10 @@ class Bench:
         self.nginx = running.enter_context(nginx(folder, self.here)) + wide
         self.dict = running.enter_context(dict_server(folder, answer)) + wide
         self.wide, self.far_wide = self.here + wide, self.far + wide
+        self.peers = {
+            "Triton, cache on": running.enter_context(triton(folder)),
+            "MLServer, cache on": running.enter_context(mlserver(folder)),
+        }
         self.turns: dict[str, Turn] = {}
 
     def add(self, what: str, url: str, script: Path, connections: int | None = None) -> None:
@@ -222,6 +227,10 @@ class Bench:
         self.add("far, a fresh id", self.far_wide, fresh)
         self.add_apart("nginx, head and body apart", self.nginx)
         self.add_apart("near, head and body apart", self.wide)
+
+        for name, peer in self.peers.items():
+            if peer is not None:
+                self.add(name, f"{peer}/v2/models/wide/infer", exact)
 
     def texts(self) -> None:
         url = f"{self.here}/v2/models/minilm/infer"
@@ -257,6 +266,12 @@ class Bench:
         raw, length = binary("x", [1, 224, 224, 3], "FP32", picture.tobytes())
         self.add(f"picture as JSON, {len(text) // 1000} KB", url, script(self.folder, "picture", text), 4)
         self.add("picture, binary, 602 KB", url, script(self.folder, "raw", raw, length=length), 4)
+        for name, peer in self.peers.items():
+            if peer is not None:
+                where = f"{peer}/v2/models/picture/infer"
+                self.add(f"picture as JSON, {name}", where, self.folder / "picture.lua", 4)
+                if name.startswith("Triton"):
+                    self.add(f"picture, binary, {name}", where, self.folder / "raw.lua", 4)
 
     def at_half(self, rate: float) -> None:
         """Latency where the server has as much to do as it can do in half of the time."""
@@ -283,6 +298,7 @@ def main() -> None:
             if part != "numbers":
                 getattr(bench, part)()
         figures = take_turns(bench.turns, settings.rounds)
+        prove_cached(bench.peers["Triton, cache on"])
         report("A repeated request", figures, BASE, body_bytes=len(bench.one))
         for one in figures:
             if one.name.startswith("64"):

@@ -29,10 +29,12 @@ START_SECONDS = 120.0
 class Parts:
     """One data directory and the processes over it."""
 
-    def __init__(self, built: Path, folder: Path) -> None:
+    def __init__(self, built: Sequence[Path], folder: Path) -> None:
         self.data = folder / "data"
-        self.data.mkdir()
-        (self.data / "models").symlink_to(built.resolve() / "models")
+        (self.data / "models").mkdir(parents=True)
+        for place in built:
+            for model in (place.resolve() / "models").iterdir():
+                (self.data / "models" / model.name).symlink_to(model)
         make_run_folder(self.data)
         make_secret(self.data / "secret")
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -40,14 +42,14 @@ class Parts:
     def far(self, core: str, far_bytes: int = 1 << 30) -> None:
         """Valkey in the cache role."""
         self._start("far", core, valkey.command(redis_socket(self.data), far_bytes))
-        until(redis_socket(self.data).exists)
+        until(redis_socket(self.data).exists, "Valkey")
 
     def model(self, name: str, core: str, *flags: str) -> Path:
         """One model's process; its socket."""
         path = model_socket(self.data, name)
         command = [*FORESEEN, "inference", f"--model={name}", f"--data={self.data}", f"--uds={path}", *flags]
         self._start(f"model:{name}", core, [*command, "--log-level=warning"])
-        until(lambda: _ready_there(path, name))
+        until(lambda: _ready_there(path, name), name)
         return path
 
     def proxy(self, core: str, models: Sequence[str], *flags: str, name: str = "proxy") -> str:
@@ -56,7 +58,7 @@ class Parts:
         command = [*FORESEEN, "proxy", f"--data={self.data}", f"--port={port}", "--log-level=error"]
         self._start(name, core, [*command, *(f"--model={model}" for model in models), *flags])
         url = f"http://127.0.0.1:{port}"
-        until(lambda: all(_ready(f"{url}/v2/models/{model}/ready") for model in models))
+        until(lambda: all(is_ready(f"{url}/v2/models/{model}/ready") for model in models), name)
         return url
 
     def stop(self, name: str) -> None:
@@ -70,16 +72,16 @@ class Parts:
         return int(text.split("VmRSS:")[1].split()[0]) * 1024
 
     def seconds(self, name: str) -> float:
-        """CPU seconds that a process has used."""
-        fields = Path(f"/proc/{self.processes[name].pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / 100.0
+        """CPU seconds that a process has used, by the scheduler's account."""
+        tasks = Path(f"/proc/{self.processes[name].pid}/task").glob("*/schedstat")
+        return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
     def _start(self, name: str, core: str, command: Sequence[str]) -> None:
         self.processes[name] = subprocess.Popen(["taskset", "-c", core, *command], stdout=subprocess.DEVNULL, cwd=ROOT)
 
 
 @contextlib.contextmanager
-def parts(built: Path) -> Iterator[Parts]:
+def parts(*built: Path) -> Iterator[Parts]:
     """Nothing runs yet; all that was started ends with the block, the proxy first."""
     with tempfile.TemporaryDirectory(prefix="fsn") as folder:
         system = Parts(built, Path(folder))
@@ -90,16 +92,16 @@ def parts(built: Path) -> Iterator[Parts]:
                 system.stop(name)
 
 
-def until(ready: Callable[[], bool]) -> None:
+def until(ready: Callable[[], bool], what: str = "a process") -> None:
     """Wait for what another process brings about; nothing tells of it."""
     deadline = time.monotonic() + START_SECONDS
     while not ready():
         if time.monotonic() > deadline:
-            sys.exit("bench: a process did not start")
+            sys.exit(f"bench: {what} was waited for in vain")
         time.sleep(0.02)
 
 
-def _ready(url: str) -> bool:
+def is_ready(url: str) -> bool:
     with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as reply:
         return bool(reply.status == 200)
     return False

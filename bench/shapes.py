@@ -18,14 +18,16 @@ from models.progress import Silent
 DATA = ROOT / "build" / "bench-data"
 FOLDER = ROOT / "build" / "bench-models"
 NAMES = ("wide", "embed", "picture")
+ALL = (*NAMES, "vector")
 
 
 def made() -> tuple[Path, Path]:
-    """`wide`: 128 INT64 a row → 4 INT64; `embed`: 16 INT64 a row → 384 FP32; `picture`: 224×224×3 FP32 a row → 3 FP32.
+    """`wide`: 128 INT64 a row → 4 INT64; `embed`: 16 INT64 a row → 384 FP32; `picture`: 224×224×3 FP32 a row → 3 FP32;
+    `vector`: as many FP32 a row as there are → 1 FP32.
     The data directory with all in force, and the folder of their manifests; built where missing."""
     DATA.mkdir(parents=True, exist_ok=True)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for name in NAMES:
+    for name in ALL:
         if not (FOLDER / name / "model.toml").exists():
             file = DATA / f"{name}.onnx"
             save(_graph(name), file)
@@ -52,6 +54,10 @@ def _graph(name: str):  # type: ignore[no-untyped-def] # onnx has no types
             helper.make_node("MatMul", ["f", "m"], ["y"]),
         ]
         ends = [("x", ints, ["rows", 16])], [("y", floats, ["rows", 384])]
+    elif name == "vector":
+        weights = [numpy_helper.from_array(np.array([1]), "axes")]
+        nodes = [helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=1)]
+        ends = [("x", floats, ["rows", "numbers"])], [("y", floats, ["rows", 1])]
     else:
         weights = [numpy_helper.from_array(np.array([1, 2]), "axes")]
         nodes = [helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)]
