@@ -52,10 +52,34 @@ class Child:
         self._on_end = on_end
         self._stopping = False
         self._keeper: asyncio.Task[None] | None = None
+        self._ready: asyncio.Future[bool] | None = None
 
-    async def start(self) -> None:
-        await self._spawn()
+    def like(self) -> Child:
+        """Another one, that is not started yet."""
+        return Child(
+            self.name,
+            self._command,
+            death_signal=self._death_signal,
+            environment=self._environment,
+            pass_fds=self._pass_fds,
+            log_file=self._log_file,
+            on_end=self._on_end,
+        )
+
+    async def start(self, *, announced: bool = False) -> None:
+        """`announced`: it says when it is ready, on the descriptor of its `--ready-fd`. (One that ended and is started
+        again does not.)"""
+        if announced:
+            await self._spawn_announced()
+        else:
+            await self._spawn()
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
+
+    async def until_ready(self, seconds: float) -> bool:
+        """Whether it has said so within so long; at once where it has ended."""
+        assert self._ready is not None
+        await asyncio.wait((self._ready,), timeout=seconds)
+        return self._ready.done() and self._ready.result()
 
     async def stop(self, seconds: float, number: signal.Signals = signal.SIGTERM) -> None:
         """Tell it to end, then SIGKILL after so long. Returns when nothing of it runs."""
@@ -77,7 +101,25 @@ class Child:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
 
-    async def _spawn(self) -> None:
+    async def _spawn_announced(self) -> None:
+        loop = asyncio.get_running_loop()
+        reader, writer = os.pipe()
+        ready = self._ready = loop.create_future()
+
+        def told() -> None:
+            loop.remove_reader(reader)
+            said = os.read(reader, 1)
+            os.close(reader)
+            if not ready.done():
+                ready.set_result(bool(said))  # the pipe ends with the process
+
+        loop.add_reader(reader, told)
+        try:
+            await self._spawn((f"--ready-fd={writer}",), (writer,))
+        finally:
+            os.close(writer)
+
+    async def _spawn(self, flags: Sequence[str] = (), descriptors: Sequence[int] = ()) -> None:
         supervisor, death_signal = os.getpid(), self._death_signal
         libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -94,11 +136,12 @@ class Child:
                 output = files.enter_context(self._log_file.open("ab"))
             self.process = await asyncio.create_subprocess_exec(
                 *self._command,
+                *flags,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output if output is not None else sys.stderr.fileno(),
                 stderr=output,
                 env=self._environment,
-                pass_fds=self._pass_fds,
+                pass_fds=(*self._pass_fds, *descriptors),
                 start_new_session=True,  # Ctrl-C reaches the supervisor alone, which stops the rest in order
                 preexec_fn=die_with_supervisor,
             )

@@ -8,6 +8,8 @@ moment; those that are still idle then are closed, as at the end of their keep-a
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -49,6 +51,14 @@ class Ending:
         hurrying.cancel()
         draining.cancel()
         await asyncio.gather(draining, hurrying, return_exceptions=True)
+
+
+def announce(descriptor: int | None) -> None:
+    """Tell the supervisor that this process is ready, so that the one before it may go."""
+    if descriptor is not None:
+        with contextlib.suppress(OSError):  # it has given up waiting
+            os.write(descriptor, b"1")
+        os.close(descriptor)
 
 
 async def drain(runner: Runner, idle_seconds: float, busy_seconds: float) -> None:

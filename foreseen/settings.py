@@ -42,6 +42,7 @@ class InferenceSettings(Common):
 
     model: Annotated[str, Parameter(help="The model to serve.")]
     uds: Annotated[Path | None, Parameter(help="Unix socket to listen on; without it, --host and --port.")] = None
+    ready_fd: Annotated[int | None, Parameter(help="A descriptor that is told when this process is ready.")] = None
     host: Annotated[str, Parameter(help="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Parameter(help="Port to listen on.")] = 8001
     provider: Annotated[
@@ -104,6 +105,7 @@ class ProxySettings(Common):
     )
     port: Annotated[int, Parameter(help="Port to listen on.")] = 8000
     fd: Annotated[int | None, Parameter(help="An inherited listening socket, instead of --host and --port.")] = None
+    ready_fd: Annotated[int | None, Parameter(help="A descriptor that is told when this process is ready.")] = None
     slot: Annotated[int, Parameter(help="This worker's number among several; the supervisor gives it.")] = 0
     redis: Annotated[
         str | None,

@@ -1,8 +1,9 @@
 """Settings → a running system on one machine: Valkey, one process per model, the proxy workers; and its end.
 
-Starts in the order of need, says `ready` when a real prediction has gone through, restarts what ends, and on SIGINT or
-SIGTERM stops all of it, proxy first, so that requests under way still find a model. Its one TCP port is `--port`; every
-other listener is a unix socket under the data directory.
+Starts in the order of need, says `ready` when a real prediction has gone through, restarts what ends, replaces what was
+built anew, and all workers on SIGHUP (`fleet.py`). On SIGINT or SIGTERM it stops all of it, proxy first, so that
+requests under way still find a model. Its one TCP port is `--port`; every other listener is a unix socket under the
+data directory.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import IO, Any
@@ -31,9 +32,10 @@ from foreseen.datatypes import DATATYPES
 from foreseen.entry import FAR_OVERHEAD_BYTES, NEAR_OVERHEAD_BYTES
 from foreseen.errors import SetupError
 from foreseen.exposition import MULTIPROCESS_FOLDER, forget_worker, prepare_multiprocess
+from foreseen.fleet import Fleet
 from foreseen.listen import listen, listen_admin
 from foreseen.manifest import Manifest, example_request, find
-from foreseen.places import make_run_folder, model_socket, redis_socket, state_socket
+from foreseen.places import make_run_folder, redis_socket, state_socket
 from foreseen.secret import make_secret
 from foreseen.settings import InferenceSettings, ProxySettings, UpSettings, WorkerSettings, arguments
 from foreseen.signing import Signer, make_webhook_secret
@@ -43,6 +45,8 @@ log = structlog.get_logger()
 READY_SECONDS = 120.0
 STOP_SECONDS = 15.0
 POLL_SECONDS = 0.1
+FOLLOW_SECONDS = 1.0
+"""Between two looks whether a model was built anew."""
 
 
 def run(settings: UpSettings) -> int:
@@ -60,14 +64,20 @@ class _System:
         self._settings = settings
         self._models = [_manifest(name, settings) for name in settings.own_models]
         self._local = [manifest for manifest in self._models if manifest.upstream is None]
-        self._children: list[Child] = []
+        leave_seconds = settings.drain_seconds + settings.deadline_seconds + STOP_SECONDS
+        self._fleet = Fleet(settings.data, self._worker, self._model_process, leave_seconds)
         self._stopping = asyncio.Event()
+        self._hangup = asyncio.Event()
         self._admin: socket.socket | None = None
+        self._worker_flags: list[str] = []
+        self._worker_descriptors: tuple[int, ...] = ()
+        self._worker_environment: dict[str, str] = {}
 
     async def run(self) -> int:
         settings = self._settings
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hangup.set)
         listener = listen(settings.host, settings.port)
         url = f"http://{_host(settings.host)}:{listener.getsockname()[1]}"
         try:
@@ -99,7 +109,7 @@ class _System:
             await self._start_valkey()
         state = await self._start_state() if settings.state is None else settings.state
         for manifest in self._local:
-            await self._start_model(manifest)
+            await self._fleet.add_model(manifest)
         await self._start_workers(listener, state)
         await self._start_job_workers(state)
         await self._until_predicting(url)
@@ -109,7 +119,7 @@ class _System:
         valkey.end_leftover(path)
         path.unlink(missing_ok=True)
         server = Child("far", valkey.command(path, self._settings.far_bytes), log_file=path.with_suffix(".log"))
-        await self._add(server)
+        await self._fleet.add(server)
         await valkey.until_answering(path, READY_SECONDS)
 
     async def _start_state(self) -> str:
@@ -118,42 +128,48 @@ class _System:
         folder.mkdir(mode=0o700, exist_ok=True)
         valkey.end_leftover(path)
         path.unlink(missing_ok=True)
-        await self._add(Child("state", valkey.state_command(path, folder), log_file=path.with_suffix(".log")))
+        await self._fleet.add(Child("state", valkey.state_command(path, folder), log_file=path.with_suffix(".log")))
         await valkey.until_answering(path, READY_SECONDS)
         return f"unix://{path}"
 
-    async def _start_model(self, manifest: Manifest) -> None:
-        path = model_socket(self._settings.data, manifest.name)
-        path.unlink(missing_ok=True)
+    def _model_process(self, manifest: Manifest, path: Path) -> Child:
         own = ("--model=", "--host=", "--port=")  # the proxy's, under the same names
         flags = [flag for flag in arguments(self._settings, InferenceSettings) if not flag.startswith(own)]
         command = [*_foreseen(), "inference", f"--model={manifest.name}", f"--uds={path}", *flags]
-        await self._add(Child(f"model:{manifest.name}", command))
+        return Child(f"model:{manifest.name}", command)
 
     async def _start_workers(self, listener: socket.socket, state: str) -> None:
         settings = self._settings
-        environment: dict[str, str] = {}
         if settings.workers > 1:
             folder = make_run_folder(settings.data) / "metrics"
             prepare_multiprocess(folder)
-            os.environ[MULTIPROCESS_FOLDER] = environment[MULTIPROCESS_FOLDER] = str(folder)
+            os.environ[MULTIPROCESS_FOLDER] = self._worker_environment[MULTIPROCESS_FOLDER] = str(folder)
         self._admin = admin = listen_admin(settings)
+        self._worker_descriptors = (listener.fileno(), admin.fileno())
         own = ("--state=", "--redis=", "--admin-port=")
         flags = [flag for flag in arguments(settings, ProxySettings) if not flag.startswith(own)]
-        flags += [f"--fd={listener.fileno()}", f"--admin-fd={admin.fileno()}"]
-        environment["FORESEEN_STATE"] = state  # every user of the machine sees a command line, and a password in it
+        self._worker_flags = [*flags, f"--fd={listener.fileno()}", f"--admin-fd={admin.fileno()}"]
+        # every user of the machine sees a command line, and a password in it
+        self._worker_environment["FORESEEN_STATE"] = state
         if settings.redis is not None:
-            environment["FORESEEN_REDIS"] = settings.redis
-        for number in range(settings.workers):
-            worker = Child(
-                f"proxy:{number}",
-                [*_foreseen(), "proxy", *flags, f"--slot={number}"],
-                death_signal=signal.SIGTERM,
-                environment=environment,
-                pass_fds=(listener.fileno(), admin.fileno()),
-                on_end=(lambda _, slot=number: forget_worker(slot)) if settings.workers > 1 else lambda _: None,  # type: ignore[misc]
-            )
-            await self._add(worker)
+            self._worker_environment["FORESEEN_REDIS"] = settings.redis
+        for _ in range(settings.workers):
+            await self._fleet.add_worker()
+
+    def _worker(self, slot: int, links: Mapping[str, Path]) -> Child:
+        """A proxy process; `links` are the places of models that are not where they usually are."""
+        flags = self._worker_flags
+        if links:
+            named = [f"{name}=unix:{links[name]}" if name in links else name for name in self._settings.own_models]
+            flags = [flag for flag in flags if not flag.startswith("--model=")] + [f"--model={one}" for one in named]
+        return Child(
+            f"proxy:{slot}",
+            [*_foreseen(), "proxy", *flags, f"--slot={slot}"],
+            death_signal=signal.SIGTERM,
+            environment=self._worker_environment,
+            pass_fds=self._worker_descriptors,
+            on_end=(lambda _: forget_worker(slot)) if self._settings.workers > 1 else lambda _: None,
+        )
 
     async def _start_job_workers(self, state: str) -> None:
         """Workers on the queue of jobs, where there is one."""
@@ -167,11 +183,9 @@ class _System:
             environment["FORESEEN_REDIS"] = settings.redis
         for number in range(settings.job_workers):
             command = [*_foreseen(), "worker", *flags]
-            await self._add(Child(f"worker:{number}", command, death_signal=signal.SIGTERM, environment=environment))
-
-    async def _add(self, child: Child) -> None:
-        self._children.append(child)
-        await child.start()
+            await self._fleet.add(
+                Child(f"worker:{number}", command, death_signal=signal.SIGTERM, environment=environment)
+            )
 
     async def _until_predicting(self, url: str) -> None:
         """Ask every model its example, through the proxy, until each has answered. An upstream's have none."""
@@ -189,19 +203,37 @@ class _System:
                 async with ask() as reply:
                     if reply.status == 200:
                         return
-            failed = next((child for child in self._children if child.ends >= 3), None)
+            failed = next((child for child in self._fleet.children if child.ends >= 3), None)
             if failed is not None:
                 raise SetupError(f"{failed.name} does not start; its reason stands above")
             await asyncio.sleep(POLL_SECONDS)
 
     async def _watch(self) -> None:
-        """Until told to stop, or until nothing is left that could answer."""
-        workers = [child for child in self._children if child.name.startswith("proxy:")]
-        gone = asyncio.gather(*(worker.given_up.wait() for worker in workers))
-        stopping = asyncio.ensure_future(self._stopping.wait())
-        await asyncio.wait((gone, stopping), return_when=asyncio.FIRST_COMPLETED)
-        gone.cancel()
-        stopping.cancel()
+        """Until told to stop, or until nothing is left that could answer; on SIGHUP, and when a model was built."""
+        while not self._stopping.is_set() and not all(worker.given_up.is_set() for worker in self._fleet.of("proxy:")):
+            work = self._reload() if self._hangup.is_set() else self._fleet.follow(self._local)
+            await self._unless_stopped(work)
+            if not self._hangup.is_set():
+                waits = [asyncio.ensure_future(event.wait()) for event in (self._stopping, self._hangup)]
+                await asyncio.wait(waits, timeout=FOLLOW_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                for wait in waits:
+                    wait.cancel()
+
+    async def _reload(self) -> None:
+        """SIGHUP: manifests as they are now, models built where that asks for it, then every worker anew."""
+        self._hangup.clear()
+        try:
+            manifests = [_manifest(manifest.name, self._settings) for manifest in self._local]
+            for manifest in manifests:
+                await _build(manifest, self._settings)
+        except SetupError as error:
+            log.error("not reloaded; all goes on as it was", why=str(error))
+            return
+        self._local = manifests
+        await self._fleet.follow(manifests)
+        if await self._fleet.replace_workers():
+            await self._fleet.restart("worker:")
+            log.info("reloaded")
 
     async def _unless_stopped(self, starting: Coroutine[Any, Any, None]) -> None:
         work = asyncio.ensure_future(starting)
@@ -224,10 +256,8 @@ class _System:
         """Proxy workers first, then models, then Valkey: the reverse order of need. Nobody is left to wait for on idle
         connections, hence SIGINT: what is under way is finished, that is all."""
         for kind in ("proxy:", "worker:", "model:", "far", "state"):
-            group = [child for child in self._children if child.name.startswith(kind)]
-            await asyncio.gather(*(child.stop(STOP_SECONDS, signal.SIGINT) for child in group))
-        for manifest in self._local:  # a socket that nobody listens on looks like a model that hangs
-            model_socket(self._settings.data, manifest.name).unlink(missing_ok=True)
+            await asyncio.gather(*(child.stop(STOP_SECONDS, signal.SIGINT) for child in self._fleet.of(kind)))
+        self._fleet.tidy()
 
     def _say_defaults(self, url: str) -> None:
         """The defaults in force, before the ready line: what is kept, where, and who can reach it."""

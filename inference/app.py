@@ -12,7 +12,7 @@ import uvloop
 from aiohttp import web
 
 from foreseen.connection import Runner
-from foreseen.drain import Ending, drain
+from foreseen.drain import Ending, announce, drain
 from foreseen.settings import InferenceSettings
 from inference.handlers import Server
 from inference.served import Served
@@ -55,6 +55,7 @@ async def _serve(settings: InferenceSettings) -> None:
         await asyncio.wait((opening, waiting), return_when=asyncio.FIRST_COMPLETED)
         if opening.done():
             opening.result()
+            announce(settings.ready_fd)
             await waiting
             await ending.unless_at_once(drain(runner, settings.drain_seconds, settings.deadline_seconds))
     finally:

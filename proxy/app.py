@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from aiohttp import http_parser, web
 
 from foreseen.cluster import far_at
 from foreseen.connection import Runner
-from foreseen.drain import Ending, drain
+from foreseen.drain import Ending, announce, drain
 from foreseen.entry import EntryCodec
 from foreseen.errors import FarError, SetupError
 from foreseen.exposition import use_slot
@@ -61,6 +62,9 @@ log = structlog.get_logger()
 
 DRAIN_SECONDS = 10.0
 STATE_SECONDS = 2.0
+KNOWN_SECONDS, KNOWN_POLL_SECONDS = 1.0, 0.02
+"""How long a worker waits for its models before it accepts: what it knows nothing of it would refuse. One that takes
+another's place waits until it does."""
 _SWITCH_SECONDS = 0.0005
 """CPython lets a busy thread keep the interpreter for 5 ms: a scrape that is rendered in a thread, or a large body that
 is parsed in one, would hold every hit up for so long."""
@@ -141,6 +145,7 @@ class Proxy:
             token=token,
             exposition=self.pulse.exposition,
             predictions=self._predictions(),
+            stalled=lambda: self.pulse.stalled,
         ).application()
 
     def _predictions(self) -> Predictions | None:
@@ -194,6 +199,12 @@ class Proxy:
         """A connection that answers what it recognises itself."""
         return ShortConnection(manager, self.road, self.heads, **options)
 
+    async def known(self) -> None:
+        """Until every model has been reached and it is known what was purged."""
+        while not all(served.ready for served in self.served.values()):  # noqa: ASYNC110 - they are looked at, too
+            await asyncio.sleep(KNOWN_POLL_SECONDS)
+        await self.generations.ready.wait()
+
     def _versions(self) -> dict[str, str]:
         return {name: served.manifest.version for name, served in self.served.items()}
 
@@ -238,6 +249,10 @@ async def _run(settings: ProxySettings) -> None:
         shutdown_timeout=DRAIN_SECONDS,
     )
     async with proxy.running():
+        if settings.ready_fd is not None:
+            await proxy.known()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(proxy.known(), KNOWN_SECONDS)
         await runner.setup()
         listener = listen(settings.host, settings.port) if settings.fd is None else inherited(settings.fd)
         site = web.SockSite(runner, listener, backlog=BACKLOG)
@@ -249,6 +264,7 @@ async def _run(settings: ProxySettings) -> None:
             await web.SockSite(operators, admin).start()
         except OSError as error:  # a data directory that is read-only: all but operators' routes works
             log.warning("no listener for operators", why=error.strerror)
+        announce(settings.ready_fd)
         log.info("listening", host=settings.host, port=settings.port, models=list(proxy.served))
         try:
             await ending.begun.wait()

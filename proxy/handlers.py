@@ -58,6 +58,7 @@ class Handlers:
         settings: ProxySettings,
         exposition: Callable[[], Awaitable[bytes]],
         token: Token,
+        stalled: Callable[[], bool],
         predictions: Predictions | None = None,
     ) -> None:
         self._served = served
@@ -65,6 +66,7 @@ class Handlers:
         self._edge = edge
         self._settings = settings
         self._exposition = exposition
+        self._stalled = stalled
         self._token = token
         self._predictions = predictions
 
@@ -194,8 +196,9 @@ class Handlers:
         return json_reply({"live": True})
 
     async def ready(self, request: web.Request) -> web.Response:
-        """Ready once every configured model has been; afterwards readiness is per model. Redis never decides it."""
-        ready = all(served.been_ready for served in self._served.values())
+        """Ready once every configured model has been; afterwards readiness is per model. Redis never decides it. A
+        worker whose event loop was more than a second late a moment ago is not."""
+        ready = all(served.been_ready for served in self._served.values()) and not self._stalled()
         return json_reply({"ready": ready, "live": True}, 200 if ready else 503)
 
     async def models(self, request: web.Request) -> web.Response:

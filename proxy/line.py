@@ -132,6 +132,7 @@ class Line:
     def __init__(self, path: str) -> None:
         self._path = path
         self._idle: dict[_Connection, None] = {}
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"<Line {self._path} {len(self._idle)} idle>"
@@ -145,13 +146,17 @@ class Line:
         return await connection.ask(head, body)
 
     def park(self, connection: _Connection) -> None:
-        self._idle[connection] = None
+        if self._closed:
+            connection.close()
+        else:
+            self._idle[connection] = None
 
     def forget(self, connection: _Connection) -> None:
         self._idle.pop(connection, None)
 
     def close(self) -> None:
-        """Close what is idle; what is asked is closed by those who ask."""
+        """Close what is idle now, and what is under way when it is answered."""
+        self._closed = True
         for connection in list(self._idle):
             connection.close()
 

@@ -180,6 +180,12 @@ class ModelProcess:
         except (aiohttp.ClientError, OSError, TimeoutError):
             raise ModelUnavailable(f"model {self._manifest.name!r} tells no metrics") from None
 
+    def renew(self) -> None:
+        """Another process has taken the address over: who holds a connection to the old one uses it no more."""
+        if self._line is not None:
+            self._line.close()
+            self._line = Line(self._address.removeprefix("unix:"))
+
     async def close(self) -> None:
         if self._line is not None:
             self._line.close()
@@ -377,7 +383,8 @@ class ModelProcess:
         if self._session is None:
             connector: aiohttp.BaseConnector
             if self._address.startswith("unix:"):
-                connector = aiohttp.UnixConnector(self._address.removeprefix("unix:"), limit=0)
+                # a new connection each, as they are few and ask who is there now
+                connector = aiohttp.UnixConnector(self._address.removeprefix("unix:"), limit=0, force_close=True)
             else:
                 connector = aiohttp.TCPConnector(limit=0)
             self._session = aiohttp.ClientSession(

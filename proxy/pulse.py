@@ -9,8 +9,11 @@ import asyncio
 import resource
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from math import inf
 from pathlib import Path
 from typing import Protocol
+
+import structlog
 
 from foreseen.exposition import exposition
 from foreseen.metrics import ProxyMetrics
@@ -20,6 +23,9 @@ from proxy.pipeline import Pipeline
 BEAT_SECONDS = 0.25
 """How often the event loop is asked whether it wakes in time."""
 BEATS_PER_TAKE = 4
+STALL_SECONDS, RECOVERY_SECONDS = 1.0, 2.0
+"""An event loop that woke so late is no place to send requests to, until it has been in time for so long."""
+log = structlog.get_logger()
 _STATM = Path("/proc/self/statm")
 
 
@@ -52,16 +58,27 @@ class Pulse:
         self._scraping = asyncio.Lock()
         self._cpu_seconds = 0.0
         self._expected: set[str] = set()
+        self._due = inf
+        self._stalled_until = 0.0
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the event loop is, or was a moment ago, more than a second late."""
+        now = time.monotonic()
+        return now < self._stalled_until or now - self._due > STALL_SECONDS
 
     async def beat(self) -> None:
         """For ever."""
-        loop = asyncio.get_running_loop()
         while True:
             self.take()
             for _ in range(BEATS_PER_TAKE):
-                planned = loop.time() + BEAT_SECONDS
+                self._due = time.monotonic() + BEAT_SECONDS
                 await asyncio.sleep(BEAT_SECONDS)
-                self._metrics.loop_lag.add(max(0.0, loop.time() - planned))
+                now = time.monotonic()
+                self._metrics.loop_lag.add(max(0.0, now - self._due))
+                if now - self._due > STALL_SECONDS:
+                    log.warning("stalled", seconds=round(now - self._due, 3))
+                    self._stalled_until = now + RECOVERY_SECONDS
 
     def take(self) -> None:
         """Set the gauges, bring in the tallies."""

@@ -326,8 +326,8 @@ class Server:
     async def _ask(
         self, served: Served, ask: Ask, asked: Asked, known: Known, size: int, deadline: float
     ) -> tuple[Question | None, Sequence[Key], list[Answer]]:
-        """Ask; once more where the model's digest moved in between (its preparation may have, too)."""
-        for last in (False, True):
+        """Ask; again where the model's digest moved in between (its preparation may have, too)."""
+        for last in (False, False, False, True):
             preparer = served.preparer()
             if known.preparer is not preparer:
                 known = await self._known(preparer, asked, size)
@@ -336,10 +336,11 @@ class Server:
             question = self._question(served, self.space(served), ask, asked, known, deadline)
             try:
                 return question, *await self._answer(question, known)
-            except DigestMoved:
+            except DigestMoved as moved:
                 if last:
                     break
-                await served.refresh()
+                if served.facts is None or served.facts.digest != moved.digest:  # nobody else has asked meanwhile
+                    await served.refresh()
             except ForeseenError:
                 self._count_errors(served, len(known.rows))
                 raise

@@ -132,6 +132,7 @@ class Served:
         if self.facts is not None and facts.digest != self.facts.digest:
             self.former.append(self.facts.digest)
             self.process.quarantine.clear()
+            self.process.renew()
         if self.facts is None or facts.digest != self.facts.digest:
             log.info("model ready", model=self.manifest.name, digest=facts.digest[:12], precision=facts.precision)
         self.facts, self.been_ready, self.reachable, self.why = facts, True, True, ""

@@ -1,0 +1,49 @@
+"""A system that is renewed while it is asked: workers, a model's build, a manifest; nobody's request is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from tests.live import started
+from tests.questions import ask_fingerprint, numbers
+from tests.rolling import DRAIN_SECONDS, PATH, roll, seal_in, told
+
+
+async def test_restarts_builds_and_edits_under_load_lose_no_request(built: Path, tmp_path: Path) -> None:
+    """SIGHUP, `models build` from elsewhere, another manifest and SIGHUP: no failed request, no answer of an old model
+    once the new one is in force everywhere, no entry under another build's digest."""
+    models = tmp_path / "models"
+    seal_in(models, 1)
+    flags = ("--workers=2", f"--drain-seconds={DRAIN_SECONDS}", f"--models={models}")
+    with started(built, tmp_path / "data", *flags, models=("fingerprint",)) as live:
+        rolling = await roll(live, models, ("restart", "build", "edit"))
+        misfiled = await rolling.misfiled()
+    seen, report = rolling.load.seen, told(rolling, misfiled)
+    assert not seen.failures, report
+    assert (seen.wrong, rolling.late_answers(), misfiled) == (0, 0, 0), report
+    assert {seal for _, _, seal in seen.answers} == {1, 2, 3}
+    assert seen.hits
+    assert seen.closed
+
+
+def test_a_killed_worker_is_replaced_and_a_broken_manifest_replaces_nobody(built: Path, tmp_path: Path) -> None:
+    """kill -9: another process in its slot, and its counts go on. SIGHUP with a manifest that cannot be read: all goes
+    on as it was."""
+    models = tmp_path / "models"
+    seal_in(models, 1)
+    flags = ("--workers=2", f"--models={models}")
+    with started(built, tmp_path / "data", *flags, models=("fingerprint",)) as live:
+        first, second = live.workers()
+        os.kill(first, signal.SIGKILL)
+        end = time.monotonic() + 30
+        while len(workers := set(live.workers())) < 2 or first in workers:
+            assert time.monotonic() < end
+        assert second in workers
+        (models / "fingerprint" / "model.toml").write_text("name = ")
+        live.process.send_signal(signal.SIGHUP)
+        for seed in range(50):
+            assert live.post(PATH, ask_fingerprint(numbers(seed)))[0] == 200
+        assert set(live.workers()) == workers
