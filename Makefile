@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 DATA   ?= data
 PORT   ?= 8000
 
-.PHONY: up setup test test-integrations lint docs dashboards bench-hit bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact bench-isolation chaos chaos-purges soak verify-rolling mutants clean
+.PHONY: up setup test test-integrations lint docs dashboards bench-hit bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact bench-isolation chaos chaos-purges soak verify-rolling verify-lease mutants clean
 
 up: setup ## start everything on this machine: http://127.0.0.1:8000
 	@exec $(BIN)/foreseen up --data $(DATA) --port $(PORT) --model minilm --model fingerprint
@@ -112,6 +112,9 @@ bench-warm: setup ## imports beside raw Redis mass insertion, computing beside a
 
 verify-exact: setup ## rows through the server are the bits of rows alone: minilm and mpnet (440 MB of wheels), fp32 and int8
 	@$(BIN)/python -m bench.exact
+
+verify-lease: setup ## 10,000 askers of one cold row at two proxies of four workers, the leader killed: two model rows at most
+	@$(BIN)/python -m tests.leasing --requests 10000 --workers 4 --proxies 2
 
 verify-rolling: setup ## 20 rolling restarts, 5 builds and another manifest under load: no request may fail (five minutes)
 	@$(BIN)/python -m tests.rolling --restarts 20 --builds 5
