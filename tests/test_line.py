@@ -149,3 +149,17 @@ async def test_nobody_there_is_not_reached(tmp_path: Path) -> None:
     """Nothing was sent."""
     with pytest.raises(NotReached):
         await Line(str(tmp_path / "nobody")).post("/", {}, b"")
+
+
+async def test_a_line_that_was_closed_keeps_no_connection(tmp_path: Path) -> None:
+    """What was under way then gets its reply, and its connection is not used again: somebody else has the address."""
+    scripted = Scripted((OK,), (OK,))
+    async with line_to(scripted, tmp_path) as line:
+        scripted.hold.clear()
+        asking = asyncio.create_task(line.post("/", {}, b""))
+        await scripted.arrived.wait()
+        line.close()
+        scripted.hold.set()
+        assert (await asking).body == b"hello"
+        assert (await line.post("/", {}, b"")).body == b"hello"
+    assert scripted.connections == 2

@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from tests.live import started
+from tests.live import Live, started
 from tests.questions import ask_fingerprint, numbers
 from tests.rolling import DRAIN_SECONDS, PATH, roll, seal_in, told
 
@@ -47,3 +47,17 @@ def test_a_killed_worker_is_replaced_and_a_broken_manifest_replaces_nobody(built
         for seed in range(50):
             assert live.post(PATH, ask_fingerprint(numbers(seed)))[0] == 200
         assert set(live.workers()) == workers
+
+
+def test_a_worker_that_stood_still_is_not_ready_for_a_while(own: Live) -> None:
+    """SIGSTOP for more than a second: afterwards it answers, says that it is no place to send requests to, and
+    recovers by itself."""
+    (worker,) = own.workers()
+    os.kill(worker, signal.SIGSTOP)
+    time.sleep(1.4)  # what a stall is, is a matter of time
+    os.kill(worker, signal.SIGCONT)
+    assert own.get("/v2/health/ready")[0] == 503
+    assert own.post(PATH, ask_fingerprint(numbers(1)))[0] == 200
+    end = time.monotonic() + 30
+    while own.get("/v2/health/ready")[0] != 200:
+        assert time.monotonic() < end
