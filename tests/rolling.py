@@ -16,6 +16,7 @@ import contextlib
 import http.client
 import itertools
 import json
+import os
 import random
 import shutil
 import signal
@@ -49,6 +50,7 @@ DRAIN_SECONDS = 3.0
 LATE_SECONDS = 0.5
 """How long before its connection would be closed a late client sends."""
 ALL_SECONDS = 60.0
+KILLS = 5
 REPEATED = 50
 """Seeds that are asked again and again, so that hits and replays are among the requests."""
 
@@ -177,6 +179,7 @@ class Rolling:
         self.seals: dict[str, int] = {}
         self.restart_seconds: list[float] = []
         self.build_seconds: list[float] = []
+        self.kill_seconds: list[float] = []
         self._models = models
 
     async def restart(self) -> None:
@@ -219,6 +222,14 @@ class Rolling:
         """What twenty connections, so all workers, say that the model's digest is."""
         told = await asyncio.to_thread(lambda: [self.live.get("/v2/models/fingerprint")[2] for _ in range(20)])
         return {json.loads(one)["parameters"]["digest"] for one in told}
+
+    def kill(self) -> None:
+        """SIGKILL to all workers at once; how long it takes until somebody who asks then has an answer."""
+        for pid in self.live.workers():
+            os.kill(pid, signal.SIGKILL)
+        began = time.monotonic()
+        assert self.live.post(PATH, ask_fingerprint(numbers(1)))[0] == 200
+        self.kill_seconds.append(time.monotonic() - began)
 
     async def misfiled(self) -> int:
         """Entries in Redis that lie under another digest than that of the build which made them; how many lie there is
@@ -308,6 +319,7 @@ def told(rolling: Rolling, misfiled: int) -> str:
         f"wrong                    {seen.wrong}",
         f"of an older build, late  {rolling.late_answers()}",
         f"misfiled in Redis        {misfiled}",
+        f"all workers killed       {len(rolling.kill_seconds)} times, an answer after {_spread(rolling.kill_seconds)}",
     ]
     return "\n".join(lines)
 
@@ -333,6 +345,8 @@ def main() -> int:
         with started(built_data("fingerprint"), folder / "data", *flags, models=("fingerprint",)) as live:
             rolling = asyncio.run(roll(live, folder / "models", plan))
             misfiled = asyncio.run(rolling.misfiled())
+            for _ in range(KILLS):
+                rolling.kill()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(told(rolling, misfiled))
