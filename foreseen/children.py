@@ -20,8 +20,8 @@ log = structlog.get_logger()
 PR_SET_PDEATHSIG = 1
 FIRST_BACKOFF_SECONDS = 0.1
 MAX_BACKOFF_SECONDS = 10.0
-HEALTHY_SECONDS = 60.0
-"""A child that ran for so long has recovered: its next end is its first."""
+HEALTHY_SECONDS = 10.0
+"""A child that ran for so long has recovered: its next end is its first, and it is back at once."""
 MAX_ENDS = 10
 """After so many ends in a row it is given up, loudly."""
 

@@ -50,7 +50,7 @@ DRAIN_SECONDS = 3.0
 LATE_SECONDS = 0.5
 """How long before its connection would be closed a late client sends."""
 ALL_SECONDS = 60.0
-KILLS = 5
+KILLS = 3
 REPEATED = 50
 """Seeds that are asked again and again, so that hits and replays are among the requests."""
 
