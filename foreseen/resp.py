@@ -14,6 +14,10 @@ from typing import Any, cast
 
 import hiredis
 
+LOOK_AGAIN_SECONDS = 0.001
+"""An event loop that was busy fires its timers before it looks at its sockets (libuv's order), where the reply may have
+lain for long: when the budget is over it looks once more. Ten thousand callers at once opened the breaker otherwise."""
+
 Words = tuple[Any, ...]
 """A command: bytes, str, int."""
 Open = Callable[[Callable[[], asyncio.BaseProtocol]], Awaitable[tuple[asyncio.BaseTransport, asyncio.BaseProtocol]]]
@@ -44,7 +48,7 @@ class _Connection(asyncio.Protocol):
         waiting = self._waiting = loop.create_future()
         self._replies, self._wanted = [], count
         self._transport.write(packed)
-        late = loop.call_later(self._wire.seconds, self._late)
+        late = loop.call_later(self._wire.seconds, loop.call_later, LOOK_AGAIN_SECONDS, _give_up, waiting)
         try:
             replies: list[Any] = await waiting
         except BaseException:
@@ -84,9 +88,10 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
             self._transport = None
 
-    def _late(self) -> None:
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_exception(TimeoutError())
+
+def _give_up(waiting: asyncio.Future[list[Any]]) -> None:
+    if not waiting.done():
+        waiting.set_exception(TimeoutError())
 
 
 class Wire:

@@ -82,8 +82,12 @@ class Live:
 
     def workers(self) -> list[int]:
         """Process ids of the proxy's workers."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(pid) for pid in children if "proxy" in Path(f"/proc/{pid}/cmdline").read_text().split("\0")]
+        found = []
+        for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
+            with contextlib.suppress(FileNotFoundError):  # it has ended in between
+                if "proxy" in Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
+                    found.append(int(pid))
+        return found
 
     def until(self, name: str, wanted: Callable[[float], bool], **labels: str) -> None:
         """Ask for a metric until it is as wanted; the system's own clock decides when, not a sleep."""
