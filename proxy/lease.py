@@ -23,9 +23,13 @@ from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import Key, Prediction, Steps
 from proxy.flight import Cabin
 
-LEASE_SECONDS = 2.0
-"""How long the death of a leader goes unnoticed. A living one extends its lease, however long the model takes."""
+LEASE_SECONDS = 5.0
+"""How long the death of a leader goes unnoticed. A living one extends its lease, however long the model takes; event loops
+that 1,250 callers each had come to at once stood still for up to six seconds on two cores that did other work, too."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.005, 0.1
+TRIES = 3
+"""How often Redis may be late before it counts as being in trouble: a machine that ten thousand callers have come to is
+late for a moment, and they would all compute the row."""
 SHARE_WAITED = 0.2
 """A waiter looks again after this share of the time that it has waited, so it adds no more than that to the wait."""
 NEWEST_SHARE = 0.3
@@ -69,21 +73,22 @@ class Leases:
         model, shared = cabin.party.space.model, cabin.party.steps >= SHARED_STEPS
         if self._far is None or not shared or not self.worth(model, len(keys)):
             return await compute(keys, _nothing)
-        left, pauses, count = list(keys), _Pauses(cabin.deadline), self._metrics.leases.labels
+        left, pauses, count, tries = list(keys), _Pauses(cabin.deadline), self._metrics.leases.labels, TRIES
         while True:
             lease = _Lease(self._far, self._lease_seconds, cabin.deadline, self._metrics)
-            try:
-                won = await lease.ask(left)
-            except FarError as error:
-                self._metrics.far_errors.labels(error.kind).inc()
-                count(model, "failed").inc(len(left))
-                return await compute(left, _nothing)
-            before, there = len(left), await look(left)  # after the lease: it may have been let go with the entry there
-            if there is None:
-                count(model, "failed").inc(len(left))
+            won, tries = await self._asked(lease, left, tries)
+            before = len(left)
+            # After the lease, since that may have been let go with the entry there.
+            there = None if won is None else await look(left)
+            if won is None or there is None:
+                tries -= 1
+                if tries > 0:
+                    await lease.release()  # before it is asked for again
+                    continue
                 self._later(lease.release())
+                count(model, "failed").inc(len(left))
                 return await compute(left, _nothing)
-            left = list(there)
+            left, tries = list(there), TRIES
             count(model, "waited").inc(before - len(left))
             mine = [key for key in left if key in won]
             if mine:
@@ -115,6 +120,14 @@ class Leases:
             _, late = await asyncio.wait(self._tasks, timeout=seconds)
             for task in late:
                 task.cancel()
+
+    async def _asked(self, lease: _Lease, keys: Sequence[Key], tries: int) -> tuple[set[Key] | None, int]:
+        """The rows that are ours to compute, None where Redis failed; and how often it may yet be tried."""
+        try:
+            return await lease.ask(keys), tries
+        except FarError as error:
+            self._metrics.far_errors.labels(error.kind).inc()
+            return None, tries if error.kind == "timeout" else 0
 
     async def _compute(self, lease: _Lease, mine: Sequence[Key], compute: Compute) -> None:
         """Compute under a lease, which is extended meanwhile, and let it go when the entries are there for others."""
@@ -150,6 +163,7 @@ class _Lease:
 
     async def ask(self, keys: Sequence[Key]) -> set[Key]:
         """Those that nobody else has. Raises FarError."""
+        self._held = list(keys)  # as long as it is not known
         got = await self._far.lease(keys, self._token, self._milliseconds)
         self._held = [key for key, won in zip(keys, got, strict=True) if won]
         return set(self._held)

@@ -179,6 +179,25 @@ async def test_redis_in_trouble_means_to_compute(broken: str) -> None:
     assert outcomes(proxy) == {"failed": 1}
 
 
+async def test_redis_that_is_late_once_is_asked_again() -> None:
+    """What was asked for in vain is let go of, so that nobody waits for it."""
+
+    class Late(DictFar):
+        async def lease(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> list[bool]:
+            first, told = not self.leases, await super().lease(keys, token, milliseconds)
+            if first and not self.asked_twice.is_set():
+                self.asked_twice.set()
+                raise FarError("timeout")
+            return told
+
+    far, model = Late(), ScriptedModel()
+    (proxy,) = proxies(far, model)
+    assert await asyncio.wait_for(asked(proxy, 9), 10) == [("model", 90)]
+    assert outcomes(proxy) == {"won": 1}
+    await proxy.close(1)
+    assert not far.leases
+
+
 async def test_a_lease_that_cannot_be_let_go_costs_nobody_an_answer() -> None:
     """It expires by itself; the entry is there, so nobody waits for that."""
     far, first, second = Fails("release"), ScriptedModel(), ScriptedModel()
