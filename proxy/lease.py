@@ -24,8 +24,8 @@ from foreseen.nouns import Key, Prediction, Steps
 from proxy.flight import Cabin
 
 LEASE_SECONDS = 5.0
-"""How long the death of a leader goes unnoticed. A living one extends its lease, however long the model takes; event loops
-that 1,250 callers each had come to at once stood still for up to six seconds on two cores that did other work, too."""
+"""How long the death of a leader goes unnoticed. A living one extends its lease, however long the model takes, if its
+event loop has a turn: that stood still for four seconds and more where 1,250 callers came at once to a busy machine."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.005, 0.1
 TRIES = 3
 """How often Redis may be late before it counts as being in trouble: a machine that ten thousand callers have come to is
