@@ -6,6 +6,7 @@ import ast
 import re
 import tomllib
 from dataclasses import fields
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 PRODUCT = ("foreseen", "proxy", "inference", "models")
 
 
+@cache
 def modules() -> dict[str, ast.Module]:
     """Every product module by its dotted name."""
     found = {}
@@ -28,7 +30,8 @@ def modules() -> dict[str, ast.Module]:
     return found
 
 
-def imported(tree: ast.Module) -> set[str]:
+@cache
+def imported(tree: ast.Module) -> frozenset[str]:
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -36,7 +39,7 @@ def imported(tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    return frozenset(names)
 
 
 ALLOWED = {
