@@ -20,6 +20,7 @@ from foreseen.nouns import Key
 from foreseen.state import KEPT_PURGES, RECENT_MICROSECONDS, Purge, State, generation_of
 
 AGAIN_SECONDS = 0.2
+MAX_SPACES = 4096
 FORMER_PURGES = 8
 """How many purges back a miss can be explained by one."""
 
@@ -39,6 +40,8 @@ class Generations:
         self._state = state
         self._forget = forget
         self._known: dict[str, int] = {}
+        self._of: dict[tuple[str, str], int] = {}
+        """What was worked out of it, until it changes: asked for by every request."""
         self._before: deque[dict[str, int]] = deque(maxlen=FORMER_PURGES)
         self._purged_keys: OrderedDict[Key, None] = OrderedDict()
         self._leaving = False
@@ -47,7 +50,12 @@ class Generations:
 
     def of(self, model: str, digest: str) -> int | None:
         """The generation of a model's space; None as long as it cannot be known."""
-        return generation_of(self._known, model, digest) if self.ready.is_set() else None
+        generation = self._of.get((model, digest))
+        if generation is None and self.ready.is_set():
+            if len(self._of) >= MAX_SPACES:
+                self._of.clear()
+            generation = self._of[model, digest] = generation_of(self._known, model, digest)
+        return generation
 
     def formerly(self, model: str, digest: str) -> list[int]:
         """The generations that a model's space had before, as far as this worker remembers, the newest first."""
@@ -110,6 +118,7 @@ class Generations:
         await self._apply(purges)
         for name, value in told.items():
             self._known[name] = max(self._known.get(name, 0), value)
+        self._of.clear()
         self.ready.set()
         await state.confirm(self.worker, self._last)
 
@@ -119,6 +128,7 @@ class Generations:
         for purge in purges:
             if purge.kind != "key":
                 self._known[f"{purge.kind}:{purge.what}"] = purge.generation
+                self._of.clear()
         keys = [Key(bytes.fromhex(purge.what)) for purge in purges if purge.kind == "key"]
         self._purged_keys |= dict.fromkeys(keys)
         while len(self._purged_keys) > KEPT_PURGES:

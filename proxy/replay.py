@@ -4,7 +4,7 @@ On a connection that is between requests (`connection.py`), bytes that equal wha
 one request, and that was answered from near, get the kept reply with `Date`, `Age` and `Cache-Status` of this second.
 Recognition by equality needs no second parser, so there is nothing to smuggle past: a request is kept only if aiohttp's
 own reading of it, or of one with the same head, accounts for every byte that the connection carried. The kept bytes are
-found by their hash and proved by comparing them: they are keys of a dict.
+found by XXH3 and proved by comparing them.
 
 A reply is as good as the near entries behind it. They are looked up at every replay, by their full identities, and must
 be the very predictions that the reply was made of, alive, in the space that is in force: an entry, digest or generation
@@ -17,6 +17,8 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+
+from xxhash import xxh3_64_intdigest
 
 from foreseen.nouns import Key, Prediction
 from proxy.lines import date, hit_start, id_member
@@ -109,7 +111,7 @@ class Memory:
         self.bytes = 0
         self._near = near
         self._clock = clock
-        self._kept: OrderedDict[bytes, Kept] = OrderedDict()
+        self._kept: OrderedDict[int, tuple[bytes, Kept]] = OrderedDict()
         self._hints: OrderedDict[int, None] = OrderedDict()
 
     def __len__(self) -> int:
@@ -117,21 +119,23 @@ class Memory:
 
     def reply(self, request: bytes) -> bytes | None:
         """The reply to these bytes, if they are a kept request and all that it stands on is as it was."""
-        kept = self._kept.get(request)
-        if kept is None:
+        found = self._kept.get(xxh3_64_intdigest(request))
+        if found is None or found[0] != request:
             return None
+        kept = found[1]
         started = time.perf_counter()
         now = self._clock()
         if not kept.stands(self._near, now):
-            self.forget(request)
+            self._forget(xxh3_64_intdigest(request))
             return None
         kept.count(time.perf_counter() - started)
         return kept.at(now)
 
     def worth_keeping(self, request: bytes) -> bool:
         """Whether this is at least the second near hit of these bytes; remembers the first as a hint."""
-        hint = hash(request)
-        if request in self._kept or self.capacity_bytes <= 0:
+        hint = xxh3_64_intdigest(request)
+        found = self._kept.get(hint)
+        if (found is not None and found[0] == request) or self.capacity_bytes <= 0:
             return False
         if hint in self._hints:
             return True
@@ -142,23 +146,23 @@ class Memory:
 
     def keep(self, request: bytes, kept: Kept) -> None:
         """Remember a reply; the oldest go where it does not fit."""
-        size = kept.size + 2 * len(request)
+        size = kept.size + len(request)
         if size > self.capacity_bytes:
             return
-        self.forget(request)
-        self._kept[request] = kept
+        hint = xxh3_64_intdigest(request)
+        self._forget(hint)
+        self._kept[hint] = request, kept
         self.bytes += size
         while self.bytes > self.capacity_bytes:
-            self.forget(next(iter(self._kept)))
+            self._forget(next(iter(self._kept)))
 
     def close(self) -> None:
         """Replay nothing any more: a worker that is about to end has to say so with every answer."""
         self.capacity_bytes = 0
-        for request in list(self._kept):
-            self.forget(request)
+        for hint in list(self._kept):
+            self._forget(hint)
 
-    def forget(self, request: bytes) -> None:
-        kept = self._kept.pop(request, None)
-        if kept is None:
-            return
-        self.bytes -= kept.size + 2 * len(request)
+    def _forget(self, hint: int) -> None:
+        found = self._kept.pop(hint, None)
+        if found is not None:
+            self.bytes -= found[1].size + len(found[0])
