@@ -14,18 +14,21 @@ from typing import NamedTuple
 from foreseen.errors import ForeseenError, UnknownModel
 from foreseen.http import BINARY, HEADER_LENGTH, JSON, SERVER, error_body, internal
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import Answer
+from foreseen.nouns import Answer, Key, Prediction, Space
 from foreseen.settings import ProxySettings
 from proxy.access import AccessLog
 from proxy.ask import Ask
 from proxy.freshness import AT_WILL
 from proxy.lines import hit_reply
 from proxy.replay import MAX_ROWS, REPLAY, SHORTCUT, Kept, Memory
-from proxy.serve import Hit, Reply, Server, Visit
+from proxy.serve import NOBODY_JOINS, Hit, Reply, Server, Visit
 from proxy.served import Served
 from proxy.tiers import Tiers
 
 Headers = list[tuple[str, str]]
+
+
+_TIMING = b"Server-Timing: decode;dur=%.3f, prepare;dur=%.3f, answer;dur=%.3f%b"
 
 
 class Told(NamedTuple):
@@ -93,7 +96,7 @@ class Edge:
         try:
             served = self.find(ask.model, ask.version)
             found = self._server.shortcuts.find(ask, body)
-            entry = found.entry
+            entry, visit = found.entry, None
             if entry is not None and entry.served is served and ask.control is AT_WILL:
                 if entry.kept is not None:
                     now = self._clock()
@@ -104,20 +107,18 @@ class Edge:
                     return Aboard(entry.aloft, found.id, deadline, joined=True)
                 if entry.drawn is not None and entry.known.preparer is served.preparer():
                     visit = self._server.again(served, ask, deadline, found, entry)
-                    if visit is not None and visit.journey.waits:
-                        entry.aloft = visit
-                        return Aboard(visit, found.id, visit.journey.question.terms.deadline, joined=False)
-            reply = self._server.at_once(served, ask, body, deadline, found)
+            if visit is None:
+                visit = self._server.at_once(served, ask, body, deadline, found)
         except Exception as error:  # noqa: BLE001 - this is the edge
             return self.failed(ask.model, ask.protocol, error, started, ask.traceparent)
-        if reply is None:
+        if visit is None:
             return None
-        if isinstance(reply, Visit):
-            return Aboard(reply, found.id, reply.journey.question.terms.deadline, joined=False)
-        self._keep(ask, reply)
-        if raw is not None:
-            self.remember(ask, raw, reply)
-        return self._told(ask, reply, started)
+        aboard = Aboard(visit, visit.own, visit.journey.question.terms.deadline, joined=False)
+        if not visit.journey.waits:
+            return self.arrived(ask, aboard, started, raw)
+        if visit.entry is not None and visit.forgotten != NOBODY_JOINS:
+            visit.entry.aloft = visit
+        return aboard
 
     def _again(self, kept: Kept, own: bytes | None, raw: bytes | None, now: float, started: float) -> bytes:
         """A kept reply to a body that is known."""
@@ -126,45 +127,70 @@ class Edge:
         kept.count(time.perf_counter() - started)
         return kept.at(now, own)
 
-    def arrived(self, ask: Ask, aboard: Aboard, started: float) -> bytes | Told | None:
-        """The reply of a request that has waited; None where `answer` has to be asked anew."""
+    def arrived(self, ask: Ask, aboard: Aboard, started: float, raw: bytes | None = None) -> bytes | Told | None:
+        """The reply of a request all of whose rows are there; None where `answer` has to be asked anew. `raw` are its
+        bytes, where they may be replayed."""
         visit, own, deadline, joined = aboard
         try:
-            if visit.hit is not None:
-                return self._hit(ask, visit, visit.hit, own, started)
-            mine = self._server.joined(visit, own, deadline) if joined else visit
-            answers = self._server.landed(mine)
-            if answers is None:
-                return None
-            visit.hit = hit_of(visit, answers)
-            if visit.hit is not None:
-                return self._hit(ask, visit, visit.hit, own, started)
-            reply = self._server.replied(mine, answers)
+            if visit.hit is None:
+                mine = self._server.joined(visit, own, deadline) if joined else visit
+                answers = self._server.landed(mine)
+                if answers is None:
+                    return None
+                visit.hit = self._hit_of(ask, mine, answers, raw)
+                if visit.hit is None:
+                    return self._told(ask, self._server.replied(mine, answers), started)
+            return self._hit(ask, visit, visit.hit, own, started)
         except Exception as error:  # noqa: BLE001 - this is the edge
             return self.failed(ask.model, ask.protocol, error, started, ask.traceparent)
-        self._keep(ask, reply)
-        return self._told(ask, reply, started)
+
+    def _hit_of(self, ask: Ask, visit: Visit, answers: Sequence[Answer], raw: bytes | None) -> Hit | None:
+        """What answers have in common that are all fresh hits; else None. What near has is kept for the next time."""
+        far, saved, until, made_at, trip = 0, 0.0, math.inf, math.inf, 0.0
+        for answer in answers:
+            if answer.source == "far":
+                far += 1
+                if answer.trip is not None and answer.trip.far is not None:
+                    trip = max(trip, answer.trip.far)
+            elif answer.source != "near":
+                return None
+            prediction = answer.prediction
+            saved += prediction.seconds
+            until, made_at = min(until, prediction.expires_at), min(made_at, prediction.made_at)
+        predictions = [answer.prediction for answer in answers]
+        drawn = self._server.drawn(visit, predictions)
+        if drawn is None:
+            return None
+        space, keys = visit.journey.question.space, visit.journey.keys
+        if not far and visit.entry is not None:
+            parts = drawn.before, drawn.after
+            visit.entry.kept = self._kept(ask, space, keys, predictions, parts, drawn.length, SHORTCUT)
+        if not far and raw is not None and self._memory is not None and self._memory.worth_keeping(raw):
+            body, length = drawn.reply(visit.own)
+            replay = self._kept(ask, space, keys, predictions, (body, b""), length, REPLAY)
+            self._memory.keep(raw, replay)
+        return Hit(drawn, len(answers) - far, far, saved, until, made_at, trip if far else None)
 
     def _hit(self, ask: Ask, visit: Visit, hit: Hit, own: bytes | None, started: float) -> bytes:
-        """The reply to a known body where every row is a fresh hit of the bytes that were rendered before: what facts,
-        render and headers would make of it, at a tenth of the price."""
-        assert visit.entry is not None
-        drawn = visit.entry.drawn
-        assert drawn is not None
-        now, seconds = self._clock(), time.perf_counter() - started
+        """The reply where every row is a fresh hit: what facts and headers would make of it, much cheaper."""
+        done, times, drawn = time.perf_counter(), visit.times, hit.drawn
+        seconds, timing = done - started, b""
+        if self._server_timing:
+            far = b"\r\n" if hit.trip is None else b", far;dur=%.3f\r\n" % (hit.trip * 1000)
+            if times.decoded <= times.started:
+                timing = b"Server-Timing: shortcut, answer;dur=%.3f%b" % (seconds * 1000, far)
+            else:
+                spent = (times.decoded - times.started, times.prepared - times.decoded, done - times.prepared)
+                timing = _TIMING % (*[1000 * one for one in spent], far)
+        if times.decoded > times.started:
+            self._metrics.stages.add("decode", times.decoded - times.started)
+            self._metrics.stages.add("prepare", times.prepared - times.decoded)
         hits = self._metrics.hits(ask.model, ask.protocol)
         self._server.count_again(visit.served, hits, hit.near, hit.far, hit.saved, seconds)
         self._access.told(ask.model, ask.protocol, 200, "hit", hit.near + hit.far, seconds, traceparent=ask.traceparent)
-        timing = self._server_timing and (seconds, hit.trip)
+        now = self._clock()
         left, age = math.floor(hit.until - now), max(0, int(now - hit.made_at))
         return hit_reply(drawn.before, drawn.after, drawn.length, own, left, age, timing, far=hit.far > 0)
-
-    def _keep(self, ask: Ask, reply: Reply) -> None:
-        """Have the body's next request answered from near as this one was."""
-        entry = reply.entry
-        if entry is not None and entry.drawn is not None and entry.kept is None:
-            drawn = entry.drawn
-            entry.kept = self._kept(ask, reply, (drawn.before, drawn.after), drawn.length, SHORTCUT)
 
     def failed(
         self, model: str, protocol: str, error: Exception, started: float, traceparent: str | None = None
@@ -201,61 +227,43 @@ class Edge:
         return None if self._memory is None else self._memory.reply(request)
 
     def remember(self, ask: Ask, raw: bytes, reply: Reply) -> None:
-        """Keep the reply to a request that was answered from near, for when its very bytes come again."""
-        if self._memory is None or not _all_near(reply) or not self._memory.worth_keeping(raw):
+        """Keep the reply to a request that aiohttp read and near answered, for when its very bytes come again."""
+        answers, question = reply.answers, reply.question
+        if self._memory is None or question is None or reply.result != "hit" or len(answers) > MAX_ROWS:
             return
-        kept = self._kept(ask, reply, (reply.body, b""), reply.length, REPLAY)
-        if kept is not None:
-            self._memory.keep(raw, kept)
+        if any(answer.source != "near" for answer in answers) or not self._memory.worth_keeping(raw):
+            return
+        predictions = [answer.prediction for answer in answers]
+        body = reply.body, b""
+        self._memory.keep(raw, self._kept(ask, question.space, reply.keys, predictions, body, reply.length, REPLAY))
 
-    def _kept(self, ask: Ask, reply: Reply, body: tuple[bytes, bytes], length: int | None, timing: str) -> Kept | None:
+    def _kept(
+        self,
+        ask: Ask,
+        space: Space,
+        keys: Sequence[Key],
+        predictions: Sequence[Prediction],
+        body: tuple[bytes, bytes],
+        length: int | None,
+        timing: str,
+    ) -> Kept:
         """The reply as one that may be sent again as long as near has what it was made of."""
-        question = reply.question
-        if question is None or not _all_near(reply):
-            return None
-        predictions = [answer.prediction for answer in reply.answers]
         hits, count_again, access = self._metrics.hits(ask.model, ask.protocol), self._server.count_again, self._access
         saved = sum(prediction.seconds for prediction in predictions)
-        served, space, rows = self._served[ask.model], question.space, len(predictions)
+        served, rows = self._served[ask.model], len(predictions)
 
         def count(seconds: float) -> None:
             count_again(served, hits, rows, 0, saved, seconds)
             access.told(ask.model, ask.protocol, 200, "hit", rows, seconds)
 
         return Kept(
-            list(zip(reply.keys, predictions, strict=True)),
+            list(zip(keys, predictions, strict=True)),
             body,
             length,
             lambda: self._server.in_force(served, space),
             count,
             timing if self._server_timing else None,
         )
-
-
-def hit_of(visit: Visit, answers: Sequence[Answer]) -> Hit | None:
-    """What answers have in common that are all fresh hits of the bytes that were rendered before; else None."""
-    drawn = None if visit.entry is None else visit.entry.drawn
-    if drawn is None or not answers or len(drawn.predictions) != len(answers):
-        return None
-    far, saved, until, made_at, trip = 0, 0.0, math.inf, math.inf, 0.0
-    for answer, before in zip(answers, drawn.predictions, strict=True):
-        prediction = answer.prediction
-        if prediction is not before and (prediction.data != before.data or prediction.outputs != before.outputs):
-            return None
-        if answer.source == "far":
-            far += 1
-            if answer.trip is not None and answer.trip.far is not None:
-                trip = max(trip, answer.trip.far)
-        elif answer.source != "near":
-            return None
-        saved += prediction.seconds
-        until, made_at = min(until, prediction.expires_at), min(made_at, prediction.made_at)
-    return Hit(len(answers) - far, far, saved, until, made_at, trip if far else None)
-
-
-def _all_near(reply: Reply) -> bool:
-    answers = reply.answers
-    return reply.result == "hit" and 0 < len(answers) <= MAX_ROWS and all(answer.source == "near" for answer in answers)
 
 
 def _fixed(length: int | None) -> Headers:

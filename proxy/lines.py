@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Literal
 
 from foreseen.http import BINARY, HEADER_LENGTH, JSON, SERVER
 
@@ -29,22 +28,19 @@ def hit_reply(
     own: bytes | None,
     left: int,
     age: int,
-    timing: tuple[float, float | None] | Literal[False],
+    timing: bytes,
     *,
     far: bool,
 ) -> bytes:
-    """A hit, whole: its body in two parts with the request's id between them, seconds left and passed, and how long
-    the answer and far took."""
-    member, spent = id_member(own), b""
-    if timing:
-        spent = b"Server-Timing: shortcut, answer;dur=%.3f" % (timing[0] * 1000)
-        spent += b"\r\n" if timing[1] is None else b", far;dur=%.3f\r\n" % (timing[1] * 1000)
+    """A hit, whole: its body in two parts with the request's id between them, seconds left and passed, and the line
+    of `Server-Timing`."""
+    member = id_member(own)
     return _HIT % (
         hit_start(json_length and json_length + len(member)),
         left,
         b"far" if far else b"near",
         age,
-        spent,
+        timing,
         len(before) + len(member) + len(after),
         date(),
         before,

@@ -25,9 +25,9 @@ from proxy.facts import Facts
 from proxy.freshness import steps_of
 from proxy.observe import Observer
 from proxy.pipeline import SLICE_ROWS, Journey, Pipeline
-from proxy.render import draw, render
+from proxy.render import Drawn, draw, render
 from proxy.served import Served
-from proxy.shortcut import Entry, Found, Known, Shortcuts
+from proxy.shortcut import Entry, Found, Known, Shortcuts, plain_id
 from proxy.waits import Wait
 from proxy.whereabouts import whereabouts
 
@@ -53,7 +53,6 @@ class Reply(Struct, frozen=True):
     question: Question | None
     keys: Sequence[Key]
     answers: Sequence[Answer]
-    entry: Entry | None = None
 
 
 class Times(Struct):
@@ -64,10 +63,14 @@ class Times(Struct):
     prepared: float = 0.0
 
 
+NOBODY_JOINS = -1
+
+
 class Hit(Struct, frozen=True):
     """Answers that are all fresh hits: rows of near and far, compute seconds saved, the span of Unix seconds in which
-    they are fresh, seconds that far took."""
+    they are fresh, seconds that far took, and what they are rendered to."""
 
+    drawn: Drawn
     near: int
     far: int
     saved: float
@@ -86,10 +89,10 @@ class Visit(Struct):
     requested: bool
     """Whether it said no-cache."""
     own: bytes | None
-    """The id that was cut out of its body."""
+    """Its id, where that is plain."""
     entry: Entry | None
     forgotten: int
-    """How many keys had been purged when it boarded."""
+    """How many keys had been purged when it boarded; NOBODY_JOINS where its body is not known."""
     waiting: list[Callable[[], None]]
     """Told when all of it has landed."""
     hit: Hit | None = None
@@ -154,10 +157,10 @@ class Server:
         rendered, length = await self._off_loop(lambda: render(served.manifest, predictions, wish), many)
         return self._reply(served, facts, times, answered, (rendered, length), question, keys, answers)
 
-    def at_once(self, served: Served, ask: Ask, body: bytes, deadline: float, found: Found) -> Reply | Visit | None:
-        """The same as far as it needs no waiting: the reply where near has every row, else the visit whose journey's
-        flights have to land. None where nothing is begun and `answer` has to be asked: for large bodies that are not
-        known, and for what goes past the cache. Raises as `answer` does."""
+    def at_once(self, served: Served, ask: Ask, body: bytes, deadline: float, found: Found) -> Visit | None:
+        """The same as far as it needs no waiting: near was looked at, and what it lacks has boarded. None where nothing
+        is begun and `answer` has to be asked: for large bodies that are not known, and for what goes past the cache.
+        Raises as `answer` does."""
         if served.steps != ALL_STEPS or served.manifest.name in self._observed:
             return None
         times, preparer = Times(time.perf_counter()), served.preparer()
@@ -169,9 +172,10 @@ class Server:
             times.decoded = time.perf_counter()
             known = Known(preparer, preparer.rows(asked.inputs))
             times.prepared = time.perf_counter()
+            own = None if asked.wish.id is None else plain_id(asked.wish.id)
             entry = self.shortcuts.keep(found, served, asked, known)
         else:
-            asked, known = entry.asked, entry.known
+            asked, known, own = entry.asked, entry.known, found.id
             times.decoded = times.prepared = times.started
         space = self.space(served)
         if asked.sequence or not 0 < len(known.rows) <= SLICE_ROWS or self._unknown(space):
@@ -183,11 +187,7 @@ class Server:
         except ForeseenError:
             self._count_errors(served, len(keys))
             raise
-        visit = Visit(served, asked, journey, times, ask.control.no_cache, found.id, entry, 0, [])
-        if journey.waits:
-            return visit
-        answers = self.landed(visit)
-        return None if answers is None else self.replied(visit, answers)
+        return Visit(served, asked, journey, times, ask.control.no_cache, own, entry, NOBODY_JOINS, [])
 
     def again(self, served: Served, ask: Ask, deadline: float, found: Found, entry: Entry) -> Visit | None:
         """`at_once` for a body that is known and asks for nothing special, in the space that its keys are of."""
@@ -245,9 +245,9 @@ class Server:
         served, journey = visit.served, visit.journey
         answered = time.perf_counter()
         facts = self._facts(served, visit.asked, journey.question, answers, requested=visit.requested)
-        rendered = self._rendered(visit, [answer.prediction for answer in answers])
-        question, keys = journey.question, journey.keys
-        return self._reply(served, facts, visit.times, answered, rendered, question, keys, answers, visit.entry)
+        wish = visit.asked.wish if visit.entry is None else visit.entry.wish(visit.own)
+        rendered = render(served.manifest, [answer.prediction for answer in answers], wish)
+        return self._reply(served, facts, visit.times, answered, rendered, journey.question, journey.keys, answers)
 
     def _entry(self, found: Found, served: Served) -> Entry | None:
         """What is known of a body, where it is of this served model as it is prepared now."""
@@ -256,16 +256,19 @@ class Server:
             return None
         return entry
 
-    def _rendered(self, visit: Visit, predictions: Sequence[Prediction]) -> tuple[bytes, int | None]:
-        """Body and JSON length. What a known body was rendered to is good for predictions of the same bytes."""
-        entry = visit.entry
-        if entry is None or (visit.own is None and visit.asked.wish.id is not None):  # an id that stayed in
-            return render(visit.served.manifest, predictions, visit.asked.wish)
-        drawn = entry.drawn
-        if drawn is None or not drawn.of(predictions):
-            drawn = draw(visit.served.manifest, predictions, visit.asked.wish)
+    def drawn(self, visit: Visit, predictions: Sequence[Prediction]) -> Drawn | None:
+        """The rendered body, whatever the id; None where the request has one that has to be quoted. What a known body
+        was rendered to before is good for predictions of the same bytes."""
+        if visit.own is None and visit.asked.wish.id is not None:
+            return None
+        entry, started = visit.entry, time.perf_counter()
+        if entry is not None and entry.drawn is not None and entry.drawn.of(predictions):
+            return entry.drawn
+        drawn = draw(visit.served.manifest, predictions, visit.asked.wish)
+        if entry is not None:
             self.shortcuts.draw(entry, drawn)
-        return drawn.reply(visit.own)
+        self._metrics.stages.add("render", time.perf_counter() - started)
+        return drawn
 
     def _facts(
         self, served: Served, asked: Asked, question: Question | None, answers: Sequence[Answer], *, requested: bool
@@ -285,7 +288,6 @@ class Server:
         question: Question | None,
         keys: Sequence[Key],
         answers: Sequence[Answer],
-        entry: Entry | None = None,
     ) -> Reply:
         headers = facts.headers()
         decoding, preparing = times.decoded - times.started, times.prepared - times.decoded
@@ -298,7 +300,7 @@ class Server:
         stage("render", done - answered)
         computed = facts.sources["model"] + facts.sources["bypass"]
         self._observe(served, facts.result, done - times.started, len(answers), computed)
-        return Reply(*rendered, headers, facts.result, question, keys, answers, entry)
+        return Reply(*rendered, headers, facts.result, question, keys, answers)
 
     def in_force(self, served: Served, space: Space) -> bool:
         """Whether this is the space that a question would be asked in now."""

@@ -154,6 +154,11 @@ class Shortcuts:
         return False
 
 
+def plain_id(own: str) -> bytes | None:
+    """An id's bytes where they are its own JSON, but for the quotes."""
+    return own.encode() if own.isascii() and _PLAIN.fullmatch(own.encode()) else None
+
+
 def _is_the_requests(found: Found, asked: Asked) -> bool:
     """Whether what was cut out is the request's own id, not that of something within it: another one in its place, of
     the same length, is then the request's."""
