@@ -24,7 +24,7 @@ Changing anything here empties every cache; `tests/golden/` holds the bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NewType
 
 import numpy as np
@@ -70,6 +70,17 @@ def keys_of(space: SpaceKey, frames: Array) -> list[Key]:
     return [Key(digest) for digest in keyed_digests(space, frames)]
 
 
+def keys_of_frames(space: SpaceKey, frames: Iterable[bytes]) -> list[Key]:
+    """The identities of frames of whatever lengths, by one hasher that is reset."""
+    hasher, keys = blake3(key=space), []
+    update, digest, reset = hasher.update, hasher.digest, hasher.reset
+    for frame in frames:
+        update(frame)
+        keys.append(Key(digest()))
+        reset()
+    return keys
+
+
 def keyed_digests(key: bytes, lines: Array) -> list[bytes]:
     """Keyed BLAKE3, 32 bytes, of every line of `uint8 [rows, length]`.
 
@@ -110,6 +121,23 @@ class Framer:
 
     def frames(self, rows: Sequence[Row], parameters: bytes = b"") -> list[bytes]:
         return [self.frame(row, parameters) for row in rows]
+
+    def column_frames(self, columns: Sequence[Array], parameters: bytes = b"") -> list[bytes]:
+        """The canonical frames of rows that stand in one array per keyed input, of numbers of fixed shape: `frame` of
+        each, without its row. For a request's rows; `table` is for a million."""
+        count, parts = len(columns[0]), []
+        start = MAGIC + len(parameters).to_bytes(4, "little") + parameters
+        if not count:
+            return []
+        for index, name, datatype in self._inputs:
+            raw = np.ascontiguousarray(columns[index], datatype.dtype).tobytes()
+            width = len(raw) // count
+            start += self._head(index, name, datatype.code, columns[index][0]) + width.to_bytes(8, "little")
+            parts.append(
+                [start + raw[at : at + width] for at in range(0, count * width, width or 1)] or [start] * count
+            )
+            start = b""
+        return parts[0] if len(parts) == 1 else [b"".join(one) for one in zip(*parts, strict=True)]
 
     def table(self, columns: Sequence[Array], parameters: bytes = b"") -> Array:
         """The canonical frames of rows that stand in one array per keyed input, as `uint8 [rows, length]`.

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from foreseen.entry import EntryCodec, entry_bytes
 from foreseen.errors import EntryError, FarError
-from foreseen.key import Framer, SpaceKey, key_of, keys_of, space_key
+from foreseen.key import Framer, SpaceKey, key_of, keys_of_frames, space_key
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import AT_EASE, Answer, Columns, Demand, Key, Missed, Prediction, Row, Source, Space, Trip
 from proxy.clock import SteadyClock
@@ -85,8 +85,8 @@ class Tiers:
     def keys(self, space: Space, framer: Framer, rows: Sequence[Row], parameters: bytes) -> list[Key]:
         """key: the identity of every row."""
         own = self.space_key(space)
-        if isinstance(rows, Columns) and len(rows) > 1:
-            return keys_of(own, framer.table(rows.arrays, parameters))
+        if isinstance(rows, Columns):
+            return keys_of_frames(own, framer.column_frames(rows.arrays, parameters))
         return [key_of(own, framer.frame(row, parameters)) for row in rows]
 
     def keys_of(self, space: Space, frames: Sequence[bytes]) -> list[Key]:

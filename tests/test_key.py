@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreseen.key import Framer, key_of, keys_of, secret_check, space_key, tag_key
+from foreseen.key import Framer, key_of, keys_of, keys_of_frames, secret_check, space_key, tag_key
 from foreseen.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.nouns import Array, Row, Space
 
@@ -209,3 +209,6 @@ def test_frames_and_keys_by_the_column_are_the_same(shapes: list[tuple[int, ...]
     space = space_key(ROOT, Space("public", "m", "aa"))
     assert [line.tobytes() for line in lines] == alone
     assert keys_of(space, lines) == [key_of(space, frame) for frame in alone]
+    assert Framer(one).column_frames(columns, parameters) == alone
+    assert keys_of_frames(space, alone) == keys_of(space, lines)
+    assert Framer(one).column_frames([column[:0] for column in columns]) == []

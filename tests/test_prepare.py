@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 from foreseen.artifact import read_file, read_record
 from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, SetupError, TooLarge
-from foreseen.key import Framer, key_of, keys_of, space_key
+from foreseen.key import Framer, key_of, keys_of, keys_of_frames, space_key
 from foreseen.manifest import Manifest, find, load
 from foreseen.nouns import Array, Columns, Row, Space
 from foreseen.prepare import Preparer
@@ -235,6 +235,7 @@ def test_rows_of_numbers_are_made_when_they_are_asked_for() -> None:
     for parameters in (b"", b'{"a":1}'):
         alone = [key_of(space, framer.frame(row, parameters)) for row in rows]
         assert keys_of(space, framer.table(rows.arrays, parameters)) == alone
+        assert keys_of_frames(space, framer.column_frames(rows.arrays, parameters)) == alone
 
 
 def test_token_ids_are_cut_to_the_models_maximum_and_not_padded(built: Path) -> None:
