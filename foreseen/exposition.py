@@ -13,7 +13,7 @@ from pathlib import Path
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Metric, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from foreseen.nouns import DOWN, FarState
+from foreseen.nouns import AWAY, DOWN, FarState, Standing
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -21,12 +21,16 @@ _MISSED = ("miss", "partial", "collapsed", "stale")
 
 
 def exposition(
-    registry: CollectorRegistry, far: FarState | None = None, versions: Mapping[str, str] | None = None
+    registry: CollectorRegistry,
+    far: FarState | None = None,
+    versions: Mapping[str, str] | None = None,
+    queue: Standing | None = None,
 ) -> bytes:
-    """A registry in the text format; with several processes the sum over all of them. With the state of the far tier,
-    and with Triton's names where `versions` says the version of each model."""
+    """A registry in the text format; with several processes the sum over all of them. With the states of the far tier
+    and of the queue, and with Triton's names where `versions` says the version of each model."""
     families = list(_collected(registry))
-    more = [*far_families(far), *(triton_families(families, versions) if versions is not None else ())]
+    more = [*far_families(far), *queue_families(queue)]
+    more += triton_families(families, versions) if versions is not None else ()
     return generate_latest(Families([*families, *more]))
 
 
@@ -51,6 +55,58 @@ def far_families(state: FarState | None) -> Iterator[Metric]:
     for (name, kind, said), value in list(zip(FAR_STATE, told, strict=True))[: None if answered else 1]:
         family = Metric(name.removesuffix("_total"), said, kind)
         family.add_sample(name, {}, value)
+        yield family
+
+
+QUEUE_STATE = (
+    ("foreseen_queue_up", "gauge", "", "1 if the queue of jobs answered this scrape."),
+    ("foreseen_jobs", "gauge", "state", "Jobs in the state store by state; ended ones until they are forgotten."),
+    ("foreseen_jobs_oldest_seconds", "gauge", "", "Age of the oldest job that has not ended; 0: there is none."),
+    ("foreseen_jobs_dead_letters", "gauge", "", "Dead letters: jobs that are poison, or that nothing could answer."),
+    ("foreseen_job_workers", "gauge", "", "Workers of the queue that were heard of in the last 15 seconds."),
+    ("foreseen_queue_bytes", "gauge", "", "Memory of jobs and results, and what is reserved for results."),
+    ("foreseen_webhooks_waiting", "gauge", "", "Webhooks that are not delivered yet."),
+    ("foreseen_jobs_submitted_total", "counter", "", "Jobs that were put into the queue."),
+    ("foreseen_jobs_joined_total", "counter", "", "Tickets of jobs that were there already: the same question."),
+    ("foreseen_jobs_ended_total", "counter", "state", "Jobs that have ended, by how."),
+    ("foreseen_jobs_redelivered_total", "counter", "", "Jobs that were taken over from a worker that died."),
+    (
+        "foreseen_webhook_calls_total",
+        "counter",
+        "outcome",
+        "Webhooks sent: delivered; failed, and sent again; exhausted, the last try; refused: not allowed, or 410 Gone.",
+    ),
+)
+"""Families that are read from the state store at each scrape, where there is a queue: name, type, label, meaning."""
+JOB_STATES = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
+WEBHOOK_OUTCOMES = ("delivered", "failed", "exhausted", "refused")
+
+
+def queue_families(queue: Standing | None) -> Iterator[Metric]:
+    """What the queue is like as families; nothing but `foreseen_queue_up` where it does not answer. Every proxy on a
+    state store tells the same numbers: take one, do not sum them."""
+    if queue is None:
+        return
+    get = queue.counts.get
+    told: tuple[Mapping[str, float], ...] = (
+        {"": int(queue is not AWAY)},
+        {state: get(f"state:{state}", 0) for state in JOB_STATES},
+        {"": queue.oldest_seconds},
+        {"": queue.dead},
+        {"": queue.workers},
+        {"": get("bytes", 0)},
+        {"": queue.webhooks},
+        {"": get("submitted", 0)},
+        {"": get("joined", 0)},
+        {state: get(f"ended:{state}", 0) for state in JOB_STATES[2:]},
+        {"": get("redelivered", 0)},
+        {outcome: get(f"hook:{outcome}", 0) for outcome in WEBHOOK_OUTCOMES},
+    )
+    known = list(zip(QUEUE_STATE, told, strict=True))
+    for (name, kind, label, said), values_ in known[:1] if queue is AWAY else known:
+        family = Metric(name.removesuffix("_total"), said, kind)
+        for value, number in values_.items():
+            family.add_sample(name, {label: value} if label else {}, number)
         yield family
 
 

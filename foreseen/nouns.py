@@ -198,5 +198,20 @@ class FarState(Struct, frozen=True):
     uptime: int = 0
 
 
+class Standing(Struct, frozen=True):
+    """What the queue of jobs is like: counts since it began (`state:*` now), the age of its oldest job in seconds, dead
+    letters, webhooks that are not delivered, and workers that were heard of a moment ago."""
+
+    counts: dict[str, int]
+    oldest_seconds: float
+    dead: int
+    webhooks: int = 0
+    workers: int = 0
+
+
+AWAY = Standing({}, 0.0, 0)
+"""The standing of a queue that did not answer: this very one, since a new queue has nothing to tell either."""
+
+
 DOWN = FarState(0, 0, 0, 0, 0, "", "", append_only=False)
 """The state of a far tier that did not answer."""

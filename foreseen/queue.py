@@ -19,13 +19,15 @@ from redis.asyncio import Redis
 
 from foreseen.errors import KeyReused, QueueFull, QueueUnavailable
 from foreseen.far import connect
-from foreseen.outbox import Outbox
+from foreseen.nouns import Standing
+from foreseen.outbox import HOOKS, Outbox
 from foreseen.records import JOB_BYTES, NONCE_BYTES
 from foreseen.transitions import BASE, GROUP, SCRIPTS
 
 BUDGET_SECONDS = 2.0
 """A store that takes longer is stopped, as far as a client that submits or polls can tell."""
 BLOCK_SECONDS = 0.5
+ALIVE_SECONDS = 15.0
 SILENCE_SECONDS = 1.0
 """How long the channel of news is listened to at a time."""
 MAX_CALLS = 16
@@ -129,14 +131,6 @@ class Given(Struct, frozen=True):
     state: JobState
     head: bytes
     nonce: bytes
-
-
-class Standing(Struct, frozen=True):
-    """What the queue is like: jobs by state, counts since it began, and the age of its oldest job in seconds."""
-
-    counts: dict[str, int]
-    oldest_seconds: float
-    dead: int
 
 
 class Queue:
@@ -312,15 +306,26 @@ class Queue:
     # What operators ask.
 
     async def standing(self) -> Standing:
+        """Everything that is told of the queue. Raises QueueUnavailable."""
         pipe = self._client.pipeline(transaction=False)
         pipe.hgetall(COUNTS)
         pipe.zrange(OPEN, 0, 0, withscores=True)
         pipe.hlen(DEAD)
+        pipe.zcard(HOOKS)
         pipe.time()
-        counts, oldest, dead, clock = await self._call(pipe.execute())
+        counts, oldest, dead, webhooks, clock = await self._call(pipe.execute())
         now = clock[0] + clock[1] / 1e6
         age = max(0.0, now - oldest[0][1] / 1000) if oldest else 0.0
-        return Standing({name.decode(): int(value) for name, value in counts.items()}, age, dead)
+        counted = {name.decode(): int(value) for name, value in counts.items()}
+        return Standing(counted, age, dead, webhooks, await self._alive())
+
+    async def _alive(self) -> int:
+        """Workers that were heard of a moment ago: one reads or beats about every second."""
+        try:
+            told = await self._call(self._client.xinfo_consumers(QUEUE, GROUP))
+        except (gone.ResponseError, NoWorkers):  # there was none yet
+            return 0
+        return sum(one["idle"] < ALIVE_SECONDS * 1000 for one in told)
 
     async def dead_letters(self) -> dict[bytes, bytes]:
         told: dict[bytes, bytes] = await self._call(self._client.hgetall(DEAD))

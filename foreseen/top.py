@@ -60,6 +60,7 @@ def told(before: Scrape, after: Scrape) -> dict[str, Any]:
             "evictions_per_second": _rate(before, after, "foreseen_near_evictions_total"),
         },
         "far": _far(before, after),
+        "queue": _queue(before, after),
         "models": [
             {
                 "model": model,
@@ -107,6 +108,22 @@ def _far(before: Scrape, after: Scrape) -> dict[str, Any]:
     }
 
 
+def _queue(before: Scrape, after: Scrape) -> dict[str, Any]:
+    up = after.one("foreseen_queue_up")
+    if up is None or not up:
+        return {"state": "none" if up is None else "down"}
+    return {
+        "state": "up",
+        "queued": after.total("foreseen_jobs", state="queued"),
+        "running": after.total("foreseen_jobs", state="running"),
+        "oldest_seconds": after.total("foreseen_jobs_oldest_seconds"),
+        "workers": after.total("foreseen_job_workers"),
+        "dead_letters": after.total("foreseen_jobs_dead_letters"),
+        "succeeded_per_second": _rate(before, after, "foreseen_jobs_ended_total", state="succeeded"),
+        "webhooks_waiting": after.total("foreseen_webhooks_waiting"),
+    }
+
+
 def _failed(before: Scrape, after: Scrape) -> float:
     codes = [code for code in after.values("foreseen_requests_total", "code") if code.startswith("5")]
     return round(sum(_rate(before, after, "foreseen_requests_total", code=code) for code in codes), 3)
@@ -123,7 +140,7 @@ def _rate(before: Scrape, after: Scrape, name: str, **labels: str) -> float:
 
 
 def view(url: str, now: dict[str, Any], trouble: str | None = None) -> Group:
-    """The document for people: four lines and a table."""
+    """The document for people: five lines and a table."""
     far, near = now["far"], now["near"]
     numbers = Table.grid(padding=(0, 3))
     numbers.add_row(
@@ -153,9 +170,24 @@ def view(url: str, now: dict[str, Any], trouble: str | None = None) -> Group:
             _pair("errors/s", f"{far['errors_per_second']:,.1f}", "red" if far["errors_per_second"] else ""),
             _pair("get", f"p99 {_time(far['get_p99'])}"),
         )
+    if (queue := now["queue"])["state"] != "none":
+        store.add_row(*_jobs(queue))
     head = Text(f"foreseen  {url}", style="bold")
     head.append(f"   {trouble}" if trouble else f"   over {now['seconds']:.1f} s", "bold red" if trouble else "dim")
     return Group(head, Panel(numbers), Panel(store), _models(now))
+
+
+def _jobs(queue: dict[str, Any]) -> tuple[Text, ...]:
+    """The queue's line: what waits, since when, and who works on it."""
+    if queue["state"] == "down":
+        return (_pair("queue", "down", "red"),)
+    waits = queue["queued"] + queue["running"] > 0
+    return (
+        _pair("queue", f"{queue['queued']:,.0f} queued, {queue['running']:,.0f} running"),
+        _pair("oldest", _time(queue["oldest_seconds"]) if waits else "–"),
+        _pair("job workers", f"{queue['workers']:.0f}", "red" if waits and not queue["workers"] else ""),
+        _pair("dead letters", f"{queue['dead_letters']:,.0f}", "red" if queue["dead_letters"] else ""),
+    )
 
 
 def _models(now: dict[str, Any]) -> Table:

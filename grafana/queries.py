@@ -35,6 +35,16 @@ def total(metric: str, where: str = OF, window: str = RATE) -> str:
     return f"sum(rate({metric}{{{where}}}[{window}]))"
 
 
+def one(metric: str, by: str = "", where: str = "") -> str:
+    """Of what every proxy on a state store tells alike: one of them, not their sum."""
+    return f"max{f' by ({by})' if by else ''} ({metric}{{{OURS}{f', {where}' if where else ''}}})"
+
+
+def fastest(metric: str, by: str = "") -> str:
+    """The rate of such a counter."""
+    return f"max{f' by ({by})' if by else ''} (rate({metric}{{{OURS}}}[{RATE}]))"
+
+
 BROKEN = OURS + ', code=~"5.."'
 FRESH = OF + ', result=~"near|far"'
 CACHED = OF + ', result=~"near|far|collapsed|stale"'

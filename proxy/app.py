@@ -123,6 +123,7 @@ class Proxy:
             far_state=self.far.state if self.far is not None else None,
             versions=self._versions if settings.triton_metrics else None,
             connections=self.gate.__len__,
+            queue=self.queue.standing if self.queue is not None else None,
         )
         token = Token(
             settings.admin_token_file or settings.data / "admin-token", required=settings.admin_token_file is not None

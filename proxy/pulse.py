@@ -15,14 +15,17 @@ from typing import Protocol
 
 import structlog
 
+from foreseen.errors import QueueUnavailable
 from foreseen.exposition import exposition
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import FarState
+from foreseen.nouns import AWAY, FarState, Standing
 from proxy.pipeline import Pipeline
 
 BEAT_SECONDS = 0.25
 """How often the event loop is asked whether it wakes in time."""
 BEATS_PER_TAKE = 4
+QUEUE_SECONDS = 1.0
+"""How long a scrape waits for the queue."""
 STALL_SECONDS, RECOVERY_SECONDS = 1.0, 2.0
 """An event loop that woke so late is no place to send requests to, until it has been in time for so long."""
 log = structlog.get_logger()
@@ -47,6 +50,7 @@ class Pulse:
         far_state: Callable[[], Awaitable[FarState]] | None,
         versions: Callable[[], Mapping[str, str]] | None = None,
         connections: Callable[[], int] = lambda: 0,
+        queue: Callable[[], Awaitable[Standing]] | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._served = served
@@ -55,6 +59,7 @@ class Pulse:
         self._far_state = far_state
         self._versions = versions
         self._connections = connections
+        self._queue = queue
         self._scraping = asyncio.Lock()
         self._cpu_seconds = 0.0
         self._expected: set[str] = set()
@@ -107,7 +112,18 @@ class Pulse:
             self.take()
             far = await self._far_state() if self._far_state is not None else None
             versions = self._versions() if self._versions is not None else None
-            return await asyncio.to_thread(exposition, self._metrics.registry, far, versions)
+            queue = await self._standing()
+            return await asyncio.to_thread(exposition, self._metrics.registry, far, versions, queue)
+
+    async def _standing(self) -> Standing | None:
+        """How the queue is, where there is one; AWAY where it does not say so in time for a scrape."""
+        if self._queue is None:
+            return None
+        try:
+            async with asyncio.timeout(QUEUE_SECONDS):
+                return await self._queue()
+        except (QueueUnavailable, TimeoutError):
+            return AWAY
 
 
 def _resident_bytes() -> int:

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from foreseen import errors
 from foreseen.cli import app
-from foreseen.exposition import FAR_STATE
+from foreseen.exposition import FAR_STATE, QUEUE_STATE
 from foreseen.metrics import ProxyMetrics
 from foreseen.settings import NAMES, PURGE_TARGETS
 from inference.metrics import ModelMetrics
@@ -70,6 +70,8 @@ def metrics_page() -> str:
             lines.append(f"| `{name}` | {family.type} | {labels} | {said} |")
         if title == "The proxy":
             lines += [f"| `{name}` | {kind} | – | {said} |" for name, kind, said in FAR_STATE]
+            for name, kind, label, said in QUEUE_STATE:
+                lines.append(f"| `{name}` | {kind} | {f'`{label}`' if label else '–'} | {said} |")
     return "\n".join(lines) + "\n"
 
 

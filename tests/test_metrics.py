@@ -10,10 +10,10 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from foreseen.exposition import FAR_STATE, exposition
+from foreseen.exposition import FAR_STATE, QUEUE_STATE, exposition
 from foreseen.meters import Hits, Kept, Tallies, Tally
 from foreseen.metrics import REQUEST_RESULTS, ROW_RESULTS, ProxyMetrics
-from foreseen.nouns import DOWN, FarState
+from foreseen.nouns import AWAY, DOWN, FarState, Standing
 from inference.metrics import ModelMetrics
 
 BOUNDS = (0.001, 0.01, 0.1)
@@ -118,6 +118,27 @@ def test_redis_tells_of_itself_or_is_down() -> None:
     assert {name for name, _, _ in FAR_STATE} == set(samples(exposition(registry, UP)))
     assert samples(exposition(registry, DOWN)) == {"foreseen_far_up": 0}
     assert exposition(registry) == b""
+
+
+def test_the_queue_tells_of_itself_or_is_away() -> None:
+    """With an answer all of its families are there, a new queue's too; without one only `foreseen_queue_up 0`."""
+    registry = CollectorRegistry()
+    new = exposition(registry, queue=Standing({}, 0.0, 0)).decode()
+    assert {name for name, _, _, _ in QUEUE_STATE} == {
+        line.split("{")[0].split(" ")[0] for line in new.splitlines() if line[0] != "#"
+    }
+    assert "foreseen_queue_up 1.0" in new
+    told = exposition(registry, queue=Standing({"state:queued": 3, "hook:failed": 2}, 1.5, 1, 4, 2)).decode()
+    for line in (
+        'foreseen_jobs{state="queued"} 3.0',
+        "foreseen_jobs_oldest_seconds 1.5",
+        "foreseen_jobs_dead_letters 1.0",
+        "foreseen_webhooks_waiting 4.0",
+        "foreseen_job_workers 2.0",
+        'foreseen_webhook_calls_total{outcome="failed"} 2.0',
+    ):
+        assert line in told
+    assert samples(exposition(registry, queue=AWAY)) == {"foreseen_queue_up": 0}
 
 
 def test_triton_names_say_what_ours_say() -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from foreseen import top
 from foreseen.exposition import exposition
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import DOWN, FarState
+from foreseen.nouns import AWAY, DOWN, FarState, Standing
 from foreseen.scrape import Scrape, parse
 from tests.live import Live
 from tests.questions import ask_fingerprint, numbers
@@ -21,9 +21,9 @@ from tests.stories.test_10_first_question import FINGERPRINT
 UP = FarState(2**20, 2**30, 3, 7, 2, "allkeys-lfu", "7.2", append_only=False)
 
 
-def at(metrics: ProxyMetrics, seconds: float, far: FarState | None = UP) -> Scrape:
+def at(metrics: ProxyMetrics, seconds: float, far: FarState | None = UP, queue: Standing | None = None) -> Scrape:
     """A scrape as of a moment."""
-    return Scrape(seconds, parse(exposition(metrics.registry, far).decode()).samples)
+    return Scrape(seconds, parse(exposition(metrics.registry, far, queue=queue).decode()).samples)
 
 
 def served(metrics: ProxyMetrics, result: str, source: str, seconds: float, times: int) -> None:
@@ -119,3 +119,19 @@ def test_the_command_for_machines_and_for_people(live: Live) -> None:
         gone = foreseen("--url=http://127.0.0.1:9", *words)
         assert (gone.returncode, gone.stdout, gone.stderr.count("\n")) == (1, "", 1)
         assert "no proxy answers at http://127.0.0.1:9" in gone.stderr
+
+
+def test_the_queue_has_a_line_where_there_is_one(metrics: ProxyMetrics) -> None:
+    """What waits, since when, who works, what is dead; red where nobody works; "down" where it does not answer."""
+    before = at(metrics, 10.0, queue=Standing({"ended:succeeded": 10}, 0.0, 0))
+    counts = {"state:queued": 7, "state:running": 2, "ended:succeeded": 30}
+    now = top.told(before, at(metrics, 12.0, queue=Standing(counts, 12.5, 1)))
+    assert now["queue"] == {
+        "state": "up", "queued": 7, "running": 2, "oldest_seconds": 12.5, "workers": 0, "dead_letters": 1,
+        "succeeded_per_second": 10.0, "webhooks_waiting": 0,
+    }  # fmt: skip
+    line = next(line for line in shown(now).splitlines() if "queue" in line)
+    for said in ("7 queued, 2 running", "12.50 s", "job workers 0", "dead letters 1"):
+        assert said in line
+    assert "queue down" in shown(top.told(before, at(metrics, 13.0, queue=AWAY)))
+    assert "queue" not in shown(top.told(before, at(metrics, 13.0)))

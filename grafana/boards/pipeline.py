@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grafana.panels import Panel, Row
-from grafana.queries import OF, OURS, quantile, rate, total
+from grafana.queries import NEEDS_NONE, NEEDS_ONE, OF, OURS, fastest, one, quantile, rate, total
 
 PIPELINE = (
     Row(
@@ -13,7 +13,7 @@ PIPELINE = (
                 "The steps",
                 "**decode → prepare → key → near → flight** (far, then model, then keep within it) **→ render**. "
                 "Of a request: decode, prepare, key, near, flight, render. Of a flight, which may carry rows of many "
-                "requests: far, model, keep. Warming and jobs will show here when they exist.",
+                "requests: far, model, keep. Jobs take the same way, in the background lane: see below.",
                 "none",
                 (),
                 "text",
@@ -55,6 +55,97 @@ PIPELINE = (
                 "rowsps",
                 ((rate("foreseen_rows_total", "result", OF + ', result=~"collapsed|stale"'), "{{result}}"),),
                 width=6,
+            ),
+        ),
+    ),
+    Row(
+        "Jobs",
+        (
+            Panel(
+                "Oldest job",
+                "Age of the oldest job that has not ended: how long who asks now may have to wait. See runbook: "
+                "ForeseenQueueLag.",
+                "s",
+                ((one("foreseen_jobs_oldest_seconds"), "oldest"),),
+                "stat",
+                steps=((None, "green"), (60.0, "orange"), (600.0, "red")),
+                width=6,
+            ),
+            Panel(
+                "Job workers",
+                "Workers on the queue that were heard of a moment ago. See runbook: ForeseenJobWorkersGone.",
+                "none",
+                ((one("foreseen_job_workers"), "workers"),),
+                "stat",
+                steps=NEEDS_ONE,
+                width=6,
+            ),
+            Panel(
+                "Dead letters",
+                "Jobs that are poison, or that nothing could answer: `foreseen jobs` lists them. See runbook: "
+                "ForeseenDeadLetters.",
+                "none",
+                ((one("foreseen_jobs_dead_letters"), "dead"),),
+                "stat",
+                steps=NEEDS_NONE,
+                width=6,
+            ),
+            Panel(
+                "Queue",
+                "1 while the state store answers; at 0 new jobs are refused with 503 and nothing else is. See runbook: "
+                "ForeseenQueueDown.",
+                "none",
+                ((f"min(foreseen_queue_up{{{OURS}}})", "up"),),
+                "stat",
+                steps=NEEDS_ONE,
+                width=6,
+            ),
+            Panel(
+                "Waiting and running",
+                "Jobs that have not ended. At --queue-jobs more are refused with 503.",
+                "short",
+                ((one("foreseen_jobs", "state", 'state=~"queued|running"'), "{{state}}"),),
+                "stacked",
+            ),
+            Panel(
+                "Jobs a second",
+                "Submitted: new jobs. Joined: tickets of jobs that were there already. By state: how they have ended.",
+                "ops",
+                (
+                    (fastest("foreseen_jobs_submitted_total"), "submitted"),
+                    (fastest("foreseen_jobs_joined_total"), "joined"),
+                    (fastest("foreseen_jobs_ended_total", "state"), "{{state}}"),
+                ),
+            ),
+            Panel(
+                "Redeliveries",
+                "Jobs a second that were taken over from a worker that died.",
+                "ops",
+                ((fastest("foreseen_jobs_redelivered_total"), "redelivered"),),
+            ),
+            Panel(
+                "Memory of jobs",
+                "Jobs and results in the state store, and what is reserved for results. At --queue-bytes more are "
+                "refused with 503.",
+                "bytes",
+                ((one("foreseen_queue_bytes"), "jobs and results"),),
+            ),
+            Panel(
+                "Ended jobs",
+                "Jobs that have ended and can still be asked about, until --result-seconds are over.",
+                "short",
+                ((one("foreseen_jobs", "state", 'state!~"queued|running"'), "{{state}}"),),
+                "stacked",
+            ),
+            Panel(
+                "Webhooks",
+                "Calls a second by outcome: failed ones are sent again, exhausted ones were the last try, refused ones "
+                "went where they may not. Waiting: not delivered yet. See runbook: ForeseenWebhooksLost.",
+                "short",
+                (
+                    (fastest("foreseen_webhook_calls_total", "outcome"), "{{outcome}}"),
+                    (one("foreseen_webhooks_waiting"), "waiting"),
+                ),
             ),
         ),
     ),

@@ -178,6 +178,11 @@ def some_of_everything(system: Live, seeds: range) -> None:
         assert system.post(MINILM, ask_minilm(f"operators watch {seed % 3}"))[0] == 200
         assert system.post(FINGERPRINT, b"{}")[0] == 400
         assert system.post("/v2/models/nope/infer", b"{}")[0] == 404
+        job = ask_fingerprint(numbers(850_000 + seed))
+        status, headers, _ = system.post(FINGERPRINT, job, {"Prefer": "respond-async"})
+        assert status == 202
+        status, _, seen = system.ask("GET", headers["location"], None, {"Prefer": "wait=20"})
+        assert b"succeeded" in seen
 
 
 SUMS = ("foreseen_requests_total", "foreseen_rows_total", "foreseen_request_duration_seconds_count")
