@@ -35,7 +35,7 @@ class Child:
         command: Sequence[str],
         *,
         death_signal: signal.Signals = signal.SIGKILL,
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str | None] | None = None,
         pass_fds: Sequence[int] = (),
         log_file: Path | None = None,
         on_end: Callable[[int], None] = lambda _: None,
@@ -46,7 +46,8 @@ class Child:
         self.ends = 0
         self._command = tuple(command)
         self._death_signal = death_signal
-        self._environment = {**os.environ, **(environment or {})}
+        given = {**os.environ, **(environment or {})}
+        self._environment = {name: value for name, value in given.items() if value is not None}
         self._pass_fds = tuple(pass_fds)
         self._log_file = log_file
         self._on_end = on_end

@@ -180,7 +180,8 @@ class _System:
             return
         own = ("--state=", "--redis=", "--near-bytes=", "--replay-bytes=", "--admin-port=", "--port=", "--host=")
         flags = [flag for flag in arguments(settings, WorkerSettings) if not flag.startswith(own)]
-        environment = {"FORESEEN_STATE": state}
+        # The proxies' files of metrics are theirs alone: two processes that write one file leave it unreadable.
+        environment: dict[str, str | None] = {"FORESEEN_STATE": state, MULTIPROCESS_FOLDER: None}
         if settings.redis is not None:
             environment["FORESEEN_REDIS"] = settings.redis
         for number in range(settings.job_workers):
