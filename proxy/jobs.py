@@ -163,7 +163,7 @@ class Jobs:
         keys = self._pipeline.tiers.keys_of(space, frames)
         question = Question(space, rows, self._terms(steps, control), asked.parameters)
         if not rows or (manner.at_once and await self._is_known(question, keys)):
-            return None
+            return await self.used(scope, manner)  # the same request may have been here, and be answered, meanwhile
         shared = steps == ALL_STEPS and control.demand == AT_EASE
         same = self._records.same(keys) if shared else NEVER_SAME
         for sharing in (same, NEVER_SAME) if same else (NEVER_SAME,):
