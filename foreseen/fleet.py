@@ -50,6 +50,8 @@ class Fleet:
         leave_seconds: float,
     ) -> None:
         self.children: list[Child] = []
+        self.rolls = 0
+        """How often all workers were replaced."""
         self._data = data
         self._worker = worker
         self._model = model
@@ -79,8 +81,9 @@ class Fleet:
             for path in (model_socket(self._data, name), one.link, one.socket):
                 path.unlink(missing_ok=True)
 
-    async def follow(self, manifests: Iterable[Manifest]) -> None:
-        """Replace every model's process whose artifact is not the one in force any more."""
+    async def follow(self, manifests: Iterable[Manifest]) -> bool:
+        """Replace every model's process whose artifact is not the one in force any more. False where one stays that
+        should not: its successor, or a worker's, did not get ready."""
         for manifest in manifests:
             name = manifest.name
             try:
@@ -92,6 +95,8 @@ class Fleet:
                 log.info("model was built anew", model=name, artifact=artifact[:12])
                 if not await self._renew(manifest):
                     self._refused[name] = artifact
+                    return False
+        return True
 
     async def replace_workers(self) -> bool:
         """One after the other. False where a new one did not get ready: it and those behind it stay as they are."""
@@ -100,6 +105,7 @@ class Fleet:
             if not await self._ready(new):
                 return False
             await self._retire(old, new)
+        self.rolls += 1
         return True
 
     async def restart(self, *kinds: str) -> None:

@@ -233,12 +233,14 @@ class _System:
             log.error("not reloaded; all goes on as it was", why=str(error))
             return
         self._local = manifests
-        await self._fleet.follow(manifests)
-        if await self._fleet.replace_workers():
+        rolls = self._fleet.rolls
+        if not await self._fleet.follow(manifests):
+            return
+        if self._fleet.rolls > rolls or await self._fleet.replace_workers():
             await self._fleet.restart("worker:")
             log.info("reloaded")
 
-    async def _unless_stopped(self, starting: Coroutine[Any, Any, None]) -> None:
+    async def _unless_stopped(self, starting: Coroutine[Any, Any, object]) -> None:
         work = asyncio.ensure_future(starting)
         stopping = asyncio.ensure_future(self._stopping.wait())
         try:

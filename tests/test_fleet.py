@@ -109,8 +109,8 @@ async def test_a_build_that_does_not_get_ready_is_tried_once(yard: Yard) -> None
     before, socket = yard.running(), yard.socket
     yard.built("b")
     yard.script = BROKEN
-    for _ in range(2):
-        await yard.fleet.follow([yard.manifest])
+    assert not await yard.fleet.follow([yard.manifest])
+    assert await yard.fleet.follow([yard.manifest])
     assert (yard.running(), yard.socket) == (before, socket)
     yard.script = READY
     await yard.fleet.follow([yard.manifest])
@@ -126,7 +126,7 @@ async def test_another_preparation_replaces_the_workers_too(yard: Yard) -> None:
     yard.links.clear()
     yard.built("b", "q")
     await yard.fleet.follow([yard.manifest])
-    assert len(yard.links) == 2
+    assert (len(yard.links), yard.fleet.rolls) == (2, 1)
     for links in yard.links:
         assert links["fingerprint"].name != model_socket(yard.data, "fingerprint").name
         assert links["fingerprint"].readlink().name == yard.socket
