@@ -203,6 +203,7 @@ class Tiers:
         return len(storable) == len(fresh)
 
     async def _store(self, far: FarTier, fresh: Sequence[tuple[Key, Prediction]], policy: Policy, size: int) -> None:
+        await asyncio.sleep(0)  # the answer goes first: packing and sending this cost as much as the reply
         started, now = time.perf_counter(), self.clock()
         lives = [(key, p, int(kept_for(p.expires_at, now, policy) * 1000)) for key, p in fresh]
         try:
