@@ -250,12 +250,14 @@ def wire_shape(shape: tuple[Dim, ...]) -> list[int]:
 
 
 def example_request(manifest: Manifest) -> dict[str, Any]:
-    """A V2 request of the manifest's example: one row, open dimensions as long as the data makes them."""
+    """A V2 request of the manifest's example: one row, open dimensions as long as the data makes them. An input that it
+    has no example of is all ones."""
     inputs = []
     for spec in manifest.seen.inputs:
-        data = manifest.example.get(spec.name, [])
         shape = [1 if dim == BATCH else dim for dim in spec.shape]
         fixed = math.prod(dim for dim in shape if isinstance(dim, int))
+        one = {"BYTES": "1", "BOOL": True}.get(spec.datatype, 1)
+        data = manifest.example.get(spec.name) or [one] * fixed
         open_ended = [len(data) // fixed if isinstance(dim, str) else dim for dim in shape]
         inputs.append({"name": spec.name, "shape": open_ended, "datatype": spec.datatype, "data": data})
     return {"inputs": inputs}

@@ -16,7 +16,7 @@ from foreseen.artifact import read_file, read_record
 from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, SetupError, TooLarge
 from foreseen.key import Framer, key_of, keys_of, keys_of_frames, space_key
-from foreseen.manifest import Manifest, find, load
+from foreseen.manifest import Manifest, example_request, find, load
 from foreseen.nouns import Array, Columns, Row, Space
 from foreseen.prepare import Preparer
 from foreseen.tensors import array_of_json
@@ -382,6 +382,15 @@ def test_an_ignored_input_is_accepted_and_dropped() -> None:
         for s in (1.0, 2.0)
     }
     assert len(made) == 1
+
+
+def test_a_manifest_without_an_example_has_one_of_ones() -> None:
+    """What `up` asks before it says ready is well-formed for a model that came without an example."""
+    for datatype, data in (("FP32", [1] * 6), ("BYTES", ["1"] * 6), ("BOOL", [True] * 6)):
+        one = manifest(datatype, ("rows", 2, "n", 3))
+        (asked,) = example_request(one)["inputs"]
+        assert (asked["shape"], asked["data"]) == ([1, 2, 1, 3], data)
+        assert len(Preparer(one, {}).rows([tensor(data, datatype, (1, 2, 1, 3))])) == 1
 
 
 def test_rows_that_belong_together_are_one_row() -> None:
