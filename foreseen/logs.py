@@ -5,10 +5,27 @@ Never an input, a tensor, a token, a secret or a full digest.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
+from typing import TextIO, cast
 
 import structlog
+
+
+class _Lossy:
+    """A file that loses what cannot be written: no request fails for want of room on the disk of its log."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._descriptor, text.encode(errors="backslashreplace"))
+
+    def flush(self) -> None:
+        """Nothing is held back."""
 
 
 def configure(level: str, process: str) -> None:
@@ -25,7 +42,7 @@ def configure(level: str, process: str) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Lossy(sys.stderr.fileno()))),
     )
     structlog.contextvars.bind_contextvars(process=process)
     for noisy in ("aiohttp.access", "aiohttp.server", "aiohttp.web", "asyncio"):
