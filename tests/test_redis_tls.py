@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from foreseen.cluster import far_at
 from foreseen.errors import FarError, SetupError, StateUnavailable
@@ -40,7 +41,8 @@ class Secured:
 def acl_file(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "users.acl"
-    path.write_text((ROOT / "docs" / "redis.acl").read_text().replace("CHANGE-ME", PASSWORD))
+    users = (ROOT / "docs" / "redis.acl").read_text().replace("CHANGE-ME", PASSWORD)
+    path.write_text(f"{users}user admin on >{PASSWORD} ~* &* +@all\n")
     return path
 
 
@@ -197,10 +199,17 @@ def test_a_whole_system_over_tls_and_no_command_line_shows_a_password(
             while "detail=far" not in (told := live.post("/v2/models/fingerprint/infer", asked))[1]["cache-status"]:
                 pass  # stores run behind the answer's back
             assert json.loads(told[2])["outputs"][0]["data"] == fingerprint(numbers(1))
+            job = live.post("/v2/models/fingerprint/infer", ask_fingerprint(numbers(2)), {"Prefer": "respond-async"})
+            assert job[0] == 202
+            status, _, result = live.ask("GET", f"{job[1]['location']}/result", None, {"Prefer": "wait=30"})
+            assert (status, json.loads(result)["outputs"][0]["data"]) == (200, fingerprint(numbers(2)))
+            assert live.get("/metrics")[0] == 200
             assert "confirmed by" in foreseen("purge", f"--data={data}", "--all").stdout
             assert PASSWORD not in "\n".join(live.said)
             for pid in (live.process.pid, *all_children(live)):
                 assert PASSWORD.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
+        with Redis.from_url(secured.url("admin"), ssl_ca_certs=str(secured.ca)) as admin:
+            assert admin.acl_log() == []  # nothing that it asked for was refused
 
 
 def all_children(live: Live) -> list[int]:
