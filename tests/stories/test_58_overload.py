@@ -121,3 +121,37 @@ async def test_an_emptied_redis_under_overload_fills_again_by_itself(built: Path
             queue = iter(texts)
             assert (await one(30)) == {200: len(texts)}
             assert live.model_metric("minilm", "foreseen_model_rows_total") - before <= len(texts) * 0.01
+
+
+async def test_a_flood_of_misses_costs_others_no_hits(built: Path, tmp_path: Path) -> None:
+    """Ten times as many rows that never come again as near has room for, from ten askers: a caller of known rows gets
+    right answers, nearly all of them from near."""
+    known = range(580_000, 580_030)
+    with started(built, tmp_path / "data", "--near-bytes=100000", "--replay-bytes=0", models=("fingerprint",)) as live:
+        url = live.url + FINGERPRINT
+        async with session() as client:
+            for seed in [*known, *known, *known]:
+                await ask(client, url, ask_fingerprint(numbers(seed)), 30)
+            over = asyncio.Event()
+
+            async def flooding(first: int) -> int:
+                asked = 0
+                while not over.is_set():
+                    rows = [numbers(first + asked + at) for at in range(20)]
+                    status, *_ = await ask(client, url, ask_fingerprint(*rows), 30)
+                    assert status in (200, 503, 504)
+                    asked += 20
+                return asked
+
+            attackers = [asyncio.create_task(flooding(600_000_000 + 1_000_000 * number)) for number in range(10)]
+            near = 0
+            for seed in list(known) * 10:
+                async with client.post(url, json=ask_fingerprint(numbers(seed))) as reply:
+                    assert (reply.status, (await reply.json())["outputs"][0]["data"]) == (
+                        200,
+                        fingerprint(numbers(seed)),
+                    )
+                    near += "detail=near" in reply.headers["Cache-Status"]
+            over.set()
+            assert sum(await asyncio.gather(*attackers)) > 10 * 300
+            assert near >= 0.97 * 300
