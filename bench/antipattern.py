@@ -35,6 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.hit import foreseen
+from bench.load import at_once, post
 from bench.rounds import LOAD_CORE, OUT, ROOT, free_port, listens, machine, pinned
 from foreseen.manifest import find
 from models.build import prepare
@@ -48,6 +49,7 @@ SHARED = ROOT.parent / "shared" / "data"
 CONNECTIONS = 256
 TIMEOUT_SECONDS = 5.0
 PART_REQUESTS = 20_000
+LOOKUPS = 500
 RESULTS = ("near", "far", "model", "collapsed")
 
 WEB_SINGLE = """
@@ -106,6 +108,10 @@ class Step:
     p50: float
     p99: float
     failed: int
+
+
+def question(text: str) -> bytes:
+    return json.dumps({"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]}]}).encode()
 
 
 def trace(requests: int) -> tuple[list[str], list[float], str]:
@@ -180,7 +186,7 @@ class Load:
         return Step(len(tasks) / seconds, len(took) / seconds, at[0], at[1], len(tasks) - len(took))
 
     async def _ask(self, text: str, due: float, took: list[float]) -> None:
-        body = json.dumps({"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]}]}).encode()
+        body = question(text)
         head = f"POST /v2/models/minilm/infer HTTP/1.1\r\nHost: b\r\nContent-Length: {len(body)}\r\n\r\n"
         reader, writer = await self._idle.get()
         whole = False
@@ -202,11 +208,11 @@ class Load:
 async def climb(
     url: str, limit: float, seconds: float, start: float, texts: Sequence[str], gaps: Sequence[float]
 ) -> list[Step]:
-    """Steps of rising rate up to and with the first that falls over."""
+    """Steps of rising rate up to and with the first that falls over twice: once may be a neighbour's doing."""
     load = Load(url, texts, gaps)
     await load.connect()
     steps: list[Step] = []
-    rate = start
+    rate, fell = start, False
     with contextlib.suppress(StopIteration, RuntimeError):  # the trace has an end
         while True:
             steps.append(await load.step(rate, seconds))
@@ -215,9 +221,11 @@ async def climb(
                 f"  {last.offered:8.0f}/s offered  {last.answered:8.0f}/s answered  p99 {last.p99 * 1e3:8.1f} ms",
                 file=sys.stderr,
             )
-            if last.p99 > limit or last.failed > 0.01 * last.offered * seconds:
+            falls = last.p99 > limit or last.failed > 0.01 * last.offered * seconds
+            if falls and fell:
                 break
-            rate *= 1.3
+            fell = falls
+            rate *= 1.0 if falls else 1.3
     return steps
 
 
@@ -261,11 +269,22 @@ def main() -> None:
         with foreseen(folder, "cached") as url:
             cached = asyncio.run(climb(url, limit, settings.seconds, 20.0, texts, gaps))
             text = urllib.request.urlopen(f"{url}/metrics", timeout=10).read().decode()
+            lookup = lookup_seconds(url, texts)
     rows = {what: sum_of(text, "foreseen_rows_total", {"model": "minilm", "result": what}) for what in RESULTS}
-    show(best(alone, limit), best(cached, limit), rows, origin, {"web-single": alone, "foreseen": cached})
+    show(best(alone, limit), best(cached, limit), rows, lookup, origin, {"web-single": alone, "foreseen": cached})
 
 
-def show(one: Step, other: Step, rows: dict[str, float], origin: str, steps: dict[str, list[Step]]) -> None:
+def lookup_seconds(url: str, texts: Sequence[str]) -> float:
+    """What a hit of the trace takes of the core."""
+    path = "/v2/models/minilm/infer"
+    known = [post(path, question(text)) for text in dict.fromkeys(texts[:LOOKUPS])]
+    at_once(url, known, 16)
+    return 1 / at_once(url, known * 10, 16).rate
+
+
+def show(
+    one: Step, other: Step, rows: dict[str, float], lookup: float, origin: str, steps: dict[str, list[Step]]
+) -> None:
     """Table and JSON."""
     asked = sum(rows.values())
     hits = 1 - rows["model"] / max(1.0, asked)
@@ -277,9 +296,22 @@ def show(one: Step, other: Step, rows: dict[str, float], origin: str, steps: dic
     Console().print(table)
     ratio = other.answered / one.answered
     print(f"Foreseen answers {ratio:.1f} times as much; {hits:.1%} of {asked:,.0f} rows were not computed anew.")
+    cost = 1 / one.answered
+    even = cost / (lookup + (1 - hits) * cost)
+    parts = f"C = {cost * 1e3:.2f} ms, C_lookup = {lookup * 1e6:.0f} µs, h = {hits:.3f}"
+    print(f"C / (C_lookup + (1-h)C) with {parts}: {even:.1f}")
     OUT.mkdir(parents=True, exist_ok=True)
     told = {name: [asdict(step) for step in listed] for name, listed in steps.items()}
-    document = {"machine": machine(), "trace": origin, "ratio": ratio, "saved_share": hits, "rows": rows, "steps": told}
+    document = {
+        "machine": machine(),
+        "trace": origin,
+        "ratio": ratio,
+        "break_even": even,
+        "lookup_seconds": lookup,
+        "saved_share": hits,
+        "rows": rows,
+        "steps": told,
+    }
     (OUT / "antipattern.json").write_text(json.dumps(document, indent=1))
     _plot(steps)
 
