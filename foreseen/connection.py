@@ -114,6 +114,8 @@ class Connection(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self._force_close:
+            return
         waiter = self._waiter
         # The first bytes may be here before the task that waits for them.
         if not self._request_count or (waiter is not None and not waiter.done()):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 
 from proxy.access import LINES_PER_SECOND, AccessLog
-from tests.live import Live
+from tests.live import Live, started
+from tests.questions import ask_fingerprint, numbers
+from tests.stories.test_10_first_question import FINGERPRINT
 
 SAMPLED = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 UNSAMPLED = SAMPLED[:-2] + "00"
@@ -74,3 +78,19 @@ def test_names_in_paths_do_not_reach_the_log(live: Live) -> None:
     """A model that is not served is `other`, here as in metrics."""
     assert live.post("/v2/models/secret-name/infer", b"{}")[0] == 404
     assert live.metric("foreseen_requests_total", model="other") >= 1
+
+
+def test_a_trace_is_logged_by_both_processes(built: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A sampled `traceparent` travels with a miss to the model's process; the hit after it is logged by the proxy
+    alone; one that is malformed is nobody's."""
+    with started(built, tmp_path / "d", "--log-level=info", "--access-log-hits=0", models=["fingerprint"]) as system:
+        for trace in (SAMPLED, SAMPLED, "00-zz-01"):
+            assert system.post(FINGERPRINT, ask_fingerprint(numbers(8118)), {"traceparent": trace})[0] == 200
+    logged = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    traced = [(line["process"], line["event"], line.get("result")) for line in logged if "traceparent" in line]
+    assert sorted(traced, key=str) == [
+        ("inference:fingerprint", "infer", None),
+        ("proxy", "request", "hit"),
+        ("proxy", "request", "miss"),
+    ]
+    assert all(line["traceparent"] == SAMPLED for line in logged if "traceparent" in line)
