@@ -2,8 +2,8 @@
 
 The same proxy, differently told: counting nothing and logging nothing, counting, counting and logging a hundredth of
 the hits (the default), logging every hit, counting into the files that several workers share, and being scraped ten
-times a second. Each over both roads: the same bytes again (replay), and a fresh `id` in each body. All on one core, the
-load on the other, in interleaved rounds.
+times a second. Each for the shortest and the longest way of a hit: the same bytes again, and a body never seen whose
+rows are known. All on one core, the load on the other, in interleaved rounds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench.hit import ask, script
+from bench.hit import FRESH_TIMEOUT, ask, script
 from bench.rounds import ROOT, free_port, pinned, report, take_turns, wrk
 from tests.models_fixture import built_data
 from tests.questions import ask_fingerprint, numbers
@@ -94,7 +94,7 @@ def main() -> None:
         shared.mkdir()
         files = {"PROMETHEUS_MULTIPROC_DIR": str(shared)}
         urls[SEVERAL] = running.enter_context(serving(proxy, free_port(), files))
-        body = json.dumps(ask_fingerprint(*(numbers(n) for n in range(6))))  # 1 KB
+        body = json.dumps(ask_fingerprint(*(numbers(n) for n in range(6)))).encode()  # 1 KB
         for url in urls.values():
             for _ in range(3):
                 ask(url + MODEL, body)
@@ -109,7 +109,7 @@ def main() -> None:
         default = urls["counted, 1 % of hits logged"]
         for road, path in {
             "the same bytes again": script(folder, "same", body),
-            "a fresh id": script(folder, "fresh", body, fresh_id=True),
+            "a body never seen": script(folder, "fresh", body, FRESH_TIMEOUT),
         }.items():
             turns = {kind: turn(url, path) for kind, url in urls.items()}
             turns[SCRAPED] = turn(default, path, scrape=True)

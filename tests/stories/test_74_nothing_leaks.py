@@ -150,4 +150,5 @@ def test_who_purged_what_is_told_however_quiet_the_log(
     (purged,) = [line for line in lines if line["event"] == "purge"]
     assert (purged["kind"], purged["what"], purged["generation"]) == ("model", "fingerprint", generation)
     assert re.fullmatch(r"uid \d+, process \d+", purged["actor"])
-    assert (purged["workers"], purged["missing"]) == (1, [])
+    assert purged["workers"] >= 1  # a worker of jobs confirms, too
+    assert purged["missing"] == []
