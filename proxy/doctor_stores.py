@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from foreseen.cluster import far_at, shown
-from foreseen.errors import FarError, SetupError, StateUnavailable
+from foreseen.errors import FarError, QueueUnavailable, SetupError, StateUnavailable
 from foreseen.key import secret_check
-from foreseen.nouns import DOWN, FarState
+from foreseen.nouns import DOWN, FarState, Standing
 from foreseen.places import redis_socket, state_socket
+from foreseen.queue import OPEN_STATES, Bounds, connect_queue
 from foreseen.secret import read_secret
 from foreseen.settings import DoctorSettings
 from foreseen.state import connect_state
@@ -118,6 +119,35 @@ async def state(settings: DoctorSettings) -> AsyncIterator[Finding]:
         yield Finding("note", "state", f"its clock differs by {skew:.1f} s: generations are numbered by it", fix)
     async for one in confirmed(url, settings.redis_ca_file):
         yield one
+    async for one in consumed(url, settings.redis_ca_file):
+        yield one
+
+
+async def consumed(url: str, ca_file: Path | None) -> AsyncIterator[Finding]:
+    """Whether somebody works on the queue of jobs."""
+    queue = connect_queue(url, Bounds(0, 0, 0.0, 0.0), ca_file)
+    try:
+        standing = await queue.standing()
+    except QueueUnavailable:
+        return  # said already
+    finally:
+        await queue.close()
+    for one in queued(standing):
+        yield one
+
+
+def queued(standing: Standing) -> Iterator[Finding]:
+    """A queue of jobs, as it should be."""
+    waiting = sum(standing.counts.get(f"state:{state}", 0) for state in OPEN_STATES)
+    if not standing.workers:
+        said = f"{waiting} jobs wait and no worker takes them" if waiting else "no worker takes jobs: they would wait"
+        yield Finding("must" if waiting else "note", "queue", said, "foreseen worker, or foreseen up --job-workers 1")
+    if standing.dead:
+        said = f"{standing.dead} dead letters"
+        yield Finding("note", "queue", said, "foreseen jobs lists them; --retry or --drop each")
+    if standing.workers:
+        oldest = f", the oldest since {standing.oldest_seconds:.0f} s" if waiting else ""
+        yield Finding("ok", "queue", f"{standing.workers} workers, {waiting} jobs{oldest}")
 
 
 def kept(told: FarState) -> Iterator[Finding]:

@@ -21,7 +21,11 @@ WEBHOOK = "Foreseen-Webhook"
 ONCE = "Idempotency-Key"
 MAX_KEY = 255
 LONGEST_WAIT_SECONDS = 60.0
-_MEMBER = re.compile(r"\s*([A-Za-z-]+)\s*(?:=\s*(?:\"([^\"]*)\"|([^\s;,\"]*)))?[^,]*(?:,|$)")
+_MEMBER = re.compile(
+    r"[\s,]*([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*(?:=\s*(?:\"((?:[^\"\\]|\\.)*)\"|([^\s;,\"]*)))?"
+    r"(?:\"(?:[^\"\\]|\\.)*\"|[^\",])*(?:,|$)"
+)
+"""One preference with its value, and its parameters, which are skipped; a comma within quotes separates nothing."""
 _WAIT = re.compile(r"[0-9]{1,6}")
 _KEY = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])+)"|([\x21\x23-\x7e]+)')
 
@@ -30,18 +34,27 @@ class Prefer:
     """What a request's `Prefer` says that is understood here."""
 
     def __init__(self, request: web.Request) -> None:
-        self.respond_async = False
         self.wait: float | None = None
-        for name, quoted, bare in _MEMBER.findall(", ".join(request.headers.getall("Prefer", ()))):
-            if name.lower() == "respond-async":
-                self.respond_async = True
-            elif name.lower() == "wait" and _WAIT.fullmatch(quoted or bare) and self.wait is None:
-                self.wait = min(float(quoted or bare), LONGEST_WAIT_SECONDS)
+        asked = _preferences(", ".join(request.headers.getall("Prefer", ())))
+        self.respond_async = asked.get("respond-async") == ""
+        if _WAIT.fullmatch(asked.get("wait", "")):
+            self.wait = min(float(asked["wait"]), LONGEST_WAIT_SECONDS)
 
     @property
     def applied(self) -> dict[str, str]:
         """`Preference-Applied` of a wait."""
         return {} if self.wait is None else {"Preference-Applied": f"wait={self.wait:g}"}
+
+
+def _preferences(text: str) -> dict[str, str]:
+    """Preferences by name, each as it was given first (RFC 7240 section 2). What stands behind a mistake is not read:
+    nobody is sent a 202 who did not ask for one."""
+    found: dict[str, str] = {}
+    at = 0
+    while (match := _MEMBER.match(text, at)) is not None and match.end() > at:
+        found.setdefault(match[1].lower(), match[2] if match[2] is not None else match[3] or "")
+        at = match.end()
+    return found
 
 
 class Manners:

@@ -14,7 +14,7 @@ import pytest
 
 from foreseen.exposition import exposition
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import FarState
+from foreseen.nouns import FarState, Standing
 from foreseen.places import redis_socket, state_socket
 from foreseen.scrape import parse
 from foreseen.settings import DoctorSettings
@@ -178,13 +178,30 @@ def to_redis(system: Live, line: str, path: Path | None = None) -> bytes:
         return connection.recv(100)
 
 
+@pytest.mark.parametrize(
+    ("standing", "wanted"),
+    [
+        (Standing({}, 0.0, 0, workers=2), ["ok"]),
+        (Standing({"state:queued": 3}, 9.0, 0, workers=1), ["ok"]),
+        (Standing({"state:succeeded": 3}, 0.0, 0), ["note"]),
+        (Standing({"state:queued": 3}, 9.0, 0), ["must"]),
+        (Standing({"state:running": 1}, 9.0, 2, workers=1), ["note", "ok"]),
+    ],
+)
+def test_a_queue_that_nobody_works_on(standing: Standing, wanted: list[str]) -> None:
+    """Jobs that wait without a worker have to be mended; no worker and no jobs, and dead letters, are to be known."""
+    found = list(doctor_stores.queued(standing))
+    assert grades(found) == wanted
+    assert all(finding.fix for finding in found if finding.grade != "ok")
+
+
 def test_a_running_system_is_well_until_it_is_not(live: Live) -> None:
     """Status 0 and a line each; with `noeviction` status 1, one line more to read, and the fix that mends it."""
     well = foreseen_doctor(live)
     assert (well.returncode, well.stderr) == (0, ""), well.stdout
     lines = well.stdout.splitlines()
     assert any(line.startswith("ok    model minilm ready") for line in lines), well.stdout
-    for what in ("redis", "state", "files", "clock", "versions", "secret", "memory", "workers"):
+    for what in ("redis", "state", "files", "clock", "versions", "secret", "memory", "workers", "queue"):
         assert any(line.startswith(f"ok    {what}") for line in lines), well.stdout
     assert any(line.startswith("ok    proxy") for line in lines)
     assert to_redis(live, "CONFIG SET maxmemory-policy noeviction") == b"+OK\r\n"
