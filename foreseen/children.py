@@ -46,7 +46,8 @@ class Child:
         self.ends = 0
         self._command = tuple(command)
         self._death_signal = death_signal
-        given = {**os.environ, **(environment or {})}
+        self._given = dict(environment or {})
+        given = {**os.environ, **self._given}
         self._environment = {name: value for name, value in given.items() if value is not None}
         self._pass_fds = tuple(pass_fds)
         self._log_file = log_file
@@ -61,7 +62,7 @@ class Child:
             self.name,
             self._command,
             death_signal=self._death_signal,
-            environment=self._environment,
+            environment=self._given,
             pass_fds=self._pass_fds,
             log_file=self._log_file,
             on_end=self._on_end,

@@ -45,8 +45,6 @@ log = structlog.get_logger()
 READY_SECONDS = 120.0
 STOP_SECONDS = 15.0
 POLL_SECONDS = 0.1
-FIRST_JOB_SLOT = 1000
-"""Workers' counts lie in files by their slots: two in one would lose some."""
 FOLLOW_SECONDS = 1.0
 """Between two looks whether a model was built anew."""
 
@@ -185,7 +183,7 @@ class _System:
         if settings.redis is not None:
             environment["FORESEEN_REDIS"] = settings.redis
         for number in range(settings.job_workers):
-            command = [*_foreseen(), "worker", *flags, f"--slot={FIRST_JOB_SLOT + number}"]
+            command = [*_foreseen(), "worker", *flags]
             await self._fleet.add(
                 Child(f"worker:{number}", command, death_signal=signal.SIGTERM, environment=environment)
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -143,10 +144,15 @@ async def test_without_a_record_all_goes_on(yard: Yard) -> None:
 
 
 async def test_processes_that_nobody_waits_for_are_restarted(yard: Yard) -> None:
-    """One ends before the next begins, under the same name."""
-    await yard.fleet.add(process("worker:0", "exec sleep 1000"))
+    """One ends before the next begins, under the same name and in the same environment."""
+    os.environ["FORESEEN_TEST_TAKEN_OUT"] = "1"
+    await yard.fleet.add(
+        Child("worker:0", ["bash", "-c", "exec sleep 1000"], environment={"FORESEEN_TEST_TAKEN_OUT": None})
+    )
     before = yard.running()
     await yard.fleet.restart("worker:")
     after = yard.running()
     assert set(after) == set(before)
     assert after["worker:0"] != before["worker:0"]
+    del os.environ["FORESEEN_TEST_TAKEN_OUT"]
+    assert b"FORESEEN_TEST_TAKEN_OUT" not in Path(f"/proc/{after['worker:0']}/environ").read_bytes()
