@@ -25,6 +25,10 @@ def process(name: str, script: str) -> Child:
     return Child(name, ["bash", "-c", script, name])
 
 
+def environment_of(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/environ").read_bytes()
+
+
 class Yard:
     """A fleet of two workers and a model, all of them shells that sleep. What is started next runs `script`."""
 
@@ -155,4 +159,4 @@ async def test_processes_that_nobody_waits_for_are_restarted(yard: Yard) -> None
     assert set(after) == set(before)
     assert after["worker:0"] != before["worker:0"]
     del os.environ["FORESEEN_TEST_TAKEN_OUT"]
-    assert b"FORESEEN_TEST_TAKEN_OUT" not in Path(f"/proc/{after['worker:0']}/environ").read_bytes()
+    assert b"FORESEEN_TEST_TAKEN_OUT" not in environment_of(after["worker:0"])
