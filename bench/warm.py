@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import hashlib
 import http.client
 import json
 import lzma
@@ -55,6 +56,8 @@ from foreseen.warm.warmer import preparer_of
 from inference.session import Plan, open_session, session_options
 
 PACKAGED = (Path(models.__file__).parent,)
+STEP_SECONDS = 300
+"""No step of these takes so long; one that does is ended, with a traceback that says where it stood."""
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 FORESEEN = [sys.executable, "-m", "foreseen.cli"]
 
@@ -80,20 +83,21 @@ class System:
         self.inference = subprocess.Popen([*command, "--log-level=warning"])
         until(lambda: read_serving(self.data, self.model) is not None and self.metric("foreseen_model_rows_total") >= 0)
 
-    def start_proxy(self) -> None:
+    def start_proxy(self, *flags: str) -> None:
         port = self.url.rsplit(":", 1)[1]
         command = [*FORESEEN, "proxy", f"--model={self.model}", f"--data={self.data}", f"--port={port}"]
-        command += ["--far-budget-ms=2000"]  # thousands of rows a question, on a machine that may be busy
+        command += ["--far-budget-ms=2000", *flags]  # thousands of rows a question, on a machine that may be busy
         self.proxy = subprocess.Popen([*command, "--log-level=error"])
         until(lambda: get(f"{self.url}/v2/models/{self.model}/ready"))
 
     def stop_model(self) -> None:
         assert self.inference is not None
         self.inference.terminate()
-        self.inference.wait()
+        self.inference.wait(60)
 
     def metric(self, name: str) -> float:
         with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(60)
             connection.connect(str(model_socket(self.data, self.model)))
             connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n")
             text = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
@@ -111,7 +115,12 @@ class System:
         for process in (self.proxy, self.inference, self.far):
             if process is not None and process.poll() is None:
                 process.terminate()
-                process.wait()
+                try:
+                    process.wait(60)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+                    raise
 
 
 @contextlib.contextmanager
@@ -149,8 +158,12 @@ def warm(data: Path, model: str, *words: str) -> tuple[dict[str, Any], float]:
     command = [*FORESEEN, "warm", *words, f"--data={data}", f"--model={model}", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout is not None
-    with process.stdout:
-        said = process.stdout.read()
+    try:
+        with process.stdout:
+            said = process.stdout.read()
+    except TimeoutError:
+        process.kill()
+        raise
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0
@@ -245,13 +258,16 @@ def mass_insertion(running: System, rows: int) -> bytes:
 
 def insert(running: System, commands: bytes, rows: int) -> float:
     with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(60)
         connection.connect(str(redis_socket(running.data)))
         started = time.perf_counter()
         sender = threading.Thread(target=connection.sendall, args=(commands,))
         sender.start()
         got = 0
         while got < 5 * rows:
-            got += len(connection.recv(1 << 20))
+            part = connection.recv(1 << 20)
+            assert part, "Redis closed the connection"
+            got += len(part)
         sender.join()
         return time.perf_counter() - started
 
@@ -355,45 +371,66 @@ def bench_kill(built: Path, limit: int) -> dict[str, Any]:
 
 
 def bench_online(built: Path, limit: int) -> dict[str, Any]:
-    """Latency of one client's hits while nothing else runs, and while the same proxy's model is warmed; in turns."""
+    """Latency of one client's hits and misses while nothing else runs, and while the same proxy's model is warmed,
+    directly and through the proxy; in turns, so that other work on the machine hits all alike."""
+    told: dict[str, Any] = {}
     with system(built, "minilm") as running:
         listed = texts(limit)
         running.start_model()
         running.start_proxy()
-        hot = json.dumps(
-            {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [listed[0]]}]}
-        ).encode()
-        alone, beside, misses = [], [], []
+        hot = ask_text(listed[0])
+        latencies(running, [hot] * 500)
+        taken: dict[str, list[tuple[list[float], list[float]]]] = {"alone": [], "direct": [], "url": []}
         for turn in range(3):
-            alone.append(latencies(running, hot, 3000))
-            file = running.data.parent / f"{turn}.parquet"
-            pq.write_table(pa.table({"text": [f"{turn} {text}" for text in listed]}), file)
-            words = ["warm", str(file), f"--data={running.data}", "--model=minilm", "--json"]
-            before = running.metric("foreseen_model_rows_total")
-            process = subprocess.Popen([*FORESEEN, *words], stdout=subprocess.DEVNULL)
-            until(lambda before=before: running.metric("foreseen_model_rows_total") > before + 100)
-            beside.append(latencies(running, hot, 3000))
-            for i in range(100):
-                new = hot.replace(listed[0].encode(), f"new {turn} {i}".encode())
-                misses += latencies(running, new, 1)
-            process.kill()
-            process.wait()
-        p99 = [[float(np.percentile(one, 99)) * 1000 for one in part] for part in (alone, beside)]
-        p50 = [[float(np.percentile(one, 50)) * 1000 for one in part] for part in (alone, beside)]
-        return {
-            "hit_p50_ms_alone": round(statistics.median(p50[0]), 3),
-            "hit_p50_ms_warming": round(statistics.median(p50[1]), 3),
-            "hit_p99_ms_alone": round(statistics.median(p99[0]), 3),
-            "hit_p99_ms_warming": round(statistics.median(p99[1]), 3),
-            "miss_p50_ms_warming": round(float(np.percentile(misses, 50)) * 1000, 1),
-            "miss_max_ms_warming": round(max(misses) * 1000, 1),
-        }
+            for way, found in taken.items():
+                with warming(running, way, [f"{turn} {way} {text}" for text in listed]):
+                    new = [ask_text(f"new {turn} {way} {i}") for i in range(60)]
+                    found.append((latencies(running, [hot] * 3000), latencies(running, new)))
+        for way, found in taken.items():
+            hits, misses = zip(*found, strict=True)
+            told[way] = {
+                "hit_p50_ms": milliseconds(statistics.median(np.percentile(one, 50) for one in hits)),
+                "hit_p99_ms": milliseconds(statistics.median(np.percentile(one, 99) for one in hits)),
+                "hit_p99_ms_of_each_turn": [milliseconds(np.percentile(one, 99)) for one in hits],
+                "miss_p50_ms": milliseconds(np.percentile(np.concatenate(misses), 50)),
+                "miss_max_ms": milliseconds(max(map(max, misses))),
+            }
+    return told
 
 
-def latencies(running: System, body: bytes, count: int) -> list[float]:
+@contextlib.contextmanager
+def warming(running: System, way: str, listed: list[str]) -> Iterator[None]:
+    """A run over new texts that is under way inside, directly or through the proxy; none for "alone"."""
+    if way == "alone":
+        yield
+        return
+    file = running.data.parent / "online.parquet"
+    pq.write_table(pa.table({"text": listed}), file)
+    words = ["warm", str(file), f"--data={running.data}", "--model=minilm", "--json"]
+    words += [f"--url={running.url}"] if way == "url" else []
+    before = running.metric("foreseen_model_rows_total")
+    process = subprocess.Popen([*FORESEEN, *words], stdout=subprocess.DEVNULL)
+    try:
+        until(lambda: running.metric("foreseen_model_rows_total") > before + 100)
+        yield
+        assert process.poll() is None, "it was through too early"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ask_text(text: str) -> bytes:
+    return json.dumps({"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]}]}).encode()
+
+
+def milliseconds(seconds: float) -> float:
+    return round(float(seconds) * 1000, 3)
+
+
+def latencies(running: System, bodies: list[bytes]) -> list[float]:
     connection = http.client.HTTPConnection("127.0.0.1", int(running.url.rsplit(":", 1)[1]), timeout=30)
     taken = []
-    for _ in range(count):
+    for body in bodies:
         started = time.perf_counter()
         connection.request("POST", f"/v2/models/{running.model}/infer", body)
         reply = connection.getresponse()
@@ -404,8 +441,9 @@ def latencies(running: System, body: bytes, count: int) -> list[float]:
     return taken
 
 
-def bench_trace() -> dict[str, Any]:
-    """Hit ratios of the second half, unbounded cache: the first 5 % of it, and all, after warming the top keys."""
+def bench_trace(built: Path, most: int) -> dict[str, Any]:
+    """Yesterday's top keys warmed, today replayed. The first 5 % (or --replay of them) are really asked, one by one, of
+    a proxy over rows of `digits` (near off, so that every level starts from what was warmed); all is simulated too."""
     path = SHARED / "scarab_recs_keys.csv.xz"
     if path.exists():
         with lzma.open(path, "rt") as file:
@@ -414,24 +452,61 @@ def bench_trace() -> dict[str, Any]:
         keys = [str(int(n)) for n in np.random.default_rng(0).zipf(1.2, 400_000)]
     half = len(keys) // 2
     counts = Counter(keys[:half])
-    ranked = [key for key, _ in counts.most_common()]
-    table: dict[str, Any] = {"first_half_distinct": len(ranked)}
-    for share in (0.0, 0.01, 0.05, 0.20, 1.0):
-        known = set(ranked[: round(len(ranked) * share)])
-        hits, first, early = 0, half // 20, 0
-        for number, key in enumerate(keys[half:]):
-            if key in known:
-                hits += 1
-            known.add(key)
-            if number + 1 == first:
-                early = hits
-        total = len(keys) - half
-        table[f"top_{share:.0%}"] = {
-            "warmed": round(len(ranked) * share),
-            "first_5%": round(early / first, 4),
-            "all": round(hits / total, 4),
-        }
+    ranked, second = [key for key, _ in counts.most_common()], keys[half:]
+    first = second[: half // 20]
+    table: dict[str, Any] = {
+        "requests": len(keys),
+        "distinct_in_first_half": len(ranked),
+        "asked_really": min(most, len(first)),
+    }
+    with system(built, "digits") as running:
+        running.start_model()
+        running.start_proxy("--near-bytes=0", "--replay-bytes=0")
+        for share in (0.0, 0.01, 0.05, 0.20, 1.0):
+            top = ranked[: round(len(ranked) * share)]
+            running.flush()
+            if top:
+                file = running.data.parent / "top.parquet"
+                rows = np.concatenate([pixels_of(key) for key in top])
+                column = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), 64)
+                pq.write_table(pa.table({"pixels": column}), file)
+                done, _ = warm(running.data, "digits", str(file))
+                assert done["computed"] == len(top), done
+            known = set(top)
+            simulated = [key in known or known.add(key) for key in second]  # add gives None
+            asked = first[:most]
+            table[f"top_{share:.0%}"] = {
+                "warmed": len(top),
+                "asked_really": round(sum(asked_again(running, asked)) / len(asked), 4),
+                "the_same_simulated": round(sum(map(bool, simulated[: len(asked)])) / len(asked), 4),
+                "first_5%_simulated": round(sum(map(bool, simulated[: len(first)])) / len(first), 4),
+                "all_simulated": round(sum(map(bool, simulated)) / len(second), 4),
+            }
     return table
+
+
+def pixels_of(key: str) -> np.ndarray[Any, Any]:
+    """A row of `digits` that stands for a key."""
+    raw = np.frombuffer(hashlib.blake2b(key.encode()).digest(), np.uint8)
+    return (raw % 17).astype(np.float32)[None, :]
+
+
+def asked_again(running: System, keys: list[str]) -> Iterator[bool]:
+    """Which of these the proxy had, asked one by one."""
+    connection = http.client.HTTPConnection("127.0.0.1", int(running.url.rsplit(":", 1)[1]), timeout=60)
+    for key in keys:
+        body, length = wire.render_request([("pixels", "FP32", pixels_of(key))], {})
+        headers = {"Inference-Header-Content-Length": str(length)}
+        connection.request("POST", "/v2/models/digits/infer", body, headers)
+        reply = connection.getresponse()
+        reply.read()
+        assert reply.status == 200
+        yield reply.headers["Cache-Status"].startswith("foreseen;hit")
+    connection.close()
+
+
+def too_long(*_: object) -> None:
+    raise TimeoutError(f"no step takes {STEP_SECONDS} s")
 
 
 def main() -> None:
@@ -440,6 +515,7 @@ def main() -> None:
     parser.add_argument("--only", default="import,compute,kill,online,trace")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--texts", type=int, default=50_000)
+    parser.add_argument("--replay", type=int, default=1_000_000, help="requests of a trace's first 5 %% really asked")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     for model in ("digits", "minilm"):
@@ -450,10 +526,12 @@ def main() -> None:
         "compute": lambda: bench_compute(asked.data, asked.texts),
         "kill": lambda: bench_kill(asked.data, min(asked.texts, 10_000)),
         "online": lambda: bench_online(asked.data, asked.texts),
-        "trace": bench_trace,
+        "trace": lambda: bench_trace(asked.data, asked.replay),
     }
+    signal.signal(signal.SIGALRM, too_long)
     told = {"cores": os.cpu_count()}
     for name in asked.only.split(","):
+        signal.alarm(STEP_SECONDS)
         told[name] = benches[name]()  # type: ignore[assignment]
         print(name, json.dumps(told[name], indent=1), flush=True)
     if asked.json is not None:

@@ -203,6 +203,13 @@ class StateUnavailable(ForeseenError):
     fix = "See `--state`; purge again."
 
 
+class FarUnavailable(ForeseenError):
+    """The far tier is not there: nothing can be imported. Predictions are answered all the same."""
+
+    status, code = 503, "far_unavailable"
+    fix = "Look at Redis (`foreseen doctor`); run the same import again, it goes on where it stopped."
+
+
 class NotConfirmed(ForeseenError):
     """A purge was made, but the workers that the message names have not confirmed it."""
 

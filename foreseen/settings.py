@@ -332,6 +332,10 @@ class WarmSettings(Common):
     url: Annotated[
         str | None, Parameter(help="A running proxy to ask instead; then neither secret nor Redis is needed.")
     ] = None
+    admin_token_file: Annotated[
+        Path | None,
+        Parameter(help="Operators' token, for an import through a proxy. Default: DATA/admin-token."),
+    ] = None
     map: Annotated[tuple[str, ...], Parameter(help="COLUMN=INPUT where they differ; may be repeated.")] = ()
     outputs: Annotated[
         tuple[str, ...],
@@ -367,7 +371,13 @@ class WarmSettings(Common):
     address: Annotated[
         str | None, Parameter(help="The model process, unix:/path or http://host:port. Default: DATA's own.")
     ] = None
-    patience_seconds: Annotated[float, Parameter(help="How long a model that is away or full is waited for.")] = 60.0
+    patience_seconds: Annotated[
+        float, Parameter(help="How long a model or a Redis that is away, full or silent is waited for.")
+    ] = 60.0
+    stand_back: Annotated[
+        bool,
+        Parameter(help="Compute only while nobody else wants the core (Linux's idle class); imports never do."),
+    ] = True
     ray: Annotated[
         bool, Parameter(help="Share the work out by Ray: the cluster of RAY_ADDRESS, else the cores of this machine.")
     ] = False

@@ -89,6 +89,7 @@ class Handlers:
             for method in ("POST", "QUERY"):
                 route(method, f"{model}/infer", self.infer, expect_handler=expect)
             app.router.add_post(f"{model}/explain", self.explain)
+            app.router.add_post(f"{model}/import", self.bring)
         app.router.add_get("/v1/models", self.v1_models)
         v1 = "/v1/models/{model:[^/:]+}"  # GET …:predict is a method that is not allowed, and no model of that name
         for model in (v1, v1 + "/versions/{version:[^/:]+}"):
@@ -143,6 +144,14 @@ class Handlers:
     async def explain(self, request: web.Request) -> web.Response:
         """Operators only: where the rows of an `/infer` body are, or why they would be misses."""
         return await self._explain(request, "v2")
+
+    async def bring(self, request: web.Request) -> web.Response:
+        """Operators only: store what a batch run has computed, as `foreseen warm --url --outputs` sends it."""
+        self._token.check(request, "import")
+        served = self._find(request)
+        body = await read_body(request, self._settings.body_seconds)
+        rows, had = await self._server.bring(served, header_length(request), body)
+        return json_reply({"model": served.manifest.name, "rows": rows, "had": had})
 
     async def v1_explain(self, request: web.Request) -> web.Response:
         """The same for a `:predict` body."""

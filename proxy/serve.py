@@ -14,12 +14,13 @@ from typing import Protocol, TypeVar
 import msgspec
 from msgspec import Struct
 
-from foreseen.errors import DigestMoved, ForeseenError, ModelUnavailable, NotCached
+from foreseen.errors import BadInput, DigestMoved, ForeseenError, ModelUnavailable, NotCached, StateUnavailable
 from foreseen.meters import Hits
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import ALL_STEPS, Answer, Explanation, Key, Prediction, Question, Space, Steps, Terms
 from foreseen.prepare import Preparer
 from proxy.ask import Ask
+from proxy.bring import bring, decode_brought, predictions_of
 from proxy.decode import Asked, decode_v1, decode_v2
 from proxy.facts import Facts
 from proxy.freshness import steps_of
@@ -324,6 +325,26 @@ class Server:
         before = self._purges.formerly(space.model, space.digest)
         former += [Space(space.scope, space.model, space.digest, generation) for generation in before]
         return await whereabouts(self._pipeline, question, former, self._purges.was_purged)
+
+    async def bring(self, served: Served, header_length: int | None, body: bytes) -> tuple[int, list[int]]:
+        """Store what a batch run has computed: how many rows, and which of them were there. Asks no model.
+
+        Raises BadInput (also for another model's predictions), StateUnavailable, FarUnavailable.
+        """
+        heavy = len(body) > OFF_LOOP_BYTES
+        brought = await self._off_loop(lambda: decode_brought(body, header_length, served.manifest), heavy)
+        space = self.space(served)
+        if brought.digest != space.digest:
+            told = f"the outputs are of model {brought.digest[:16]}…, in force is {space.digest[:16]}…"
+            raise BadInput(f"parameters.digest: {told}; predict them again")
+        if served.steps != ALL_STEPS or served.manifest.rows == "together":
+            raise BadInput("answers of this model are not cached by the row")
+        if self._unknown(space):
+            raise StateUnavailable("the state store does not answer, so what was purged is not known")
+        preparer, at = served.preparer(), self._pipeline.tiers.clock()
+        rows = await self._off_loop(lambda: preparer.rows(brought.inputs), heavy)
+        predictions = await self._off_loop(lambda: predictions_of(brought, rows, served.manifest, at), heavy)
+        return len(rows), await bring(self._pipeline, space, rows, brought.parameters, predictions)
 
     async def _ask(
         self, served: Served, ask: Ask, asked: Asked, known: Known, size: int, deadline: float

@@ -215,6 +215,16 @@ class Tiers:
         finally:
             self.pending_bytes -= size
 
+    async def put_far(self, entries: Sequence[tuple[Key, Prediction]], policy: Policy) -> None:
+        """Store entries in far before anything else happens. Raises FarError, also where there is no far."""
+        if self._far is None:
+            raise FarError("none")
+        now, limit = self.clock(), self._limits.far_value_bytes
+        lives = [(key, p, int(kept_for(p.expires_at, now, policy) * 1000)) for key, p in entries]
+        await self._far.put(
+            [(key, self._codec.pack(key, p), life) for key, p, life in lives if life > 0 and entry_bytes(p) <= limit]
+        )
+
     def space_key(self, space: Space) -> SpaceKey:
         key = self._spaces.get(space)
         if key is None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import pickle
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -339,6 +337,10 @@ def test_dry_run_changes_nothing(live: Live, tmp_path: Path) -> None:
     assert (told.rows, told.distinct, told.cached, told.failed, told.estimated) == (81, 40, 10, 1, False)
     assert told.seconds is not None
     assert told.far_bytes > 30 * 300
+    importing = parquet(tmp_path / "c.parquet", predicted(rows), digest_of(live))
+    told = Job([str(importing)], settings(live, outputs=("all",), address=NOWHERE)).dry()
+    assert (told.rows, told.distinct, told.cached) == (40, 40, 10)
+    assert told.seconds is not None
     assert not hit(live, rows[20])
 
 
@@ -351,31 +353,6 @@ def test_distinct_rows_are_counted_in_bounded_memory(monkeypatch: pytest.MonkeyP
         counter.add(bytes.fromhex(key), cached=False)
         counter.add(bytes.fromhex(key), cached=False)
     assert abs(counter.counts()[0] - 50_000) < 5_000
-
-
-def test_a_killed_run_goes_on_where_it_was(own: Live, tmp_path: Path) -> None:
-    """kill -9 at any moment: the same command ends with every row once in the results, and computes no chunk again."""
-    rows = rows_of(0, 3000)
-    file = parquet(tmp_path / "a.parquet", {"x": [*rows, [1]]}, row_group_size=500)
-    words = ["warm", str(file), "--model=fingerprint", f"--data={own.data}", f"--out={tmp_path / 'out'}", "--json"]
-    words += ["--chunk-rows=100", "--error-budget=1%", "--batch-ms=1", "--rows-per-second=4000"]
-    command = [sys.executable, "-m", "foreseen.cli", *words]
-    started = own.model_metric("fingerprint", "foreseen_model_rows_total")
-    for parts in (3, 9, 20):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 30
-        while not (tmp_path / "out").exists() or len(list((tmp_path / "out").glob("part-*"))) < parts:
-            assert time.monotonic() < deadline
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-    done = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert (done["rows"], done["failed"], done["hit"] + done["computed"]) == (3001, 1, 3000)
-    assert len(Path(done["rejects"]).read_text().splitlines()) == 1
-    stored = [row for part in (tmp_path / "out").glob("*.parquet") for row in pq.read_table(part).to_pylist()]
-    assert sorted(row["x"] for row in stored) == sorted(rows)
-    computed = own.model_metric("fingerprint", "foreseen_model_rows_total") - started
-    assert 3000 <= computed <= 3000 + 3 * 100
 
 
 def test_after_a_purge_the_new_space_is_warmed(own: Live, tmp_path: Path) -> None:
@@ -446,7 +423,7 @@ def test_every_mistake_is_one_line(live: Live, tmp_path: Path) -> None:
         "cannot be reached; start it": refused(live, good, url="http://127.0.0.1:9"),
         "serves no model": refused(live, good, url=live.url, model="nobody"),
         "give --out a folder that can be written": refused(live, good, out=good / "under"),
-        "leave --url away": refused(live, good, url=live.url, outputs=("all",)),
+        "needs the proxy's admin token": refused(live, good, url=live.url, outputs=("all",), data=tmp_path),
         "goes with --outputs": refused(live, good, verify="1%"),
         "is not a share": refused(live, good, outputs=("all",), verify="many"),
         "no files": refused(live),
@@ -454,23 +431,6 @@ def test_every_mistake_is_one_line(live: Live, tmp_path: Path) -> None:
         assert said in told
     assert "root secret is not the one" in refused(live, good, secret_file=tmp_path / "other")
     assert not hit(live, numbers(13_200))
-
-
-def test_a_file_that_may_not_be_read(live: Live, tmp_path: Path) -> None:
-    """Permission denied is one line, too."""
-    file = parquet(tmp_path / "a.parquet", {"x": rows_of(13_300, 1)})
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
-    file.chmod(0)
-    everything = os.geteuid() == 0
-    if everything:
-        os.seteuid(65534)
-    try:
-        said = refused(live, file)
-    finally:
-        if everything:
-            os.seteuid(0)
-    assert said == f"{file}: permission denied; make it readable for this user (chmod, or the store's policy)"
 
 
 def test_the_command(live: Live, tmp_path: Path) -> None:

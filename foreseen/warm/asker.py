@@ -20,7 +20,8 @@ from foreseen.errors import BadInput, BadRequest, ModelFailed, ModelUnavailable,
 from foreseen.nouns import Array
 from foreseen.wire import Response, parse_response, render_request
 
-TIMEOUT_SECONDS = 120.0
+LEAST_SECONDS = 10.0
+"""A server that is only asked what it serves has this long, whatever the patience."""
 PAUSE_SECONDS = 0.1
 MAX_PAUSE_SECONDS = 2.0
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -45,6 +46,7 @@ class Asker:
         self._address = address
         self._model = model
         self._patience = patience_seconds
+        self._timeout = max(patience_seconds, LEAST_SECONDS)
         self._free: list[http.client.HTTPConnection] = []  # append and pop are atomic
         self._base = urlsplit(address).path.rstrip("/") if address.startswith("http") else ""
 
@@ -67,8 +69,15 @@ class Asker:
         asked: dict[str, Any] = {**(orjson.loads(parameters) if parameters else {}), "priority": BACKGROUND}
         body, length = render_request(tensors, asked)
         headers = {HEADER_LENGTH: str(length), "Content-Type": "application/octet-stream"}
-        path = f"{self._base}/v2/models/{self._model}/infer"
-        return self._patiently(lambda: self._infer(path, body, headers))
+        return self._patiently(lambda: self._infer(body, headers))
+
+    def bring(self, tensors: Sequence[tuple[str, str, Array]], parameters: dict[str, Any], token: str) -> list[int]:
+        """Hand over rows with their outputs; which of them the proxy had. Raises as `infer` does."""
+        body, length = render_request(tensors, parameters)
+        headers = {HEADER_LENGTH: str(length), "Authorization": f"Bearer {token}"}
+        content = self._patiently(lambda: self._post("import", body, headers))[1]
+        had: list[int] = orjson.loads(content)["had"]
+        return had
 
     def _patiently(self, ask: Callable[[], _T]) -> _T:
         over, pause = time.monotonic() + self._patience, PAUSE_SECONDS
@@ -81,21 +90,27 @@ class Asker:
                 time.sleep(pause)
                 pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
-    def _infer(self, path: str, body: bytes, headers: dict[str, str]) -> Reply:
+    def _infer(self, body: bytes, headers: dict[str, str]) -> Reply:
         started = time.perf_counter()
+        told, content = self._post("infer", body, headers)
+        length = told.get(HEADER_LENGTH.lower())
         try:
-            status, told, content = self._exchange("POST", path, body, headers)
+            response = parse_response(content, int(length) if length else None)
+        except (BadRequest, ValueError) as error:
+            raise ModelFailed(f"the reply cannot be read: {error}") from None
+        return Reply(response, told.get("cache-status", ""), time.perf_counter() - started)
+
+    def _post(self, verb: str, body: bytes, headers: dict[str, str]) -> tuple[dict[str, str], bytes]:
+        """Headers and body of a reply with status 200; what else it may be is raised."""
+        where = f"model {self._model!r} at {self._address}"
+        try:
+            status, told, content = self._exchange(
+                "POST", f"{self._base}/v2/models/{self._model}/{verb}", body, headers
+            )
         except (OSError, http.client.HTTPException) as error:
-            raise ModelUnavailable(
-                f"model {self._model!r} at {self._address}: {error or type(error).__name__}"
-            ) from None
+            raise ModelUnavailable(f"{where}: {error or type(error).__name__}") from None
         if status == 200:
-            length = told.get(HEADER_LENGTH.lower())
-            try:
-                response = parse_response(content, int(length) if length else None)
-            except (BadRequest, ValueError) as error:
-                raise ModelFailed(f"the reply cannot be read: {error}") from None
-            return Reply(response, told.get("cache-status", ""), time.perf_counter() - started)
+            return told, content
         try:
             said = str(orjson.loads(content)["error"])[:300]
         except (orjson.JSONDecodeError, KeyError, TypeError):
@@ -105,9 +120,11 @@ class Asker:
         if status == 413:
             raise TooLarge(said)
         if status in (429, 503, 504):
-            raise ModelUnavailable(f"model {self._model!r} at {self._address}: {said}")
-        if status in (401, 403, 404):
-            raise SetupError(f"model {self._model!r} at {self._address}: {said}")
+            raise ModelUnavailable(f"{where}: {said}")
+        if status in (401, 403):
+            raise SetupError(f"{where}: {said}; give --admin-token-file (of the proxy: DATA/admin-token)")
+        if status == 404:
+            raise SetupError(f"{where}: {said}")
         raise ModelFailed(said)
 
     def _exchange(
@@ -133,20 +150,20 @@ class Asker:
 
     def _connection(self) -> http.client.HTTPConnection:
         if self._address.startswith("unix:"):
-            return _UnixConnection(self._address.removeprefix("unix:"))
+            return _UnixConnection(self._address.removeprefix("unix:"), self._timeout)
         parts = urlsplit(self._address)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise SetupError(f"{self._address}: give http://HOST:PORT or unix:/PATH")
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        return kind(parts.hostname, parts.port, timeout=TIMEOUT_SECONDS)
+        return kind(parts.hostname, parts.port, timeout=self._timeout)
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("model", timeout=TIMEOUT_SECONDS)
+    def __init__(self, path: str, seconds: float) -> None:
+        super().__init__("model", timeout=seconds)
         self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(TIMEOUT_SECONDS)
+        self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)

@@ -8,8 +8,8 @@ from foreseen.settings import WarmSettings
 
 def check(settings: WarmSettings) -> None:
     """Flags that contradict each other. Raises SetupError."""
-    if settings.url is not None and settings.outputs:
-        raise SetupError("--outputs writes into Redis itself: leave --url away and run where secret and Redis are")
+    if settings.url is not None and settings.verify is not None:
+        raise SetupError("--verify asks the model process itself: leave --url away and run where it is")
     if settings.outputs and (settings.out is not None or settings.sql is not None):
         raise SetupError("--outputs imports what is stored already: leave --out and --sql away")
     if settings.out is not None and settings.sql is not None:

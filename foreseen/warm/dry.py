@@ -25,7 +25,7 @@ ENTRY_BYTES = 110
 
 
 class Forecast(Struct):
-    """What a run would do. Seconds are None where the model does not run or is not needed."""
+    """What a run would do. Seconds are None where the model would have to compute and does not run."""
 
     rows: int
     distinct: int
@@ -58,7 +58,7 @@ class _Distinct:
 
 
 def forecast(batches: Iterable[pa.RecordBatch], warmer: Warmer, running: bool) -> Forecast:
-    rows = failed = 0
+    started, rows, failed = time.perf_counter(), 0, 0
     distinct = _Distinct()
     row_seconds: float | None = None
     for batch in batches:
@@ -73,13 +73,17 @@ def forecast(batches: Iterable[pa.RecordBatch], warmer: Warmer, running: bool) -
             row_seconds = _timed(warmer, batch, [i for i, key in enumerate(warmed.keys) if key][:TIMED_ROWS])
     different, cached = distinct.counts()
     missing = different - cached
+    if warmer.plan.mode == "import":  # which reads, keys and asks Redis as this has just done
+        seconds: float | None = time.perf_counter() - started
+    else:
+        seconds = None if row_seconds is None else missing * row_seconds
     return Forecast(
         rows,
         different,
         cached,
         failed,
         missing * (row_bytes(warmer.plan.manifest) + ENTRY_BYTES + FAR_OVERHEAD_BYTES),
-        None if row_seconds is None else missing * row_seconds,
+        seconds,
         distinct.level > 0,
     )
 

@@ -68,7 +68,7 @@ class Importer:
     ) -> Iterator[tuple[Array, Future[None]]]:
         """Pack one slice and hand it to the sender: places, and what will be known of them."""
         outputs = given_outputs(batch, self._plan, bad)
-        made_at, seconds = _facts(batch)
+        made_at, seconds = facts_of(batch)
         times = made_at, time.time() + self._lives(batch.num_rows), seconds
         for part in keyed:
             places, own = part.places, part.keys
@@ -140,7 +140,8 @@ def given_outputs(batch: pa.RecordBatch, plan: Plan, bad: dict[int, str]) -> lis
     return made
 
 
-def _facts(batch: pa.RecordBatch) -> tuple[Array, Array]:
+def facts_of(batch: pa.RecordBatch) -> tuple[Array, Array]:
+    """When each row was predicted (Unix seconds) and at what cost (seconds), as far as the batch says."""
     names, now = batch.schema.names, time.time()
     made_at: Array = np.full(batch.num_rows, now)
     if MADE_AT_COLUMN in names:

@@ -23,6 +23,7 @@ from msgspec import Struct, structs
 from foreseen.errors import SetupError
 from foreseen.settings import WarmSettings
 from foreseen.warm.files import File
+from foreseen.warm.idle import only_when_idle
 from foreseen.warm.plan import Plan
 from foreseen.warm.reader import Chunk, chunks
 from foreseen.warm.worker import Done, Worker, target_of
@@ -58,11 +59,13 @@ class Order(Struct, frozen=True, kw_only=True):
 
     def shared(self, workers: int) -> Order:
         """The same as other processes can carry it out: paths from the root on, and each its share of the rate."""
-        folders = {name: getattr(self.settings, name) for name in ("data", "models", "secret_file", "out")}
-        settings = replace(self.settings, **{name: path.absolute() for name, path in folders.items() if path})
-        rate = self.plan.rows_per_second
+        paths = ("data", "models", "secret_file", "admin_token_file", "out")
+        folders = {name: getattr(self.settings, name) for name in paths}
+        absolute = {name: path.absolute() for name, path in folders.items() if path is not None}
+        rate = self.plan.rows_per_second / workers if self.plan.rows_per_second else None
+        settings = replace(self.settings, **absolute, rows_per_second=rate)
         told = {"data": settings.data, "secret_file": settings.secret_file}
-        plan = structs.replace(self.plan, **told, rows_per_second=rate / workers if rate else None)
+        plan = structs.replace(self.plan, **told, rows_per_second=rate)
         placed = {file.url: file.url if "://" in file.url else str(Path(file.url).absolute()) for file in self.files}
         files = tuple(structs.replace(file, url=placed[file.url]) for file in self.files)
         wanted = {placed[url]: columns for url, columns in self.wanted.items()}
@@ -84,8 +87,9 @@ def read(table: pa.Table, order: Order) -> Iterator[pa.Table]:
 class Actor:
     """One Worker, in whatever process Ray has put it."""
 
-    def __init__(self, order: Order, nice: int) -> None:
-        os.nice(nice)
+    def __init__(self, order: Order) -> None:
+        if order.settings.stand_back and not order.settings.outputs:
+            only_when_idle()
         self._order = order
         self._worker: Worker | None = None
 
@@ -133,7 +137,7 @@ class Cluster:
                 raise SetupError(f"ray: {said}; mend RAY_ADDRESS, or unset it for this machine alone") from None
         self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
-    def done(self, order: Order, nice: int) -> Iterator[Done]:
+    def done(self, order: Order) -> Iterator[Done]:
         """Every chunk that is not done, in the order in which they get done. Raises SetupError."""
         data = self._ray.data
         context = data.DataContext.get_current()
@@ -146,7 +150,7 @@ class Cluster:
             .map_batches(read, fn_args=(order,), batch_size=1, batch_format="pyarrow", num_cpus=READER_CPUS)
             .map_batches(
                 Actor,
-                fn_constructor_args=(order, nice),
+                fn_constructor_args=(order,),
                 compute=actors,
                 batch_size=1,
                 batch_format="pyarrow",

@@ -23,20 +23,21 @@ from foreseen.far import PREFIX, SECRET_CHECK
 from foreseen.nouns import Array, Key
 
 KEYS_PER_CALL = 512
-TIMEOUT_SECONDS = 60
+PATIENCE_SECONDS = 60.0
+"""How long a Redis that says nothing, or takes nothing, is waited for."""
 _STORED, _REFUSED = b"+OK\r\n", b"$-1\r\n"  # both 5 bytes: replies to n SETs are n × 5 bytes unless one is an error
 
 
 class Pipe:
     """One connection. Raises SetupError in one line, for every error alike: a batch run stops and is resumed."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        self._url, self._patience = url, patience_seconds
         parts = urlsplit(url)
         if parts.scheme not in ("unix", "redis", "rediss"):
             raise SetupError(f"redis {url}: give redis://, rediss:// or unix://PATH")
         try:
-            self._socket = _connected(url)
+            self._socket = _connected(url, patience_seconds)
         except OSError as error:
             raise SetupError(
                 f"redis {_shown(url)}: {error.strerror or error}; start it (foreseen up), or give --redis or --url"
@@ -121,7 +122,7 @@ class Pipe:
         """Which of the next `count` stores that were sent took place, bool."""
         try:
             with self._turn:
-                replies = self._file.read(5 * count)
+                replies = self._file.read(5 * count) or b""  # None where the first byte did not come in time
             error = replies.startswith(b"-") or b"\n-" in replies
             line = replies[replies.find(b"-") :].split(b"\r\n")[0] if error else b""
             if error and b"\r\n" not in replies[replies.find(line) :]:
@@ -131,7 +132,7 @@ class Pipe:
         if error:
             raise self._refused(line)
         if len(replies) != 5 * count:
-            raise SetupError(f"redis {_shown(self._url)}: the connection was closed; run the same command to go on")
+            raise self._silent()
         stored: Array = np.frombuffer(replies, "S1")[::5] == b"+"
         return stored
 
@@ -143,7 +144,7 @@ class Pipe:
             raise self._broken(broken) from None
 
     def _reply(self) -> bytes | int | list[bytes | None] | None:
-        line = self._file.readline()
+        line = self._file.readline() or b""
         kind, rest = line[:1], line[1:-2]
         if kind == b"+":
             return rest
@@ -155,10 +156,19 @@ class Pipe:
             return [cast("bytes | None", self._reply()) for _ in range(int(rest))]
         if kind == b"-":
             raise self._refused(line.strip())
-        raise SetupError(f"redis {_shown(self._url)}: the connection was closed; run the same command to go on")
+        raise self._silent()
 
     def _bulk(self, length: int) -> bytes | None:
-        return None if length < 0 else self._file.read(length + 2)[:-2]
+        if length < 0:
+            return None
+        value = self._file.read(length + 2) or b""
+        if len(value) != length + 2:
+            raise self._silent()
+        return value[:-2]
+
+    def _silent(self) -> SetupError:
+        why = f"closed the connection, or said nothing for {self._patience:g} s"
+        return SetupError(f"redis {_shown(self._url)} {why}; run the same command to go on")
 
     def _refused(self, line: bytes) -> SetupError:
         said = line.removeprefix(b"-").decode("utf-8", "replace")[:200]
@@ -169,11 +179,11 @@ class Pipe:
         return SetupError(f"redis {_shown(self._url)}: {said}; run the same command to go on")
 
 
-def _connected(url: str) -> socket.socket:
+def _connected(url: str, seconds: float) -> socket.socket:
     parts = urlsplit(url)
     if parts.scheme == "unix":
         connection = socket.socket(socket.AF_UNIX)
-        _patient(connection)
+        _patient(connection, seconds)
         try:
             connection.connect(unquote(parts.path))
         except OSError:
@@ -181,20 +191,20 @@ def _connected(url: str) -> socket.socket:
             raise
         return connection
     host, port = parts.hostname or "127.0.0.1", parts.port or 6379
-    connection = socket.create_connection((host, port), TIMEOUT_SECONDS)
+    connection = socket.create_connection((host, port), seconds)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    _patient(connection)
+    _patient(connection, seconds)
     if parts.scheme == "rediss":
         return ssl.create_default_context().wrap_socket(connection, server_hostname=host)
     return connection
 
 
-def _patient(connection: socket.socket) -> None:
+def _patient(connection: socket.socket, seconds: float) -> None:
     """Timeouts by the kernel: with Python's own a send of a megabyte is many system calls, each of which waits for the
     interpreter when it returns (measured: 220,000 instead of 370,000 rows/s)."""
     connection.settimeout(None)
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        connection.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", TIMEOUT_SECONDS, 0))
+        connection.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6)))
 
 
 def _command(words: Sequence[bytes]) -> bytes:

@@ -53,7 +53,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     value_bytes: int = 4 * 2**20
     """A larger entry is not stored."""
     patience_seconds: float = 60.0
-    """How long a model process that is away or full is waited for."""
+    """How long a model process or a Redis that is away, full or silent is waited for."""
 
 
 class Warmed(Struct):

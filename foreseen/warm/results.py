@@ -7,7 +7,7 @@ and resumed writes the same parts again or not at all. Rows of a database are in
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +28,13 @@ from foreseen.warm.plan import LINE_COLUMN, PARAMETERS_COLUMN, REJECT_COLUMN, Pl
 from foreseen.warm.reader import Chunk
 
 KEY_COLUMN = "foreseen.key"
+
+
+_BOUNDS: dict[str, dict[str, Any]] = {
+    "sqlite": {"timeout": 60},  # another run may hold the file
+    "postgresql": {"connect_timeout": 10, "options": "-c statement_timeout=60000", "tcp_user_timeout": 60_000},
+}
+"""No database is waited for without end: seconds, and milliseconds where they are PostgreSQL's own."""
 
 
 class Store(Protocol):
@@ -100,11 +107,12 @@ class Database:
             raise SetupError("--sql needs SQLAlchemy; pip install 'foreseen[warm]'") from None
         self._error = sql.exc.SQLAlchemyError
         self._url, self._manifest, self._digest = url, manifest, digest
+        inserts: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
         try:
-            self._engine = sql.create_engine(url)
-            dialects: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
-            if self._engine.dialect.name not in dialects:
+            kind = sql.make_url(url).get_dialect().name
+            if kind not in inserts:
                 raise SetupError("--sql takes sqlite:///FILE and postgresql+psycopg://USER@HOST/NAME")
+            self._engine = sql.create_engine(url, connect_args=_BOUNDS[kind])
             self._table = sql.Table(
                 table,
                 sql.MetaData(),
@@ -116,12 +124,30 @@ class Database:
                 sql.Column("made_at", sql.Float, nullable=False),
                 sql.Column("seconds", sql.Float, nullable=False),
             )
-            self._insert = dialects[self._engine.dialect.name](self._table).on_conflict_do_nothing(
-                index_elements=["key"]
-            )
-            self._table.create(self._engine, checkfirst=True)
+            self._insert = inserts[kind](self._table).on_conflict_do_nothing(index_elements=["key"])
         except (self._error, ImportError) as error:
             raise SetupError(f"--sql: {_line(error)}") from None
+        try:
+            self._make_ready(sql.inspect)
+        except self._error as error:
+            self._engine.dispose()
+            raise SetupError(f"--sql: {_line(error)}") from None
+        except SetupError:
+            self._engine.dispose()
+            raise
+
+    def _make_ready(self, inspect: Callable[[Any], Any]) -> None:
+        """Make the table where there is none. One of somebody else's is refused before anything is computed for it."""
+        try:
+            self._table.create(self._engine, checkfirst=True)
+        except self._error:
+            if not inspect(self._engine).has_table(self._table.name):  # two runs may make it in the same moment
+                raise
+        have = {column["name"] for column in inspect(self._engine).get_columns(self._table.name)}
+        lacking = [column.name for column in self._table.columns if column.name not in have]
+        if lacking:
+            lack = f"table {self._table.name!r} has no column {lacking[0]!r}"
+            raise SetupError(f"--sql: {lack}, it is not a run's; give another --sql-table")
 
     def write(self, file: int, chunk: Chunk, warmed: Warmed) -> None:
         own = (REJECT_COLUMN, LINE_COLUMN, PARAMETERS_COLUMN)
@@ -146,7 +172,8 @@ class Database:
         try:
             if rows:
                 with self._engine.begin() as connection:
-                    connection.execute(self._insert, list(rows.values()))
+                    # In the order of keys, so that two runs never wait for each other's rows in a circle.
+                    connection.execute(self._insert, [rows[key] for key in sorted(rows)])
         except self._error as error:
             raise SetupError(f"--sql: {_line(error)}; run the same command to go on") from None
 

@@ -7,7 +7,6 @@ The next chunk is read and keyed while the one before it is warmed. With --ray t
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -24,19 +23,15 @@ from foreseen.warm.checkpoint import Checkpoint, Progress, run_name
 from foreseen.warm.checks import check, share_of
 from foreseen.warm.dry import Forecast, forecast
 from foreseen.warm.files import File, files_of
-from foreseen.warm.plan import Plan
+from foreseen.warm.idle import only_when_idle
 from foreseen.warm.reader import Chunk, chunks
-from foreseen.warm.through import Through
 from foreseen.warm.verify import Sample
 from foreseen.warm.warmer import Ready, Warmer
-from foreseen.warm.who import check_digests, mapped, plan_of, wanted_columns
-from foreseen.warm.worker import Done, Target, Worker
+from foreseen.warm.who import check_digests, plan_of, wanted_columns
+from foreseen.warm.worker import Done, Target, Worker, through_of
 
 SWITCH_SECONDS = 0.0001
 """A busy thread keeps the interpreter for 5 ms by default; the one that feeds Redis would stand idle as long."""
-
-NICE = 10
-"""An import is over in seconds; computing goes on for hours beside those who are waited for."""
 
 COMPUTED_ROWS = 8192
 """Rows between two checkpoints where the model computes, at most: seconds of work, and enough to sort by length."""
@@ -76,21 +71,7 @@ class Job:
         self.files = files_of(named)
         self.target: Target
         if settings.url is not None:
-            self.target = through = Through(
-                settings.url, settings.model, settings.rows_per_second, settings.patience_seconds
-            )
-            names = [i.name for i in through.manifest.seen.inputs]
-            try:
-                through.columns = mapped(settings.map, names, "--map", "input")
-            except SetupError:
-                through.close()
-                raise
-            self.plan = Plan(
-                manifest=through.manifest,
-                digest=through.digest,
-                inputs=through.columns,
-                rows_per_second=settings.rows_per_second,
-            )
+            self.target, self.plan = through_of(settings)
         else:
             self.plan, self.facts = plan_of(settings)
             self.target = Warmer(self.plan)
@@ -182,7 +163,7 @@ class Job:
             done=frozenset(progress.done),
         )
         with closing(Cluster(self.settings.ray_workers)) as cluster:
-            yield from cluster.done(order.shared(cluster.workers), 0 if self.settings.outputs else NICE)
+            yield from cluster.done(order.shared(cluster.workers))
 
     def _by_one(self, worker: Worker, progress: Progress) -> Iterator[Done]:
         """Chunk after chunk from where the run is, in this process."""
@@ -232,8 +213,10 @@ class Job:
 def stand_back(settings: WarmSettings) -> None:
     """For a process that only warms: feed Redis without pause, and take no core from a proxy that answers."""
     sys.setswitchinterval(SWITCH_SECONDS)
-    if not settings.outputs:
-        os.nice(NICE)
+    if (
+        settings.stand_back and not settings.outputs
+    ):  # an import is over in seconds; computing goes on for hours beside those who wait
+        only_when_idle()
 
 
 def _ahead(items: Generator[_T, None, None]) -> Iterator[_T]:

@@ -1,5 +1,7 @@
 """Arrow batches → requests to a running proxy, which keeps what it answers. Needs neither its secret nor its Redis.
 
+Given outputs are handed over to be kept, which takes the operators' token.
+
 What the model takes comes from the proxy's own metadata. Equal rows are sent once; the proxy's `Cache-Status` says how
 many of a request's rows it had, though not which. A row's name here is a digest of what is sent: its key is the
 proxy's secret.
@@ -15,6 +17,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import orjson
 import pyarrow as pa
 
 from foreseen.artifact import fields_digest
@@ -31,11 +34,12 @@ from foreseen.manifest import (
     ModelOutput,
     ModelSignature,
 )
-from foreseen.nouns import Output, Prediction
+from foreseen.nouns import Array, Output, Prediction
 from foreseen.tensors import raw_of
 from foreseen.warm.asker import Asker, Reply
+from foreseen.warm.importer import MADE_AT_COLUMN, OUTPUT_PREFIX, SECONDS_COLUMN, facts_of, given_outputs
 from foreseen.warm.keys import Given, given_of
-from foreseen.warm.plan import COMPUTED, FAILED, HIT, Warmed
+from foreseen.warm.plan import COMPUTED, FAILED, HIT, IMPORTED, Plan, Warmed
 from foreseen.wire import InputTensor
 
 ROWS_PER_REQUEST = 128
@@ -58,11 +62,16 @@ class Through:
             raise
         self.digest = str(described.get("parameters", {}).get("digest", ""))
         self.columns: dict[str, str] = {}
+        self.outputs: dict[str, str] = {}
+        self.token: str | None = None
+        """Where it is given, rows come with their outputs, which are handed over."""
         self._rate = rows_per_second
         self._not_before = 0.0
         self._threads = ThreadPoolExecutor(UNDER_WAY, thread_name_prefix="warm")
 
     def warm(self, batch: pa.RecordBatch, *, wanted: bool = False) -> Warmed:
+        if self.token is not None:
+            return self._brought(batch, self.token)
         bad: dict[int, str] = {}
         keys: list[bytes] = [b""] * batch.num_rows
         warmed = Warmed(keys, np.full(batch.num_rows, FAILED, np.int8), bad, {})
@@ -93,6 +102,43 @@ class Through:
     def close(self) -> None:
         self._threads.shutdown()
         self._asker.close()
+
+    def _brought(self, batch: pa.RecordBatch, token: str) -> Warmed:
+        """Hand over rows with the outputs that they come with."""
+        bad: dict[int, str] = {}
+        warmed = Warmed([b""] * batch.num_rows, np.full(batch.num_rows, FAILED, np.int8), bad, {})
+        plan = Plan(manifest=self.manifest, digest=self.digest, outputs=self.outputs)
+        outputs, (made_at, seconds) = given_outputs(batch, plan, bad), facts_of(batch)
+        alike = all(isinstance(column, np.ndarray) for column in outputs)
+        for given in given_of(batch, self.manifest, self.columns, bad):
+            good = [i for i, place in enumerate(given.places.tolist()) if place not in bad]
+            for part in _parts(given, good, ROWS_PER_REQUEST if alike else 1):
+                rows = part.places
+                tensors = [(t.name, t.datatype, t.array) for t in part.tensors]
+                for spec, column in zip(self.manifest.model.outputs, outputs, strict=True):
+                    array = column[rows] if isinstance(column, np.ndarray) else np.asarray(column[int(rows[0])])[None]
+                    tensors.append((OUTPUT_PREFIX + spec.name, spec.datatype, array))
+                tensors += [(MADE_AT_COLUMN, "FP64", made_at[rows]), (SECONDS_COLUMN, "FP32", seconds[rows])]
+                self._wait_turn(len(rows))
+                self._bring(tensors, part, token, warmed)
+        return warmed
+
+    def _bring(self, tensors: Sequence[tuple[str, str, Array]], part: Given, token: str, warmed: Warmed) -> None:
+        """One request; where it is refused, its halves, until the culprit stands alone."""
+        parameters = orjson.loads(part.parameters[0]) if part.parameters and part.parameters[0] else {}
+        try:
+            had = self._asker.bring(tensors, {**parameters, "digest": self.digest}, token)
+        except (BadInput, TooLarge) as error:
+            if len(part.places) == 1:
+                warmed.reasons[int(part.places[0])] = str(error)
+                return
+            half = len(part.places) // 2
+            for low, high in ((0, half), (half, len(part.places))):
+                cut = [(name, datatype, array[low:high]) for name, datatype, array in tensors]
+                self._bring(cut, part.part(low, high), token, warmed)
+            return
+        warmed.codes[part.places] = IMPORTED
+        warmed.codes[part.places[had]] = HIT
 
     def _send(self, given: Given, warmed: Warmed, wanted: bool) -> None:
         """One request; where it is refused, its halves, until the culprit stands alone."""
@@ -137,12 +183,12 @@ def hits_of(cache_status: str, rows: int) -> int:
     return min(int(partial[1]), rows) if partial else 0
 
 
-def _parts(given: Given, fresh: Sequence[int]) -> list[Given]:
+def _parts(given: Given, fresh: Sequence[int], most: int = ROWS_PER_REQUEST) -> list[Given]:
     """Requests of rows with the same parameters."""
     parts, at = [], 0
     while at < len(fresh):
         end = at + 1
-        while end < len(fresh) and end - at < ROWS_PER_REQUEST and _same(given, fresh[at], fresh[end]):
+        while end < len(fresh) and end - at < most and _same(given, fresh[at], fresh[end]):
             end += 1
         rows = np.array(fresh[at:end])
         tensors = [InputTensor(t.name, t.datatype, t.array[rows]) for t in given.tensors]

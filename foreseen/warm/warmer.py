@@ -126,7 +126,7 @@ class _Open:
         self._codec = EntryCodec(tag_key(root))
         space = space_key(root, Space(PUBLIC, manifest.name, plan.digest, plan.generation))
         self._keyer = Keyer(manifest, preparer_of(manifest, plan.data), space)
-        self._pipe = Pipe(plan.redis or f"unix://{redis_socket(plan.data)}")
+        self._pipe = Pipe(plan.redis or f"unix://{redis_socket(plan.data)}", plan.patience_seconds)
         try:
             self._pipe.check_secret(secret_check(root))
         except SetupError:

@@ -59,11 +59,12 @@ def plan_of(settings: WarmSettings) -> tuple[Plan, Facts]:
         model=settings.address,
         mode="import" if importing else "compute",
         inputs=mapped(settings.map, [i.name for i in manifest.seen.inputs], "--map", "input"),
-        outputs={} if settings.outputs == ("all",) else _outputs(settings, manifest),
+        outputs=outputs_of(settings, manifest),
         batch_ms=settings.batch_ms,
         rows_per_second=settings.rows_per_second,
         ttl_seconds=manifest.freshness.hard_seconds or settings.ttl_seconds,
         value_bytes=settings.far_value_bytes,
+        patience_seconds=settings.patience_seconds,
     )
     return plan, facts
 
@@ -171,6 +172,9 @@ def _generation(settings: WarmSettings, digest: str) -> int:
         ) from None
 
 
-def _outputs(settings: WarmSettings, manifest: Manifest) -> dict[str, str]:
+def outputs_of(settings: WarmSettings, manifest: Manifest) -> dict[str, str]:
+    """Column → output, where they may differ. Raises SetupError."""
+    if settings.outputs == ("all",):
+        return {}
     names = [o.name for o in manifest.model.outputs]
     return mapped([one if "=" in one else f"{one}={one}" for one in settings.outputs], names, "--outputs", "output")

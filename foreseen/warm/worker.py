@@ -15,6 +15,7 @@ from foreseen.warm.reader import Chunk
 from foreseen.warm.results import Store, store_of
 from foreseen.warm.through import Through
 from foreseen.warm.warmer import Ready, Warmer
+from foreseen.warm.who import mapped, outputs_of
 
 
 class Target(Protocol):
@@ -69,11 +70,40 @@ class Worker:
 
 def target_of(settings: WarmSettings, plan: Plan) -> Target:
     """What the plan is carried out by; where a proxy is asked this asks it what it serves. Raises SetupError."""
-    if settings.url is None:
-        return Warmer(plan)
-    through = Through(settings.url, settings.model, plan.rows_per_second, settings.patience_seconds)
-    through.columns = plan.inputs
-    return through
+    return Warmer(plan) if settings.url is None else through_of(settings)[0]
+
+
+def through_of(settings: WarmSettings) -> tuple[Through, Plan]:
+    """A proxy, and the plan as far as one that goes through it needs one. Raises SetupError."""
+    assert settings.url is not None
+    token = None
+    if settings.outputs:
+        path = settings.admin_token_file or settings.data / "admin-token"
+        try:
+            token = path.read_text().strip()
+        except OSError as error:
+            raise SetupError(
+                f"an import is a cache write and needs the proxy's admin token: {path}: {error.strerror}; give "
+                "--admin-token-file (of the proxy: DATA/admin-token), or run where secret and Redis are, without --url"
+            ) from None
+    through = Through(settings.url, settings.model, settings.rows_per_second, settings.patience_seconds)
+    try:
+        manifest = through.manifest
+        through.token = token
+        through.columns = mapped(settings.map, [i.name for i in manifest.seen.inputs], "--map", "input")
+        through.outputs = outputs_of(settings, manifest)
+    except SetupError:
+        through.close()
+        raise
+    plan = Plan(
+        manifest=manifest,
+        digest=through.digest,
+        mode="import" if settings.outputs else "compute",
+        inputs=through.columns,
+        outputs=through.outputs,
+        rows_per_second=settings.rows_per_second,
+    )
+    return through, plan
 
 
 def check_rows(chunk: Chunk, url: str, plan: Plan) -> None:

@@ -100,6 +100,7 @@ def test_through_a_proxy(live: Live, tmp_path: Path, ray: Run) -> None:
         f"--url={live.url}",
         "--ray",
         "--ray-workers=2",
+        "--no-stand-back",
         "--json",
     ]
     done = json.loads(ray(*command, "--chunk-rows=100").stdout)
