@@ -312,7 +312,7 @@ async def test_swapped_and_shifted_replies_are_nobodys_answer(stage: Stage) -> N
     """Somebody else's reply, for one question or for a connection's every question: proved, counted, never served."""
     await load(stage, list(KNOWN))
     before = stage.live.metric("foreseen_verify_failed_total")
-    for _ in range(20):
+    for _ in range(100):
         stage.proxy.swap(5)
         stage.proxy.shift(2)
         await load(stage, [*KNOWN, *KNOWN])
