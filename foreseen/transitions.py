@@ -5,9 +5,10 @@
                                 t:NONCE a ticket, c:NONCE when it was cancelled (Unix ms), h:NONCE its webhook, hs
                                 the nonces of tickets with one; ps the batches it is in; is its idempotency keys;
                                 m its message; o whose it is, w how it is aboard (m among many, a alone); x deaths of
-                                workers with it aboard, y of such alone, a attempts; sz bytes; u fresh until, z kept
-                                until (Unix ms); same. A batch is such a hash, too: n items, d ended, nb of them
-                                without an answer, r the list of them, kp how long its result is kept (ms)
+                                workers with it aboard, y of such alone, a attempts; sz bytes, tb those of tickets;
+                                u fresh until, z kept until (Unix ms); same. A batch is such a hash, too: n items, d
+                                ended, nb of them without an answer, r the list of them, kp how long its result is
+                                kept (ms)
     {fsj1}.same:SAME   string   the job of a question
     {fsj1}.queue       stream   j the job, n its rows, b their bytes; group `workers`
     {fsj1}.later       zset     jobs that were put back → when they are due
@@ -107,6 +108,9 @@ local function credit(id, by, bad)
     told(id)
   end
 end
+local function shrink(id, size)
+  resize(id, size + tonumber(redis.call('HGET', at(id), 'tb') or '0'))
+end
 local function finish(id, from, to, keep_ms)
   local k = at(id)
   take_off(redis.call('HGET', k, 'm'))
@@ -139,7 +143,7 @@ local function sweep(most, job_ms, keep_ms)
     local state = redis.call('HGET', at(id), 's')
     if open(state) then
       redis.call('HDEL', at(id), 'q')
-      resize(id, 512)
+      shrink(id, 512)
       finish(id, state, 'expired', keep_ms)
     else
       redis.call('ZREM', OPEN, id)
@@ -191,7 +195,9 @@ local function hand_out(id)
   end
   if batch ~= '' then append(id, 'ps', batch) end
   use(once, print, id, nonce, job_ms + keep_ms)
-  resize(id, tonumber(redis.call('HGET', k, 'sz')) + #ticket + #hook + 64)
+  local taken = #ticket + #hook + #batch + #once + 64
+  redis.call('HINCRBY', k, 'tb', taken)
+  resize(id, tonumber(redis.call('HGET', k, 'sz')) + taken)
 end
 if room < #ticket + #hook + 64 then return {'', 'bytes', '', ''} end
 local known = same ~= '' and redis.call('GET', base .. '.same:' .. same)
@@ -336,7 +342,7 @@ for i = 4, #ARGV, 7 do
     end
     if letter == '' then
       redis.call('HDEL', k, 'q')
-      resize(id, tonumber(size))
+      shrink(id, tonumber(size))
       finish(id, s, to, keep_ms)
     else
       redis.call('HSET', DEAD, id, letter)
@@ -444,7 +450,7 @@ if open(s) and redis.call('HSETNX', k, 'c:' .. nonce, whole(now)) == 1 then
   elseif redis.call('HINCRBY', k, 't', -1) == 0 then
     redis.call('HDEL', k, 'q')
     finish(id, s, 'cancelled', keep_ms)
-    resize(id, 512)
+    shrink(id, 512)
   else
     told(id)
   end

@@ -169,6 +169,23 @@ async def test_what_is_forgotten_is_not_delivered(queue: Queue, asked: Asked, cl
     assert (await client.zcard(HOOKS), await client.hlen(TRIES)) == (0, 0)
 
 
+async def test_tickets_count_as_memory_until_their_job_is_forgotten(queue: Queue, asked: Asked, client: Redis) -> None:
+    """Whoever asks the same a hundred times takes memory that the bound knows of, also when the job has ended; and
+    where all is forgotten none is taken."""
+    first = await asked.submit(b"same")
+    await asked.end(first[0], "succeeded")
+    before = (await queue.standing()).counts["bytes"]
+    others = [await asked.submit(b"other") for _ in range(100)]
+    assert len({job for job, _ in others}) == 1
+    await asked.end(others[0][0], "succeeded")
+    each = ((await queue.standing()).counts["bytes"] - 2 * before) / 99
+    assert each > 150
+    for job in (first[0], others[0][0]):
+        await client.zadd("{fsj1}.ends", {job: 0})
+    await queue.tick()
+    assert (await queue.standing()).counts["bytes"] == 0
+
+
 async def test_a_store_that_is_away_is_said_so(tmp_path: object) -> None:
     """As every other call of the queue."""
     away = connect_queue(f"unix://{tmp_path}/nothing.sock", BOUNDS)
