@@ -35,6 +35,8 @@ WINDOW_BYTES = 4096
 OVERHEAD_BYTES = 1500
 ROW_BYTES = 400
 """A row with its key and its place in a kept reply, beside its tensors."""
+BODIES = 3
+"""The rendered body, the predictions that it was made of, which near may have evicted, and the reply of this second."""
 _MEMBER = b'"id":'
 _PLAIN = re.compile(rb"[0-9A-Za-z._:/+-]{1,128}")
 
@@ -133,7 +135,8 @@ class Shortcuts:
         """Remember the body of an entry's reply."""
         if self._entries.get(xxh3_64_intdigest(entry.text)) is not entry:  # it had to go meanwhile
             return
-        grown = len(drawn.after) * 2 - (len(entry.drawn.after) * 2 if entry.drawn is not None else 0)
+        before = 0 if entry.drawn is None else len(entry.drawn.after)
+        grown = BODIES * (len(drawn.after) - before)
         entry.drawn = drawn
         entry.size += grown
         self.bytes += grown
