@@ -22,6 +22,8 @@ FIRST_BACKOFF_SECONDS = 0.1
 MAX_BACKOFF_SECONDS = 10.0
 HEALTHY_SECONDS = 10.0
 """A child that ran for so long has recovered: its next end is its first, and it is back at once."""
+STARTED_SECONDS = 1.0
+"""The same for one that nothing which it is asked can end, a store or a worker: it did start, and is needed at once."""
 MAX_ENDS = 10
 """After so many ends in a row it is given up, loudly."""
 
@@ -39,6 +41,7 @@ class Child:
         pass_fds: Sequence[int] = (),
         log_file: Path | None = None,
         on_end: Callable[[int], None] = lambda _: None,
+        healthy_seconds: float = HEALTHY_SECONDS,
     ) -> None:
         self.name = name
         self.process: asyncio.subprocess.Process | None = None
@@ -52,6 +55,7 @@ class Child:
         self._pass_fds = tuple(pass_fds)
         self._log_file = log_file
         self._on_end = on_end
+        self._healthy_seconds = healthy_seconds
         self._stopping = False
         self._keeper: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[bool] | None = None
@@ -66,6 +70,7 @@ class Child:
             pass_fds=self._pass_fds,
             log_file=self._log_file,
             on_end=self._on_end,
+            healthy_seconds=self._healthy_seconds,
         )
 
     async def start(self, *, announced: bool = False) -> None:
@@ -155,7 +160,7 @@ class Child:
             self._on_end(self.process.pid)
             if self._stopping:
                 return
-            self.ends = 1 if time.monotonic() - started > HEALTHY_SECONDS else self.ends + 1
+            self.ends = 1 if time.monotonic() - started > self._healthy_seconds else self.ends + 1
             if self.ends >= MAX_ENDS:
                 log.error("child given up", child=self.name, status=status, ends=self.ends)
                 self.given_up.set()

@@ -52,11 +52,15 @@ async def _act(queue: Queue, verb: str, job: str, *, json: bool) -> str:
 async def _told(queue: Queue) -> dict[str, Any]:
     standing, letters = await queue.standing(), await queue.dead_letters()
     counts = standing.counts
-    states = {name.removeprefix("state:"): value for name, value in counts.items() if name.startswith("state:")}
+    states, ended = (
+        {name.removeprefix(kind): value for name, value in sorted(counts.items()) if name.startswith(kind)}
+        for kind in ("state:", "ended:")
+    )
     return {
         "waiting": sum(states.get(state, 0) for state in OPEN_STATES),
         "oldest_seconds": round(standing.oldest_seconds, 3),
-        "states": dict(sorted(states.items())),
+        "states": states,
+        "ended": ended,
         "submitted": counts.get("submitted", 0),
         "redelivered": counts.get("redelivered", 0),
         "bytes": counts.get("bytes", 0),

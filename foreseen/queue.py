@@ -35,7 +35,8 @@ MAX_CALLS = 16
 QUEUE, OPEN, DEAD, COUNTS, NEWS = (f"{BASE}.{name}" for name in ("queue", "open", "dead", "counts", "news"))
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
-Verdict = Literal["run", "alone", "poison", "gone"]
+Company = Literal["many", "few", "alone"]
+Verdict = Literal["run", "few", "alone", "poison", "gone"]
 OPEN_STATES = ("queued", "running")
 JOB_STATES: tuple[JobState, ...] = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
 
@@ -258,11 +259,11 @@ class Queue:
         return await self._read(self._client.xreadgroup(GROUP, worker, {QUEUE: "0"}, count=10_000))
 
     async def begin(
-        self, worker: str, messages: Iterable[tuple[bytes, bytes]], most_alone: int, *, alone: bool = False
+        self, worker: str, messages: Iterable[tuple[bytes, bytes]], most_alone: int, company: Company = "many"
     ) -> list[Handed]:
         """Take jobs aboard: what each is to be, with its records."""
         flat = [part for pair in messages for part in pair]
-        told = await self._run("begin", worker, int(alone), most_alone, *flat)
+        told = await self._run("begin", worker, company, most_alone, *flat)
         return [Handed(verdict.decode(), *rest) for verdict, *rest in told]
 
     async def beat(self, worker: str, aboard: Iterable[tuple[bytes, bytes, int]]) -> list[bytes]:

@@ -264,7 +264,7 @@ return 1
 """batch, the record of all its items, how many of them are no jobs → 1, or 0 where it has ended meanwhile."""
 
 BEGIN = """
-local me, alone, most_alone = ARGV[1], ARGV[2] == '1', tonumber(ARGV[3])
+local me, company, most_alone = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local found = {}
 for i = 4, #ARGV, 2 do
   local message, id = ARGV[i], ARGV[i + 1]
@@ -283,11 +283,13 @@ for i = 4, #ARGV, 2 do
     redis.call('HSET', k, 'o', me, 'w', '')
     if y >= most_alone then
       verdict = 'poison'
-    elseif (x >= 2 or y > 0) and not alone then
+    elseif (x >= 2 or y > 0) and company ~= 'alone' then
       verdict = 'alone'
+    elseif x == 1 and company == 'many' then
+      verdict = 'few'
     else
       verdict = 'run'
-      redis.call('HSET', k, 'w', alone and 'a' or 'm')
+      redis.call('HSET', k, 'w', company == 'alone' and 'a' or 'm')
       redis.call('HSETNX', k, 'b', whole(now))
     end
     move(id, s, 'running')
@@ -299,8 +301,8 @@ for i = 4, #ARGV, 2 do
 end
 return found
 """
-"""worker, "1" if it has nothing else aboard, deaths alone that make poison, then message and job of each → of each:
-verdict (run, alone: ask again when alone, poison, gone), message, job, attempts, head, rows."""
+"""worker, who else may be aboard (many, few, alone: nobody), deaths alone that make poison, then message and job of
+each → of each: verdict (run; few, alone: only in such company; poison; gone), message, job, attempts, head, rows."""
 
 BEAT = """
 local me, lost = ARGV[1], {}

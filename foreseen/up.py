@@ -26,7 +26,7 @@ import structlog
 
 from foreseen import valkey
 from foreseen.artifact import preparation_digest, read_file, read_record
-from foreseen.children import Child
+from foreseen.children import STARTED_SECONDS, Child
 from foreseen.cluster import shown
 from foreseen.datatypes import DATATYPES
 from foreseen.entry import FAR_OVERHEAD_BYTES, NEAR_OVERHEAD_BYTES
@@ -118,8 +118,8 @@ class _System:
         path = redis_socket(self._settings.data)
         valkey.end_leftover(path)
         path.unlink(missing_ok=True)
-        server = Child("far", valkey.command(path, self._settings.far_bytes), log_file=path.with_suffix(".log"))
-        await self._fleet.add(server)
+        command, file = valkey.command(path, self._settings.far_bytes), path.with_suffix(".log")
+        await self._fleet.add(Child("far", command, log_file=file, healthy_seconds=STARTED_SECONDS))
         await valkey.until_answering(path, READY_SECONDS)
 
     async def _start_state(self) -> str:
@@ -128,7 +128,8 @@ class _System:
         folder.mkdir(mode=0o700, exist_ok=True)
         valkey.end_leftover(path)
         path.unlink(missing_ok=True)
-        await self._fleet.add(Child("state", valkey.state_command(path, folder), log_file=path.with_suffix(".log")))
+        command, file = valkey.state_command(path, folder), path.with_suffix(".log")
+        await self._fleet.add(Child("state", command, log_file=file, healthy_seconds=STARTED_SECONDS))
         await valkey.until_answering(path, READY_SECONDS)
         return f"unix://{path}"
 
@@ -184,9 +185,14 @@ class _System:
             environment["FORESEEN_REDIS"] = settings.redis
         for number in range(settings.job_workers):
             command = [*_foreseen(), "worker", *flags]
-            await self._fleet.add(
-                Child(f"worker:{number}", command, death_signal=signal.SIGTERM, environment=environment)
+            child = Child(
+                f"worker:{number}",
+                command,
+                death_signal=signal.SIGTERM,
+                environment=environment,
+                healthy_seconds=STARTED_SECONDS,
             )
+            await self._fleet.add(child)
 
     async def _until_predicting(self, url: str) -> None:
         """Ask every model its example, through the proxy, until each has answered. An upstream's have none."""

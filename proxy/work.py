@@ -17,9 +17,12 @@ from foreseen.signing import Signer
 from proxy.app import Proxy, upstream_for
 from proxy.deliveries import Deliveries
 from proxy.events import Events
+from proxy.fork import worked_in_child
 from proxy.generations import is_gone
 from proxy.webhooks import Caller
 from proxy.worker import Worker
+
+KNOWN_SECONDS = 5.0
 
 log = structlog.get_logger()
 
@@ -43,6 +46,7 @@ async def _run(settings: WorkerSettings) -> None:
             most_rows=settings.job_rows,
             is_gone=is_gone,
         )
+        await _until_known(proxy, stopping)
         working = asyncio.create_task(worker.run())
         log.info("working", models=list(proxy.served))
         stopped = asyncio.create_task(stopping.wait())
@@ -78,6 +82,20 @@ async def _telling(proxy: Proxy) -> AsyncIterator[None]:
         await caller.close()
 
 
+async def _until_known(proxy: Proxy, stopping: asyncio.Event) -> None:
+    """Wait a moment for every model: jobs that come before it would be put back for as long as one that fails."""
+    until = asyncio.get_running_loop().time() + KNOWN_SECONDS
+    while not all(served.ready for served in proxy.served.values()) and not stopping.is_set():
+        if asyncio.get_running_loop().time() > until:
+            log.warning("not every model is ready; its jobs are put back until it is")
+            return
+        await asyncio.sleep(0.02)
+
+
 def run(settings: WorkerSettings) -> None:
-    """Work until SIGTERM or SIGINT. Raises SetupError where something is not as it must be."""
-    uvloop.run(_run(settings))
+    """Work until SIGTERM or SIGINT, in a child that is replaced where it is killed.
+
+    Raises SetupError where something is not as it must be.
+    """
+    if worked_in_child():
+        uvloop.run(_run(settings))

@@ -1,9 +1,9 @@
 """Jobs of the queue → results in it, by the same pipeline that answers online requests, in the background lane.
 
 Rows of many jobs leave in one flight. A job is taken off the queue only when its end is stored. Who was aboard when a
-worker died is known by the record of the job: after two such deaths it runs alone, and what has died alone MOST_ALONE
-times is poison (one death may be anybody's `kill`; what the model's process dies of, its quarantine finds sooner). What
-is not the job's fault puts it back for a while.
+worker died is known by the record of the job: after one such death it runs among few, after two alone, and what has
+died alone MOST_ALONE times is poison (one death may be anybody's `kill`; what the model's process dies of, its
+quarantine finds sooner). What is not the job's fault puts it back for a while.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ from foreseen.errors import (
     TooLarge,
 )
 from foreseen.nouns import Question, Row, Space, Terms
-from foreseen.queue import Delivered, Ended, Handed, PutBack, Queue
+from foreseen.queue import Company, Delivered, Ended, Handed, PutBack, Queue
 from foreseen.records import Failure, Head, Part, Records, Result, Rows, rows_of, steps_of
 from proxy.jobs import Purges
 from proxy.pipeline import Pipeline
 from proxy.served import Served
 
 MOST_ALONE = 3
+FEW = 16
+"""How many suspects run together: the companions of whoever ends the worker then are few that must run alone."""
 SLICE_ROWS = 256
 """Rows of one job that are asked at a time: its progress shows, and others have their turn."""
 ATTEMPT_SECONDS = 60.0
@@ -95,7 +97,7 @@ class Worker:
         self._is_gone = is_gone
         self._aboard: dict[bytes, Aboard] = {}
         self._waiting: dict[bytes, Delivered] = {}
-        self._alone: dict[bytes, Delivered] = {}
+        self._suspects: dict[bytes, tuple[Company, Delivered]] = {}
         self._ended: list[tuple[Aboard, Ended | PutBack]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
@@ -103,7 +105,7 @@ class Worker:
         self._stopping = False
 
     def __repr__(self) -> str:
-        return f"<Worker {self.name} {len(self._aboard)} jobs aboard, {len(self._alone)} wait to be alone>"
+        return f"<Worker {self.name} {len(self._aboard)} jobs aboard, {len(self._suspects)} suspects wait>"
 
     async def run(self) -> None:
         """Work until `stop`; then what is aboard is finished and stored."""
@@ -135,9 +137,9 @@ class Worker:
                 again = False
                 if self._stopping:
                     await self._changed.wait()
-                elif self._alone and not self._aboard:
-                    await self._take_alone()
-                elif self._alone or self._rows() >= self._most_rows:
+                elif self._suspects and not self._aboard:
+                    await self._take_suspects()
+                elif self._suspects or self._rows() >= self._most_rows:
                     await self._changed.wait()
                 elif self._waiting:
                     await self._take()
@@ -152,7 +154,7 @@ class Worker:
     def _receive(self, delivered: Iterable[Delivered]) -> None:
         """Messages that are this worker's now; they wait here until there is room aboard."""
         for one in delivered:
-            if one.job not in self._aboard and one.job not in self._alone:
+            if one.job not in self._aboard and one.job not in self._suspects:
                 self._waiting[one.job] = one
         self._changed.set()
 
@@ -171,11 +173,14 @@ class Worker:
         for handed in await self._queue.begin(self.name, [(one.message, one.job) for one in batch], MOST_ALONE):
             self._place(handed, self._waiting.pop(handed.job))
 
-    async def _take_alone(self) -> None:
-        """One job with nobody else aboard, until its end is stored."""
-        job, one = next(iter(self._alone.items()))
-        handed = await self._queue.begin(self.name, [(one.message, job)], MOST_ALONE, alone=True)
-        self._place(handed[0], self._alone.pop(job))
+    async def _take_suspects(self) -> None:
+        """Some who must be among few, or one who must be alone, until their ends are stored."""
+        few = [one for company, one in self._suspects.values() if company == "few"][:FEW]
+        company: Company = "few" if few else "alone"
+        batch = few or [next(one for _, one in self._suspects.values())]
+        pairs = [(one.message, one.job) for one in batch]
+        for handed in await self._queue.begin(self.name, pairs, MOST_ALONE, company):
+            self._place(handed, self._suspects.pop(handed.job)[1])
         while self._aboard:
             self._changed.clear()
             await self._changed.wait()
@@ -183,8 +188,8 @@ class Worker:
     def _place(self, handed: Handed, delivered: Delivered) -> None:
         one = Aboard(handed.message, handed.job, min(delivered.rows, SLICE_ROWS), delivered.bytes)
         match handed.verdict:
-            case "alone":
-                self._alone[handed.job] = delivered
+            case "few" | "alone":
+                self._suspects[handed.job] = handed.verdict, delivered
             case "run":
                 self._aboard[handed.job] = one
                 self._spawn(self._carry(one, handed))
@@ -338,10 +343,10 @@ class Worker:
         while True:
             await asyncio.sleep(BEAT_SECONDS)
             beats = [(one.message, one.job, one.done) for one in self._aboard.values()]
-            beats += [(one.message, one.job, 0) for one in self._alone.values()]
+            beats += [(one.message, one.job, 0) for _, one in self._suspects.values()]
             try:
                 for lost in await self._queue.beat(self.name, beats):
-                    self._alone.pop(lost, None)
+                    self._suspects.pop(lost, None)
                     if lost in self._aboard:
                         self._aboard[lost].lost = True
                 await self._queue.tick()

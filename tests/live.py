@@ -77,7 +77,7 @@ class Live:
             else:
                 store = "state" if any(word.endswith("state.sock") for word in words) else "far"
                 kind = next((kind for kind in ("proxy", "worker") if kind in words), store)
-                found[kind] = int(pid)
+                found[kind] = worker_of(int(pid)) if kind == "worker" else int(pid)
         return found
 
     def workers(self) -> list[int]:
@@ -97,6 +97,12 @@ class Live:
 
     def signal(self, child: str, number: signal.Signals) -> None:
         os.kill(self.children()[child], number)
+
+
+def worker_of(pid: int) -> int:
+    """The child that does a worker's work."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(children[0]) if children else pid
 
 
 def sum_of(exposition: str, name: str, labels: Mapping[str, str]) -> float:

@@ -1,0 +1,55 @@
+"""The real process of the model `fingerprint`, which ends itself when a row begins with POISON.
+
+python -m bench.mortal --data DIR --uds PATH
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+from foreseen.nouns import Array, Lane
+from foreseen.settings import InferenceSettings
+from inference.app import start
+from inference.served import Served
+from inference.waiting import Computed
+
+POISON = 666_666
+
+
+class Mortal(Served):
+    """Ends the process in the middle of a batch that has poison in it."""
+
+    async def answer(
+        self, tensors: Mapping[str, Array], deadline: float, lane: Lane
+    ) -> tuple[dict[str, Array], list[Computed]]:
+        if (tensors["x"][:, 0] == POISON).any():
+            os._exit(70)
+        return await super().answer(tensors, deadline, lane)
+
+
+async def serve(settings: InferenceSettings) -> None:
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    served = Mortal(settings)
+    runner = await start(settings, served)
+    await served.open()
+    await stopping.wait()
+    await runner.cleanup()
+    await served.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--uds", type=Path, required=True)
+    options = parser.parse_args()
+    asyncio.run(serve(InferenceSettings(model="fingerprint", data=options.data, uds=options.uds)))
+
+
+if __name__ == "__main__":
+    main()
