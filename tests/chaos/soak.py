@@ -34,7 +34,9 @@ RATE = 120.0
 WARM_SHARE = 1 / 3
 GROWTH_PER_HOUR = {"MiB": 64.0, "descriptors": 20.0, "threads": 2.0, "aloft": 20.0}
 """What is flat: on readings that jump by a MiB or a connection, ten minutes tell slopes of no less apart."""
-NEAR_BYTES = 4 * 2**20
+SMALL_BYTES = 2**20
+"""Of every cache of a worker: they are full when the warming up is over. A cache that fills is no leak."""
+FAR_BYTES = 5 * 2**20
 
 Series = dict[tuple[str, str], list[tuple[float, float]]]
 """(process, measure) → (seconds, reading)."""
@@ -149,7 +151,8 @@ async def _run(live: Live, seconds: float, seed: int) -> tuple[Series, Mixed]:
 
 
 def measure(folder: Path, seconds: float, seed: int) -> tuple[Series, Mixed]:
-    flags = ("--workers=2", f"--near-bytes={NEAR_BYTES}", f"--replay-bytes={NEAR_BYTES}", f"--far-bytes={32 * 2**20}")
+    caches = [f"--{name}-bytes={SMALL_BYTES}" for name in ("near", "replay", "shortcut")]
+    flags = ("--workers=2", *caches, f"--far-bytes={FAR_BYTES}")
     with started(built_data(), folder / "data", *flags) as live:
         return asyncio.run(_run(live, seconds, seed))
 
