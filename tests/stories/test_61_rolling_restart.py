@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
 from pathlib import Path
 
+from foreseen.places import state_socket
+from foreseen.state import connect_state
 from tests.live import Live, started
 from tests.questions import ask_fingerprint, numbers
 from tests.rolling import DRAIN_SECONDS, PATH, roll, seal_in, told
@@ -29,6 +32,15 @@ async def test_restarts_builds_and_edits_under_load_lose_no_request(built: Path,
     assert seen.closed
 
 
+async def registered(live: Live) -> set[int]:
+    """Process ids of the workers that purges wait for."""
+    state = connect_state(f"unix://{state_socket(live.data)}")
+    try:
+        return {int(name.split("/")[1]) for name in await state.workers()}
+    finally:
+        await state.close()
+
+
 def test_a_killed_worker_is_replaced_and_a_broken_manifest_replaces_nobody(built: Path, tmp_path: Path) -> None:
     """SIGHUP with a manifest that cannot be read: all goes on as it was. kill -9: another process in its place."""
     models = tmp_path / "models"
@@ -36,6 +48,9 @@ def test_a_killed_worker_is_replaced_and_a_broken_manifest_replaces_nobody(built
     flags = ("--workers=2", f"--models={models}")
     with started(built, tmp_path / "data", *flags, models=("fingerprint",)) as live:
         first, second = live.workers()
+        end = time.monotonic() + 30
+        while not {first, second} <= asyncio.run(registered(live)):  # both have read their manifests
+            assert time.monotonic() < end
         (models / "fingerprint" / "model.toml").write_text("name = ")
         live.process.send_signal(signal.SIGHUP)
         for seed in range(50):
