@@ -99,6 +99,11 @@ class _ResponseBody(Struct):
     parameters: dict[str, Any] | None = None
 
 
+# msgspec reads a class's annotations when it first decodes one, and another thread that decodes one meanwhile reads a
+# half-made table: a segmentation fault (seen, with 0.22). Making a decoder reads them now, while there is one thread.
+_READ = [msgspec.json.Decoder(kind) for kind in (_RequestBody, _ResponseBody)]
+
+
 def parse_request(body: bytes, header_length: int | None) -> Request:
     """An `/infer` body. `header_length` is the `Inference-Header-Content-Length`, None where the header is absent.
 

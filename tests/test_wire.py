@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from typing import Any
 
 import ml_dtypes
@@ -378,3 +380,22 @@ def test_a_damaged_request_is_a_request_or_refused(data: st.DataObject) -> None:
     except BadRequest:
         return
     assert request.inputs
+
+
+def test_nothing_is_left_to_be_read_when_threads_decode() -> None:
+    """msgspec reads annotations, in Python, when a class is first decoded; two threads that did so at a time ended
+    a process by a segmentation fault. After the import there is nothing left to read."""
+    program = """
+import sys
+from foreseen import wire
+called = []
+sys.setprofile(lambda frame, event, _: called.append(frame.f_code.co_filename) if event == "call" else None)
+tensors = b'[{"name": "x", "datatype": "INT64", "shape": [1], "data": [1]}]'
+wire.parse_request(b'{"inputs": ' + tensors + b'}', None)
+wire.parse_response(b'{"model_name": "m", "outputs": ' + tensors + b'}', None)
+sys.setprofile(None)
+assert len(called) > 2
+print([name for name in called if "msgspec" in name])
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert said.stdout == "[]\n"
