@@ -22,8 +22,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MADE = ("cli.md", "errors.md", "http.md", "metrics.md", "settings.md")
 """By code; tests/test_project.py holds them against it."""
 OURS = [page for page in PAGES if page.name not in MADE]
-OTHERS = {"--build", "--detach", "--only", "--rm", "--scale", "foreseen_warm"}
-"""Flags of docker and of a benchmark, and the name of a DAG."""
+OTHERS = {"--build", "--detach", "--only", "--rm", "--scale", "--seconds", "--seed", "foreseen_warm"}
+"""Flags of docker, of benchmarks and of chaos, and the name of a DAG."""
 
 
 def anchors(page: Path) -> set[str]:
