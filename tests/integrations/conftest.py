@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-SECONDS = 150
+SECONDS = 300
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
