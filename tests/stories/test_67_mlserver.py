@@ -80,7 +80,8 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=folder)
     try:
         _until_ready(url, process)
-        with fresh(folder / "data", f"--upstream={url}") as live:
+        # Every process that serves an upstream probes it once; here the proxy's own probe is counted.
+        with fresh(folder / "data", f"--upstream={url}", "--job-workers=0") as live:
             yield Behind(url, log, live)
     finally:
         process.terminate()
