@@ -47,7 +47,8 @@ def test_the_readmes_question_twice(own: Live, tmp_path: Path) -> None:
 
 def test_what_operators_are_told_to_run(own: Live, tmp_path: Path) -> None:
     """doctor is content, top shows (once, here), curl has metrics, purge is acknowledged."""
-    doctor, top, metrics, purge = commands("docs/operating.md")
+    doctor, top, metrics, purge, build = commands("docs/operating.md")
+    assert build == "foreseen models build minilm"  # run on a smaller model while it serves: test_61
     looked = run(f"{doctor} --model minilm --model fingerprint", own, tmp_path, url=True)
     assert (looked.returncode, looked.stderr) == (0, ""), looked.stdout
     assert "requests/s" in run(f"{top} --once --interval 0.2", own, tmp_path, url=True).stdout
