@@ -3,7 +3,7 @@
     key     each row's frame becomes its identity
     near    this process's memory
     flight  rows somebody is already asking for are waited for, not asked again
-    far     Redis, all rows of this moment in one MGET
+    far     Redis, all rows of this moment in one MGET; of a slow model, rows that another proxy computes are waited for
     model   the rows nobody knows, in one request
     keep    new rows go to near and far
 
