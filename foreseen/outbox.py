@@ -104,6 +104,6 @@ class Outbox:
     async def _call(self, call: Awaitable[Any] | Any) -> Any:
         try:
             return await call
-        except (gone.RedisError, OSError, TimeoutError) as error:
+        except (gone.RedisError, OSError, TimeoutError, RuntimeError) as error:  # the last is uvloop's of a closed one
             log.debug("outbox", error=type(error).__name__)
             raise QueueUnavailable("the state store does not answer") from None

@@ -239,7 +239,7 @@ class Queue:
 
             yield following
         finally:
-            with contextlib.suppress(gone.RedisError, OSError):
+            with contextlib.suppress(gone.RedisError, OSError, RuntimeError):
                 await channel.aclose()  # type: ignore[no-untyped-call]
 
     # What workers do.
@@ -366,7 +366,7 @@ class Queue:
                 raise
             log.warning("queue refused", error=str(error).split(" ", 1)[0])
             raise QueueUnavailable("the queue does not take jobs now") from None
-        except (gone.RedisError, OSError, TimeoutError) as error:
+        except (gone.RedisError, OSError, TimeoutError, RuntimeError) as error:  # the last is uvloop's of a closed one
             log.debug("queue", error=type(error).__name__)
             raise QueueUnavailable("the queue does not answer") from None
         finally:

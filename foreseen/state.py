@@ -119,7 +119,7 @@ class State:
         try:
             async with self._places:
                 return await call
-        except (gone.RedisError, OSError, TimeoutError) as error:
+        except (gone.RedisError, OSError, TimeoutError, RuntimeError) as error:  # the last is uvloop's of a closed one
             log.debug("state", error=type(error).__name__)
             raise StateUnavailable("the state store does not answer") from None
 

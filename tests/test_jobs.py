@@ -10,13 +10,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis, UnixDomainSocketConnection
 
-from foreseen.errors import EntryError, ModelUnavailable, QueueFull, QueueUnavailable
+from foreseen.errors import EntryError, ModelUnavailable, QueueFull, QueueUnavailable, StateUnavailable
 from foreseen.key import Framer
 from foreseen.nouns import ALL_STEPS, Answer, Space, Wish
 from foreseen.queue import Bounds, Ended, PutBack, Queue, connect_queue
 from foreseen.records import Failure, Head, Records, Result, Rows, Ticket, new_job, new_nonce, rows_of
+from foreseen.state import State
 from foreseen.transitions import BASE
 from proxy.worker import MOST_ALONE, Worker
 from tests.doubles import DIGEST, ROOT, SIGNATURE, DictFar, ScriptedModel, numbered, pipeline, predicted, row, value_of
@@ -282,6 +283,32 @@ async def test_a_store_that_is_away_raises(tmp_path: Any) -> None:
     async with opened(f"unix://{tmp_path}/none.sock") as queue:
         with pytest.raises(QueueUnavailable):
             await submit(queue)
+
+
+class Cut(UnixDomainSocketConnection):
+    """A connection whose transport has ended between two steps, as uvloop tells it."""
+
+    async def connect(self) -> None:
+        """It was connected."""
+
+    async def can_read(self, *_: Any, **__: Any) -> bool:
+        return False
+
+    async def send_packed_command(self, *_: Any, **__: Any) -> None:
+        raise RuntimeError("unable to perform operation on <UnixTransport closed=True>; the handler is closed")
+
+
+async def test_a_connection_that_ended_meanwhile_is_a_store_that_is_away(server: str) -> None:
+    """It is no mistake of ours: 503 as of every other end, for the queue, the outbox and the state."""
+    client = Redis(connection_pool=ConnectionPool(connection_class=Cut, path=server.removeprefix("unix://")))
+    queue, state = Queue(client, BOUNDS), State(client)
+    with pytest.raises(QueueUnavailable):
+        await submit(queue)
+    with pytest.raises(QueueUnavailable):
+        await queue.outbox.claim(1, 1.0)
+    with pytest.raises(StateUnavailable):
+        await state.generations()
+    await client.aclose()
 
 
 @pytest.mark.parametrize("field", ["head", "q"])
