@@ -1,120 +1,41 @@
-"""The address of a Redis that is several servers → the far tier over them, each behind a breaker of its own.
+"""The far tier at an address, over as many servers as it names, each behind a breaker of its own.
 
-    redis+cluster://HOST:PORT,HOST:PORT          a Redis Cluster, by some of its nodes
-    redis+sentinel://HOST:PORT,HOST:PORT/NAME    the master called NAME, as these Sentinels say
-
-(`rediss+…` over TLS; USER:PASSWORD@ before the first host is for the Redis servers, not for Sentinels.) Who holds which
-slot is asked once and again whenever a server fails or says that a key lies elsewhere, never on the way of a request:
-that costs a miss at most. A server that is down costs its own keys only. Sentinels' master holds all slots.
+Who holds which slot is asked once and again whenever a server fails or says that a key lies elsewhere, never on the way
+of a request: that costs a miss at most. A server that is down costs its own keys only.
 """
 
 from __future__ import annotations
 
 import asyncio
-import binascii
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
 
 import structlog
 
-from foreseen.errors import FarError, SetupError
-from foreseen.far import PREFIX, Command, Entries, Far, Moved, ask_once, connect
+from foreseen.errors import FarError
+from foreseen.far import PREFIX, Command, Entries, Far, Moved
 from foreseen.nouns import DOWN, FarState, Key
+from foreseen.servers import BY_ADDRESS, SLOTS, Access, Whereabouts, connect, several, slot_of
 
-SLOTS = 16384
 AGAIN_SECONDS = 0.2
 """Between two questions who is where, while something is wrong."""
-KINDS = ("cluster", "sentinel")
 
 log = structlog.get_logger()
 
-Whereabouts = Sequence[tuple[int, int, str]]
-"""First slot, last slot, HOST:PORT of the server that holds them."""
 
-
-def far_at(url: str, budget_seconds: float, *, keys_per_call: int = 256, ca_file: Path | None = None) -> Entries:
+def far_at(url: str, budget_seconds: float, *, keys_per_call: int = 256, access: Access = BY_ADDRESS) -> Entries:
     """The far tier at an address, whatever is there. Opens no connection yet. Raises SetupError for no address."""
 
     def one(address: str) -> Far:
-        return Far(connect(address, budget_seconds, ca_file), keys_per_call=keys_per_call)
+        return Far(connect(address, budget_seconds, access), keys_per_call=keys_per_call)
 
-    parts = urlsplit(url)
-    scheme, _, kind = parts.scheme.partition("+")
-    if scheme not in ("redis", "rediss", "unix") or kind not in ("", *KINDS) or (scheme == "unix" and kind):
-        raise SetupError(f"redis {shown(url)}: give redis://, rediss://, unix://PATH, or +cluster or +sentinel of them")
-    if not kind:
+    many = several(url)
+    if many is None:
         return one(url)
-    several = Several(parts, scheme, kind)
-
-    async def locate() -> Whereabouts:
-        ask = _ask_cluster if kind == "cluster" else _ask_sentinel
-        return await several.asked(ask, lambda address: connect(address, budget_seconds, ca_file))
-
-    return Spread(locate, lambda address: one(several.server(address)), budget_seconds)
-
-
-def shown(url: str) -> str:
-    """An address that may be logged: without its password."""
-    before, at, after = url.rpartition("@")
-    return f"{before.split('://')[0]}://…{at}{after}" if at else url
-
-
-class Several:
-    """An address with several hosts, taken apart."""
-
-    def __init__(self, parts: SplitResult, scheme: str, kind: str) -> None:
-        user, at, hosts = parts.netloc.rpartition("@")
-        self.hosts = [host for host in hosts.split(",") if host]
-        self.name = parts.path.strip("/")
-        self._scheme, self._user, self._query = scheme, user + at, f"?{parts.query}" if parts.query else ""
-        if not self.hosts or any(":" not in host for host in self.hosts):
-            raise SetupError(f"redis+{kind}: give HOST:PORT,HOST:PORT")
-        if kind == "sentinel" and not self.name:
-            raise SetupError("redis+sentinel: give the master's name, redis+sentinel://HOST:PORT/NAME")
-        self._sentinel = kind == "sentinel"
-
-    def server(self, address: str) -> str:
-        """The whole address of one Redis server."""
-        return f"{self._scheme}://{self._user}{address}/0{self._query}"
-
-    async def asked(
-        self, ask: Callable[[Any, str, str], Awaitable[Whereabouts]], client: Callable[[str], Any]
-    ) -> Whereabouts:
-        """What the first host that knows says; the next time it is asked first. Raises the last FarError."""
-        failure = FarError("connect")
-        for host in list(self.hosts):
-            address = f"{self._scheme}://{host}{self._query}" if self._sentinel else self.server(host)
-            try:
-                told = await ask(client(address), host, self.name)
-            except (FarError, TypeError, ValueError) as error:
-                failure = error if isinstance(error, FarError) else FarError("protocol")
-                self.hosts.remove(host)
-                self.hosts.append(host)
-            else:
-                return told
-        raise failure
-
-
-async def _ask_cluster(client: Any, host: str, name: str) -> Whereabouts:
-    """CLUSTER SLOTS: [first, last, [ip, port, …], replicas …], where an empty ip is the node that was asked."""
-    own = host.rpartition(":")[0]
-    told = []
-    for first, last, master, *_ in await ask_once(client, "CLUSTER", "SLOTS"):
-        ip = master[0].decode() if master[0] else own
-        told.append((int(first), int(last), f"[{ip}]:{master[1]}" if ":" in ip.strip("[]") else f"{ip}:{master[1]}"))
-    return told
-
-
-async def _ask_sentinel(client: Any, host: str, name: str) -> Whereabouts:
-    """SENTINEL GET-MASTER-ADDR-BY-NAME: [ip, port], nothing where it does not know the name."""
-    told = await ask_once(client, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", name)
-    if not told:
-        raise FarError("connect")
-    ip, port = (part.decode() for part in told)
-    return [(0, SLOTS - 1, f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}")]
+    return Spread(
+        lambda: many.whereabouts(budget_seconds, access), lambda address: one(many.server(address)), budget_seconds
+    )
 
 
 class Spread(Entries):
@@ -132,6 +53,7 @@ class Spread(Entries):
         self._doubted = asyncio.Event()
         self._following: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
+        self._why = "connect"
 
     def __repr__(self) -> str:
         return f"<Spread over {sorted(self._servers)}>"
@@ -170,24 +92,13 @@ class Spread(Entries):
             self._doubted.set()
         return replies
 
-    async def state(self) -> FarState:
-        """The sums over the servers that answer, the least time that one has run; DOWN where one does not."""
-        if not self._located.is_set():
-            return DOWN
-        told = await asyncio.gather(*(server.state() for server in self._servers.values()))
-        if DOWN in told or not told:
-            return DOWN
-        return FarState(
-            memory=sum(one.memory for one in told),
-            memory_limit=sum(one.memory_limit for one in told) if all(one.memory_limit for one in told) else 0,
-            keys=sum(one.keys for one in told),
-            evicted=sum(one.evicted for one in told),
-            expired=sum(one.expired for one in told),
-            policy=min(one.policy for one in told),
-            version=min(one.version for one in told),
-            append_only=any(one.append_only for one in told),
-            uptime=min(one.uptime for one in told),
-        )
+    async def states(self) -> list[FarState]:
+        try:
+            await self._until_located()
+        except FarError:
+            return [DOWN]
+        told = await asyncio.gather(*(server.states() for server in self._servers.values()))
+        return [one for states in told for one in states]
 
     async def time(self) -> float:
         await self._until_located()
@@ -230,7 +141,7 @@ class Spread(Entries):
                 async with asyncio.timeout(2 * self._budget_seconds):
                     await self._located.wait()
             except TimeoutError:
-                raise FarError("connect") from None
+                raise FarError(self._why) from None
 
     async def _follow(self) -> None:
         """Ask who is where whenever that is in doubt, for ever."""
@@ -241,7 +152,9 @@ class Spread(Entries):
                 self._adopt(await self._locate())
             except FarError as error:
                 self._doubted.set()
-                log.debug("far: nobody says where it is", kind=error.kind)
+                if error.kind != self._why:
+                    log.warning("far: nobody says where it is", kind=error.kind)
+                self._why = error.kind
             await asyncio.sleep(AGAIN_SECONDS)
 
     def _adopt(self, told: Whereabouts) -> None:
@@ -260,14 +173,6 @@ class Spread(Entries):
             task.add_done_callback(self._leaving.discard)
         if now:
             self._located.set()
-
-
-def slot_of(name: bytes) -> int:
-    """The Cluster's slot of a key: CRC16 of what stands in its first braces, else of all of it."""
-    begin = name.find(b"{")
-    end = name.find(b"}", begin + 1)
-    tag = name[begin + 1 : end] if begin >= 0 and end > begin + 1 else name
-    return binascii.crc_hqx(tag, 0) % SLOTS
 
 
 def _key_of(command: Command) -> bytes:

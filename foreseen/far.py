@@ -1,7 +1,7 @@
 """Keys → entries in Redis, in its cache role: bounded in time, never retried, behind a breaker. It just raises.
 
-The only file that imports redis for this; what every request asks goes the short way of `resp.py` where it can. Redis
-6.2 commands only: MGET, GET, SET PX, DEL. redis-py's defaults turn a stalled Redis into a stalled proxy (5 s × 10
+What every request asks goes the short way of `resp.py` where it can, the rest through redis-py. Redis 6.2 commands
+only: MGET, GET, SET PX, DEL. redis-py's defaults turn a stalled Redis into a stalled proxy (5 s × 10
 retries, measured), hence `Retry(NoBackoff(), 0)` and short timeouts. A call that times out closes its connection, so
 that no late reply is read by the next caller; the entry's own key would show it if one were.
 
@@ -14,33 +14,28 @@ Whatever is more than one server stands in `cluster.py`, and asks each of them t
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import structlog
 from msgspec import Struct
 from redis import exceptions as gone
 from redis._parsers import BaseParser
-from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import Connection, Redis, UnixDomainSocketConnection
 
 from foreseen.breaker import Breaker
 from foreseen.errors import FarError, SetupError
 from foreseen.nouns import DOWN, FarState, Key
-from foreseen.resp import NotResp, Open, Wire
+from foreseen.resp import Open, Wire
+from foreseen.servers import MAX_CONNECTIONS, execute, kind_of
 
 PREFIX = b"fsn1:"
 SECRET_CHECK = b"fsn1.secret"
 LEASE = b"fsn1.lease:"
 _EXTEND = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
-MAX_CONNECTIONS = 32
-"""Calls at a time; more wait for a place. Redis has one thread: more connections would not make it faster."""
 COMMANDS_PER_CALL = 256
 STORE_PAUSE_SECONDS = 1.0
 """How long stores rest after Redis refused one (full, read-only, not permitted); reads go on."""
@@ -50,37 +45,6 @@ Command = tuple[Any, ...]
 
 log = structlog.get_logger()
 
-_KINDS: tuple[tuple[type[Exception], str], ...] = (
-    # The order matters: redis-py derives most of these from ConnectionError or ResponseError.
-    (gone.TimeoutError, "timeout"),
-    (TimeoutError, "timeout"),
-    (NotResp, "protocol"),
-    (gone.BusyLoadingError, "loading"),
-    (gone.ReadOnlyError, "readonly"),
-    (gone.OutOfMemoryError, "oom"),
-    (gone.NoPermissionError, "permission"),
-    (gone.AuthenticationError, "auth"),
-    (gone.AuthenticationWrongNumberOfArgsError, "auth"),
-    (gone.MaxConnectionsError, "busy"),
-    (gone.MasterDownError, "masterdown"),
-    (gone.ClusterDownError, "clusterdown"),
-    (gone.TryAgainError, "clusterdown"),
-    (gone.ConnectionError, "connect"),
-    (gone.InvalidResponse, "protocol"),
-    (gone.ResponseError, "refused"),
-    (gone.RedisError, "protocol"),
-    (OSError, "connect"),
-    (RuntimeError, "connect"),  # uvloop's word for a connection that has ended while it was being used
-)
-_CONTEXTS: dict[str, Any] = {}
-"""TLS contexts by what was said of TLS."""
-_KINDS_BY_WORD = {
-    "max number of clients": "maxclients",
-    "NOREPLICAS": "noreplicas",
-    "MISCONF": "readonly",
-    "BUSY ": "busy",
-}
-"""What redis-py has no class for, by what Redis says."""
 _REFUSED_STORES = frozenset(("oom", "readonly", "permission", "noreplicas"))
 """What may be true of stores alone: a pause is enough, and reads go on."""
 
@@ -91,46 +55,6 @@ class Moved(Struct, frozen=True):
     address: str
     slot: int
     once: bool
-
-
-def connect(url: str, budget_seconds: float, ca_file: Path | None = None) -> Redis:
-    """A client of one Redis. Opens no connection yet. `ca_file` holds the certificates that a rediss:// server is
-    verified with, beside the system's. Raises SetupError where it holds none."""
-    client: Redis = Redis.from_url(
-        url,
-        protocol=2,
-        decode_responses=False,
-        socket_timeout=budget_seconds,
-        socket_connect_timeout=budget_seconds,
-        retry=Retry(NoBackoff(), 0),
-        retry_on_timeout=False,
-        health_check_interval=0,
-        max_connections=MAX_CONNECTIONS,
-        driver_info=None,  # no CLIENT SETINFO: two round trips less before the first answer
-    )
-    if url.startswith("rediss://"):
-        _secure(client.connection_pool, ca_file)
-    return client
-
-
-def _secure(pool: ConnectionPool, ca_file: Path | None) -> None:
-    """One TLS context for all connections, made now: redis-py reads the system's certificates anew for each, 45 ms in
-    which the event loop does nothing else (measured), nearly a whole budget."""
-    if ca_file is not None:
-        pool.connection_kwargs["ssl_ca_certs"] = str(ca_file)
-    told = {name: value for name, value in pool.connection_kwargs.items() if name.startswith("ssl_")}
-    shared = _CONTEXTS.setdefault(repr(sorted(told.items())), SSLConnection(**pool.connection_kwargs).ssl_context)
-    try:
-        shared.get()
-    except (OSError, ValueError) as error:
-        raise SetupError(f"{ca_file or 'TLS'}: no certificates to verify Redis with ({error})") from None
-
-    class Secured(SSLConnection):
-        def __init__(self, **options: Any) -> None:
-            super().__init__(**options)
-            self.ssl_context = shared
-
-    pool.connection_class = Secured
 
 
 def _wire(client: Redis) -> Wire | None:
@@ -153,16 +77,6 @@ def _wire(client: Redis) -> Wire | None:
     return Wire(opened, hello, told["socket_timeout"], BaseParser.parse_error)
 
 
-async def ask_once(client: Redis, *words: Any) -> Any:
-    """One command on a connection of its own, without a breaker: to find out who is where. Raises FarError."""
-    try:
-        return await _execute(client, *words)
-    except Exception as error:  # noqa: BLE001 - as in Far._call
-        raise FarError(_kind_of(error)) from None
-    finally:
-        await client.aclose()
-
-
 class Entries(ABC):
     """Entries by their keys, wherever commands go. Everything raises FarError."""
 
@@ -181,8 +95,8 @@ class Entries(ABC):
         """The entries of keys, None where there is none, the error where their part of Redis failed."""
 
     @abstractmethod
-    async def state(self) -> FarState:
-        """What Redis says of itself, DOWN where it does not within the budget."""
+    async def states(self) -> list[FarState]:
+        """What each server says of itself, DOWN where it does not within the budget."""
 
     @abstractmethod
     async def time(self) -> float:
@@ -190,6 +104,24 @@ class Entries(ABC):
 
     @abstractmethod
     async def close(self) -> None: ...
+
+    async def state(self) -> FarState:
+        """The sums over the servers, the least time that one has run; DOWN where one does not answer."""
+        told = await self.states()
+        if DOWN in told or not told:
+            return DOWN
+        return FarState(
+            memory=sum(one.memory for one in told),
+            memory_limit=sum(one.memory_limit for one in told) if all(one.memory_limit for one in told) else 0,
+            keys=sum(one.keys for one in told),
+            evicted=sum(one.evicted for one in told),
+            expired=sum(one.expired for one in told),
+            policy=min(one.policy for one in told),
+            version=min(one.version for one in told),
+            append_only=any(one.append_only for one in told),
+            uptime=min(one.uptime for one in told),
+            replicas=min(one.replicas for one in told),
+        )
 
     async def put(self, entries: Sequence[tuple[Key, bytes, int]]) -> None:
         """Store (key, entry, milliseconds to live), pipelined."""
@@ -285,18 +217,18 @@ class Far(Entries):
         told = told[1::2] if asking else told
         errors = {at: one for at, one in enumerate(told) if isinstance(one, Exception)}
         for at, error in errors.items():
-            told[at] = _moved(error) or FarError(_kind_of(error))
+            told[at] = _moved(error) or FarError(kind_of(error))
         failed = next((error for error in errors.values() if _moved(error) is None), None)
         if failed is not None:
             self._failed(failed, stores)
         return list(told)
 
-    async def state(self) -> FarState:
+    async def states(self) -> list[FarState]:
         """The breaker hears nothing of it: a Redis that may not be asked about itself still serves."""
         try:
-            return _state(await self._client.info())
+            return [_state(await self._client.info())]
         except Exception:  # noqa: BLE001 - as in _call
-            return DOWN
+            return [DOWN]
 
     async def time(self) -> float:
         seconds, micros = await self._call(self._client.time)
@@ -350,7 +282,7 @@ class Far(Entries):
 
     def _failed(self, error: Exception, stores: bool = False) -> FarError:
         """Classify, count, and open the breaker when it is time."""
-        kind = _kind_of(error)
+        kind = kind_of(error)
         if stores and kind in _REFUSED_STORES:
             self._no_stores_until = time.monotonic() + STORE_PAUSE_SECONDS
             if kind == "readonly":
@@ -373,7 +305,7 @@ class Far(Entries):
         while True:
             await asyncio.sleep(self.breaker.probe_seconds)
             try:
-                await _execute(self._client, "GET", SECRET_CHECK)
+                await execute(self._client, "GET", SECRET_CHECK)
             except (gone.MovedError, gone.AskError):
                 pass  # it is there, only this key is not
             except Exception:  # noqa: BLE001, S112 - as in _call
@@ -395,6 +327,7 @@ def _state(told: Mapping[str, Any]) -> FarState:
         version=str(told["redis_version"]),
         append_only=bool(told.get("aof_enabled")),
         uptime=int(told["uptime_in_seconds"]),
+        replicas=int(told.get("connected_slaves", 0)),
     )
 
 
@@ -402,23 +335,7 @@ def _entries(values: Sequence[object]) -> bool:
     return all(value is None or type(value) is bytes for value in values)
 
 
-def _execute(client: Redis, *words: Any) -> Awaitable[Any]:
-    told: Awaitable[Any] = client.execute_command(*words)  # type: ignore[no-untyped-call]
-    return told
-
-
 def _moved(error: Exception) -> Moved | None:
     if isinstance(error, gone.AskError):  # MovedError is one, too
         return Moved(f"{error.host}:{error.port}", error.slot_id, not isinstance(error, gone.MovedError))
     return None
-
-
-def _kind_of(error: Exception) -> str:
-    """The label of what went wrong."""
-    if isinstance(error.__cause__ or error.__context__, ssl.SSLError):
-        return "tls"
-    said = str(error)
-    for word, kind in _KINDS_BY_WORD.items():
-        if word in said:
-            return kind
-    return next((kind for family, kind in _KINDS if isinstance(error, family)), "protocol")

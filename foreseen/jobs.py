@@ -11,6 +11,7 @@ import orjson
 from foreseen.errors import QueueUnavailable, SetupError
 from foreseen.places import state_socket
 from foreseen.queue import OPEN_STATES, Bounds, Queue, connect_queue
+from foreseen.servers import access_of, shown
 from foreseen.settings import JobsSettings
 
 ANY = Bounds(0, 0, 0.0, 0.0)
@@ -23,11 +24,11 @@ def answer(settings: JobsSettings) -> str:
     try:
         return asyncio.run(_answer(settings, url))
     except QueueUnavailable as error:
-        raise SetupError(f"{url}: {error}; is the state store running?") from None
+        raise SetupError(f"{shown(url)}: {error}; is the state store running?") from None
 
 
 async def _answer(settings: JobsSettings, url: str) -> str:
-    queue = connect_queue(url, ANY)
+    queue = connect_queue(url, ANY, access_of(settings))
     try:
         for verb, job in (("retry", settings.retry), ("drop", settings.drop)):
             if job is not None:

@@ -196,6 +196,7 @@ class FarState(Struct, frozen=True):
     version: str
     append_only: bool
     uptime: int = 0
+    replicas: int = 0
 
 
 class Standing(Struct, frozen=True):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import structlog
@@ -18,10 +17,11 @@ from redis import exceptions as gone
 from redis.asyncio import Redis
 
 from foreseen.errors import KeyReused, QueueFull, QueueUnavailable
-from foreseen.far import connect
+from foreseen.master import client_at, moves_of, waited
 from foreseen.nouns import Standing
 from foreseen.outbox import HOOKS, Outbox
 from foreseen.records import JOB_BYTES, NONCE_BYTES
+from foreseen.servers import BY_ADDRESS, Access
 from foreseen.transitions import BASE, GROUP, SCRIPTS
 
 BUDGET_SECONDS = 2.0
@@ -32,6 +32,8 @@ SILENCE_SECONDS = 1.0
 """How long the channel of news is listened to at a time."""
 MAX_CALLS = 16
 """At a time and of one process; more take turns, as long as the budget at most."""
+PROMISED = frozenset(("submit", "batch", "close", "cancel"))
+"""What a caller is told of once so many replicas have it. An end that is lost is computed again."""
 QUEUE, OPEN, DEAD, COUNTS, NEWS = (f"{BASE}.{name}" for name in ("queue", "open", "dead", "counts", "news"))
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
@@ -135,10 +137,11 @@ class Given(Struct, frozen=True):
 
 
 class Queue:
-    """The queue of one process."""
+    """The queue of one process. What it promises has reached so many replicas first."""
 
-    def __init__(self, client: Redis, bounds: Bounds) -> None:
+    def __init__(self, client: Redis, bounds: Bounds, replicas: int = 0) -> None:
         self.bounds = bounds
+        self._replicas = replicas
         self.outbox = Outbox(client)
         self._client = client
         self._turns = asyncio.Semaphore(MAX_CALLS)
@@ -232,9 +235,12 @@ class Queue:
         channel = self._client.pubsub(ignore_subscribe_messages=True)
         try:
             await self._call(channel.subscribe(NEWS))
+            moves = moves_of(self._client)
 
             async def following() -> bytes | None:
                 told = await self._call(channel.get_message(timeout=SILENCE_SECONDS))
+                if moves_of(self._client) != moves:
+                    raise QueueUnavailable("the queue is on another server now")
                 return None if told is None else told["data"]
 
             yield following
@@ -348,7 +354,16 @@ class Queue:
         return [_delivered(message, fields or {}) for _, entries in told for message, fields in entries]
 
     async def _run(self, name: str, *values: Any) -> Any:
+        if self._replicas and name in PROMISED:
+            return await self._call(self._promised(name, values))
         return await self._call(self._scripts[name](keys=[BASE], args=list(values)))
+
+    async def _promised(self, name: str, values: Sequence[Any]) -> Any:
+        script, words = self._scripts[name], (1, BASE, *values)
+        try:
+            return await waited(self._client, self._replicas, "EVALSHA", script.sha, *words)
+        except gone.NoScriptError:
+            return await waited(self._client, self._replicas, "EVAL", script.script, *words)
 
     async def _call(self, call: Any) -> Any:
         try:
@@ -364,7 +379,7 @@ class Queue:
                 raise NoWorkers("nobody has worked on this queue yet") from None
             if str(error).split(" ", 1)[0] in ("ERR", "WRONGTYPE", "BUSYGROUP"):  # a mistake of ours, not of the store
                 raise
-            log.warning("queue refused", error=str(error).split(" ", 1)[0])
+            log.warning("queue refused", error=error.status_code or str(error).split(" ", 1)[0])
             raise QueueUnavailable("the queue does not take jobs now") from None
         except (gone.RedisError, OSError, TimeoutError, RuntimeError) as error:  # the last is uvloop's of a closed one
             log.debug("queue", error=type(error).__name__)
@@ -377,9 +392,9 @@ class NoWorkers(QueueUnavailable):
     """The group of workers is not there: nobody has begun, or the store has lost it."""
 
 
-def connect_queue(url: str, bounds: Bounds, ca_file: Path | None = None) -> Queue:
-    """A queue by its store's address. Opens no connection yet. `ca_file`: as of the far tier's `connect`."""
-    return Queue(connect(url, BUDGET_SECONDS, ca_file), bounds)
+def connect_queue(url: str, bounds: Bounds, access: Access = BY_ADDRESS, replicas: int = 0) -> Queue:
+    """A queue by its store's address. Opens no connection yet. Raises SetupError for no address."""
+    return Queue(client_at(url, BASE, BUDGET_SECONDS, access), bounds, replicas)
 
 
 def _fields(nonce: bytes, record: bool) -> list[bytes]:

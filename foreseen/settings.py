@@ -37,6 +37,21 @@ class Common:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class StoreSettings(Common):
+    """How Redis, the state store and Sentinels are to be spoken to."""
+
+    redis_ca_file: Annotated[
+        Path | None,
+        Parameter(help="Certificates (PEM) that verify Redis and the state store over TLS; default: the system's."),
+    ] = None
+    sentinel_user: Annotated[str | None, Parameter(help="ACL user that Sentinels ask for; default: none.")] = None
+    sentinel_password_file: Annotated[
+        Path | None, Parameter(help="File with the password that Sentinels ask for; default: none is sent.")
+    ] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class InferenceSettings(Common):
     """One model's own process: a V2 server over ONNX Runtime."""
 
@@ -75,7 +90,7 @@ class InferenceSettings(Common):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class ProxySettings(Common):
+class ProxySettings(StoreSettings):
     """The proxy: speaks the predict API and answers from memory, Redis or the model."""
 
     model: Annotated[
@@ -113,10 +128,6 @@ class ProxySettings(Common):
             help="The far tier: redis://, rediss:// (TLS) or unix://PATH, redis+cluster:// or redis+sentinel:// with "
             "several hosts (docs/redis.md); 'none' for no far tier. Default: DATA's own."
         ),
-    ] = None
-    redis_ca_file: Annotated[
-        Path | None,
-        Parameter(help="Certificates (PEM) that verify Redis and the state store over TLS; default: the system's."),
     ] = None
     secret_file: Annotated[Path | None, Parameter(help="Root secret of all keys. Default: DATA/secret.")] = None
     near_bytes: Annotated[int, Parameter(help="Memory of the near tier, per worker, in bytes; 0 turns it off.")] = (
@@ -210,9 +221,16 @@ class ProxySettings(Common):
     state: Annotated[
         str | None,
         Parameter(
-            help="State store of purges and jobs: redis(s):// or unix://PATH; 'none' for none. Default: foreseen up's."
+            help="State store of purges and jobs, by an address like --redis; 'none' for none. Default: foreseen up's."
         ),
     ] = None
+    state_replicas: Annotated[
+        int,
+        Parameter(
+            help="Replicas of the state store that have a job or purge before it is acknowledged; with 0 a failover "
+            "may lose the last ones."
+        ),
+    ] = 0
     queue_jobs: Annotated[int, Parameter(help="Jobs that may wait; more are refused with 503.")] = 100_000
     queue_bytes: Annotated[
         int, Parameter(help="Memory of jobs and their results in the state store, in bytes; more are refused with 503.")
@@ -276,10 +294,10 @@ class WorkerSettings(ProxySettings):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class JobsSettings(Common):
+class JobsSettings(StoreSettings):
     """Where the queue of jobs is."""
 
-    state: Annotated[str | None, Parameter(help="State store: redis:// or unix://PATH. Default: DATA's own.")] = None
+    state: Annotated[str | None, Parameter(help="State store, by its address. Default: DATA's own.")] = None
     retry: Annotated[str | None, Parameter(help="Put this dead letter back into the queue.")] = None
     drop: Annotated[str | None, Parameter(help="Take this dead letter off the list.")] = None
     json: Annotated[bool, Parameter(help="Print JSON for machines.")] = False
@@ -325,7 +343,7 @@ class KeySettings(Common):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class WarmSettings(Common):
+class WarmSettings(StoreSettings):
     """What a batch run that fills the cache is told."""
 
     model: Annotated[str, Parameter(help="The model whose answers are wanted.")]

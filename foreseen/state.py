@@ -7,6 +7,9 @@ so that whoever reads the one has the other:
     fsn1.purges        stream   id GENERATION-1: kind (all, model, digest, key), what
     fsn1.workers       hash     worker → the last generation that it has confirmed
 
+On a Cluster their names begin with `{fsn1}` instead, so that they lie in one slot; elsewhere they are as they always
+were, so that proxies of before and after read the same.
+
 A generation is at least the one before + 1 and at least the server's clock in µs, so that it never repeats, also where
 the state was lost. Workers stay registered until they leave: one that is cut off must be named, not forgotten.
 """
@@ -15,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from pathlib import Path
 from typing import Any, Literal
 
 import structlog
@@ -24,9 +26,10 @@ from redis import exceptions as gone
 from redis.asyncio import Redis
 
 from foreseen.errors import StateUnavailable
-from foreseen.far import MAX_CONNECTIONS, connect
+from foreseen.master import client_at, moves_of, waited
+from foreseen.servers import BY_ADDRESS, MAX_CONNECTIONS, Access, several
 
-GENERATIONS, PURGES, WORKERS = "fsn1.generations", "fsn1.purges", "fsn1.workers"
+TAG, CLUSTER_TAG = "fsn1", "{fsn1}"
 KEPT_PURGES = 100_000
 BUDGET_SECONDS = 5.0
 BLOCK_SECONDS = 1.0
@@ -64,52 +67,65 @@ class Purge(Struct, frozen=True):
 
 
 class State:
-    """The state store. Everything raises StateUnavailable where it does not answer."""
+    """The state store. Everything raises StateUnavailable where it does not answer. What is told of a purge, or of a
+    worker that it waits for, has reached so many replicas first."""
 
-    def __init__(self, client: Redis) -> None:
+    def __init__(self, client: Redis, tag: str = TAG, replicas: int = 0) -> None:
         self._client = client
+        self._generations, self._purges, self._workers = (
+            f"{tag}.{name}" for name in ("generations", "purges", "workers")
+        )
+        self._replicas = replicas
+        self._registered_at = 0
         self._places = asyncio.Semaphore(MAX_CONNECTIONS)  # calls take turns: a client with no connection left raises
 
     async def purge(self, kind: Kind, what: str) -> int:
         """Raise a generation, or log a key's purge; the generation that every worker has to confirm."""
-        call = self._client.eval(_PURGE, 2, GENERATIONS, PURGES, kind, what, str(KEPT_PURGES))
-        return int(await self._call(call))
+        words = ("EVAL", _PURGE, 2, self._generations, self._purges, kind, what, str(KEPT_PURGES))
+        return int(await self._call(waited(self._client, self._replicas, *words)))
 
     async def generations(self) -> dict[str, int]:
         """All that were ever raised, by "kind:what", and "last"."""
-        raw: dict[bytes, bytes] = await self._call(self._client.hgetall(GENERATIONS))
+        raw: dict[bytes, bytes] = await self._call(self._client.hgetall(self._generations))
         return {name.decode(): int(value) for name, value in raw.items()}
 
     async def raise_to(self, generations: dict[str, int]) -> None:
         """What a worker knows and a store that lost some of it does not."""
         pairs = [part for name, value in generations.items() for part in (name, str(value))]
         if pairs:
-            await self._call(self._client.eval(_RAISE, 1, GENERATIONS, *pairs))
+            await self._call(self._client.eval(_RAISE, 1, self._generations, *pairs))
 
     async def since(self, generation: int) -> list[Purge]:
         """The purges after a generation."""
         low = f"({generation}-1" if generation else "-"
-        return [_purge(*one) for one in await self._call(self._client.xrange(PURGES, min=low))]
+        return [_purge(*one) for one in await self._call(self._client.xrange(self._purges, min=low))]
 
     async def next(self, generation: int) -> list[Purge]:
-        """The same; where there are none, wait for the next, a moment at most."""
+        """The same; where there are none, wait for the next, a moment at most. Raises StateUnavailable, too, where the
+        store is on another server than when this worker was registered: that one may have missed something."""
         block = int(BLOCK_SECONDS * 1000)
-        found = await self._call(self._client.xread({PURGES: f"{generation}-1"}, block=block))
+        found = await self._call(self._client.xread({self._purges: f"{generation}-1"}, block=block))
+        if moves_of(self._client) != self._registered_at:
+            raise StateUnavailable("the state store is on another server now")
         return [_purge(*one) for _, entries in found for one in entries]
 
     async def register(self, worker: str) -> None:
         """From now on a purge waits for this worker."""
-        await self.confirm(worker, 0)
+        before = -1
+        while before != moves_of(self._client):  # it may have moved while this was on its way
+            before = moves_of(self._client)
+            await self._call(waited(self._client, self._replicas, "HSET", self._workers, worker, "0"))
+        self._registered_at = before
 
     async def confirm(self, worker: str, generation: int) -> None:
-        await self._call(self._client.hset(WORKERS, worker, str(generation)))
+        await self._call(self._client.hset(self._workers, worker, str(generation)))
 
     async def leave(self, worker: str) -> None:
-        await self._call(self._client.hdel(WORKERS, worker))
+        await self._call(self._client.hdel(self._workers, worker))
 
     async def workers(self) -> dict[str, int]:
         """What every registered worker has confirmed."""
-        raw: dict[bytes, bytes] = await self._call(self._client.hgetall(WORKERS))
+        raw: dict[bytes, bytes] = await self._call(self._client.hgetall(self._workers))
         return {name.decode(): int(value) for name, value in raw.items()}
 
     async def close(self) -> None:
@@ -124,9 +140,11 @@ class State:
             raise StateUnavailable("the state store does not answer") from None
 
 
-def connect_state(url: str, ca_file: Path | None = None) -> State:
-    """A state store by its address. Opens no connection yet. `ca_file`: as of the far tier's `connect`."""
-    return State(connect(url, BUDGET_SECONDS, ca_file))
+def connect_state(url: str, access: Access = BY_ADDRESS, replicas: int = 0) -> State:
+    """A state store by its address. Opens no connection yet. Raises SetupError for no address."""
+    many = several(url)
+    tag = CLUSTER_TAG if many is not None and many.kind == "cluster" else TAG
+    return State(client_at(url, f"{tag}.generations", BUDGET_SECONDS, access), tag, replicas)
 
 
 def generation_of(generations: dict[str, int], model: str, digest: str) -> int:
@@ -135,11 +153,11 @@ def generation_of(generations: dict[str, int], model: str, digest: str) -> int:
     return max(get("all:", 0), get(f"model:{model}", 0), get(f"digest:{digest}", 0))
 
 
-def read_generations(url: str) -> dict[str, int]:
+def read_generations(url: str, access: Access = BY_ADDRESS) -> dict[str, int]:
     """The generations, for a program that is not running a loop."""
 
     async def read() -> dict[str, int]:
-        state = connect_state(url)
+        state = connect_state(url, access)
         try:
             return await state.generations()
         finally:

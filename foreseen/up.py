@@ -27,7 +27,6 @@ import structlog
 from foreseen import valkey
 from foreseen.artifact import preparation_digest, read_file, read_record
 from foreseen.children import STARTED_SECONDS, Child
-from foreseen.cluster import shown
 from foreseen.datatypes import DATATYPES
 from foreseen.entry import FAR_OVERHEAD_BYTES, NEAR_OVERHEAD_BYTES
 from foreseen.errors import SetupError
@@ -37,6 +36,7 @@ from foreseen.listen import listen, listen_admin
 from foreseen.manifest import Manifest, example_request, find
 from foreseen.places import make_run_folder, redis_socket, state_socket
 from foreseen.secret import make_secret
+from foreseen.servers import shown
 from foreseen.settings import InferenceSettings, ProxySettings, UpSettings, WorkerSettings, arguments
 from foreseen.signing import Signer, make_webhook_secret
 

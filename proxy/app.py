@@ -29,6 +29,7 @@ from foreseen.places import model_socket, redis_socket
 from foreseen.queue import Bounds, connect_queue
 from foreseen.records import Records
 from foreseen.secret import read_secret
+from foreseen.servers import access_of
 from foreseen.settings import ProxySettings
 from foreseen.state import connect_state
 from foreseen.targets import Allowed
@@ -94,7 +95,8 @@ class Proxy:
             limits=settings,
         )
         given = None if settings.state == "none" else settings.state
-        self.state = None if given is None else connect_state(given, settings.redis_ca_file)
+        access, replicas = access_of(settings), settings.state_replicas
+        self.state = None if given is None else connect_state(given, access, replicas)
         leases = Leases(self.far, self.metrics, settings.lease_ms / 1000)
         self.pipeline = Pipeline(tiers, self.served, self.metrics, settings.waiting_rows, settings.miss_rows, leases)
         self.generations = Generations(self.state, self.pipeline.forget)
@@ -109,7 +111,7 @@ class Proxy:
         )
         self.webhooks = Allowed(settings.webhook_allow, settings.webhook_ports, settings.webhook_networks)
         self.records = Records(root)
-        self.queue = None if given is None else connect_queue(given, bounds_of(settings), settings.redis_ca_file)
+        self.queue = None if given is None else connect_queue(given, bounds_of(settings), access, replicas)
         self.jobs: Jobs | None = None
         if self.queue is not None:
             self.jobs = Jobs(self.queue, self.records, self.pipeline, self.served, self.generations, self.metrics)
@@ -289,7 +291,7 @@ def _far(settings: ProxySettings) -> Entries | None:
         return None
     url = settings.redis or f"unix://{redis_socket(settings.data)}"
     budget_seconds = settings.far_budget_ms / 1000
-    return far_at(url, budget_seconds, keys_per_call=settings.far_keys, ca_file=settings.redis_ca_file)
+    return far_at(url, budget_seconds, keys_per_call=settings.far_keys, access=access_of(settings))
 
 
 def _limits(settings: ProxySettings) -> Limits:

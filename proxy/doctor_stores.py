@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
-from foreseen.cluster import far_at, shown
+from foreseen.cluster import far_at
 from foreseen.errors import FarError, QueueUnavailable, SetupError, StateUnavailable
 from foreseen.key import secret_check
 from foreseen.nouns import DOWN, FarState, Standing
 from foreseen.places import redis_socket, state_socket
 from foreseen.queue import OPEN_STATES, Bounds, connect_queue
 from foreseen.secret import read_secret
+from foreseen.servers import Access, access_of, several, shown
 from foreseen.settings import DoctorSettings
 from foreseen.state import connect_state
 from proxy.finding import Finding, Grade, numbers, size
@@ -30,7 +30,7 @@ async def redis(settings: DoctorSettings) -> AsyncIterator[Finding]:
         yield Finding("ok", "redis", "none: near is the only tier")
         return
     url = settings.redis or f"unix://{redis_socket(settings.data)}"
-    far = far_at(url, REDIS_SECONDS, ca_file=settings.redis_ca_file)
+    far = far_at(url, REDIS_SECONDS, access=access_of(settings))
     try:
         state = await far.state()
         if state == DOWN:
@@ -96,36 +96,52 @@ async def state(settings: DoctorSettings) -> AsyncIterator[Finding]:
         fix = "a Redis of its own: a cache evicts, a state must not"
         yield Finding("must", "state", "it is the cache's Redis", fix)
         return
-    store = far_at(url, REDIS_SECONDS, ca_file=settings.redis_ca_file)
+    store = far_at(url, REDIS_SECONDS, access=access_of(settings))
     try:
-        told = await store.state()
-        skew = 0.0 if told == DOWN else abs(await store.time() - time.time())
+        told = await store.states()
+        skew = 0.0 if DOWN in told else abs(await store.time() - time.time())
     except FarError as error:
         yield Finding("must", "state", f"{shown(url)} fails: {error.kind}", "see its log and its users' rights")
         return
     finally:
         await store.close()
-    if told == DOWN:
+    if DOWN in told:
         if settings.state is None and not state_socket(settings.data).exists():
             yield Finding("note", "state", "the embedded state store is not running", "foreseen up starts it")
         else:
             fix = "start it, or mend --state; a proxy that starts without it answers past the cache"
             yield Finding("must", "state", f"{shown(url)} does not answer", fix)
         return
-    for one in kept(told):
+    for one in dict.fromkeys(finding for server in told for finding in kept(server)):
         yield one
+    if several(url) is not None:
+        for one in replicated(min(server.replicas for server in told), settings.state_replicas):
+            yield one
     if skew > MAX_SKEW_SECONDS:
         fix = "run NTP on both machines"
         yield Finding("note", "state", f"its clock differs by {skew:.1f} s: generations are numbered by it", fix)
-    async for one in confirmed(url, settings.redis_ca_file):
+    access = access_of(settings)
+    async for one in confirmed(url, access):
         yield one
-    async for one in consumed(url, settings.redis_ca_file):
+    async for one in consumed(url, access):
         yield one
 
 
-async def consumed(url: str, ca_file: Path | None) -> AsyncIterator[Finding]:
+def replicated(there: int, wanted: int) -> Iterator[Finding]:
+    """Whether what the state store has acknowledged outlives a failover."""
+    if there < wanted:
+        said = f"{there} replicas, --state-replicas {wanted}: no job is taken and no purge acknowledged"
+        yield Finding("must", "state", said, "start replicas, or lower --state-replicas")
+    elif not there:
+        yield Finding("note", "state", "a master has no replica: nobody takes its place", "start a replica")
+    elif not wanted:
+        said = "replicas are written behind the answer's back: a failover may lose the last jobs"
+        yield Finding("note", "state", said, "--state-replicas 1 acknowledges what one of them has")
+
+
+async def consumed(url: str, access: Access) -> AsyncIterator[Finding]:
     """Whether somebody works on the queue of jobs."""
-    queue = connect_queue(url, Bounds(0, 0, 0.0, 0.0), ca_file)
+    queue = connect_queue(url, Bounds(0, 0, 0.0, 0.0), access)
     try:
         standing = await queue.standing()
     except QueueUnavailable:
@@ -173,9 +189,9 @@ def kept(told: FarState) -> Iterator[Finding]:
         yield Finding("ok", "state", f"{told.version}, append-only file, {size(told.memory)} used")
 
 
-async def confirmed(url: str, ca_file: Path | None = None) -> AsyncIterator[Finding]:
+async def confirmed(url: str, access: Access) -> AsyncIterator[Finding]:
     """Whether a purge would wait in vain for a worker of this machine that has ended, or of another that lags."""
-    store = connect_state(url, ca_file)
+    store = connect_state(url, access)
     try:
         last = (await store.generations()).get("last", 0)
         behind = [name for name, seen in (await store.workers()).items() if seen < last and not is_gone(name)]

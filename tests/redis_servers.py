@@ -28,13 +28,15 @@ class Server:
     folder: Path
     command: list[str]
     process: subprocess.Popen[bytes]
+    login: tuple[str, str] | None = None
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
     def client(self) -> Redis:
-        return Redis(port=self.port, protocol=2, retry=Retry(NoBackoff(), 0))
+        user, password = self.login or (None, None)
+        return Redis(port=self.port, protocol=2, retry=Retry(NoBackoff(), 0), username=user, password=password)
 
     def kill(self) -> None:
         self.process.kill()
@@ -67,7 +69,8 @@ def serving(folder: Path, *flags: str, port: int | None = None) -> Iterator[Serv
     port = port or free_port()
     folder.mkdir(parents=True, exist_ok=True)
     plain = () if any(flag == "--port" for flag in flags) else ("--port", str(port))
-    command = [SERVER, *plain, "--bind", "127.0.0.1", "--save", "", "--dir", str(folder), *flags]
+    own = ("--bind", "127.0.0.1", "--save", "", "--dir", str(folder), "--repl-diskless-sync-delay", "0")
+    command = [SERVER, *plain, *own, *flags]
     server = Server(port, folder, command, subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=folder))
     try:
         until(lambda: _listens(port))
@@ -78,11 +81,12 @@ def serving(folder: Path, *flags: str, port: int | None = None) -> Iterator[Serv
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, masters: int = 3, replicas: int = 0) -> Iterator[list[Server]]:
-    """A Cluster of so many masters with all slots; then so many servers that are replicas of the first ones."""
+def cluster(folder: Path, *flags: str, masters: int = 3, replicas: Sequence[int] = ()) -> Iterator[list[Server]]:
+    """A Cluster of so many masters with all slots; then a replica of each of these masters."""
     with contextlib.ExitStack() as stack:
-        flags = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-require-full-coverage", "no")
-        servers = [stack.enter_context(serving(folder / str(number), *flags)) for number in range(masters + replicas)]
+        own = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-require-full-coverage", "no")
+        places = [folder / str(number) for number in range(masters + len(replicas))]
+        servers = [stack.enter_context(serving(place, *own, *flags)) for place in places]
         for number, server in enumerate(servers[:masters]):
             with server.client() as client:
                 first, last = 16384 * number // masters, 16384 * (number + 1) // masters - 1
@@ -92,7 +96,7 @@ def cluster(folder: Path, masters: int = 3, replicas: int = 0) -> Iterator[list[
             with server.client() as client:
                 client.execute_command("CLUSTER", "MEET", "127.0.0.1", servers[0].port)
         until(lambda: all(_well(server, len(servers)) for server in servers))
-        for number, server in enumerate(servers[masters:]):
+        for number, server in zip(replicas, servers[masters:], strict=True):
             with servers[number].client() as client:
                 name = client.execute_command("CLUSTER", "MYID")
             with server.client() as client:
@@ -101,28 +105,57 @@ def cluster(folder: Path, masters: int = 3, replicas: int = 0) -> Iterator[list[
         yield servers
 
 
+@dataclass
+class Watched:
+    """A master, its replicas, and the Sentinels that watch them."""
+
+    name: str
+    master: Server
+    replicas: list[Server]
+    watchers: list[Server]
+
+    @property
+    def url(self) -> str:
+        return f"redis+sentinel://{','.join(one.address for one in self.watchers)}/{self.name}"
+
+
 @contextlib.contextmanager
-def sentinels(folder: Path, name: str = "cache", count: int = 1) -> Iterator[tuple[Server, Server, list[Server]]]:
-    """A master, its replica, and Sentinels that take the replica when the master is gone for half a second."""
+def sentinels(
+    folder: Path,
+    *flags: str,
+    name: str = "cache",
+    replicas: int = 1,
+    count: int = 1,
+    login: tuple[str, str] | None = None,
+) -> Iterator[Watched]:
+    """A master, its replicas, and Sentinels that take one of these when the master is gone for half a second; with a
+    login (user and password, of the least rights) they answer nobody without."""
     with contextlib.ExitStack() as stack:
-        master = stack.enter_context(serving(folder / "master"))
-        replica = stack.enter_context(serving(folder / "replica", "--replicaof", "127.0.0.1", str(master.port)))
-        until(lambda: _replicates(replica))
+        master = stack.enter_context(serving(folder / "master", *flags))
+        source = ("--replicaof", "127.0.0.1", str(master.port))
+        others = [
+            stack.enter_context(serving(folder / f"replica{number}", *flags, *source)) for number in range(replicas)
+        ]
+        until(lambda: all(_replicates(one) for one in others))
         watchers = []
         for number in range(count):
             place, port = folder / f"sentinel{number}", free_port()
             place.mkdir(parents=True)
-            told = f"sentinel monitor {name} 127.0.0.1 {master.port} 1\nsentinel down-after-milliseconds {name} 500\n"
-            told += f"sentinel failover-timeout {name} 2000\n"
+            told = f"sentinel monitor {name} 127.0.0.1 {master.port} {count // 2 + 1}\n"
+            told += f"sentinel down-after-milliseconds {name} 500\nsentinel failover-timeout {name} 2000\n"
+            if login is not None:
+                told += "user default off\nuser admin on >admin ~* &* +@all\n"
+                told += f"user {login[0]} on >{login[1]} resetchannels -@all +sentinel|get-master-addr-by-name\n"
+                told += "sentinel sentinel-user admin\nsentinel sentinel-pass admin\n"
             (place / "sentinel.conf").write_text(f"port {port}\nbind 127.0.0.1\ndir {place}\n{told}")
             command = [SERVER, str(place / "sentinel.conf"), "--sentinel"]
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
             stack.callback(process.wait)
             stack.callback(process.kill)
             until(lambda port=port: _listens(port))  # type: ignore[misc]
-            watchers.append(Server(port, place, command, process))
-        until(lambda: all(_knows_replica(one, name) for one in watchers))
-        yield master, replica, watchers
+            watchers.append(Server(port, place, command, process, None if login is None else ("admin", "admin")))
+        until(lambda: all(_knows(one, name, replicas, count - 1) for one in watchers))
+        yield Watched(name, master, others, watchers)
 
 
 def certificates(folder: Path) -> dict[str, Path]:
@@ -182,8 +215,9 @@ def _replicates(server: Server) -> bool:
     return False
 
 
-def _knows_replica(server: Server, name: str) -> bool:
+def _knows(server: Server, name: str, replicas: int, others: int) -> bool:
     with server.client() as client, contextlib.suppress(RedisError):
         told: Sequence[object] = client.execute_command("SENTINEL", "REPLICAS", name)
-        return bool(told)
+        known: Sequence[object] = client.execute_command("SENTINEL", "SENTINELS", name)
+        return len(told) == replicas and len(known) == others
     return False

@@ -14,10 +14,11 @@ from redis.cluster import RedisCluster
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
-from foreseen.cluster import Spread, far_at, shown, slot_of
+from foreseen.cluster import Spread, far_at
 from foreseen.errors import FarError, SetupError
 from foreseen.far import PREFIX, Entries, Far
 from foreseen.nouns import DOWN, Key
+from foreseen.servers import shown, slot_of
 from tests.doubles import numbered
 from tests.redis_servers import Server, cluster, sentinels, until
 
@@ -150,7 +151,7 @@ async def test_a_master_that_is_down_costs_its_own_keys_and_is_noticed_when_it_i
 
 async def test_a_failover_of_a_cluster_is_followed(tmp_path: Path) -> None:
     """A master is killed, its replica takes its slots: the keys are back once the Cluster says so, without a start."""
-    with cluster(tmp_path, masters=3, replicas=1) as servers:
+    with cluster(tmp_path, replicas=(0,)) as servers:
         far, keys = far_at(f"redis+cluster://{servers[1].address},{servers[2].address}", BUDGET_SECONDS), numbered(200)
         await far.put(entries(keys))
         with servers[0].client() as client:
@@ -187,7 +188,8 @@ def _holds(server: Server, key: Key) -> bool:
 
 async def test_sentinels_name_the_master_and_a_failover_is_followed(tmp_path: Path) -> None:
     """The master is stopped (SIGSTOP): once the Sentinel has named its replica, entries are there and can be stored."""
-    with sentinels(tmp_path) as (master, replica, (watcher,)):
+    with sentinels(tmp_path) as watched:
+        master, (replica,), (watcher,) = watched.master, watched.replicas, watched.watchers
         far, keys = far_at(f"redis+sentinel://127.0.0.1:1,{watcher.address}/cache", BUDGET_SECONDS), numbered(100)
         await far.check_secret(CHECK)
         await far.put(entries(keys))
@@ -207,7 +209,8 @@ async def test_sentinels_name_the_master_and_a_failover_is_followed(tmp_path: Pa
 
 async def test_a_master_that_became_a_replica_is_left(tmp_path: Path) -> None:
     """READONLY: the store is refused once, Sentinel is asked again, and the next store reaches the new master."""
-    with sentinels(tmp_path) as (_, replica, (watcher,)):
+    with sentinels(tmp_path) as watched:
+        (replica,), (watcher,) = watched.replicas, watched.watchers
         far, keys = far_at(f"redis+sentinel://{watcher.address}/cache", BUDGET_SECONDS), numbered(10)
         await far.put(entries(keys))
         until(lambda: _fails_over(watcher))

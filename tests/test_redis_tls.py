@@ -17,11 +17,12 @@ from foreseen.errors import FarError, SetupError, StateUnavailable
 from foreseen.far import STORE_PAUSE_SECONDS, Entries
 from foreseen.nouns import DOWN
 from foreseen.secret import make_secret
+from foreseen.servers import Access
 from foreseen.state import State, connect_state
 from tests.doubles import numbered
 from tests.live import Live, fresh
 from tests.questions import ask_fingerprint, fingerprint, numbers
-from tests.redis_servers import certificates, cluster, serving_tls
+from tests.redis_servers import certificates, cluster, serving_tls, until
 from tests.stories.test_60_start_and_stop import foreseen
 
 ROOT = Path(__file__).parent.parent
@@ -60,14 +61,14 @@ def securely(folder: Path) -> Iterator[Secured]:
 
 @pytest.fixture
 async def far(secured: Secured) -> AsyncIterator[Entries]:
-    one = far_at(secured.url("foreseen-cache"), BUDGET_SECONDS, ca_file=secured.ca)
+    one = far_at(secured.url("foreseen-cache"), BUDGET_SECONDS, access=Access(secured.ca))
     yield one
     await one.close()
 
 
 @pytest.fixture
 async def state(secured: Secured) -> AsyncIterator[State]:
-    one = connect_state(secured.url("foreseen-state"), secured.ca)
+    one = connect_state(secured.url("foreseen-state"), Access(secured.ca))
     yield one
     await one.close()
 
@@ -118,10 +119,28 @@ async def test_the_state_role_needs_no_more(state: State) -> None:
     await state.leave("w")
 
 
+async def test_the_state_on_a_cluster_over_tls(tmp_path: Path) -> None:
+    """A Cluster of one node: who holds the slot is asked over TLS, and the answer, an address, is verified, too."""
+    flags = ("--cluster-enabled", "yes", "--tls-cluster", "yes")
+    with serving_tls(tmp_path, *flags) as (server, ca):
+        with Redis.from_url(f"rediss://{server.address}", ssl_ca_certs=str(ca), protocol=2) as client:
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            until(lambda: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
+        one = connect_state(f"rediss+cluster://{server.address}", Access(ca))
+        assert await one.generations() == {}
+        generation = await one.purge("all", "")
+        assert (await one.generations())["all:"] == generation
+        await one.close()
+        stranger = connect_state(f"rediss+cluster://{server.address}")
+        with pytest.raises(StateUnavailable):
+            await stranger.generations()
+        await stranger.close()
+
+
 async def test_neither_role_may_do_what_is_the_others(secured: Secured) -> None:
     """The cache's user reads no state and the state's user no entry, and neither may empty or configure a server."""
-    cache = far_at(secured.url("foreseen-cache"), BUDGET_SECONDS, ca_file=secured.ca)
-    other = far_at(secured.url("foreseen-state"), BUDGET_SECONDS, ca_file=secured.ca)
+    cache = far_at(secured.url("foreseen-cache"), BUDGET_SECONDS, access=Access(secured.ca))
+    other = far_at(secured.url("foreseen-state"), BUDGET_SECONDS, access=Access(secured.ca))
     for far, command in (
         (cache, ("FLUSHALL", "x")),
         (cache, ("CONFIG", "GET", "*")),
@@ -143,7 +162,7 @@ async def test_who_may_only_read_gets_hits_and_stores_rest(secured: Secured, far
     """NOPERM of a store pauses stores and leaves reads alone: no breaker opens."""
     keys = numbered(2)
     await far.put([(keys[0], b"v", 60_000)])
-    reader = far_at(secured.url("foreseen-state"), BUDGET_SECONDS, ca_file=secured.ca)
+    reader = far_at(secured.url("foreseen-state"), BUDGET_SECONDS, access=Access(secured.ca))
     kinds = []
     for _ in range(5):
         with pytest.raises(FarError) as error:
@@ -158,7 +177,7 @@ async def test_who_may_only_read_gets_hits_and_stores_rest(secured: Secured, far
 @pytest.mark.parametrize(("user", "password"), [("foreseen-cache", "wrong"), ("nobody", PASSWORD), ("", "")])
 async def test_a_wrong_password_is_kind_auth(secured: Secured, user: str, password: str) -> None:
     """A wrong one, a user that is none, and none at all."""
-    far = far_at(secured.url(user, password), BUDGET_SECONDS, ca_file=secured.ca)
+    far = far_at(secured.url(user, password), BUDGET_SECONDS, access=Access(secured.ca))
     with pytest.raises(FarError) as error:
         await far.get(numbered(1))
     assert error.value.kind == "auth"
@@ -168,19 +187,19 @@ async def test_a_wrong_password_is_kind_auth(secured: Secured, user: str, passwo
 async def test_a_certificate_that_nobody_vouches_for_is_refused(secured: Secured, tmp_path: Path) -> None:
     """Without the authority, with another one, and a file that holds none."""
     for ca in (None, certificates(tmp_path / "other")["ca"]):
-        far = far_at(secured.url("foreseen-cache"), BUDGET_SECONDS, ca_file=ca)
+        far = far_at(secured.url("foreseen-cache"), BUDGET_SECONDS, access=Access(ca))
         with pytest.raises(FarError) as error:
             await far.get(numbered(1))
         assert error.value.kind == "tls"
         await far.close()
-        state = connect_state(secured.url("foreseen-state"), ca)
+        state = connect_state(secured.url("foreseen-state"), Access(ca))
         with pytest.raises(StateUnavailable):
             await state.generations()
         await state.close()
     (tmp_path / "empty.pem").write_text("")
     for path in (tmp_path / "empty.pem", tmp_path / "none.pem"):
         with pytest.raises(SetupError, match="certificates"):
-            far_at(secured.url("foreseen-cache"), BUDGET_SECONDS, ca_file=path)
+            far_at(secured.url("foreseen-cache"), BUDGET_SECONDS, access=Access(path))
 
 
 def test_a_whole_system_over_tls_and_no_command_line_shows_a_password(

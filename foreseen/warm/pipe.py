@@ -35,7 +35,7 @@ class Pipe:
         self._url, self._patience = url, patience_seconds
         parts = urlsplit(url)
         if parts.scheme not in ("unix", "redis", "rediss"):
-            raise SetupError(f"redis {url}: give redis://, rediss:// or unix://PATH")
+            raise SetupError(f"redis {_shown(url)}: give redis://, rediss:// or unix://PATH of one server, or --url")
         try:
             self._socket = _connected(url, patience_seconds)
         except OSError as error:

@@ -14,6 +14,7 @@ from foreseen.artifact import preparation_digest, read_record, read_serving
 from foreseen.errors import ModelUnavailable, SetupError, StateUnavailable
 from foreseen.manifest import Manifest, find
 from foreseen.places import model_socket, state_socket
+from foreseen.servers import access_of
 from foreseen.settings import WarmSettings
 from foreseen.state import generation_of, read_generations
 from foreseen.warm.asker import Asker
@@ -165,7 +166,9 @@ def _generation(settings: WarmSettings, digest: str) -> int:
     if settings.state == "none" or (settings.state is None and not own.exists()):
         return 0
     try:
-        return generation_of(read_generations(settings.state or f"unix://{own}"), settings.model, digest)
+        return generation_of(
+            read_generations(settings.state or f"unix://{own}", access_of(settings)), settings.model, digest
+        )
     except StateUnavailable:
         raise SetupError(
             "the state store does not answer, so what was purged is not known; start it (foreseen up), or give --state"

@@ -13,8 +13,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from foreseen.far import connect
 from foreseen.places import redis_socket
+from foreseen.servers import connect
 from tests.live import Live, started
 from tests.questions import ask_fingerprint, ask_minilm, fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT, MINILM
