@@ -165,8 +165,10 @@ async def _look_again(client: aiohttp.ClientSession, url: str, ticket: str, outc
 
 
 async def _kill(one: System, every: float, done: asyncio.Event) -> None:
-    """Kill all workers and the queue's store, again and again, not always in the same order."""
+    """Kill all workers and the queue's store when the store has answered for so long, again and again, not always in
+    the same order. (A store that reads its file for longer than it lives would never do anything again.)"""
     for turn in itertools.count():
+        await valkey.until_answering(state_socket(one.data), 60)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(done.wait(), every)
         if done.is_set():
@@ -187,6 +189,15 @@ async def _all(work: Any, items: list[Any], callers: int = CALLERS) -> None:
     await asyncio.gather(*(caller() for _ in range(callers)))
 
 
+async def _tell(outcome: Outcome, one: System, jobs: int) -> None:
+    """How far it is, every ten seconds."""
+    while True:
+        await asyncio.sleep(10)
+        kills = ", ".join(f"{name} {count}" for name, count in one.kills.items())
+        told = f"accepted {len(outcome.accepted):,} of {jobs:,}, ended {len(outcome.ends):,}; killed {kills}"
+        print(f"verify_jobs: {told}", file=sys.stderr, flush=True)
+
+
 async def verify(data: Path, jobs: int, poison: int, every: float, workers: int = 2) -> tuple[Outcome, System]:
     outcome, done = Outcome(), asyncio.Event()
     async with system(data, workers) as one, aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
@@ -196,12 +207,14 @@ async def verify(data: Path, jobs: int, poison: int, every: float, workers: int 
             seeds.insert((number + 1) * len(seeds) // (poison + 1), -(number + 1))
         started = time.monotonic()
         killer = asyncio.create_task(_kill(one, every, done))
+        telling = asyncio.create_task(_tell(outcome, one, jobs))
         await _all(lambda seed: _submit(client, one.url, seed, outcome), seeds)
         outcome.submitted_seconds = time.monotonic() - started
         await _all(lambda ticket: _follow(client, one.url, ticket, outcome), list(outcome.accepted), 4 * CALLERS)
         outcome.seconds = time.monotonic() - started
         done.set()
         await killer
+        telling.cancel()
         await valkey.until_answering(state_socket(data), 20)
         await _all(lambda ticket: _look_again(client, one.url, ticket, outcome), list(outcome.accepted))
         outcome.standing = await _standing(data)

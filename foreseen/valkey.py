@@ -95,6 +95,8 @@ async def _answers(socket: Path) -> bool:
     try:
         writer.write(b"PING\r\n")
         return await reader.readline() == b"+PONG\r\n"
+    except OSError:
+        return False
     finally:
         writer.close()
 
