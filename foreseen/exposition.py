@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Metric, ge
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from foreseen.nouns import AWAY, DOWN, FarState, Standing
+from foreseen.warming import RESULTS
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -25,11 +26,12 @@ def exposition(
     far: FarState | None = None,
     versions: Mapping[str, str] | None = None,
     queue: Standing | None = None,
+    models: Sequence[str] = (),
 ) -> bytes:
     """A registry in the text format; with several processes the sum over all of them. With the states of the far tier
-    and of the queue, and with Triton's names where `versions` says the version of each model."""
+    and of the queue, batch runs of `models`, and Triton's names where `versions` says the version of each model."""
     families = list(_collected(registry))
-    more = [*far_families(far), *queue_families(queue)]
+    more = [*far_families(far), *queue_families(queue), *warm_families(queue, models)]
     more += triton_families(families, versions) if versions is not None else ()
     return generate_latest(Families([*families, *more]))
 
@@ -107,6 +109,47 @@ def queue_families(queue: Standing | None) -> Iterator[Metric]:
         family = Metric(name.removesuffix("_total"), said, kind)
         for value, number in values_.items():
             family.add_sample(name, {label: value} if label else {}, number)
+        yield family
+
+
+WARM_STATE = (
+    (
+        "foreseen_warm_runs",
+        "gauge",
+        ("model",),
+        "Batch runs under way that write to Redis themselves, past the proxies.",
+    ),
+    (
+        "foreseen_warm_run_rows",
+        "gauge",
+        ("model", "state"),
+        "Their rows: done; left, as far as the files say how many they hold.",
+    ),
+    (
+        "foreseen_warm_rows_total",
+        "counter",
+        ("model", "result"),
+        "Rows of all such runs, told at each of their checkpoints, by result: hit, computed, imported, failed.",
+    ),
+)
+"""Families that are read from the state store at each scrape, where there is a queue: name, type, labels, meaning."""
+
+
+def warm_families(queue: Standing | None, models: Sequence[str]) -> Iterator[Metric]:
+    """What batch runs tell of themselves, of served models only; nothing where the store does not answer. As above,
+    every proxy on it tells the same."""
+    if queue is None or queue is AWAY:
+        return
+    warming = queue.warming
+    told: tuple[dict[tuple[str, ...], int], ...] = (
+        {(model,): warming.runs.get(model, 0) for model in models},
+        {(model, state): warming.states.get((model, state), 0) for model in models for state in ("done", "left")},
+        {(model, result): warming.rows.get((model, result), 0) for model in models for result in RESULTS},
+    )
+    for (name, kind, labels, said), values_ in zip(WARM_STATE, told, strict=True):
+        family = Metric(name.removesuffix("_total"), said, kind)
+        for value, number in values_.items():
+            family.add_sample(name, dict(zip(labels, value, strict=True)), number)
         yield family
 
 

@@ -32,6 +32,7 @@ FAR_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
 
 STAGES = ("decode", "prepare", "key", "near", "flight", "far", "model", "keep", "render")
 ROW_RESULTS = ("near", "far", "model", "collapsed", "stale", "bypass", "error")
+IMPORT_RESULTS = ("stored", "had")
 REQUEST_RESULTS = ("hit", "partial", "collapsed", "stale", "miss", "bypass", "error")
 MISS_REASONS = ("cold", "expired", "verify-failed", "far-down", "far-slow")
 FAR_ERROR_KINDS = (
@@ -59,6 +60,23 @@ class ProxyMetrics:
             Counter(
                 "foreseen_rows",
                 "Rows answered, by where the answer came from: near, far, model, collapsed, stale, bypass, error.",
+                ("model", "result"),
+                registry=registry,
+            )
+        )
+        self.background_rows = Kept(
+            Counter(
+                "foreseen_background_rows",
+                "Rows asked in the background lane, by result: those of batch runs through a proxy (a priority above "
+                "1), which are in foreseen_rows_total, too; at a worker's own /metrics those of jobs.",
+                ("model", "result"),
+                registry=registry,
+            )
+        )
+        self.imported_rows = Kept(
+            Counter(
+                "foreseen_imported_rows",
+                "Rows that batch runs handed over with their answers (POST .../import), by result: stored, had.",
                 ("model", "result"),
                 registry=registry,
             )
@@ -268,6 +286,9 @@ class ProxyMetrics:
         for model in models:
             for result in ROW_RESULTS:
                 self.rows.labels(model, result)
+                self.background_rows.labels(model, result)
+            for result in IMPORT_RESULTS:
+                self.imported_rows.labels(model, result)
             for result in REQUEST_RESULTS:
                 self.request_seconds.labels(model, result)
             for reason in MISS_REASONS:

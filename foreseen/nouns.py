@@ -199,15 +199,26 @@ class FarState(Struct, frozen=True):
     replicas: int = 0
 
 
+class Warming(Struct, frozen=True):
+    """What batch runs that write past the proxies do: runs under way by model, their rows by model and state (done,
+    left), and rows of all runs that there were by model and result."""
+
+    runs: dict[str, int] = {}
+    states: dict[tuple[str, str], int] = {}
+    rows: dict[tuple[str, str], int] = {}
+
+
 class Standing(Struct, frozen=True):
-    """What the queue of jobs is like: counts since it began (`state:*` now), the age of its oldest job in seconds, dead
-    letters, webhooks that are not delivered, and workers that were heard of a moment ago."""
+    """What the state store tells of the queue of jobs: counts since it began (`state:*` now), the age of its oldest job
+    in seconds, dead letters, webhooks that are not delivered, workers that were heard of a moment ago; and of warming.
+    """
 
     counts: dict[str, int]
     oldest_seconds: float
     dead: int
     webhooks: int = 0
     workers: int = 0
+    warming: Warming = Warming()
 
 
 AWAY = Standing({}, 0.0, 0)

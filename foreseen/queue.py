@@ -23,6 +23,7 @@ from foreseen.outbox import HOOKS, Outbox
 from foreseen.records import JOB_BYTES, NONCE_BYTES
 from foreseen.servers import BY_ADDRESS, Access
 from foreseen.transitions import BASE, GROUP, SCRIPTS
+from foreseen.warming import ROWS, RUNS, warming_of
 
 BUDGET_SECONDS = 2.0
 """A store that takes longer is stopped, as far as a client that submits or polls can tell."""
@@ -319,12 +320,14 @@ class Queue:
         pipe.zrange(OPEN, 0, 0, withscores=True)
         pipe.hlen(DEAD)
         pipe.zcard(HOOKS)
+        pipe.hgetall(RUNS)
+        pipe.hgetall(ROWS)
         pipe.time()
-        counts, oldest, dead, webhooks, clock = await self._call(pipe.execute())
+        counts, oldest, dead, webhooks, runs, rows, clock = await self._call(pipe.execute())
         now = clock[0] + clock[1] / 1e6
         age = max(0.0, now - oldest[0][1] / 1000) if oldest else 0.0
         counted = {name.decode(): int(value) for name, value in counts.items()}
-        return Standing(counted, age, dead, webhooks, await self._alive())
+        return Standing(counted, age, dead, webhooks, await self._alive(), warming_of(runs, rows, now))
 
     async def _alive(self) -> int:
         """Workers that were heard of a moment ago: one reads or beats about every second."""
@@ -375,7 +378,7 @@ class Queue:
         try:
             return await call
         except gone.ResponseError as error:
-            if "NOGROUP" in str(error):
+            if "NOGROUP" in str(error) or "no such key" in str(error):
                 raise NoWorkers("nobody has worked on this queue yet") from None
             if str(error).split(" ", 1)[0] in ("ERR", "WRONGTYPE", "BUSYGROUP"):  # a mistake of ours, not of the store
                 raise

@@ -61,6 +61,7 @@ def told(before: Scrape, after: Scrape) -> dict[str, Any]:
         },
         "far": _far(before, after),
         "queue": _queue(before, after),
+        "warm": _warm(before, after),
         "models": [
             {
                 "model": model,
@@ -124,6 +125,18 @@ def _queue(before: Scrape, after: Scrape) -> dict[str, Any]:
     }
 
 
+def _warm(before: Scrape, after: Scrape) -> dict[str, Any]:
+    """Batch runs: those past the proxy, and the rows that come through it."""
+    return {
+        "runs": after.total("foreseen_warm_runs"),
+        "done": after.total("foreseen_warm_run_rows", state="done"),
+        "left": after.total("foreseen_warm_run_rows", state="left"),
+        "rows_per_second": _rate(before, after, "foreseen_warm_rows_total"),
+        "background_rows_per_second": _rate(before, after, "foreseen_background_rows_total"),
+        "imported_rows_per_second": _rate(before, after, "foreseen_imported_rows_total"),
+    }
+
+
 def _failed(before: Scrape, after: Scrape) -> float:
     codes = [code for code in after.values("foreseen_requests_total", "code") if code.startswith("5")]
     return round(sum(_rate(before, after, "foreseen_requests_total", code=code) for code in codes), 3)
@@ -172,6 +185,8 @@ def view(url: str, now: dict[str, Any], trouble: str | None = None) -> Group:
         )
     if (queue := now["queue"])["state"] != "none":
         store.add_row(*_jobs(queue))
+    if any((warm := now["warm"]).values()):
+        store.add_row(*_warming(warm))
     head = Text(f"foreseen  {url}", style="bold")
     head.append(f"   {trouble}" if trouble else f"   over {now['seconds']:.1f} s", "bold red" if trouble else "dim")
     return Group(head, Panel(numbers), Panel(store), _models(now))
@@ -187,6 +202,16 @@ def _jobs(queue: dict[str, Any]) -> tuple[Text, ...]:
         _pair("oldest", _time(queue["oldest_seconds"]) if waits else "–"),
         _pair("job workers", f"{queue['workers']:.0f}", "red" if waits and not queue["workers"] else ""),
         _pair("dead letters", f"{queue['dead_letters']:,.0f}", "red" if queue["dead_letters"] else ""),
+    )
+
+
+def _warming(warm: dict[str, Any]) -> tuple[Text, ...]:
+    """The line of batch runs, shown while there are any."""
+    through = warm["background_rows_per_second"], warm["imported_rows_per_second"]
+    return (
+        _pair("warm", f"{warm['runs']:.0f} runs, {warm['done']:,.0f} rows done, {warm['left']:,.0f} left"),
+        _pair("rows/s", f"{warm['rows_per_second']:,.1f}"),
+        _pair("through the proxy", f"{through[0]:,.1f}/s asked, {through[1]:,.1f}/s imported"),
     )
 
 

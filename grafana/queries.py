@@ -40,9 +40,10 @@ def one(metric: str, by: str = "", where: str = "") -> str:
     return f"max{f' by ({by})' if by else ''} ({metric}{{{OURS}{f', {where}' if where else ''}}})"
 
 
-def fastest(metric: str, by: str = "") -> str:
+def fastest(metric: str, by: str = "", where: str = "") -> str:
     """The rate of such a counter."""
-    return f"max{f' by ({by})' if by else ''} (rate({metric}{{{OURS}}}[{RATE}]))"
+    chosen = f"{OURS}, {where}" if where else OURS
+    return f"max{f' by ({by})' if by else ''} (rate({metric}{{{chosen}}}[{RATE}]))"
 
 
 BROKEN = OURS + ', code=~"5.."'

@@ -231,6 +231,8 @@ class Edge:
         answers, question = reply.answers, reply.question
         if self._memory is None or question is None or reply.result != "hit" or len(answers) > MAX_ROWS:
             return
+        if question.terms.lane == "background":  # what is replayed counts as an online hit
+            return
         if any(answer.source != "near" for answer in answers) or not self._memory.worth_keeping(raw):
             return
         predictions = [answer.prediction for answer in answers]

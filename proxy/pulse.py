@@ -113,7 +113,8 @@ class Pulse:
             far = await self._far_state() if self._far_state is not None else None
             versions = self._versions() if self._versions is not None else None
             queue = await self._standing()
-            return await asyncio.to_thread(exposition, self._metrics.registry, far, versions, queue)
+            models = tuple(self._served)
+            return await asyncio.to_thread(exposition, self._metrics.registry, far, versions, queue, models)
 
     async def _standing(self) -> Standing | None:
         """How the queue is, where there is one; AWAY where it does not say so in time for a scrape."""

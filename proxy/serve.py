@@ -17,7 +17,7 @@ from msgspec import Struct
 from foreseen.errors import BadInput, DigestMoved, ForeseenError, ModelUnavailable, NotCached, StateUnavailable
 from foreseen.meters import Hits
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import ALL_STEPS, Answer, Explanation, Key, Prediction, Question, Space, Steps, Terms
+from foreseen.nouns import ALL_STEPS, Answer, Explanation, Key, Lane, Prediction, Question, Space, Steps, Terms
 from foreseen.prepare import Preparer
 from proxy.ask import Ask
 from proxy.bring import bring, decode_brought, predictions_of
@@ -160,7 +160,8 @@ class Server:
 
     def at_once(self, served: Served, ask: Ask, body: bytes, deadline: float, found: Found) -> Visit | None:
         """The same as far as it needs no waiting: near was looked at, and what it lacks has boarded. None where nothing
-        is begun and `answer` has to be asked: for large bodies that are not known, and for what goes past the cache.
+        is begun and `answer` has to be asked: for large bodies that are not known, for what goes past the cache, and in
+        the background lane, whose rows are counted apart: here, and where replies are kept, nobody has to ask for it.
         Raises as `answer` does."""
         if served.steps != ALL_STEPS or served.manifest.name in self._observed:
             return None
@@ -179,7 +180,8 @@ class Server:
             asked, known, own = entry.asked, entry.known, found.id
             times.decoded = times.prepared = times.started
         space = self.space(served)
-        if asked.sequence or not 0 < len(known.rows) <= SLICE_ROWS or self._unknown(space):
+        apart = asked.sequence or asked.lane == "background"
+        if apart or not 0 < len(known.rows) <= SLICE_ROWS or self._unknown(space):
             return None
         question = self._question(served, space, ask, asked, known, deadline)
         keys = self._keys(question, known)
@@ -276,7 +278,7 @@ class Server:
     ) -> Facts:
         why = "sequence" if asked.sequence else None if question is None else self._unknown(question.space)
         facts = Facts.of(answers, served, self._pipeline.tiers.clock(), why, requested=requested)
-        self._count(served, facts, answers)
+        self._count(served, facts, answers, asked.lane)
         return facts
 
     def _reply(
@@ -344,7 +346,10 @@ class Server:
         preparer, at = served.preparer(), self._pipeline.tiers.clock()
         rows = await self._off_loop(lambda: preparer.rows(brought.inputs), heavy)
         predictions = await self._off_loop(lambda: predictions_of(brought, rows, served.manifest, at), heavy)
-        return len(rows), await bring(self._pipeline, space, rows, brought.parameters, predictions)
+        had = await bring(self._pipeline, space, rows, brought.parameters, predictions)
+        self._metrics.imported_rows.labels(space.model, "had").inc(len(had))
+        self._metrics.imported_rows.labels(space.model, "stored").inc(len(rows) - len(had))
+        return len(rows), had
 
     async def _ask(
         self, served: Served, ask: Ask, asked: Asked, known: Known, size: int, deadline: float
@@ -365,9 +370,9 @@ class Server:
                 if served.facts is None or served.facts.digest != moved.digest:  # nobody else has asked meanwhile
                     await served.refresh()
             except ForeseenError:
-                self._count_errors(served, len(known.rows))
+                self._count_errors(served, len(known.rows), asked.lane)
                 raise
-        self._count_errors(served, len(known.rows))
+        self._count_errors(served, len(known.rows), asked.lane)
         raise ModelUnavailable(f"model {served.manifest.name!r} is changing its version")
 
     def _question(
@@ -416,13 +421,18 @@ class Server:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    def _count_errors(self, served: Served, rows: int) -> None:
-        self._metrics.rows.labels(served.manifest.name, "error").inc(rows)
+    def _count_errors(self, served: Served, rows: int, lane: Lane = "online") -> None:
+        self._count_rows(served.manifest.name, "error", rows, lane)
 
-    def _count(self, served: Served, facts: Facts, answers: Sequence[Answer]) -> None:
+    def _count_rows(self, model: str, result: str, rows: int, lane: Lane) -> None:
+        self._metrics.rows.labels(model, result).inc(rows)
+        if lane == "background":
+            self._metrics.background_rows.labels(model, result).inc(rows)
+
+    def _count(self, served: Served, facts: Facts, answers: Sequence[Answer], lane: Lane) -> None:
         name = served.manifest.name
         for source, rows in facts.sources.items():
-            self._metrics.rows.labels(name, source).inc(rows)
+            self._count_rows(name, source, rows, lane)
         saved = sum(answer.prediction.seconds for answer in answers if answer.source in _SAVED)
         if saved:
             self._metrics.saved_seconds.labels(name).inc(saved)

@@ -254,6 +254,7 @@ class Worker:
             except DigestMoved:
                 await served.refresh()
             else:
+                self._pipeline.count_background(space.model, answers)
                 return self._records.part(space.digest, generation, self._pipeline.keys(question), answers)
         raise ModelUnavailable(f"model {head.model!r} is changing its version")
 

@@ -373,3 +373,10 @@ async def test_what_was_put_back_by_another_stays_where_it_is(queue: Queue) -> N
     assert await state_of(queue, job, nonce) == "queued"
     (handed,) = await take(queue, "w2")
     assert handed.verdict == "alone"
+
+
+async def test_a_store_that_nobody_has_used_is_up(store: Redis, server: str) -> None:
+    """No job and no worker yet: nothing waits, nobody works, and that is told, not that the queue is away."""
+    async with opened(server) as queue:
+        standing = await queue.standing()
+    assert (standing.counts, standing.oldest_seconds, standing.workers) == ({}, 0.0, 0)

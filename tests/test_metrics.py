@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from foreseen.exposition import FAR_STATE, QUEUE_STATE, exposition
 from foreseen.meters import Hits, Kept, Tallies, Tally
 from foreseen.metrics import REQUEST_RESULTS, ROW_RESULTS, ProxyMetrics
-from foreseen.nouns import AWAY, DOWN, FarState, Standing
+from foreseen.nouns import AWAY, DOWN, FarState, Standing, Warming
 from inference.metrics import ModelMetrics
 
 BOUNDS = (0.001, 0.01, 0.1)
@@ -139,6 +139,23 @@ def test_the_queue_tells_of_itself_or_is_away() -> None:
     ):
         assert line in told
     assert samples(exposition(registry, queue=AWAY)) == {"foreseen_queue_up": 0}
+
+
+def test_batch_runs_are_told_of_served_models_only() -> None:
+    """Zeros before the first; afterwards what they say; a model that is not served makes no series, a store that is
+    away none at all."""
+    registry = CollectorRegistry()
+    new = samples(exposition(registry, queue=Standing({}, 0.0, 0), models=["m"]))
+    ours = {name: value for name, value in new.items() if name.startswith("foreseen_warm")}
+    assert len(ours) == 1 + 2 + 4
+    assert set(ours.values()) == {0}
+    runs = Warming({"m": 2}, {("m", "done"): 5, ("m", "left"): 7}, {("m", "hit"): 5, ("evil", "hit"): 9})
+    told = samples(exposition(registry, queue=Standing({}, 0.0, 0, warming=runs), models=["m"]))
+    assert told['foreseen_warm_runs{model="m"}'] == 2
+    assert told['foreseen_warm_run_rows{model="m",state="left"}'] == 7
+    assert told['foreseen_warm_rows_total{model="m",result="hit"}'] == 5
+    assert not [name for name in told if "evil" in name]
+    assert not [name for name in samples(exposition(registry, queue=AWAY, models=["m"])) if "warm" in name]
 
 
 def test_triton_names_say_what_ours_say() -> None:

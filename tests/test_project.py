@@ -61,6 +61,7 @@ def test_packages_import_downwards() -> None:
 
 LAYERS = [
     {"foreseen.nouns", "foreseen.errors", "foreseen.datatypes"},
+    {"foreseen.warming"},
     {"foreseen.manifest", "foreseen.tensors", "foreseen.strict_json", "foreseen.breaker", "foreseen.resp"}
     | {"foreseen.addresses"},
     {"foreseen.wire", "foreseen.key", "foreseen.entry", "foreseen.rows", "foreseen.normalize", "foreseen.images"}

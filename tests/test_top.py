@@ -12,7 +12,7 @@ from rich.console import Console
 from foreseen import top
 from foreseen.exposition import exposition
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import AWAY, DOWN, FarState, Standing
+from foreseen.nouns import AWAY, DOWN, FarState, Standing, Warming
 from foreseen.scrape import Scrape, parse
 from tests.live import Live
 from tests.questions import ask_fingerprint, numbers
@@ -23,7 +23,7 @@ UP = FarState(2**20, 2**30, 3, 7, 2, "allkeys-lfu", "7.2", append_only=False)
 
 def at(metrics: ProxyMetrics, seconds: float, far: FarState | None = UP, queue: Standing | None = None) -> Scrape:
     """A scrape as of a moment."""
-    return Scrape(seconds, parse(exposition(metrics.registry, far, queue=queue).decode()).samples)
+    return Scrape(seconds, parse(exposition(metrics.registry, far, queue=queue, models=["m"]).decode()).samples)
 
 
 def served(metrics: ProxyMetrics, result: str, source: str, seconds: float, times: int) -> None:
@@ -135,3 +135,16 @@ def test_the_queue_has_a_line_where_there_is_one(metrics: ProxyMetrics) -> None:
         assert said in line
     assert "queue down" in shown(top.told(before, at(metrics, 13.0, queue=AWAY)))
     assert "queue" not in shown(top.told(before, at(metrics, 13.0)))
+
+
+def test_batch_runs_have_a_line_while_there_are_any(metrics: ProxyMetrics) -> None:
+    """Runs past the proxy with their rows done and left, and what comes through it."""
+    before = at(metrics, 10.0, queue=Standing({}, 0.0, 0))
+    assert "warm" not in shown(top.told(before, before))
+    metrics.background_rows.labels("m", "model").inc(30)
+    metrics.imported_rows.labels("m", "stored").inc(8)
+    runs = Warming({"m": 1}, {("m", "done"): 400, ("m", "left"): 600}, {("m", "computed"): 400})
+    now = top.told(before, at(metrics, 12.0, queue=Standing({}, 0.0, 0, warming=runs)))
+    line = next(line for line in shown(now).splitlines() if "warm" in line)
+    for said in ("1 runs, 400 rows done, 600 left", "rows/s 200.0", "15.0/s asked, 4.0/s imported"):
+        assert said in line

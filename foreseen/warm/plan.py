@@ -11,9 +11,9 @@ from msgspec import Struct
 
 from foreseen.manifest import Manifest
 from foreseen.nouns import Array, Prediction
+from foreseen.warming import RESULTS
 
 PUBLIC = "public"
-RESULTS = ("hit", "computed", "imported", "failed")
 HIT, COMPUTED, IMPORTED, FAILED = range(4)
 
 PARAMETERS_COLUMN = "foreseen.parameters"

@@ -25,9 +25,10 @@ from foreseen.warm.dry import Forecast, forecast
 from foreseen.warm.files import File, files_of
 from foreseen.warm.idle import only_when_idle
 from foreseen.warm.reader import Chunk, chunks
+from foreseen.warm.teller import Teller
 from foreseen.warm.verify import Sample
 from foreseen.warm.warmer import Ready, Warmer
-from foreseen.warm.who import check_digests, plan_of, wanted_columns
+from foreseen.warm.who import check_digests, plan_of, state_of, wanted_columns
 from foreseen.warm.worker import Done, Target, Worker, through_of
 
 SWITCH_SECONDS = 0.0001
@@ -126,11 +127,13 @@ class Job:
             closing(self.target),
             closing(Checkpoint(settings.checkpoint or settings.data / "warm", self.run)) as checkpoint,
             closing(Worker(settings, self.plan, self.run, self.target)) as worker,
+            closing(Teller(self._state(), self.run, self.manifest.name)) as teller,
         ):
             progress = checkpoint.read()
             if settings.verify is not None and progress.rows == 0:
                 self._verify(share_of(settings.verify))
-            watcher.started(self._rows(), progress)
+            for one in (teller, watcher):
+                one.started(self._rows(), progress)
             since = time.monotonic()
             for done in self._by_many(progress) if settings.ray else self._by_one(worker, progress):
                 checkpoint.append(progress, done.rejects)
@@ -141,7 +144,8 @@ class Job:
                 else:
                     progress.file, progress.place = done.file, done.stop
                 checkpoint.write(progress)
-                watcher.moved(progress)
+                for one in (teller, watcher):
+                    one.moved(progress)
             summary = self._summary(progress, checkpoint)
             checkpoint.done()
             return summary
@@ -182,6 +186,10 @@ class Job:
         sample = Sample(self.target, share, int(self.run, 16))
         for file in self.files:
             sample.hold(file.url, _ahead(self.chunks(file, 0)))
+
+    def _state(self) -> str | None:
+        """Where the progress is told; what goes through a proxy that one counts."""
+        return state_of(self.settings) if self.settings.url is None else None
 
     def _rows(self) -> int | None:
         known = [file.rows for file in self.files if file.rows is not None]

@@ -160,15 +160,21 @@ def _check_preparation(manifest: Manifest, settings: WarmSettings, facts: Facts)
         )
 
 
-def _generation(settings: WarmSettings, digest: str) -> int:
-    """The generation that purges have left. Entries of another one would never be asked for, hence no guessing."""
+def state_of(settings: WarmSettings) -> str | None:
+    """The address of the state store, where there is one."""
     own = state_socket(settings.data)
     if settings.state == "none" or (settings.state is None and not own.exists()):
+        return None
+    return settings.state or f"unix://{own}"
+
+
+def _generation(settings: WarmSettings, digest: str) -> int:
+    """The generation that purges have left. Entries of another one would never be asked for, hence no guessing."""
+    state = state_of(settings)
+    if state is None:
         return 0
     try:
-        return generation_of(
-            read_generations(settings.state or f"unix://{own}", access_of(settings)), settings.model, digest
-        )
+        return generation_of(read_generations(state, access_of(settings)), settings.model, digest)
     except StateUnavailable:
         raise SetupError(
             "the state store does not answer, so what was purged is not known; start it (foreseen up), or give --state"

@@ -10,12 +10,13 @@ from msgspec import Struct
 from foreseen.errors import SetupError
 from foreseen.settings import WarmSettings
 from foreseen.warm.files import DIGEST_COLUMN, File
-from foreseen.warm.plan import FAILED, RESULTS, Plan, Warmed
+from foreseen.warm.plan import FAILED, Plan, Warmed
 from foreseen.warm.reader import Chunk
 from foreseen.warm.results import Store, store_of
 from foreseen.warm.through import Through
 from foreseen.warm.warmer import Ready, Warmer
 from foreseen.warm.who import mapped, outputs_of
+from foreseen.warming import RESULTS
 
 
 class Target(Protocol):

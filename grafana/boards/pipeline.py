@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grafana.panels import Panel, Row
-from grafana.queries import NEEDS_NONE, NEEDS_ONE, OF, OURS, fastest, one, quantile, rate, total
+from grafana.queries import MODEL, NEEDS_NONE, NEEDS_ONE, OF, OURS, fastest, one, quantile, rate, total
 
 PIPELINE = (
     Row(
@@ -146,6 +146,45 @@ PIPELINE = (
                     (fastest("foreseen_webhook_calls_total", "outcome"), "{{outcome}}"),
                     (one("foreseen_webhooks_waiting"), "waiting"),
                 ),
+            ),
+        ),
+    ),
+    Row(
+        "Warming",
+        (
+            Panel(
+                "Batch runs",
+                "Runs of `foreseen warm` under way that write to Redis themselves; each is heard of every second.",
+                "none",
+                ((one("foreseen_warm_runs", "model", MODEL), "{{model}}"),),
+                width=6,
+            ),
+            Panel(
+                "Rows of these runs",
+                "Done, and left as far as the files say how many rows they hold. It moves at each checkpoint.",
+                "short",
+                ((one("foreseen_warm_run_rows", "model, state", MODEL), "{{model}} {{state}}"),),
+                "stacked",
+                width=6,
+            ),
+            Panel(
+                "Warmed rows a second",
+                "By those runs, told at each checkpoint, hence in steps. hit: it was there. failed: the run's rejects "
+                "list them. How fast the model computes meanwhile stands on the board Model, without steps.",
+                "rowsps",
+                ((fastest("foreseen_warm_rows_total", "model, result", MODEL), "{{model}} {{result}}"),),
+                width=6,
+            ),
+            Panel(
+                "Through the proxies",
+                "Rows a second in the background lane, by result (batch runs with --url, whoever sends a priority "
+                "above 1, jobs of workers that are scraped), and rows handed over with their answers.",
+                "rowsps",
+                (
+                    (rate("foreseen_background_rows_total", "result"), "{{result}}"),
+                    (rate("foreseen_imported_rows_total", "result"), "imported: {{result}}"),
+                ),
+                width=6,
             ),
         ),
     ),
