@@ -18,8 +18,9 @@ OTHER_FILES = 256
 log = structlog.get_logger()
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening, non-blocking socket. Raises SetupError naming the port where it is taken."""
+def listen(host: str, port: int, flag: str = "--port") -> socket.socket:
+    """A listening, non-blocking socket. Raises SetupError naming the port, and the flag to say another, where it is
+    taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -28,7 +29,7 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise SetupError(f"cannot listen on {host}:{port}: {reason}; choose another with --port") from None
+        raise SetupError(f"cannot listen on {host}:{port}: {reason}; choose another with {flag}") from None
     listener.listen(BACKLOG)
     listener.setblocking(False)
     return listener
@@ -37,7 +38,7 @@ def listen(host: str, port: int) -> socket.socket:
 def listen_admin(settings: ProxySettings) -> socket.socket:
     """The operators' listener: a unix socket under the data directory, or a TCP port where one is asked for."""
     if settings.admin_port is not None:
-        return listen(settings.host, settings.admin_port)
+        return listen(settings.host, settings.admin_port, "--admin-port")
     make_run_folder(settings.data)
     path = admin_socket(settings.data)
     path.unlink(missing_ok=True)

@@ -285,6 +285,10 @@ class WorkerSettings(ProxySettings):
     """A worker on the queue of jobs; it takes the proxy's settings, as far as they are not about connections."""
 
     job_rows: Annotated[int, Parameter(help="Rows of jobs that a worker has aboard at a time; more wait.")] = 1024
+    metrics_port: Annotated[
+        int | None,
+        Parameter(help="TCP port of this worker's own /metrics, on --host. Default: none."),
+    ] = None
     webhook_seconds: Annotated[float, Parameter(help="How long one call of a webhook may take.")] = 10.0
     webhook_tries: Annotated[
         int, Parameter(help="How often a webhook is sent at most; the pauses grow to an hour.")
@@ -310,6 +314,12 @@ class UpSettings(ProxySettings):
 
     workers: Annotated[int, Parameter(help="Proxy processes on the one port.")] = 1
     job_workers: Annotated[int, Parameter(help="Worker processes on the queue of jobs; 0: none here.")] = 1
+    job_metrics_port: Annotated[
+        int | None,
+        Parameter(
+            help="TCP port of the first such worker's /metrics, on 127.0.0.1; the others take the next. Default: none."
+        ),
+    ] = None
     job_rows: Annotated[int, Parameter(help="Rows of jobs that a worker has aboard at a time; more wait.")] = 1024
     far_bytes: Annotated[int, Parameter(help="Memory of the embedded Valkey, in bytes.")] = 1024 * 2**20
     threads: Annotated[int, Parameter(help="Threads within one run of a model.")] = 1

@@ -185,6 +185,8 @@ class _System:
             environment["FORESEEN_REDIS"] = settings.redis
         for number in range(settings.job_workers):
             command = [*_foreseen(), "worker", *flags]
+            if settings.job_metrics_port is not None:
+                command.append(f"--metrics-port={settings.job_metrics_port + number}")
             child = Child(
                 f"worker:{number}",
                 command,

@@ -300,10 +300,10 @@ class Pipeline:
         trip = Trip(model=time.perf_counter() - started)
         return [Answer(prediction, "bypass", trip=trip) for prediction in predictions]
 
-    def count_background(self, model: str, answers: Iterable[Answer]) -> None:
-        """Rows of jobs that were answered; those of requests are counted where they are replied to."""
-        for source, rows in Counter(answer.source for answer in answers).items():
-            self._metrics.background_rows.labels(model, source).inc(rows)
+    def count_background(self, model: str, results: Iterable[str]) -> None:
+        """What became of rows of jobs; those of requests are counted where they are replied to."""
+        for result, rows in Counter(results).items():
+            self._metrics.background_rows.labels(model, result).inc(rows)
 
     async def forget(self, keys: Sequence[Key] | None) -> None:
         """Purged keys, or everything: what is aloft may land, but nobody joins it and nothing of it is kept."""

@@ -1,4 +1,6 @@
-"""Wires a worker process together and runs it: a proxy without listeners, which takes its questions from the queue."""
+"""Wires a worker process together and runs it: a proxy that takes its questions from the queue. It listens nowhere,
+unless its metrics are asked for.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,13 @@ from dataclasses import replace
 
 import structlog
 import uvloop
+from aiohttp import web
 
+from foreseen.connection import Runner
 from foreseen.errors import SetupError
+from foreseen.exposition import CONTENT_TYPE
+from foreseen.http import SERVER, errors
+from foreseen.listen import listen
 from foreseen.settings import WorkerSettings
 from foreseen.signing import Signer
 from proxy.app import Proxy, upstream_for
@@ -35,7 +42,8 @@ async def _run(settings: WorkerSettings) -> None:
     proxy = Proxy(replace(settings, near_bytes=0, replay_bytes=0, observe=()), await upstream_for(settings))
     if proxy.queue is None:
         raise SetupError("a worker needs the state store that the proxies have; give --state")
-    async with proxy.running(), _telling(proxy):
+    proxy.metrics.workers.set(0)  # of proxies; those of the queue are told by the queue
+    async with _watched(proxy, settings), proxy.running(), _telling(proxy):
         worker = Worker(
             proxy.generations.worker,
             proxy.queue,
@@ -54,6 +62,28 @@ async def _run(settings: WorkerSettings) -> None:
         stopped.cancel()
         worker.stop()
         await working
+
+
+@asynccontextmanager
+async def _watched(proxy: Proxy, settings: WorkerSettings) -> AsyncIterator[None]:
+    """Show what this worker counts, where a port is given. Raises SetupError where it is taken."""
+    if settings.metrics_port is None:
+        yield
+        return
+
+    async def metrics(_: web.Request) -> web.Response:
+        text = await proxy.pulse.exposition()
+        return web.Response(body=text, headers={"Server": SERVER, "Content-Type": CONTENT_TYPE})
+
+    application = web.Application(middlewares=[errors])
+    application.router.add_get("/metrics", metrics)
+    runner = Runner(application, keepalive_timeout=settings.keepalive_seconds)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listen(settings.host, settings.metrics_port, "--metrics-port")).start()
+        yield
+    finally:
+        await runner.cleanup()
 
 
 @asynccontextmanager

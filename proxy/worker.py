@@ -253,8 +253,11 @@ class Worker:
                 answers = await self._pipeline.answer(question)
             except DigestMoved:
                 await served.refresh()
+            except ForeseenError:
+                self._pipeline.count_background(space.model, ["error"] * len(rows))
+                raise
             else:
-                self._pipeline.count_background(space.model, answers)
+                self._pipeline.count_background(space.model, (answer.source for answer in answers))
                 return self._records.part(space.digest, generation, self._pipeline.keys(question), answers)
         raise ModelUnavailable(f"model {head.model!r} is changing its version")
 

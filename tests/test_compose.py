@@ -25,15 +25,18 @@ from foreseen.cli import app
 from foreseen.exposition import FAR_STATE, QUEUE_STATE, WARM_STATE
 from foreseen.manifest import Manifest, find, load
 from foreseen.metrics import ProxyMetrics
-from foreseen.settings import Common, InferenceSettings, ProxySettings
+from foreseen.settings import Common, InferenceSettings, ProxySettings, WorkerSettings
 from inference.metrics import ModelMetrics
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = json.loads((ROOT / "tests" / "compose_spec" / "compose-spec.json").read_text())
 DASHBOARDS = sorted((ROOT / "grafana" / "dashboards").glob("*.json"))
-OURS = ("models", "inference-minilm", "inference-fingerprint", "proxy")
+OURS = ("models", "inference-minilm", "inference-fingerprint", "proxy", "worker")
 INFERENCE = {"minilm": "inference-minilm", "fingerprint": "inference-fingerprint"}
-PORTS = {"proxy": 8000, "inference-minilm": 8001, "inference-fingerprint": 8001, "prometheus": 9090, "grafana": 3000}
+PORTS = {
+    "proxy": 8000, "inference-minilm": 8001, "inference-fingerprint": 8001, "worker": 8002, "prometheus": 9090,
+    "grafana": 3000,
+}  # fmt: skip
 RUNTIME_LABELS = {"job", "instance", "le"}
 """What Prometheus and histograms add to a metric's own labels."""
 
@@ -156,11 +159,13 @@ def test_only_this_machine_reaches_published_ports(services: dict[str, Any]) -> 
 def test_redis_and_model_processes_are_on_inner_networks_only(
     compose: dict[str, Any], services: dict[str, Any]
 ) -> None:
-    """No way leads out of or into the networks of what has no password; Redis shares its one with the proxy alone."""
+    """No way leads out of or into the networks of what has no password; Redis shares its one with proxy and worker."""
     for name in ("redis", "state", *INFERENCE.values()):
         assert all(compose["networks"][network].get("internal") for network in services[name]["networks"]), name
     for network, store in (("cache", "redis"), ("state", "state")):
-        assert [name for name, service in services.items() if network in service["networks"]] == [store, "proxy"]
+        assert [name for name, service in services.items() if network in service["networks"]] == [
+            *(store, "proxy", "worker")
+        ]
 
 
 def test_prometheus_shares_one_network_with_the_proxy(services: dict[str, Any]) -> None:
@@ -259,6 +264,17 @@ def test_proxy_asks_the_services_that_are_there(services: dict[str, Any]) -> Non
     assert (proxy.host, proxy.port, proxy.redis) == ("0.0.0.0", PORTS["proxy"], "redis://redis:6379/0")
 
 
+def test_the_worker_works_for_the_proxy(services: dict[str, Any]) -> None:
+    """Same stores, same secret, same models: what the proxy puts into the queue is taken and answered."""
+    ((proxy,), (worker,)) = parsed(services["proxy"]), parsed(services["worker"])
+    assert isinstance(proxy, ProxySettings)
+    assert isinstance(worker, WorkerSettings)
+    for name in ("redis", "state", "secret_file", "model", "data", "models"):
+        assert getattr(worker, name) == getattr(proxy, name), name
+    assert (worker.host, worker.metrics_port) == ("0.0.0.0", PORTS["worker"])
+    assert "ports" not in services["worker"]
+
+
 def test_what_is_served_is_built(services: dict[str, Any]) -> None:
     """The builder builds every model that is served, into the volume that the others read under the data folder."""
     assert [words[:3] for words in words_of(services["models"])] == [["models", "build", model] for model in INFERENCE]
@@ -268,11 +284,11 @@ def test_what_is_served_is_built(services: dict[str, Any]) -> None:
         assert mount.get("read_only", False) == (name != "models")
 
 
-def test_secret_is_a_file_that_only_the_proxy_gets(compose: dict[str, Any], services: dict[str, Any]) -> None:
-    """The secret is mounted where --secret-file looks, owned by the proxy's user; git and the images leave it out."""
+def test_secret_is_a_file_that_only_proxy_and_worker_get(compose: dict[str, Any], services: dict[str, Any]) -> None:
+    """The secret is mounted where --secret-file looks, owned by their user; git and the images leave it out."""
     (proxy,) = parsed(services["proxy"])
     assert isinstance(proxy, ProxySettings)
-    assert [name for name, service in services.items() if "secrets" in service] == ["proxy"]
+    assert [name for name, service in services.items() if "secrets" in service] == ["proxy", "worker"]
     assert str(proxy.secret_file) == "/run/secrets/root"
     assert compose["secrets"]["root"] == {"file": "./docker/secret"}
     uid = services["proxy"]["user"].split(":")[0]
@@ -364,6 +380,7 @@ def test_prometheus_reads_every_process(services: dict[str, Any]) -> None:
         targets[job["job_name"]] = found
     assert targets == {
         "proxy": [f"proxy:{PORTS['proxy']}"],
+        "worker": [f"worker:{PORTS['worker']}"],
         "inference": [f"{name}:{PORTS[name]}" for name in INFERENCE.values()],
         "prometheus": [f"127.0.0.1:{PORTS['prometheus']}"],
     }
