@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, Literal
 
+import msgspec
 import structlog
 from msgspec import Struct
 from redis import exceptions as gone
@@ -23,7 +24,7 @@ from foreseen.outbox import HOOKS, Outbox
 from foreseen.records import JOB_BYTES, NONCE_BYTES
 from foreseen.servers import BY_ADDRESS, Access
 from foreseen.transitions import BASE, GROUP, SCRIPTS
-from foreseen.warming import ROWS, RUNS, warming_of
+from foreseen.warming import ROWS, RUNS, TELL, Run, warming_of
 
 BUDGET_SECONDS = 2.0
 """A store that takes longer is stopped, as far as a client that submits or polls can tell."""
@@ -328,6 +329,11 @@ class Queue:
         age = max(0.0, now - oldest[0][1] / 1000) if oldest else 0.0
         counted = {name.decode(): int(value) for name, value in counts.items()}
         return Standing(counted, age, dead, webhooks, await self._alive(), warming_of(runs, rows, now))
+
+    async def warms(self, name: str, run: Run, before: list[int], *, over: bool) -> None:
+        """How far a batch run is; `before` is what it has told of its rows already, as far as it knows."""
+        told, known = (msgspec.json.encode(one) for one in (run, before))
+        await self._call(self._client.eval(TELL, 2, RUNS, ROWS, name, told, int(over), known))
 
     async def _alive(self) -> int:
         """Workers that were heard of a moment ago: one reads or beats about every second."""

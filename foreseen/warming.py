@@ -1,7 +1,7 @@
 """What batch runs that write past the proxies tell of themselves, in the state store ↔ what proxies say of them. Pure.
 
-    fsn1.warm.runs   hash   run → JSON: model, rows left, rows by result, and when it was heard of, by the store's clock
-    fsn1.warm.rows   hash   RESULT:MODEL → rows, over all runs
+    {fsj1}.warm.runs   hash   run → JSON: model, rows left, rows by result, when it was heard of, by the store's clock
+    {fsj1}.warm.rows   hash   RESULT:MODEL → rows, over all runs
 
 A run tells what it has done in all, and the script adds what is new of that: told twice it counts once. Both are
 bounded: runs that are silent are taken off by those that are not, and counts go with the last run's month.
@@ -16,7 +16,8 @@ from msgspec import Struct
 
 from foreseen.nouns import Warming
 
-RUNS, ROWS = "fsn1.warm.runs", "fsn1.warm.rows"
+RUNS, ROWS = "{fsj1}.warm.runs", "{fsj1}.warm.rows"
+"""In the slot of the queue, whose client reads them."""
 RESULTS = ("hit", "computed", "imported", "failed")
 ALIVE_SECONDS = 15.0
 """A run is heard of every second or two; one that has not been for so long is not under way."""

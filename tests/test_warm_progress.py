@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from redis import Redis
 
 from foreseen.nouns import Warming
-from foreseen.queue import Bounds, connect_queue
+from foreseen.queue import Queue, connect_queue
 from foreseen.warm.checkpoint import Progress
 from foreseen.warm.run import Job
-from foreseen.warm.teller import Teller
+from foreseen.warm.teller import NOTHING, Teller
 from foreseen.warming import RUNS
 from tests.live import Live
 from tests.questions import ask_fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT
 from tests.test_generations import state_server
 from tests.test_warm import NOWHERE, digest_of, parquet, predicted, rows_of, settings, warmed
-
-LONG = Bounds(1, 1, 1.0, 1.0)
 
 
 class Looker:
@@ -41,22 +37,11 @@ class Looker:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[str]:
+async def queue(tmp_path: Path) -> AsyncIterator[Queue]:
     with state_server(tmp_path) as (url, _):
-        yield url
-
-
-def told(url: str) -> Warming:
-    """What a proxy would say."""
-
-    async def ask() -> Warming:
-        queue = connect_queue(url, LONG)
-        try:
-            return (await queue.standing()).warming
-        finally:
-            await queue.close()
-
-    return asyncio.run(ask())
+        one = connect_queue(url, NOTHING)
+        yield one
+        await one.close()
 
 
 def test_a_run_past_the_proxy_shows_at_the_proxy(live: Live, tmp_path: Path) -> None:
@@ -98,41 +83,39 @@ def test_a_run_through_the_proxy_is_counted_by_it(live: Live, tmp_path: Path) ->
     assert live.metric("foreseen_warm_rows_total") == runs
 
 
-def test_what_is_told_twice_counts_once(store: str) -> None:
+async def test_what_is_told_twice_counts_once(queue: Queue) -> None:
     """An attempt that goes on, a reply that was lost, a store that had forgotten the run: each row counts once."""
-    first = Teller(store, "run", "m", 3600.0)
+    first = Teller(None, "run", "m")
     first.started(100, Progress())
     first.moved(Progress(hit=10, computed=20))
-    first.close()
-    assert told(store) == Warming({}, {}, {("m", "hit"): 10, ("m", "computed"): 20})
-    again = Teller(store, "run", "m", 3600.0)
+    await first.tell(queue, over=True)
+    assert (await queue.standing()).warming == Warming({}, {}, {("m", "hit"): 10, ("m", "computed"): 20})
+    again = Teller(None, "run", "m")
     again.started(100, Progress(hit=10, computed=20))
-    again._tell(over=False)
+    await again.tell(queue)
     again.moved(Progress(hit=10, computed=50))
-    again._tell(over=False)
+    await again.tell(queue)
     again._told = [0, 0, 0, 0]  # as if no reply had come
-    again._tell(over=False)
-    assert told(store).states == {("m", "done"): 60, ("m", "left"): 40}
-    with Redis.from_url(store) as client:
-        client.delete(RUNS)
-    again._tell(over=False)
-    again.close()
-    assert told(store).rows == {("m", "hit"): 10, ("m", "computed"): 50}
-    assert told(store).runs == {}
+    await again.tell(queue)
+    assert (await queue.standing()).warming.states == {("m", "done"): 60, ("m", "left"): 40}
+    await queue._client.delete(RUNS)
+    await again.tell(queue)
+    await again.tell(queue, over=True)
+    told = (await queue.standing()).warming
+    assert told.rows == {("m", "hit"): 10, ("m", "computed"): 50}
+    assert told.runs == {}
 
 
-def test_a_silent_run_is_not_under_way(store: str) -> None:
-    """One that was killed is left out after a while, and taken off by whoever tells next."""
-    with Redis.from_url(store) as client:
-        client.hset(RUNS, "old", '{"model": "m", "left": 1, "rows": [1, 0, 0, 0], "at": 1000}')
-        client.hset(RUNS, "strange", '{"at": 1000}')
-        assert told(store).runs == {}
-        other = Teller(store, "new", "m", 3600.0)
-        other.started(None, Progress(hit=5))
-        other._tell(over=False)
-        assert client.hkeys(RUNS) == [b"new"]
-        assert told(store).states == {("m", "done"): 5, ("m", "left"): 0}
-        other.close()
+async def test_a_silent_run_is_not_under_way(queue: Queue) -> None:
+    """One that was killed is left out after a while, and taken off by whoever tells next, as is the unreadable."""
+    await queue._client.hset(RUNS, "old", '{"model": "m", "left": 1, "rows": [1, 0, 0, 0], "at": 1000}')
+    await queue._client.hset(RUNS, "strange", '{"at": 1000}')
+    assert (await queue.standing()).warming.runs == {}
+    other = Teller(None, "new", "m")
+    other.started(None, Progress(hit=5))
+    await other.tell(queue)
+    assert await queue._client.hkeys(RUNS) == [b"new"]
+    assert (await queue.standing()).warming == Warming({"m": 1}, {("m", "done"): 5, ("m", "left"): 0}, {})
 
 
 @pytest.mark.parametrize("url", [None, "unix:///nowhere/state.sock", "ftp://x"])

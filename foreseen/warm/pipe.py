@@ -79,10 +79,6 @@ class Pipe:
             found += reply
         return found
 
-    def eval(self, script: str, keys: Sequence[str], values: Sequence[bytes]) -> None:
-        """Run a script."""
-        self._ask(b"EVAL", script.encode(), b"%d" % len(keys), *(key.encode() for key in keys), *values)
-
     def put(self, keys: Sequence[Key], entries: Sequence[bytes], expires_at: Sequence[float]) -> Array:
         """Store entries, whatever lies there; which ones were stored (all)."""
         commands = []

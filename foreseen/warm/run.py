@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from foreseen.errors import SetupError
 from foreseen.manifest import Manifest
+from foreseen.servers import access_of
 from foreseen.settings import WarmSettings
 from foreseen.warm.checkpoint import Checkpoint, Progress, run_name
 from foreseen.warm.checks import check, share_of
@@ -127,7 +128,7 @@ class Job:
             closing(self.target),
             closing(Checkpoint(settings.checkpoint or settings.data / "warm", self.run)) as checkpoint,
             closing(Worker(settings, self.plan, self.run, self.target)) as worker,
-            closing(Teller(self._state(), self.run, self.manifest.name)) as teller,
+            closing(Teller(self._state(), self.run, self.manifest.name, access_of(settings))) as teller,
         ):
             progress = checkpoint.read()
             if settings.verify is not None and progress.rows == 0:

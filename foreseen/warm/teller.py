@@ -7,30 +7,29 @@ from it. A store that is away costs the run nothing but this.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 
-import msgspec
-
-from foreseen.errors import SetupError
+from foreseen.errors import QueueUnavailable, SetupError
+from foreseen.queue import Bounds, Queue, connect_queue
+from foreseen.servers import BY_ADDRESS, Access
 from foreseen.warm.checkpoint import Progress
-from foreseen.warm.pipe import Pipe
-from foreseen.warming import ROWS, RUNS, TELL, Run
+from foreseen.warming import Run
 
 BEAT_SECONDS = 1.0
-BUDGET_SECONDS = 2.0
-"""How long the store may take."""
+NOTHING = Bounds(0, 0, 0.0, 0.0)
+"""Whoever only tells puts no job into the queue."""
 
 
 class Teller:
     """Tells of one run, once a second, in a thread of its own. Without an address it tells nobody."""
 
-    def __init__(self, url: str | None, run: str, model: str, beat_seconds: float = BEAT_SECONDS) -> None:
-        self._url, self._run, self._model, self._beat_seconds = url, run, model, beat_seconds
+    def __init__(self, url: str | None, run: str, model: str, access: Access = BY_ADDRESS) -> None:
+        self._url, self._run, self._model, self._access = url, run, model, access
         self._rows: int | None = None
         self._told: list[int] = []
         self._now = Run(model, None, [])
-        self._pipe: Pipe | None = None
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -40,7 +39,7 @@ class Teller:
         self._told = _counts(done)
         self.moved(done)
         if self._url is not None:
-            self._thread = threading.Thread(target=self._keep_telling, name="tell", daemon=True)
+            self._thread = threading.Thread(target=self._keep_telling, args=(self._url,), name="tell", daemon=True)
             self._thread.start()
 
     def moved(self, done: Progress) -> None:
@@ -52,29 +51,21 @@ class Teller:
             self._thread.join()
             self._thread = None
 
-    def _keep_telling(self) -> None:
-        over = False
-        while not over:
-            over = self._over.wait(self._beat_seconds)
-            self._tell(over=over)
-        if self._pipe is not None:
-            self._pipe.close()
+    def _keep_telling(self, url: str) -> None:
+        with asyncio.Runner() as runner, contextlib.suppress(SetupError):
+            queue = connect_queue(url, NOTHING, self._access)
+            over = False
+            while not over:
+                over = self._over.wait(BEAT_SECONDS)
+                runner.run(self.tell(queue, over=over))
+            runner.run(queue.close())
 
-    def _tell(self, *, over: bool) -> None:
+    async def tell(self, queue: Queue, *, over: bool = False) -> None:
+        """Tell once, if the store is there."""
         now = self._now
-        with contextlib.suppress(SetupError):
-            try:
-                if self._pipe is None:
-                    assert self._url is not None
-                    self._pipe = Pipe(self._url, BUDGET_SECONDS)
-                words = (self._run.encode(), msgspec.json.encode(now), b"01"[over : over + 1])
-                self._pipe.eval(TELL, (RUNS, ROWS), (*words, msgspec.json.encode(self._told)))
-                self._told = now.rows
-            except SetupError:
-                if self._pipe is not None:
-                    self._pipe.close()
-                    self._pipe = None
-                raise
+        with contextlib.suppress(QueueUnavailable):
+            await queue.warms(self._run, now, self._told, over=over)
+            self._told = now.rows
 
 
 def _counts(done: Progress) -> list[int]:
