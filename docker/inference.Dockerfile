@@ -17,10 +17,10 @@ FROM wheel AS environment
 ARG EXTRA=cpu
 # Without pip inside: what cannot install cannot be made to.
 RUN python -m venv --without-pip /opt/foreseen
-# onnxruntime-gpu names the CUDA libraries that it was built for in extras of its own; the driver is the host's.
+# For a GPU that is also CUDA and cuDNN, as wheels; the driver is the host's.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    case "$EXTRA" in cpu) also= ;; gpu) also="onnxruntime-gpu[cuda,cudnn]" ;; *) echo "EXTRA is cpu or gpu"; exit 1 ;; esac \
-    && pip --python /opt/foreseen install "$(echo /wheels/foreseen-*.whl)[$EXTRA]" $also
+    case "$EXTRA" in cpu|gpu) ;; *) echo "EXTRA is cpu or gpu"; exit 1 ;; esac \
+    && pip --python /opt/foreseen install "$(echo /wheels/foreseen-*.whl)[$EXTRA]"
 RUN /opt/foreseen/bin/python -c "import importlib.util as u, inference.app; assert not u.find_spec('redis')"
 
 FROM wheel AS build-environment

@@ -1,16 +1,25 @@
 """What a session does differently on a GPU: bound outputs, warm-up by shape, an eye on nodes left to the CPU.
 
-NOT RUN on the machines this was written on, which have no GPU; `tests/test_inference_gpu.py` runs it where a CUDA
-provider is present. What needs no GPU in it (the judgement on nodes, the shapes to warm) is tested everywhere.
+Run with CUDA 13 on an NVIDIA H100 (docs/models.md says what was seen); never with TensorRT.
+`tests/test_inference_gpu.py` runs it where a CUDA provider is present; what needs no GPU in it (the judgement on nodes,
+the shapes to warm, the versions of libraries) is tested everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import ctypes
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
+import structlog
+
 from foreseen.nouns import Array
+
+_log = structlog.get_logger()
 
 # fmt: off
 _HOUSEKEEPING = frozenset((
@@ -53,6 +62,46 @@ def device_family(folder: Path = Path("/proc/driver/nvidia/gpus")) -> str:
             if name == "Model":
                 models.add(value.strip())
     return " + ".join(sorted(models)) or "gpu"
+
+
+_VERSIONS: Mapping[str, tuple[str, bool]] = {
+    "libcudart": ("cudaRuntimeGetVersion", True),
+    "libcublasLt": ("cublasLtGetVersion", False),
+    "libcudnn": ("cudnnGetVersion", False),
+    "libcufft": ("cufftGetVersion", True),
+    "libnvinfer": ("getInferLibVersion", False),
+}
+"""A library's stem → the function that tells its version, and whether it does so through a pointer to int."""
+
+
+def load_libraries() -> None:
+    """Load CUDA and cuDNN out of the wheels beside ONNX Runtime, which no loader knows, or from where the system has
+    them. Raises nothing: what is missing shows when a session is opened."""
+    if not hasattr(onnxruntime, "preload_dlls"):
+        return
+    with contextlib.redirect_stdout(io.StringIO()) as said:  # it prints, and stdout is for what a command answers
+        onnxruntime.preload_dlls(directory="")
+    if said.getvalue():
+        _log.warning("CUDA libraries", said=said.getvalue().strip())
+
+
+def libraries(mapped: Iterable[str], known: Mapping[str, tuple[str, bool]] = _VERSIONS) -> tuple[str, ...]:
+    """The libraries that compute for a GPU session, as `name version`: part of the model digest, since another
+    cuBLAS or cuDNN chooses other kernels, which round otherwise. `mapped` are lines of /proc/self/maps of a process
+    that has such a session."""
+    paths = {line.split()[-1] for line in mapped if "/" in line}
+    found = {Path(path).name.split(".so")[0]: path for path in sorted(paths) if ".so" in Path(path).name}
+    return tuple(f"{stem} {_version(found[stem], *how)}" for stem, how in known.items() if stem in found)
+
+
+def _version(path: str, function: str, through_pointer: bool) -> int:
+    ask = getattr(ctypes.CDLL(path), function)
+    if through_pointer:
+        number = ctypes.c_int()
+        ask(ctypes.byref(number))
+        return number.value
+    ask.restype = ctypes.c_size_t
+    return int(ask())
 
 
 def run_bound(session: Any, names: Sequence[str], feeds: Mapping[str, Array], options: Any) -> list[Array]:

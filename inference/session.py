@@ -127,11 +127,13 @@ class Session:
         """
         if self.manifest.portable:
             return ()
-        family = processor_family() if self._plan.provider == "cpu" else gpu.device_family()
+        family: tuple[str, ...] = (processor_family(),)
+        if self._plan.provider != "cpu":
+            family = (gpu.device_family(), *gpu.libraries(Path("/proc/self/maps").read_text().splitlines()))
         threads = "" if self.manifest.exact else f" threads={self._plan.threads}"
         return (
             "+".join(self._graph.get_providers()),
-            family,
+            *family,
             f"onnxruntime {ort.__version__}",
             f"optimization=all deterministic x64quantprecision=where-needed{threads}",
         )
@@ -188,6 +190,8 @@ def open_session(manifest: Manifest, data: Path, plan: Plan) -> Session:
             "install the extra foreseen[gpu] instead of foreseen[cpu], or take provider cpu"
         )
     options = session_options(record.artifact.precision, plan.threads)
+    if plan.provider != "cpu":
+        gpu.load_libraries()
     content = read_file(data, record.artifact, record.artifact.graph)
     try:
         graph = ort.InferenceSession(content, options, providers=list(chain))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,14 @@ def test_bound_outputs_are_the_plain_ones() -> None:
     assert [array.tolist() for array in bound] == [array.tolist() for array in plain] == [[[2, 4], [6, 0]], [3, 3]]
 
 
+def test_libraries_that_compute_are_told_with_their_versions() -> None:
+    """Those that the process has mapped, each once, by the number that their function gives; others are not asked."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    known = {"libnone": ("version", False), "libc": ("getpid", False)}
+    assert gpu.libraries(2 * maps, known) == (f"libc {os.getpid()}",)
+    assert gpu.libraries(maps) == ()
+
+
 @pytest.mark.skipif(
     "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
     reason="needs a GPU and onnxruntime-gpu: this onnxruntime has no CUDA provider",
@@ -37,4 +46,5 @@ def test_a_cuda_session_warms_up_and_answers(tmp_path: Path) -> None:
     rows = [Row((np.array([number], np.float32),)) for number in (1, 2, 4)]
     assert [out[0].tolist() for out in session.run(rows)] == [[1.0], [0.5], [0.25]]
     assert session.digest != open_session(manifest, settings.data, Plan()).digest
+    assert any(part.startswith("libcublasLt ") for part in session.runtime_identity())
     session.close()
