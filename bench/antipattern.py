@@ -36,7 +36,7 @@ from rich.table import Table
 
 from bench.hit import foreseen
 from bench.load import at_once, post
-from bench.rounds import LOAD_CORE, OUT, ROOT, free_port, listens, machine, pinned
+from bench.rounds import LOAD_CORE, OUT, ROOT, awake, free_port, listens, machine, pinned
 from foreseen.manifest import find
 from models.build import prepare
 from models.graphs.graph import to_bytes
@@ -338,4 +338,5 @@ def _plot(steps: dict[str, list[Step]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with awake():
+        main()

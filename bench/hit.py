@@ -26,7 +26,7 @@ import numpy as np
 from bench import shapes
 from bench.paced import Lines, as_fast_as_answered, at_rate
 from bench.peers import mlserver, prove_cached, triton
-from bench.rounds import LOAD_CORE, ROOT, free_port, listens, need, pinned, report, take_turns, wrk
+from bench.rounds import LOAD_CORE, ROOT, awake, free_port, listens, need, pinned, report, take_turns, wrk
 from tests.models_fixture import built_data
 from tests.questions import ask_minilm
 
@@ -273,13 +273,22 @@ class Bench:
                 if name.startswith("Triton"):
                     self.add(f"picture, binary, {name}", where, self.folder / "raw.lua", 4)
 
-    def at_half(self, rate: float) -> None:
-        """Latency where the server has as much to do as it can do in half of the time."""
-        lines = Lines(self.wide, self.settings.connections, raw_request(self.wide, self.one))
-        got, p50, p99 = at_rate(lines, rate / 2, 2.0 * self.settings.seconds)
-        lines.close()
-        print(f"near, the same bytes, at half of its saturation: {got:,.0f} requests/s,", end=" ")
-        print(f"p50 {p50 * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms")
+    def at_half(self, rate: float, rounds: int) -> None:
+        """Latency where the server has as much to do as it can do in half of the time, and nginx's at that rate."""
+        took: dict[str, list[tuple[float, float, float]]] = {"near": [], "nginx": []}
+        for _ in range(rounds):
+            for name, url in (("near", self.wide), ("nginx", self.nginx)):
+                lines = Lines(url, self.settings.connections, raw_request(url, self.one))
+                took[name].append(at_rate(lines, rate / 2, self.settings.seconds))
+                lines.close()
+        for name, turns in took.items():
+            got, p50, p99 = (statistics.median(one) for one in zip(*turns, strict=True))
+            least, most = (choose(turn[2] for turn in turns) * 1e3 for choose in (min, max))
+            print(
+                f"{name}, the same bytes, at half of near's saturation: {got:,.0f} requests/s, p50 {p50 * 1e3:.2f} ms,",
+                end=" ",
+            )
+            print(f"p99 {p99 * 1e3:.2f} ms ({least:.2f}–{most:.2f})")
 
 
 def main() -> None:
@@ -303,8 +312,10 @@ def main() -> None:
         for one in figures:
             if one.name.startswith("64"):
                 print(f"{one.name}: {64 * statistics.median(one.rates):,.0f} rows/s")
-        bench.at_half(next(statistics.median(one.rates) for one in figures if one.name == "near, the same bytes"))
+        saturated = next(statistics.median(one.rates) for one in figures if one.name == "near, the same bytes")
+        bench.at_half(saturated, settings.rounds)
 
 
 if __name__ == "__main__":
-    main()
+    with awake():
+        main()

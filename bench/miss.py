@@ -25,7 +25,7 @@ from rich.table import Table
 
 from bench.load import Took, at_once, in_turn, post
 from bench.parts import parts
-from bench.rounds import LOAD_CORE, OUT, SERVER_CORE, machine
+from bench.rounds import LOAD_CORE, OUT, SERVER_CORE, awake, machine
 from foreseen.datatypes import DATATYPES
 from foreseen.manifest import find
 from foreseen.rows import stack
@@ -233,4 +233,5 @@ def _plot(by_entries: Sequence[Pair]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with awake():
+        main()

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.hit import FRESH_TIMEOUT, ask, script
-from bench.rounds import ROOT, free_port, pinned, report, take_turns, wrk
+from bench.rounds import ROOT, awake, free_port, pinned, report, take_turns, wrk
 from tests.models_fixture import built_data
 from tests.questions import ask_fingerprint, numbers
 
@@ -136,4 +136,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with awake():
+        main()

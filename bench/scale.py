@@ -37,7 +37,7 @@ from bench import policy, shapes
 from bench.hit import script
 from bench.load import at_once, in_turn, post
 from bench.parts import Parts, is_ready, parts, until
-from bench.rounds import LOAD_CORE, OUT, ROOT, SERVER_CORE, free_port, machine, wrk
+from bench.rounds import LOAD_CORE, OUT, ROOT, SERVER_CORE, awake, free_port, machine, wrk
 from foreseen.wire import render_request
 from tests.live import sum_of
 
@@ -319,4 +319,5 @@ def _plot(found: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with awake():
+        main()
