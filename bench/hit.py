@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from bench import shapes
-from bench.paced import Lines, as_fast_as_answered, at_rate
+from bench.apart import Lines, as_fast_as_answered
 from bench.peers import mlserver, prove_cached, triton
 from bench.rounds import LOAD_CORE, ROOT, awake, free_port, listens, need, pinned, report, take_turns, wrk
 from tests.models_fixture import built_data
@@ -82,6 +82,10 @@ FRESH_TIMEOUT = """local n = 10000000
 request = function() n = n + 1
   return wrk.format(nil, nil, nil, '{"parameters":{"timeout":' .. n .. '},' .. wrk.body:sub(2)) end"""
 """A body that nothing remembers: `timeout` is no part of a key, but stands in the body."""
+PACED = """math.randomseed(1)
+delay = function() return math.random(0, {most}) end"""
+"""Milliseconds that a connection rests before its next request."""
+RESTING = 256
 SHUFFLED = """local head, rows = wrk.body:sub(1, {head}), {{}}
 for i = 0, {pool} - 1 do rows[i + 1] = wrk.body:sub({head} + 128 * i + 1, {head} + 128 * (i + 1)) end
 math.randomseed(1)
@@ -173,7 +177,7 @@ def ask(url: str, body: bytes, length: int | None = None) -> bytes:
 
 
 def raw_request(url: str, body: bytes) -> bytes:
-    """What `paced` sends."""
+    """What `apart` sends."""
     place, path = url.removeprefix("http://").split("/", 1)
     head = f"POST /{path} HTTP/1.1\r\nHost: {place}\r\nContent-Type: {JSON}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
@@ -211,7 +215,7 @@ class Bench:
         self.turns[what] = lambda: wrk(url, script, connections=count, seconds=self.settings.seconds)
 
     def add_apart(self, what: str, url: str) -> None:
-        lines = Lines(url, self.settings.connections, raw_request(url, self.one), apart=True)
+        lines = Lines(url, self.settings.connections, raw_request(url, self.one))
         self.turns[what] = lambda: as_fast_as_answered(lines, self.settings.seconds)
 
     def numbers(self) -> None:
@@ -274,21 +278,19 @@ class Bench:
                     self.add(f"picture, binary, {name}", where, self.folder / "raw.lua", 4)
 
     def at_half(self, rate: float, rounds: int) -> None:
-        """Latency where the server has as much to do as it can do in half of the time, and nginx's at that rate."""
+        """Latency where the server has as much to do as it can do in half of the time, and nginx's at that rate: many
+        connections that each rest between a reply and the next request."""
+        rest = 2 * RESTING / rate  # seconds from one request of a connection to its next
+        paced = script(self.folder, "paced", self.one, PACED.format(most=round(2000 * rest)))
         took: dict[str, list[tuple[float, float, float]]] = {"near": [], "nginx": []}
         for _ in range(rounds):
             for name, url in (("near", self.wide), ("nginx", self.nginx)):
-                lines = Lines(url, self.settings.connections, raw_request(url, self.one))
-                took[name].append(at_rate(lines, rate / 2, self.settings.seconds))
-                lines.close()
+                took[name].append(wrk(url, paced, connections=RESTING, seconds=self.settings.seconds))
         for name, turns in took.items():
             got, p50, p99 = (statistics.median(one) for one in zip(*turns, strict=True))
             least, most = (choose(turn[2] for turn in turns) * 1e3 for choose in (min, max))
-            print(
-                f"{name}, the same bytes, at half of near's saturation: {got:,.0f} requests/s, p50 {p50 * 1e3:.2f} ms,",
-                end=" ",
-            )
-            print(f"p99 {p99 * 1e3:.2f} ms ({least:.2f}–{most:.2f})")
+            print(f"{name}, the same bytes, at half of near's saturation: {got:,.0f} requests/s,", end=" ")
+            print(f"p50 {p50 * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms ({least:.2f}–{most:.2f})")
 
 
 def main() -> None:

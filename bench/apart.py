@@ -1,8 +1,6 @@
-"""One request, again and again → how long each took: at a rate that is kept, or with head and body sent apart.
+"""One request, again and again, its head in a packet of its own before its body → how long each took.
 
-`wrk` asks as fast as it is answered and sends a request in one piece. Here requests are due at even distances whatever
-becomes of those before, and latency counts from when one was due (so a stall is not left out); or each head is sent in
-a packet of its own, before its body. Plain sockets, one thread.
+`wrk` sends a request in one piece. Plain sockets, one thread.
 """
 
 from __future__ import annotations
@@ -19,12 +17,10 @@ PATIENCE_SECONDS = 10.0
 class Lines:
     """Connections that each have at most one request under way."""
 
-    def __init__(self, address: str, count: int, request: bytes, *, apart: bool = False) -> None:
+    def __init__(self, address: str, count: int, request: bytes) -> None:
         host, port = address.removeprefix("http://").split("/", 1)[0].rsplit(":", 1)
-        self._parts = [request]
-        if apart:
-            end = request.index(b"\r\n\r\n") + 4
-            self._parts = [request[:end], request[end:]]
+        end = request.index(b"\r\n\r\n") + 4
+        self._parts = request[:end], request[end:]
         self._poll = select.epoll()
         self._open = {}
         for _ in range(count):
@@ -90,24 +86,4 @@ def as_fast_as_answered(lines: Lines, seconds: float) -> tuple[float, float, flo
     whole, left = clock() - start, len(lines.ids)
     while left:
         left -= len(lines.answered(1.0))
-    return len(took) / whole, float(np.quantile(took, 0.5)), float(np.quantile(took, 0.99))
-
-
-def at_rate(lines: Lines, rate: float, seconds: float) -> tuple[float, float, float]:
-    """The same with requests that are due at even distances."""
-    clock, took, due_of, idle = time.perf_counter, [], {}, lines.ids
-    start, sent, due = clock(), 0, 0.0
-    while (now := clock() - start) < seconds:
-        while due <= now and idle:
-            line = idle.pop()
-            due_of[line] = due
-            lines.ask(line)
-            sent += 1
-            due = sent / rate
-        for line in lines.answered(0.0 if idle else 1.0):
-            took.append(clock() - start - due_of.pop(line))
-            idle.append(line)
-    whole = clock() - start
-    while due_of:
-        took += [clock() - start - due_of.pop(line) for line in lines.answered(1.0)]
     return len(took) / whole, float(np.quantile(took, 0.5)), float(np.quantile(took, 0.99))
