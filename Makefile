@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 DATA   ?= data
 PORT   ?= 8000
 
-.PHONY: up setup test test-integrations lint docs dashboards bench-hit bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact bench-isolation chaos chaos-purges soak verify-rolling verify-lease verify-jobs bench-jobs mutants clean
+.PHONY: up setup test test-integrations lint docs dashboards bench-hit bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact bench-isolation chaos chaos-purges soak verify-rolling verify-lease verify-overload verify-jobs bench-jobs mutants clean
 
 up: setup ## start everything on this machine: http://127.0.0.1:8000
 	@exec $(BIN)/foreseen up --data $(DATA) --port $(PORT) --model minilm --model fingerprint
@@ -130,6 +130,10 @@ chaos-purges: setup ## a million answers of two workers while things are purged:
 
 soak: setup ## ten minutes of mixed load: memory, descriptors, threads and rows aloft must be flat
 	@$(BIN)/python -m tests.chaos.soak --seconds 600
+
+verify-overload: setup ## FLUSHALL while four times as much is asked as the model can do, then normal load: when it is well again
+	@$(BIN)/python -c "from tests.models_fixture import built_data; built_data('minilm')"
+	@$(BIN)/python -m tests.overload
 
 verify-jobs: setup ## 20,000 jobs while the workers and the queue's store are killed every two seconds, some of them poison
 	@$(BIN)/python -m bench.verify_jobs

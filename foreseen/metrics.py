@@ -237,6 +237,7 @@ class ProxyMetrics:
 
         self.far_pending = Gauge("foreseen_far_pending_bytes", "Entries on their way to far.", **sums)
         self.connections = Gauge("foreseen_connections", "Open connections of callers.", **sums)
+        self.tasks = Gauge("foreseen_tasks", "Coroutines that the workers' event loops have under way.", **sums)
         self.workers = Gauge("foreseen_workers", "Proxy workers alive.", **sums)
         self.resident = Gauge("foreseen_worker_resident_bytes", "Memory of the proxy's workers.", **sums)
         self.model_ready = Kept(

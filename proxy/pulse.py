@@ -91,6 +91,7 @@ class Pulse:
         metrics.near_bytes.set(tiers.near.bytes)
         metrics.near_entries.set(len(tiers.near))
         metrics.connections.set(self._connections())
+        metrics.tasks.set(len(asyncio.all_tasks()))
         metrics.aloft.set(len(self._pipeline.flights))
         metrics.far_pending.set(tiers.pending_bytes)
         metrics.breaker_open.set(self._breaker_open())

@@ -218,10 +218,11 @@ PIPELINE = (
                 ((f"sum(foreseen_workers{{{OURS}}})", "workers"),),
             ),
             Panel(
-                "Connections",
-                "Open connections of callers. At --connections of a worker, idle ones are closed to make room.",
+                "Connections and tasks",
+                "Open connections of callers, and coroutines under way (about one a connection). At --connections of a "
+                "worker, idle ones are closed to make room. Tasks that grow while connections do not are a leak.",
                 "none",
-                ((f"sum(foreseen_connections{{{OURS}}})", "open"),),
+                ((f"sum(foreseen_connections{{{OURS}}})", "connections"), (f"sum(foreseen_tasks{{{OURS}}})", "tasks")),
             ),
             Panel(
                 "Callers that met a limit",

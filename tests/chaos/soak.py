@@ -1,4 +1,4 @@
-"""Ten minutes of mixed load: does anything grow? Memory, descriptors and what is aloft, by their slopes.
+"""Ten minutes of mixed load: does anything grow? Memory, descriptors, tasks and what is aloft, by their slopes.
 
     python -m tests.chaos.soak --seconds 600
 
@@ -32,7 +32,7 @@ EVERY_SECONDS = 1.0
 CLIENTS = 6
 RATE = 120.0
 WARM_SHARE = 1 / 3
-GROWTH_PER_HOUR = {"MiB": 64.0, "descriptors": 20.0, "threads": 2.0, "aloft": 20.0}
+GROWTH_PER_HOUR = {"MiB": 64.0, "descriptors": 20.0, "threads": 2.0, "tasks": 20.0, "aloft": 20.0}
 """What is flat: on readings that jump by a MiB or a connection, ten minutes tell slopes of no less apart."""
 SMALL_BYTES = 2**20
 """Of every cache of a worker: they are full when the warming up is over. A cache that fills is no leak."""
@@ -71,6 +71,7 @@ def read(live: Live, began: float, series: Series) -> None:
         series[name, "threads"].append((now, int(status["Threads"])))
         series[name, "descriptors"].append((now, len(list(Path(f"/proc/{pid}/fd").iterdir()))))
     series["workers", "aloft"].append((now, live.metric("foreseen_flight_rows")))
+    series["workers", "tasks"].append((now, live.metric("foreseen_tasks")))
 
 
 class Mixed:
