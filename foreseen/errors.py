@@ -248,6 +248,14 @@ class PredictionCancelled(ForeseenError):
     fix = "Ask again."
 
 
+class ModelChanged(ForeseenError):
+    """The model prepares its inputs in another way than when the job was asked, so its rows are not what the model sees
+    by now. Nothing was computed."""
+
+    status, code = 409, "model_changed"
+    fix = "Ask again."
+
+
 class KeyReused(ForeseenError):
     """The `Idempotency-Key` belongs to a request with another body, path or webhook."""
 

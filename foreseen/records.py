@@ -185,8 +185,8 @@ class Records:
             raw = base64.b64decode(ticket.encode("ascii"), altchars=b"-_", validate=True)
         except (UnicodeEncodeError, binascii.Error):
             return None
-        if len(raw) != JOB_BYTES + NONCE_BYTES + MAC_BYTES:
-            return None
+        if len(raw) != JOB_BYTES + NONCE_BYTES + MAC_BYTES or base64.urlsafe_b64encode(raw).decode() != ticket:
+            return None  # Python also reads base64's own alphabet, and padding that is not needed
         job, nonce = raw[:JOB_BYTES], raw[JOB_BYTES : JOB_BYTES + NONCE_BYTES]
         return (job, nonce) if compare_digest(raw[-MAC_BYTES:], self._mac(job, nonce, scope)) else None
 

@@ -269,19 +269,19 @@ class Jobs:
 
     async def fetched(self, job: bytes, nonce: bytes, scope: str, seen: Stored) -> Fetched | Batch:
         """The same of a ticket that was looked up, with its record."""
+        if seen.state in OPEN_STATES:
+            raise NotFinished(f"the prediction is {seen.state}", retry_after=1)
+        head = self._open(Head, job, seen.head)
+        wish = self._open_ticket(head, nonce, scope, seen.ticket).wish
+        if head.model == BATCH and seen.record is not None:  # whose items have ends of their own, however it ended
+            return self._open(Batch, job, seen.record)
         match seen.state:
-            case "queued" | "running":
-                raise NotFinished(f"the prediction is {seen.state}", retry_after=1)
             case "cancelled":
                 raise PredictionCancelled("the prediction was cancelled")
             case "expired":
                 raise PredictionGone("the prediction was not computed in time")
             case "failed":
                 raise Failed(self._open(Failure, job, seen.record))
-        head = self._open(Head, job, seen.head)
-        wish = self._open_ticket(head, nonce, scope, seen.ticket).wish
-        if head.model == BATCH:
-            return self._open(Batch, job, seen.record)
         result = self._open(Result, job, seen.record)
         served = self._served.get(head.model)
         if served is None:

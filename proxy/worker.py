@@ -24,6 +24,7 @@ from foreseen.errors import (
     EntryError,
     ForeseenError,
     InputRejected,
+    ModelChanged,
     ModelFailed,
     ModelUnavailable,
     QueueUnavailable,
@@ -230,7 +231,7 @@ class Worker:
             raise ModelUnavailable(f"model {head.model!r} is not served here")
         served.space()  # raises ModelUnavailable until the model has said who it is
         if head.preparation != served.preparation:
-            raise BadRequest("the model prepares its inputs in another way by now; ask again")
+            raise ModelChanged("the model prepares its inputs in another way by now; ask again")
         for at in range(0, len(frames), SLICE_ROWS):
             rows = rows_of(frames[at : at + SLICE_ROWS], served.manifest.model)
             one.parts.append(await self._asked(served, head, rows))
@@ -275,7 +276,7 @@ class Worker:
                 self._fail(one, handed, error, dead=True)
             case BadRequest() | TooLarge() if company and tries == 0:
                 self._end(one, PutBack(one.message, one.job, tried=True, suspect=True))
-            case BadRequest() | TooLarge():
+            case BadRequest() | TooLarge() | ModelChanged():
                 self._fail(one, handed, error, dead=False)
             case _ if error.status in (500, 502) and tries + 1 >= MOST_ATTEMPTS:
                 self._fail(one, handed, error, dead=True)

@@ -345,7 +345,16 @@ def test_a_ticket_is_of_its_tenant() -> None:
     ticket = RECORDS.ticket_id(job, nonce, "public")
     assert RECORDS.read_ticket_id(ticket, "public") == (job, nonce)
     assert RECORDS.read_ticket_id(ticket, "another") is None
-    for text in ("", "x", "ü" * 48, ticket[:-1], ticket + "A", ticket[:-1] + ("A" if ticket[-1] != "A" else "B")):
+    for text in (
+        "",
+        "x",
+        "ü" * 48,
+        ticket[:-1],
+        ticket + "=",
+        ticket + "====",
+        ticket + "A",
+        ticket[:-1] + ("A" if ticket[-1] != "A" else "B"),
+    ):
         assert RECORDS.read_ticket_id(text, "public") is None
 
 

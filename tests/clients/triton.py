@@ -157,6 +157,22 @@ def errors(client: triton.InferenceServerClient) -> dict[str, Any]:
     }
 
 
+def beside(client: triton.InferenceServerClient) -> dict[str, Any]:
+    """Row after row that others ask for later at the same time: what the client's own user gets, of all its ways."""
+    digests, raised = [], []
+    for seed in range(5000, 5120):
+        rows = rows_of(seed, 1)
+        try:
+            if seed % 3 == 0:
+                result = client.async_infer("fingerprint", [x_input(rows)]).get_result()
+            else:
+                result = client.infer("fingerprint", [x_input(rows, binary=seed % 2 == 0)])
+            digests.append(result.as_numpy("digest")[0].tolist())
+        except InferenceServerException as error:
+            raised.append([error.status(), error.message()])
+    return {"digests": digests, "raised": raised}
+
+
 async def many(client: triton_aio.InferenceServerClient) -> dict[str, Any]:
     """200 at once, each another row; then the same row 200 times at once."""
     rows = rows_of(3, 200)

@@ -101,7 +101,7 @@ def test_a_batch_is_bounded(many: Live) -> None:
 
 
 def test_who_cancels_a_batch_cancels_what_is_in_it(many: Live) -> None:
-    """Its jobs do not run, but for one that somebody else waits for."""
+    """Its jobs do not run, but for one that somebody else waits for; its lines say that they were cancelled."""
     many.signal("worker", signal.SIGSTOP)
     chosen = [next(seeds) for _ in range(20)]
     location = batch(many, [line(seed) for seed in chosen])[1]["location"]
@@ -111,8 +111,51 @@ def test_who_cancels_a_batch_cancels_what_is_in_it(many: Live) -> None:
     assert (status, json.loads(content)["state"]) == (200, "cancelled")
     many.signal("worker", signal.SIGCONT)
     assert ask(many, other, "wait=20")[2]["state"] == "succeeded"
-    assert ask(many, f"{location}/result")[0] == 410
+    status, _, content = many.get(f"{location}/result")
+    told = [json.loads(line) for line in content.splitlines()]
+    assert (status, len(told)) == (200, 20)
+    assert {one["error"] and one["error"]["code"] for one in told} == {"prediction_cancelled"}
     assert many.model_metric("fingerprint", "foreseen_model_rows_total") == before + 1
+
+
+def test_a_cancelled_batch_gives_what_had_run(many: Live) -> None:
+    """Half of it is known to somebody already and is answered at once; the worker stops; it is cancelled: a line each,
+    answers of what had run, in order, and no other answers."""
+    chosen = [next(seeds) for _ in range(6)]
+    first = batch(many, [line(seed) for seed in chosen[:3]])[1]["location"]
+    assert len(results(many, first)) == 3
+    many.signal("worker", signal.SIGSTOP)
+    location = batch(many, [line(seed, str(seed)) for seed in chosen])[1]["location"]
+    seen = ask(many, location)[2]
+    assert (seen["state"], seen["done"]) == ("running", 3)
+    assert many.ask("DELETE", location, None, None)[0] == 200
+    many.signal("worker", signal.SIGCONT)
+    told = [json.loads(one) for one in many.get(f"{location}/result")[2].splitlines()]
+    assert [one["custom_id"] for one in told] == [str(seed) for seed in chosen]
+    assert [one["response"]["body"]["outputs"][0]["data"] for one in told[:3]] == [
+        fingerprint(numbers(seed)) for seed in chosen[:3]
+    ]
+    assert {one["error"]["code"] for one in told[3:]} == {"prediction_cancelled"}
+    assert ask(many, location)[2]["state"] == "cancelled"
+
+
+def test_lines_that_expire_are_those_lines_errors(built: Path, tmp_path: Path) -> None:
+    """The batch ends when they do, and gives what had run; it says how many have no answer."""
+    flags = ("--job-seconds=3", "--job-workers=1")
+    with started(built, tmp_path / "data", *flags, models=["fingerprint"]) as system:
+        chosen = [next(seeds) for _ in range(4)]
+        assert len(results(system, batch(system, [line(seed) for seed in chosen[:2]])[1]["location"])) == 2
+        system.signal("worker", signal.SIGSTOP)
+        location = batch(system, [line(seed) for seed in chosen])[1]["location"]
+        system.until("foreseen_jobs", lambda jobs: jobs >= 2, state="queued")
+        system.until("foreseen_jobs_oldest_seconds", lambda seconds: seconds > 3.1)
+        submit(system, ask_fingerprint(numbers(next(seeds))))  # which sweeps, as the stopped worker would have
+        seen = ask(system, location)[2]
+        assert (seen["state"], seen["items"], seen["done"], seen["unsuccessful"]) == ("succeeded", 4, 4, 2)
+        told = [json.loads(one) for one in system.get(f"{location}/result")[2].splitlines()]
+        assert [one["error"] and one["error"]["code"] for one in told] == [None, None, *["prediction_expired"] * 2]
+        assert told[0]["response"]["body"]["outputs"][0]["data"] == fingerprint(numbers(chosen[0]))
+        system.signal("worker", signal.SIGCONT)
 
 
 def test_a_batch_survives_its_worker(many: Live) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import http_sf
 import numpy as np
 
 from tests.live import Live
-from tests.questions import ask_minilm, fingerprint
+from tests.questions import ask_fingerprint, ask_minilm, fingerprint
 from tests.raw import MINILM, post
+from tests.stories.test_10_first_question import FINGERPRINT
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-tritonclient" / "bin" / "python"
@@ -124,3 +127,30 @@ def test_what_tritonclient_raises_says_what_was_wrong(live: Live) -> None:
     assert facts["unknown model"][1] == "Request for unknown model: 'nobody' is not found"
     assert facts["wrong shape"][1] == "inputs.x.shape: is [1, 15], must be [-1, 16]"
     assert facts["timeout"][1] == "the answer did not come before the deadline"
+
+
+async def test_tritonclient_never_sees_a_202(live: Live) -> None:
+    """Others prefer tickets for the very rows that it asks, before it, with it and after it: it gets 200 and the right
+    numbers for each, and raises nothing; tickets were really given meanwhile."""
+    rows = [np.random.default_rng(seed).integers(-(2**62), 2**62, 16, np.int64).tolist() for seed in range(5000, 5120)]
+    before = live.metric("foreseen_requests_total", code="202")
+    asking = asyncio.create_task(asyncio.to_thread(triton, live, "beside"))
+    async with aiohttp.ClientSession() as client:
+
+        async def others(order: list[list[int]]) -> set[int]:
+            told = set()
+            while not asking.done():
+                for row in order:
+                    body, headers = ask_fingerprint(row), {"Prefer": "respond-async", "Cache-Control": "no-cache"}
+                    async with client.post(live.url + FINGERPRINT, json=body, headers=headers) as reply:
+                        told.add(reply.status)
+                    if asking.done():
+                        break
+                    await asyncio.sleep(0)
+            return told
+
+        told = await asyncio.gather(others(rows), others(rows[::-1]))
+    facts = await asking
+    assert facts == {"digests": [fingerprint(row) for row in rows], "raised": []}
+    assert told == [{202}, {202}]
+    assert live.metric("foreseen_requests_total", code="202") > before + 2
