@@ -310,12 +310,12 @@ class FarError(Exception):
 
 
 class RowsRefused(Exception):
-    """Some rows are not let aboard; what the others got, None for those that are refused."""
+    """Some rows have no answer; of each its prediction or its error, in order."""
 
-    def __init__(self, predictions: list[Any], refusal: InputRejected) -> None:
-        super().__init__("some rows are in quarantine")
-        self.predictions = predictions
-        self.refusal = refusal
+    def __init__(self, outcomes: list[Any]) -> None:
+        super().__init__("some rows have no answer")
+        self.outcomes = outcomes
+        self.first: ForeseenError = next(one for one in outcomes if isinstance(one, ForeseenError))
 
 
 class DigestMoved(Exception):

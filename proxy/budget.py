@@ -13,11 +13,11 @@ BURST = 10.0
 class RetryBudget:
     """`sent` for every request, `spend` before every repetition."""
 
-    def __init__(self) -> None:
-        self._left = BURST
+    def __init__(self, burst: float = BURST) -> None:
+        self._burst = self._left = burst
 
     def sent(self) -> None:
-        self._left = min(BURST, self._left + SHARE)
+        self._left = min(self._burst, self._left + SHARE)
 
     def spend(self) -> bool:
         """Whether one more repetition is within the budget; it is spent then."""

@@ -47,7 +47,10 @@ from proxy.quarantine import Quarantine
 
 log = structlog.get_logger()
 
-Outcome = Prediction | InputRejected
+Outcome = Prediction | ForeseenError
+SPLITS = 32.0
+"""Requests that may be sent beyond those that were asked for, to find the rows that the model refuses: one of 64 is
+found with 12. Where the model refuses everything, what is sent grows by a tenth."""
 Tensors = list[tuple[str, str, Array]]
 """Name, datatype and batch of every input of a request."""
 
@@ -97,7 +100,7 @@ class ModelProcess:
         self._address = address
         self._rows_per_request = rows_per_request
         self._places = asyncio.Semaphore(requests)
-        self._retries = RetryBudget()
+        self._retries, self._splits = RetryBudget(), RetryBudget(SPLITS)
         self._session: aiohttp.ClientSession | None = None
         self._line = Line(address.removeprefix("unix:")) if address.startswith("unix:") else None
         self._ids = map(f"{secrets.token_hex(8)}-{{:x}}".format, itertools.count())
@@ -108,7 +111,7 @@ class ModelProcess:
         """One prediction per row, in order. More rows than one request takes go as several, side by side.
 
         Raises ModelUnavailable, Overloaded, DeadlineExceeded, ModelFailed, or BadInput where the model itself refuses;
-        RowsRefused where some are in quarantine, with what the others got.
+        RowsRefused where some rows are in quarantine or refused by themselves, with what the others got.
         """
         if not self.quarantine:
             outcomes = await self._outcomes(rows, parameters, terms)
@@ -117,8 +120,9 @@ class ModelProcess:
         answered = [outcome for outcome in outcomes if isinstance(outcome, Prediction)]
         if len(answered) == len(outcomes):
             return answered
-        refusal = next(outcome for outcome in outcomes if isinstance(outcome, InputRejected))
-        raise RowsRefused([outcome if isinstance(outcome, Prediction) else None for outcome in outcomes], refusal)
+        if len(outcomes) == 1 and not isinstance(outcomes[0], InputRejected):
+            raise outcomes[0]  # type: ignore[misc] # it is no prediction
+        raise RowsRefused(outcomes)
 
     async def _outcomes(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Outcome]:
         """One per row, in order, whatever it takes in requests."""
@@ -193,6 +197,25 @@ class ModelProcess:
             await self._session.close()
 
     async def _predict(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Outcome]:
+        """One request. Where the model refuses it, its halves: its rows are of many callers, and whoever asks for what
+        the model cannot answer is not to spoil the others' answers."""
+        try:
+            return await self._predict_together(rows, parameters, terms)
+        except (BadInput, ModelFailed, TooLarge) as error:
+            if len(rows) == 1:
+                return [error]
+            if not (self._splits.spend() and self._splits.spend()):
+                raise
+        half = len(rows) // 2
+        outcomes: list[Outcome] = []
+        for part in (rows[:half], rows[half:]):
+            try:
+                outcomes += await self._predict(part, parameters, terms)
+            except ForeseenError as error:
+                outcomes += [error] * len(part)
+        return outcomes
+
+    async def _predict_together(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Outcome]:
         """One request. Where its connection breaks, once more as it was: a prediction is a pure function of its rows.
         Where the process has ended, one by one."""
         try:
@@ -324,6 +347,7 @@ class ModelProcess:
         try:
             async with self._places:
                 self._retries.sent()
+                self._splits.sent()
                 told = await self._exchange(body, headers)
         except (aiohttp.ClientConnectorError, NotReached):
             raise ModelUnavailable(f"model {name!r} cannot be reached") from None

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
-from foreseen.errors import DigestMoved, ForeseenError, NotCached, Overloaded, RowsRefused
+from foreseen.errors import DigestMoved, ForeseenError, InputRejected, NotCached, Overloaded, RowsRefused
 from foreseen.key import Framer
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import Answer, Demand, Key, Prediction, Question, Row, Steps, Terms, Trip
@@ -187,10 +187,8 @@ class Pipeline:
         try:
             await self.leases.divide(cabin, missing, look, compute)
         except ForeseenError as error:
-            if error.status >= 500:  # not what is wrong with the input itself
-                for key, missed in cabin.missed.items():
-                    if missed.spare is not None:
-                        self.flights.land(cabin, key, missed.spare)
+            for key in cabin.missed:
+                self._land_spare(cabin, key, error)
             raise
 
     async def _look_far(self, cabin: Cabin) -> tuple[float | None, list[Key]]:
@@ -241,12 +239,15 @@ class Pipeline:
         try:
             predictions = await self._predicted(space.model, rows, parameters, terms)
         except RowsRefused as some:
-            missing, predictions = self._crash_refused(cabin, missing, some)
+            missing, predictions = self._crash_refused(cabin, missing, some.outcomes)
         except ForeseenError:
             self.pace.model_failed(space.model)
             raise
         asked = time.perf_counter()
-        self.pace.model_took(space.model, asked - started)
+        if missing:
+            self.pace.model_took(space.model, asked - started)
+        else:  # not one row of them has an answer
+            self.pace.model_failed(space.model)
         trip = Trip(far_seconds, asked - started)
         for prediction in predictions:  # parts of a large question may have met different processes
             if prediction.digest != space.digest:
@@ -261,13 +262,24 @@ class Pipeline:
             self.flights.land(cabin, key, Answer(prediction, "model", stored, trip))
 
     def _crash_refused(
-        self, cabin: Cabin, missing: Sequence[Key], some: RowsRefused
+        self, cabin: Cabin, missing: Sequence[Key], outcomes: Sequence[Prediction | ForeseenError]
     ) -> tuple[Sequence[Key], list[Prediction]]:
-        """Rows in quarantine get their refusal; who is left, with their predictions."""
-        pairs = list(zip(missing, some.predictions, strict=True))
-        self.flights.crash(cabin, [key for key, prediction in pairs if prediction is None], some.refusal)
-        answered = [(key, prediction) for key, prediction in pairs if prediction is not None]
+        """Rows that the model refuses, or that are in quarantine, get their error; who is left, with predictions."""
+        answered: list[tuple[Key, Prediction]] = []
+        for key, outcome in zip(missing, outcomes, strict=True):
+            if isinstance(outcome, Prediction):
+                answered.append((key, outcome))
+            elif not self._land_spare(cabin, key, outcome):
+                self.flights.crash(cabin, [key], outcome)
         return [key for key, _ in answered], [prediction for _, prediction in answered]
+
+    def _land_spare(self, cabin: Cabin, key: Key, error: ForeseenError) -> bool:
+        """Land the stale answer that a row may have where there is none, unless the input itself is wrong."""
+        missed = cabin.missed.get(key)
+        if error.status < 500 or missed is None or missed.spare is None:
+            return False
+        self.flights.land(cabin, key, missed.spare)
+        return True
 
     async def _predicted(self, model: str, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Prediction]:
         """Ask a model in turn; how many rows, and how long it took, is counted whatever it answers."""
@@ -276,7 +288,7 @@ class Pipeline:
             try:
                 return await self.models[model].predict(rows, parameters, terms)
             except RowsRefused as some:
-                self._metrics.quarantined.labels(model).inc(some.predictions.count(None))
+                self._metrics.quarantined.labels(model).inc(sum(isinstance(o, InputRejected) for o in some.outcomes))
                 raise
             finally:
                 seconds = time.perf_counter() - started
@@ -296,7 +308,7 @@ class Pipeline:
         try:
             predictions = await self._predicted(space.model, rows, question.parameters, question.terms)
         except RowsRefused as some:
-            raise some.refusal from None
+            raise some.first from None
         trip = Trip(model=time.perf_counter() - started)
         return [Answer(prediction, "bypass", trip=trip) for prediction in predictions]
 
