@@ -109,17 +109,19 @@ class Worker:
         return f"<Worker {self.name} {len(self._aboard)} jobs aboard, {len(self._suspects)} suspects wait>"
 
     async def run(self) -> None:
-        """Work until `stop`; then what is aboard is finished and stored."""
-        helpers = [asyncio.create_task(one()) for one in (self._keep_beating, self._keep_storing, self._keep_claiming)]
+        """Work until `stop`; then what is aboard is finished and stored. Raises what ends one of its parts: without
+        it the others would go on and nothing would ever be finished."""
+        parts = (self._keep_taking, self._keep_beating, self._keep_storing, self._keep_claiming)
+        taking, *helpers = (asyncio.create_task(one()) for one in parts)
         try:
-            await self._keep_taking()
+            done, _ = await asyncio.wait((taking, *helpers), return_when=asyncio.FIRST_COMPLETED)
+            for one in done:
+                one.result()
             await self._queue.leave(self.name)
         except QueueUnavailable:
             log.warning("queue not reachable; what waited for this worker is claimed by another")
         finally:
-            for helper in helpers:
-                helper.cancel()
-            await asyncio.wait(helpers)
+            await _ended((taking, *helpers))
 
     def stop(self) -> None:
         self._stopping = True
@@ -368,6 +370,15 @@ class Worker:
             except QueueUnavailable as error:
                 log.debug("no claim", why=str(error))
             await asyncio.sleep(BEAT_SECONDS * random.uniform(0.5, 1.0))  # noqa: S311 - so that two seldom meet
+
+
+async def _ended(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel them until they have ended: a cancellation that meets redis-py while it connects can be lost (seen)."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=AGAIN_SECONDS)
 
 
 def _backoff(attempts: int, error: ForeseenError) -> float:

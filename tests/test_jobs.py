@@ -311,6 +311,23 @@ async def test_a_connection_that_ended_meanwhile_is_a_store_that_is_away(server:
     await client.aclose()
 
 
+@pytest.mark.parametrize("call", ["beat", "finish", "claim"])
+async def test_a_part_of_a_worker_that_fails_ends_the_worker(queue: Queue, monkeypatch: Any, call: str) -> None:
+    """What no part of it expects is not the silent end of that part alone."""
+
+    async def broken(*_: Any, **__: Any) -> Any:
+        raise KeyError(call)
+
+    monkeypatch.setattr(queue, call, broken)
+    await submit(queue)
+    story = pipeline(ScriptedModel(), DictFar(), near_bytes=0)
+    models = {"m": served(ScriptedModel())}
+    worker = Worker("w", queue, RECORDS, story, models, PURGES, most_rows=100, is_gone=bool)
+    with pytest.raises(KeyError, match=call):
+        await asyncio.wait_for(worker.run(), 20)
+    await story.close(1.0)
+
+
 @pytest.mark.parametrize("field", ["head", "q"])
 async def test_a_forged_job_is_never_asked(queue: Queue, store: Redis, field: str) -> None:
     """Another job's head or rows under this job's name: it fails, and the model is not asked for it."""
