@@ -57,6 +57,7 @@ from proxy.road import Road
 from proxy.serve import Server
 from proxy.served import Served
 from proxy.tiers import Tiers
+from proxy.trials import Trials
 from proxy.upstream import declared_told
 
 log = structlog.get_logger()
@@ -82,9 +83,11 @@ class Proxy:
         use_slot(settings.slot)
         self.metrics = ProxyMetrics(on=settings.metrics)
         self.upstream = upstream
+        self.trials = Trials() if upstream is None else upstream.trials
         self.served = {} if upstream is None else upstream.served
         self.served |= {served.manifest.name: served for served in map(self._serve, settings.own_models)}
         self.far = _far(settings)
+        self.trials.among(self.far, root, self.metrics)
         self._check = secret_check(root)
         tiers = Tiers(
             root=root,
@@ -224,13 +227,15 @@ class Proxy:
         manifest = find(name, self.settings.model_folders)
         if manifest.upstream is not None and not address:
             defaults = _freshness(self.settings)
-            return in_front_of(manifest.upstream, declared_told(manifest), self.settings, defaults, manifest)
+            told = declared_told(manifest)
+            return in_front_of(manifest.upstream, told, self.settings, defaults, manifest, self.trials)
         process = ModelProcess(
             manifest,
             address or f"unix:{model_socket(self.settings.data, name)}",
             rows_per_request=self.settings.model_rows,
             requests=self.settings.model_requests,
             quarantine_seconds=self.settings.quarantine_seconds,
+            trials=self.trials,
         )
         return Served(manifest, process, self.settings.data, policy_of(manifest.freshness, _freshness(self.settings)))
 

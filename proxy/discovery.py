@@ -22,6 +22,7 @@ from foreseen.manifest import Freshness, Manifest, find, names
 from foreseen.settings import ProxySettings
 from proxy.freshness import policy_of
 from proxy.served import WATCH_SECONDS, WATCH_SECONDS_AT_START, Served
+from proxy.trials import Trials
 from proxy.upstream import Told, UpstreamProcess, told_of
 
 log = structlog.get_logger()
@@ -37,8 +38,9 @@ Serve = Callable[[Told], Served]
 class Upstream:
     """The models of one server. `names` are those to serve, none for all that it lists; `serve` makes one of ours."""
 
-    def __init__(self, address: str, names: Sequence[str], serve: Serve) -> None:
+    def __init__(self, address: str, names: Sequence[str], serve: Serve, trials: Trials | None = None) -> None:
         self.served: dict[str, Served] = {}
+        self.trials = trials or Trials()
         self._address = address.rstrip("/")
         self._names = tuple(names)
         self._serve = serve
@@ -173,18 +175,25 @@ async def upstream_of(settings: ProxySettings, defaults: Freshness) -> Upstream 
     if not address.startswith(("http://", "https://")):
         raise SetupError(f"--upstream {address}: is not http://host:port")
 
+    trials = Trials()
+
     def serve(told: Told) -> Served:
         known = told.manifest.name in names(folders)  # the manifests in the box are not of this server's models
         manifest = find(told.manifest.name, folders) if known else None
-        return in_front_of(address, told, settings, defaults, manifest)
+        return in_front_of(address, told, settings, defaults, manifest, trials)
 
-    upstream = Upstream(address, settings.model, serve)
+    upstream = Upstream(address, settings.model, serve, trials)
     await upstream.find()
     return upstream
 
 
 def in_front_of(
-    address: str, told: Told, settings: ProxySettings, defaults: Freshness, manifest: Manifest | None
+    address: str,
+    told: Told,
+    settings: ProxySettings,
+    defaults: Freshness,
+    manifest: Manifest | None,
+    trials: Trials | None = None,
 ) -> Served:
     """A model of somebody else's server; `manifest` is the operator's own word on it."""
     process = UpstreamProcess(
@@ -197,6 +206,7 @@ def in_front_of(
         rows_per_request=settings.model_rows,
         requests=settings.model_requests,
         quarantine_seconds=settings.quarantine_seconds,
+        trials=trials,
     )
     own = manifest or told.manifest
     return Served(own, process, settings.data, policy_of(own.freshness, defaults))

@@ -75,7 +75,7 @@ class Leases:
             return await compute(keys, _nothing)
         left, pauses, count, tries = list(keys), _Pauses(cabin.deadline), self._metrics.leases.labels, TRIES
         while True:
-            lease = _Lease(self._far, self._lease_seconds, cabin.deadline, self._metrics)
+            lease = Lease(self._far, self._lease_seconds, cabin.deadline, self._metrics)
             won, tries = await self._asked(lease, left, tries)
             before = len(left)
             # After the lease, since that may have been let go with the entry there.
@@ -121,7 +121,7 @@ class Leases:
             for task in late:
                 task.cancel()
 
-    async def _asked(self, lease: _Lease, keys: Sequence[Key], tries: int) -> tuple[set[Key] | None, int]:
+    async def _asked(self, lease: Lease, keys: Sequence[Key], tries: int) -> tuple[set[Key] | None, int]:
         """The rows that are ours to compute, None where Redis failed; and how often it may yet be tried."""
         try:
             return await lease.ask(keys), tries
@@ -129,7 +129,7 @@ class Leases:
             self._metrics.far_errors.labels(error.kind).inc()
             return None, tries if error.kind == "timeout" else 0
 
-    async def _compute(self, lease: _Lease, mine: Sequence[Key], compute: Compute) -> None:
+    async def _compute(self, lease: Lease, mine: Sequence[Key], compute: Compute) -> None:
         """Compute under a lease, which is extended meanwhile, and let it go when the entries are there for others."""
         extending = self._later(lease.extend_until_released())
 
@@ -150,7 +150,7 @@ class Leases:
         return task
 
 
-class _Lease:
+class Lease:
     """One proxy's word on some rows. Where Redis does not take it back, it expires by itself."""
 
     def __init__(self, far: LeaseTier, seconds: float, deadline: float, metrics: ProxyMetrics) -> None:

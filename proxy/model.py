@@ -44,6 +44,7 @@ from foreseen.wire import Response, parse_response, render_request
 from proxy.budget import RetryBudget
 from proxy.line import Broken, Line, NotReached, Told, Unreadable
 from proxy.quarantine import Quarantine
+from proxy.trials import Trials
 
 log = structlog.get_logger()
 
@@ -93,7 +94,9 @@ class ModelProcess:
         rows_per_request: int,
         requests: int,
         quarantine_seconds: float = 600.0,
+        trials: Trials | None = None,
     ) -> None:
+        self._trials = trials or Trials()
         self.quarantine = Quarantine(Framer(manifest.model), quarantine_seconds)
         self._manifest = manifest
         self._signature = manifest.model
@@ -259,7 +262,8 @@ class ModelProcess:
         while True:
             await self._until_there(terms)
             try:
-                async with asyncio.timeout_at(terms.deadline), self.quarantine.alone():
+                turn = self._trials.turn(self._manifest.name)
+                async with asyncio.timeout_at(terms.deadline), self.quarantine.alone(turn):
                     predictions = await self._ask([row], parameters, terms)
             except TimeoutError:
                 raise DeadlineExceeded(f"model {self._manifest.name!r} did not answer before the deadline") from None

@@ -3,8 +3,7 @@
 A process that ends takes the questions of everybody aboard with it, and only the proxy knows who that was. So those
 are asked again one by one, each with nobody else aboard: who gets an answer is cleared, and who ends the process alone
 twice is refused until its time is up. What is kept of a row is a digest under a key that this process makes, never the
-row. Several proxies in front of one process suspect for themselves; a trial of each at the same moment is unlikely, and
-two such moments more so.
+row. Several proxies and workers in front of one process suspect for themselves, and try one at a time (`trials.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from msgspec import Struct
 
@@ -98,9 +97,9 @@ class Quarantine:
             self._tell()
 
     @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        """Aboard with nobody else of this proxy process."""
-        async with self._turn:
+    async def alone(self, elsewhere: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
+        """Aboard with nobody else of this proxy process. `elsewhere` is the turn among other processes."""
+        async with self._turn, elsewhere:
             self._trying = True
             try:
                 while self._aboard:

@@ -28,6 +28,7 @@ from foreseen.rows import RowOutputs
 from foreseen.tensors import array_of_raw
 from foreseen.wire import Response, render_json_request
 from proxy.model import Facts, ModelProcess, Tensors
+from proxy.trials import Trials
 
 log = structlog.get_logger()
 
@@ -105,6 +106,7 @@ class UpstreamProcess(ModelProcess):
         rows_per_request: int,
         requests: int,
         quarantine_seconds: float,
+        trials: Trials | None = None,
     ) -> None:
         self.told = told
         self.declared = manifest
@@ -115,6 +117,7 @@ class UpstreamProcess(ModelProcess):
             rows_per_request=rows_per_request,
             requests=requests,
             quarantine_seconds=quarantine_seconds,
+            trials=trials,
         )
         self._declared_digest = digest or ""
         self._tolerance = tolerance

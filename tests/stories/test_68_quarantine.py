@@ -9,11 +9,14 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from aiohttp import web
 
 from foreseen.key import Framer
+from foreseen.metrics import ProxyMetrics
 from proxy.quarantine import MAX_SUSPECTS, Quarantine
-from tests.doubles import SIGNATURE, Clock, row
+from proxy.trials import Trials
+from tests.doubles import ROOT, SIGNATURE, BrokenFar, Clock, DictFar, row
 from tests.foreign import Foreign, Front, fronted, listening
 from tests.live import Live
 from tests.questions import ask_fingerprint, fingerprint, numbers
@@ -153,6 +156,75 @@ async def test_a_process_that_is_killed_by_somebody_costs_those_aboard_nothing(t
         assert len(front.proxy.served["fp"].process.quarantine) == 0
 
 
+class Slow(Mortal):
+    """One that takes its time over innocents, as long as poison may still come: whoever is aboard goes down with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aboard = 0
+
+    async def _infer(self, request: web.Request) -> web.Response:
+        asked = await request.json()
+        if POISON in asked["inputs"][0]["data"]:
+            for _ in range(40):  # it may be that somebody is just on his way
+                if self.aboard:
+                    break
+                await asyncio.sleep(0.005)
+            return await super()._infer(request)
+        self.aboard += 1
+        try:
+            await asyncio.sleep(0.2)
+            return await super()._infer(request)
+        finally:
+            self.aboard -= 1
+
+
+async def test_two_proxies_do_not_try_at_one_time(tmp_path: Path) -> None:
+    """One has the poison, the other an innocent row of a slow model: the poison is found, the innocent answered. With
+    a turn for each process alone the two meet again and again, and the innocent is refused."""
+    foreign, far = Slow(), DictFar()
+    foreign.answer = foreign.dying
+    async with (
+        listening(foreign.application()) as url,
+        fronted(url, tmp_path / "one") as one,
+        fronted(url, tmp_path / "two") as two,
+    ):
+        for front in (one, two):
+            await front.until(lambda told: told.get("rows") == "each")
+            front.proxy.trials.among(far, ROOT, front.proxy.metrics)
+        for seed in range(3):
+            poison, innocent = [POISON, *numbers(seed)[1:]], numbers(seed)
+            (status, _, _), (other, _, digests) = await asyncio.gather(one.infer(poison), two.infer(innocent))
+            assert (status, other, digests) == (422, 200, [fingerprint(innocent)])
+        assert far.leases == {}
+
+
+async def test_a_turn_is_waited_for_and_a_redis_in_trouble_is_not(tmp_path: Path) -> None:
+    """Of two processes one waits until the other is done; without Redis, or with one that fails, nobody waits."""
+    far, metrics, told = DictFar(), ProxyMetrics(), []
+    one, two, apart, broken = Trials(), Trials(), Trials(), Trials()
+    one.among(far, ROOT, metrics)
+    two.among(far, ROOT, metrics)
+    broken.among(BrokenFar(), ROOT, metrics)
+
+    async def tried(name: str, trials: Trials, model: str = "m") -> None:
+        async with trials.turn(model):
+            told.append(name)
+
+    async with one.turn("m"):
+        waiting = asyncio.create_task(tried("two", two))
+        await far.asked_twice.wait()
+        await asyncio.gather(tried("apart", apart), tried("broken", broken), tried("another model", two, "n"))
+        assert "two" not in told
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await tried("late", two)
+    await waiting
+    assert set(told) == {"apart", "broken", "another model", "two"}
+    assert far.leases == {}
+    assert metrics.registry.get_sample_value("foreseen_far_errors_total", {"kind": "connect"}) == 2
+
+
 def test_a_question_aboard_a_killed_process_is_answered_when_it_is_back(own: Live) -> None:
     """A real one: stopped so that the question is aboard for sure, then killed; the supervisor starts it again."""
     own.signal("model:fingerprint", signal.SIGSTOP)
@@ -176,7 +248,7 @@ async def test_who_is_tried_is_alone_aboard() -> None:
             told.append(f"{name} out")
 
     async def tried() -> None:
-        async with quarantine.alone():
+        async with quarantine.alone(contextlib.nullcontext()):
             told.append("tried")
 
     gate, opened = asyncio.Event(), asyncio.Event()
