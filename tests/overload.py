@@ -78,20 +78,20 @@ class Run:
             return 0
         if reply.status == 200:
             outputs = body[body.index(b'"outputs"') :]
-            self.wrong += self.known.setdefault(text, outputs) != outputs
+            if self.known.setdefault(text, outputs) != outputs:
+                self.wrong += 1
         return reply.status
 
     async def capacity(self, seconds: float, clients: int = 16) -> float:
         """New texts per second that are answered when so many ask."""
-        until, count, numbers = time.monotonic() + seconds, 0, itertools.count()
+        until, statuses, numbers = time.monotonic() + seconds, Counter[int](), itertools.count()
 
         async def one() -> None:
-            nonlocal count
             while time.monotonic() < until:
-                count += await self.ask(f"what can it do, number {next(numbers)}", 30) == 200
+                statuses[await self.ask(f"what can it do, number {next(numbers)}", 30)] += 1
 
         await asyncio.gather(*(one() for _ in range(clients)))
-        return count / seconds
+        return statuses[200] / seconds
 
     async def at_rate(self, name: str, rate: float, seconds: int, text: Callable[[], str]) -> Phase:
         phase = Phase(name, rate, [Counter() for _ in range(seconds)])
