@@ -13,10 +13,12 @@ from typing import Any
 
 import structlog
 
+from foreseen.commands import PREFIX, Command, Entries
 from foreseen.errors import FarError
-from foreseen.far import PREFIX, Command, Entries, Far, Moved
+from foreseen.far import Far, Moved
 from foreseen.nouns import DOWN, FarState, Key
 from foreseen.servers import BY_ADDRESS, SLOTS, Access, Whereabouts, connect, several, slot_of
+from foreseen.tasks import end
 
 AGAIN_SECONDS = 0.2
 """Between two questions who is where, while something is wrong."""
@@ -106,8 +108,7 @@ class Spread(Entries):
 
     async def close(self) -> None:
         if self._following is not None:
-            self._following.cancel()
-            await asyncio.wait([self._following])
+            await end(self._following)
         await asyncio.gather(*(server.close() for server in self._servers.values()), *self._leaving)
 
     async def _ask(

@@ -1,21 +1,18 @@
-"""Keys → entries in Redis, in its cache role: bounded in time, never retried, behind a breaker. It just raises.
+"""Commands → replies of one Redis in its cache role: bounded in time, never retried, behind a breaker. It just raises.
 
 What every request asks goes the short way of `resp.py` where it can, the rest through redis-py. Redis 6.2 commands
 only: MGET, GET, SET PX, DEL. redis-py's defaults turn a stalled Redis into a stalled proxy (5 s × 10
 retries, measured), hence `Retry(NoBackoff(), 0)` and short timeouts. A call that times out closes its connection, so
 that no late reply is read by the next caller; the entry's own key would show it if one were.
 
-Key names in Redis:  `fsn1:` + the 32 bytes of a key  → entry;   `fsn1.secret` → the check value of the root secret;
-`fsn1.lease:` + the 32 bytes of a key → the token of the proxy that computes it just now.
-
-Whatever is more than one server stands in `cluster.py`, and asks each of them through this file.
+Which commands those are stands in `commands.py`; whatever is more than one server in `cluster.py`, which asks each of
+them through this file.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -26,22 +23,15 @@ from redis._parsers import BaseParser
 from redis.asyncio import Connection, Redis, UnixDomainSocketConnection
 
 from foreseen.breaker import Breaker
-from foreseen.errors import FarError, SetupError
+from foreseen.commands import PREFIX, SECRET_CHECK, Command, Entries
+from foreseen.errors import FarError
+from foreseen.kinds import kind_of
 from foreseen.nouns import DOWN, FarState, Key
 from foreseen.resp import Open, Wire
-from foreseen.servers import MAX_CONNECTIONS, execute, kind_of
+from foreseen.servers import MAX_CONNECTIONS, execute
 
-PREFIX = b"fsn1:"
-SECRET_CHECK = b"fsn1.secret"
-LEASE = b"fsn1.lease:"
-_EXTEND = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
-_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
-COMMANDS_PER_CALL = 256
 STORE_PAUSE_SECONDS = 1.0
 """How long stores rest after Redis refused one (full, read-only, not permitted); reads go on."""
-
-Command = tuple[Any, ...]
-"""A command of one key: its name and its words. The key is the first of them, of a script the third."""
 
 log = structlog.get_logger()
 
@@ -75,103 +65,6 @@ def _wire(client: Redis) -> Wire | None:
         where = told.get("host", "localhost"), told.get("port", 6379)
         opened = lambda made: asyncio.get_running_loop().create_connection(made, *where)  # noqa: E731
     return Wire(opened, hello, told["socket_timeout"], BaseParser.parse_error)
-
-
-class Entries(ABC):
-    """Entries by their keys, wherever commands go. Everything raises FarError."""
-
-    @property
-    @abstractmethod
-    def open(self) -> bool:
-        """Whether some of it is not asked, because it failed."""
-
-    @abstractmethod
-    async def each(self, commands: Sequence[Command], *, stores: bool = False) -> list[Any]:
-        """The reply to each command, pipelined; a FarError in its place where it alone failed. `stores`: rest for a
-        while where Redis refuses them."""
-
-    @abstractmethod
-    async def get(self, keys: Sequence[Key]) -> list[bytes | FarError | None]:
-        """The entries of keys, None where there is none, the error where their part of Redis failed."""
-
-    @abstractmethod
-    async def states(self) -> list[FarState]:
-        """What each server says of itself, DOWN where it does not within the budget."""
-
-    @abstractmethod
-    async def time(self) -> float:
-        """Redis' own clock, Unix seconds."""
-
-    @abstractmethod
-    async def close(self) -> None: ...
-
-    async def state(self) -> FarState:
-        """The sums over the servers, the least time that one has run; DOWN where one does not answer."""
-        told = await self.states()
-        if DOWN in told or not told:
-            return DOWN
-        return FarState(
-            memory=sum(one.memory for one in told),
-            memory_limit=sum(one.memory_limit for one in told) if all(one.memory_limit for one in told) else 0,
-            keys=sum(one.keys for one in told),
-            evicted=sum(one.evicted for one in told),
-            expired=sum(one.expired for one in told),
-            policy=min(one.policy for one in told),
-            version=min(one.version for one in told),
-            append_only=any(one.append_only for one in told),
-            uptime=min(one.uptime for one in told),
-            replicas=min(one.replicas for one in told),
-        )
-
-    async def put(self, entries: Sequence[tuple[Key, bytes, int]]) -> None:
-        """Store (key, entry, milliseconds to live), pipelined."""
-        commands = [("SET", PREFIX + key, value, "PX", max(1, milliseconds)) for key, value, milliseconds in entries]
-        await self._all(commands, stores=True)
-
-    async def lease(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> list[bool]:
-        """Which of these nobody else holds: they are this token's now, for so long."""
-        told = await self._in_steps(
-            [("SET", LEASE + key, token, "NX", "PX", milliseconds) for key in keys], stores=True
-        )
-        return [bool(reply) for reply in told]
-
-    async def extend(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> None:
-        """Hold for so long from now what is still this token's."""
-        await self._in_steps([("EVAL", _EXTEND, 1, LEASE + key, token, milliseconds) for key in keys])
-
-    async def release(self, keys: Sequence[Key], token: bytes) -> None:
-        """Let go of what is still this token's."""
-        await self._in_steps([("EVAL", _RELEASE, 1, LEASE + key, token) for key in keys])
-
-    async def forget(self, keys: Sequence[Key]) -> int:
-        """Delete entries; how many there were."""
-        return sum(await self._all([("DEL", PREFIX + key) for key in keys]))
-
-    async def check_secret(self, check: bytes) -> None:
-        """Raises SetupError where this Redis was filled under another root secret: it would miss for ever."""
-        await self._all([("SET", SECRET_CHECK, check, "NX")])
-        if await self.knows(check) is False:
-            raise SetupError(
-                "the root secret is not the one that this Redis was filled with; give --secret-file of the other "
-                "proxies, or empty this Redis (FLUSHALL) if it has no others"
-            )
-
-    async def knows(self, check: bytes) -> bool | None:
-        """Whether this Redis was filled under the root secret of this check value; None where nobody has filled it."""
-        (found,) = await self._all([("GET", SECRET_CHECK)])
-        return None if found is None else bool(found == check)
-
-    async def _in_steps(self, commands: Sequence[Command], *, stores: bool = False) -> list[Any]:
-        steps = range(0, len(commands), COMMANDS_PER_CALL)
-        parts = [await self._all(commands[at : at + COMMANDS_PER_CALL], stores=stores) for at in steps]
-        return [reply for part in parts for reply in part]
-
-    async def _all(self, commands: Sequence[Command], *, stores: bool = False) -> list[Any]:
-        replies = await self.each(commands, stores=stores)
-        for reply in replies:
-            if isinstance(reply, FarError):
-                raise reply
-        return replies
 
 
 class Far(Entries):

@@ -11,62 +11,34 @@ servers) and in `master.py` (the state store and the queue, each on one that cha
 
 from __future__ import annotations
 
+import asyncio
 import binascii
-import ssl
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from msgspec import Struct
-from redis import exceptions as gone
 from redis.asyncio import ConnectionPool, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from foreseen.errors import FarError, SetupError
-from foreseen.resp import NotResp
+from foreseen.kinds import kind_of
 from foreseen.settings import StoreSettings
 
 SLOTS = 16384
 MAX_CONNECTIONS = 32
 """Calls at a time; more wait for a place. Redis has one thread: more connections would not make it faster."""
 KINDS = ("cluster", "sentinel")
+LOOK_SECONDS = 5.0
+"""How long a program that can wait lets one Sentinel take."""
 
 Whereabouts = Sequence[tuple[int, int, str]]
 """First slot, last slot, HOST:PORT of the server that holds them."""
 
 _CONTEXTS: dict[str, Any] = {}
 """TLS contexts by what was said of TLS."""
-_ERRORS: tuple[tuple[type[Exception], str], ...] = (
-    # The order matters: redis-py derives most of these from ConnectionError or ResponseError.
-    (gone.TimeoutError, "timeout"),
-    (TimeoutError, "timeout"),
-    (NotResp, "protocol"),
-    (gone.BusyLoadingError, "loading"),
-    (gone.ReadOnlyError, "readonly"),
-    (gone.OutOfMemoryError, "oom"),
-    (gone.NoPermissionError, "permission"),
-    (gone.AuthenticationError, "auth"),
-    (gone.AuthenticationWrongNumberOfArgsError, "auth"),
-    (gone.MaxConnectionsError, "busy"),
-    (gone.MasterDownError, "masterdown"),
-    (gone.ClusterDownError, "clusterdown"),
-    (gone.TryAgainError, "clusterdown"),
-    (gone.ConnectionError, "connect"),
-    (gone.InvalidResponse, "protocol"),
-    (gone.ResponseError, "refused"),
-    (gone.RedisError, "protocol"),
-    (OSError, "connect"),
-    (RuntimeError, "connect"),  # uvloop's word for a connection that has ended while it was being used
-)
-_ERRORS_BY_WORD = {
-    "max number of clients": "maxclients",
-    "NOREPLICAS": "noreplicas",
-    "MISCONF": "readonly",
-    "BUSY ": "busy",
-}
-"""What redis-py has no class for, by what Redis says."""
 
 
 class Access(Struct, frozen=True):
@@ -195,6 +167,21 @@ class Several:
         return await _ask_sentinel(connect(address, budget_seconds, access, **login), self._name)
 
 
+def master_at(url: str, access: Access = BY_ADDRESS) -> str:
+    """The address of the one server that an address means now, for a program without a loop. Raises SetupError where
+    it means several, or nobody knows."""
+    many = several(url)
+    if many is None:
+        return url
+    if many.kind == "cluster":
+        raise SetupError(f"redis {shown(url)}: a Cluster's entries lie on several servers; give --url of a proxy")
+    try:
+        ((_, _, address),) = asyncio.run(many.whereabouts(LOOK_SECONDS, access))
+    except FarError as error:
+        raise SetupError(f"redis {shown(url)}: no Sentinel says where the master is ({error.kind})") from None
+    return many.server(address)
+
+
 async def _ask_cluster(client: Redis, host: str) -> Whereabouts:
     """CLUSTER SLOTS: [first, last, [ip, port, …], replicas …], where an empty ip is the node that was asked."""
     own = host.rpartition(":")[0]
@@ -235,14 +222,3 @@ def slot_of(name: bytes) -> int:
     end = name.find(b"}", begin + 1)
     tag = name[begin + 1 : end] if begin >= 0 and end > begin + 1 else name
     return binascii.crc_hqx(tag, 0) % SLOTS
-
-
-def kind_of(error: Exception) -> str:
-    """The label of what went wrong with a server, or on the way there."""
-    if isinstance(error.__cause__ or error.__context__, ssl.SSLError):
-        return "tls"
-    said = str(error)
-    for word, kind in _ERRORS_BY_WORD.items():
-        if word in said:
-            return kind
-    return next((kind for family, kind in _ERRORS if isinstance(error, family)), "protocol")

@@ -391,7 +391,9 @@ class WarmSettings(StoreSettings):
     error_budget: Annotated[str, Parameter(help="Share of the rows (1%) that may fail before the status is 1.")] = "0%"
     ttl_seconds: Annotated[float, Parameter(help="How long an entry lives at most, give or take 10 %.")] = 604800.0
     far_value_bytes: Annotated[int, Parameter(help="A larger entry is not stored.")] = 4 * 2**20
-    redis: Annotated[str | None, Parameter(help="The far tier. Default: DATA's own.")] = None
+    redis: Annotated[
+        str | None, Parameter(help="The far tier, one server or behind Sentinels. Default: DATA's own.")
+    ] = None
     state: Annotated[
         str | None, Parameter(help="State store of purges; 'none' for none. Default: DATA's own, where it runs.")
     ] = None

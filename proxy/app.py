@@ -14,12 +14,12 @@ import uvloop
 from aiohttp import http_parser, web
 
 from foreseen.cluster import far_at
+from foreseen.commands import Entries
 from foreseen.connection import Runner
 from foreseen.drain import Ending, announce, drain
 from foreseen.entry import EntryCodec
 from foreseen.errors import FarError, SetupError
 from foreseen.exposition import use_slot
-from foreseen.far import Entries
 from foreseen.key import secret_check, tag_key
 from foreseen.limits import Gate, Limits
 from foreseen.listen import BACKLOG, files_for, inherited, listen, listen_admin
@@ -33,6 +33,7 @@ from foreseen.servers import access_of
 from foreseen.settings import ProxySettings
 from foreseen.state import connect_state
 from foreseen.targets import Allowed
+from foreseen.tasks import end
 from proxy.admin import Token
 from proxy.batch import Batches
 from proxy.connection import ShortConnection
@@ -189,8 +190,7 @@ class Proxy:
         try:
             yield
         finally:
-            for watcher in watchers:
-                watcher.cancel()
+            await end(*watchers)
             await self.pipeline.close(DRAIN_SECONDS)
             if self.jobs is not None:
                 await self.jobs.close()

@@ -15,6 +15,7 @@ import structlog
 
 from foreseen.errors import Overloaded, QueueUnavailable
 from foreseen.queue import Queue
+from foreseen.tasks import end
 
 LOOK_SECONDS = 5.0
 LOOK_SECONDS_WITHOUT = 0.25
@@ -74,9 +75,7 @@ class News:
         self.closing = True
         self._wake_all()
         if self._follower is not None:
-            self._follower.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._follower
+            await end(self._follower)
 
     async def _follow(self) -> None:
         while not self.closing:

@@ -21,6 +21,7 @@ from foreseen.http import SERVER, errors
 from foreseen.listen import listen
 from foreseen.settings import WorkerSettings
 from foreseen.signing import Signer
+from foreseen.tasks import end
 from proxy.app import Proxy, upstream_for
 from proxy.deliveries import Deliveries
 from proxy.events import Events
@@ -107,7 +108,7 @@ async def _telling(proxy: Proxy) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        running.cancel()
+        await end(running)
         await deliveries.close(seconds)
         await caller.close()
 

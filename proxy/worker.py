@@ -33,6 +33,7 @@ from foreseen.errors import (
 from foreseen.nouns import Question, Row, Space, Terms
 from foreseen.queue import Company, Delivered, Ended, Handed, PutBack, Queue
 from foreseen.records import Failure, Head, Part, Records, Result, Rows, rows_of, steps_of
+from foreseen.tasks import end
 from proxy.jobs import Purges
 from proxy.pipeline import Pipeline
 from proxy.served import Served
@@ -121,7 +122,7 @@ class Worker:
         except QueueUnavailable:
             log.warning("queue not reachable; what waited for this worker is claimed by another")
         finally:
-            await _ended((taking, *helpers))
+            await end(taking, *helpers)
 
     def stop(self) -> None:
         self._stopping = True
@@ -370,15 +371,6 @@ class Worker:
             except QueueUnavailable as error:
                 log.debug("no claim", why=str(error))
             await asyncio.sleep(BEAT_SECONDS * random.uniform(0.5, 1.0))  # noqa: S311 - so that two seldom meet
-
-
-async def _ended(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel them until they have ended: a cancellation that meets redis-py while it connects can be lost (seen)."""
-    left = set(tasks)
-    while left:
-        for task in left:
-            task.cancel()
-        _, left = await asyncio.wait(left, timeout=AGAIN_SECONDS)
 
 
 def _backoff(attempts: int, error: ForeseenError) -> float:

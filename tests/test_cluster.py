@@ -15,8 +15,9 @@ from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
 from foreseen.cluster import Spread, far_at
+from foreseen.commands import PREFIX, Entries
 from foreseen.errors import FarError, SetupError
-from foreseen.far import PREFIX, Entries, Far
+from foreseen.far import Far
 from foreseen.nouns import DOWN, Key
 from foreseen.servers import shown, slot_of
 from tests.doubles import numbered

@@ -19,10 +19,11 @@ from foreseen.cluster import far_at
 from foreseen.errors import FarError, NotConfirmed, QueueUnavailable, SetupError, StateUnavailable
 from foreseen.master import client_at
 from foreseen.queue import Queue, connect_queue
-from foreseen.servers import Access, access_of, slot_of
+from foreseen.servers import Access, access_of, master_at, slot_of
 from foreseen.settings import DoctorSettings, StoreSettings
 from foreseen.state import State, connect_state
 from foreseen.transitions import BASE
+from foreseen.warm.pipe import Pipe
 from proxy import doctor_stores
 from proxy.purge import Purger
 from tests.doubles import DictFar, ScriptedModel, numbered, pipeline
@@ -266,6 +267,24 @@ async def test_sentinels_with_a_password(tmp_path: Path) -> None:
                 await other.close()
         assert {one["kind"] for one in logged if one["event"].endswith("nobody says where it is")} == {"auth"}
         assert login[1] not in repr((logged, access))
+
+
+def test_a_batch_run_fills_the_master_that_sentinels_name(tmp_path: Path) -> None:
+    """Its whole address, with the servers' own user, as one connection takes it; a Cluster is asked through a proxy."""
+    with sentinels(tmp_path, name="cache", replicas=0) as watched:
+        master = master_at(watched.url)
+        assert master == f"redis://{watched.master.address}/0"
+        assert master_at(watched.url.replace("://", "://u:p@")) == f"redis://u:p@{watched.master.address}/0"
+        with contextlib.closing(Pipe(master)) as pipe:
+            assert pipe.get(numbered(1)) == [None]
+    assert master_at(master) == master
+    for url, said in (
+        (watched.url.replace("://", "://u:p@"), "no Sentinel says"),
+        ("redis+cluster://u:p@h:1", "give --url"),
+    ):
+        with pytest.raises(SetupError, match=said) as refused:
+            master_at(url)
+        assert "u:p" not in str(refused.value)
 
 
 def test_a_password_that_cannot_be_read_is_refused(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from redis.asyncio import Redis
 
 from foreseen import valkey
 from foreseen.breaker import Breaker
+from foreseen.commands import PREFIX
 from foreseen.errors import FarError, SetupError
-from foreseen.far import PREFIX, Far
+from foreseen.far import Far
 from foreseen.servers import connect
 from tests.doubles import DictFar, numbered
 

@@ -93,12 +93,12 @@ def test_what_may_happen_shows_before_it_does() -> None:
 
 
 def test_every_kind_of_far_error_is_expected() -> None:
-    """What far.py may raise, and nothing else."""
-    from foreseen import metrics, servers
+    """What the far tier may raise, and nothing else."""
+    from foreseen import kinds, metrics
 
     assert set(metrics.FAR_ERROR_KINDS) == {
-        *(kind for _, kind in servers._ERRORS),
-        *servers._ERRORS_BY_WORD.values(),
+        *(kind for _, kind in kinds._ERRORS),
+        *kinds._ERRORS_BY_WORD.values(),
         *("open", "paused", "moved", "tls"),
     }
 

@@ -63,14 +63,16 @@ LAYERS = [
     {"foreseen.nouns", "foreseen.errors", "foreseen.datatypes"},
     {"foreseen.warming"},
     {"foreseen.manifest", "foreseen.tensors", "foreseen.strict_json", "foreseen.breaker", "foreseen.resp"}
-    | {"foreseen.addresses"},
+    | {"foreseen.addresses", "foreseen.tasks"},
     {"foreseen.wire", "foreseen.key", "foreseen.entry", "foreseen.rows", "foreseen.normalize", "foreseen.images"}
     | {"foreseen.parameters"},
     {"foreseen.explain", "foreseen.targets"},
     {
         "foreseen.prepare",
+        "foreseen.kinds",
         "foreseen.servers",
         "foreseen.master",
+        "foreseen.commands",
         "foreseen.far",
         "foreseen.cluster",
         "foreseen.state",
@@ -123,6 +125,7 @@ def test_the_story_knows_neither_redis_nor_http() -> None:
 
 OWNERS = {
     "redis": {
+        "foreseen.kinds",
         "foreseen.servers",
         "foreseen.master",
         "foreseen.far",

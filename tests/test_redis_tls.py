@@ -13,8 +13,9 @@ import pytest
 from redis import Redis
 
 from foreseen.cluster import far_at
+from foreseen.commands import Entries
 from foreseen.errors import FarError, SetupError, StateUnavailable
-from foreseen.far import STORE_PAUSE_SECONDS, Entries
+from foreseen.far import STORE_PAUSE_SECONDS
 from foreseen.nouns import DOWN
 from foreseen.secret import make_secret
 from foreseen.servers import Access

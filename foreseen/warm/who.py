@@ -14,7 +14,7 @@ from foreseen.artifact import preparation_digest, read_record, read_serving
 from foreseen.errors import ModelUnavailable, SetupError, StateUnavailable
 from foreseen.manifest import Manifest, find
 from foreseen.places import model_socket, state_socket
-from foreseen.servers import access_of
+from foreseen.servers import access_of, master_at
 from foreseen.settings import WarmSettings
 from foreseen.state import generation_of, read_generations
 from foreseen.warm.asker import Asker
@@ -55,7 +55,7 @@ def plan_of(settings: WarmSettings) -> tuple[Plan, Facts]:
         digest=facts.digest,
         data=settings.data,
         secret_file=settings.secret_file,
-        redis=settings.redis,
+        redis=None if settings.redis is None else master_at(settings.redis, access_of(settings)),
         generation=_generation(settings, facts.digest),
         model=settings.address,
         mode="import" if importing else "compute",

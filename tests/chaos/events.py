@@ -24,7 +24,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from foreseen import valkey
-from foreseen.far import PREFIX
+from foreseen.commands import PREFIX
 from foreseen.places import admin_socket
 from tests.chaos.load import Load
 from tests.faults import FaultProxy, Faults

@@ -18,8 +18,8 @@ import pytest
 from redis import Redis
 from redis.exceptions import BusyLoadingError, RedisError
 
+from foreseen.commands import PREFIX
 from foreseen.entry import EntryCodec
-from foreseen.far import PREFIX
 from foreseen.key import tag_key
 from foreseen.nouns import Key
 from foreseen.secret import make_secret

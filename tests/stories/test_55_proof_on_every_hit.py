@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from foreseen.far import PREFIX
+from foreseen.commands import PREFIX
 from foreseen.places import redis_socket
 from tests.live import Live, started
 from tests.questions import ask_fingerprint, fingerprint, numbers
