@@ -10,7 +10,8 @@ import orjson
 
 from foreseen.errors import QueueUnavailable, SetupError
 from foreseen.places import state_socket
-from foreseen.queue import OPEN_STATES, Bounds, Queue, connect_queue
+from foreseen.queue import Queue, connect_queue
+from foreseen.queued import OPEN_STATES, Bounds
 from foreseen.servers import access_of, shown
 from foreseen.settings import JobsSettings
 

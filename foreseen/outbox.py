@@ -3,7 +3,7 @@
     {fsj1}.hooks  zset  job ‖ nonce of a ticket that has ended → Unix ms from which on anybody may claim it
     {fsj1}.tries  hash  the same → how often it was claimed
 
-What ends a job puts its tickets in (`transitions.py`), and where a ticket's webhook goes stands in the job's own hash:
+What ends a job puts its tickets in (`transitions`), and where a ticket's webhook goes stands in the job's own hash:
 when the job is forgotten, so is what was never delivered. A claim puts a delivery off by a lease; who settles it shows
 the try that it claimed, so that a claim which has passed on to somebody else settles nothing. At least once: a worker
 that dies behind the receiver's 200 has it sent again, under the same webhook-id.

@@ -1,6 +1,7 @@
 """The queue of jobs: Redis Streams in the state store. It just raises QueueUnavailable.
 
-What is written, and when, stands in `transitions.py`; this file carries it there and back. Calls are bounded and never
+What is written, and when, stands in `transitions`, what is told of it in `queued.py`; this file carries it there and
+back. Calls are bounded and never
 repeated here: who submits answers 503, a worker goes on where it was.
 """
 
@@ -9,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import structlog
-from msgspec import Struct
 from redis import exceptions as gone
 from redis.asyncio import Redis
 
@@ -21,6 +21,21 @@ from foreseen.errors import KeyReused, QueueFull, QueueUnavailable
 from foreseen.master import client_at, moves_of, waited
 from foreseen.nouns import Standing
 from foreseen.outbox import HOOKS, Outbox
+from foreseen.queued import (
+    PLAIN,
+    Bounds,
+    Company,
+    Delivered,
+    Ended,
+    Extras,
+    Given,
+    Handed,
+    PutBack,
+    Seen,
+    delivered_of,
+    fields_of,
+    seen_of,
+)
 from foreseen.records import JOB_BYTES, NONCE_BYTES
 from foreseen.servers import BY_ADDRESS, Access
 from foreseen.transitions import BASE, GROUP, SCRIPTS
@@ -38,104 +53,7 @@ PROMISED = frozenset(("submit", "batch", "close", "cancel"))
 """What a caller is told of once so many replicas have it. An end that is lost is computed again."""
 QUEUE, OPEN, DEAD, COUNTS, NEWS = (f"{BASE}.{name}" for name in ("queue", "open", "dead", "counts", "news"))
 
-JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
-Company = Literal["many", "few", "alone"]
-Verdict = Literal["run", "few", "alone", "poison", "gone"]
-OPEN_STATES = ("queued", "running")
-JOB_STATES: tuple[JobState, ...] = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
-
 log = structlog.get_logger()
-
-
-class Bounds(Struct, frozen=True):
-    """How much the queue holds, and for how long (seconds)."""
-
-    jobs: int
-    bytes: int
-    job_seconds: float
-    result_seconds: float
-    dead_seconds: float = 7 * 86400.0
-
-
-class Delivered(Struct, frozen=True):
-    """A message of the queue: its job, how many rows that has, and how many bytes they take."""
-
-    message: bytes
-    job: bytes
-    rows: int
-    bytes: int
-
-
-class Handed(Struct, frozen=True):
-    """A job as a worker gets it. `head` and `rows` are sealed records, empty where there is nothing to run."""
-
-    verdict: Verdict
-    message: bytes
-    job: bytes
-    attempts: int
-    head: bytes
-    rows: bytes
-
-
-class Ended(Struct, frozen=True):
-    """A job's end: its record, until when it is fresh (Unix seconds), and what its dead letter says, if it is one."""
-
-    message: bytes
-    job: bytes
-    state: JobState
-    record: bytes
-    fresh_until: float = 0.0
-    letter: bytes = b""
-
-
-class PutBack(Struct, frozen=True):
-    """A job that is to run later: `tried` counts it as an attempt, `suspect` makes it run alone."""
-
-    message: bytes
-    job: bytes
-    delay_seconds: float = 0.0
-    tried: bool = False
-    suspect: bool = False
-
-
-class Seen(Struct, frozen=True):
-    """A job and one of its tickets, as they stand. Times are Unix seconds; records are sealed, None where missing."""
-
-    state: JobState
-    version: int
-    rows: int
-    done: int
-    created_at: float
-    begun_at: float | None
-    ended_at: float | None
-    attempts: int
-    ticket: bytes
-    head: bytes
-    record: bytes | None
-    unsuccessful: int = 0
-    """Of a batch: items that ended in another way than with an answer."""
-
-
-class Extras(Struct, frozen=True):
-    """What a ticket may have besides: a webhook (sealed), the batch that it is an item of, and the name and fingerprint
-    of an idempotency key; empty where it has none."""
-
-    hook: bytes = b""
-    batch: bytes = b""
-    once: bytes = b""
-    fingerprint: bytes = b""
-
-
-PLAIN = Extras()
-
-
-class Given(Struct, frozen=True):
-    """A ticket as it was handed out: its job, that one's state and head (sealed), and its nonce."""
-
-    job: bytes
-    state: JobState
-    head: bytes
-    nonce: bytes
 
 
 class Queue:
@@ -210,14 +128,14 @@ class Queue:
 
     async def see(self, job: bytes, nonce: bytes, *, record: bool = False) -> Seen | None:
         """A job as a ticket sees it, with the record of its end if asked for; None where there is no such ticket."""
-        return _seen(await self._call(self._client.hmget(_at(job), _fields(nonce, record))))
+        return seen_of(await self._call(self._client.hmget(_at(job), fields_of(nonce, record=record))))
 
     async def see_all(self, tickets: Sequence[tuple[bytes, bytes]]) -> list[Seen | None]:
         """The same of many, with their records, in one go."""
         pipe = self._client.pipeline(transaction=False)
         for job, nonce in tickets:
-            pipe.hmget(_at(job), _fields(nonce, record=True))
-        return [_seen(got) for got in await self._call(pipe.execute())]
+            pipe.hmget(_at(job), fields_of(nonce, record=True))
+        return [seen_of(got) for got in await self._call(pipe.execute())]
 
     async def used(self, once: bytes) -> tuple[bytes, bytes, bytes] | None:
         """The fingerprint, job and nonce that an idempotency key stands for, None where it is new."""
@@ -306,7 +224,7 @@ class Queue:
     async def claim(self, worker: str, gone_worker: str, silent_seconds: float, most: int) -> list[Delivered]:
         """Messages of a worker that has certainly ended, or ("") of whoever has been silent for so long."""
         told = await self._run("claim", worker, gone_worker, _ms(silent_seconds), most)
-        return [_delivered(message, dict(zip(fields[::2], fields[1::2], strict=True))) for message, fields in told]
+        return [delivered_of(message, dict(zip(fields[::2], fields[1::2], strict=True))) for message, fields in told]
 
     async def leave(self, worker: str) -> None:
         """A worker that has nothing aboard and takes nothing more: what waits for it goes to others."""
@@ -360,7 +278,7 @@ class Queue:
 
     async def _read(self, call: Awaitable[Any]) -> list[Delivered]:
         told = await self._call(call)
-        return [_delivered(message, fields or {}) for _, entries in told for message, fields in entries]
+        return [delivered_of(message, fields or {}) for _, entries in told for message, fields in entries]
 
     async def _run(self, name: str, *values: Any) -> Any:
         if self._replicas and name in PROMISED:
@@ -404,30 +322,6 @@ class NoWorkers(QueueUnavailable):
 def connect_queue(url: str, bounds: Bounds, access: Access = BY_ADDRESS, replicas: int = 0) -> Queue:
     """A queue by its store's address. Opens no connection yet. Raises SetupError for no address."""
     return Queue(client_at(url, BASE, BUDGET_SECONDS, access), bounds, replicas)
-
-
-def _fields(nonce: bytes, record: bool) -> list[bytes]:
-    fields = ["s", "v", "n", "d", "c", "b", "e", "a", "nb", "t:", "c:", "head"] + (["r"] if record else [])
-    return [name.encode() + nonce if name.endswith(":") else name.encode() for name in fields]
-
-
-def _seen(got: list[bytes | None]) -> Seen | None:
-    s, v, n, d, c, b, e, a, nb, ticket, cancelled, head, *r = got
-    if s is None or ticket is None:
-        return None
-    state: JobState = "cancelled" if cancelled else s.decode()  # type: ignore[assignment]
-    begun, ended = (None if ms is None else int(ms) / 1000 for ms in (b, cancelled or e))
-    version, rows, done, attempts = (int(number or 0) for number in (v, n, d, a))
-    result = r[0] if r else None
-    created = int(c or 0) / 1000
-    return Seen(
-        state, version, rows, done, created, begun, ended, attempts, ticket, head or b"", result, int(nb or 0)
-    )  # fmt: skip
-
-
-def _delivered(message: bytes, fields: dict[bytes, bytes]) -> Delivered:
-    """What a message says; of one that was deleted since, nothing."""
-    return Delivered(message, fields.get(b"j", b""), int(fields.get(b"n", 0)), int(fields.get(b"b", 0)))
 
 
 def _at(job: bytes) -> bytes:

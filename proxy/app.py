@@ -26,7 +26,8 @@ from foreseen.listen import BACKLOG, files_for, inherited, listen, listen_admin
 from foreseen.manifest import Freshness, find
 from foreseen.metrics import ProxyMetrics
 from foreseen.places import model_socket, redis_socket
-from foreseen.queue import Bounds, connect_queue
+from foreseen.queue import connect_queue
+from foreseen.queued import Bounds
 from foreseen.records import Records
 from foreseen.secret import read_secret
 from foreseen.servers import access_of

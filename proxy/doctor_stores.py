@@ -10,7 +10,8 @@ from foreseen.errors import FarError, QueueUnavailable, SetupError, StateUnavail
 from foreseen.key import secret_check
 from foreseen.nouns import DOWN, FarState, Standing
 from foreseen.places import redis_socket, state_socket
-from foreseen.queue import OPEN_STATES, Bounds, connect_queue
+from foreseen.queue import connect_queue
+from foreseen.queued import OPEN_STATES, Bounds
 from foreseen.secret import read_secret
 from foreseen.servers import Access, access_of, several, shown
 from foreseen.settings import DoctorSettings

@@ -32,8 +32,9 @@ from foreseen.errors import (
 from foreseen.manifest import Manifest
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import ALL_STEPS, AT_EASE, Answer, Key, Question, Space, Steps, Terms
-from foreseen.queue import OPEN_STATES, Extras, JobState, Queue
-from foreseen.queue import Seen as Stored
+from foreseen.queue import Queue
+from foreseen.queued import OPEN_STATES, Extras, JobState
+from foreseen.queued import Seen as Stored
 from foreseen.records import NEVER_SAME, Batch, Failure, Head, Hook, Records, Result, Rows, Ticket, new_job, new_nonce
 from proxy.ask import Ask
 from proxy.facts import Facts

@@ -31,7 +31,8 @@ from foreseen.errors import (
     TooLarge,
 )
 from foreseen.nouns import Question, Row, Space, Terms
-from foreseen.queue import Company, Delivered, Ended, Handed, PutBack, Queue
+from foreseen.queue import Queue
+from foreseen.queued import Company, Delivered, Ended, Handed, PutBack
 from foreseen.records import Failure, Head, Part, Records, Result, Rows, rows_of, steps_of
 from foreseen.tasks import end
 from proxy.jobs import Purges

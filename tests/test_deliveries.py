@@ -15,7 +15,8 @@ from redis.asyncio import Redis
 from foreseen.errors import QueueUnavailable
 from foreseen.nouns import Wish
 from foreseen.outbox import HOOKS, TRIES, Claimed, Outbox, Outcome
-from foreseen.queue import Bounds, Ended, Extras, Queue, connect_queue
+from foreseen.queue import Queue, connect_queue
+from foreseen.queued import Bounds, Ended, Extras
 from foreseen.records import Failure, Head, Hook, Records, Rows, Ticket, new_job, new_nonce
 from proxy.deliveries import Deliveries, pause_after
 from proxy.events import event

@@ -15,7 +15,8 @@ from redis.asyncio import ConnectionPool, Redis, UnixDomainSocketConnection
 from foreseen.errors import EntryError, ModelUnavailable, QueueFull, QueueUnavailable, StateUnavailable
 from foreseen.key import Framer
 from foreseen.nouns import ALL_STEPS, Answer, Space, Wish
-from foreseen.queue import Bounds, Ended, PutBack, Queue, connect_queue
+from foreseen.queue import Queue, connect_queue
+from foreseen.queued import Bounds, Ended, PutBack
 from foreseen.records import Failure, Head, Records, Result, Rows, Ticket, new_job, new_nonce, rows_of
 from foreseen.state import State
 from foreseen.transitions import BASE

@@ -60,7 +60,7 @@ def test_packages_import_downwards() -> None:
 
 
 LAYERS = [
-    {"foreseen.nouns", "foreseen.errors", "foreseen.datatypes"},
+    {"foreseen.nouns", "foreseen.errors", "foreseen.datatypes", "foreseen.queued"},
     {"foreseen.warming"},
     {"foreseen.manifest", "foreseen.tensors", "foreseen.strict_json", "foreseen.breaker", "foreseen.resp"}
     | {"foreseen.addresses", "foreseen.tasks"},
