@@ -12,6 +12,7 @@ instance is woken by the loop. Futures are touched on the loop only.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,10 @@ from foreseen.nouns import Lane, Row
 from foreseen.rows import RowOutputs
 from inference.waiting import Asked, Computed, Item, Lanes, Limits
 
+NEWEST_SHARE = 0.2
+"""Of the newest run, in what a row is expected to take."""
+CAUTION = 1.5
+"""Times what is expected: rows that are admitted just in time come too late as soon as one run takes longer."""
 _log = structlog.get_logger()
 
 _now = time.monotonic
@@ -87,6 +92,8 @@ class Batcher:
         self._idle = [_Instance(runner, number, self) for number, runner in enumerate(runners)]
         self._instances = tuple(self._idle)
         self._dispatching = False
+        self._row_seconds = 0.0
+        """What a row takes while others wait, over all instances; 0 until it has shown."""
         self._alarm: asyncio.TimerHandle | None = None
         self._company: asyncio.TimerHandle | None = None
         self._closing = False
@@ -111,13 +118,13 @@ class Batcher:
         Work that no run has taken by its deadline, or whose asker has left, never runs; what has been started is
         finished, and answered even if it is late: whoever keeps answers wants it.
 
-        Raises Overloaded at once where the queue is full, DeadlineExceeded, ModelUnavailable after `close`, and
-        ModelFailed (or the runner's own ForeseenError) where a row fails alone too.
+        Raises Overloaded at once where the queue is full or the deadline cannot be met, DeadlineExceeded,
+        ModelUnavailable after `close`, and ModelFailed (or the runner's own ForeseenError) where a row fails alone too.
         """
         if not rows:
             return []
         now = _now()
-        self._admit(len(rows), deadline, now)
+        self._admit(len(rows), deadline, now, lane)
         asked = Asked(self._loop.create_future(), lane, len(rows), now, deadline)
         self._lanes.add(asked, rows, [self._length(row) for row in rows])
         self._dispatch_soon()
@@ -141,7 +148,7 @@ class Batcher:
             if timer is not None:
                 timer.cancel()
 
-    def _admit(self, count: int, deadline: float, now: float) -> None:
+    def _admit(self, count: int, deadline: float, now: float, lane: Lane) -> None:
         if self._closing:
             raise ModelUnavailable("the model process is stopping")
         if deadline <= now:
@@ -150,6 +157,12 @@ class Batcher:
         if waiting and waiting + count > self._limits.queue_rows:
             # An empty queue takes any request: one that is larger than the queue would otherwise never be served.
             raise Overloaded(f"{waiting} rows are waiting and the limit is {self._limits.queue_rows}")
+        if waiting and self._row_seconds:
+            # Rows that wait until they are too late would each take the place of one that could still make it.
+            before = self._lanes.before(lane, deadline)
+            late = CAUTION * (before + count) * self._row_seconds - (deadline - now)
+            if late > 0:
+                raise Overloaded("the model cannot make it before the deadline", retry_after=math.ceil(late))
 
     def _dispatch_soon(self) -> None:
         """After this turn of the loop, so that rows which arrive in one turn board one batch."""
@@ -209,6 +222,9 @@ class Batcher:
         if self._meter is not None:
             failed = sum(isinstance(outcome, ForeseenError) for outcome in ran.outcomes)
             self._meter.ran(len(batch), failed, _padding(batch), waits, ran.seconds)
+        if self.waiting:
+            each = ran.seconds / len(batch) / len(self._instances)
+            self._row_seconds += (each - self._row_seconds) * (NEWEST_SHARE if self._row_seconds else 1.0)
         for item, outcome, share, wait in zip(batch, ran.outcomes, ran.shares, waits, strict=True):
             if isinstance(outcome, ForeseenError):
                 _fail(item.asked, outcome)

@@ -86,6 +86,10 @@ class Waiting:
     def __len__(self) -> int:
         return len(self._by_length)
 
+    def before(self, deadline: float) -> int:
+        """Rows that are at least as urgent."""
+        return sum(len(asked.waiting) for due, _, asked in self._by_deadline if due <= deadline)
+
     def add(self, asked: Asked, rows: Sequence[Row], lengths: list[int]) -> None:
         heappush(self._by_deadline, (asked.deadline, self._number, asked))
         for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
@@ -158,6 +162,12 @@ class Lanes:
     def add(self, asked: Asked, rows: Sequence[Row], lengths: list[int]) -> None:
         with self._lock:
             self._lanes[asked.lane].add(asked, rows, lengths)
+
+    def before(self, lane: Lane, deadline: float) -> int:
+        """Rows that run before a new one of this lane and deadline."""
+        with self._lock:
+            mine = self._lanes[lane].before(deadline)
+            return mine if lane == "online" else mine + len(self._lanes["online"])
 
     def drop(self, asked: Asked) -> None:
         with self._lock:

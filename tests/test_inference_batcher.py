@@ -237,6 +237,34 @@ async def test_a_deadline_that_passes_in_the_queue_is_answered_and_never_run() -
     assert runner.batches == [[1], [3]]
 
 
+async def test_what_cannot_make_it_is_refused_at_once() -> None:
+    """Once the model has shown what it takes for a row: by the rows that come before, so an urgent one still may."""
+    runner = ScriptedRunner(held=True)
+    async with batcher_of(runner, max_rows=1) as batcher:
+        ask = asker(batcher)
+        tasks = [ask(row(0))]
+        await runner.began()
+        tasks += [ask(row(n), deadline=soon(20 + n)) for n in (1, 2, 3)]  # nobody knows yet what a row takes
+        await turn()
+        await asyncio.sleep(0.2)
+        runner.go()
+        await runner.began()  # three wait, a row takes 0.2 s
+        await tasks[0]
+        with pytest.raises(Overloaded, match="cannot make it") as refused:
+            await batcher.predict([row(n) for n in range(4, 160)], soon(31))
+        assert refused.value.retry_after is not None
+        assert refused.value.retry_after >= 1
+        with pytest.raises(Overloaded, match="cannot make it"):
+            await batcher.predict([row(4)], soon(0.01))
+        tasks += [ask(row(4), deadline=soon(5)), ask(row(5), deadline=soon(40))]
+        await turn()
+        with pytest.raises(Overloaded, match="cannot make it"):
+            await batcher.predict([row(n) for n in range(6, 160)], soon(20), "background")
+        runner.go_on()
+        await asyncio.gather(*tasks)
+    assert sorted(runner.ran) == [0, 1, 2, 3, 4, 5]
+
+
 async def test_a_deadline_in_the_past_is_refused() -> None:
     """Work that is already too late is not even queued."""
     runner = ScriptedRunner()
