@@ -158,6 +158,14 @@ def sentinels(
         yield Watched(name, master, others, watchers)
 
 
+def replicated(master: Server, replica: Server) -> None:
+    """Wait until the replica has all that the master has now; WAIT is for a connection's own writes."""
+    with master.client() as client:
+        wanted = client.info("replication")["master_repl_offset"]
+    with replica.client() as client:
+        until(lambda: client.info("replication")["slave_repl_offset"] >= wanted)
+
+
 def certificates(folder: Path) -> dict[str, Path]:
     """A certificate authority made for one test, and a server's certificate for 127.0.0.1: ca, cert, key."""
     made = {name: folder / f"{name}.pem" for name in ("ca", "ca_key", "cert", "key")}

@@ -21,7 +21,7 @@ from foreseen.far import Far
 from foreseen.nouns import DOWN, Key
 from foreseen.servers import shown, slot_of
 from tests.doubles import numbered
-from tests.redis_servers import Server, cluster, sentinels, until
+from tests.redis_servers import Server, cluster, replicated, sentinels, until
 
 BUDGET_SECONDS = 0.2
 RECOVERY_SECONDS = 2.0
@@ -155,8 +155,7 @@ async def test_a_failover_of_a_cluster_is_followed(tmp_path: Path) -> None:
     with cluster(tmp_path, replicas=(0,)) as servers:
         far, keys = far_at(f"redis+cluster://{servers[1].address},{servers[2].address}", BUDGET_SECONDS), numbered(200)
         await far.put(entries(keys))
-        with servers[0].client() as client:
-            client.execute_command("WAIT", 1, 1000)
+        replicated(servers[0], servers[3])
         servers[0].kill()
 
         async def back() -> bool:
@@ -194,8 +193,7 @@ async def test_sentinels_name_the_master_and_a_failover_is_followed(tmp_path: Pa
         far, keys = far_at(f"redis+sentinel://127.0.0.1:1,{watcher.address}/cache", BUDGET_SECONDS), numbered(100)
         await far.check_secret(CHECK)
         await far.put(entries(keys))
-        with master.client() as client:
-            client.execute_command("WAIT", 1, 1000)
+        replicated(master, replica)
         master.signal(signal.SIGSTOP)
 
         async def back() -> bool:
