@@ -13,6 +13,7 @@ from aiohttp import web
 
 from foreseen.connection import Runner
 from foreseen.drain import Ending, announce, drain
+from foreseen.garbage import settle
 from foreseen.settings import InferenceSettings
 from inference.handlers import Server
 from inference.served import Served
@@ -55,6 +56,7 @@ async def _serve(settings: InferenceSettings) -> None:
         await asyncio.wait((opening, waiting), return_when=asyncio.FIRST_COMPLETED)
         if opening.done():
             opening.result()
+            settle()
             announce(settings.ready_fd)
             await waiting
             await ending.unless_at_once(drain(runner, settings.drain_seconds, settings.deadline_seconds))

@@ -20,6 +20,7 @@ from foreseen.drain import Ending, announce, drain
 from foreseen.entry import EntryCodec
 from foreseen.errors import FarError, SetupError
 from foreseen.exposition import use_slot
+from foreseen.garbage import settle
 from foreseen.key import secret_check, tag_key
 from foreseen.limits import Gate, Limits
 from foreseen.listen import BACKLOG, files_for, inherited, listen, listen_admin
@@ -273,6 +274,7 @@ async def _run(settings: ProxySettings) -> None:
             await web.SockSite(operators, admin).start()
         except OSError as error:  # a data directory that is read-only: all but operators' routes works
             log.warning("no listener for operators", why=error.strerror)
+        settle()
         announce(settings.ready_fd)
         log.info("listening", host=settings.host, port=settings.port, models=list(proxy.served))
         try:

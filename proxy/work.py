@@ -17,6 +17,7 @@ from aiohttp import web
 from foreseen.connection import Runner
 from foreseen.errors import SetupError
 from foreseen.exposition import CONTENT_TYPE
+from foreseen.garbage import settle
 from foreseen.http import SERVER, errors
 from foreseen.listen import listen
 from foreseen.settings import WorkerSettings
@@ -56,6 +57,7 @@ async def _run(settings: WorkerSettings) -> None:
             is_gone=is_gone,
         )
         await _until_known(proxy, stopping)
+        settle()
         working = asyncio.create_task(worker.run())
         log.info("working", models=list(proxy.served))
         stopped = asyncio.create_task(stopping.wait())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import gc
 import random
 import tracemalloc
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from foreseen.entry import NEAR_OVERHEAD_BYTES
+from foreseen.garbage import settle
 from foreseen.nouns import Key, Output, Prediction
 from proxy.near import Near, size_of
 from tests.doubles import numbered, predicted, value_of
@@ -140,3 +142,17 @@ def test_the_overhead_is_what_memory_says(length: int) -> None:
     assert used <= near.bytes
     assert near.bytes <= (used + ghost) * 1.34
     assert NEAR_OVERHEAD_BYTES + length <= 2200
+
+
+def test_a_full_collection_walks_no_entry() -> None:
+    """The garbage collector does not know the slots of near, nor what was there when the process was ready."""
+    near = Near(10**6)
+    key = Key(bytes(32))
+    near.put(key, predicted(1))
+    assert not gc.is_tracked(near._small[key])
+    before = gc.get_freeze_count()
+    try:
+        settle()
+        assert gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()
