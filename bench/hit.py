@@ -78,10 +78,10 @@ JSON, BINARY = "application/json", "application/octet-stream"
 FRESH_ID = """local n = 0
 request = function() n = n + 1
   return wrk.format(nil, nil, nil, '{"id":"' .. n .. '",' .. wrk.body:sub(2)) end"""
-FRESH_TIMEOUT = """local n = 10000000
+FRESH_TIMEOUT = """local n = 10000000 + os.time() % 50000 * 100000
 request = function() n = n + 1
   return wrk.format(nil, nil, nil, '{"parameters":{"timeout":' .. n .. '},' .. wrk.body:sub(2)) end"""
-"""A body that nothing remembers: `timeout` is no part of a key, but stands in the body."""
+"""A body that nothing remembers, of earlier turns neither: `timeout` is no part of a key, but stands in the body."""
 PACED = """math.randomseed(1)
 delay = function() return math.random(0, {most}) end"""
 """Milliseconds that a connection rests before its next request."""
