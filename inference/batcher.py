@@ -93,7 +93,7 @@ class Batcher:
         self._instances = tuple(self._idle)
         self._dispatching = False
         self._row_seconds = 0.0
-        """What a row takes while others wait, over all instances; 0 until it has shown."""
+        """What a row takes while others wait, or less, over all instances; 0 until it has shown."""
         self._alarm: asyncio.TimerHandle | None = None
         self._company: asyncio.TimerHandle | None = None
         self._closing = False
@@ -222,8 +222,8 @@ class Batcher:
         if self._meter is not None:
             failed = sum(isinstance(outcome, ForeseenError) for outcome in ran.outcomes)
             self._meter.ran(len(batch), failed, _padding(batch), waits, ran.seconds)
-        if self.waiting:
-            each = ran.seconds / len(batch) / len(self._instances)
+        each = ran.seconds / len(batch) / len(self._instances)
+        if self.waiting or each < self._row_seconds:  # what was slow once, and refused others, may be quick again
             self._row_seconds += (each - self._row_seconds) * (NEWEST_SHARE if self._row_seconds else 1.0)
         for item, outcome, share, wait in zip(batch, ran.outcomes, ran.shares, waits, strict=True):
             if isinstance(outcome, ForeseenError):

@@ -265,6 +265,35 @@ async def test_what_cannot_make_it_is_refused_at_once() -> None:
     assert sorted(runner.ran) == [0, 1, 2, 3, 4, 5]
 
 
+async def test_a_model_that_was_slow_once_is_trusted_again() -> None:
+    """One run that took long makes it refuse, and quick runs make it accept, though nobody waits when they end."""
+    runner = ScriptedRunner(held=True)
+    async with batcher_of(runner, max_rows=1) as batcher:
+        ask = asker(batcher)
+        tasks = [ask(row(0))]
+        await runner.began()
+        tasks.append(ask(row(1)))
+        tasks.append(ask(row(2)))
+        await turn()
+        await asyncio.sleep(0.2)
+        runner.go()
+        await tasks[0]
+        with pytest.raises(Overloaded, match="cannot make it"):
+            await batcher.predict([row(3)] * 100, soon(5))
+        runner.go_on()
+        await asyncio.gather(*tasks)
+        for number in range(10, 40):  # one after the other: none waits
+            await batcher.predict([row(number)], soon())
+        runner.held = True
+        tasks = [ask(row(50)), ask(row(51))]
+        await turn()
+        tasks.append(ask(*[row(60)] * 100, deadline=soon(5)))
+        await turn()
+        assert not tasks[-1].done()
+        runner.go_on()
+        await asyncio.gather(*tasks)
+
+
 async def test_a_deadline_in_the_past_is_refused() -> None:
     """Work that is already too late is not even queued."""
     runner = ScriptedRunner()
