@@ -213,7 +213,8 @@ def _listens(port: int) -> bool:
 def _well(server: Server, count: int) -> bool:
     with server.client() as client, contextlib.suppress(RedisError):
         told = client.execute_command("CLUSTER INFO")
-        return told["cluster_state"] == "ok" and told["cluster_known_nodes"] == str(count)
+        nodes, slots = told["cluster_known_nodes"], told["cluster_slots_ok"]  # without full coverage it is ok before
+        return told["cluster_state"] == "ok" and (nodes, slots) == (str(count), "16384")
     return False
 
 

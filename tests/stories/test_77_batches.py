@@ -180,7 +180,9 @@ def test_the_same_key_is_the_same_ticket(many: Live) -> None:
     other = ask_fingerprint(numbers(next(seeds)))
     status, _, content = many.post(FINGERPRINT, other, ASYNC | {"Idempotency-Key": "one"})
     assert (status, json.loads(content)["code"]) == (422, "idempotency_key_reused")
-    assert submit(many, other, **{"Idempotency-Key": "two"})[1]["id"] != ticket["id"]
+    headers, second = submit(many, other, **{"Idempotency-Key": "two"})
+    assert second["id"] != ticket["id"]
+    assert ask(many, headers["location"], "wait=20")[2]["state"] == "succeeded"  # its row is not the next test's
     for key in ("", '"', "two words", "x" * 256, 'a"b"'):
         status, _, content = many.post(FINGERPRINT, other, ASYNC | {"Idempotency-Key": key})
         assert (status, json.loads(content)["code"]) == (400, "bad_request"), key
