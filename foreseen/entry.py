@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hmac import compare_digest
 
 import numpy as np
@@ -67,15 +67,38 @@ class EntryCodec:
     def __init__(self, tag_key: bytes) -> None:
         self._tag_key = tag_key
         self._layouts: dict[bytes, Layout] = {}
+        self._last: tuple[tuple[Output, ...], list[int], bytes] = ((), [], b"")
 
     def pack(self, key: Key, prediction: Prediction) -> bytes:
         """The entry of a prediction under its key."""
+        return self.pack_all([(key, prediction)])[0]
+
+    def pack_all(self, pairs: Iterable[tuple[Key, Prediction]]) -> list[bytes]:
+        """The same of many, by one hasher that is reset."""
+        hasher, entries = blake3(key=self._tag_key), []
+        update, digest, reset = hasher.update, hasher.digest, hasher.reset
+        for key, p in pairs:
+            layout = self._layout_of(p)
+            head = _HEAD.pack(MAGIC, key, p.made_at, p.expires_at, min(p.seconds, 3.0e38), len(layout))
+            body = b"".join((head, layout, *p.data))
+            update(body)
+            entries.append(body + digest()[:TAG_BYTES])
+            reset()
+        return entries
+
+    def size(self, prediction: Prediction) -> int:
+        """How long the packed entry will be."""
+        return _HEAD.size + len(self._layout_of(prediction)) + sum(map(len, prediction.data)) + TAG_BYTES
+
+    def _layout_of(self, prediction: Prediction) -> bytes:
+        """The rows of a batch have one layout, mostly: writing it anew costs more than all the rest of an entry."""
+        outputs, lengths = prediction.outputs, [*map(len, prediction.data)]
+        known_outputs, known_lengths, layout = self._last
+        if outputs == known_outputs and lengths == known_lengths:
+            return layout
         layout = _layout_bytes(prediction)
-        head = _HEAD.pack(
-            MAGIC, key, prediction.made_at, prediction.expires_at, min(prediction.seconds, 3.0e38), len(layout)
-        )
-        body = b"".join((head, layout, *prediction.data))
-        return body + self._tag(body)
+        self._last = outputs, lengths, layout
+        return layout
 
     def pack_table(self, keys: Sequence[Key], table: Table) -> Array:
         """Many predictions' entries of one layout, `uint8 [rows, length]`: `pack` of each, without its objects."""
@@ -128,12 +151,6 @@ class EntryCodec:
             if len(self._layouts) < _MAX_LAYOUTS:
                 self._layouts[raw] = known
         return known
-
-
-def entry_bytes(prediction: Prediction) -> int:
-    """How long the packed entry will be."""
-    names = sum(len(output.name.encode()) + 7 + 4 * len(output.shape) for output in prediction.outputs)
-    return _HEAD.size + 1 + names + sum(map(len, prediction.data)) + TAG_BYTES
 
 
 def _layout_bytes(prediction: Prediction) -> bytes:

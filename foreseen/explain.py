@@ -21,12 +21,13 @@ MAX_SHOWN = 32
 
 
 class FrameInput(Struct, frozen=True):
-    """One input of a frame."""
+    """One input of a frame; `at` is where its data begin."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     array: Array
+    at: int = 0
 
     def shown(self) -> dict[str, Any]:
         values = [_value(item) for item in self.array.ravel()[:MAX_SHOWN].tolist()]
@@ -61,7 +62,7 @@ def read_frame(frame: bytes) -> Frame:
         at += 2 + 8 * rank
         (length,) = struct.unpack_from("<Q", frame, at)
         raw = frame[at + 8 : at + 8 + length]
-        inputs.append(FrameInput(name, datatype.name, shape, array_of_raw(raw, datatype, shape, name)))
+        inputs.append(FrameInput(name, datatype.name, shape, array_of_raw(raw, datatype, shape, name), at + 8))
         at += 8 + length
     return Frame(parameters, tuple(inputs))
 

@@ -32,7 +32,7 @@ from blake3 import blake3
 
 from foreseen.datatypes import DATATYPES
 from foreseen.manifest import ModelSignature
-from foreseen.nouns import Array, Key, Row, Space
+from foreseen.nouns import Array, Columns, Key, Row, Space
 from foreseen.tensors import raw_of
 
 SpaceKey = NewType("SpaceKey", bytes)
@@ -120,6 +120,9 @@ class Framer:
         return b"".join(parts)
 
     def frames(self, rows: Sequence[Row], parameters: bytes = b"") -> list[bytes]:
+        """The canonical frames of a request's rows."""
+        if isinstance(rows, Columns):
+            return self.column_frames(rows.arrays, parameters)
         return [self.frame(row, parameters) for row in rows]
 
     def column_frames(self, columns: Sequence[Array], parameters: bytes = b"") -> list[bytes]:

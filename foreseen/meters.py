@@ -43,9 +43,9 @@ class Tally:
         self._counts = [0] * len(self._bounds)
         self._sum = 0.0
 
-    def add(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+    def add(self, value: float, times: int = 1) -> None:
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._sum += value * times
 
     def flush(self) -> None:
         if not any(self._counts):

@@ -150,18 +150,19 @@ class Queue:
         return bool(await self._run("cancel", job, nonce, self._life[1]))
 
     @contextlib.asynccontextmanager
-    async def news(self) -> AsyncIterator[Callable[[], Awaitable[bytes | None]]]:
-        """The jobs that change, as they do: a function that waits for the next; None where a moment passed without."""
+    async def news(self) -> AsyncIterator[Callable[[], Awaitable[tuple[bytes, bool] | None]]]:
+        """The jobs that change, as they do: a function that waits for the next, and says whether it has ended (for one
+        of its tickets at least); None where a moment passed without."""
         channel = self._client.pubsub(ignore_subscribe_messages=True)
         try:
             await self._call(channel.subscribe(NEWS))
             moves = moves_of(self._client)
 
-            async def following() -> bytes | None:
+            async def following() -> tuple[bytes, bool] | None:
                 told = await self._call(channel.get_message(timeout=SILENCE_SECONDS))
                 if moves_of(self._client) != moves:
                     raise QueueUnavailable("the queue is on another server now")
-                return None if told is None else told["data"]
+                return None if told is None else (told["data"][:JOB_BYTES], len(told["data"]) == JOB_BYTES)
 
             yield following
         finally:

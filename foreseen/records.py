@@ -23,15 +23,15 @@ from hmac import compare_digest
 from typing import TypeVar
 
 import msgspec
+import numpy as np
 from blake3 import blake3
 from msgspec import Struct
 
-from foreseen.entry import EntryCodec
+from foreseen.datatypes import DATATYPES
 from foreseen.errors import EntryError
-from foreseen.explain import read_frame
-from foreseen.key import tag_key
+from foreseen.explain import FrameInput, read_frame
 from foreseen.manifest import ModelSignature
-from foreseen.nouns import Answer, Key, Row, Source, StaleReason, Steps, Wish
+from foreseen.nouns import Answer, Columns, Key, Output, Prediction, Row, Source, StaleReason, Steps, Wish
 
 MAGIC = b"FSJ1"
 TAG_BYTES, JOB_BYTES, NONCE_BYTES, MAC_BYTES, NAME_BYTES = 16, 16, 12, 8, 16
@@ -77,12 +77,28 @@ class Ticket(Struct, frozen=True, array_like=True):
         return self.scope == head.scope and self.question == (head.same or head.job)
 
 
+class Kept(Struct, frozen=True, array_like=True, gc=False):
+    """One row's answer. `layout` numbers the part's layouts; the rest is as in `Answer` and its `Prediction`."""
+
+    key: bytes
+    layout: int
+    data: tuple[bytes, ...]
+    made_at: float
+    expires_at: float
+    seconds: float
+    source: Source
+    stored: bool
+    why: StaleReason | None
+
+
 class Part(Struct, frozen=True, array_like=True):
-    """Answers that were made in one space: of each row its key, its entry, and how it came."""
+    """Answers that were made in one space. `layouts`: the name, datatype and shape of each output, as often as rows
+    differ in them. No entry has a tag of its own: the record's covers all of them, and the job they are of."""
 
     digest: str
     generation: int
-    rows: list[tuple[bytes, bytes, Source, bool, StaleReason | None]]
+    layouts: list[list[tuple[str, str, tuple[int, ...]]]]
+    rows: list[Kept]
 
 
 class Result(Struct, frozen=True, array_like=True):
@@ -132,7 +148,6 @@ class Records:
     """Seals and opens records under keys that derive from the root secret."""
 
     def __init__(self, root: bytes) -> None:
-        self.entries = EntryCodec(tag_key(root))
         self._key = blake3(root, derive_key_context=_CONTEXT).digest()
         self._once_key = blake3(root, derive_key_context=_ONCE_CONTEXT).digest()
         self._same_key = blake3(root, derive_key_context=_SAME_CONTEXT).digest()
@@ -196,39 +211,70 @@ class Records:
     def _tag(self, body: bytes) -> bytes:
         return blake3(body, key=self._key).digest()[:TAG_BYTES]
 
-    def part(self, digest: str, generation: int, keys: Sequence[Key], answers: Sequence[Answer]) -> Part:
-        """Answers that were made in one space."""
-        pack = self.entries.pack
-        rows = [
-            (bytes(key), pack(key, one.prediction), one.source, one.stored, one.why)
-            for key, one in zip(keys, answers, strict=True)
-        ]
-        return Part(digest, generation, rows)
 
-    def answers(self, result: Result) -> list[Answer]:
-        """A result's answers. Raises EntryError where an entry is not its row's."""
-        unpack = self.entries.unpack
-        return [
-            Answer(unpack(Key(key), part.digest, entry), source, stored, why=why)
-            for part in result.parts
-            for key, entry, source, stored, why in part.rows
-        ]
+def part_of(digest: str, generation: int, keys: Sequence[Key], answers: Sequence[Answer]) -> Part:
+    """Answers that were made in one space."""
+    known: dict[tuple[Output, ...], int] = {}
+    rows = []
+    for key, answer in zip(keys, answers, strict=True):
+        p = answer.prediction
+        layout = known.setdefault(p.outputs, len(known))
+        rows.append(
+            Kept(key, layout, p.data, p.made_at, p.expires_at, p.seconds, answer.source, answer.stored, answer.why)
+        )
+    return Part(digest, generation, [[(o.name, o.datatype, o.shape) for o in outputs] for outputs in known], rows)
+
+
+def answers_of(result: Result) -> list[Answer]:
+    """A result's answers. Raises EntryError("format") where they are not what `part_of` makes."""
+    answers: list[Answer] = []
+    for part in result.parts:
+        layouts = [tuple(Output(*output) for output in outputs) for outputs in part.layouts]
+        for row in part.rows:
+            if not (0 <= row.layout < len(layouts) and len(layouts[row.layout]) == len(row.data)):
+                raise EntryError("format")
+            prediction = Prediction(
+                layouts[row.layout], row.data, part.digest, row.made_at, row.expires_at, row.seconds
+            )
+            answers.append(Answer(prediction, row.source, row.stored, why=row.why))
+    return answers
 
 
 def _prefixed(*parts: bytes) -> bytes:
     return b"".join(len(part).to_bytes(4, "little") + part for part in parts)
 
 
-def rows_of(frames: Sequence[bytes], signature: ModelSignature) -> list[Row]:
+def rows_of(frames: Sequence[bytes], signature: ModelSignature) -> Sequence[Row]:
     """The rows that these frames were made of. Raises EntryError for what the signature does not have."""
+    columns = _columns_of(frames, _parts_of(frames[0], signature))
+    if columns is not None:
+        return columns
+    return [Row(tuple(one.array for one in _parts_of(frame, signature))) for frame in frames]
+
+
+def _parts_of(frame: bytes, signature: ModelSignature) -> list[FrameInput]:
+    """A frame's inputs, in the signature's order."""
+    parts = {one.name: one for one in read_frame(frame).inputs}
     names = [spec.name for spec in signature.keyed]
-    rows = []
-    for frame in frames:
-        arrays = {one.name: one.array for one in read_frame(frame).inputs}
-        if arrays.keys() != set(names):
-            raise EntryError("format")
-        rows.append(Row(tuple(arrays[name] for name in names)))
-    return rows
+    if parts.keys() != set(names):
+        raise EntryError("format")
+    return [parts[name] for name in names]
+
+
+def _columns_of(frames: Sequence[bytes], parts: Sequence[FrameInput]) -> Columns | None:
+    """The rows of frames that differ in numbers alone, read all at once; None where they differ in more."""
+    length = len(frames[0])
+    datatypes = [DATATYPES[part.datatype] for part in parts]
+    if any(datatype.kind in "sb" for datatype in datatypes) or any(len(frame) != length for frame in frames):
+        return None
+    table = np.frombuffer(b"".join(frames), np.uint8).reshape(len(frames), length)
+    alike, columns = np.ones(length, bool), []
+    for part, datatype in zip(parts, datatypes, strict=True):
+        size = part.array.size * datatype.size
+        alike[part.at : part.at + size] = False
+        raw = np.ascontiguousarray(table[:, part.at : part.at + size])
+        columns.append(raw.view(datatype.dtype).reshape(len(frames), *part.shape))
+    return Columns(columns) if (table[:, alike] == table[0, alike]).all() else None
 
 
 def steps_of(head: Head) -> Steps:

@@ -11,13 +11,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from msgspec import Struct
 
-from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, FarError, FarUnavailable, ModelFailed
 from foreseen.manifest import Manifest
-from foreseen.nouns import Array, Key, Output, Prediction, Row, Space
+from foreseen.nouns import Array, Key, Prediction, Row, Space
 from foreseen.parameters import counting
-from foreseen.rows import split_outputs
-from foreseen.tensors import raw_of
+from foreseen.rows import raw_outputs
 from foreseen.wire import InputTensor, parse_request
 from proxy.freshness import expiry_of
 from proxy.pipeline import Pipeline
@@ -58,17 +56,12 @@ def predictions_of(brought: Brought, rows: Sequence[Row], manifest: Manifest, no
     """Each row's prediction, not yet with a life. Raises BadInput where they are not what the model answers."""
     signature = manifest.model
     try:
-        answered = split_outputs(brought.outputs, rows, signature)
+        raw = raw_outputs(brought.outputs, rows, signature)
     except (ModelFailed, KeyError) as error:
         raise BadInput(f"inputs: the outputs are not those of {manifest.name!r}: {error}") from None
     made_at, seconds = _fact(brought, MADE_AT, len(rows), now), _fact(brought, SECONDS, len(rows), 0.0)
     made = []
-    for i, arrays in enumerate(answered):
-        heads = tuple(Output(s.name, s.datatype, a.shape) for s, a in zip(signature.outputs, arrays, strict=True))
-        for head, array in zip(heads, arrays, strict=True):
-            if DATATYPES[head.datatype].kind == "f" and not np.isfinite(array.astype(np.float64)).all():
-                raise BadInput(f"inputs.{PREFIX}{head.name}: row {i} holds NaN or infinity")
-        data = tuple(raw_of(a, DATATYPES[h.datatype]) for h, a in zip(heads, arrays, strict=True))
+    for i, (heads, data) in enumerate(raw):
         when = min(float(made_at[i]), now)
         made.append(Prediction(heads, data, brought.digest, when, when, float(seconds[i])))
     return made

@@ -8,7 +8,7 @@ aboard and is kept by nobody. Nobody joins a flight that could land what they re
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from foreseen.errors import ModelUnavailable
@@ -92,20 +92,34 @@ class Flights:
         A key that is already aloft gets a second flight (`no-cache` asks for that); later ones join the newer, unless
         that one asks no model.
         """
+        return self.board_all({key: row}, party, deadline, traceparent, {} if missed is None else {key: missed})[0]
+
+    def board_all(
+        self,
+        rows: Mapping[Key, Row],
+        party: Party,
+        deadline: float,
+        traceparent: str | None,
+        missed: Mapping[Key, Missed],
+    ) -> list[Landing]:
+        """The same of many rows; `missed` is what tiers have said of some."""
         loop = asyncio.get_running_loop()
+        aloft, asks_model, landings = self._aloft, "model" in party.steps, []
         cabin = self._boarding.get(party)
-        if cabin is None or key in cabin.seats:
-            cabin = self._boarding[party] = Cabin(party)
-            loop.call_soon(self._depart, cabin)
-        cabin.deadline = max(cabin.deadline, deadline)
-        cabin.traceparent = cabin.traceparent or traceparent
-        landing: Landing = loop.create_future()
-        cabin.seats[key] = Seat(row, landing)
-        if missed is not None:
-            cabin.missed[key] = missed
-        if "model" in party.steps or key not in self._aloft:
-            self._aloft[key] = cabin
-        return landing
+        for key, row in rows.items():
+            if cabin is None or key in cabin.seats:
+                cabin = self._boarding[party] = Cabin(party)
+                loop.call_soon(self._depart, cabin)
+            landing: Landing = loop.create_future()
+            landings.append(landing)
+            cabin.seats[key] = Seat(row, landing)
+            if asks_model or key not in aloft:
+                aloft[key] = cabin
+            if key in missed:
+                cabin.missed[key] = missed[key]
+            cabin.deadline = max(cabin.deadline, deadline)
+            cabin.traceparent = cabin.traceparent or traceparent
+        return landings
 
     def land(self, cabin: Cabin, key: Key, answer: Answer) -> None:
         """Hand a key's answer to everybody aboard."""

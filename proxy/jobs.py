@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import structlog
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from foreseen.datatypes import DATATYPES
 from foreseen.entry import FAR_OVERHEAD_BYTES
@@ -35,18 +35,29 @@ from foreseen.nouns import ALL_STEPS, AT_EASE, Answer, Key, Question, Space, Ste
 from foreseen.queue import Queue
 from foreseen.queued import OPEN_STATES, Extras, JobState
 from foreseen.queued import Seen as Stored
-from foreseen.records import NEVER_SAME, Batch, Failure, Head, Hook, Records, Result, Rows, Ticket, new_job, new_nonce
+from foreseen.records import (
+    NEVER_SAME,
+    Batch,
+    Failure,
+    Head,
+    Hook,
+    Records,
+    Result,
+    Rows,
+    Ticket,
+    answers_of,
+    new_job,
+    new_nonce,
+)
 from proxy.ask import Ask
 from proxy.facts import Facts
 from proxy.freshness import Control, steps_of
 from proxy.news import News
 from proxy.pipeline import Pipeline
 from proxy.render import render
-from proxy.serve import decoded
+from proxy.serve import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES, decoded
 from proxy.served import Served
 
-OFF_LOOP_BYTES = 4 * 1024
-"""A larger body is prepared, and a larger result rendered, off the event loop."""
 BATCH = ""
 """The model of a batch's head: it has many, or none."""
 LOOK_SECONDS = 0.25
@@ -153,13 +164,14 @@ class Jobs:
         Raises QueueFull, QueueUnavailable, KeyReused and what is wrong with the question.
         """
         control, steps, size = ask.control, steps_of(ask.control, served.steps), len(body)
-        asked = await _off_loop(lambda: decoded(served, ask, body), size)
+        asked = await _off_loop(lambda: decoded(served, ask, body), size > OFF_LOOP_BYTES)
         if manner.batch and (asked.wish.binary or any(output.binary for output in asked.wish.outputs or ())):
             raise BadRequest("parameters: binary outputs cannot stand in a line of a batch's result")
         if asked.sequence or "model" not in steps:
             return None
         space, preparation, preparer = self._in_force(served), served.preparation, served.preparer()
-        rows = tuple(await _off_loop(lambda: preparer.rows(asked.inputs), size))
+        limit = OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES
+        rows = await _off_loop(lambda: preparer.rows(asked.inputs), size > limit)
         frames, scope = served.framer.frames(rows, asked.parameters), space.scope
         keys = self._pipeline.tiers.keys_of(space, frames)
         question = Question(space, rows, self._terms(steps, control), asked.parameters)
@@ -252,7 +264,7 @@ class Jobs:
         job, _ = self.read_id(ticket, scope)
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
-        with self.news.of(job) as watch:
+        with self.news.of(job, end_alone=version is None) as watch:
             while True:
                 seen = await self.look(ticket, scope)
                 left = end - loop.time()
@@ -260,13 +272,23 @@ class Jobs:
                     return seen
                 await watch.wait(left)
 
-    async def fetch(self, ticket: str, scope: str) -> Fetched | Batch:
-        """The result of a ticket, as `/infer` would have sent it; of a batch its items.
+    async def fetch(self, ticket: str, scope: str, seconds: float = 0.0) -> Fetched | Batch:
+        """The result of a ticket, as `/infer` would have sent it; of a batch its items. Waits for it, at most so long.
 
         Raises NotFinished, PredictionGone, PredictionCancelled, and what the job failed with.
         """
         job, nonce = self.read_id(ticket, scope)
-        return await self.fetched(job, nonce, scope, await self._see(job, nonce, record=True))
+        if not seconds:
+            return await self.fetched(job, nonce, scope, await self._see(job, nonce, record=True))
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        with self.news.of(job, end_alone=True) as watch:
+            while True:
+                seen = await self._see(job, nonce, record=True)
+                left = end - loop.time()
+                if seen.state not in OPEN_STATES or left <= 0 or self.news.closing:
+                    return await self.fetched(job, nonce, scope, seen)
+                await watch.wait(left)
 
     async def fetched(self, job: bytes, nonce: bytes, scope: str, seen: Stored) -> Fetched | Batch:
         """The same of a ticket that was looked up, with its record."""
@@ -291,8 +313,8 @@ class Jobs:
         answers = self._answers(result)
         _renderable(served.manifest, answers)
         now = self._pipeline.tiers.clock()
-        predictions = [answer.prediction for answer in answers]
-        body, length = await _off_loop(lambda: render(served.manifest, predictions, wish), len(seen.record or b""))
+        predictions, heavy = [answer.prediction for answer in answers], len(seen.record or b"") > OFF_LOOP_BYTES
+        body, length = await _off_loop(lambda: render(served.manifest, predictions, wish), heavy)
         facts = Facts.of(answers, served, now, requested=not {"near", "far"} & set(head.steps))
         return Fetched(body, length, facts.headers())
 
@@ -313,11 +335,17 @@ class Jobs:
         return Terms(deadline, steps=steps & {"near", "far"}, demand=control.demand)
 
     async def _is_known(self, question: Question, keys: Sequence[Key]) -> bool:
-        """Whether near and far have every row, in time."""
-        if not question.terms.steps:
+        """Whether near and far have every row, in time. Questions that become jobs are mostly new as a whole: the first
+        row that near lacks is asked for by itself."""
+        space, rows, terms, parameters = structs.astuple(question)
+        if not terms.steps:
             return False
+        near = self._pipeline.tiers.near
+        at = next((at for at, key in enumerate(keys) if near.peek(key) is None), 0)
+        first = Question(space, rows[at : at + 1], terms, parameters), keys[at : at + 1]
         try:
-            await self._pipeline.answer(question, keys)
+            for part in (first, (question, keys)) if len(keys) > 1 else (first,):
+                await self._pipeline.answer(*part)
         except (NotCached, DeadlineExceeded):
             return False
         return True
@@ -334,7 +362,7 @@ class Jobs:
         """Raises PredictionGone where something of a result was purged after it was made."""
         for part in result.parts:
             purged = (self._purges.of(model, part.digest) or 0) > part.generation
-            if purged or any(self._purges.was_purged(Key(key)) for key, *_ in part.rows):
+            if purged or any(self._purges.was_purged(Key(row.key)) for row in part.rows):
                 raise PredictionGone("the prediction was purged")
 
     async def _see(self, job: bytes, nonce: bytes, *, record: bool = False) -> Stored:
@@ -362,7 +390,7 @@ class Jobs:
 
     def _answers(self, result: Result) -> list[Answer]:
         try:
-            return self._records.answers(result)
+            return answers_of(result)
         except EntryError as error:
             raise self._tampered(error) from None
 
@@ -390,5 +418,5 @@ def _row_bytes(manifest: Manifest) -> int:
     return size
 
 
-async def _off_loop(work: Callable[[], T], size: int) -> T:
-    return work() if size <= OFF_LOOP_BYTES else await asyncio.to_thread(work)
+async def _off_loop(work: Callable[[], T], heavy: bool) -> T:
+    return await asyncio.to_thread(work) if heavy else work()

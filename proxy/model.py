@@ -37,9 +37,8 @@ from foreseen.errors import (
 from foreseen.http import BINARY, HEADER_LENGTH
 from foreseen.key import Framer
 from foreseen.manifest import Manifest, ModelSignature
-from foreseen.nouns import Array, Output, Prediction, Row, Terms
-from foreseen.rows import split_outputs, stack, whole_outputs
-from foreseen.tensors import raw_of
+from foreseen.nouns import Array, Prediction, Row, Terms
+from foreseen.rows import raw_of_outputs, raw_outputs, stack, whole_outputs
 from foreseen.wire import Response, parse_response, render_request
 from proxy.budget import RetryBudget
 from proxy.line import Broken, Line, NotReached, Told, Unreadable
@@ -393,19 +392,11 @@ class ModelProcess:
         each = float(told) if isinstance(told, int | float) else seconds / len(rows)
         if self._together(rows):
             count = len(rows[0].tensors[0])
-            answered = [whole_outputs(outputs, self._signature, self._firsts(count))]
+            raw = [raw_of_outputs(whole_outputs(outputs, self._signature, self._firsts(count)), self._signature)]
         else:
-            answered = split_outputs(outputs, rows, self._signature)
+            raw = raw_outputs(outputs, rows, self._signature)
         now = time.time()
-        predictions = []
-        for arrays in answered:
-            heads = tuple(
-                Output(spec.name, spec.datatype, array.shape)
-                for spec, array in zip(self._signature.outputs, arrays, strict=True)
-            )
-            data = tuple(raw_of(array, DATATYPES[head.datatype]) for head, array in zip(heads, arrays, strict=True))
-            predictions.append(Prediction(heads, data, digest, now, now, each))
-        return predictions
+        return [Prediction(heads, data, digest, now, now, each) for heads, data in raw]
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:

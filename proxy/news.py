@@ -26,14 +26,15 @@ log = structlog.get_logger()
 
 
 class Watch:
-    """One waiter's eye on one job."""
+    """One waiter's eye on one job; on its end alone, if it wants no more."""
 
-    def __init__(self, news: News) -> None:
+    def __init__(self, news: News, end_alone: bool) -> None:
         self._news = news
+        self.end_alone = end_alone
         self.changed = asyncio.Event()
 
     async def wait(self, seconds: float) -> None:
-        """Until the job changes, or it is time to look again."""
+        """Until the job changes, or ends, or it is time to look again."""
         most = LOOK_SECONDS if self._news.listening else LOOK_SECONDS_WITHOUT
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, min(seconds, most))):
@@ -53,13 +54,13 @@ class News:
         self._follower: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
-    def of(self, job: bytes) -> Iterator[Watch]:
-        """Watch a job; begin before looking at it, so that no change falls in between. Raises Overloaded."""
+    def of(self, job: bytes, *, end_alone: bool = False) -> Iterator[Watch]:
+        """Watch a job, or its end; begin before looking, so that no change falls in between. Raises Overloaded."""
         if self._waiters >= MOST_WAITERS:
             raise Overloaded(f"{MOST_WAITERS} callers wait for predictions already")
         if self._follower is None:
             self._follower = asyncio.get_running_loop().create_task(self._follow())
-        watch = Watch(self)
+        watch = Watch(self, end_alone)
         self._watches[job].add(watch)
         self._waiters += 1
         try:
@@ -84,9 +85,10 @@ class News:
                     self.listening = True
                     self._wake_all()
                     while not self.closing:
-                        job = await following()
-                        for watch in self._watches.get(job, ()) if job is not None else ():
-                            watch.changed.set()
+                        job, over = await following() or (b"", False)
+                        for watch in self._watches.get(job, ()):
+                            if over or not watch.end_alone:
+                                watch.changed.set()
             except QueueUnavailable:
                 log.debug("news: not reachable")
             finally:

@@ -151,8 +151,9 @@ class Pipeline:
         party = Party(question.space, question.parameters, terms.lane, terms.steps, terms.demand)
         full = len(self.flights) >= self._waiting_rows  # a question that is let in boards all its rows, however many
         waits: dict[Key, Wait] = {}
+        boarding: dict[Key, Row] = {}
         for key, row in zip(keys, question.rows, strict=True):
-            if key in looked.found or key in waits:
+            if key in looked.found or key in boarding or key in waits:
                 continue
             landing = self.flights.join(key, party)
             if landing is not None:
@@ -160,8 +161,9 @@ class Pipeline:
                 continue
             if full:
                 raise Overloaded(f"{self._waiting_rows} rows are waiting already")
-            missed = looked.missing.get(key)
-            waits[key] = Wait(self.flights.board(key, row, party, terms.deadline, terms.traceparent, missed), False)
+            boarding[key] = row
+        landings = self.flights.board_all(boarding, party, terms.deadline, terms.traceparent, looked.missing)
+        waits.update((key, Wait(landing, False)) for key, landing in zip(boarding, landings, strict=True))
         if looked.stale:
             self._refresh(party, {k: r for k, r in zip(keys, question.rows, strict=True) if k in looked.found}, looked)
         return waits

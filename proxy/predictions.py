@@ -87,9 +87,7 @@ class Predictions:
         `Prefer: wait=N` waits for it, at most so many seconds; where there is none yet, 409.
         """
         ticket, prefer = request.match_info["id"], Prefer(request)
-        if prefer.wait:
-            await self._jobs.until(ticket, PUBLIC, prefer.wait)
-        return await self._result(request, ticket)
+        return await self._result(request, ticket, prefer.wait or 0.0)
 
     async def cancel_prediction(self, request: web.Request) -> web.StreamResponse:
         """Cancel a prediction that has not ended; how it stands then. Work that others wait for too goes on."""
@@ -99,8 +97,8 @@ class Predictions:
             await self._batches.cancel(seen.id)
         return json_reply(document(seen))
 
-    async def _result(self, request: web.Request, ticket: str) -> web.StreamResponse:
-        fetched = await self._jobs.fetch(ticket, PUBLIC)
+    async def _result(self, request: web.Request, ticket: str, seconds: float = 0.0) -> web.StreamResponse:
+        fetched = await self._jobs.fetch(ticket, PUBLIC, seconds)
         if isinstance(fetched, Batch):
             return await self._batches.result(request, fetched)
         return infer_reply(fetched.body, fetched.length, fetched.headers)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, assert_never
 
 from msgspec import Struct
 
-from foreseen.entry import EntryCodec, entry_bytes
+from foreseen.entry import EntryCodec
 from foreseen.errors import EntryError, FarError
-from foreseen.key import Framer, SpaceKey, key_of, keys_of_frames, space_key
+from foreseen.key import Framer, SpaceKey, keys_of_frames, space_key
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import AT_EASE, Answer, Columns, Demand, Key, Missed, Prediction, Row, Source, Space, Trip
+from foreseen.nouns import AT_EASE, Answer, Demand, Key, Missed, Prediction, Row, Source, Space, Trip
 from proxy.clock import SteadyClock
 from proxy.freshness import Ask, Dead, Fresh, Policy, Stale, decide, fresh, kept_for
 from proxy.near import Near
@@ -84,15 +85,11 @@ class Tiers:
 
     def keys(self, space: Space, framer: Framer, rows: Sequence[Row], parameters: bytes) -> list[Key]:
         """key: the identity of every row."""
-        own = self.space_key(space)
-        if isinstance(rows, Columns):
-            return keys_of_frames(own, framer.column_frames(rows.arrays, parameters))
-        return [key_of(own, framer.frame(row, parameters)) for row in rows]
+        return self.keys_of(space, framer.frames(rows, parameters))
 
     def keys_of(self, space: Space, frames: Sequence[bytes]) -> list[Key]:
         """The same, of rows whose frames are made."""
-        own = self.space_key(space)
-        return [key_of(own, frame) for frame in frames]
+        return keys_of_frames(self.space_key(space), frames)
 
     def look_near(self, keys: Iterable[Key], policy: Policy, demand: Demand = AT_EASE) -> Looked:
         """near: what this process remembers of these keys. Of what it never knew nothing is said."""
@@ -174,7 +171,7 @@ class Tiers:
 
     def keep_near(self, key: Key, prediction: Prediction) -> bool:
         before = self.near.evictions
-        kept = self.near.put(key, prediction)
+        kept = bool(self.near.capacity_bytes) and self.near.put(key, prediction)
         if self.near.evictions > before:
             self._metrics.evictions.inc(self.near.evictions - before)
         return kept
@@ -184,9 +181,9 @@ class Tiers:
         if self._far is None or not fresh:
             stored()
             return False
-        sizes = [entry_bytes(prediction) for _, prediction in fresh]
-        for size in sizes:
-            self._metrics.entry_bytes.add(size)
+        sizes = [self._codec.size(prediction) for _, prediction in fresh]
+        for size, times in Counter(sizes).items():
+            self._metrics.entry_bytes.add(size, times)
         storable = [pair for pair, size in zip(fresh, sizes, strict=True) if size <= self._limits.far_value_bytes]
         total = sum(size for size in sizes if size <= self._limits.far_value_bytes)
         if len(storable) < len(fresh):
@@ -205,9 +202,8 @@ class Tiers:
     async def _store(self, far: FarTier, fresh: Sequence[tuple[Key, Prediction]], policy: Policy, size: int) -> None:
         await asyncio.sleep(0)  # the answer goes first: packing and sending this cost as much as the reply
         started, now = time.perf_counter(), self.clock()
-        lives = [(key, p, int(kept_for(p.expires_at, now, policy) * 1000)) for key, p in fresh]
         try:
-            await far.put([(key, self._codec.pack(key, p), life) for key, p, life in lives if life > 0])
+            await far.put(self._entries(fresh, policy, now))
             self._metrics.far_seconds.labels("put").observe(time.perf_counter() - started)
         except FarError as error:
             self._metrics.far_errors.labels(error.kind).inc()
@@ -220,10 +216,16 @@ class Tiers:
         if self._far is None:
             raise FarError("none")
         now, limit = self.clock(), self._limits.far_value_bytes
-        lives = [(key, p, int(kept_for(p.expires_at, now, policy) * 1000)) for key, p in entries]
-        await self._far.put(
-            [(key, self._codec.pack(key, p), life) for key, p, life in lives if life > 0 and entry_bytes(p) <= limit]
-        )
+        small = [(key, p) for key, p in entries if self._codec.size(p) <= limit]
+        await self._far.put(self._entries(small, policy, now))
+
+    def _entries(
+        self, fresh: Sequence[tuple[Key, Prediction]], policy: Policy, now: float
+    ) -> list[tuple[Key, bytes, int]]:
+        """What far is to store: packed, each with how long it lives in ms; not what is over already."""
+        lives = [int(kept_for(p.expires_at, now, policy) * 1000) for _, p in fresh]
+        entries = self._codec.pack_all(fresh)
+        return [(key, entry, life) for (key, _), entry, life in zip(fresh, entries, lives, strict=True) if life > 0]
 
     def space_key(self, space: Space) -> SpaceKey:
         key = self._spaces.get(space)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,10 +20,41 @@ class Wait(NamedTuple):
 
 
 async def until_landed(waits: Iterable[Wait], deadline: float) -> None:
-    """Wait for flights without owning them: a waiter that is cancelled leaves them aloft."""
+    """Wait for flights without owning them: a waiter that is cancelled leaves them aloft.
+
+    One after another: rows of one flight land together, and one that is there already costs next to nothing. A callback
+    for each of them, as `asyncio.wait` has it, costs more than keeping them.
+    """
     pending = [wait.landing for wait in waits if not wait.landing.done()]
-    if pending:
-        await asyncio.wait(pending, timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
+    if not pending:
+        return
+    loop = asyncio.get_running_loop()
+    late = False
+
+    def over() -> None:
+        nonlocal late
+        late = True
+        _wake(turn)
+
+    turn: asyncio.Future[None] = loop.create_future()
+    alarm = loop.call_at(deadline, over)
+    try:
+        for landing in pending:
+            while not (landing.done() or late):
+                turn = loop.create_future()
+                woken = functools.partial(_wake, turn)
+                landing.add_done_callback(woken)
+                try:
+                    await turn
+                finally:
+                    landing.remove_done_callback(woken)
+    finally:
+        alarm.cancel()
+
+
+def _wake(turn: asyncio.Future[None], _: object = None) -> None:
+    if not turn.done():
+        turn.set_result(None)
 
 
 def cut_short(waits: Iterable[Wait], deadline: float) -> bool:

@@ -30,10 +30,10 @@ from foreseen.errors import (
     QueueUnavailable,
     TooLarge,
 )
-from foreseen.nouns import Question, Row, Space, Terms
+from foreseen.nouns import Question, Space, Terms
 from foreseen.queue import Queue
 from foreseen.queued import Company, Delivered, Ended, Handed, PutBack
-from foreseen.records import Failure, Head, Part, Records, Result, Rows, rows_of, steps_of
+from foreseen.records import Failure, Head, Part, Records, Result, Rows, part_of, rows_of, steps_of
 from foreseen.tasks import end
 from proxy.jobs import Purges
 from proxy.pipeline import Pipeline
@@ -237,14 +237,14 @@ class Worker:
         if head.preparation != served.preparation:
             raise ModelChanged("the model prepares its inputs in another way by now; ask again")
         for at in range(0, len(frames), SLICE_ROWS):
-            rows = rows_of(frames[at : at + SLICE_ROWS], served.manifest.model)
-            one.parts.append(await self._asked(served, head, rows))
+            one.parts.append(await self._asked(served, head, frames[at : at + SLICE_ROWS]))
             one.done = min(at + SLICE_ROWS, len(frames))
             if one.lost:
                 raise QueueUnavailable("the job is somebody else's by now, or was cancelled")
 
-    async def _asked(self, served: Served, head: Head, rows: Sequence[Row]) -> Part:
+    async def _asked(self, served: Served, head: Head, frames: Sequence[bytes]) -> Part:
         """The answers to some rows in the space that is in force now; once more where the digest moved."""
+        rows = rows_of(frames, served.manifest.model)
         for _ in range(2):
             space = served.space()
             generation = self._purges.of(space.model, space.digest)
@@ -253,9 +253,9 @@ class Worker:
             space = Space(head.scope, space.model, space.digest, generation)
             deadline = asyncio.get_running_loop().time() + ATTEMPT_SECONDS
             terms = Terms(deadline, "background", steps_of(head) - {"near"})
-            question = Question(space, tuple(rows), terms, head.parameters)
+            question, keys = Question(space, rows, terms, head.parameters), self._pipeline.tiers.keys_of(space, frames)
             try:
-                answers = await self._pipeline.answer(question)
+                answers = await self._pipeline.answer(question, keys)
             except DigestMoved:
                 await served.refresh()
             except ForeseenError:
@@ -263,13 +263,12 @@ class Worker:
                 raise
             else:
                 self._pipeline.count_background(space.model, (answer.source for answer in answers))
-                return self._records.part(space.digest, generation, self._pipeline.keys(question), answers)
+                return part_of(space.digest, generation, keys, answers)
         raise ModelUnavailable(f"model {head.model!r} is changing its version")
 
     def _succeeded(self, one: Aboard) -> Ended:
         record = self._records.seal(Result(one.job, one.parts))
-        answers = self._records.answers(Result(one.job, one.parts))
-        fresh = min((answer.prediction.expires_at for answer in answers), default=0.0)
+        fresh = min((row.expires_at for part in one.parts for row in part.rows), default=0.0)
         return Ended(one.message, one.job, "succeeded", record, fresh)
 
     def _judge(self, one: Aboard, handed: Handed, error: ForeseenError) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foreseen.datatypes import DATATYPES
-from foreseen.entry import EntryCodec, Table, entry_bytes
+from foreseen.entry import EntryCodec, Table
 from foreseen.errors import EntryError
 from foreseen.nouns import Output, Prediction
 from tests.doubles import numbered, predicted
@@ -39,7 +39,7 @@ def test_what_is_packed_is_unpacked() -> None:
     value = CODEC.pack(ONE, big())
     assert CODEC.unpack(ONE, "d", value) == big()
     assert CODEC.unpack(ONE, "d", value) == big()  # again, with the layout known
-    assert len(value) == entry_bytes(big())
+    assert len(value) == CODEC.size(big())
 
 
 def test_many_entries_of_one_layout_are_the_same_entries() -> None:

@@ -279,7 +279,7 @@ async def test_a_model_that_was_slow_once_is_trusted_again() -> None:
         runner.go()
         await tasks[0]
         with pytest.raises(Overloaded, match="cannot make it"):
-            await batcher.predict([row(3)] * 100, soon(5))
+            await batcher.predict([row(3)] * 100, soon(25))
         runner.go_on()
         await asyncio.gather(*tasks)
         for number in range(10, 40):  # one after the other: none waits
@@ -287,7 +287,7 @@ async def test_a_model_that_was_slow_once_is_trusted_again() -> None:
         runner.held = True
         tasks = [ask(row(50)), ask(row(51))]
         await turn()
-        tasks.append(ask(*[row(60)] * 100, deadline=soon(5)))
+        tasks.append(ask(*[row(60)] * 100, deadline=soon(25)))
         await turn()
         assert not tasks[-1].done()
         runner.go_on()

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+from msgspec import structs
 from redis.asyncio import ConnectionPool, Redis, UnixDomainSocketConnection
 
 from foreseen.errors import EntryError, ModelUnavailable, QueueFull, QueueUnavailable, StateUnavailable
 from foreseen.key import Framer
-from foreseen.nouns import ALL_STEPS, Answer, Space, Wish
+from foreseen.manifest import ModelInput, ModelOutput, ModelSignature
+from foreseen.nouns import ALL_STEPS, Answer, Output, Prediction, Row, Space, Wish
 from foreseen.queue import Queue, connect_queue
 from foreseen.queued import Bounds, Ended, PutBack
-from foreseen.records import Failure, Head, Records, Result, Rows, Ticket, new_job, new_nonce, rows_of
+from foreseen.records import (
+    Failure,
+    Head,
+    Records,
+    Result,
+    Rows,
+    Ticket,
+    answers_of,
+    new_job,
+    new_nonce,
+    part_of,
+    rows_of,
+)
 from foreseen.state import State
 from foreseen.transitions import BASE
 from proxy.worker import MOST_ALONE, Worker
@@ -128,7 +143,7 @@ async def until_ended(queue: Queue, *tickets: tuple[bytes, bytes]) -> list[str]:
 async def result(queue: Queue, job: bytes, nonce: bytes) -> list[int]:
     seen = await queue.see(job, nonce, record=True)
     assert seen is not None
-    answers = RECORDS.answers(RECORDS.open_of(Result, job, seen.record or b""))
+    answers = answers_of(RECORDS.open_of(Result, job, seen.record or b""))
     return [value_of(answer.prediction) for answer in answers]
 
 
@@ -377,17 +392,56 @@ def test_a_ticket_is_of_its_tenant() -> None:
 
 
 def test_a_result_is_its_rows_and_how_they_came() -> None:
-    """Keys, entries, sources; and rows come back from frames as they went in."""
-    keys = numbered(2)
-    answers = [Answer(predicted(1), "far"), Answer(predicted(2), "model", stored=True)]
-    part = RECORDS.part(DIGEST, 7, keys, answers)
+    """Keys, predictions of whatever outputs, sources; a row that names outputs which are not there is refused."""
+    keys = numbered(3)
+    other = Prediction((Output("y", "BYTES", (2,)), Output("z", "FP32", ())), (b"ab", b"1234"), DIGEST, 1.0, 2.0, 0.5)
+    answers = [
+        Answer(predicted(1), "far"),
+        Answer(other, "model", stored=True),
+        Answer(predicted(2), "stale", why="max-stale"),
+    ]
+    part = part_of(DIGEST, 7, keys, answers)
     job = new_job()
     opened_again = RECORDS.open_of(Result, job, RECORDS.seal(Result(job, [part])))
-    assert opened_again.parts[0].generation == 7
-    told = RECORDS.answers(opened_again)
-    assert [(value_of(a.prediction), a.source, a.stored) for a in told] == [(1, "far", False), (2, "model", True)]
-    (again,) = rows_of(FRAMER.frames([row(3, 4)]), SIGNATURE)
-    assert again.tensors[0].tolist() == [3, 4]
+    assert (opened_again.parts[0].generation, [row.key for row in opened_again.parts[0].rows]) == (7, keys)
+    assert answers_of(opened_again) == answers
+    for wrong in (2, -1, 0):
+        row = structs.replace(part.rows[1], layout=wrong)
+        with pytest.raises(EntryError):
+            answers_of(Result(job, [structs.replace(part, rows=[row])]))
+
+
+@pytest.mark.parametrize(
+    "shapes", [[(2,)], [(2,), (2,), (2,)], [(1,), (2,), (1,)], [(0,), (0,)], [(2, 3), (3, 2)], [()]]
+)
+def test_rows_come_back_from_frames_as_they_went_in(shapes: list[tuple[int, ...]]) -> None:
+    """Of one shape, which are read all at once, and of several."""
+    rows = [Row((np.full(shape, number, np.int64),)) for number, shape in enumerate(shapes)]
+    same(rows_of(FRAMER.frames(rows), SIGNATURE), rows)
+
+
+def test_frames_of_one_length_that_differ_in_more_than_numbers_are_read_one_by_one() -> None:
+    """Two inputs whose lengths add up to the same; elements of BYTES; and frames of another signature are refused."""
+    output = ModelOutput("y", "INT64", ("rows", 1))
+    two = ModelSignature((ModelInput("a", "INT32", ("rows", "n")), ModelInput("b", "INT32", ("rows", "m"))), (output,))
+    rows = [Row((np.arange(n, dtype=np.int32), np.arange(8 - n, dtype=np.int32))) for n in (3, 5)]
+    frames = Framer(two).frames(rows)
+    assert len(frames[0]) == len(frames[1])
+    same(rows_of(frames, two), rows)
+    texts = ModelSignature((ModelInput("text", "BYTES", ("rows",)),), (output,))
+    words = [Row((np.array(text, object),)) for text in (b"one", b"two")]
+    assert [one.tensors[0].item() for one in rows_of(Framer(texts).frames(words), texts)] == [b"one", b"two"]
+    with pytest.raises(EntryError):
+        rows_of(frames, texts)
+
+
+def same(some: Sequence[Row], others: Sequence[Row]) -> None:
+    assert len(some) == len(others)
+    for one, other in zip(some, others, strict=True):
+        for left, right in zip(one.tensors, other.tensors, strict=True):
+            assert left.dtype == right.dtype
+            assert left.shape == right.shape
+            assert (left == right).all()
 
 
 async def test_what_was_put_back_by_another_stays_where_it_is(queue: Queue) -> None:

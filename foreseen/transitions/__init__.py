@@ -19,7 +19,7 @@
     {fsj1}.batches     zset     batches that have not ended → when they were created
     {fsj1}.dead        hash     dead letters: job → what happened
     {fsj1}.counts      hash     what metrics tell: state:*, ended:*, submitted, redelivered, bytes, took:*
-    {fsj1}.news        channel  jobs that have changed
+    {fsj1}.news        channel  jobs that have changed: their ids; of those that go on with a "+"
 
 All keys lie in one slot of a Cluster, by their hash tag; scripts make the names of jobs' keys themselves. A job ends in
 one place, `finish`, and only from queued or running. Times are the server's own.

@@ -99,7 +99,7 @@ if open(s) and redis.call('HSETNX', k, 'c:' .. nonce, whole(now)) == 1 then
     finish(id, s, 'cancelled', keep_ms)
     shrink(id, 512)
   else
-    told(id)
+    told(id, true)
   end
 end
 return 1

@@ -14,11 +14,11 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local function whole(number) return string.format('%.0f', number) end
 local function at(id) return base .. '.job:' .. id end
 local function count(what, by) redis.call('HINCRBY', COUNTS, what, whole(by)) end
-local function told(id)
-  redis.call('HINCRBY', at(id), 'v', 1)
-  redis.call('PUBLISH', NEWS, id)
-end
 local function open(state) return state == 'queued' or state == 'running' end
+local function told(id, over)
+  redis.call('HINCRBY', at(id), 'v', 1)
+  redis.call('PUBLISH', NEWS, over and id or id .. '+')
+end
 local function take_off(message)
   if message and message ~= '' then
     redis.call('XACK', QUEUE, GROUP, message)
@@ -35,7 +35,7 @@ local function move(id, from, to)
     count('state:' .. from, -1)
     count('state:' .. to, 1)
     redis.call('HSET', at(id), 's', to)
-    told(id)
+    told(id, not open(to))
   end
 end
 local function resize(id, size)
@@ -63,7 +63,7 @@ local function end_batch(id, to)
   redis.call('HSET', at(id), 's', to, 'e', whole(now), 'z', z)
   redis.call('ZREM', BATCHES, id)
   redis.call('ZADD', ENDS, z, id)
-  told(id)
+  told(id, true)
   tell_all(id)
 end
 local function credit(id, by, bad)

@@ -27,6 +27,7 @@ import aiohttp
 
 from foreseen.places import admin_socket
 from foreseen.secret import make_secret
+from proxy.upstream import PROBE_ROWS
 from tests.foreign import Foreign, listening
 from tests.live import Live, fresh
 from tests.questions import fingerprint, numbers
@@ -35,6 +36,8 @@ KEYS = 400
 CLIENTS = 6
 MOST_ROWS = 100
 PURGE_SECONDS = 0.05
+PROCESSES, PROBES = 3, 3
+"""Two proxies and a worker; each asks for its random rows alone, in a batch, and in another order."""
 INFER = "/v2/models/fp/infer"
 
 
@@ -128,7 +131,7 @@ async def run(folder: Path, operations: int, seed: int = 0) -> History:
             system = fresh(data, f"--upstream={url}", "--workers=2", "--near-bytes=200000")
             live = await asyncio.to_thread(stack.enter_context, system)
             try:
-                await _until_each(live)
+                await _until_each(live, model)
                 model.numbered()
                 await _all(live, model, history, operations, seed)
             finally:
@@ -137,10 +140,13 @@ async def run(folder: Path, operations: int, seed: int = 0) -> History:
     return history
 
 
-async def _until_each(live: Live) -> None:
-    """Both workers have found out that rows are independent."""
+async def _until_each(live: Live, model: Counting) -> None:
+    """Every process has found out that rows are independent: until then it keeps requests whole, and who purges a row
+    purges nothing of them. A connection shows one of the proxies, and mostly the same."""
     well = 0
     async with asyncio.timeout(60):
+        while sum(map(len, model.batches)) < PROCESSES * PROBES * PROBE_ROWS:  # noqa: ASYNC110 - it signals nothing
+            await asyncio.sleep(0.02)
         while well < 20:
             async with aiohttp.ClientSession() as client, client.get(f"{live.url}/v2/models/fp") as reply:
                 told = json.loads(await reply.read())
