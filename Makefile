@@ -138,10 +138,10 @@ verify-overload: setup ## FLUSHALL while four times as much is asked as the mode
 verify-jobs: setup ## 20,000 jobs while the workers and the queue's store are killed every two seconds, some of them poison
 	@$(BIN)/python -m bench.verify_jobs
 
-bench-jobs: setup ## jobs beside the synchronous path on the same rows, at saturation
+bench-jobs: setup ## jobs beside the synchronous path on the same rows, at saturation; what the queue costs beside a free model
 	@$(BIN)/python -c "from tests.models_fixture import built_data; built_data('minilm', 'fingerprint')"
 	@$(BIN)/python -m bench.jobs --model minilm --rows 32
-	@$(BIN)/python -m bench.jobs --model fingerprint --rows 64 --requests 300
+	@$(BIN)/python -m bench.jobs --model fingerprint --rows 64 --requests 2000 --least 0.5
 
 mutants: setup ## mutation testing of key, entry and flight (about five minutes); fails under 90 %
 	@rm -rf mutants && $(BIN)/mutmut run > build/mutants.log 2>&1; $(BIN)/python -m tests.mutants

@@ -23,7 +23,6 @@ from typing import Any
 
 import aiohttp
 
-from bench.rounds import awake
 from tests.live import Live, started
 from tests.models_fixture import built_data
 from tests.questions import ask_fingerprint, ask_minilm, numbers
@@ -138,7 +137,6 @@ def main() -> None:
     parser.add_argument("--least", type=float, default=0.8)
     options = parser.parse_args()
     with (
-        awake(),
         tempfile.TemporaryDirectory() as folder,
         started(built_data(options.model), Path(folder) / "data", models=(options.model,)) as live,
     ):

@@ -67,7 +67,7 @@ class EntryCodec:
     def __init__(self, tag_key: bytes) -> None:
         self._tag_key = tag_key
         self._layouts: dict[bytes, Layout] = {}
-        self._last: tuple[tuple[Output, ...], list[int], bytes] = ((), [], b"")
+        self._last: tuple[tuple[Output, ...], bool, list[int], bytes] = ((), False, [], b"")
 
     def pack(self, key: Key, prediction: Prediction) -> bytes:
         """The entry of a prediction under its key."""
@@ -92,12 +92,15 @@ class EntryCodec:
 
     def _layout_of(self, prediction: Prediction) -> bytes:
         """The rows of a batch have one layout, mostly: writing it anew costs more than all the rest of an entry."""
-        outputs, lengths = prediction.outputs, [*map(len, prediction.data)]
-        known_outputs, known_lengths, layout = self._last
-        if outputs == known_outputs and lengths == known_lengths:
+        known, fixed, lengths, layout = self._last
+        outputs = prediction.outputs
+        if outputs is known and fixed:
+            return layout
+        if outputs == known and lengths == [*map(len, prediction.data)]:
             return layout
         layout = _layout_bytes(prediction)
-        self._last = outputs, lengths, layout
+        fixed = all(DATATYPES[output.datatype].size for output in outputs)
+        self._last = outputs, fixed, [*map(len, prediction.data)], layout
         return layout
 
     def pack_table(self, keys: Sequence[Key], table: Table) -> Array:

@@ -18,7 +18,8 @@ from redis import exceptions as gone
 from redis.asyncio import Redis
 
 from foreseen.errors import KeyReused, QueueFull, QueueUnavailable
-from foreseen.master import client_at, moves_of, waited
+from foreseen.grouped import Grouped
+from foreseen.master import client_at, moves_of
 from foreseen.nouns import Standing
 from foreseen.outbox import HOOKS, Outbox
 from foreseen.queued import (
@@ -61,8 +62,8 @@ class Queue:
 
     def __init__(self, client: Redis, bounds: Bounds, replicas: int = 0) -> None:
         self.bounds = bounds
-        self._replicas = replicas
         self.outbox = Outbox(client)
+        self._grouped = Grouped(client, BUDGET_SECONDS, replicas)
         self._client = client
         self._turns = asyncio.Semaphore(MAX_CALLS)
         self._scripts = {name: client.register_script(text) for name, text in SCRIPTS.items()}
@@ -114,7 +115,7 @@ class Queue:
 
     async def forget_once(self, once: bytes) -> None:
         """An idempotency key is new again."""
-        await self._call(self._client.delete(f"{BASE}.once:".encode() + once))
+        await self._ask("DEL", f"{BASE}.once:".encode() + once)
 
     def _given(self, told: list[bytes]) -> Given:
         match told[1]:
@@ -128,7 +129,7 @@ class Queue:
 
     async def see(self, job: bytes, nonce: bytes, *, record: bool = False) -> Seen | None:
         """A job as a ticket sees it, with the record of its end if asked for; None where there is no such ticket."""
-        return seen_of(await self._call(self._client.hmget(_at(job), fields_of(nonce, record=record))))
+        return seen_of(await self._ask("HMGET", _at(job), *fields_of(nonce, record=record)))
 
     async def see_all(self, tickets: Sequence[tuple[bytes, bytes]]) -> list[Seen | None]:
         """The same of many, with their records, in one go."""
@@ -139,7 +140,7 @@ class Queue:
 
     async def used(self, once: bytes) -> tuple[bytes, bytes, bytes] | None:
         """The fingerprint, job and nonce that an idempotency key stands for, None where it is new."""
-        held: bytes | None = await self._call(self._client.get(f"{BASE}.once:".encode() + once))
+        held: bytes | None = await self._ask("GET", f"{BASE}.once:".encode() + once)
         if held is None:
             return None
         print_bytes = len(held) - JOB_BYTES - NONCE_BYTES
@@ -282,18 +283,18 @@ class Queue:
         return [delivered_of(message, fields or {}) for _, entries in told for message, fields in entries]
 
     async def _run(self, name: str, *values: Any) -> Any:
-        if self._replicas and name in PROMISED:
-            return await self._call(self._promised(name, values))
-        return await self._call(self._scripts[name](keys=[BASE], args=list(values)))
-
-    async def _promised(self, name: str, values: Sequence[Any]) -> Any:
         script, words = self._scripts[name], (1, BASE, *values)
         try:
-            return await waited(self._client, self._replicas, "EVALSHA", script.sha, *words)
+            return await self._ask("EVALSHA", script.sha, *words, promised=name in PROMISED)
         except gone.NoScriptError:
-            return await waited(self._client, self._replicas, "EVAL", script.script, *words)
+            return await self._ask("EVAL", script.script, *words, promised=name in PROMISED)
+
+    async def _ask(self, *words: Any, promised: bool = False) -> Any:
+        """A command that goes with others. Raises QueueUnavailable."""
+        return await self._told(self._grouped.ask(*words, promised=promised))
 
     async def _call(self, call: Any) -> Any:
+        """A call on a connection of its own. Raises QueueUnavailable, also where none is free in time."""
         try:
             async with asyncio.timeout(BUDGET_SECONDS):
                 await self._turns.acquire()
@@ -301,7 +302,15 @@ class Queue:
             call.close()
             raise QueueUnavailable("the queue does not answer") from None
         try:
+            return await self._told(call)
+        finally:
+            self._turns.release()
+
+    async def _told(self, call: Awaitable[Any]) -> Any:
+        try:
             return await call
+        except gone.NoScriptError:
+            raise
         except gone.ResponseError as error:
             if "NOGROUP" in str(error) or "no such key" in str(error):
                 raise NoWorkers("nobody has worked on this queue yet") from None
@@ -312,8 +321,6 @@ class Queue:
         except (gone.RedisError, OSError, TimeoutError, RuntimeError) as error:  # the last is uvloop's of a closed one
             log.debug("queue", error=type(error).__name__)
             raise QueueUnavailable("the queue does not answer") from None
-        finally:
-            self._turns.release()
 
 
 class NoWorkers(QueueUnavailable):

@@ -11,6 +11,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import NamedTuple
 
+from msgspec import Struct
+
 from foreseen.errors import ModelUnavailable
 from foreseen.nouns import AT_EASE, Answer, Demand, Key, Lane, Missed, Row, Space, Steps
 
@@ -32,7 +34,7 @@ class Party(NamedTuple):
         return not self.steps & {"near", "far"}
 
 
-class Seat(NamedTuple):
+class Seat(Struct, frozen=True):
     row: Row
     landing: Landing
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import structlog
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from foreseen.datatypes import DATATYPES
 from foreseen.entry import FAR_OVERHEAD_BYTES
@@ -173,7 +173,7 @@ class Jobs:
         limit = OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES
         rows = await _off_loop(lambda: preparer.rows(asked.inputs), size > limit)
         frames, scope = served.framer.frames(rows, asked.parameters), space.scope
-        keys = self._pipeline.tiers.keys_of(space, frames)
+        keys = self._pipeline.keyed(space, frames)
         question = Question(space, rows, self._terms(steps, control), asked.parameters)
         if not rows or (manner.at_once and await self._is_known(question, keys)):
             return await self.used(scope, manner)  # the same request may have been here, and be answered, meanwhile
@@ -335,17 +335,18 @@ class Jobs:
         return Terms(deadline, steps=steps & {"near", "far"}, demand=control.demand)
 
     async def _is_known(self, question: Question, keys: Sequence[Key]) -> bool:
-        """Whether near and far have every row, in time. Questions that become jobs are mostly new as a whole: the first
-        row that near lacks is asked for by itself."""
-        space, rows, terms, parameters = structs.astuple(question)
+        """Whether near and far have every row, in time. Questions that become jobs are mostly new as a whole: far is
+        asked for the first row that near lacks, and only where it has that one for the rest."""
+        terms, tiers = question.terms, self._pipeline.tiers
         if not terms.steps:
             return False
-        near = self._pipeline.tiers.near
-        at = next((at for at, key in enumerate(keys) if near.peek(key) is None), 0)
-        first = Question(space, rows[at : at + 1], terms, parameters), keys[at : at + 1]
+        lacking = next((key for key in keys if tiers.near.peek(key) is None), None)
+        if lacking is not None and len(keys) > 1 and "far" in terms.steps:
+            policy = self._pipeline.models[question.space.model].freshness
+            if not (await tiers.look_far(question.space, [lacking], policy, terms.demand)).found:
+                return False
         try:
-            for part in (first, (question, keys)) if len(keys) > 1 else (first,):
-                await self._pipeline.answer(*part)
+            await self._pipeline.answer(question, keys)
         except (NotCached, DeadlineExceeded):
             return False
         return True

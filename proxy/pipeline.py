@@ -22,12 +22,12 @@ from typing import NamedTuple, Protocol
 from foreseen.errors import DigestMoved, ForeseenError, InputRejected, NotCached, Overloaded, RowsRefused
 from foreseen.key import Framer
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import Answer, Demand, Key, Prediction, Question, Row, Steps, Terms, Trip
+from foreseen.nouns import Answer, Demand, Key, Prediction, Question, Row, Space, Steps, Terms, Trip
 from proxy.flight import Cabin, Flights, Party
 from proxy.freshness import Policy, expiry_of
 from proxy.lease import Leases
 from proxy.pace import Pace
-from proxy.tiers import COLD, Looked, Tiers, both
+from proxy.tiers import Looked, Tiers, both
 from proxy.turnstile import Turnstile
 from proxy.waits import Wait, cut_short, in_order, until_landed
 
@@ -126,6 +126,13 @@ class Pipeline:
         framer = self.models[question.space.model].framer
         return self.tiers.keys(question.space, framer, question.rows, question.parameters)
 
+    def keyed(self, space: Space, frames: Sequence[bytes]) -> list[Key]:
+        """The same, of rows whose frames are made."""
+        started = time.perf_counter()
+        keys = self.tiers.keys_of(space, frames)
+        self._metrics.stages.add("key", time.perf_counter() - started)
+        return keys
+
     async def _keys_in_slices(self, question: Question) -> list[Key]:
         """The same, letting others have their turn in between: a hit is not to wait for somebody's 10,000 rows."""
         if len(question.rows) <= SLICE_ROWS:
@@ -212,7 +219,8 @@ class Pipeline:
             self.flights.land(cabin, key, answer)
         self._refresh(cabin.party, rows, looked)
         for key, missed in looked.missing.items():
-            cabin.missed[key] = both(cabin.missed.get(key, COLD), missed)
+            near = cabin.missed.get(key)
+            cabin.missed[key] = missed if near is None else both(near, missed)
         for reason, count in Counter(cabin.missed[key].reason for key in looked.missing).items():
             self._metrics.misses.labels(space.model, reason).inc(count)
         return looked.seconds, list(looked.missing)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from foreseen.errors import DeadlineExceeded
 from foreseen.nouns import Answer, Key
 from proxy.flight import Landing
 
 
-class Wait(NamedTuple):
+class Wait(Struct, frozen=True):
     """A row that is waited for; `joined` where it was aloft already."""
 
     landing: Landing
@@ -79,11 +80,11 @@ def in_order(
     for key in keys:
         answer = found.get(key)
         if answer is None:
-            landing, joined = waits[key]
-            answer = landing.result() if landing.done() else spare(key)
+            wait = waits[key]
+            answer = wait.landing.result() if wait.landing.done() else spare(key)
             if answer is None:
                 raise DeadlineExceeded("the answer did not come before the deadline")
-            if answer.source == "model" and (joined or key in asked):
+            if answer.source == "model" and (wait.joined or key in asked):
                 answer = Answer(answer.prediction, "collapsed", answer.stored, answer.trip)
             asked.add(key)
         answers.append(answer)

@@ -253,7 +253,7 @@ class Worker:
             space = Space(head.scope, space.model, space.digest, generation)
             deadline = asyncio.get_running_loop().time() + ATTEMPT_SECONDS
             terms = Terms(deadline, "background", steps_of(head) - {"near"})
-            question, keys = Question(space, rows, terms, head.parameters), self._pipeline.tiers.keys_of(space, frames)
+            question, keys = Question(space, rows, terms, head.parameters), self._pipeline.keyed(space, frames)
             try:
                 answers = await self._pipeline.answer(question, keys)
             except DigestMoved:
