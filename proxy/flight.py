@@ -8,6 +8,7 @@ aboard and is kept by nobody. Nobody joins a flight that could land what they re
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -37,6 +38,8 @@ class Party(NamedTuple):
 class Seat(Struct, frozen=True):
     row: Row
     landing: Landing
+    asker: int
+    """Equal of rows that somebody asks for together."""
 
 
 class Cabin:
@@ -68,6 +71,7 @@ class Flights:
         self._aloft: dict[Key, Cabin] = {}
         self._boarding: dict[Party, Cabin] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._askers = itertools.count()
 
     def join(self, key: Key, party: Party) -> Landing | None:
         """The landing of a key that is already aloft or boarding, where it suits this party."""
@@ -107,14 +111,14 @@ class Flights:
         """The same of many rows; `missed` is what tiers have said of some."""
         loop = asyncio.get_running_loop()
         aloft, asks_model, landings = self._aloft, "model" in party.steps, []
-        cabin = self._boarding.get(party)
+        cabin, asker = self._boarding.get(party), next(self._askers)
         for key, row in rows.items():
             if cabin is None or key in cabin.seats:
                 cabin = self._boarding[party] = Cabin(party)
                 loop.call_soon(self._depart, cabin)
             landing: Landing = loop.create_future()
             landings.append(landing)
-            cabin.seats[key] = Seat(row, landing)
+            cabin.seats[key] = Seat(row, landing, asker)
             if asks_model or key not in aloft:
                 aloft[key] = cabin
             if key in missed:

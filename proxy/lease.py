@@ -106,6 +106,10 @@ class Leases:
         each = self._row_seconds.get(model)
         return self._slow_seconds < inf if each is None else each * rows >= self._slow_seconds
 
+    def row_seconds(self, model: str) -> float:
+        """How long a row of a model takes, by what its answers say; 0 as long as none has."""
+        return self._row_seconds.get(model, 0.0)
+
     def took(self, model: str, predictions: Sequence[Prediction]) -> None:
         """What the model's answers say of its speed."""
         if not predictions:

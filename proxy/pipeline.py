@@ -23,7 +23,7 @@ from foreseen.errors import DigestMoved, ForeseenError, InputRejected, NotCached
 from foreseen.key import Framer
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import Answer, Demand, Key, Prediction, Question, Row, Space, Steps, Terms, Trip
-from proxy.flight import Cabin, Flights, Party
+from proxy.flight import Cabin, Flights, Party, Seat
 from proxy.freshness import Policy, expiry_of
 from proxy.lease import Leases
 from proxy.pace import Pace
@@ -37,6 +37,8 @@ REFRESH_STEPS: Steps = frozenset(("far", "model", "keep"))
 REFRESH_SECONDS = 30.0
 
 NOTHING = Looked({}, {})
+GROUP_SECONDS = 0.02
+"""What a request to a model is worth: its way there costs a fiftieth of that."""
 SLICE_ROWS = 256
 """Rows that are keyed in one turn of the event loop: about a millisecond."""
 
@@ -240,8 +242,40 @@ class Pipeline:
     async def _ask_model(
         self, cabin: Cabin, far_seconds: float | None, missing: Sequence[Key], kept: Callable[[], None]
     ) -> None:
-        """model, then keep. Nothing is ever stored under a digest that did not compute it. `kept` is called when far
-        has the answers, or will not have them."""
+        """model, then keep, of as many requests as `groups_of` finds right; each lands, or fails, by itself. `kept` is
+        called when far has the answers, or will not have them. Raises what one of them failed with, when all are over.
+        """
+        groups = groups_of([cabin.seats[key] for key in missing], self.leases.row_seconds(cabin.party.space.model))
+        if len(groups) == 1:
+            return await self._ask_group(cabin, far_seconds, missing, kept)
+        left = len(groups)
+
+        def one_kept() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                kept()
+
+        async def ask(keys: Sequence[Key]) -> Exception | None:
+            try:
+                await self._ask_group(cabin, far_seconds, keys, one_kept)
+            except (ForeseenError, DigestMoved) as error:
+                for key in keys:
+                    if isinstance(error, DigestMoved) or not self._land_spare(cabin, key, error):
+                        self.flights.crash(cabin, [key], error)
+                return error
+            return None
+
+        told = await asyncio.gather(*(ask([missing[at] for at in group]) for group in groups))
+        for error in told:
+            if error is not None:
+                raise error
+        return None
+
+    async def _ask_group(
+        self, cabin: Cabin, far_seconds: float | None, missing: Sequence[Key], kept: Callable[[], None]
+    ) -> None:
+        """One request. Nothing is ever stored under a digest that did not compute it."""
         space, parameters, lane, steps, _ = cabin.party
         terms = Terms(cabin.deadline, lane, steps, cabin.traceparent)
         started = time.perf_counter()
@@ -338,3 +372,27 @@ class Pipeline:
         await self.flights.drain(seconds)
         await self.tiers.close(seconds)
         await self.leases.close(seconds)
+
+
+def groups_of(seats: Sequence[Seat], row_seconds: float) -> list[Sequence[int]]:
+    """Which rows are asked of the model together: all of them, where it is quick; else those of so many askers as keep
+    it busy for GROUP_SECONDS, of neighbours in size. What one asks for stays together.
+
+    A request is answered when its last row is, and the model's batches are neighbours in length: the rows of one large
+    request of many callers are spread over several batches, and everybody waits for the last.
+    """
+    if row_seconds * len(seats) <= GROUP_SECONDS or seats[0].asker == seats[-1].asker:
+        return [range(len(seats))]
+    askers = defaultdict[int, list[int]](list)
+    for at, seat in enumerate(seats):
+        askers[seat.asker].append(at)
+
+    def size(places: Sequence[int]) -> int:
+        return max(sum(tensor.size for tensor in seats[at].row.tensors) for at in places)
+
+    groups: list[list[int]] = [[]]
+    for places in sorted(askers.values(), key=size):
+        if groups[-1] and (len(groups[-1]) + len(places)) * row_seconds > GROUP_SECONDS:
+            groups.append([])
+        groups[-1] += places
+    return list(groups)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pytest
+from msgspec import structs
 
 from foreseen.errors import DeadlineExceeded, DigestMoved, ModelFailed, NotCached, Overloaded
-from foreseen.nouns import Answer
+from foreseen.nouns import Answer, Prediction, Row, Terms
+from proxy.flight import Seat
+from proxy.pipeline import GROUP_SECONDS, groups_of
 from tests.doubles import (
     BrokenFar,
     Clock,
@@ -92,6 +98,62 @@ async def test_rows_of_one_moment_share_one_request() -> None:
     story = pipeline(model, far)
     await asyncio.gather(*(story.answer(question(row(n))) for n in range(20)))
     assert (model.calls, far.gets) == ([20], [20])
+
+
+async def test_rows_of_a_slow_model_are_asked_by_their_askers() -> None:
+    """What one asks for stays together; of others nobody waits for the rows: one MGET, a request each."""
+    model, far = ScriptedModel(), DictFar()
+    story = pipeline(model, far)
+    await story.answer(question(row(1)))  # 0.25 s, it says
+    asked = [question(row(n)) for n in range(10, 13)] + [question(*(row(n) for n in range(20, 28)))]
+    answers = await asyncio.gather(*map(story.answer, asked))
+    assert [values(one) for one in answers[:3]] == [[100], [110], [120]]
+    assert values(answers[3]) == [10 * n for n in range(20, 28)]
+    assert (sorted(model.calls[1:]), far.gets) == ([1, 1, 1, 8], [1, 11])
+    await story.close(5)
+    assert len(far.values) == 12
+
+
+async def test_one_request_of_a_slow_model_fails_alone() -> None:
+    """Its askers get the error, or their stale answer; the others of the same flight their answers."""
+    model = ScriptedModel()
+    story = pipeline(model)
+    await story.answer(question(row(1)))
+    predict = model.predict
+
+    async def some(rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Prediction]:
+        if rows[0].tensors[0][0] == 10:
+            raise ModelFailed("this one")
+        answered = await predict(rows, parameters, terms)
+        return [structs.replace(one, digest="another") for one in answered] if len(rows) == 3 else answered
+
+    model.predict = some  # type: ignore[method-assign]
+    asked = [question(row(10)), question(row(11)), question(row(20), row(21), row(22)), question(row(10), row(12))]
+    told = await asyncio.gather(*map(story.answer, asked), return_exceptions=True)
+    assert [type(one) for one in told] == [ModelFailed, list, DigestMoved, ModelFailed]
+    assert values(told[1]) == [110]
+    assert len(story.flights) == 0
+    assert sources(await story.answer(question(row(12)))) == ["near"]
+
+
+@pytest.mark.parametrize(
+    ("askers", "row_seconds", "groups"),
+    [
+        ([1, 1, 1], 0.0, [[0, 1, 2]]),
+        ([1, 1, 1], 0.0001, [[0, 1, 2]]),
+        ([3], 1.0, [[0, 1, 2]]),
+        ([1, 1, 1], 1.0, [[2], [1], [0]]),
+        ([2, 1, 1], 1.0, [[3], [2], [0, 1]]),
+        ([1, 1, 1, 1], GROUP_SECONDS / 2, [[3, 2], [1, 0]]),
+        ([1, 2, 1], GROUP_SECONDS / 2, [[3], [1, 2], [0]]),
+    ],
+)
+def test_groups_are_neighbours_in_size(askers: list[int], row_seconds: float, groups: list[list[int]]) -> None:
+    """Later ones are shorter here."""
+    landing: Any = None
+    whose = [asker for asker, rows in enumerate(askers) for _ in range(rows)]
+    seats = [Seat(Row((np.zeros(9 - asker, np.int64),)), landing, asker) for asker in whose]
+    assert [list(group) for group in groups_of(seats, row_seconds)] == groups
 
 
 async def test_a_caller_that_hangs_up_disturbs_nobody() -> None:
