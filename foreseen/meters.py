@@ -33,12 +33,13 @@ class Kept(Generic[Metric]):
 
 class Tally:
     """A histogram without labels, or one child of it. What was added shows after `flush`, which only the event loop's
-    thread calls, as it alone adds: about once a second and before each scrape."""
+    thread calls, as it alone adds: about once a second and before each scrape. `at_once`: it shows at once."""
 
-    __slots__ = ("_bounds", "_child", "_counts", "_sum")
+    __slots__ = ("_at_once", "_bounds", "_counts", "_sum", "child")
 
-    def __init__(self, child: Histogram) -> None:
-        self._child = child
+    def __init__(self, child: Histogram, *, at_once: bool = False) -> None:
+        self.child = child
+        self._at_once = at_once
         self._bounds = child._upper_bounds  # noqa: SLF001 - the library takes one observation at a time
         self._counts = [0] * len(self._bounds)
         self._sum = 0.0
@@ -46,29 +47,32 @@ class Tally:
     def add(self, value: float, times: int = 1) -> None:
         self._counts[bisect_left(self._bounds, value)] += times
         self._sum += value * times
+        if self._at_once:
+            self.flush()
 
     def flush(self) -> None:
         if not any(self._counts):
             return
         for number, count in enumerate(self._counts):
             if count:
-                self._child._buckets[number].inc(count)  # noqa: SLF001
-        self._child._sum.inc(self._sum)  # noqa: SLF001
+                self.child._buckets[number].inc(count)  # noqa: SLF001
+        self.child._sum.inc(self._sum)  # noqa: SLF001
         self._counts = [0] * len(self._bounds)
         self._sum = 0.0
 
 
 class Tallies:
-    """Tallies by the value of a histogram's one label, made when first asked for."""
+    """Tallies by the values of a histogram's labels, which are of closed sets; made when first asked for."""
 
-    def __init__(self, metric: Histogram) -> None:
+    def __init__(self, metric: Histogram, *, at_once: bool = False) -> None:
         self._metric = metric
-        self._tallies: dict[str, Tally] = {}
+        self._at_once = at_once
+        self._tallies: dict[tuple[str, ...], Tally] = {}
 
-    def of(self, label: str) -> Tally:
-        tally = self._tallies.get(label)
+    def of(self, *values: str) -> Tally:
+        tally = self._tallies.get(values)
         if tally is None:
-            tally = self._tallies[label] = Tally(self._metric.labels(label))
+            tally = self._tallies[values] = Tally(self._metric.labels(*values), at_once=self._at_once)
         return tally
 
     def add(self, label: str, value: float) -> None:

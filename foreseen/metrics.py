@@ -12,6 +12,7 @@ import platform
 import time
 from collections.abc import Iterable
 from importlib.metadata import version
+from itertools import chain
 from typing import Any, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
@@ -107,16 +108,17 @@ class ProxyMetrics:
                 registry=registry,
             )
         )
-        self.request_seconds = Kept(
+        self.request_seconds = Tallies(
             Histogram(
                 "foreseen_request_duration_seconds",
                 "Time from a whole body to its answer, by result.",
                 ("model", "result"),
                 buckets=REQUEST_BUCKETS,
                 registry=registry,
-            )
+            ),
+            at_once=several_workers(),
         )
-        self.model_seconds = Kept(
+        self.model_seconds = Tallies(
             Histogram(
                 "foreseen_model_request_duration_seconds",
                 "Time that the rows nobody knew waited for their model process, as one request or several.",
@@ -125,7 +127,7 @@ class ProxyMetrics:
                 registry=registry,
             )
         )
-        self.far_seconds = Kept(
+        self.far_seconds = Tallies(
             Histogram(
                 "foreseen_far_duration_seconds",
                 "Time of one far operation.",
@@ -206,7 +208,7 @@ class ProxyMetrics:
                 registry=registry,
             )
         )
-        self.model_rows = Kept(
+        self.model_rows = Tallies(
             Histogram(
                 "foreseen_model_request_rows",
                 "Rows that were asked of a model process at a time.",
@@ -277,7 +279,7 @@ class ProxyMetrics:
                 self.rows.labels(model, "near"),
                 self.rows.labels(model, "far"),
                 self.saved_seconds.labels(model),
-                self.request_seconds.labels(model, "hit"),
+                self.request_seconds.of(model, "hit").child,
                 at_once=several_workers(),
             )
         return hits
@@ -291,14 +293,14 @@ class ProxyMetrics:
             for result in IMPORT_RESULTS:
                 self.imported_rows.labels(model, result)
             for result in REQUEST_RESULTS:
-                self.request_seconds.labels(model, result)
+                self.request_seconds.of(model, result)
             for reason in MISS_REASONS:
                 self.misses.labels(model, reason)
             for protocol in ("v1", "v2"):
                 self.requests.labels(model, protocol, "200")
             self.saved_seconds.labels(model)
-            self.model_seconds.labels(model)
-            self.model_rows.labels(model)
+            self.model_seconds.of(model)
+            self.model_rows.of(model)
             self.quarantined.labels(model)
             for outcome in LEASE_OUTCOMES:
                 self.leases.labels(model, outcome)
@@ -313,8 +315,11 @@ class ProxyMetrics:
 
     def flush(self) -> None:
         """Bring in what was tallied. On the event loop."""
-        for tally in (*self.stages, *self._hits.values(), self.entry_bytes, self.loop_lag):
+        tallies = (self.stages, self.request_seconds, self.model_seconds, self.model_rows, self.far_seconds)
+        for tally in (*chain(*tallies), self.entry_bytes, self.loop_lag):
             tally.flush()
+        for hits in self._hits.values():
+            hits.flush()
 
     def exposition(self) -> bytes:
         """The text format, over all workers. Takes milliseconds: call it off the event loop."""

@@ -19,7 +19,7 @@ from msgspec import UNSET, Struct
 from foreseen.datatypes import DATATYPES, elements
 from foreseen.errors import BadInput, BadRequest
 from foreseen.nouns import Array, WantedOutput
-from foreseen.strict_json import load_json
+from foreseen.strict_json import load_json, load_plain_json
 from foreseen.tensors import array_of_json, array_of_raw, checked_shape, datatype_of, json_of_raw, raw_of
 
 _T = TypeVar("_T")
@@ -150,10 +150,11 @@ def parse_raw(body: bytes, name: str, datatype: str, shape: Sequence[int]) -> Re
     return Request((InputTensor(name, datatype, array_of_raw(body, known, full, f"inputs.{name}")),), binary=True)
 
 
-def parse_response(body: bytes, header_length: int | None) -> Response:
-    """A V2 server's reply to `/infer`. Raises BadRequest or BadInput: the caller says whose fault that is."""
+def parse_response(body: bytes, header_length: int | None, *, ours: bool = False) -> Response:
+    """A V2 server's reply to `/infer`. Raises BadRequest or BadInput: the caller says whose fault that is. `ours`: of
+    our own model process, which gives no member twice."""
     envelope, tail = _cut(body, header_length)
-    document = _convert(load_json(envelope), _ResponseBody)
+    document = _convert(load_plain_json(envelope) if ours else load_json(envelope), _ResponseBody)
     outputs = _tensors(document.outputs, "outputs", tail)
     return Response(document.model_name, document.model_version, document.id, document.parameters or {}, outputs)
 

@@ -199,7 +199,7 @@ class Edge:
         known = error if isinstance(error, ForeseenError) else internal(error, f"/{protocol}/models/{{model}}")
         name = model if model in self._served else "other"  # a label is a served model or this: paths are data
         seconds = time.perf_counter() - started
-        self._metrics.request_seconds.labels(name, "error").observe(seconds)
+        self._metrics.request_seconds.of(name, "error").add(seconds)
         if name in self._served:
             stats = self._served[name].stats
             stats.fail += 1
@@ -213,7 +213,7 @@ class Edge:
         """A request that was answered with a ticket."""
         seconds = time.perf_counter() - started
         self._metrics.requests.labels(ask.model, ask.protocol, "202").inc()
-        self._metrics.request_seconds.labels(ask.model, "accepted").observe(seconds)
+        self._metrics.request_seconds.of(ask.model, "accepted").add(seconds)
         self._access.told(ask.model, ask.protocol, 202, "accepted", rows, seconds, traceparent=ask.traceparent)
 
     def _told(self, ask: Ask, reply: Reply, started: float) -> Told:

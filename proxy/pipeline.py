@@ -336,8 +336,8 @@ class Pipeline:
                 raise
             finally:
                 seconds = time.perf_counter() - started
-                self._metrics.model_rows.labels(model).observe(len(rows))
-                self._metrics.model_seconds.labels(model).observe(seconds)
+                self._metrics.model_rows.of(model).add(len(rows))
+                self._metrics.model_seconds.of(model).add(seconds)
                 self._metrics.stages.add("model", seconds)
 
     def living(self, model: str, predictions: Iterable[Prediction]) -> list[Prediction]:

@@ -84,17 +84,20 @@ class Quarantine:
         """Another version of the model need not share the fault."""
         self._suspects.clear()
 
-    @asynccontextmanager
-    async def among_others(self) -> AsyncIterator[None]:
-        """Aboard with whoever else is; not while somebody is tried."""
+    def among_others(self) -> _Among:
+        """Aboard with whoever else is; not while somebody is tried. An asynchronous context."""
+        return _Among(self)
+
+    async def board(self) -> None:
+        """Wait until nobody is tried, and be aboard."""
         while self._trying:
             await self._changed.wait()
         self._aboard += 1
-        try:
-            yield
-        finally:
-            self._aboard -= 1
-            self._tell()
+
+    def leave(self) -> None:
+        """Be aboard no more."""
+        self._aboard -= 1
+        self._tell()
 
     @asynccontextmanager
     async def alone(self, elsewhere: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
@@ -122,3 +125,18 @@ class Quarantine:
 
     def _name(self, row: Row, parameters: bytes) -> bytes:
         return hashlib.blake2b(self._framer.frame(row, parameters), key=self._secret, digest_size=16).digest()
+
+
+class _Among:
+    """Somebody aboard; not a generator, which costs four times as much."""
+
+    __slots__ = ("_quarantine",)
+
+    def __init__(self, quarantine: Quarantine) -> None:
+        self._quarantine = quarantine
+
+    async def __aenter__(self) -> None:
+        await self._quarantine.board()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._quarantine.leave()

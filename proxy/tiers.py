@@ -127,7 +127,7 @@ class Tiers:
             self._metrics.far_errors.labels(error.kind).inc()
             return Looked({}, dict.fromkeys(keys, FAR_DOWN), time.perf_counter() - started)
         seconds = time.perf_counter() - started
-        self._metrics.far_seconds.labels("get").observe(seconds)
+        self._metrics.far_seconds.of("get").add(seconds)
         self._metrics.stages.add("far", seconds)
         now, trip = self.clock(), Trip(seconds)
         found: dict[Key, Answer] = {}
@@ -204,7 +204,7 @@ class Tiers:
         started, now = time.perf_counter(), self.clock()
         try:
             await far.put(self._entries(fresh, policy, now))
-            self._metrics.far_seconds.labels("put").observe(time.perf_counter() - started)
+            self._metrics.far_seconds.of("put").add(time.perf_counter() - started)
         except FarError as error:
             self._metrics.far_errors.labels(error.kind).inc()
             self._metrics.dropped.labels("far").inc(len(fresh))

@@ -93,6 +93,7 @@ class UpstreamProcess(ModelProcess):
     """
 
     _silent_ids = (None, "")
+    _ours = False
 
     def __init__(
         self,

@@ -164,10 +164,11 @@ def test_triton_names_say_what_ours_say() -> None:
     metrics.expect(["m"])
     for code, result, seconds in (("200", "hit", 0.001), ("200", "miss", 0.25), ("503", "error", 0.5)):
         metrics.requests.labels("m", "v2", code).inc()
-        metrics.request_seconds.labels("m", result).observe(seconds)
+        metrics.request_seconds.of("m", result).add(seconds)
     metrics.requests.labels("other", "v2", "404").inc()
     metrics.rows.labels("m", "model").inc(3)
     metrics.rows.labels("m", "bypass").inc(1)
+    metrics.flush()
     shown = samples(exposition(metrics.registry, versions={"m": "1"}))
     told = {name.split("{")[0]: value for name, value in shown.items() if name.startswith("nv_")}
     assert told == {
@@ -248,7 +249,7 @@ def test_a_proxy_may_count_nothing() -> None:
     metrics = ProxyMetrics(on=False)
     metrics.expect(["m"])
     metrics.requests.labels("m", "v2", "200").inc()
-    metrics.request_seconds.labels("m", "hit").observe(0.1)
+    metrics.request_seconds.of("m", "hit").add(0.1)
     metrics.near_bytes.set(1)
     metrics.stages.add("near", 0.1)
     metrics.loop_lag.add(0.1)

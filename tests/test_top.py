@@ -23,6 +23,7 @@ UP = FarState(2**20, 2**30, 3, 7, 2, "allkeys-lfu", "7.2", append_only=False)
 
 def at(metrics: ProxyMetrics, seconds: float, far: FarState | None = UP, queue: Standing | None = None) -> Scrape:
     """A scrape as of a moment."""
+    metrics.flush()
     return Scrape(seconds, parse(exposition(metrics.registry, far, queue=queue, models=["m"]).decode()).samples)
 
 
@@ -30,7 +31,7 @@ def served(metrics: ProxyMetrics, result: str, source: str, seconds: float, time
     for _ in range(times):
         metrics.requests.labels("m", "v2", "200").inc()
         metrics.rows.labels("m", source).inc()
-        metrics.request_seconds.labels("m", result).observe(seconds)
+        metrics.request_seconds.of("m", result).add(seconds)
 
 
 @pytest.fixture
