@@ -23,6 +23,7 @@ from proxy.heads import END_OF_HEAD, Heads, may_be_learned
 from proxy.lines import reply_head
 from proxy.replay import MAX_REQUEST_BYTES
 from proxy.road import Road, UnderWay
+from proxy.shortcut import Found
 
 HOLD_SECONDS = 0.25
 """How long a known head waits for its body here before aiohttp gets it, which knows how to refuse a slow one."""
@@ -156,13 +157,14 @@ class ShortConnection(Connection):
             self._begin(b"".join(held))
             return
         held[0] = held[0][known.head :]
-        self._answer(known.ask, b"".join(held), None)
+        found = self._edge.find_whole(known.ask, held, known.whole - known.head)
+        self._answer(known.ask, b"".join(held) if found is None else found.text, None, found)
 
-    def _answer(self, ask: Ask, body: bytes, raw: bytes | None) -> None:
+    def _answer(self, ask: Ask, body: bytes, raw: bytes | None, found: Found | None = None) -> None:
         """A whole request, recognised: its answer now, or when what it waits for is here."""
         self._admitted()
         self._manager.requests_count += 1  # type: ignore[union-attr]
-        told = self._road.set_out(ask, body, raw, self._answered)
+        told = self._road.set_out(ask, body, raw, self._answered, found)
         if isinstance(told, UnderWay):
             self._under_way = told
         else:

@@ -23,6 +23,7 @@ from proxy.lines import hit_reply
 from proxy.replay import MAX_ROWS, REPLAY, SHORTCUT, Kept, Memory
 from proxy.serve import NOBODY_JOINS, Hit, Reply, Server, Visit
 from proxy.served import Served
+from proxy.shortcut import Found
 from proxy.tiers import Tiers
 
 Headers = list[tuple[str, str]]
@@ -89,13 +90,13 @@ class Edge:
             return self.failed(ask.model, ask.protocol, error, started, ask.traceparent)
 
     def at_once(
-        self, ask: Ask, body: bytes, raw: bytes | None, started: float, deadline: float
+        self, ask: Ask, body: bytes, raw: bytes | None, started: float, deadline: float, found: Found | None = None
     ) -> bytes | Told | Aboard | None:
         """The same as far as it needs no waiting; see `Server.at_once`. Bytes are a whole reply. `raw` are the bytes of
-        the request where they may be replayed."""
+        the request where they may be replayed; `found` is what is known of the body, where it was looked up."""
         try:
             served = self.find(ask.model, ask.version)
-            found = self._server.shortcuts.find(ask, body)
+            found = found or self._server.shortcuts.find(ask, body)
             entry, visit = found.entry, None
             if entry is not None and entry.served is served and ask.control is AT_WILL:
                 if entry.kept is not None:
@@ -119,6 +120,10 @@ class Edge:
         if visit.entry is not None and visit.forgotten != NOBODY_JOINS:
             visit.entry.aloft = visit
         return aboard
+
+    def find_whole(self, ask: Ask, pieces: Sequence[bytes], length: int) -> Found | None:
+        """What is known of a large body in the pieces that it came in; None where it is not known."""
+        return self._server.shortcuts.find_whole(ask, pieces, length)
 
     def _again(self, kept: Kept, own: bytes | None, raw: bytes | None, now: float, started: float) -> bytes:
         """A kept reply to a body that is known."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from proxy.ask import Ask
 from proxy.edge import Aboard, Edge, Told
 from proxy.serve import Visit
+from proxy.shortcut import Found
 
 Then = Callable[[bytes | Told], None]
 
@@ -28,12 +29,15 @@ class Road:
         self._due = math.inf
         self._timer: asyncio.TimerHandle | None = None
 
-    def set_out(self, ask: Ask, body: bytes, raw: bytes | None, then: Then) -> bytes | Told | UnderWay:
+    def set_out(
+        self, ask: Ask, body: bytes, raw: bytes | None, then: Then, found: Found | None = None
+    ) -> bytes | Told | UnderWay:
         """The reply, or the request under way, which tells `then` its reply. `raw` are the bytes of the whole request
-        where they may be replayed. Bytes are a whole reply."""
+        where they may be replayed, `found` is what is known of the body where it was looked up. Bytes are a whole
+        reply."""
         started = time.perf_counter()
         deadline = asyncio.get_running_loop().time() + ask.seconds
-        told = self.edge.at_once(ask, body, raw, started, deadline)
+        told = self.edge.at_once(ask, body, raw, started, deadline, found)
         if type(told) is bytes or type(told) is Told:
             return told
         under_way = UnderWay(self, ask, body, started, deadline, then)

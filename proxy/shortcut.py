@@ -40,7 +40,12 @@ BODIES = 3
 _MEMBER = b'"id":'
 _PLAIN = re.compile(rb"[0-9A-Za-z._:/+-]{1,128}")
 
+LARGE_BYTES, START_BYTES = 64 * 1024, 1024
+"""A body of the first is looked for by its length and so many first bytes, and compared piece by piece as it came: to
+join, hash and compare it are three walks through memory, and this is one."""
+
 Way = tuple[str, str, int | None, bool]
+Start = tuple[Way, int, int]
 
 
 class Known(Struct):
@@ -98,6 +103,7 @@ class Shortcuts:
         self.bytes = 0
         self._entries: OrderedDict[int, Entry] = OrderedDict()
         self._hints: OrderedDict[int, None] = OrderedDict()
+        self._large: dict[Start, Entry] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -117,6 +123,22 @@ class Shortcuts:
             entry = None
         return Found(entry, way, text, hint, own, start)
 
+    def find_whole(self, ask: Ask, pieces: Sequence[bytes], length: int) -> Found | None:
+        """The same of a large body in the pieces that it came in; None where there is none of just these bytes."""
+        start = b"".join(piece[:START_BYTES] for piece in pieces[:2])[:START_BYTES]
+        if len(start) < START_BYTES:
+            return None
+        way, hint = (ask.model, ask.protocol, ask.header_length, True), xxh3_64_intdigest(start)
+        entry = self._large.get((way, length, hint))
+        if entry is None:
+            return None
+        at, text = 0, entry.text
+        for piece in pieces:
+            if not text.startswith(piece, at):
+                return None
+            at += len(piece)
+        return Found(entry, way, text, hint) if at == len(text) else None
+
     def keep(self, found: Found, served: Served, asked: Asked, known: Known) -> Entry | None:
         """Remember what a body came to when it comes for the second time."""
         if len(found.text) > self.capacity_bytes // 4 or not self._seen(found.hint):
@@ -125,9 +147,11 @@ class Shortcuts:
             return None
         before = self._entries.pop(found.hint, None)
         if before is not None:
-            self.bytes -= before.size
+            self._gone(before)
         entry = self._entries[found.hint] = Entry(found.way, found.text, served, asked, known)
         self.bytes += entry.size
+        if found.id is None and len(found.text) >= LARGE_BYTES:
+            self._large[_start_of(entry)] = entry
         self._fit()
         return entry
 
@@ -145,7 +169,12 @@ class Shortcuts:
     def _fit(self) -> None:
         while self.bytes > self.capacity_bytes:
             _, gone = self._entries.popitem(last=False)
-            self.bytes -= gone.size
+            self._gone(gone)
+
+    def _gone(self, entry: Entry) -> None:
+        self.bytes -= entry.size
+        if len(entry.text) >= LARGE_BYTES and self._large.get(_start_of(entry)) is entry:
+            del self._large[_start_of(entry)]
 
     def _seen(self, hint: int) -> bool:
         """Whether this is at least the second time."""
@@ -155,6 +184,10 @@ class Shortcuts:
         if len(self._hints) > MAX_HINTS:
             self._hints.popitem(last=False)
         return False
+
+
+def _start_of(entry: Entry) -> Start:
+    return entry.way, len(entry.text), xxh3_64_intdigest(entry.text[:START_BYTES])
 
 
 def plain_id(own: str) -> bytes | None:

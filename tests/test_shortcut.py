@@ -167,6 +167,72 @@ def test_a_binary_bodys_id_moves_its_header_length() -> None:
     assert drawn.reply(b"another-one") == render(ONE, [], known.wish)
 
 
+def large(first: int = 0, rows: int = 40_000) -> bytes:
+    """A raw binary body of 320 KB."""
+    return (np.arange(first, first + 2 * rows, dtype=np.float32)).tobytes()
+
+
+def cut(body: bytes, *places: int) -> list[bytes]:
+    return [body[start:end] for start, end in zip((0, *places), (*places, len(body)), strict=True)]
+
+
+RAW = Ask("m", None, "v2", 0)
+
+
+@pytest.mark.parametrize("places", [(), (0,), (1,), (1023, 1024), (500, 200_000), (100_000, 200_000, 319_999)])
+def test_a_large_body_is_found_in_the_pieces_that_it_came_in(places: tuple[int, ...]) -> None:
+    """Wherever it was cut; every byte counts, and so do its length and what it means."""
+    shortcuts, body = Shortcuts(100_000_000), large()
+    entry = learn(shortcuts, body, RAW)
+    found = shortcuts.find_whole(RAW, cut(body, *places), len(body))
+    assert found is not None
+    assert (found.entry, found.text, found.id) == (entry, body, None)
+    for at in (0, 1, 1023, 1024, 65_536, 200_000, len(body) - 1):
+        other = body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
+        assert shortcuts.find_whole(RAW, cut(other, *places), len(body)) is None
+    for other in (body[:-1], body + b"x", body[:-4]):
+        assert shortcuts.find_whole(RAW, cut(other, *places), len(other)) is None
+        assert shortcuts.find_whole(RAW, cut(other, *places), len(body)) is None
+    for ask in (Ask("n", None, "v2", 0), Ask("m", None, "v1", 0), Ask("m", None, "v2"), Ask("m", None, "v2", 1)):
+        assert shortcuts.find_whole(ask, cut(body, *places), len(body)) is None
+
+
+def test_large_bodies_that_begin_alike_are_told_apart() -> None:
+    """The later is looked for; the earlier is found by its hash."""
+    shortcuts = Shortcuts(100_000_000)
+    one, two = large(), large()[:-4] + b"\0\0\0\0"
+    first, second = learn(shortcuts, one, RAW), learn(shortcuts, two, RAW)
+    assert shortcuts.find_whole(RAW, [one], len(one)) is None
+    found = shortcuts.find_whole(RAW, [two], len(two))
+    assert found is not None
+    assert found.entry is second
+    assert shortcuts.find(RAW, one).entry is first
+
+
+def test_a_large_body_with_an_id_is_found_by_its_hash_alone() -> None:
+    """Its id is cut out, so its bytes are not the entry's."""
+    shortcuts = Shortcuts(100_000_000)
+    rows = [[float(n), 1.0] for n in range(10_000)]
+    inputs = [{"name": "x", "shape": [len(rows), 2], "datatype": "FP32", "data": rows}]
+    body = orjson.dumps({"id": "a", "inputs": inputs})
+    entry = learn(shortcuts, body)
+    assert shortcuts.find(V2, body).entry is entry
+    assert shortcuts.find_whole(V2, [body], len(body)) is None
+    assert not shortcuts._large
+
+
+def test_large_bodies_go_with_their_entries() -> None:
+    """Those that had to go are found in no way, and nothing is left of them."""
+    shortcuts = Shortcuts(100_000_000)
+    bodies = [large(number) for number in range(12)]
+    for body in bodies:
+        learn(shortcuts, body, RAW)
+    for body in bodies:
+        entry, found = shortcuts.find(RAW, body).entry, shortcuts.find_whole(RAW, [body], len(body))
+        assert (None if found is None else found.entry) is entry
+    assert len(shortcuts._large) == len(shortcuts) < 12
+
+
 def test_memory_is_bounded_and_the_oldest_go() -> None:
     """Bytes are counted exactly over any number of bodies; one larger than a quarter of it is not kept."""
     shortcuts = Shortcuts(20_000)
