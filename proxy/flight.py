@@ -1,7 +1,7 @@
 """Keys that somebody is already asking for ↔ those who wait for them: one future per key, far and model in one flight.
 
 Rows that board in one turn of the event loop leave together, in one detached task per cabin (space, parameters, lane,
-steps, demand): one MGET, one model request, one keep. A passenger who leaves cancels nobody; an error reaches those
+steps, demand): one MGET, then model and keep. A passenger who leaves cancels nobody; an error reaches those
 aboard and is kept by nobody. Nobody joins a flight that could land what they refused to take.
 """
 

@@ -4,7 +4,7 @@
     near    this process's memory
     flight  rows somebody is already asking for are waited for, not asked again
     far     Redis, all rows of this moment in one MGET; of a slow model, rows that another proxy computes are waited for
-    model   the rows nobody knows, in one request
+    model   the rows nobody knows, in one request; of a slow model in some, so that nobody waits for others' rows
     keep    new rows go to near and far
 
 (decode and prepare come before it, render after it: `serve.py`.) Functions stand in the order in which the data moves.
