@@ -78,6 +78,10 @@ JSON, BINARY = "application/json", "application/octet-stream"
 FRESH_ID = """local n = 0
 request = function() n = n + 1
   return wrk.format(nil, nil, nil, '{"id":"' .. n .. '",' .. wrk.body:sub(2)) end"""
+FRESH_TRACE = """local n = os.time() % 50000 * 100000
+request = function() n = n + 1
+  wrk.headers["traceparent"] = string.format("00-%032x-%016x-00", n, n)
+  return wrk.format() end"""
 FRESH_TIMEOUT = """local n = 10000000 + os.time() % 50000 * 100000
 request = function() n = n + 1
   return wrk.format(nil, nil, nil, '{"parameters":{"timeout":' .. n .. '},' .. wrk.body:sub(2)) end"""
@@ -226,6 +230,7 @@ class Bench:
         self.add("aiohttp application, dict", self.dict, exact)
         self.add("near, the same bytes", self.wide, exact)
         self.add("near, a fresh id", self.wide, fresh)
+        self.add("near, a traceparent in each request", self.wide, script(self.folder, "trace", self.one, FRESH_TRACE))
         self.add("near, a body never seen", self.wide, script(self.folder, "timeout", self.one, FRESH_TIMEOUT))
         self.add("far, the same bytes", self.far_wide, exact)
         self.add("far, a fresh id", self.far_wide, fresh)

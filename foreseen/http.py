@@ -39,7 +39,7 @@ _OFF_LOOP_BYTES = 1024
 """A larger compressed body is inflated in a thread: it may grow a thousandfold."""
 _GZIP_MEMBERS = 64
 """A gzip body is a series of members (RFC 1952); empty ones cost 20 bytes to send and microseconds to open."""
-_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
+TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 log = structlog.get_logger()
@@ -125,7 +125,7 @@ def header_length(request: web.Request) -> int | None:
 def traceparent(request: web.Request) -> str | None:
     """The W3C trace context of a request, None where there is none or it is malformed."""
     value = request.headers.get("traceparent")
-    return value if value is not None and _TRACEPARENT.match(value) else None
+    return value if value is not None and TRACEPARENT.match(value) else None
 
 
 def json_reply(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

@@ -19,7 +19,7 @@ from aiohttp import web
 from foreseen.connection import Connection
 from proxy.ask import Ask
 from proxy.edge import Told
-from proxy.heads import END_OF_HEAD, Heads, may_be_learned
+from proxy.heads import END_OF_HEAD, Heads, is_traced, may_be_learned
 from proxy.lines import reply_head
 from proxy.replay import MAX_REQUEST_BYTES
 from proxy.road import Road, UnderWay
@@ -97,7 +97,7 @@ class ShortConnection(Connection):
             return
         if request.content_length:
             self._heads.learn(self._head, ask)
-        if self._copy is not None:
+        if self._copy is not None and not is_traced(self._head):
             self._edge.remember(ask, self._copy, told.reply)
 
     async def finish_response(self, request: Any, resp: Any, start_time: float | None) -> Any:
@@ -143,7 +143,7 @@ class ShortConnection(Connection):
             self._held, self._have, self._wanted = [data], len(data), known.whole
             self._holding = self._loop.call_later(HOLD_SECONDS, self._release)
         else:
-            self._answer(known.ask, data[known.head :], data if short else None)
+            self._answer(known.ask, data[known.head :], data if short and known.again else None)
 
     def _whole_request(self) -> None:
         """The body that a known head waited for is here."""

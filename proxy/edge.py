@@ -102,7 +102,7 @@ class Edge:
                 if entry.kept is not None:
                     now = self._clock()
                     if entry.kept.stands(self._near, now):
-                        return self._again(entry.kept, found.id, raw, now, started)
+                        return self._again(entry.kept, ask, found.id, raw, now, started)
                     entry.kept = None
                 if entry.aloft is not None and self._server.may_join(entry.aloft):
                     return Aboard(entry.aloft, found.id, deadline, joined=True)
@@ -125,11 +125,11 @@ class Edge:
         """What is known of a large body in the pieces that it came in; None where it is not known."""
         return self._server.shortcuts.find_whole(ask, pieces, length)
 
-    def _again(self, kept: Kept, own: bytes | None, raw: bytes | None, now: float, started: float) -> bytes:
+    def _again(self, kept: Kept, ask: Ask, own: bytes | None, raw: bytes | None, now: float, started: float) -> bytes:
         """A kept reply to a body that is known."""
         if own is None and raw is not None and self._memory is not None and self._memory.worth_keeping(raw):
             self._memory.keep(raw, kept.as_replay())
-        kept.count(time.perf_counter() - started)
+        kept.count(time.perf_counter() - started, ask.traceparent)
         return kept.at(now, own)
 
     def arrived(self, ask: Ask, aboard: Aboard, started: float, raw: bytes | None = None) -> bytes | Told | None:
@@ -259,9 +259,9 @@ class Edge:
         saved = sum(prediction.seconds for prediction in predictions)
         served, rows = self._served[ask.model], len(predictions)
 
-        def count(seconds: float) -> None:
+        def count(seconds: float, traceparent: str | None) -> None:
             count_again(served, hits, rows, 0, saved, seconds)
-            access.told(ask.model, ask.protocol, 200, "hit", rows, seconds)
+            access.told(ask.model, ask.protocol, 200, "hit", rows, seconds, traceparent=traceparent)
 
         return Kept(
             list(zip(keys, predictions, strict=True)),

@@ -8,8 +8,8 @@ found by XXH3 and proved by comparing them.
 
 A reply is as good as the near entries behind it. They are looked up at every replay, by their full identities, and must
 be the very predictions that the reply was made of, alive, in the space that is in force: an entry, digest or generation
-that is gone takes the reply with it. `Cache-Control`, `Authorization`, `traceparent` and what else makes a request more
-than its bytes are not kept.
+that is gone takes the reply with it. `Cache-Control`, `Authorization` and what else makes a request more than its
+bytes are not kept, nor what names a request or its trace and so never comes again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Kept:
         body: tuple[bytes, bytes],
         length: int | None,
         alive: Callable[[], bool],
-        count: Callable[[float], None],
+        count: Callable[[float, str | None], None],
         timing: str | None = REPLAY,
     ) -> None:
         """`body` in two parts: the request's id goes between them where it is given. `length` is that of its JSON
@@ -61,7 +61,7 @@ class Kept:
         self.alive = alive
         """Whether the space in force is still the reply's own."""
         self.count = count
-        """Told the seconds that it took."""
+        """Told the seconds that it took, and the trace that it belongs to."""
         self.second = -1
         self.reply = self.middle = self.tail = b""
         self.size = OVERHEAD_BYTES + 2 * len(self.before + self.after) + 150 * len(rows)
@@ -128,7 +128,7 @@ class Memory:
         if not kept.stands(self._near, now):
             self._forget(xxh3_64_intdigest(request))
             return None
-        kept.count(time.perf_counter() - started)
+        kept.count(time.perf_counter() - started, None)
         return kept.at(now)
 
     def worth_keeping(self, request: bytes) -> bool:

@@ -81,16 +81,16 @@ def test_names_in_paths_do_not_reach_the_log(live: Live) -> None:
 
 
 def test_a_trace_is_logged_by_both_processes(built: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A sampled `traceparent` travels with a miss to the model's process; the hit after it is logged by the proxy
-    alone; one that is malformed is nobody's."""
+    """A sampled `traceparent` travels with a miss to the model's process; hits after it are logged by the proxy alone,
+    also on the shortest road that its request may take; one that is malformed is nobody's."""
     with started(built, tmp_path / "d", "--log-level=info", "--access-log-hits=0", models=["fingerprint"]) as system:
-        for trace in (SAMPLED, SAMPLED, "00-zz-01"):
+        for trace in (SAMPLED, "00-zz-01", *[SAMPLED] * 4, "00-zz-01", UNSAMPLED):
             assert system.post(FINGERPRINT, ask_fingerprint(numbers(8118)), {"traceparent": trace})[0] == 200
     logged = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
     traced = [(line["process"], line["event"], line.get("result")) for line in logged if "traceparent" in line]
     assert sorted(traced, key=str) == [
         ("inference:fingerprint", "infer", None),
-        ("proxy", "request", "hit"),
+        *[("proxy", "request", "hit")] * 4,
         ("proxy", "request", "miss"),
     ]
     assert all(line["traceparent"] == SAMPLED for line in logged if "traceparent" in line)

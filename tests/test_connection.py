@@ -15,7 +15,7 @@ from foreseen.drain import drain
 from proxy.ask import Ask
 from proxy.connection import HOLD_SECONDS, ShortConnection
 from proxy.edge import Edge, Told
-from proxy.heads import END_OF_HEAD, Heads
+from proxy.heads import END_OF_HEAD, TRACES, Heads
 from proxy.road import Road
 from proxy.serve import Reply, Visit
 from proxy.shortcut import Found
@@ -42,6 +42,7 @@ class ScriptedEdge:
         self.kept: dict[bytes, bytes] = {}
         self.keeps = False
         self.asked: list[bytes] = []
+        self.traces: list[str | None] = []
         self.entered = asyncio.Event()
         self.gate = asyncio.Event()
 
@@ -57,6 +58,7 @@ class ScriptedEdge:
         self, ask: Ask, body: bytes, raw: bytes | None, started: float, deadline: float, found: Found | None = None
     ) -> bytes | Told | Visit | None:
         self.asked.append(body)
+        self.traces.append(ask.traceparent)
         self.entered.set()
         if self.keeps and raw is not None:
             self.kept[raw] = b"replayed " + body
@@ -393,7 +395,6 @@ async def test_an_empty_line_before_a_request_is_part_of_its_head() -> None:
     [
         ("Cache-Control", "no-cache"),
         ("Authorization", "Bearer x"),
-        ("traceparent", "00-" + 32 * "1" + "-" + 16 * "1" + "-01"),
         ("Connection", "Upgrade"),
         ("Prefer", "respond-async"),
         ("Cookie", "a=b"),
@@ -401,12 +402,52 @@ async def test_an_empty_line_before_a_request_is_part_of_its_head() -> None:
     ],
 )
 async def test_requests_that_are_more_than_their_bytes_are_not_recognised(name: str, value: str) -> None:
-    """What decides about freshness, callers, traces or the connection is read every time."""
+    """What decides about freshness, callers or the connection is read every time."""
     async with serving() as served, wire(served) as one:
         served.edge.keeps = True
         for _ in range(2):
             assert await one.ask(request(**{name: value})) == b"aiohttp question"
         assert (len(served.heads), served.edge.kept) == (0, {})
+
+
+TRACE = "00-{:032x}-00000000000000a1-01"
+
+
+@pytest.mark.parametrize("name", TRACES)
+async def test_headers_that_name_a_request_may_differ(name: str) -> None:
+    """Whatever is printable in them: the road, never replay; what of them is a W3C trace context goes along."""
+    async with serving() as served, wire(served) as one:
+        served.edge.keeps = True
+        assert await one.ask(request(**{name: TRACE.format(1)})) == b"aiohttp question"
+        for value in (TRACE.format(2), TRACE.format(2), "a", 'b "c"; d=(e)', "x" * 256, TRACE.format(3).upper()):
+            assert await one.ask(request(**{name: value})) == b"road question"
+        own = [TRACE.format(2), TRACE.format(2), None, None, None, None] if name == "traceparent" else [None] * 6
+        assert served.edge.traces == own
+        assert await one.ask(request()) == b"aiohttp question"  # without it it is another head
+
+
+@pytest.mark.parametrize("value", ["x" * 257, "a\x80b", "a\tb", "caf\u00e9"])
+async def test_a_name_of_a_request_that_is_not_plain_is_read_by_aiohttp(value: str) -> None:
+    """Also one that is too long. (An empty one has nothing that could differ.)"""
+    async with serving() as served, wire(served) as one:
+        assert await one.ask(request(**{"X-Request-Id": "a"})) == b"aiohttp question"
+        assert await one.ask(request(**{"X-Request-Id": "b"})) == b"road question"
+        assert await one.ask(request(**{"X-Request-Id": value})) == b"aiohttp question"
+
+
+async def test_the_first_trace_counts_as_for_aiohttp() -> None:
+    """Two traces, in any spelling, around another name; nothing but their values may differ."""
+    async with serving() as served, wire(served) as one:
+
+        def twice(first: str, second: str, last: bytes = b"z") -> bytes:
+            lines = b"X-Request-Id: q\r\nTraceParent: %b\r\nx: %b\r\ntraceparent:%b\r\n"
+            return request().replace(b"Host:", lines % (first.encode(), last, second.encode()) + b"Host:", 1)
+
+        assert await one.ask(twice(TRACE.format(1), TRACE.format(2))) == b"aiohttp question"
+        assert await one.ask(twice(TRACE.format(3), TRACE.format(4))) == b"road question"
+        assert await one.ask(twice("malformed", TRACE.format(5))) == b"road question"
+        assert served.edge.traces == [TRACE.format(3), None]
+        assert await one.ask(twice(TRACE.format(3), TRACE.format(4), b"y")) == b"aiohttp question"
 
 
 async def test_connection_keep_alive_is_what_http_does_anyhow() -> None:

@@ -29,7 +29,7 @@ def kept(
             prediction = predicted(1, made_at=now - 5, ttl=100)
             near.put(key, prediction)
         rows.append((key, prediction))
-    options: dict[str, Any] = {"alive": lambda: True, "count": lambda seconds: None} | more
+    options: dict[str, Any] = {"alive": lambda: True, "count": lambda seconds, trace: None} | more
     return Kept(rows, (body, b""), None, **options)
 
 
@@ -106,7 +106,7 @@ def test_every_replay_is_counted() -> None:
     near = Near(10_000)
     counted: list[float] = []
     memory = Memory(near, 10_000)
-    memory.keep(request(), kept(near, count=counted.append))
+    memory.keep(request(), kept(near, count=lambda seconds, _: counted.append(seconds)))
     for _ in range(5):
         memory.reply(request())
     assert len(counted) == 5
