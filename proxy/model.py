@@ -84,8 +84,8 @@ class ModelProcess:
 
     _silent_ids: tuple[str | None, ...] = ()
     """What a reply's id may be when it is not the question's."""
-    _ours = True
-    """Whether the replies are written by our own model process."""
+    ours = True
+    """Whether it is our own model process: it batches rows of several requests by itself, and says what each took."""
 
     def __init__(
         self,
@@ -379,7 +379,7 @@ class ModelProcess:
             raise _refusal(name, told.status, told.body, told.headers.get("retry-after"))
         length = told.headers.get(HEADER_LENGTH.lower())
         try:
-            return parse_response(told.body, int(length) if length is not None else None, ours=self._ours)
+            return parse_response(told.body, int(length) if length is not None else None, ours=self.ours)
         except (BadRequest, ValueError) as error:
             raise ModelFailed(f"model {name!r}: {error}") from None
 

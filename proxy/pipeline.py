@@ -49,6 +49,9 @@ class Model(Protocol):
     framer: Framer
     freshness: Policy
 
+    @property
+    def ours(self) -> bool: ...
+
     async def predict(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Prediction]: ...
 
 
@@ -245,7 +248,9 @@ class Pipeline:
         """model, then keep, of as many requests as `groups_of` finds right; each lands, or fails, by itself. `kept` is
         called when far has the answers, or will not have them. Raises what one of them failed with, when all are over.
         """
-        groups = groups_of([cabin.seats[key] for key in missing], self.leases.row_seconds(cabin.party.space.model))
+        name = cabin.party.space.model
+        row_seconds = self.leases.row_seconds(name) if self.models[name].ours else 0.0  # others may batch nothing
+        groups = groups_of([cabin.seats[key] for key in missing], row_seconds)
         if len(groups) == 1:
             return await self._ask_group(cabin, far_seconds, missing, kept)
         left = len(groups)

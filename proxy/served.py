@@ -81,6 +81,11 @@ class Served:
         return ALL_STEPS if self.manifest.cacheable and independent else frozenset(("model",))
 
     @property
+    def ours(self) -> bool:
+        """Whether its process is our own; see `ModelProcess`."""
+        return self.process.ours
+
+    @property
     def bypass_reason(self) -> str:
         return "rows-not-independent" if self.manifest.cacheable else "not-cacheable"
 

@@ -93,7 +93,7 @@ class UpstreamProcess(ModelProcess):
     """
 
     _silent_ids = (None, "")
-    _ours = False
+    ours = False
 
     def __init__(
         self,

@@ -31,6 +31,7 @@ class ScriptedModel:
     """Answers 10·x₀ + x₁, counts, and waits at a gate where a test closes one. `digest` may change at any time."""
 
     def __init__(self, ttl_seconds: float = 1000.0, freshness: Policy | None = None) -> None:
+        self.ours = True
         self.framer = Framer(SIGNATURE)
         self.freshness = freshness or Policy(ttl_seconds)
         self.calls: list[int] = []

@@ -112,6 +112,9 @@ async def test_rows_of_a_slow_model_are_asked_by_their_askers() -> None:
     assert (sorted(model.calls[1:]), far.gets) == ([1, 1, 1, 8], [1, 11])
     await story.close(5)
     assert len(far.values) == 12
+    model.ours = False  # somebody else's server, which may batch nothing and says nothing of its time
+    await asyncio.gather(*(story.answer(question(row(n))) for n in range(30, 35)))
+    assert model.calls[5:] == [5]
 
 
 async def test_one_request_of_a_slow_model_fails_alone() -> None:

@@ -45,6 +45,7 @@ class Hashing:
 
     framer = Framer(TENSORS)
     freshness = Policy(1000.0)
+    ours = True
 
     def __init__(self) -> None:
         self.rows = 0
