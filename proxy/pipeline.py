@@ -23,8 +23,9 @@ from foreseen.errors import DigestMoved, ForeseenError, InputRejected, NotCached
 from foreseen.key import Framer
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import Answer, Demand, Key, Prediction, Question, Row, Space, Steps, Terms, Trip
-from proxy.flight import Cabin, Flights, Party, Seat
+from proxy.flight import Cabin, Flights, Party
 from proxy.freshness import Policy, expiry_of
+from proxy.groups import groups_of
 from proxy.lease import Leases
 from proxy.pace import Pace
 from proxy.tiers import Looked, Tiers, both
@@ -37,8 +38,6 @@ REFRESH_STEPS: Steps = frozenset(("far", "model", "keep"))
 REFRESH_SECONDS = 30.0
 
 NOTHING = Looked({}, {})
-GROUP_SECONDS = 0.02
-"""What a request to a model is worth: its way there costs a fiftieth of that."""
 SLICE_ROWS = 256
 """Rows that are keyed in one turn of the event loop: about a millisecond."""
 
@@ -377,27 +376,3 @@ class Pipeline:
         await self.flights.drain(seconds)
         await self.tiers.close(seconds)
         await self.leases.close(seconds)
-
-
-def groups_of(seats: Sequence[Seat], row_seconds: float) -> list[Sequence[int]]:
-    """Which rows are asked of the model together: all of them, where it is quick; else those of so many askers as keep
-    it busy for GROUP_SECONDS, of neighbours in size. What one asks for stays together.
-
-    A request is answered when its last row is, and the model's batches are neighbours in length: the rows of one large
-    request of many callers are spread over several batches, and everybody waits for the last.
-    """
-    if row_seconds * len(seats) <= GROUP_SECONDS or seats[0].asker == seats[-1].asker:
-        return [range(len(seats))]
-    askers = defaultdict[int, list[int]](list)
-    for at, seat in enumerate(seats):
-        askers[seat.asker].append(at)
-
-    def size(places: Sequence[int]) -> int:
-        return max(sum(tensor.size for tensor in seats[at].row.tensors) for at in places)
-
-    groups: list[list[int]] = [[]]
-    for places in sorted(askers.values(), key=size):
-        if groups[-1] and (len(groups[-1]) + len(places)) * row_seconds > GROUP_SECONDS:
-            groups.append([])
-        groups[-1] += places
-    return list(groups)
