@@ -67,7 +67,7 @@ class EntryCodec:
     def __init__(self, tag_key: bytes) -> None:
         self._tag_key = tag_key
         self._layouts: dict[bytes, Layout] = {}
-        self._last: tuple[tuple[Output, ...], bool, list[int], bytes] = ((), False, [], b"")
+        self._last: tuple[tuple[Output, ...] | None, bool, list[int], bytes] = (None, False, [], b"")
 
     def pack(self, key: Key, prediction: Prediction) -> bytes:
         """The entry of a prediction under its key."""

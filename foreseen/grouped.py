@@ -1,7 +1,8 @@
 """Commands of one moment → one pipeline: a store that writes its file before it answers writes it once for all of them.
 
 One group is on its way at a time, and who asks meanwhile goes with the next. Nobody waits where nobody else asks; where
-many do, a call costs a fifth of what it costs alone: of this process, of the store, and of its disk.
+many do, a call costs a fifth of what it costs alone: of this process, of the store, and of its disk. What may take long
+has a `Grouped` of its own, so that nobody waits behind it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from foreseen.master import WAIT_SECONDS
 
 MOST_COMMANDS, MOST_BYTES = 64, 4 * 2**20
 """Of one group; one command goes in any case."""
+MOST_SECONDS = 20.0
+"""For one group whose replies keep coming, slowly."""
 
 
 class _Asked(NamedTuple):
@@ -51,18 +54,18 @@ class Grouped:
     async def _go(self) -> None:
         """Group after group, until nobody waits."""
         group: list[_Asked] = []
-        why: Exception = ConnectionError("the process is stopping")
         try:
             while self._waiting:
                 group = self._next()
-                if group:
-                    async with asyncio.timeout(self._seconds):
+                try:
+                    async with asyncio.timeout(MOST_SECONDS):  # redis-py bounds each read and write by itself
                         await self._carry(group)
-        except Exception as error:  # noqa: BLE001 - whatever it was belongs to those who asked
-            why = error
+                except Exception as error:  # noqa: BLE001 - whatever it was belongs to those who asked
+                    for asked in group:
+                        _fail(asked, error)
         finally:
-            for asked in group + self._waiting:  # who waits would find the same server
-                _fail(asked, why)
+            for asked in group + self._waiting:
+                _fail(asked, ConnectionError("the process is stopping"))
             self._waiting, self._going = [], None
 
     def _next(self) -> list[_Asked]:
@@ -83,6 +86,8 @@ class Grouped:
         return group
 
     async def _carry(self, group: list[_Asked]) -> None:
+        if not group:
+            return
         pipe = self._client.pipeline(transaction=False)
         for asked in group:
             pipe.execute_command(*asked.words)

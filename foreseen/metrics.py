@@ -125,7 +125,8 @@ class ProxyMetrics:
                 ("model",),
                 buckets=REQUEST_BUCKETS,
                 registry=registry,
-            )
+            ),
+            at_once=several_workers(),
         )
         self.far_seconds = Tallies(
             Histogram(
@@ -134,7 +135,8 @@ class ProxyMetrics:
                 ("op",),
                 buckets=FAR_BUCKETS,
                 registry=registry,
-            )
+            ),
+            at_once=several_workers(),
         )
         self.saved_seconds = Kept(
             Counter(
@@ -215,7 +217,8 @@ class ProxyMetrics:
                 ("model",),
                 buckets=ROWS_BUCKETS,
                 registry=registry,
-            )
+            ),
+            at_once=several_workers(),
         )
         self.loop_lag = Tally(
             Histogram(

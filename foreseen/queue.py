@@ -63,7 +63,9 @@ class Queue:
     def __init__(self, client: Redis, bounds: Bounds, replicas: int = 0) -> None:
         self.bounds = bounds
         self.outbox = Outbox(client)
-        self._grouped = Grouped(client, BUDGET_SECONDS, replicas)
+        self._grouped = Grouped(client, BUDGET_SECONDS)
+        self._fetched = Grouped(client, BUDGET_SECONDS)
+        self._promised = Grouped(client, BUDGET_SECONDS, replicas) if replicas else self._grouped
         self._client = client
         self._turns = asyncio.Semaphore(MAX_CALLS)
         self._scripts = {name: client.register_script(text) for name, text in SCRIPTS.items()}
@@ -129,7 +131,8 @@ class Queue:
 
     async def see(self, job: bytes, nonce: bytes, *, record: bool = False) -> Seen | None:
         """A job as a ticket sees it, with the record of its end if asked for; None where there is no such ticket."""
-        return seen_of(await self._ask("HMGET", _at(job), *fields_of(nonce, record=record)))
+        way = self._fetched if record else self._grouped  # a record may be large
+        return seen_of(await self._told(way.ask("HMGET", _at(job), *fields_of(nonce, record=record))))
 
     async def see_all(self, tickets: Sequence[tuple[bytes, bytes]]) -> list[Seen | None]:
         """The same of many, with their records, in one go."""
@@ -191,7 +194,8 @@ class Queue:
     ) -> list[Handed]:
         """Take jobs aboard: what each is to be, with its records."""
         flat = [part for pair in messages for part in pair]
-        told = await self._run("begin", worker, company, most_alone, *flat)
+        call = self._scripts["begin"](keys=[BASE], args=[worker, company, most_alone, *flat])  # its reply holds rows
+        told = await self._call(call)
         return [Handed(verdict.decode(), *rest) for verdict, *rest in told]
 
     async def beat(self, worker: str, aboard: Iterable[tuple[bytes, bytes, int]]) -> list[bytes]:
@@ -283,15 +287,16 @@ class Queue:
         return [delivered_of(message, fields or {}) for _, entries in told for message, fields in entries]
 
     async def _run(self, name: str, *values: Any) -> Any:
-        script, words = self._scripts[name], (1, BASE, *values)
+        script, promised = self._scripts[name], name in PROMISED
+        way, words = self._promised if promised else self._grouped, (1, BASE, *values)
         try:
-            return await self._ask("EVALSHA", script.sha, *words, promised=name in PROMISED)
+            return await self._told(way.ask("EVALSHA", script.sha, *words, promised=promised))
         except gone.NoScriptError:
-            return await self._ask("EVAL", script.script, *words, promised=name in PROMISED)
+            return await self._told(way.ask("EVAL", script.script, *words, promised=promised))
 
-    async def _ask(self, *words: Any, promised: bool = False) -> Any:
+    async def _ask(self, *words: Any) -> Any:
         """A command that goes with others. Raises QueueUnavailable."""
-        return await self._told(self._grouped.ask(*words, promised=promised))
+        return await self._told(self._grouped.ask(*words))
 
     async def _call(self, call: Any) -> Any:
         """A call on a connection of its own. Raises QueueUnavailable, also where none is free in time."""

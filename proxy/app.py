@@ -194,6 +194,7 @@ class Proxy:
         finally:
             await end(*watchers)
             await self.pipeline.close(DRAIN_SECONDS)
+            self.metrics.flush()  # what the last flights counted
             if self.jobs is not None:
                 await self.jobs.close()
             await self.generations.leave()

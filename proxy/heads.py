@@ -39,7 +39,8 @@ TRACES = (
 )  # fmt: skip
 """Headers that name a request or its trace."""
 _NAMES = b"|".join(re.escape(name.encode()) for name in TRACES[1:])
-_TRACE = re.compile(rb"(\r\n(?i:(traceparent)|%b): ?)([!-~](?:[ -~]{0,254}[!-~])?)(?=\r\n)" % _NAMES)
+_TRACE = re.compile(rb"(\r\n(?i:(traceparent)|%b):)[ \t]*([!-~](?:[ -~]{0,1022}[!-~])?)?[ \t]*(?=\r\n)" % _NAMES)
+_NAMED = re.compile(rb"\r\n(?i:traceparent|%b):" % _NAMES)
 _LENGTHS = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
 
 
@@ -70,6 +71,8 @@ class Heads:
         plain, _ = _untraced(head)
         cut = _cut(plain)
         if cut is None or len(head) > MAX_HEAD_BYTES or head.lower().count(b"\r\ncontent-length") != 1:
+            return
+        if len(_NAMED.findall(head)) != len(_TRACE.findall(head)):  # one that is not plain comes once, and is aiohttp's
             return
         ask = structs.replace(ask, traceparent=None)
         known = self._asks.get(cut[0])
@@ -106,13 +109,15 @@ class Heads:
 
 def is_traced(head: bytes) -> bool:
     """Whether a head names its request or its trace."""
-    return _TRACE.search(head) is not None
+    return _NAMED.search(head) is not None
 
 
 def may_be_learned(request: web.Request) -> bool:
     """Whether a request is no more than its bytes: nothing in its headers decides about later ones."""
     headers = request.headers
     if request.version != (1, 1) or any(name in headers for name in MORE_THAN_BYTES):
+        return False
+    if not request.keep_alive:  # however it is spelled
         return False
     return headers.get("Connection", "keep-alive").lower() == "keep-alive"  # what HTTP/1.1 does anyhow
 
@@ -124,7 +129,7 @@ def _untraced(head: bytes) -> tuple[bytes, str | None]:
         return head, None
     while found is not None and found[2] is None:
         found = _TRACE.search(head, found.end())
-    told = None if found is None else found[3].decode()
+    told = None if found is None or found[3] is None else found[3].decode()
     return _TRACE.sub(rb"\1", head), told if told is not None and TRACEPARENT.match(told) else None
 
 

@@ -263,9 +263,9 @@ class Pipeline:
         async def ask(keys: Sequence[Key]) -> Exception | None:
             try:
                 await self._ask_group(cabin, far_seconds, keys, one_kept)
-            except (ForeseenError, DigestMoved) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it was belongs to those aboard
                 for key in keys:
-                    if isinstance(error, DigestMoved) or not self._land_spare(cabin, key, error):
+                    if not (isinstance(error, ForeseenError) and self._land_spare(cabin, key, error)):
                         self.flights.crash(cabin, [key], error)
                 return error
             return None

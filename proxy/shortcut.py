@@ -61,11 +61,12 @@ class Known(Struct):
 class Entry:
     """What a body came to. `drawn` is the body of its last reply, `kept` the whole of it where near had every row."""
 
-    __slots__ = ("aloft", "asked", "drawn", "kept", "known", "served", "size", "text", "way")
+    __slots__ = ("aloft", "asked", "drawn", "hint", "kept", "known", "served", "size", "text", "way")
 
-    def __init__(self, way: Way, text: bytes, served: Served, asked: Asked, known: Known) -> None:
+    def __init__(self, way: Way, text: bytes, hint: int, served: Served, asked: Asked, known: Known) -> None:
         self.way = way
         self.text = text
+        self.hint = hint
         self.served = served
         self.asked = asked
         self.known = known
@@ -137,7 +138,7 @@ class Shortcuts:
             if not text.startswith(piece, at):
                 return None
             at += len(piece)
-        return Found(entry, way, text, hint) if at == len(text) else None
+        return Found(entry, way, text, entry.hint) if at == len(text) else None
 
     def keep(self, found: Found, served: Served, asked: Asked, known: Known) -> Entry | None:
         """Remember what a body came to when it comes for the second time."""
@@ -148,7 +149,7 @@ class Shortcuts:
         before = self._entries.pop(found.hint, None)
         if before is not None:
             self._gone(before)
-        entry = self._entries[found.hint] = Entry(found.way, found.text, served, asked, known)
+        entry = self._entries[found.hint] = Entry(found.way, found.text, found.hint, served, asked, known)
         self.bytes += entry.size
         if found.id is None and len(found.text) >= LARGE_BYTES:
             self._large[_start_of(entry)] = entry
@@ -157,7 +158,7 @@ class Shortcuts:
 
     def draw(self, entry: Entry, drawn: Drawn) -> None:
         """Remember the body of an entry's reply."""
-        if self._entries.get(xxh3_64_intdigest(entry.text)) is not entry:  # it had to go meanwhile
+        if self._entries.get(entry.hint) is not entry:  # it had to go meanwhile
             return
         before = 0 if entry.drawn is None else len(entry.drawn.after)
         grown = BODIES * (len(drawn.after) - before)

@@ -419,20 +419,42 @@ async def test_headers_that_name_a_request_may_differ(name: str) -> None:
     async with serving() as served, wire(served) as one:
         served.edge.keeps = True
         assert await one.ask(request(**{name: TRACE.format(1)})) == b"aiohttp question"
-        for value in (TRACE.format(2), TRACE.format(2), "a", 'b "c"; d=(e)', "x" * 256, TRACE.format(3).upper()):
+        for value in (TRACE.format(2), TRACE.format(2), "a", 'b "c"; d=(e)', "x" * 1024, TRACE.format(3).upper()):
             assert await one.ask(request(**{name: value})) == b"road question"
         own = [TRACE.format(2), TRACE.format(2), None, None, None, None] if name == "traceparent" else [None] * 6
         assert served.edge.traces == own
         assert await one.ask(request()) == b"aiohttp question"  # without it it is another head
 
 
-@pytest.mark.parametrize("value", ["x" * 257, "a\x80b", "a\tb", "caf\u00e9"])
+@pytest.mark.parametrize("value", ["x" * 1025, "a\x80b", "a\tb", "caf\u00e9"])
 async def test_a_name_of_a_request_that_is_not_plain_is_read_by_aiohttp(value: str) -> None:
     """Also one that is too long. (An empty one has nothing that could differ.)"""
     async with serving() as served, wire(served) as one:
         assert await one.ask(request(**{"X-Request-Id": "a"})) == b"aiohttp question"
         assert await one.ask(request(**{"X-Request-Id": "b"})) == b"road question"
-        assert await one.ask(request(**{"X-Request-Id": value})) == b"aiohttp question"
+        for _ in range(2):  # nor is it learned
+            assert await one.ask(request(**{"X-Request-Id": value})) == b"aiohttp question"
+        assert len(served.heads) == 1
+
+
+async def test_blanks_around_a_trace_are_not_part_of_it() -> None:
+    """As aiohttp reads them: none, several, tabs; an empty one is none."""
+    async with serving() as served, wire(served) as one:
+        trace = TRACE.format(1)
+        for value in (trace, f"  {trace}", f"\t{trace} \t", "", trace):
+            await one.ask(request(traceparent=value))
+        assert served.edge.traces == [trace, trace, None, trace]
+
+
+@pytest.mark.parametrize("headers", [b"Connection: keep-alive\r\nConnection: close", b"Proxy-Connection: close"])
+async def test_a_head_that_ends_its_connection_is_not_learned(headers: bytes) -> None:
+    """However it says so; each is aiohttp's, and the last of its connection."""
+    async with serving() as served:
+        for _ in range(2):
+            async with wire(served) as one:
+                asked = request().replace(b"Host: h", b"Host: h\r\n" + headers)
+                assert await one.ask(asked) == b"aiohttp question"
+                assert await one.reader.read() == b""
 
 
 async def test_the_first_trace_counts_as_for_aiohttp() -> None:

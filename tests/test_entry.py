@@ -42,6 +42,27 @@ def test_what_is_packed_is_unpacked() -> None:
     assert len(value) == CODEC.size(big())
 
 
+def test_layouts_are_those_of_each_prediction() -> None:
+    """One codec after the other: none, one, another, text of other lengths, and the first again."""
+    codec = EntryCodec(b"k" * 32)
+    text = Output("t", "BYTES", (1,))
+    made = [
+        Prediction(outputs, data, "d", 1.0, 2.0, 0.5)
+        for outputs, data in (
+            ((), ()),
+            ((Output("y", "INT8", (2,)),), (b"ab",)),
+            ((text,), (b"abc",)),
+            ((text,), (b"abcdef",)),
+            ((), ()),
+            ((Output("y", "INT8", (2,)),), (b"cd",)),
+        )
+    ]
+    for prediction in made:
+        packed = codec.pack(ONE, prediction)
+        assert codec.unpack(ONE, "d", packed) == prediction
+        assert len(packed) == codec.size(prediction)
+
+
 def test_many_entries_of_one_layout_are_the_same_entries() -> None:
     """What is packed by the column is what is packed one by one."""
     dice = np.random.default_rng(0)

@@ -115,6 +115,45 @@ async def test_a_server_that_is_silent_holds_nobody_for_long(server: Server) -> 
         assert await group.ask("ECHO", "3") == b"3"
 
 
+class Slow:
+    """A client whose first pipeline fails when the test says so."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.sent: list[list[str]] = []
+
+    def pipeline(self, transaction: bool) -> Slow:
+        assert not transaction
+        self.sent.append([])
+        return self
+
+    def execute_command(self, *words: str) -> None:
+        self.sent[-1].append(words[0])
+
+    async def execute(self, raise_on_error: bool) -> list[str]:
+        assert not raise_on_error
+        if len(self.sent) == 1:
+            await self.gate.wait()
+            raise TimeoutError
+        return self.sent[-1]
+
+
+async def test_who_waits_behind_a_group_that_fails_is_asked_for_all_the_same() -> None:
+    """Only those whose turn does not come in time are not."""
+    client: Any = Slow()
+    group = Grouped(client, SECONDS)
+    first = asyncio.ensure_future(group.ask("first"))
+    await asyncio.sleep(0.01)
+    late = asyncio.ensure_future(group.ask("late"))
+    await asyncio.sleep(SECONDS + 0.05)
+    waits = asyncio.ensure_future(group.ask("waits"))
+    await asyncio.sleep(0)
+    client.gate.set()
+    told = await asyncio.gather(first, late, waits, return_exceptions=True)
+    assert [type(one) for one in told] == [TimeoutError, TimeoutError, str]
+    assert client.sent == [["first"], ["waits"]]
+
+
 async def test_a_server_that_ends_ends_nobodys_wait(tmp_path: Path) -> None:
     """An error for all; and once it is there again, replies."""
     with serving(tmp_path) as own:
