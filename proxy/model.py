@@ -265,6 +265,7 @@ class ModelProcess:
             try:
                 turn = self._trials.turn(self._manifest.name)
                 async with asyncio.timeout_at(terms.deadline), self.quarantine.alone(turn):
+                    await self._metadata()  # whoever had the turn before may have ended it
                     predictions = await self._ask([row], parameters, terms)
             except TimeoutError:
                 raise DeadlineExceeded(f"model {self._manifest.name!r} did not answer before the deadline") from None

@@ -55,14 +55,17 @@ class Mortal(Foreign):
         try:
             return await handler(request)  # type: ignore[operator, no-any-return]
         except ZeroDivisionError:
-            self.deaths += 1
-            self._gone = self.away
-            for other in self._connections:
-                if other.transport is not None:
-                    other.transport.abort()
+            self.end()
             return web.Response()
         finally:
             self._connections = [other for other in self._connections if other is not request]
+
+    def end(self) -> None:
+        self.deaths += 1
+        self._gone = self.away
+        for other in self._connections:
+            if other.transport is not None:
+                other.transport.abort()
 
     def dying(self, rows: list[list[int]]) -> list[list[int]]:
         if any(row[0] == POISON for row in rows):
@@ -197,6 +200,32 @@ async def test_two_proxies_do_not_try_at_one_time(tmp_path: Path) -> None:
             (status, _, _), (other, _, digests) = await asyncio.gather(one.infer(poison), two.infer(innocent))
             assert (status, other, digests) == (422, 200, [fingerprint(innocent)])
         assert far.leases == {}
+
+
+async def test_who_gets_the_turn_of_one_that_ended_the_process_is_not_suspected(tmp_path: Path) -> None:
+    """It was there when he began to wait, and is not when his turn comes: he waits for its return, and nobody says that
+    he has ended it."""
+    far, elsewhere = DictFar(), Trials()
+    elsewhere.among(far, ROOT, ProxyMetrics())
+    async with mortal(tmp_path / "data") as (foreign, front):
+        front.proxy.trials.among(far, ROOT, front.proxy.metrics)
+        deaths = iter([True])
+
+        def once(rows: list[list[int]]) -> list[list[int]]:
+            if next(deaths, False):
+                raise ZeroDivisionError
+            return [fingerprint(row) for row in rows]
+
+        foreign.answer = once
+        quarantine = front.proxy.served["fp"].process.quarantine
+        suspected: list[int] = []
+        quarantine.crashed = lambda row, parameters: suspected.append(1)  # type: ignore[method-assign, assignment]
+        async with elsewhere.turn("fp"):
+            asked = asyncio.create_task(front.infer(numbers(1)))
+            await far.asked_twice.wait()
+            foreign.end()
+        assert (await asked)[2] == [fingerprint(numbers(1))]
+        assert (foreign.deaths, suspected) == (2, [])
 
 
 async def test_a_turn_is_waited_for_and_a_redis_in_trouble_is_not(tmp_path: Path) -> None:
