@@ -24,6 +24,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from foreseen.interpreter import optimized
+
 SERVER_CORE, LOAD_CORE = "0", "1"
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "bench" / "out"
@@ -167,7 +169,8 @@ def machine() -> str:
     with contextlib.suppress(OSError):
         found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
         model = found[1] if found else model
-    return f"{model}, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
+    python = f"Python {platform.python_version()}{'' if optimized() else ' built without its profile'}"
+    return f"{model}, {os.cpu_count()} cores, Linux {platform.release()}, {python}"
 
 
 def _plot(path: Path, title: str, ratios: Mapping[str, float], base: str) -> None:

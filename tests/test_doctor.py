@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from foreseen.exposition import exposition
+from foreseen.interpreter import optimized
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import FarState, Standing
 from foreseen.places import redis_socket, state_socket
@@ -128,6 +129,14 @@ def test_backlog(tmp_path: Path) -> None:
     assert grades(doctor.backlog(limit)) == ["note"]
     limit.write_text("4096\n")
     assert grades(doctor.backlog(limit)) == []
+
+
+def test_a_python_without_its_profile_is_told_of() -> None:
+    assert grades(doctor.interpreter(False)) == ["note"]
+    assert grades(doctor.interpreter(True)) == []
+    assert optimized("'--prefix=/opt' '--enable-optimizations'", "/opt")
+    assert optimized("'--prefix=/usr'", "/usr")
+    assert not optimized("'--prefix=/root/.pyenv/versions/3.11.7'", "/root/.pyenv/versions/3.11.7")
 
 
 def test_versions() -> None:
