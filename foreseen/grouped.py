@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any, NamedTuple
 
-from redis import exceptions as gone
 from redis.asyncio import Redis
 
-from foreseen.master import WAIT_SECONDS
+from foreseen.master import pipelined
 
 MOST_COMMANDS, MOST_BYTES = 64, 4 * 2**20
 """Of one group; one command goes in any case."""
@@ -88,21 +87,14 @@ class Grouped:
     async def _carry(self, group: list[_Asked]) -> None:
         if not group:
             return
-        pipe = self._client.pipeline(transaction=False)
-        for asked in group:
-            pipe.execute_command(*asked.words)
-        waits = self._replicas and any(asked.promised for asked in group)
-        if waits:
-            pipe.execute_command("WAIT", self._replicas, int(WAIT_SECONDS * 1000))
-        replies = await pipe.execute(raise_on_error=False)
-        reached = replies.pop() if waits else 0
-        few = isinstance(reached, Exception) or reached < self._replicas
+        promised = any(asked.promised for asked in group)
+        commands = [asked.words for asked in group]
+        replies, lack = await pipelined(self._client, commands, self._replicas if promised else 0)
         for asked, reply in zip(group, replies, strict=True):
             if isinstance(reply, Exception):
                 _fail(asked, reply)
-            elif asked.promised and few:
-                told = reached if isinstance(reached, Exception) else f"{reached} of {self._replicas} replicas have it"
-                _fail(asked, gone.ConnectionError(str(told)))
+            elif asked.promised and lack is not None:
+                _fail(asked, lack)
             elif not asked.reply.done():
                 asked.reply.set_result(reply)
 

@@ -10,6 +10,7 @@ asks repeats it or not.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -127,14 +128,26 @@ async def waited(client: Redis, replicas: int, *words: Any) -> Any:
     in time: what was written stays, and may be lost with the server."""
     if not replicas:
         return await execute(client, *words)
-    pipe = client.pipeline(transaction=False)  # WAIT is for what came before on the same connection
-    pipe.execute_command(*words)
-    pipe.execute_command("WAIT", replicas, int(WAIT_SECONDS * 1000))
-    reply, reached = await pipe.execute(raise_on_error=False)
+    (reply,), lack = await pipelined(client, [words], replicas)
     if isinstance(reply, Exception):
         raise reply
-    if isinstance(reached, Exception):
-        raise reached
-    if reached < replicas:
-        raise gone.ConnectionError(f"{reached} of {replicas} replicas have it")
+    if lack is not None:
+        raise lack
     return reply
+
+
+async def pipelined(
+    client: Redis, commands: Sequence[tuple[Any, ...]], replicas: int
+) -> tuple[list[Any], Exception | None]:
+    """The replies to commands, which an error may be, and why so many replicas do not have their writes, if so."""
+    pipe = client.pipeline(transaction=False)  # WAIT is for what came before on the same connection
+    for words in commands:
+        pipe.execute_command(*words)
+    if not replicas:
+        return await pipe.execute(raise_on_error=False), None
+    pipe.execute_command("WAIT", replicas, int(WAIT_SECONDS * 1000))
+    *replies, reached = await pipe.execute(raise_on_error=False)
+    if isinstance(reached, Exception):
+        return replies, reached
+    few = reached < replicas
+    return replies, gone.ConnectionError(f"{reached} of {replicas} replicas have it") if few else None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
+from foreseen.queue import Queue, connect_queue
 from tests.live import Live, started
 from tests.models_fixture import built_data
+from tests.state_server import state_server
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +32,28 @@ def own(built: Path, tmp_path: Path) -> Iterator[Live]:
     """The same for one test alone: it may stop, kill and restart what it likes."""
     with started(built, tmp_path / "data") as system:
         yield system
+
+
+@pytest.fixture(scope="module")
+def state_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where a real state store is."""
+    with state_server(tmp_path_factory.mktemp("state")) as (url, _):
+        yield url
+
+
+@pytest.fixture
+async def store(state_url: str) -> AsyncIterator[Redis]:
+    """It as whoever may write there sees it, empty at first."""
+    client: Redis = Redis.from_url(state_url)
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def queue(request: pytest.FixtureRequest, state_url: str, store: Redis) -> AsyncIterator[Queue]:
+    """A queue in it, with the bounds of the test's module."""
+    one = connect_queue(state_url, request.module.BOUNDS)
+    await one.open()
+    yield one
+    await one.close()

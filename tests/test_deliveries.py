@@ -7,7 +7,6 @@ import contextlib
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from redis.asyncio import Redis
@@ -23,33 +22,10 @@ from proxy.events import event
 from proxy.jobs import Prediction
 from proxy.webhooks import Delivery
 from tests.doubles import ROOT
-from tests.test_generations import state_server
 
 BOUNDS = Bounds(1000, 10_000_000, 3600.0, 3600.0)
 URL = "https://hooks.example/x"
 RECORDS = Records(ROOT)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with state_server(tmp_path_factory.mktemp("state")) as (url, _):
-        yield url
-
-
-@pytest.fixture
-async def client(server: str) -> AsyncIterator[Redis]:
-    one: Redis = Redis.from_url(server)
-    await one.flushall()
-    yield one
-    await one.aclose()
-
-
-@pytest.fixture
-async def queue(server: str, client: Redis) -> AsyncIterator[Queue]:
-    one = connect_queue(server, BOUNDS)
-    await one.open()
-    yield one
-    await one.close()
 
 
 class Asked:
@@ -133,7 +109,7 @@ async def test_of_two_who_claim_one_gets_it(queue: Queue, asked: Asked) -> None:
 
 
 async def test_a_dead_workers_claim_passes_on_and_its_late_settling_counts_for_nothing(
-    queue: Queue, asked: Asked, client: Redis
+    queue: Queue, asked: Asked, store: Redis
 ) -> None:
     """At least once: after the lease somebody else sends it, and only who holds it may settle it."""
     ticket = await asked.submit()
@@ -144,7 +120,7 @@ async def test_a_dead_workers_claim_passes_on_and_its_late_settling_counts_for_n
     assert not await queue.outbox.settle(dead, "delivered")
     assert not await queue.outbox.put_off(dead, 0.0, failed=True)
     assert await queue.outbox.settle(living, "delivered")
-    assert (await client.zcard(HOOKS), await client.hlen(TRIES)) == (0, 0)
+    assert (await store.zcard(HOOKS), await store.hlen(TRIES)) == (0, 0)
     assert (await queue.standing()).counts["hook:delivered"] == 1
 
 
@@ -161,16 +137,16 @@ async def test_what_is_put_off_is_due_again_later(queue: Queue, asked: Asked) ->
     assert (await queue.standing()).counts["hook:failed"] == 1
 
 
-async def test_what_is_forgotten_is_not_delivered(queue: Queue, asked: Asked, client: Redis) -> None:
+async def test_what_is_forgotten_is_not_delivered(queue: Queue, asked: Asked, store: Redis) -> None:
     """With the job its webhook goes, and leaves nothing behind."""
     ticket = await asked.submit()
     await asked.end(ticket[0])
-    await client.delete(b"{fsj1}.job:" + ticket[0])
+    await store.delete(b"{fsj1}.job:" + ticket[0])
     assert await queue.outbox.claim(10, 60.0) == []
-    assert (await client.zcard(HOOKS), await client.hlen(TRIES)) == (0, 0)
+    assert (await store.zcard(HOOKS), await store.hlen(TRIES)) == (0, 0)
 
 
-async def test_tickets_count_as_memory_until_their_job_is_forgotten(queue: Queue, asked: Asked, client: Redis) -> None:
+async def test_tickets_count_as_memory_until_their_job_is_forgotten(queue: Queue, asked: Asked, store: Redis) -> None:
     """Whoever asks the same a hundred times takes memory that the bound knows of, also when the job has ended; and
     where all is forgotten none is taken."""
     first = await asked.submit(b"same")
@@ -182,7 +158,7 @@ async def test_tickets_count_as_memory_until_their_job_is_forgotten(queue: Queue
     each = ((await queue.standing()).counts["bytes"] - 2 * before) / 99
     assert each > 150
     for job in (first[0], others[0][0]):
-        await client.zadd("{fsj1}.ends", {job: 0})
+        await store.zadd("{fsj1}.ends", {job: 0})
     await queue.tick()
     assert (await queue.standing()).counts["bytes"] == 0
 

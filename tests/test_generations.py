@@ -6,50 +6,28 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
-from foreseen import valkey
 from foreseen.errors import NotConfirmed, StateUnavailable
 from foreseen.nouns import Key
 from foreseen.state import State, connect_state, generation_of
 from proxy.generations import Generations, is_gone, worker_name
 from proxy.purge import Purger
 from tests.doubles import BrokenFar, DictFar, ScriptedModel, numbered, pipeline, question, row, value_of
-
-
-@contextlib.contextmanager
-def state_server(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A real Valkey in the state role, on a unix socket, with what the folder holds."""
-    path = folder / "state.sock"
-    process = subprocess.Popen(valkey.state_command(path, folder), stdout=subprocess.DEVNULL)
-    try:
-        with ThreadPoolExecutor(1) as thread:  # this thread may be running a loop already
-            thread.submit(asyncio.run, valkey.until_answering(path, 10)).result()
-        yield f"unix://{path}", process
-    finally:
-        process.kill()
-        process.wait()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with state_server(tmp_path_factory.mktemp("state")) as (url, _):
-        yield url
+from tests.state_server import state_server
 
 
 @pytest.fixture
-async def state(server: str) -> AsyncIterator[State]:
-    client: Redis = Redis.from_url(server)
+async def state(state_url: str) -> AsyncIterator[State]:
+    client: Redis = Redis.from_url(state_url)
     await client.flushall()
     await client.aclose()
-    one = connect_state(server)
+    one = connect_state(state_url)
     yield one
     await one.close()
 
@@ -103,12 +81,12 @@ async def test_the_highest_of_what_a_space_belongs_to_counts(state: State) -> No
 
 
 async def test_every_worker_learns_of_a_purge_and_it_ends_when_the_last_has_confirmed(
-    server: str, state: State
+    state_url: str, state: State
 ) -> None:
     """Two workers, a model, everything and a key: in force on both when it is acknowledged."""
     purger = Purger(state, pipeline(ScriptedModel(), DictFar()).tiers)
     (key,) = numbered(1)
-    async with following(server, "one", "two") as workers:
+    async with following(state_url, "one", "two") as workers:
         done = await purger.purge("model", "m", 10)
         assert done.workers == 2
         assert [worker.generations.of("m", "d") for worker in workers] == [done.generation] * 2
@@ -119,11 +97,11 @@ async def test_every_worker_learns_of_a_purge_and_it_ends_when_the_last_has_conf
     assert await purger.workers() == {}
 
 
-async def test_a_worker_that_is_cut_off_is_named_and_not_forgotten(server: str, state: State) -> None:
+async def test_a_worker_that_is_cut_off_is_named_and_not_forgotten(state_url: str, state: State) -> None:
     """It registered and does not answer: the purge says so until an operator says that it has ended."""
     purger = Purger(state, pipeline(ScriptedModel()).tiers)
     await state.register("elsewhere/7/1/other")
-    async with following(server, "one"):
+    async with following(state_url, "one"):
         with pytest.raises(NotConfirmed, match="elsewhere/7/1/other"):
             await purger.purge("model", "m", 0)
         await purger.forget_worker("elsewhere/7/1/other")
@@ -143,16 +121,16 @@ async def test_a_worker_that_has_ended_here_is_not_waited_for(state: State) -> N
     assert (await Purger(state, pipeline(ScriptedModel()).tiers).purge("all", "", 0)).workers == 0
 
 
-async def test_a_store_that_lost_everything_is_told_again(server: str, state: State) -> None:
+async def test_a_store_that_lost_everything_is_told_again(state_url: str, state: State) -> None:
     """What a worker knows is raised there before it reads, and a worker that starts later knows it too."""
-    async with following(server, "one") as (worker,):
+    async with following(state_url, "one") as (worker,):
         raised = (await Purger(state, pipeline(ScriptedModel()).tiers).purge("model", "m", 10)).generation
-        client: Redis = Redis.from_url(server)
+        client: Redis = Redis.from_url(state_url)
         await client.flushall()
         await client.aclose()
         assert worker.generations._state is not None
         await worker.generations._catch_up(worker.generations._state)
-        async with following(server, "two") as (other,):
+        async with following(state_url, "two") as (other,):
             assert other.generations.of("m", "d") == worker.generations.of("m", "d") == raised
         assert await state.purge("model", "m") > raised
 
@@ -220,7 +198,7 @@ async def test_a_purged_key_is_not_read_from_far_while_it_is_being_deleted() -> 
     assert model.calls == [1, 1]
 
 
-async def test_a_key_that_could_not_be_deleted_in_redis_is_not_called_purged(server: str, state: State) -> None:
+async def test_a_key_that_could_not_be_deleted_in_redis_is_not_called_purged(state_url: str, state: State) -> None:
     """Every worker has forgotten it, Redis is away: not confirmed."""
     (key,) = numbered(1)
     with pytest.raises(NotConfirmed, match="not deleted in Redis"):

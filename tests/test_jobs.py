@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,38 +37,15 @@ from foreseen.state import State
 from foreseen.transitions import BASE
 from proxy.worker import MOST_ALONE, Worker
 from tests.doubles import DIGEST, ROOT, SIGNATURE, DictFar, ScriptedModel, numbered, pipeline, predicted, row, value_of
-from tests.test_generations import state_server
 
 BOUNDS = Bounds(jobs=100, bytes=10_000_000, job_seconds=60.0, result_seconds=60.0)
 RECORDS = Records(ROOT)
 FRAMER = Framer(SIGNATURE)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with state_server(tmp_path_factory.mktemp("queue")) as (url, _):
-        yield url
-
-
-@pytest.fixture
-async def store(server: str) -> AsyncIterator[Redis]:
-    """The store as whoever may write there sees it, empty at first."""
-    client: Redis = Redis.from_url(server)
-    await client.flushall()
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
-async def queue(server: str, store: Redis) -> AsyncIterator[Queue]:
-    async with opened(server) as one:
-        await one.open()
-        yield one
-
-
 @contextlib.asynccontextmanager
-async def opened(server: str, bounds: Bounds = BOUNDS) -> AsyncIterator[Queue]:
-    one = connect_queue(server, bounds)
+async def opened(state_url: str, bounds: Bounds = BOUNDS) -> AsyncIterator[Queue]:
+    one = connect_queue(state_url, bounds)
     try:
         yield one
     finally:
@@ -267,9 +244,9 @@ async def test_a_cancelled_job_is_not_run(queue: Queue) -> None:
     assert await state_of(queue, job, nonce) == "cancelled"
 
 
-async def test_what_is_over_is_forgotten_and_its_memory_is_free(server: str, store: Redis) -> None:
+async def test_what_is_over_is_forgotten_and_its_memory_is_free(state_url: str, store: Redis) -> None:
     """A job that is not done in time expires, a result that nobody fetched goes; then all the bytes are back."""
-    async with opened(server, Bounds(100, 10_000_000, 0.0, 0.0)) as queue:
+    async with opened(state_url, Bounds(100, 10_000_000, 0.0, 0.0)) as queue:
         await queue.open()
         ticket = await submit(queue)
         await queue.tick()
@@ -280,11 +257,11 @@ async def test_what_is_over_is_forgotten_and_its_memory_is_free(server: str, sto
         assert {key async for key in store.scan_iter(f"{BASE}.job:*")} == set()
 
 
-async def test_the_queue_is_bounded_in_jobs_and_in_bytes(server: str, store: Redis) -> None:
+async def test_the_queue_is_bounded_in_jobs_and_in_bytes(state_url: str, store: Redis) -> None:
     """One more is refused, and says what is full."""
     async with (
-        opened(server, Bounds(2, 10_000_000, 60.0, 60.0)) as few,
-        opened(server, Bounds(9, 6000, 60.0, 60.0)) as small,
+        opened(state_url, Bounds(2, 10_000_000, 60.0, 60.0)) as few,
+        opened(state_url, Bounds(9, 6000, 60.0, 60.0)) as small,
     ):
         await submit(few)
         await submit(few)
@@ -314,9 +291,9 @@ class Cut(UnixDomainSocketConnection):
         raise RuntimeError("unable to perform operation on <UnixTransport closed=True>; the handler is closed")
 
 
-async def test_a_connection_that_ended_meanwhile_is_a_store_that_is_away(server: str) -> None:
+async def test_a_connection_that_ended_meanwhile_is_a_store_that_is_away(state_url: str) -> None:
     """It is no mistake of ours: 503 as of every other end, for the queue, the outbox and the state."""
-    client = Redis(connection_pool=ConnectionPool(connection_class=Cut, path=server.removeprefix("unix://")))
+    client = Redis(connection_pool=ConnectionPool(connection_class=Cut, path=state_url.removeprefix("unix://")))
     queue, state = Queue(client, BOUNDS), State(client)
     with pytest.raises(QueueUnavailable):
         await submit(queue)
@@ -456,8 +433,8 @@ async def test_what_was_put_back_by_another_stays_where_it_is(queue: Queue) -> N
     assert handed.verdict == "alone"
 
 
-async def test_a_store_that_nobody_has_used_is_up(store: Redis, server: str) -> None:
+async def test_a_store_that_nobody_has_used_is_up(store: Redis, state_url: str) -> None:
     """No job and no worker yet: nothing waits, nobody works, and that is told, not that the queue is away."""
-    async with opened(server) as queue:
+    async with opened(state_url) as queue:
         standing = await queue.standing()
     assert (standing.counts, standing.oldest_seconds, standing.workers) == ({}, 0.0, 0)

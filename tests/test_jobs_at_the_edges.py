@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -16,29 +15,7 @@ from foreseen.transitions import BASE, GROUP
 from proxy.worker import SLICE_ROWS
 from tests import test_jobs as jobs
 from tests.doubles import ScriptedModel, row
-from tests.test_generations import state_server
 from tests.test_jobs import BOUNDS, FRAMER, RECORDS, result, state_of, submit, take, until_ended, working
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with state_server(tmp_path_factory.mktemp("edges")) as (url, _):
-        yield url
-
-
-@pytest.fixture
-async def store(server: str) -> AsyncIterator[Redis]:
-    client: Redis = Redis.from_url(server)
-    await client.flushall()
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
-async def queue(server: str, store: Redis) -> AsyncIterator[Queue]:
-    async with jobs.opened(server) as one:
-        await one.open()
-        yield one
 
 
 async def large(queue: Queue, rows: int, preparation: str = "p") -> tuple[bytes, bytes]:

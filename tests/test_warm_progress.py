@@ -16,8 +16,8 @@ from foreseen.warm.teller import NOTHING, Teller
 from foreseen.warming import RUNS
 from tests.live import Live
 from tests.questions import ask_fingerprint, numbers
+from tests.state_server import state_server
 from tests.stories.test_10_first_question import FINGERPRINT
-from tests.test_generations import state_server
 from tests.test_warm import NOWHERE, digest_of, parquet, predicted, rows_of, settings, warmed
 
 
