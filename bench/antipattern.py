@@ -36,7 +36,7 @@ from rich.table import Table
 
 from bench.hit import foreseen
 from bench.load import at_once, post
-from bench.rounds import LOAD_CORE, OUT, ROOT, awake, free_port, listens, machine, pinned
+from bench.rounds import LOAD_CORE, OUT, ROOT, awake, listens, machine, pinned
 from foreseen.manifest import find
 from models.build import prepare
 from models.graphs.graph import to_bytes
@@ -44,6 +44,7 @@ from models.progress import Silent
 from models.publish import workshop
 from tests.live import sum_of
 from tests.models_fixture import PACKAGED, built_data
+from tests.ports import free_port
 
 SHARED = ROOT.parent / "shared" / "data"
 CONNECTIONS = 256

@@ -26,8 +26,9 @@ import numpy as np
 from bench import shapes
 from bench.apart import Lines, as_fast_as_answered
 from bench.peers import mlserver, prove_cached, triton
-from bench.rounds import LOAD_CORE, ROOT, awake, free_port, listens, need, pinned, report, take_turns, wrk
+from bench.rounds import LOAD_CORE, ROOT, awake, listens, need, pinned, report, take_turns, wrk
 from tests.models_fixture import built_data
+from tests.ports import free_port
 from tests.questions import ask_minilm
 
 MODELS = ("minilm", *shapes.NAMES)

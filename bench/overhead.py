@@ -23,8 +23,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.hit import FRESH_TIMEOUT, ask, script
-from bench.rounds import ROOT, awake, free_port, pinned, report, take_turns, wrk
+from bench.rounds import ROOT, awake, pinned, report, take_turns, wrk
 from tests.models_fixture import built_data
+from tests.ports import free_port
 from tests.questions import ask_fingerprint, numbers
 
 MODEL = "/v2/models/fingerprint/infer"

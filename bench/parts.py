@@ -17,10 +17,11 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from bench.rounds import ROOT, free_port
+from bench.rounds import ROOT
 from foreseen import valkey
 from foreseen.places import make_run_folder, model_socket, redis_socket
 from foreseen.secret import make_secret
+from tests.ports import free_port
 
 FORESEEN = [sys.executable, "-m", "foreseen.cli"]
 START_SECONDS = 120.0

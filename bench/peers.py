@@ -18,7 +18,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.rounds import ROOT, free_port, pinned
+from bench.rounds import ROOT, pinned
+from tests.ports import free_port
 
 TRITON = ROOT / ".venv-triton"
 MLSERVER = ROOT / ".venv-mlserver"

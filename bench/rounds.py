@@ -50,12 +50,6 @@ def need(program: str, package: str) -> str:
     return found
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextlib.contextmanager
 def pinned(command: Sequence[str], *, ready: Callable[[], bool], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     """A server on the server's core, up until the block ends."""

@@ -37,9 +37,10 @@ from bench import policy, shapes
 from bench.hit import script
 from bench.load import at_once, in_turn, post
 from bench.parts import Parts, is_ready, parts, until
-from bench.rounds import LOAD_CORE, OUT, ROOT, SERVER_CORE, awake, free_port, machine, wrk
+from bench.rounds import LOAD_CORE, OUT, ROOT, SERVER_CORE, awake, machine, wrk
 from foreseen.wire import render_request
 from tests.live import sum_of
+from tests.ports import free_port
 
 ENTRIES = (1_000, 10_000, 100_000)
 BATCHES = (1, 4, 16, 64, 256, 1024)

@@ -31,13 +31,13 @@ from typing import Any
 import aiohttp
 
 from bench.mortal import POISON
-from bench.rounds import free_port
 from foreseen import valkey
 from foreseen.children import Child
 from foreseen.places import make_run_folder, model_socket, redis_socket, state_socket
 from foreseen.secret import make_secret
 from tests.live import worker_of
 from tests.models_fixture import built_data
+from tests.ports import free_port
 from tests.questions import ask_fingerprint, fingerprint, numbers
 
 PATH = "/v2/models/fingerprint/infer"

@@ -54,6 +54,7 @@ from foreseen.tensors import array_of_json
 from foreseen.warm.pipe import Pipe
 from foreseen.warm.warmer import preparer_of
 from inference.session import Plan, open_session, session_options
+from tests.ports import free_port
 
 PACKAGED = (Path(models.__file__).parent,)
 STEP_SECONDS = 300
@@ -72,9 +73,7 @@ class System:
         self.far = subprocess.Popen(valkey.command(redis_socket(data), 2 << 30), stdout=subprocess.DEVNULL)
         self.inference: subprocess.Popen[bytes] | None = None
         self.proxy: subprocess.Popen[bytes] | None = None
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+        self.url = f"http://127.0.0.1:{free_port()}"
 
     def start_model(self) -> None:
         path = model_socket(self.data, self.model)

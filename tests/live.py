@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from foreseen.places import model_socket
+from tests.ports import free_port
 
 
 @dataclass
@@ -127,9 +128,7 @@ def started(built: Path, data: Path, *flags: str, models: Sequence[str] = ("mini
 @contextlib.contextmanager
 def fresh(data: Path, *flags: str) -> Iterator[Live]:
     """The same on a data directory as it is, with these flags alone."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "foreseen.cli", "up", f"--data={data}", f"--port={port}", *flags]
     if not any(flag.startswith("--log-level=") for flag in flags):
         command.append("--log-level=warning")

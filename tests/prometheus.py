@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import subprocess
 import time
 import urllib.error
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 
 from tests.live import Live
+from tests.ports import free_port
 
 BETWEEN_LOOKS_SECONDS = 0.1
 
@@ -85,9 +85,7 @@ def scraping(
     }
     config = folder / "prometheus.yml"
     config.write_text(yaml.safe_dump(document))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder / 'tsdb'}"]
     command += [f"--web.listen-address={address}", "--log.level=error"]
     process = subprocess.Popen(command)

@@ -16,6 +16,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from tests.ports import free_port
+
 SERVER = "/usr/bin/redis-server"
 START_SECONDS = 20
 
@@ -48,19 +50,6 @@ class Server:
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
-
-
-def free_port() -> int:
-    """A port that nobody has, nor the one 10,000 above it, which a Cluster's node takes for its bus."""
-    while True:
-        with socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", 0))
-            port = int(one.getsockname()[1])
-            if port > 50_000:
-                continue
-            with contextlib.suppress(OSError):
-                other.bind(("127.0.0.1", port + 10_000))
-                return port
 
 
 @contextlib.contextmanager

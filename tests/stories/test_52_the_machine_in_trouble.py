@@ -21,6 +21,7 @@ from foreseen.places import model_socket, redis_socket
 from foreseen.secret import make_secret
 from tests.faults import between
 from tests.live import Live, fresh, started
+from tests.ports import free_port
 from tests.questions import ask_fingerprint, fingerprint, numbers
 from tests.raw import FINGERPRINT
 from tests.stories.test_10_first_question import status_of
@@ -133,13 +134,14 @@ def another_proxy(live: Live, data: Path, redis: str) -> Iterator[Live]:
     shutil.copy(live.data / "secret", data / "secret")
     command = [sys.executable, "-m", "foreseen.cli", "proxy", f"--data={data}", f"--redis={redis}", "--near-bytes=0"]
     command += [f"--model=fingerprint=unix:{model_socket(live.data, 'fingerprint')}", "--log-level=error"]
-    port = live.port + 1 if live.port < 60_000 else live.port - 1
+    port = free_port()
     process = subprocess.Popen([*command, f"--port={port}"])
     other = Live(f"http://127.0.0.1:{port}", data, process)
     try:
         deadline = time.monotonic() + 30
         while True:
             assert time.monotonic() < deadline
+            assert process.poll() is None
             try:
                 if other.get("/v2/health/ready")[0] == 200:
                     break

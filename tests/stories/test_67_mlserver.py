@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import aiohttp
 import pytest
 
 from tests.live import Live, fresh
+from tests.ports import free_port
 from tests.questions import ask_fingerprint, fingerprint, numbers
 
 ROOT = Path(__file__).parents[2]
@@ -39,16 +39,6 @@ class Behind:
         return sum(int(line[1]) for line in lines), max((int(line[2]) for line in lines), default=0)
 
 
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 def _until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
     while process.poll() is None:
         try:
@@ -64,7 +54,7 @@ def _until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
 def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
     assert BIN.exists(), "no MLServer: run `make .venv-mlserver/installed`"
     folder = tmp_path_factory.mktemp("mlserver")
-    http, grpc, metrics = _free_ports(3)
+    http, grpc, metrics = free_port(), free_port(), free_port()
     settings = {
         "HTTP_PORT": http,
         "GRPC_PORT": grpc,

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import pytest
 
 from foreseen.places import state_socket
 from tests.live import Live, started
+from tests.ports import free_port
 from tests.questions import ask_fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT
 
@@ -24,9 +24,7 @@ from tests.stories.test_10_first_question import FINGERPRINT
 @pytest.fixture(scope="module")
 def watched(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Live, Live]]:
     """A system, and its job worker as something that has metrics."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     data = tmp_path_factory.mktemp("workers") / "data"
     with started(built, data, f"--job-metrics-port={port}", models=["fingerprint"]) as system:
         yield system, replace(system, url=f"http://127.0.0.1:{port}")
