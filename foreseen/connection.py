@@ -7,6 +7,7 @@ read: what it has written it flushes for ever.
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from collections.abc import Callable
 from http import HTTPStatus
@@ -25,6 +26,7 @@ from foreseen.limits import Bucket, Gate, Limits
 
 TAKEN_BYTES = 64 * 1024
 """A reader that takes so much of a long reply within `write_seconds` is slow; one that takes less is cut off."""
+ACCEPTED_A_TURN = 64
 _TOO_MANY = "Too many headers"
 """How aiohttp's parser says it; it has no class for this."""
 
@@ -49,6 +51,11 @@ class Runner(web.AppRunner):
         assert isinstance(self.server, _Server)
         self.server.draining = True
 
+    def accept_all(self, listener: socket.socket) -> None:
+        """Take whoever waits at a listener of one of the sites, not only one a turn of the event loop."""
+        assert isinstance(self.server, _Server)
+        self.server.listener = listener
+
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
         return _Server(
@@ -62,15 +69,43 @@ class Runner(web.AppRunner):
 
 
 class _Server(web.Server):
-    """`draining`: from now on every answer is the last one of its connection. See `drain.py`."""
+    """`draining`: from now on every answer is the last one of its connection. See `drain.py`.
+
+    libuv takes one connection from its listener in a turn of the event loop. Where each turn answers many requests, the
+    last of 64 that came together waited for 64 turns, half a second; so the first takes the others in, too.
+    """
 
     def __init__(self, connect: Connect, handler: Any, **options: Any) -> None:
         super().__init__(handler, **options)
         self._connect = connect
         self.draining = False
+        self.listener: socket.socket | None = None
+        self._looking = False
+        self._taken: set[asyncio.Task[None]] = set()
 
     def __call__(self) -> RequestHandler:
+        if self.listener is not None and not self._looking:
+            self._looking = True
+            self._loop.call_soon(self._accept_more)
         return self._connect(self, loop=self._loop, **self._kwargs)
+
+    def _accept_more(self) -> None:
+        self._looking = False
+        for _ in range(ACCEPTED_A_TURN):
+            try:
+                accepted, _ = self.listener.accept()  # type: ignore[union-attr]
+            except OSError:  # nobody waits, or it is closed, or no descriptor is left, which libuv knows to handle
+                return
+            accepted.setblocking(False)
+            task = self._loop.create_task(self._take(accepted))
+            self._taken.add(task)
+            task.add_done_callback(self._taken.discard)
+
+    async def _take(self, accepted: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self, accepted)
+        except OSError:
+            accepted.close()  # it has left
 
 
 class Connection(RequestHandler):

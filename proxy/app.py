@@ -268,6 +268,7 @@ async def _run(settings: ProxySettings) -> None:
         listener = listen(settings.host, settings.port) if settings.fd is None else inherited(settings.fd)
         site = web.SockSite(runner, listener, backlog=BACKLOG)
         await site.start()
+        runner.accept_all(listener)
         operators = Runner(proxy.admin, keepalive_timeout=settings.keepalive_seconds)
         await operators.setup()
         try:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import pytest
+import uvloop
 from aiohttp import web
 
 from foreseen.connection import Runner
 from foreseen.drain import drain
+from foreseen.listen import listen
 from proxy.ask import Ask
 from proxy.connection import HOLD_SECONDS, ShortConnection
 from proxy.edge import Edge, Told
@@ -494,3 +497,29 @@ async def test_get_requests_keep_the_account_even() -> None:
         await one.ask(request())
         assert await one.ask(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n") == b"aiohttp "
         assert await one.ask(request()) == b"road question"
+
+
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_who_comes_with_many_others_is_let_in_with_them(all_of_them: bool) -> None:
+    """Forty connect before the server looks. libuv lets one in a turn; that is how long the last would wait, were the
+    others not taken in with the first."""
+
+    async def turns() -> int:
+        runner = Runner(web.Application())
+        await runner.setup()
+        listener = listen("127.0.0.1", 0)
+        await web.SockSite(runner, listener).start()
+        if all_of_them:
+            runner.accept_all(listener)
+        came = [socket.create_connection(listener.getsockname()) for _ in range(40)]
+        taken = 0
+        async with asyncio.timeout(20):
+            while len(runner.server.connections) < len(came):  # type: ignore[union-attr]
+                taken += 1
+                await asyncio.sleep(0)
+        for one in came:
+            one.close()
+        await runner.cleanup()
+        return taken
+
+    assert (uvloop.run(turns()) < 40) == all_of_them
