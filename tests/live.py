@@ -22,6 +22,9 @@ from typing import Any
 from foreseen.places import model_socket
 from tests.ports import free_port
 
+STORES = {"far": "far.sock", "state": "state.sock"}
+"""What their command lines end a word with."""
+
 
 @dataclass
 class Live:
@@ -71,21 +74,18 @@ class Live:
         """Process ids of the system's processes by what they are: far, state, model:NAME, proxy, worker."""
         found = {}
         for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-            if "inference" in words:
-                name = next(word for word in words if word.startswith("--model=")).removeprefix("--model=")
-                found[f"model:{name}"] = int(pid)
-            else:
-                store = "state" if any(word.endswith("state.sock") for word in words) else "far"
-                kind = next((kind for kind in ("proxy", "worker") if kind in words), store)
-                found[kind] = worker_of(int(pid)) if kind == "worker" else int(pid)
+            with contextlib.suppress(OSError):  # it has ended in between
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+                name = _kind(words)
+                if name is not None:
+                    found[name] = worker_of(int(pid)) if name == "worker" else int(pid)
         return found
 
     def workers(self) -> list[int]:
         """Process ids of the proxy's workers."""
         found = []
         for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
-            with contextlib.suppress(FileNotFoundError):  # it has ended in between
+            with contextlib.suppress(OSError):  # it has ended in between
                 if "proxy" in Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
                     found.append(int(pid))
         return found
@@ -98,6 +98,16 @@ class Live:
 
     def signal(self, child: str, number: signal.Signals) -> None:
         os.kill(self.children()[child], number)
+
+
+def _kind(words: Sequence[str]) -> str | None:
+    """What a child is by its command line; None of one that has ended, or is not yet what it will be."""
+    if "inference" in words:
+        return "model:" + next(word for word in words if word.startswith("--model=")).removeprefix("--model=")
+    for kind in ("proxy", "worker"):
+        if kind in words:
+            return kind
+    return next((kind for kind, path in STORES.items() if any(word.endswith(path) for word in words)), None)
 
 
 def worker_of(pid: int) -> int:

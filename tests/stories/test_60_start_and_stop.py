@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ from tests.stories.test_10_first_question import FINGERPRINT
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
+    except OSError:
         return False
 
 
@@ -44,10 +45,8 @@ def test_its_only_tcp_port_is_the_one_that_was_asked_for(live: Live) -> None:
     inodes = set()
     for pid in (live.process.pid, *live.children().values()):
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-            try:
+            with contextlib.suppress(OSError):  # closed since it was listed
                 inodes.add(str(descriptor.readlink()))
-            except FileNotFoundError:
-                continue
     listening = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
