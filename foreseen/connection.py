@@ -27,6 +27,7 @@ from foreseen.limits import Bucket, Gate, Limits
 TAKEN_BYTES = 64 * 1024
 """A reader that takes so much of a long reply within `write_seconds` is slow; one that takes less is cut off."""
 ACCEPTED_A_TURN = 64
+"""Each costs 0.1 ms; the others come in the next turn."""
 _TOO_MANY = "Too many headers"
 """How aiohttp's parser says it; it has no class for this."""
 
@@ -56,6 +57,12 @@ class Runner(web.AppRunner):
         assert isinstance(self.server, _Server)
         self.server.listener = listener
 
+    async def all_are_in(self) -> None:
+        """Wait until whoever was accepted is among the connections."""
+        assert isinstance(self.server, _Server)
+        if self.server.taken:
+            await asyncio.wait(self.server.taken)
+
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
         return _Server(
@@ -69,7 +76,8 @@ class Runner(web.AppRunner):
 
 
 class _Server(web.Server):
-    """`draining`: from now on every answer is the last one of its connection. See `drain.py`.
+    """`draining`: from now on every answer is the last one of its connection, see `drain.py`. `taken`: they are about
+    to become connections.
 
     libuv takes one connection from its listener in a turn of the event loop. Where each turn answers many requests, the
     last of 64 that came together waited for 64 turns, half a second; so the first takes the others in, too.
@@ -81,7 +89,7 @@ class _Server(web.Server):
         self.draining = False
         self.listener: socket.socket | None = None
         self._looking = False
-        self._taken: set[asyncio.Task[None]] = set()
+        self.taken: set[asyncio.Task[None]] = set()
 
     def __call__(self) -> RequestHandler:
         if self.listener is not None and not self._looking:
@@ -98,8 +106,8 @@ class _Server(web.Server):
                 return
             accepted.setblocking(False)
             task = self._loop.create_task(self._take(accepted))
-            self._taken.add(task)
-            task.add_done_callback(self._taken.discard)
+            self.taken.add(task)
+            task.add_done_callback(self.taken.discard)
 
     async def _take(self, accepted: socket.socket) -> None:
         try:
