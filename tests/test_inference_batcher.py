@@ -52,6 +52,11 @@ class ScriptedRunner:
         """Let one run end."""
         self._go.release()
 
+    def hold(self) -> None:
+        """Hold every run from now on."""
+        self._go = threading.Semaphore(0)
+        self.held = True
+
     def go_on(self) -> None:
         """Hold nothing any more."""
         self.held = False
@@ -284,7 +289,7 @@ async def test_a_model_that_was_slow_once_is_trusted_again() -> None:
         await asyncio.gather(*tasks)
         for number in range(10, 40):  # one after the other: none waits
             await batcher.predict([row(number)], soon())
-        runner.held = True
+        runner.hold()
         tasks = [ask(row(50)), ask(row(51))]
         await turn()
         tasks.append(ask(*[row(60)] * 100, deadline=soon(25)))
