@@ -28,6 +28,8 @@ TAKEN_BYTES = 64 * 1024
 """A reader that takes so much of a long reply within `write_seconds` is slow; one that takes less is cut off."""
 ACCEPTED_A_TURN = 64
 """Each costs 0.1 ms; the others come in the next turn."""
+TAKEN_IN_SECONDS = 1.0
+"""From accepted to a connection; it takes a turn or two."""
 _TOO_MANY = "Too many headers"
 """How aiohttp's parser says it; it has no class for this."""
 
@@ -57,11 +59,12 @@ class Runner(web.AppRunner):
         assert isinstance(self.server, _Server)
         self.server.listener = listener
 
-    async def all_are_in(self) -> None:
-        """Wait until whoever was accepted is among the connections."""
+    async def accept_no_more(self) -> None:
+        """Wait until whoever was accepted is among the connections. Others on the same socket are another process's."""
         assert isinstance(self.server, _Server)
+        self.server.listener = None
         if self.server.taken:
-            await asyncio.wait(self.server.taken)
+            await asyncio.wait(self.server.taken, timeout=TAKEN_IN_SECONDS)
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
@@ -99,9 +102,12 @@ class _Server(web.Server):
 
     def _accept_more(self) -> None:
         self._looking = False
+        listener = self.listener
+        if listener is None:
+            return
         for _ in range(ACCEPTED_A_TURN):
             try:
-                accepted, _ = self.listener.accept()  # type: ignore[union-attr]
+                accepted, _ = listener.accept()
             except OSError:  # nobody waits, or it is closed, or no descriptor is left, which libuv knows to handle
                 return
             accepted.setblocking(False)

@@ -73,7 +73,7 @@ async def drain(runner: Runner, idle_seconds: float, busy_seconds: float) -> Non
     await asyncio.sleep(LOOK_SECONDS)  # the next turns of the event loop accept all that wait to be
     for site in list(runner.sites):
         await site.stop()
-    await runner.all_are_in()
+    await runner.accept_no_more()
     if not await _until(lambda: not server.connections, idle_seconds):
         for connection in server.connections:
             if isinstance(connection, Connection) and connection.between_requests:

@@ -523,3 +523,36 @@ def test_who_comes_with_many_others_is_let_in_with_them(all_of_them: bool) -> No
         return taken
 
     assert (uvloop.run(turns()) < 40) == all_of_them
+
+
+def test_who_comes_to_a_process_that_is_told_to_end_is_left_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others listen on the same socket. Who was accepted is in by then; nobody follows."""
+    monkeypatch.setattr("foreseen.connection.ACCEPTED_A_TURN", 1)
+
+    async def left() -> tuple[int, int]:
+        runner = Runner(web.Application())
+        await runner.setup()
+        shared = listen("127.0.0.1", 0)
+        await web.SockSite(runner, shared.dup()).start()
+        runner.accept_all(shared)
+        server = runner.server
+        assert server is not None
+        came = [socket.create_connection(shared.getsockname()) for _ in range(40)]
+        for _ in range(100):
+            if server.connections:
+                break
+            await asyncio.sleep(0)
+        for site in list(runner.sites):
+            await site.stop()
+        await runner.accept_no_more()
+        within = len(server.connections)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        after = len(server.connections)
+        for one in (*came, shared):
+            one.close()
+        await runner.cleanup()
+        return within, after
+
+    within, after = uvloop.run(left())
+    assert 0 < within == after < 40

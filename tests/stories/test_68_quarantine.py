@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -71,6 +71,18 @@ class Mortal(Foreign):
         if any(row[0] == POISON for row in rows):
             raise ZeroDivisionError
         return [fingerprint(row) for row in rows]
+
+
+def dying_once() -> Callable[[list[list[int]]], list[list[int]]]:
+    """Somebody kills it while it is at the first rows; it answers all others."""
+    deaths = iter([True])
+
+    def answer(rows: list[list[int]]) -> list[list[int]]:
+        if next(deaths, False):
+            raise ZeroDivisionError
+        return [fingerprint(row) for row in rows]
+
+    return answer
 
 
 @contextlib.asynccontextmanager
@@ -146,14 +158,7 @@ async def test_another_version_of_the_model_starts_with_a_clean_slate(tmp_path: 
 async def test_a_process_that_is_killed_by_somebody_costs_those_aboard_nothing(tmp_path: Path) -> None:
     """Its rows are asked again when it is back, within the deadline, and nobody is suspected."""
     async with mortal(tmp_path / "data") as (foreign, front):
-        deaths = iter([True])
-
-        def once(rows: list[list[int]]) -> list[list[int]]:
-            if next(deaths, False):
-                raise ZeroDivisionError
-            return [fingerprint(row) for row in rows]
-
-        foreign.answer = once
+        foreign.answer = dying_once()
         answers = await asyncio.gather(*(front.infer(numbers(seed)) for seed in range(20)))
         assert [digests for _, _, digests in answers] == [[fingerprint(numbers(seed))] for seed in range(20)]
         assert len(front.proxy.served["fp"].process.quarantine) == 0
@@ -209,14 +214,7 @@ async def test_who_gets_the_turn_of_one_that_ended_the_process_is_not_suspected(
     elsewhere.among(far, ROOT, ProxyMetrics())
     async with mortal(tmp_path / "data") as (foreign, front):
         front.proxy.trials.among(far, ROOT, front.proxy.metrics)
-        deaths = iter([True])
-
-        def once(rows: list[list[int]]) -> list[list[int]]:
-            if next(deaths, False):
-                raise ZeroDivisionError
-            return [fingerprint(row) for row in rows]
-
-        foreign.answer = once
+        foreign.answer = dying_once()
         quarantine = front.proxy.served["fp"].process.quarantine
         suspected: list[int] = []
         quarantine.crashed = lambda row, parameters: suspected.append(1)  # type: ignore[method-assign, assignment]
