@@ -15,12 +15,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from foreseen.inference.session import Plan, open_session
 from foreseen.manifest import Precision, find
+from foreseen.models.build import build
+from foreseen.models.progress import shown
 from foreseen.nouns import Row
 from foreseen.settings import InferenceSettings
-from inference.session import Plan, open_session
-from models.build import build
-from models.progress import shown
 from tests.models_fixture import PACKAGED
 from tests.test_inference_app import listening, padded
 

@@ -23,7 +23,7 @@ def main() -> None:
     from foreseen.exposition import use_slot
     from foreseen.logs import configure
     from foreseen.metrics import ProxyMetrics
-    from proxy.access import AccessLog
+    from foreseen.proxy.access import AccessLog
 
     use_slot(0)
     configure("info", "bench")

@@ -42,10 +42,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import models
-from foreseen import valkey, wire
+from foreseen import models, valkey, wire
 from foreseen.artifact import read_file, read_record, read_serving
 from foreseen.datatypes import DATATYPES
+from foreseen.inference.session import Plan, open_session, session_options
 from foreseen.manifest import find
 from foreseen.places import make_run_folder, model_socket, redis_socket
 from foreseen.rows import stack
@@ -53,7 +53,6 @@ from foreseen.secret import make_secret
 from foreseen.tensors import array_of_json
 from foreseen.warm.pipe import Pipe
 from foreseen.warm.warmer import preparer_of
-from inference.session import Plan, open_session, session_options
 from tests.ports import free_port
 
 PACKAGED = (Path(models.__file__).parent,)

@@ -35,7 +35,7 @@ app = App(
     version=version("foreseen"),
     config=cyclopts.config.Env("FORESEEN_", command=False),
 )
-app.command("models.commands:app", name="models")
+app.command("foreseen.models.commands:app", name="models")
 
 RequestFile = Annotated[Path, Parameter(allow_leading_hyphen=True, env_var=())]
 _UP, _PROXY, _DOCTOR = UpSettings(), ProxySettings(), DoctorSettings()
@@ -58,7 +58,7 @@ def up(settings: UpSettings = _UP) -> None:
 @app.command
 def proxy(settings: ProxySettings = _PROXY) -> None:
     """Run one proxy process, in front of model processes that run already."""
-    from proxy.app import run
+    from foreseen.proxy.app import run
 
     configure(settings.log_level, "proxy")
     run(settings)
@@ -67,7 +67,7 @@ def proxy(settings: ProxySettings = _PROXY) -> None:
 @app.command
 def worker(settings: WorkerSettings = _WORKER) -> None:
     """Run one worker on the queue of jobs, in front of model processes that run already."""
-    from proxy.work import run
+    from foreseen.proxy.work import run
 
     configure(settings.log_level, "worker")
     run(settings)
@@ -84,7 +84,7 @@ def jobs(settings: JobsSettings = _JOBS) -> None:
 @app.command
 def inference(settings: InferenceSettings) -> None:
     """Run one model's own process: a V2 server over ONNX Runtime."""
-    from inference.app import serve
+    from foreseen.inference.app import serve
 
     configure(settings.log_level, f"inference:{settings.model}")
     serve(settings)
@@ -99,7 +99,7 @@ def key(file: RequestFile, /, *, settings: KeySettings) -> None:
     file
         The body of a request as a client would send it; '-' reads stdin.
     """
-    from proxy.offline import keyed
+    from foreseen.proxy.offline import keyed
 
     rows = keyed(file, settings)
     if settings.json:
@@ -139,7 +139,7 @@ def explain(first: RequestFile, second: RequestFile, /, *, settings: KeySettings
     second
         The body of another.
     """
-    from proxy.offline import compared, keyed
+    from foreseen.proxy.offline import compared, keyed
 
     rows = list(zip_longest(keyed(first, settings), keyed(second, settings)))
     lacking = ["one request has fewer rows"]
@@ -219,7 +219,7 @@ def doctor(settings: DoctorSettings = _DOCTOR) -> None:
 
     Ends with status 1 where something must be fixed. Looks and changes nothing.
     """
-    from proxy.doctor import examine
+    from foreseen.proxy.doctor import examine
 
     configure("error", "doctor")
     found = examine(settings)

@@ -7,6 +7,8 @@ import os
 import tempfile
 from pathlib import Path
 
+MODELS = Path(__file__).parent / "models"
+"""The manifests of the models in the box."""
 MAX_SOCKET_PATH = 100
 """Linux takes 107 bytes; Valkey's temporary names and ours need a few."""
 

@@ -28,12 +28,12 @@ from foreseen.http import (
     read_body,
     traceparent,
 )
+from foreseen.inference.describe import EXTENSIONS, Stats, config, metadata
+from foreseen.inference.served import Served
 from foreseen.manifest import wire_shape
 from foreseen.nouns import Array, Lane
 from foreseen.settings import InferenceSettings
 from foreseen.tensors import raw_of
-from inference.describe import EXTENSIONS, Stats, config, metadata
-from inference.served import Served
 
 _log = structlog.get_logger()
 

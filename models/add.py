@@ -17,13 +17,13 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 from foreseen.datatypes import BY_DTYPE
 from foreseen.errors import SetupError
 from foreseen.manifest import BATCH, Batching, Dim, Manifest, ModelInput, ModelOutput, ModelSignature, load
-from models import check, heads
-from models.child import prove
-from models.graphs import onnx_file
-from models.progress import Say
-from models.publish import workshop
-from models.run import Session
-from models.samples import samples
+from foreseen.models import check, heads
+from foreseen.models.child import prove
+from foreseen.models.graphs import onnx_file
+from foreseen.models.progress import Say
+from foreseen.models.publish import workshop
+from foreseen.models.run import Session
+from foreseen.models.samples import samples
 
 PROBED_ROWS = 32
 ROLES = {"attention_mask": "mask", "token_type_ids": "zeros"}

@@ -1,7 +1,7 @@
 """A manifest → an artifact in force: fetch → graph → quantize → prove → check → publish → record.
 
 The quick build, which the first start of the program waits for, makes the manifest's first precision only and checks
-it on a few dozen texts. The full build (`models.report`) makes and measures every candidate on this machine.
+it on a few dozen texts. The full build (`foreseen.models.report`) makes and measures every candidate on this machine.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from onnx import ModelProto
 from foreseen.artifact import Artifact, Record, write_record
 from foreseen.errors import SetupError
 from foreseen.manifest import Manifest, Precision
+from foreseen.models import check, exact, heads
+from foreseen.models.child import prove
+from foreseen.models.fetch import fetch
+from foreseen.models.gate import Figures, invariance_reasons, reasons, runs_alone
+from foreseen.models.graphs.graph import to_bytes
+from foreseen.models.progress import Say
+from foreseen.models.publish import GRAPH_NAME, describe, publish, workshop
+from foreseen.models.quantize import quantize
+from foreseen.models.run import Session
+from foreseen.models.samples import samples
 from foreseen.nouns import Row
-from models import check, exact, heads
-from models.child import prove
-from models.fetch import fetch
-from models.gate import Figures, invariance_reasons, reasons, runs_alone
-from models.graphs.graph import to_bytes
-from models.progress import Say
-from models.publish import GRAPH_NAME, describe, publish, workshop
-from models.quantize import quantize
-from models.run import Session
-from models.samples import samples
 
 QUICK_ROWS = 48
 BUILDERS = {"bert": "bert", "mpnet": "mpnet", "fingerprint": "fingerprint", "digits": "digits", "onnx": "onnx_file"}
-"""What `source.builder` may say → the module of `models.graphs` that does it."""
+"""What `source.builder` may say → the module of `foreseen.models.graphs` that does it."""
 
 
 class Bench(Struct, frozen=True):
@@ -116,11 +116,11 @@ def _quick_figures(bench: Bench, graph: Path, rows: list[Row]) -> Figures:
 
 
 def builder_of(manifest: Manifest) -> ModuleType:
-    """The module of `models.graphs` that makes the fp32 graph: it has `make(manifest, folder)`.
+    """The module of `foreseen.models.graphs` that makes the fp32 graph: it has `make(manifest, folder)`.
 
     A builder that trains also has `truth()`: rows that it held back and their labels.
     """
     name = manifest.source.builder if manifest.source else ""
     if name not in BUILDERS:
         raise SetupError(f"model {manifest.name!r}: no builder called {name!r}; there are {', '.join(BUILDERS)}")
-    return importlib.import_module(f"models.graphs.{BUILDERS[name]}")
+    return importlib.import_module(f"foreseen.models.graphs.{BUILDERS[name]}")

@@ -26,10 +26,10 @@ from foreseen.artifact import (
 )
 from foreseen.errors import SetupError
 from foreseen.manifest import Manifest
-from models.child import prove
-from models.fetch import plain_name
-from models.progress import Say
-from models.publish import publish, workshop
+from foreseen.models.child import prove
+from foreseen.models.fetch import plain_name
+from foreseen.models.progress import Say
+from foreseen.models.publish import publish, workshop
 
 REPORT_NAME = "report.json"
 LARGEST_JSON_BYTES = 1 << 20

@@ -8,9 +8,9 @@ import numpy as np
 from msgspec import Struct
 
 from foreseen.manifest import ModelSignature
+from foreseen.models.run import Session
 from foreseen.nouns import Array, Row
 from foreseen.rows import RowOutputs
-from models.run import Session
 
 Head = Callable[[Array], Array]
 """Vectors FP32 [n, k] → labels INT64 [n]."""

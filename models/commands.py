@@ -16,9 +16,9 @@ from foreseen import manifest as manifests
 from foreseen.artifact import Record, read_record
 from foreseen.errors import SetupError
 from foreseen.manifest import Manifest
+from foreseen.models import progress, tables
+from foreseen.models.labelled import Files
 from foreseen.settings import Common
-from models import progress, tables
-from models.labelled import Files
 
 app = App(name="models", help="Make models lighter, with evidence.")
 
@@ -50,11 +50,11 @@ def build(
     manifest = manifests.find(name, common.model_folders)
     with progress.shown() as say:
         if not full and files is None:
-            from models.build import build as build_quick
+            from foreseen.models.build import build as build_quick
 
             record = build_quick(manifest, common.data, say=say)
         else:
-            from models.report import build_full
+            from foreseen.models.report import build_full
 
             record, report = build_full(manifest, common.data, say, files)
     out = Console()
@@ -83,7 +83,7 @@ def report(name: str, *, json: Json = False, train: Train = None, test: Test = N
     name
         The model, as its manifest's folder is called.
     """
-    from models.report import measured, path_of, public
+    from foreseen.models.report import measured, path_of, public
 
     files = _files(train, test)
     manifest = manifests.find(name, common.model_folders)
@@ -112,7 +112,7 @@ def add(
     file
         The ONNX file, weights included.
     """
-    from models.add import add as add_file
+    from foreseen.models.add import add as add_file
 
     if common.models is None:
         raise SetupError("say where your models are: --models DIR (or FORESEEN_MODELS), and the same for `up`")
@@ -132,7 +132,7 @@ def export(name: str, file: Path, *, common: Common = DEFAULTS) -> None:
     file
         The tar file to write.
     """
-    from models import carry
+    from foreseen.models import carry
 
     tables.show_choice(Console(), carry.export(common.data, name, file))
 
@@ -148,7 +148,7 @@ def import_(name: str, file: Path, *, common: Common = DEFAULTS) -> None:
     file
         The tar file.
     """
-    from models import carry
+    from foreseen.models import carry
 
     manifest = manifests.find(name, common.model_folders)
     with progress.shown() as say:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from foreseen.manifest import Manifest
+from foreseen.models.check import batches
+from foreseen.models.gate import runs_alone
+from foreseen.models.measure import lengths, uniform
+from foreseen.models.run import Session
 from foreseen.nouns import Row
 from foreseen.rows import RowOutputs, tokens
-from models.check import batches
-from models.gate import runs_alone
-from models.measure import lengths, uniform
-from models.run import Session
 
 LENGTHS = range(4, 63)
 PADDED_TO = 64

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from foreseen.manifest import Manifest
+from foreseen.models.check import Head
 from foreseen.nouns import Array
-from models.check import Head
 
 CENTRES = 77  # as many as BANKING77 has intents, the set of labels that the figures are compared with
 ROUNDS = 25  # Lloyd's iterations; far past convergence for 1,000 vectors

@@ -19,11 +19,11 @@ from msgspec import Struct
 
 from foreseen.errors import SetupError
 from foreseen.manifest import Manifest
+from foreseen.models import check
+from foreseen.models.gate import runs_alone
+from foreseen.models.run import Session
+from foreseen.models.samples import tokenized
 from foreseen.nouns import Array, Row
-from models import check
-from models.gate import runs_alone
-from models.run import Session
-from models.samples import tokenized
 
 BATCH_ROWS = 32
 ITERATIONS = 2000  # lbfgs on 10,003 × 384 with 77 classes stops after about 200

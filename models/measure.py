@@ -11,9 +11,9 @@ from msgspec import Struct
 
 from foreseen.datatypes import DATATYPES
 from foreseen.manifest import Manifest
+from foreseen.models.gate import runs_alone
+from foreseen.models.run import Session
 from foreseen.nouns import Row
-from models.gate import runs_alone
-from models.run import Session
 
 BATCHES = (1, 8, 32)
 LENGTHS = (16, 64, 256)

@@ -24,7 +24,7 @@ from foreseen.artifact import (
 )
 from foreseen.errors import SetupError
 from foreseen.manifest import Manifest, Precision
-from models.progress import Say
+from foreseen.models.progress import Say
 
 GRAPH_NAME = "model.onnx"
 WORKSHOP_PREFIX = ".building-"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import onnxruntime
 
+from foreseen.inference.session import session_options
 from foreseen.manifest import ModelSignature, Precision
 from foreseen.nouns import Row
 from foreseen.rows import RowOutputs, split_outputs, stack
-from inference.session import session_options
 
 PROVIDERS = ["CPUExecutionProvider"]
 

@@ -12,8 +12,8 @@ from foreseen.datatypes import DATATYPES
 from foreseen.errors import SetupError
 from foreseen.images import pixels
 from foreseen.manifest import ClientInput, Manifest, ModelInput, Tokenizer
+from foreseen.models.texts import texts
 from foreseen.nouns import Array, Row
-from models.texts import texts
 
 PICTURE_PIXELS = 300
 NAMED_SIZES = (1, 24)

@@ -13,17 +13,17 @@ from msgspec import Struct
 from foreseen.artifact import Artifact
 from foreseen.errors import SetupError
 from foreseen.manifest import Manifest, Precision
+from foreseen.models import check, exact, heads, labelled
+from foreseen.models.build import Bench, builder_of, make
+from foreseen.models.gate import Figures, reasons, runs_alone
+from foreseen.models.graphs.graph import to_bytes
+from foreseen.models.measure import Timing, cells, speedups, timings
+from foreseen.models.progress import Say
+from foreseen.models.publish import GRAPH_NAME
+from foreseen.models.run import Session
+from foreseen.models.samples import samples
 from foreseen.nouns import Array, Row
 from foreseen.rows import RowOutputs
-from models import check, exact, heads, labelled
-from models.build import Bench, builder_of, make
-from models.gate import Figures, reasons, runs_alone
-from models.graphs.graph import to_bytes
-from models.measure import Timing, cells, speedups, timings
-from models.progress import Say
-from models.publish import GRAPH_NAME
-from models.run import Session
-from models.samples import samples
 
 OWN_ROWS = 1024
 

@@ -12,8 +12,8 @@ from foreseen.artifact import Record
 from foreseen.manifest import Manifest
 
 if TYPE_CHECKING:
-    from models.report import Report
-    from models.study import Candidate
+    from foreseen.models.report import Report
+    from foreseen.models.study import Candidate
 
 MEGABYTE = 1e6
 

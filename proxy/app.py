@@ -27,6 +27,32 @@ from foreseen.listen import BACKLOG, files_for, inherited, listen, listen_admin
 from foreseen.manifest import Freshness, find
 from foreseen.metrics import ProxyMetrics
 from foreseen.places import model_socket, redis_socket
+from foreseen.proxy.admin import Token
+from foreseen.proxy.batch import Batches
+from foreseen.proxy.connection import ShortConnection
+from foreseen.proxy.discovery import Upstream, in_front_of, upstream_of
+from foreseen.proxy.edge import Edge
+from foreseen.proxy.freshness import policy_of
+from foreseen.proxy.generations import Generations
+from foreseen.proxy.handlers import Handlers
+from foreseen.proxy.heads import Heads
+from foreseen.proxy.jobs import Jobs
+from foreseen.proxy.lease import Leases
+from foreseen.proxy.manners import Manners
+from foreseen.proxy.model import ModelProcess
+from foreseen.proxy.near import Near
+from foreseen.proxy.observe import Observer
+from foreseen.proxy.pipeline import Pipeline
+from foreseen.proxy.predictions import Predictions
+from foreseen.proxy.pulse import Pulse
+from foreseen.proxy.purge import Purger, admin_application
+from foreseen.proxy.replay import Memory
+from foreseen.proxy.road import Road
+from foreseen.proxy.serve import Server
+from foreseen.proxy.served import Served
+from foreseen.proxy.tiers import Tiers
+from foreseen.proxy.trials import Trials
+from foreseen.proxy.upstream import declared_told
 from foreseen.queue import connect_queue
 from foreseen.queued import Bounds
 from foreseen.records import Records
@@ -36,32 +62,6 @@ from foreseen.settings import ProxySettings
 from foreseen.state import connect_state
 from foreseen.targets import Allowed
 from foreseen.tasks import end
-from proxy.admin import Token
-from proxy.batch import Batches
-from proxy.connection import ShortConnection
-from proxy.discovery import Upstream, in_front_of, upstream_of
-from proxy.edge import Edge
-from proxy.freshness import policy_of
-from proxy.generations import Generations
-from proxy.handlers import Handlers
-from proxy.heads import Heads
-from proxy.jobs import Jobs
-from proxy.lease import Leases
-from proxy.manners import Manners
-from proxy.model import ModelProcess
-from proxy.near import Near
-from proxy.observe import Observer
-from proxy.pipeline import Pipeline
-from proxy.predictions import Predictions
-from proxy.pulse import Pulse
-from proxy.purge import Purger, admin_application
-from proxy.replay import Memory
-from proxy.road import Road
-from proxy.serve import Server
-from proxy.served import Served
-from proxy.tiers import Tiers
-from proxy.trials import Trials
-from proxy.upstream import declared_told
 
 log = structlog.get_logger()
 

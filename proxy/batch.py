@@ -23,14 +23,14 @@ from foreseen.errors import (
 )
 from foreseen.http import SERVER, expect, json_reply, read_body
 from foreseen.nouns import Wish
+from foreseen.proxy.ask import Ask
+from foreseen.proxy.edge import Edge
+from foreseen.proxy.jobs import BATCH, Fetched, Jobs, Manner, Promised
+from foreseen.proxy.jsonl import BadLine, Line, lines_of
+from foreseen.proxy.manners import Manners, Prefer, accepted
+from foreseen.proxy.served import PUBLIC
 from foreseen.queue import Queue
 from foreseen.records import Batch, Failure, Head, Item, Records, Ticket, new_job, new_nonce
-from proxy.ask import Ask
-from proxy.edge import Edge
-from proxy.jobs import BATCH, Fetched, Jobs, Manner, Promised
-from proxy.jsonl import BadLine, Line, lines_of
-from proxy.manners import Manners, Prefer, accepted
-from proxy.served import PUBLIC
 
 JSON_LINES = "application/jsonl"
 SUBMITTING = 16

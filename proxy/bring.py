@@ -15,10 +15,10 @@ from foreseen.errors import BadInput, FarError, FarUnavailable, ModelFailed
 from foreseen.manifest import Manifest
 from foreseen.nouns import Array, Key, Prediction, Row, Space
 from foreseen.parameters import counting
+from foreseen.proxy.freshness import expiry_of
+from foreseen.proxy.pipeline import Pipeline
 from foreseen.rows import raw_outputs
 from foreseen.wire import InputTensor, parse_request
-from proxy.freshness import expiry_of
-from proxy.pipeline import Pipeline
 
 PREFIX = "output."
 MADE_AT, SECONDS = "foreseen.made_at", "foreseen.seconds"

@@ -17,13 +17,13 @@ from typing import Any
 from aiohttp import web
 
 from foreseen.connection import Connection
-from proxy.ask import Ask
-from proxy.edge import Told
-from proxy.heads import END_OF_HEAD, Heads, is_traced, may_be_learned
-from proxy.lines import reply_head
-from proxy.replay import MAX_REQUEST_BYTES
-from proxy.road import Road, UnderWay
-from proxy.shortcut import Found
+from foreseen.proxy.ask import Ask
+from foreseen.proxy.edge import Told
+from foreseen.proxy.heads import END_OF_HEAD, Heads, is_traced, may_be_learned
+from foreseen.proxy.lines import reply_head
+from foreseen.proxy.replay import MAX_REQUEST_BYTES
+from foreseen.proxy.road import Road, UnderWay
+from foreseen.proxy.shortcut import Found
 
 HOLD_SECONDS = 0.25
 """How long a known head waits for its body here before aiohttp gets it, which knows how to refuse a slow one."""

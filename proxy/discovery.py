@@ -19,11 +19,11 @@ from msgspec import structs
 
 from foreseen.errors import SetupError
 from foreseen.manifest import Freshness, Manifest, find, names
+from foreseen.proxy.freshness import policy_of
+from foreseen.proxy.served import WATCH_SECONDS, WATCH_SECONDS_AT_START, Served
+from foreseen.proxy.trials import Trials
+from foreseen.proxy.upstream import Told, UpstreamProcess, told_of
 from foreseen.settings import ProxySettings
-from proxy.freshness import policy_of
-from proxy.served import WATCH_SECONDS, WATCH_SECONDS_AT_START, Served
-from proxy.trials import Trials
-from proxy.upstream import Told, UpstreamProcess, told_of
 
 log = structlog.get_logger()
 

@@ -26,11 +26,11 @@ from foreseen.interpreter import optimized
 from foreseen.listen import BACKLOG, OTHER_FILES
 from foreseen.manifest import find
 from foreseen.places import model_socket
+from foreseen.proxy.doctor_stores import redis, state
+from foreseen.proxy.finding import Finding, Grade, numbers, size
 from foreseen.scrape import Scrape, scrape
 from foreseen.secret import read_secret
 from foreseen.settings import DoctorSettings
-from proxy.doctor_stores import redis, state
-from proxy.finding import Finding, Grade, numbers, size
 
 MIN_FILES = 1024
 EARLIEST_UNIX_SECONDS = 1_735_689_600.0

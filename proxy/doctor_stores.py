@@ -10,14 +10,14 @@ from foreseen.errors import FarError, QueueUnavailable, SetupError, StateUnavail
 from foreseen.key import secret_check
 from foreseen.nouns import DOWN, FarState, Standing
 from foreseen.places import redis_socket, state_socket
+from foreseen.proxy.finding import Finding, Grade, numbers, size
+from foreseen.proxy.generations import is_gone
 from foreseen.queue import connect_queue
 from foreseen.queued import OPEN_STATES, Bounds
 from foreseen.secret import read_secret
 from foreseen.servers import Access, access_of, several, shown
 from foreseen.settings import DoctorSettings
 from foreseen.state import connect_state
-from proxy.finding import Finding, Grade, numbers, size
-from proxy.generations import is_gone
 
 MIN_REDIS = (6, 2)
 MAX_SKEW_SECONDS = 2.0

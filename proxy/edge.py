@@ -15,16 +15,16 @@ from foreseen.errors import ForeseenError, UnknownModel
 from foreseen.http import BINARY, HEADER_LENGTH, JSON, SERVER, error_body, internal
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import Answer, Key, Prediction, Space
+from foreseen.proxy.access import AccessLog
+from foreseen.proxy.ask import Ask
+from foreseen.proxy.freshness import AT_WILL
+from foreseen.proxy.lines import hit_reply
+from foreseen.proxy.replay import MAX_ROWS, REPLAY, SHORTCUT, Kept, Memory
+from foreseen.proxy.serve import NOBODY_JOINS, Hit, Reply, Server, Visit
+from foreseen.proxy.served import Served
+from foreseen.proxy.shortcut import Found
+from foreseen.proxy.tiers import Tiers
 from foreseen.settings import ProxySettings
-from proxy.access import AccessLog
-from proxy.ask import Ask
-from proxy.freshness import AT_WILL
-from proxy.lines import hit_reply
-from proxy.replay import MAX_ROWS, REPLAY, SHORTCUT, Kept, Memory
-from proxy.serve import NOBODY_JOINS, Hit, Reply, Server, Visit
-from proxy.served import Served
-from proxy.shortcut import Found
-from proxy.tiers import Tiers
 
 Headers = list[tuple[str, str]]
 

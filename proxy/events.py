@@ -9,10 +9,10 @@ import structlog
 
 from foreseen.errors import EntryError, PredictionGone, UnknownPrediction
 from foreseen.outbox import Claimed
+from foreseen.proxy.jobs import Jobs, Prediction
+from foreseen.proxy.predictions import document
+from foreseen.proxy.webhooks import Delivery
 from foreseen.records import Hook, Records
-from proxy.jobs import Jobs, Prediction
-from proxy.predictions import document
-from proxy.webhooks import Delivery
 
 log = structlog.get_logger()
 

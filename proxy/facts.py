@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from foreseen.nouns import Answer
-from proxy.freshness import age_of
-from proxy.served import Served
+from foreseen.proxy.freshness import age_of
+from foreseen.proxy.served import Served
 
 
 class Facts:

@@ -27,17 +27,17 @@ from foreseen.http import (
     route_of,
     traceparent,
 )
+from foreseen.proxy import describe
+from foreseen.proxy.admin import Token, explained
+from foreseen.proxy.ask import Ask, Protocol
+from foreseen.proxy.connection import ShortConnection
+from foreseen.proxy.edge import Edge
+from foreseen.proxy.freshness import AT_WILL, Control, control_of
+from foreseen.proxy.manners import WEBHOOK, Prefer
+from foreseen.proxy.predictions import Predictions
+from foreseen.proxy.serve import Server
+from foreseen.proxy.served import Served
 from foreseen.settings import ProxySettings
-from proxy import describe
-from proxy.admin import Token, explained
-from proxy.ask import Ask, Protocol
-from proxy.connection import ShortConnection
-from proxy.edge import Edge
-from proxy.freshness import AT_WILL, Control, control_of
-from proxy.manners import WEBHOOK, Prefer
-from proxy.predictions import Predictions
-from proxy.serve import Server
-from proxy.served import Served
 
 COUNTED = ("/infer", ":predict")
 """Routes that admit a caller themselves, since what they refuse is counted under the model's name."""

@@ -18,7 +18,7 @@ from aiohttp import web
 from msgspec import structs
 
 from foreseen.http import TRACEPARENT
-from proxy.ask import Ask
+from foreseen.proxy.ask import Ask
 
 END_OF_HEAD = b"\r\n\r\n"
 MAX_HEAD_BYTES = 4096

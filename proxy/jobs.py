@@ -32,6 +32,14 @@ from foreseen.errors import (
 from foreseen.manifest import Manifest
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import ALL_STEPS, AT_EASE, Answer, Key, Question, Space, Steps, Terms
+from foreseen.proxy.ask import Ask
+from foreseen.proxy.facts import Facts
+from foreseen.proxy.freshness import Control, steps_of
+from foreseen.proxy.news import News
+from foreseen.proxy.pipeline import Pipeline
+from foreseen.proxy.render import render
+from foreseen.proxy.serve import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES, decoded
+from foreseen.proxy.served import Served
 from foreseen.queue import Queue
 from foreseen.queued import OPEN_STATES, Extras, JobState
 from foreseen.queued import Seen as Stored
@@ -49,14 +57,6 @@ from foreseen.records import (
     new_job,
     new_nonce,
 )
-from proxy.ask import Ask
-from proxy.facts import Facts
-from proxy.freshness import Control, steps_of
-from proxy.news import News
-from proxy.pipeline import Pipeline
-from proxy.render import render
-from proxy.serve import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES, decoded
-from proxy.served import Served
 
 BATCH = ""
 """The model of a batch's head: it has many, or none."""

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from foreseen.errors import DeadlineExceeded, FarError
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import Key, Prediction, Steps
-from proxy.flight import Cabin
+from foreseen.proxy.flight import Cabin
 
 LEASE_SECONDS = 5.0
 """How long the death of a leader goes unnoticed. A living one extends its lease, however long the model takes, if its

@@ -12,9 +12,9 @@ import re
 from aiohttp import web
 
 from foreseen.errors import BadRequest, WebhookRefused
+from foreseen.proxy.jobs import Jobs, Manner
+from foreseen.proxy.served import PUBLIC
 from foreseen.targets import Allowed
-from proxy.jobs import Jobs, Manner
-from proxy.served import PUBLIC
 
 WEBHOOK = "Foreseen-Webhook"
 """Header of a request that prefers a ticket: the URL that its end is told to."""

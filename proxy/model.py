@@ -38,12 +38,12 @@ from foreseen.http import BINARY, HEADER_LENGTH
 from foreseen.key import Framer
 from foreseen.manifest import Manifest, ModelSignature
 from foreseen.nouns import Array, Prediction, Row, Terms
+from foreseen.proxy.budget import RetryBudget
+from foreseen.proxy.line import Broken, Line, NotReached, Told, Unreadable
+from foreseen.proxy.quarantine import Quarantine
+from foreseen.proxy.trials import Trials
 from foreseen.rows import raw_of_outputs, raw_outputs, stack, whole_outputs
 from foreseen.wire import Response, parse_response, render_request
-from proxy.budget import RetryBudget
-from proxy.line import Broken, Line, NotReached, Told, Unreadable
-from proxy.quarantine import Quarantine
-from proxy.trials import Trials
 
 log = structlog.get_logger()
 

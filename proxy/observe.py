@@ -15,7 +15,7 @@ from foreseen.datatypes import DATATYPES, Datatype
 from foreseen.errors import DigestMoved
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import Answer, Key, Prediction, Question
-from proxy.pipeline import Pipeline
+from foreseen.proxy.pipeline import Pipeline
 
 
 class Observer:

@@ -22,12 +22,12 @@ from foreseen.manifest import Manifest, find
 from foreseen.nouns import Key, Space
 from foreseen.places import model_socket, state_socket
 from foreseen.prepare import Preparer
+from foreseen.proxy.decode import decode_v1, decode_v2
+from foreseen.proxy.model import ModelProcess
+from foreseen.proxy.served import PUBLIC
 from foreseen.secret import read_secret
 from foreseen.settings import KeySettings
 from foreseen.state import generation_of, read_generations
-from proxy.decode import decode_v1, decode_v2
-from proxy.model import ModelProcess
-from proxy.served import PUBLIC
 
 
 class Keyed(Struct, frozen=True):

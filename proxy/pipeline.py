@@ -23,14 +23,14 @@ from foreseen.errors import DigestMoved, ForeseenError, InputRejected, NotCached
 from foreseen.key import Framer
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import Answer, Demand, Key, Prediction, Question, Row, Space, Steps, Terms, Trip
-from proxy.flight import Cabin, Flights, Party
-from proxy.freshness import Policy, expiry_of
-from proxy.groups import groups_of
-from proxy.lease import Leases
-from proxy.pace import Pace
-from proxy.tiers import Looked, Tiers, both
-from proxy.turnstile import Turnstile
-from proxy.waits import Wait, cut_short, in_order, until_landed
+from foreseen.proxy.flight import Cabin, Flights, Party
+from foreseen.proxy.freshness import Policy, expiry_of
+from foreseen.proxy.groups import groups_of
+from foreseen.proxy.lease import Leases
+from foreseen.proxy.pace import Pace
+from foreseen.proxy.tiers import Looked, Tiers, both
+from foreseen.proxy.turnstile import Turnstile
+from foreseen.proxy.waits import Wait, cut_short, in_order, until_landed
 
 REFRESHED = Demand(min_fresh=0.0)
 """What a refresh takes from far: an entry that another proxy has refreshed already, and no stale one."""

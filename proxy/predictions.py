@@ -16,13 +16,13 @@ from msgspec import structs
 
 from foreseen.errors import BadRequest, ForeseenError, PredictionGone, UnknownPrediction
 from foreseen.http import SERVER, expect, infer_reply, json_reply
+from foreseen.proxy.ask import Ask
+from foreseen.proxy.batch import Batches
+from foreseen.proxy.edge import Edge
+from foreseen.proxy.jobs import BATCH, Jobs, Prediction
+from foreseen.proxy.manners import Manners, Prefer, accepted
+from foreseen.proxy.served import PUBLIC
 from foreseen.records import Batch
-from proxy.ask import Ask
-from proxy.batch import Batches
-from proxy.edge import Edge
-from proxy.jobs import BATCH, Jobs, Prediction
-from proxy.manners import Manners, Prefer, accepted
-from proxy.served import PUBLIC
 
 LONGEST_STREAM_SECONDS = 300.0
 """A stream ends then; its reader comes again with `Last-Event-ID`."""

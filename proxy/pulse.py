@@ -19,7 +19,7 @@ from foreseen.errors import QueueUnavailable
 from foreseen.exposition import exposition
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import AWAY, FarState, Standing
-from proxy.pipeline import Pipeline
+from foreseen.proxy.pipeline import Pipeline
 
 BEAT_SECONDS = 0.25
 """How often the event loop is asked whether it wakes in time."""

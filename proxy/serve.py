@@ -19,18 +19,18 @@ from foreseen.meters import Hits
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import ALL_STEPS, Answer, Explanation, Key, Lane, Prediction, Question, Space, Steps, Terms
 from foreseen.prepare import Preparer
-from proxy.ask import Ask
-from proxy.bring import bring, decode_brought, predictions_of
-from proxy.decode import Asked, decode_v1, decode_v2
-from proxy.facts import Facts
-from proxy.freshness import steps_of
-from proxy.observe import Observer
-from proxy.pipeline import SLICE_ROWS, Journey, Pipeline
-from proxy.render import Drawn, draw, render
-from proxy.served import Served
-from proxy.shortcut import Entry, Found, Known, Shortcuts, plain_id
-from proxy.waits import Wait
-from proxy.whereabouts import whereabouts
+from foreseen.proxy.ask import Ask
+from foreseen.proxy.bring import bring, decode_brought, predictions_of
+from foreseen.proxy.decode import Asked, decode_v1, decode_v2
+from foreseen.proxy.facts import Facts
+from foreseen.proxy.freshness import steps_of
+from foreseen.proxy.observe import Observer
+from foreseen.proxy.pipeline import SLICE_ROWS, Journey, Pipeline
+from foreseen.proxy.render import Drawn, draw, render
+from foreseen.proxy.served import Served
+from foreseen.proxy.shortcut import Entry, Found, Known, Shortcuts, plain_id
+from foreseen.proxy.waits import Wait
+from foreseen.proxy.whereabouts import whereabouts
 
 T = TypeVar("T")
 

@@ -21,8 +21,8 @@ from foreseen.key import Framer
 from foreseen.manifest import Manifest
 from foreseen.nouns import ALL_STEPS, Prediction, Row, Space, Steps, Terms
 from foreseen.prepare import Preparer
-from proxy.freshness import Policy
-from proxy.model import Facts, ModelProcess
+from foreseen.proxy.freshness import Policy
+from foreseen.proxy.model import Facts, ModelProcess
 
 log = structlog.get_logger()
 

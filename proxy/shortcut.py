@@ -22,12 +22,12 @@ from xxhash import xxh3_64_intdigest
 
 from foreseen.nouns import Key, Row, Space, Wish
 from foreseen.prepare import Preparer
+from foreseen.proxy.ask import Ask
+from foreseen.proxy.decode import Asked
+from foreseen.proxy.render import Drawn
+from foreseen.proxy.replay import Kept
+from foreseen.proxy.served import Served
 from foreseen.wire import request_id
-from proxy.ask import Ask
-from proxy.decode import Asked
-from proxy.render import Drawn
-from proxy.replay import Kept
-from proxy.served import Served
 
 MAX_HINTS = 16_384
 WINDOW_BYTES = 4096

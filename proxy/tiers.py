@@ -19,9 +19,9 @@ from foreseen.errors import EntryError, FarError
 from foreseen.key import Framer, SpaceKey, keys_of_frames, space_key
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import AT_EASE, Answer, Demand, Key, Missed, Prediction, Row, Source, Space, Trip
-from proxy.clock import SteadyClock
-from proxy.freshness import Ask, Dead, Fresh, Policy, Stale, decide, fresh, kept_for
-from proxy.near import Near
+from foreseen.proxy.clock import SteadyClock
+from foreseen.proxy.freshness import Ask, Dead, Fresh, Policy, Stale, decide, fresh, kept_for
+from foreseen.proxy.near import Near
 
 MAX_SPACES = 4096
 FORGOTTEN_SECONDS = 60.0

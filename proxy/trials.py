@@ -18,7 +18,7 @@ from foreseen.errors import FarError
 from foreseen.key import key_of, space_key
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import Key, Space
-from proxy.lease import LEASE_SECONDS, Lease, LeaseTier
+from foreseen.proxy.lease import LEASE_SECONDS, Lease, LeaseTier
 
 PAUSE_SECONDS = (0.01, 0.05)
 """Between two looks whether it is one's turn."""

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from foreseen.errors import DeadlineExceeded
 from foreseen.nouns import Answer, Key
-from proxy.flight import Landing
+from foreseen.proxy.flight import Landing
 
 
 class Wait(Struct, frozen=True):

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from foreseen.key import key_of
 from foreseen.nouns import AT_EASE, Answer, Explanation, Key, Prediction, Question, Space
-from proxy.freshness import Policy
-from proxy.pipeline import Pipeline
-from proxy.tiers import Tiers, judge
+from foreseen.proxy.freshness import Policy
+from foreseen.proxy.pipeline import Pipeline
+from foreseen.proxy.tiers import Tiers, judge
 
 
 async def whereabouts(

@@ -20,16 +20,16 @@ from foreseen.exposition import CONTENT_TYPE
 from foreseen.garbage import settle
 from foreseen.http import SERVER, errors
 from foreseen.listen import listen
+from foreseen.proxy.app import Proxy, upstream_for
+from foreseen.proxy.deliveries import Deliveries
+from foreseen.proxy.events import Events
+from foreseen.proxy.fork import worked_in_child
+from foreseen.proxy.generations import is_gone
+from foreseen.proxy.webhooks import Caller
+from foreseen.proxy.worker import Worker
 from foreseen.settings import WorkerSettings
 from foreseen.signing import Signer
 from foreseen.tasks import end
-from proxy.app import Proxy, upstream_for
-from proxy.deliveries import Deliveries
-from proxy.events import Events
-from proxy.fork import worked_in_child
-from proxy.generations import is_gone
-from proxy.webhooks import Caller
-from proxy.worker import Worker
 
 KNOWN_SECONDS = 5.0
 

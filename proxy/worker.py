@@ -31,13 +31,13 @@ from foreseen.errors import (
     TooLarge,
 )
 from foreseen.nouns import Question, Space, Terms
+from foreseen.proxy.jobs import Purges
+from foreseen.proxy.pipeline import Pipeline
+from foreseen.proxy.served import Served
 from foreseen.queue import Queue
 from foreseen.queued import Company, Delivered, Ended, Handed, PutBack
 from foreseen.records import Failure, Head, Part, Records, Result, Rows, part_of, rows_of, steps_of
 from foreseen.tasks import end
-from proxy.jobs import Purges
-from proxy.pipeline import Pipeline
-from proxy.served import Served
 
 MOST_ALONE = 3
 FEW = 16

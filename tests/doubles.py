@@ -16,11 +16,11 @@ from foreseen.key import Framer, tag_key
 from foreseen.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import ALL_STEPS, AT_EASE, Demand, Key, Output, Prediction, Question, Row, Space, Steps, Terms
-from proxy.freshness import Policy
-from proxy.lease import Leases
-from proxy.near import Near
-from proxy.pipeline import Pipeline
-from proxy.tiers import FarTier, Tiers
+from foreseen.proxy.freshness import Policy
+from foreseen.proxy.lease import Leases
+from foreseen.proxy.near import Near
+from foreseen.proxy.pipeline import Pipeline
+from foreseen.proxy.tiers import FarTier, Tiers
 
 ROOT = b"a root secret of at least 32 bytes"
 DIGEST = "d1"

@@ -20,13 +20,13 @@ import pytest
 import yaml
 from jsonschema import Draft7Validator
 
-import models
+from foreseen import models
 from foreseen.cli import app
 from foreseen.exposition import FAR_STATE, QUEUE_STATE, WARM_STATE
+from foreseen.inference.metrics import ModelMetrics
 from foreseen.manifest import Manifest, find, load
 from foreseen.metrics import ProxyMetrics
 from foreseen.settings import Common, InferenceSettings, ProxySettings, WorkerSettings
-from inference.metrics import ModelMetrics
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = json.loads((ROOT / "tests" / "compose_spec" / "compose-spec.json").read_text())

@@ -15,13 +15,13 @@ from aiohttp import web
 from foreseen.connection import Runner
 from foreseen.drain import drain
 from foreseen.listen import listen
-from proxy.ask import Ask
-from proxy.connection import HOLD_SECONDS, ShortConnection
-from proxy.edge import Edge, Told
-from proxy.heads import END_OF_HEAD, TRACES, Heads
-from proxy.road import Road
-from proxy.serve import Reply, Visit
-from proxy.shortcut import Found
+from foreseen.proxy.ask import Ask
+from foreseen.proxy.connection import HOLD_SECONDS, ShortConnection
+from foreseen.proxy.edge import Edge, Told
+from foreseen.proxy.heads import END_OF_HEAD, TRACES, Heads
+from foreseen.proxy.road import Road
+from foreseen.proxy.serve import Reply, Visit
+from foreseen.proxy.shortcut import Found
 
 ASK = Ask("m", None, "v2")
 JSON = [("Server", "foreseen"), ("Content-Type", "application/json")]

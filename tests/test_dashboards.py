@@ -11,9 +11,9 @@ import promql_parser
 import pytest
 
 from foreseen.exposition import FAR_STATE, QUEUE_STATE, WARM_STATE
+from foreseen.inference.metrics import ModelMetrics
 from foreseen.metrics import ProxyMetrics
 from grafana.make import BOARDS, UNUSED, documents
-from inference.metrics import ModelMetrics
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "grafana" / "dashboards"

@@ -15,9 +15,9 @@ from foreseen.key import Framer
 from foreseen.manifest import Manifest
 from foreseen.nouns import Output, Prediction, WantedOutput, Wish
 from foreseen.prepare import Preparer
+from foreseen.proxy.decode import Asked, decode_v1, decode_v2
+from foreseen.proxy.render import render
 from foreseen.wire import parse_response, render_request
-from proxy.decode import Asked, decode_v1, decode_v2
-from proxy.render import render
 
 
 def manifest(inputs: list[Any], outputs: list[Any], **more: Any) -> Manifest:

@@ -18,14 +18,14 @@ from structlog.testing import capture_logs
 from foreseen.cluster import far_at
 from foreseen.errors import FarError, NotConfirmed, QueueUnavailable, SetupError, StateUnavailable
 from foreseen.master import client_at
+from foreseen.proxy import doctor_stores
+from foreseen.proxy.purge import Purger
 from foreseen.queue import Queue, connect_queue
 from foreseen.servers import Access, access_of, master_at, slot_of
 from foreseen.settings import DoctorSettings, StoreSettings
 from foreseen.state import State, connect_state
 from foreseen.transitions import BASE
 from foreseen.warm.pipe import Pipe
-from proxy import doctor_stores
-from proxy.purge import Purger
 from tests.doubles import DictFar, ScriptedModel, numbered, pipeline
 from tests.live import started
 from tests.questions import ask_fingerprint, fingerprint, numbers

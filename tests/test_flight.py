@@ -8,7 +8,7 @@ import pytest
 
 from foreseen.errors import ModelUnavailable
 from foreseen.nouns import ALL_STEPS, AT_EASE, Answer, Demand, Key, Missed, Space, Steps
-from proxy.flight import Cabin, Flights, Party
+from foreseen.proxy.flight import Cabin, Flights, Party
 from tests.doubles import numbered, predicted, row
 
 PARTY = Party(Space("public", "m", "d"), b"", "online", ALL_STEPS)

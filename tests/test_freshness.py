@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from foreseen.manifest import Freshness
 from foreseen.nouns import ALL_STEPS, AT_EASE, Demand
-from proxy.clock import SLEW, SteadyClock
-from proxy.freshness import (
+from foreseen.proxy.clock import SLEW, SteadyClock
+from foreseen.proxy.freshness import (
     Ask,
     Control,
     Dead,

@@ -18,14 +18,14 @@ FIRST_PARTY = ("foreseen", "proxy", "inference", "models")
 BUILDER = sorted(".".join(p.relative_to(ROOT).with_suffix("").parts) for p in (ROOT / "models").rglob("*.py"))
 
 IMAGES = {
-    "proxy": (("foreseen.cli", "proxy.app"), ("proxy",)),
-    "inference on a CPU": (("foreseen.cli", "inference.app"), ("cpu",)),
+    "proxy": (("foreseen.cli", "foreseen.proxy.app"), ("proxy",)),
+    "inference on a CPU": (("foreseen.cli", "foreseen.inference.app"), ("cpu",)),
     "models": (("foreseen.cli", *BUILDER), ("cpu", "build")),
 }
 """Image → the modules that its commands start from and the extras that it installs."""
 FORBIDDEN = {
-    "proxy.app": ("onnxruntime", "onnx", "safetensors", "sklearn", "matplotlib", "inference"),
-    "inference.app": ("redis", "hiredis", "tokenizers", "PIL", "onnx", "sklearn", "matplotlib", "proxy"),
+    "foreseen.proxy.app": ("onnxruntime", "onnx", "safetensors", "sklearn", "matplotlib", "inference"),
+    "foreseen.inference.app": ("redis", "hiredis", "tokenizers", "PIL", "onnx", "sklearn", "matplotlib", "proxy"),
 }
 
 

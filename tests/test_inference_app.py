@@ -23,13 +23,13 @@ from msgspec.structs import replace
 from foreseen import wire
 from foreseen.artifact import read_record, read_serving, write_record
 from foreseen.errors import SetupError
+from foreseen.inference.app import start
+from foreseen.inference.batcher import Batcher
+from foreseen.inference.served import Served
+from foreseen.inference.session import Plan, open_session
 from foreseen.manifest import find
 from foreseen.nouns import Row
 from foreseen.settings import InferenceSettings
-from inference.app import start
-from inference.batcher import Batcher
-from inference.served import Served
-from inference.session import Plan, open_session
 from tests import inference_fixture as tiny
 from tests.models_fixture import PACKAGED, built_data
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from foreseen.errors import BadInput, DeadlineExceeded, ModelFailed, ModelUnavailable, Overloaded
+from foreseen.inference.batcher import Batcher
+from foreseen.inference.waiting import Computed, Limits
 from foreseen.nouns import Row
 from foreseen.rows import RowOutputs
-from inference.batcher import Batcher
-from inference.waiting import Computed, Limits
 
 
 class ScriptedRunner:

@@ -9,10 +9,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from foreseen.inference import gpu, selftest
+from foreseen.inference.session import Plan, open_session
 from foreseen.manifest import find
 from foreseen.nouns import Row
-from inference import gpu, selftest
-from inference.session import Plan, open_session
 from tests import inference_fixture as tiny
 
 

@@ -18,14 +18,14 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from foreseen.artifact import model_folder, read_record
 from foreseen.errors import BadInput, ModelFailed, SetupError
+from foreseen.inference import gpu, selftest, session
+from foreseen.inference.processor import processor_family
+from foreseen.inference.session import Plan, Session, open_session
+from foreseen.inference.watchdog import EXIT_HUNG, Watchdog
 from foreseen.manifest import Batching, Gates, ModelInput, ModelOutput, ModelSignature, find
 from foreseen.nouns import Row
 from foreseen.rows import RowOutputs
 from foreseen.settings import InferenceSettings
-from inference import gpu, selftest, session
-from inference.processor import processor_family
-from inference.session import Plan, Session, open_session
-from inference.watchdog import EXIT_HUNG, Watchdog
 from tests import inference_fixture as tiny
 from tests.models_fixture import PACKAGED, built_data
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from foreseen.inference.waiting import Asked, Limits, Waiting
 from foreseen.nouns import Row
-from inference.waiting import Asked, Limits, Waiting
 
 ROW = Row((np.zeros(1),))
 

@@ -18,6 +18,7 @@ from foreseen.errors import EntryError, ModelUnavailable, QueueFull, QueueUnavai
 from foreseen.key import Framer
 from foreseen.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.nouns import ALL_STEPS, Answer, Output, Prediction, Row, Space, Wish
+from foreseen.proxy.worker import MOST_ALONE, Worker
 from foreseen.queue import Queue, connect_queue
 from foreseen.queued import Bounds, Ended, PutBack
 from foreseen.records import (
@@ -35,7 +36,6 @@ from foreseen.records import (
 )
 from foreseen.state import State
 from foreseen.transitions import BASE
-from proxy.worker import MOST_ALONE, Worker
 from tests.doubles import DIGEST, ROOT, SIGNATURE, DictFar, ScriptedModel, numbered, pipeline, predicted, row, value_of
 
 BOUNDS = Bounds(jobs=100, bytes=10_000_000, job_seconds=60.0, result_seconds=60.0)

@@ -10,8 +10,8 @@ import pytest
 from foreseen.errors import DeadlineExceeded, FarError, ModelUnavailable
 from foreseen.metrics import LEASE_OUTCOMES, ProxyMetrics
 from foreseen.nouns import Key
-from proxy.lease import Leases, LeaseTier
-from proxy.pipeline import Pipeline
+from foreseen.proxy.lease import Leases, LeaseTier
+from foreseen.proxy.pipeline import Pipeline
 from tests.doubles import BrokenFar, DictFar, ScriptedModel, pipeline, predicted, question, row, value_of
 
 LONG_SECONDS = 60.0

@@ -15,15 +15,15 @@ import pytest
 from foreseen.artifact import model_folder, read_record
 from foreseen.errors import SetupError
 from foreseen.manifest import Gates, Manifest, Source, find
+from foreseen.models.build import build
+from foreseen.models.child import prove
+from foreseen.models.graphs import digits, fingerprint, onnx_file
+from foreseen.models.graphs.graph import Graph, to_bytes
+from foreseen.models.progress import Advance, Silent
+from foreseen.models.publish import GRAPH_NAME, intact, workshop
+from foreseen.models.report import build_full, measured, public
+from foreseen.models.run import Session
 from foreseen.nouns import Row
-from models.build import build
-from models.child import prove
-from models.graphs import digits, fingerprint, onnx_file
-from models.graphs.graph import Graph, to_bytes
-from models.progress import Advance, Silent
-from models.publish import GRAPH_NAME, intact, workshop
-from models.report import build_full, measured, public
-from models.run import Session
 from tests.models_fixture import PACKAGED
 
 FINGERPRINT = find("fingerprint", PACKAGED)

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from foreseen.errors import SetupError
-from models.commands import app
+from foreseen.models.commands import app
 
 
 def ran(*arguments: str) -> subprocess.CompletedProcess[str]:
     """`python -m models.commands …` as a process of its own."""
-    command = [sys.executable, "-m", "models.commands", *arguments]
+    command = [sys.executable, "-m", "foreseen.models.commands", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 

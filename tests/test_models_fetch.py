@@ -10,8 +10,8 @@ import pytest
 
 from foreseen.errors import SetupError
 from foreseen.manifest import Archive, Source, Wheel
-from models.fetch import fetch
-from models.progress import Silent
+from foreseen.models.fetch import fetch
+from foreseen.models.progress import Silent
 
 
 def kept(data: Path, archive: Path) -> str:

@@ -6,10 +6,10 @@ import msgspec
 import numpy as np
 
 from foreseen.manifest import find
-from models import heads
-from models.gate import Figures, reasons
-from models.report import decide
-from models.study import Candidate
+from foreseen.models import heads
+from foreseen.models.gate import Figures, reasons
+from foreseen.models.report import decide
+from foreseen.models.study import Candidate
 from tests.models_fixture import PACKAGED
 
 DIGITS = find("digits", PACKAGED)

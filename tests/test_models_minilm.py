@@ -13,17 +13,17 @@ import pytest
 from foreseen.artifact import model_folder, read_record
 from foreseen.errors import SetupError
 from foreseen.manifest import find
+from foreseen.models import check, exact, heads, labelled, study
+from foreseen.models.build import Bench, prepare
+from foreseen.models.gate import Figures, invariance_reasons
+from foreseen.models.graphs import bert, pool
+from foreseen.models.graphs.graph import Graph, to_bytes
+from foreseen.models.progress import Silent
+from foreseen.models.publish import GRAPH_NAME
+from foreseen.models.quantize import quantize
+from foreseen.models.run import Session
+from foreseen.models.samples import samples, tokenized
 from foreseen.nouns import Array, Row
-from models import check, exact, heads, labelled, study
-from models.build import Bench, prepare
-from models.gate import Figures, invariance_reasons
-from models.graphs import bert, pool
-from models.graphs.graph import Graph, to_bytes
-from models.progress import Silent
-from models.publish import GRAPH_NAME
-from models.quantize import quantize
-from models.run import Session
-from models.samples import samples, tokenized
 from tests.models_fixture import PACKAGED, built_data
 
 MANIFEST = find("minilm", PACKAGED)

@@ -16,10 +16,10 @@ from safetensors.numpy import save_file
 
 from foreseen.errors import SetupError
 from foreseen.manifest import Manifest, ModelOutput, find
+from foreseen.models.graphs import mpnet
+from foreseen.models.graphs.graph import to_bytes
+from foreseen.models.run import Session
 from foreseen.nouns import Array, Row
-from models.graphs import mpnet
-from models.graphs.graph import to_bytes
-from models.run import Session
 from tests.models_fixture import PACKAGED
 
 HIDDEN, HEADS, LAYERS, WIDE, WORDS, PLACES = 16, 4, 2, 24, 50, 42

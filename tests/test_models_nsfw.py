@@ -12,9 +12,9 @@ from PIL import Image as Picture
 from foreseen.artifact import model_folder, read_record
 from foreseen.images import pixels
 from foreseen.manifest import find
+from foreseen.models.publish import GRAPH_NAME
+from foreseen.models.run import Session
 from foreseen.nouns import Array, Row
-from models.publish import GRAPH_NAME
-from models.run import Session
 from tests.models_fixture import PACKAGED, built_data
 
 MANIFEST = find("nsfw", PACKAGED)

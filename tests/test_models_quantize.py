@@ -7,10 +7,10 @@ import pytest
 
 from foreseen.errors import SetupError
 from foreseen.manifest import ModelInput, ModelOutput, ModelSignature, Precision
+from foreseen.models.graphs.graph import Graph, to_bytes
+from foreseen.models.quantize import quantize, quantized_blocks, quantized_columns
+from foreseen.models.run import Session
 from foreseen.nouns import Array, Row
-from models.graphs.graph import Graph, to_bytes
-from models.quantize import quantize, quantized_blocks, quantized_columns
-from models.run import Session
 
 SIGNATURE = ModelSignature((ModelInput("x", "FP32", ("rows", 64)),), (ModelOutput("y", "FP32", ("rows", 32)),))
 CHANCE = np.random.default_rng(3)

@@ -13,7 +13,7 @@ import pytest
 from foreseen.entry import NEAR_OVERHEAD_BYTES
 from foreseen.garbage import settle
 from foreseen.nouns import Key, Output, Prediction
-from proxy.near import Near, size_of
+from foreseen.proxy.near import Near, size_of
 from tests.doubles import numbered, predicted, value_of
 
 NOW = 1_000_000.0

@@ -12,8 +12,8 @@ from msgspec import structs
 
 from foreseen.errors import DeadlineExceeded, DigestMoved, ModelFailed, NotCached, Overloaded
 from foreseen.nouns import Answer, Prediction, Row, Terms
-from proxy.flight import Seat
-from proxy.groups import GROUP_SECONDS, groups_of
+from foreseen.proxy.flight import Seat
+from foreseen.proxy.groups import GROUP_SECONDS, groups_of
 from tests.doubles import (
     BrokenFar,
     Clock,

@@ -177,7 +177,7 @@ def test_text_that_is_not_utf8_is_refused_where_text_is_needed() -> None:
 
 
 def minilm(built: Path) -> tuple[Manifest, Preparer]:
-    import models
+    from foreseen import models
 
     one = find("minilm", (Path(models.__file__).parent,))
     record = read_record(built, "minilm")

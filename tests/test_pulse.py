@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from foreseen.metrics import ProxyMetrics
-from proxy.pulse import RECOVERY_SECONDS, Pulse
+from foreseen.proxy.pulse import RECOVERY_SECONDS, Pulse
 from tests.doubles import ScriptedModel, pipeline
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from foreseen.nouns import Key, Prediction
-from proxy.heads import END_OF_HEAD
-from proxy.near import Near
-from proxy.replay import Kept, Memory
+from foreseen.proxy.heads import END_OF_HEAD
+from foreseen.proxy.near import Near
+from foreseen.proxy.replay import Kept, Memory
 from tests.doubles import Clock, numbered, predicted
 
 KEYS = numbered(3)

@@ -14,16 +14,16 @@ from foreseen.manifest import Manifest
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import ALL_STEPS, Space, Steps
 from foreseen.prepare import Preparer
+from foreseen.proxy.ask import Ask
+from foreseen.proxy.edge import Edge, Told
+from foreseen.proxy.generations import Generations
+from foreseen.proxy.observe import Observer
+from foreseen.proxy.pipeline import Pipeline
+from foreseen.proxy.replay import Memory
+from foreseen.proxy.road import Road, UnderWay
+from foreseen.proxy.serve import Server
+from foreseen.proxy.served import Served, Stats
 from foreseen.settings import ProxySettings
-from proxy.ask import Ask
-from proxy.edge import Edge, Told
-from proxy.generations import Generations
-from proxy.observe import Observer
-from proxy.pipeline import Pipeline
-from proxy.replay import Memory
-from proxy.road import Road, UnderWay
-from proxy.serve import Server
-from proxy.served import Served, Stats
 from tests.doubles import DIGEST, DictFar, ScriptedModel, pipeline
 from tests.test_decode_render import manifest
 

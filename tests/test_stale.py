@@ -10,8 +10,8 @@ import pytest
 
 from foreseen.errors import BadInput, DeadlineExceeded, ModelUnavailable, NotCached
 from foreseen.nouns import Answer, Demand, Steps
-from proxy.freshness import Policy
-from proxy.pipeline import Pipeline
+from foreseen.proxy.freshness import Policy
+from foreseen.proxy.pipeline import Pipeline
 from tests.doubles import Clock, DictFar, ScriptedModel, pipeline, predicted, question, row, value_of
 
 POLICY = Policy(100.0, revalidate_seconds=50.0, if_error_seconds=1000.0)

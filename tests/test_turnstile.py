@@ -9,7 +9,7 @@ import pytest
 
 from foreseen.errors import Overloaded
 from foreseen.nouns import Lane
-from proxy.turnstile import Turnstile
+from foreseen.proxy.turnstile import Turnstile
 
 
 class Moved:

@@ -15,8 +15,8 @@ import numpy as np
 from onnx import ModelProto
 
 from foreseen.manifest import Manifest
+from foreseen.models.graphs.graph import Graph
 from foreseen.nouns import Array, Row
-from models.graphs.graph import Graph
 
 PIXELS, HIDDEN, CLASSES = 64, 256, 10
 ROUNDS = 20

@@ -12,8 +12,8 @@ from onnx import ModelProto
 
 from foreseen.errors import SetupError
 from foreseen.manifest import Manifest
+from foreseen.models.graphs.graph import Graph
 from foreseen.nouns import Array
-from models.graphs.graph import Graph
 
 COLUMNS = 16
 DIGESTS = 4

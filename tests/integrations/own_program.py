@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import ray
 
-import models
+from foreseen import models
 from foreseen.manifest import find
 from foreseen.warm import Plan, Warmer
 

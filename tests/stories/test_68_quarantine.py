@@ -14,8 +14,8 @@ from aiohttp import web
 
 from foreseen.key import Framer
 from foreseen.metrics import ProxyMetrics
-from proxy.quarantine import MAX_SUSPECTS, Quarantine
-from proxy.trials import Trials
+from foreseen.proxy.quarantine import MAX_SUSPECTS, Quarantine
+from foreseen.proxy.trials import Trials
 from tests.doubles import ROOT, SIGNATURE, BrokenFar, Clock, DictFar, row
 from tests.foreign import Foreign, Front, fronted, listening
 from tests.live import Live

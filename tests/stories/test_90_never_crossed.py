@@ -24,11 +24,11 @@ from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import Output, Prediction, Question, Row, Space, Terms
 from foreseen.places import model_socket
 from foreseen.prepare import Preparer
+from foreseen.proxy.freshness import Policy
+from foreseen.proxy.near import Near
+from foreseen.proxy.pipeline import Pipeline
+from foreseen.proxy.tiers import Tiers
 from foreseen.wire import parse_response, render_request
-from proxy.freshness import Policy
-from proxy.near import Near
-from proxy.pipeline import Pipeline
-from proxy.tiers import Tiers
 from tests.collisions import chosen_pair, second_preimage, seeded_pair
 from tests.doubles import ROOT, DictFar, Limits
 from tests.live import Live
@@ -230,7 +230,7 @@ async def _binary(client: aiohttp.ClientSession, url: str, body: bytes, length: 
 
 async def _embeddings_direct(live: Live, built: Path, texts: list[str], rng: random.Random) -> list[bytes]:
     """From the model process itself, padded, in random batches of neighbours that nobody chose."""
-    import models
+    from foreseen import models
 
     manifest = find("minilm", (Path(models.__file__).parent,))
     artifact = read_record(built, "minilm").artifact
