@@ -19,8 +19,8 @@ from foreseen.inference.session import Plan, open_session
 from foreseen.manifest import Precision, find
 from foreseen.models.build import build
 from foreseen.models.progress import shown
-from foreseen.nouns import Row
 from foreseen.settings import InferenceSettings
+from foreseen.types import Row
 from tests.models_fixture import PACKAGED
 from tests.test_inference_app import listening, padded
 

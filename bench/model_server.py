@@ -31,8 +31,8 @@ from foreseen import models, wire
 from foreseen.artifact import read_file, read_record
 from foreseen.inference.session import session_options
 from foreseen.manifest import Manifest, find
-from foreseen.nouns import Array, Row
 from foreseen.rows import stack
+from foreseen.types import Array, Row
 
 SERVE = """
 import sys, structlog

@@ -15,8 +15,8 @@ from pathlib import Path
 from foreseen.inference.app import start
 from foreseen.inference.served import Served
 from foreseen.inference.waiting import Computed
-from foreseen.nouns import Array, Lane
 from foreseen.settings import InferenceSettings
+from foreseen.types import Array, Lane
 
 POISON = 666_666
 

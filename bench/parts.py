@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bench.rounds import ROOT
 from foreseen import valkey
-from foreseen.places import make_run_folder, model_socket, redis_socket
+from foreseen.paths import make_run_folder, model_socket, redis_socket
 from foreseen.secret import make_secret
 from tests.ports import free_port
 

@@ -33,7 +33,7 @@ import aiohttp
 from bench.mortal import POISON
 from foreseen import valkey
 from foreseen.children import Child
-from foreseen.places import make_run_folder, model_socket, redis_socket, state_socket
+from foreseen.paths import make_run_folder, model_socket, redis_socket, state_socket
 from foreseen.secret import make_secret
 from tests.live import worker_of
 from tests.models_fixture import built_data

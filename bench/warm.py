@@ -47,7 +47,7 @@ from foreseen.artifact import read_file, read_record, read_serving
 from foreseen.datatypes import DATATYPES
 from foreseen.inference.session import Plan, open_session, session_options
 from foreseen.manifest import find
-from foreseen.places import make_run_folder, model_socket, redis_socket
+from foreseen.paths import make_run_folder, model_socket, redis_socket
 from foreseen.rows import stack
 from foreseen.secret import make_secret
 from foreseen.tensors import array_of_json

@@ -16,9 +16,9 @@ import structlog
 from foreseen.commands import PREFIX, Command, Entries
 from foreseen.errors import FarError
 from foreseen.far import Far, Moved
-from foreseen.nouns import DOWN, FarState, Key
 from foreseen.servers import BY_ADDRESS, SLOTS, Access, Whereabouts, connect, several, slot_of
 from foreseen.tasks import end
+from foreseen.types import DOWN, FarState, Key
 
 AGAIN_SECONDS = 0.2
 """Between two questions who is where, while something is wrong."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from foreseen.errors import FarError, SetupError
-from foreseen.nouns import DOWN, FarState, Key
+from foreseen.types import DOWN, FarState, Key
 
 PREFIX = b"fsn1:"
 SECRET_CHECK = b"fsn1.secret"

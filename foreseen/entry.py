@@ -29,7 +29,7 @@ from msgspec import Struct
 from foreseen.datatypes import BY_CODE, DATATYPES
 from foreseen.errors import EntryError
 from foreseen.key import keyed_digests
-from foreseen.nouns import Array, Key, Output, Prediction
+from foreseen.types import Array, Key, Output, Prediction
 
 MAGIC = b"FSE1"
 TAG_BYTES = 16

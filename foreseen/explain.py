@@ -13,8 +13,8 @@ from msgspec import Struct
 
 from foreseen.datatypes import BY_CODE, elements
 from foreseen.key import MAGIC
-from foreseen.nouns import Array
 from foreseen.tensors import array_of_raw
+from foreseen.types import Array
 
 MAX_SHOWN = 32
 """Elements of a tensor that are shown; the rest is counted."""

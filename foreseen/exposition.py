@@ -13,7 +13,7 @@ from pathlib import Path
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Metric, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from foreseen.nouns import AWAY, DOWN, FarState, Standing
+from foreseen.types import AWAY, DOWN, FarState, Standing
 from foreseen.warming import RESULTS
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST

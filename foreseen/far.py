@@ -26,9 +26,9 @@ from foreseen.breaker import Breaker
 from foreseen.commands import PREFIX, SECRET_CHECK, Command, Entries
 from foreseen.errors import FarError
 from foreseen.kinds import kind_of
-from foreseen.nouns import DOWN, FarState, Key
 from foreseen.resp import Open, Wire
 from foreseen.servers import MAX_CONNECTIONS, execute
+from foreseen.types import DOWN, FarState, Key
 
 STORE_PAUSE_SECONDS = 1.0
 """How long stores rest after Redis refused one (full, read-only, not permitted); reads go on."""

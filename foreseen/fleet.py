@@ -20,7 +20,7 @@ from foreseen.artifact import read_record
 from foreseen.children import Child
 from foreseen.errors import SetupError
 from foreseen.manifest import Manifest
-from foreseen.places import model_socket
+from foreseen.paths import model_socket
 
 log = structlog.get_logger()
 

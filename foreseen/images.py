@@ -14,7 +14,7 @@ from PIL import Image as Pillow
 from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, TooLarge
 from foreseen.manifest import Image
-from foreseen.nouns import Array
+from foreseen.types import Array
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 _RESAMPLING = {

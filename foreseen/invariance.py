@@ -8,8 +8,8 @@ import numpy as np
 
 from foreseen.datatypes import DATATYPES
 from foreseen.manifest import ModelInput, ModelSignature
-from foreseen.nouns import Array, Row
 from foreseen.rows import RowOutputs
+from foreseen.types import Array, Row
 
 _OPEN_SIZE = 7
 """Of a dimension that differs between requests: ≡ 3 mod 4, where an inexact pool shows (DESIGN.md section 5)."""

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from foreseen.errors import QueueUnavailable, SetupError
-from foreseen.places import state_socket
+from foreseen.paths import state_socket
 from foreseen.queue import Queue, connect_queue
 from foreseen.queued import OPEN_STATES, Bounds
 from foreseen.servers import access_of, shown

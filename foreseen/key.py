@@ -32,8 +32,8 @@ from blake3 import blake3
 
 from foreseen.datatypes import DATATYPES
 from foreseen.manifest import ModelSignature
-from foreseen.nouns import Array, Columns, Key, Row, Space
 from foreseen.tensors import raw_of
+from foreseen.types import Array, Columns, Key, Row, Space
 
 SpaceKey = NewType("SpaceKey", bytes)
 MAGIC = b"fsn1"

@@ -8,7 +8,7 @@ import socket
 import structlog
 
 from foreseen.errors import SetupError
-from foreseen.places import admin_socket, make_run_folder
+from foreseen.paths import admin_socket, make_run_folder
 from foreseen.settings import ProxySettings
 
 BACKLOG = 1024

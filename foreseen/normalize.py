@@ -14,7 +14,7 @@ import numpy as np
 from foreseen.datatypes import DATATYPES, Datatype
 from foreseen.errors import BadInput
 from foreseen.manifest import ClientInput
-from foreseen.nouns import Array
+from foreseen.types import Array
 
 Step = Callable[[Array], Array]
 

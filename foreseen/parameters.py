@@ -12,7 +12,7 @@ import orjson
 
 from foreseen.errors import BadRequest
 from foreseen.manifest import Manifest
-from foreseen.nouns import Lane
+from foreseen.types import Lane
 
 SEQUENCE = frozenset(("sequence_id", "sequence_start", "sequence_end"))
 """A model behind an upstream may keep state by these: requests of a sequence are not cached, and they go with them."""

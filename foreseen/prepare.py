@@ -18,8 +18,8 @@ from foreseen.errors import BadInput, SetupError
 from foreseen.images import pixels
 from foreseen.manifest import ClientInput, Manifest, wire_shape
 from foreseen.normalize import cast, steps_of, texts
-from foreseen.nouns import Array, Columns, Row
 from foreseen.rows import mask_lengths
+from foreseen.types import Array, Columns, Row
 from foreseen.wire import InputTensor
 
 Column = Sequence[Array]

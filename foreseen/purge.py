@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from foreseen.errors import SetupError
-from foreseen.places import admin_socket
+from foreseen.paths import admin_socket
 from foreseen.secret import read_secret
 from foreseen.settings import PurgeSettings
 

@@ -20,7 +20,6 @@ from redis.asyncio import Redis
 from foreseen.errors import KeyReused, QueueFull, QueueUnavailable
 from foreseen.grouped import Grouped
 from foreseen.master import client_at, moves_of
-from foreseen.nouns import Standing
 from foreseen.outbox import HOOKS, Outbox
 from foreseen.queued import (
     PLAIN,
@@ -40,6 +39,7 @@ from foreseen.queued import (
 from foreseen.records import JOB_BYTES, NONCE_BYTES
 from foreseen.servers import BY_ADDRESS, Access
 from foreseen.transitions import BASE, GROUP, SCRIPTS
+from foreseen.types import Standing
 from foreseen.warming import ROWS, RUNS, TELL, Run, warming_of
 
 BUDGET_SECONDS = 2.0

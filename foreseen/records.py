@@ -31,7 +31,7 @@ from foreseen.datatypes import DATATYPES
 from foreseen.errors import EntryError
 from foreseen.explain import FrameInput, read_frame
 from foreseen.manifest import ModelSignature
-from foreseen.nouns import Answer, Columns, Key, Output, Prediction, Row, Source, StaleReason, Steps, Wish
+from foreseen.types import Answer, Columns, Key, Output, Prediction, Row, Source, StaleReason, Steps, Wish
 
 MAGIC = b"FSJ1"
 TAG_BYTES, JOB_BYTES, NONCE_BYTES, MAC_BYTES, NAME_BYTES = 16, 16, 12, 8, 16

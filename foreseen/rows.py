@@ -17,8 +17,8 @@ import numpy as np
 from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, ModelFailed
 from foreseen.manifest import ModelInput, ModelOutput, ModelSignature
-from foreseen.nouns import Array, Output, Row
 from foreseen.tensors import raw_of
+from foreseen.types import Array, Output, Row
 
 RowOutputs = tuple[Array, ...]
 """The outputs of one row in the signature's order, without the batch axis and cut to the row's own size."""

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from foreseen.places import MODELS
+from foreseen.paths import MODELS
 
 
 @Parameter(name="*")

@@ -15,7 +15,7 @@ import numpy as np
 
 from foreseen.datatypes import DATATYPES, Datatype, elements
 from foreseen.errors import BadInput, BadRequest
-from foreseen.nouns import Array
+from foreseen.types import Array
 
 MAX_RANK = 8
 MAX_DIM = 2**31 - 1

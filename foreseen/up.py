@@ -34,7 +34,7 @@ from foreseen.exposition import MULTIPROCESS_FOLDER, forget_worker, prepare_mult
 from foreseen.fleet import Fleet
 from foreseen.listen import listen, listen_admin
 from foreseen.manifest import Manifest, example_request, find
-from foreseen.places import make_run_folder, redis_socket, state_socket
+from foreseen.paths import make_run_folder, redis_socket, state_socket
 from foreseen.secret import make_secret
 from foreseen.servers import shown
 from foreseen.settings import InferenceSettings, ProxySettings, UpSettings, WorkerSettings, arguments

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import Struct
 
-from foreseen.nouns import Warming
+from foreseen.types import Warming
 
 RUNS, ROWS = "{fsj1}.warm.runs", "{fsj1}.warm.rows"
 """In the slot of the queue, whose client reads them."""

@@ -18,9 +18,9 @@ from msgspec import UNSET, Struct
 
 from foreseen.datatypes import DATATYPES, elements
 from foreseen.errors import BadInput, BadRequest
-from foreseen.nouns import Array, WantedOutput
 from foreseen.strict_json import load_json, load_plain_json
 from foreseen.tensors import array_of_json, array_of_raw, checked_shape, datatype_of, json_of_raw, raw_of
+from foreseen.types import Array, WantedOutput
 
 _T = TypeVar("_T")
 

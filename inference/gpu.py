@@ -17,7 +17,7 @@ from typing import Any
 import onnxruntime
 import structlog
 
-from foreseen.nouns import Array
+from foreseen.types import Array
 
 _log = structlog.get_logger()
 

@@ -31,9 +31,9 @@ from foreseen.http import (
 from foreseen.inference.describe import EXTENSIONS, Stats, config, metadata
 from foreseen.inference.served import Served
 from foreseen.manifest import wire_shape
-from foreseen.nouns import Array, Lane
 from foreseen.settings import InferenceSettings
 from foreseen.tensors import raw_of
+from foreseen.types import Array, Lane
 
 _log = structlog.get_logger()
 

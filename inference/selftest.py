@@ -18,8 +18,8 @@ from foreseen.datatypes import DATATYPES
 from foreseen.errors import SetupError
 from foreseen.invariance import difference
 from foreseen.manifest import Manifest, ModelInput
-from foreseen.nouns import Array, Row
 from foreseen.rows import RowOutputs, split, stack
+from foreseen.types import Array, Row
 
 _log = structlog.get_logger()
 

@@ -16,9 +16,9 @@ from foreseen.inference.metrics import ModelMetrics
 from foreseen.inference.session import Plan, Session, open_session, saturates
 from foreseen.inference.waiting import Computed, Limits
 from foreseen.manifest import Manifest, find
-from foreseen.nouns import Array, Lane, Row
 from foreseen.rows import empty_outputs, split, stack, stack_outputs, tokens
 from foreseen.settings import InferenceSettings
+from foreseen.types import Array, Lane, Row
 
 _log = structlog.get_logger()
 

@@ -25,8 +25,8 @@ from foreseen.inference import gpu
 from foreseen.inference.processor import processor_family
 from foreseen.inference.watchdog import Watchdog
 from foreseen.manifest import Manifest, ModelInput, ModelOutput
-from foreseen.nouns import Array, Row
 from foreseen.rows import RowOutputs, split, split_outputs, stack, stack_outputs
+from foreseen.types import Array, Row
 
 _log = structlog.get_logger()
 

@@ -27,7 +27,7 @@ from foreseen.models.publish import GRAPH_NAME, describe, publish, workshop
 from foreseen.models.quantize import quantize
 from foreseen.models.run import Session
 from foreseen.models.samples import samples
-from foreseen.nouns import Row
+from foreseen.types import Row
 
 QUICK_ROWS = 48
 BUILDERS = {"bert": "bert", "mpnet": "mpnet", "fingerprint": "fingerprint", "digits": "digits", "onnx": "onnx_file"}

@@ -9,8 +9,8 @@ from msgspec import Struct
 
 from foreseen.manifest import ModelSignature
 from foreseen.models.run import Session
-from foreseen.nouns import Array, Row
 from foreseen.rows import RowOutputs
+from foreseen.types import Array, Row
 
 Head = Callable[[Array], Array]
 """Vectors FP32 [n, k] → labels INT64 [n]."""

@@ -13,8 +13,8 @@ from foreseen.models.check import batches
 from foreseen.models.gate import runs_alone
 from foreseen.models.measure import lengths, uniform
 from foreseen.models.run import Session
-from foreseen.nouns import Row
 from foreseen.rows import RowOutputs, tokens
+from foreseen.types import Row
 
 LENGTHS = range(4, 63)
 PADDED_TO = 64

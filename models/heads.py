@@ -10,7 +10,7 @@ import numpy as np
 
 from foreseen.manifest import Manifest
 from foreseen.models.check import Head
-from foreseen.nouns import Array
+from foreseen.types import Array
 
 CENTRES = 77  # as many as BANKING77 has intents, the set of labels that the figures are compared with
 ROUNDS = 25  # Lloyd's iterations; far past convergence for 1,000 vectors

@@ -23,7 +23,7 @@ from foreseen.models import check
 from foreseen.models.gate import runs_alone
 from foreseen.models.run import Session
 from foreseen.models.samples import tokenized
-from foreseen.nouns import Array, Row
+from foreseen.types import Array, Row
 
 BATCH_ROWS = 32
 ITERATIONS = 2000  # lbfgs on 10,003 × 384 with 77 classes stops after about 200

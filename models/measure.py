@@ -13,7 +13,7 @@ from foreseen.datatypes import DATATYPES
 from foreseen.manifest import Manifest
 from foreseen.models.gate import runs_alone
 from foreseen.models.run import Session
-from foreseen.nouns import Row
+from foreseen.types import Row
 
 BATCHES = (1, 8, 32)
 LENGTHS = (16, 64, 256)

@@ -21,7 +21,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from foreseen.errors import SetupError
 from foreseen.manifest import Precision
 from foreseen.models.graphs.graph import MICROSOFT
-from foreseen.nouns import Array
+from foreseen.types import Array
 
 ZERO_POINT = 128  # u8s8: MLAS's MatMulInteger is fastest with unsigned activations
 LARGEST = 127  # symmetric: -128 is left out, so x and -x quantize alike

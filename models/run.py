@@ -9,8 +9,8 @@ import onnxruntime
 
 from foreseen.inference.session import session_options
 from foreseen.manifest import ModelSignature, Precision
-from foreseen.nouns import Row
 from foreseen.rows import RowOutputs, split_outputs, stack
+from foreseen.types import Row
 
 PROVIDERS = ["CPUExecutionProvider"]
 

@@ -13,7 +13,7 @@ from foreseen.errors import SetupError
 from foreseen.images import pixels
 from foreseen.manifest import ClientInput, Manifest, ModelInput, Tokenizer
 from foreseen.models.texts import texts
-from foreseen.nouns import Array, Row
+from foreseen.types import Array, Row
 
 PICTURE_PIXELS = 300
 NAMED_SIZES = (1, 24)

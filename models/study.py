@@ -22,8 +22,8 @@ from foreseen.models.progress import Say
 from foreseen.models.publish import GRAPH_NAME
 from foreseen.models.run import Session
 from foreseen.models.samples import samples
-from foreseen.nouns import Array, Row
 from foreseen.rows import RowOutputs
+from foreseen.types import Array, Row
 
 OWN_ROWS = 1024
 

@@ -14,8 +14,8 @@ from aiohttp import web
 
 from foreseen.errors import SetupError, Unauthorized
 from foreseen.explain import read_frame
-from foreseen.nouns import Explanation
 from foreseen.secret import read_secret
+from foreseen.types import Explanation
 
 log = structlog.get_logger()
 

@@ -26,7 +26,7 @@ from foreseen.limits import Gate, Limits
 from foreseen.listen import BACKLOG, files_for, inherited, listen, listen_admin
 from foreseen.manifest import Freshness, find
 from foreseen.metrics import ProxyMetrics
-from foreseen.places import model_socket, redis_socket
+from foreseen.paths import model_socket, redis_socket
 from foreseen.proxy.admin import Token
 from foreseen.proxy.batch import Batches
 from foreseen.proxy.connection import ShortConnection

@@ -15,11 +15,11 @@ from msgspec import Struct
 from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, BadRequest
 from foreseen.manifest import ClientInput, Manifest, wire_shape
-from foreseen.nouns import Lane, Wish
 from foreseen.parameters import counting, in_sequence, lane_of
 from foreseen.proxy.render import wanted_outputs
 from foreseen.strict_json import load_json
 from foreseen.tensors import array_of_json, checked_shape
+from foreseen.types import Lane, Wish
 from foreseen.wire import InputTensor, Request, parse_raw, parse_request
 
 

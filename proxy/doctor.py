@@ -25,7 +25,7 @@ from foreseen.errors import SetupError
 from foreseen.interpreter import optimized
 from foreseen.listen import BACKLOG, OTHER_FILES
 from foreseen.manifest import find
-from foreseen.places import model_socket
+from foreseen.paths import model_socket
 from foreseen.proxy.doctor_stores import redis, state
 from foreseen.proxy.finding import Finding, Grade, numbers, size
 from foreseen.scrape import Scrape, scrape

@@ -8,8 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from foreseen.cluster import far_at
 from foreseen.errors import FarError, QueueUnavailable, SetupError, StateUnavailable
 from foreseen.key import secret_check
-from foreseen.nouns import DOWN, FarState, Standing
-from foreseen.places import redis_socket, state_socket
+from foreseen.paths import redis_socket, state_socket
 from foreseen.proxy.finding import Finding, Grade, numbers, size
 from foreseen.proxy.generations import is_gone
 from foreseen.queue import connect_queue
@@ -18,6 +17,7 @@ from foreseen.secret import read_secret
 from foreseen.servers import Access, access_of, several, shown
 from foreseen.settings import DoctorSettings
 from foreseen.state import connect_state
+from foreseen.types import DOWN, FarState, Standing
 
 MIN_REDIS = (6, 2)
 MAX_SKEW_SECONDS = 2.0

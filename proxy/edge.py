@@ -14,7 +14,6 @@ from typing import NamedTuple
 from foreseen.errors import ForeseenError, UnknownModel
 from foreseen.http import BINARY, HEADER_LENGTH, JSON, SERVER, error_body, internal
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import Answer, Key, Prediction, Space
 from foreseen.proxy.access import AccessLog
 from foreseen.proxy.ask import Ask
 from foreseen.proxy.freshness import AT_WILL
@@ -25,6 +24,7 @@ from foreseen.proxy.served import Served
 from foreseen.proxy.shortcut import Found
 from foreseen.proxy.tiers import Tiers
 from foreseen.settings import ProxySettings
+from foreseen.types import Answer, Key, Prediction, Space
 
 Headers = list[tuple[str, str]]
 

@@ -6,9 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from foreseen.nouns import Answer
 from foreseen.proxy.freshness import age_of
 from foreseen.proxy.served import Served
+from foreseen.types import Answer
 
 
 class Facts:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from foreseen.errors import ModelUnavailable
-from foreseen.nouns import AT_EASE, Answer, Demand, Key, Lane, Missed, Row, Space, Steps
+from foreseen.types import AT_EASE, Answer, Demand, Key, Lane, Missed, Row, Space, Steps
 
 Landing = asyncio.Future[Answer]
 

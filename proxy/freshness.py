@@ -19,7 +19,7 @@ from typing import assert_never
 from msgspec import Struct
 
 from foreseen.manifest import Freshness
-from foreseen.nouns import AT_EASE, Demand, StaleReason, Steps
+from foreseen.types import AT_EASE, Demand, StaleReason, Steps
 
 TTL_JITTER = 0.1
 """Entries made together do not expire together."""

@@ -16,8 +16,8 @@ from pathlib import Path
 import structlog
 
 from foreseen.errors import StateUnavailable
-from foreseen.nouns import Key
 from foreseen.state import KEPT_PURGES, RECENT_MICROSECONDS, Purge, State, generation_of
+from foreseen.types import Key
 
 AGAIN_SECONDS = 0.2
 MAX_SPACES = 4096

@@ -31,7 +31,6 @@ from foreseen.errors import (
 )
 from foreseen.manifest import Manifest
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import ALL_STEPS, AT_EASE, Answer, Key, Question, Space, Steps, Terms
 from foreseen.proxy.ask import Ask
 from foreseen.proxy.facts import Facts
 from foreseen.proxy.freshness import Control, steps_of
@@ -57,6 +56,7 @@ from foreseen.records import (
     new_job,
     new_nonce,
 )
+from foreseen.types import ALL_STEPS, AT_EASE, Answer, Key, Question, Space, Steps, Terms
 
 BATCH = ""
 """The model of a batch's head: it has many, or none."""

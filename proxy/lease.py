@@ -20,8 +20,8 @@ from typing import Any, Protocol
 
 from foreseen.errors import DeadlineExceeded, FarError
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import Key, Prediction, Steps
 from foreseen.proxy.flight import Cabin
+from foreseen.types import Key, Prediction, Steps
 
 LEASE_SECONDS = 5.0
 """How long the death of a leader goes unnoticed. A living one extends its lease, however long the model takes, if its

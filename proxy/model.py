@@ -37,12 +37,12 @@ from foreseen.errors import (
 from foreseen.http import BINARY, HEADER_LENGTH
 from foreseen.key import Framer
 from foreseen.manifest import Manifest, ModelSignature
-from foreseen.nouns import Array, Prediction, Row, Terms
 from foreseen.proxy.budget import RetryBudget
 from foreseen.proxy.line import Broken, Line, NotReached, Told, Unreadable
 from foreseen.proxy.quarantine import Quarantine
 from foreseen.proxy.trials import Trials
 from foreseen.rows import raw_of_outputs, raw_outputs, stack, whole_outputs
+from foreseen.types import Array, Prediction, Row, Terms
 from foreseen.wire import Response, parse_response, render_request
 
 log = structlog.get_logger()

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from msgspec import Struct
 
 from foreseen.entry import NEAR_OVERHEAD_BYTES
-from foreseen.nouns import Key, Prediction
+from foreseen.types import Key, Prediction
 
 SMALL_SHARE = 0.1
 MAX_FREQUENCY = 3

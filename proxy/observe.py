@@ -14,8 +14,8 @@ import numpy as np
 from foreseen.datatypes import DATATYPES, Datatype
 from foreseen.errors import DigestMoved
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import Answer, Key, Prediction, Question
 from foreseen.proxy.pipeline import Pipeline
+from foreseen.types import Answer, Key, Prediction, Question
 
 
 class Observer:

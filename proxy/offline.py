@@ -19,8 +19,7 @@ from foreseen.errors import BadRequest, ModelUnavailable, SetupError, StateUnava
 from foreseen.explain import Frame, differences, read_frame
 from foreseen.key import Framer, key_of, space_key
 from foreseen.manifest import Manifest, find
-from foreseen.nouns import Key, Space
-from foreseen.places import model_socket, state_socket
+from foreseen.paths import model_socket, state_socket
 from foreseen.prepare import Preparer
 from foreseen.proxy.decode import decode_v1, decode_v2
 from foreseen.proxy.model import ModelProcess
@@ -28,6 +27,7 @@ from foreseen.proxy.served import PUBLIC
 from foreseen.secret import read_secret
 from foreseen.settings import KeySettings
 from foreseen.state import generation_of, read_generations
+from foreseen.types import Key, Space
 
 
 class Keyed(Struct, frozen=True):

@@ -18,8 +18,8 @@ import structlog
 from foreseen.errors import QueueUnavailable
 from foreseen.exposition import exposition
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import AWAY, FarState, Standing
 from foreseen.proxy.pipeline import Pipeline
+from foreseen.types import AWAY, FarState, Standing
 
 BEAT_SECONDS = 0.25
 """How often the event loop is asked whether it wakes in time."""

@@ -15,12 +15,12 @@ from msgspec import Struct
 
 from foreseen.errors import BadRequest, FarError, NotConfirmed, StateUnavailable
 from foreseen.http import errors, json_reply, read_body
-from foreseen.nouns import Key
 from foreseen.proxy.admin import Token
 from foreseen.proxy.generations import is_gone
 from foreseen.proxy.tiers import Tiers
 from foreseen.state import Kind, State
 from foreseen.strict_json import load_json
+from foreseen.types import Key
 
 LOOK_SECONDS = 0.01
 BODY_BYTES = 4096

@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from foreseen.errors import InputRejected
 from foreseen.key import Framer
-from foreseen.nouns import Row
+from foreseen.types import Row
 
 MAX_CRASHES = 2
 """Once may be an accident: somebody's `kill`, memory that ran out for another reason."""

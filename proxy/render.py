@@ -18,8 +18,8 @@ from msgspec import Struct
 from foreseen.datatypes import DATATYPES, elements
 from foreseen.errors import BadRequest
 from foreseen.manifest import ClientOutput, Manifest, wire_shape
-from foreseen.nouns import Array, Prediction, WantedOutput, Wish
 from foreseen.tensors import array_of_raw, raw_of
+from foreseen.types import Array, Prediction, WantedOutput, Wish
 from foreseen.wire import OutputTensor, render_response
 
 MAX_CLASSES = 1_000_000

@@ -20,9 +20,9 @@ from collections.abc import Callable, Sequence
 
 from xxhash import xxh3_64_intdigest
 
-from foreseen.nouns import Key, Prediction
 from foreseen.proxy.lines import date, hit_start, id_member
 from foreseen.proxy.near import Near
+from foreseen.types import Key, Prediction
 
 MAX_REQUEST_BYTES = 32 * 1024
 """A longer request takes the normal road; what it saves there is small beside what it costs to carry."""

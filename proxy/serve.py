@@ -17,7 +17,6 @@ from msgspec import Struct
 from foreseen.errors import BadInput, DigestMoved, ForeseenError, ModelUnavailable, NotCached, StateUnavailable
 from foreseen.meters import Hits
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import ALL_STEPS, Answer, Explanation, Key, Lane, Prediction, Question, Space, Steps, Terms
 from foreseen.prepare import Preparer
 from foreseen.proxy.ask import Ask
 from foreseen.proxy.bring import bring, decode_brought, predictions_of
@@ -31,6 +30,7 @@ from foreseen.proxy.served import Served
 from foreseen.proxy.shortcut import Entry, Found, Known, Shortcuts, plain_id
 from foreseen.proxy.waits import Wait
 from foreseen.proxy.whereabouts import whereabouts
+from foreseen.types import ALL_STEPS, Answer, Explanation, Key, Lane, Prediction, Question, Space, Steps, Terms
 
 T = TypeVar("T")
 

@@ -19,10 +19,10 @@ from foreseen.artifact import preparation_digest, read_file, read_record
 from foreseen.errors import ModelUnavailable, SetupError
 from foreseen.key import Framer
 from foreseen.manifest import Manifest
-from foreseen.nouns import ALL_STEPS, Prediction, Row, Space, Steps, Terms
 from foreseen.prepare import Preparer
 from foreseen.proxy.freshness import Policy
 from foreseen.proxy.model import Facts, ModelProcess
+from foreseen.types import ALL_STEPS, Prediction, Row, Space, Steps, Terms
 
 log = structlog.get_logger()
 

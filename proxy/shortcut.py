@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 from msgspec import Struct
 from xxhash import xxh3_64_intdigest
 
-from foreseen.nouns import Key, Row, Space, Wish
 from foreseen.prepare import Preparer
 from foreseen.proxy.ask import Ask
 from foreseen.proxy.decode import Asked
 from foreseen.proxy.render import Drawn
 from foreseen.proxy.replay import Kept
 from foreseen.proxy.served import Served
+from foreseen.types import Key, Row, Space, Wish
 from foreseen.wire import request_id
 
 MAX_HINTS = 16_384

@@ -18,10 +18,10 @@ from foreseen.entry import EntryCodec
 from foreseen.errors import EntryError, FarError
 from foreseen.key import Framer, SpaceKey, keys_of_frames, space_key
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import AT_EASE, Answer, Demand, Key, Missed, Prediction, Row, Source, Space, Trip
 from foreseen.proxy.clock import SteadyClock
 from foreseen.proxy.freshness import Ask, Dead, Fresh, Policy, Stale, decide, fresh, kept_for
 from foreseen.proxy.near import Near
+from foreseen.types import AT_EASE, Answer, Demand, Key, Missed, Prediction, Row, Source, Space, Trip
 
 MAX_SPACES = 4096
 FORGOTTEN_SECONDS = 60.0

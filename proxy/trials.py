@@ -17,8 +17,8 @@ from collections.abc import AsyncIterator
 from foreseen.errors import FarError
 from foreseen.key import key_of, space_key
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import Key, Space
 from foreseen.proxy.lease import LEASE_SECONDS, Lease, LeaseTier
+from foreseen.types import Key, Space
 
 PAUSE_SECONDS = (0.01, 0.05)
 """Between two looks whether it is one's turn."""

@@ -16,7 +16,7 @@ import math
 from collections import deque
 
 from foreseen.errors import Overloaded
-from foreseen.nouns import Lane
+from foreseen.types import Lane
 
 WINDOW_SECONDS = 5.0
 """What the model did longer ago counts half."""

@@ -23,11 +23,11 @@ from foreseen.errors import BadInput, BadRequest, DigestMoved, ForeseenError, Mo
 from foreseen.http import JSON
 from foreseen.invariance import difference, random_rows
 from foreseen.manifest import BATCH, Dim, Manifest, ModelInput, ModelOutput, ModelSignature, is_name
-from foreseen.nouns import Prediction, Row, Terms
 from foreseen.proxy.model import Facts, ModelProcess, Tensors
 from foreseen.proxy.trials import Trials
 from foreseen.rows import RowOutputs
 from foreseen.tensors import array_of_raw
+from foreseen.types import Prediction, Row, Terms
 from foreseen.wire import Response, render_json_request
 
 log = structlog.get_logger()

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from msgspec import Struct
 
 from foreseen.errors import DeadlineExceeded
-from foreseen.nouns import Answer, Key
 from foreseen.proxy.flight import Landing
+from foreseen.types import Answer, Key
 
 
 class Wait(Struct, frozen=True):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from foreseen.key import key_of
-from foreseen.nouns import AT_EASE, Answer, Explanation, Key, Prediction, Question, Space
 from foreseen.proxy.freshness import Policy
 from foreseen.proxy.pipeline import Pipeline
 from foreseen.proxy.tiers import Tiers, judge
+from foreseen.types import AT_EASE, Answer, Explanation, Key, Prediction, Question, Space
 
 
 async def whereabouts(

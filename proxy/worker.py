@@ -30,7 +30,6 @@ from foreseen.errors import (
     QueueUnavailable,
     TooLarge,
 )
-from foreseen.nouns import Question, Space, Terms
 from foreseen.proxy.jobs import Purges
 from foreseen.proxy.pipeline import Pipeline
 from foreseen.proxy.served import Served
@@ -38,6 +37,7 @@ from foreseen.queue import Queue
 from foreseen.queued import Company, Delivered, Ended, Handed, PutBack
 from foreseen.records import Failure, Head, Part, Records, Result, Rows, part_of, rows_of, steps_of
 from foreseen.tasks import end
+from foreseen.types import Question, Space, Terms
 
 MOST_ALONE = 3
 FEW = 16

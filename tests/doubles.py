@@ -15,12 +15,12 @@ from foreseen.errors import FarError
 from foreseen.key import Framer, tag_key
 from foreseen.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import ALL_STEPS, AT_EASE, Demand, Key, Output, Prediction, Question, Row, Space, Steps, Terms
 from foreseen.proxy.freshness import Policy
 from foreseen.proxy.lease import Leases
 from foreseen.proxy.near import Near
 from foreseen.proxy.pipeline import Pipeline
 from foreseen.proxy.tiers import FarTier, Tiers
+from foreseen.types import ALL_STEPS, AT_EASE, Demand, Key, Output, Prediction, Question, Row, Space, Steps, Terms
 
 ROOT = b"a root secret of at least 32 bytes"
 DIGEST = "d1"

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import aiohttp
 
-from foreseen.places import redis_socket
+from foreseen.paths import redis_socket
 from foreseen.servers import connect
 from tests.live import started
 from tests.models_fixture import built_data

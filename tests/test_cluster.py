@@ -18,8 +18,8 @@ from foreseen.cluster import Spread, far_at
 from foreseen.commands import PREFIX, Entries
 from foreseen.errors import FarError, SetupError
 from foreseen.far import Far
-from foreseen.nouns import DOWN, Key
 from foreseen.servers import shown, slot_of
+from foreseen.types import DOWN, Key
 from tests.doubles import numbered
 from tests.redis_servers import Server, cluster, replicated, sentinels, until
 

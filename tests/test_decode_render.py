@@ -13,10 +13,10 @@ import pytest
 from foreseen.errors import BadInput, BadRequest
 from foreseen.key import Framer
 from foreseen.manifest import Manifest
-from foreseen.nouns import Output, Prediction, WantedOutput, Wish
 from foreseen.prepare import Preparer
 from foreseen.proxy.decode import Asked, decode_v1, decode_v2
 from foreseen.proxy.render import render
+from foreseen.types import Output, Prediction, WantedOutput, Wish
 from foreseen.wire import parse_response, render_request
 
 

@@ -12,7 +12,6 @@ import pytest
 from redis.asyncio import Redis
 
 from foreseen.errors import QueueUnavailable
-from foreseen.nouns import Wish
 from foreseen.outbox import HOOKS, TRIES, Claimed, Outbox, Outcome
 from foreseen.proxy.deliveries import Deliveries, pause_after
 from foreseen.proxy.events import event
@@ -21,6 +20,7 @@ from foreseen.proxy.webhooks import Delivery
 from foreseen.queue import Queue, connect_queue
 from foreseen.queued import Bounds, Ended, Extras
 from foreseen.records import Failure, Head, Hook, Records, Rows, Ticket, new_job, new_nonce
+from foreseen.types import Wish
 from tests.doubles import ROOT
 
 BOUNDS = Bounds(1000, 10_000_000, 3600.0, 3600.0)

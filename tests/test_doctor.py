@@ -15,11 +15,11 @@ import pytest
 from foreseen.exposition import exposition
 from foreseen.interpreter import optimized
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import FarState, Standing
-from foreseen.places import redis_socket, state_socket
+from foreseen.paths import redis_socket, state_socket
 from foreseen.proxy import doctor, doctor_stores
 from foreseen.scrape import parse
 from foreseen.settings import DoctorSettings
+from foreseen.types import FarState, Standing
 from tests.live import Live
 
 GOOD = FarState(2**20, 2**30, 3, 0, 0, "allkeys-lfu", "7.2.4", append_only=False)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from foreseen.datatypes import DATATYPES
 from foreseen.entry import EntryCodec, Table
 from foreseen.errors import EntryError
-from foreseen.nouns import Output, Prediction
+from foreseen.types import Output, Prediction
 from tests.doubles import numbered, predicted
 
 ONE, TWO = numbered(2)

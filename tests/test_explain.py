@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from foreseen.explain import differences, read_frame
 from foreseen.key import Framer
 from foreseen.manifest import ModelInput, ModelOutput, ModelSignature
-from foreseen.nouns import Row, Space
 from foreseen.observed import summary_of, table
 from foreseen.proxy.observe import Observer, closeness
 from foreseen.proxy.whereabouts import whereabouts
+from foreseen.types import Row, Space
 from tests.doubles import BrokenFar, Clock, DictFar, ScriptedModel, pipeline, predicted, question, row
 from tests.live import Live
 from tests.questions import ask_fingerprint, ask_minilm, fingerprint, numbers

@@ -13,7 +13,7 @@ from foreseen.artifact import Artifact, ArtifactFile, Record, write_record
 from foreseen.children import Child
 from foreseen.fleet import Fleet
 from foreseen.manifest import Manifest, find
-from foreseen.places import make_run_folder, model_socket
+from foreseen.paths import make_run_folder, model_socket
 from tests.models_fixture import PACKAGED
 
 READY = 'for flag in "$@"; do printf 1 >&${flag#--ready-fd=}; done; exec sleep 1000'

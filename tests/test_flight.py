@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from foreseen.errors import ModelUnavailable
-from foreseen.nouns import ALL_STEPS, AT_EASE, Answer, Demand, Key, Missed, Space, Steps
 from foreseen.proxy.flight import Cabin, Flights, Party
+from foreseen.types import ALL_STEPS, AT_EASE, Answer, Demand, Key, Missed, Space, Steps
 from tests.doubles import numbered, predicted, row
 
 PARTY = Party(Space("public", "m", "d"), b"", "online", ALL_STEPS)

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foreseen.manifest import Freshness
-from foreseen.nouns import ALL_STEPS, AT_EASE, Demand
 from foreseen.proxy.clock import SLEW, SteadyClock
 from foreseen.proxy.freshness import (
     Ask,
@@ -27,6 +26,7 @@ from foreseen.proxy.freshness import (
     steps_of,
     usable,
 )
+from foreseen.types import ALL_STEPS, AT_EASE, Demand
 
 POLICY = Policy(100.0, revalidate_seconds=50.0, if_error_seconds=80.0)
 """Fresh to 100 seconds of age, revalidating to 150, where the model fails to 180."""

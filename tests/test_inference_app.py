@@ -28,8 +28,8 @@ from foreseen.inference.batcher import Batcher
 from foreseen.inference.served import Served
 from foreseen.inference.session import Plan, open_session
 from foreseen.manifest import find
-from foreseen.nouns import Row
 from foreseen.settings import InferenceSettings
+from foreseen.types import Row
 from tests import inference_fixture as tiny
 from tests.models_fixture import PACKAGED, built_data
 

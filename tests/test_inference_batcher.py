@@ -13,8 +13,8 @@ import pytest
 from foreseen.errors import BadInput, DeadlineExceeded, ModelFailed, ModelUnavailable, Overloaded
 from foreseen.inference.batcher import Batcher
 from foreseen.inference.waiting import Computed, Limits
-from foreseen.nouns import Row
 from foreseen.rows import RowOutputs
+from foreseen.types import Row
 
 
 class ScriptedRunner:

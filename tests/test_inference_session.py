@@ -23,9 +23,9 @@ from foreseen.inference.processor import processor_family
 from foreseen.inference.session import Plan, Session, open_session
 from foreseen.inference.watchdog import EXIT_HUNG, Watchdog
 from foreseen.manifest import Batching, Gates, ModelInput, ModelOutput, ModelSignature, find
-from foreseen.nouns import Row
 from foreseen.rows import RowOutputs
 from foreseen.settings import InferenceSettings
+from foreseen.types import Row
 from tests import inference_fixture as tiny
 from tests.models_fixture import PACKAGED, built_data
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from foreseen.inference.waiting import Asked, Limits, Waiting
-from foreseen.nouns import Row
+from foreseen.types import Row
 
 ROW = Row((np.zeros(1),))
 

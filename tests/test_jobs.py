@@ -17,7 +17,6 @@ from redis.asyncio import ConnectionPool, Redis, UnixDomainSocketConnection
 from foreseen.errors import EntryError, ModelUnavailable, QueueFull, QueueUnavailable, StateUnavailable
 from foreseen.key import Framer
 from foreseen.manifest import ModelInput, ModelOutput, ModelSignature
-from foreseen.nouns import ALL_STEPS, Answer, Output, Prediction, Row, Space, Wish
 from foreseen.proxy.worker import MOST_ALONE, Worker
 from foreseen.queue import Queue, connect_queue
 from foreseen.queued import Bounds, Ended, PutBack
@@ -36,6 +35,7 @@ from foreseen.records import (
 )
 from foreseen.state import State
 from foreseen.transitions import BASE
+from foreseen.types import ALL_STEPS, Answer, Output, Prediction, Row, Space, Wish
 from tests.doubles import DIGEST, ROOT, SIGNATURE, DictFar, ScriptedModel, numbered, pipeline, predicted, row, value_of
 
 BOUNDS = Bounds(jobs=100, bytes=10_000_000, job_seconds=60.0, result_seconds=60.0)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from foreseen.key import Framer, key_of, keys_of, keys_of_frames, secret_check, space_key, tag_key
 from foreseen.manifest import ModelInput, ModelOutput, ModelSignature
-from foreseen.nouns import Array, Row, Space
+from foreseen.types import Array, Row, Space
 
 ROOT = bytes(range(32))
 GOLDEN = Path(__file__).parent / "golden" / "keys.json"

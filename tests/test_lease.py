@@ -9,9 +9,9 @@ import pytest
 
 from foreseen.errors import DeadlineExceeded, FarError, ModelUnavailable
 from foreseen.metrics import LEASE_OUTCOMES, ProxyMetrics
-from foreseen.nouns import Key
 from foreseen.proxy.lease import Leases, LeaseTier
 from foreseen.proxy.pipeline import Pipeline
+from foreseen.types import Key
 from tests.doubles import BrokenFar, DictFar, ScriptedModel, pipeline, predicted, question, row, value_of
 
 LONG_SECONDS = 60.0

@@ -14,7 +14,7 @@ from foreseen.exposition import FAR_STATE, QUEUE_STATE, exposition
 from foreseen.inference.metrics import ModelMetrics
 from foreseen.meters import Hits, Kept, Tallies, Tally
 from foreseen.metrics import REQUEST_RESULTS, ROW_RESULTS, ProxyMetrics
-from foreseen.nouns import AWAY, DOWN, FarState, Standing, Warming
+from foreseen.types import AWAY, DOWN, FarState, Standing, Warming
 
 BOUNDS = (0.001, 0.01, 0.1)
 UP = FarState(10, 100, 3, 7, 2, "allkeys-lfu", "7.2", append_only=False, uptime=9)

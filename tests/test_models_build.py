@@ -23,7 +23,7 @@ from foreseen.models.progress import Advance, Silent
 from foreseen.models.publish import GRAPH_NAME, intact, workshop
 from foreseen.models.report import build_full, measured, public
 from foreseen.models.run import Session
-from foreseen.nouns import Row
+from foreseen.types import Row
 from tests.models_fixture import PACKAGED
 
 FINGERPRINT = find("fingerprint", PACKAGED)

@@ -23,7 +23,7 @@ from foreseen.models.publish import GRAPH_NAME
 from foreseen.models.quantize import quantize
 from foreseen.models.run import Session
 from foreseen.models.samples import samples, tokenized
-from foreseen.nouns import Array, Row
+from foreseen.types import Array, Row
 from tests.models_fixture import PACKAGED, built_data
 
 MANIFEST = find("minilm", PACKAGED)

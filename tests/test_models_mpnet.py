@@ -19,7 +19,7 @@ from foreseen.manifest import Manifest, ModelOutput, find
 from foreseen.models.graphs import mpnet
 from foreseen.models.graphs.graph import to_bytes
 from foreseen.models.run import Session
-from foreseen.nouns import Array, Row
+from foreseen.types import Array, Row
 from tests.models_fixture import PACKAGED
 
 HIDDEN, HEADS, LAYERS, WIDE, WORDS, PLACES = 16, 4, 2, 24, 50, 42

@@ -14,7 +14,7 @@ from foreseen.images import pixels
 from foreseen.manifest import find
 from foreseen.models.publish import GRAPH_NAME
 from foreseen.models.run import Session
-from foreseen.nouns import Array, Row
+from foreseen.types import Array, Row
 from tests.models_fixture import PACKAGED, built_data
 
 MANIFEST = find("nsfw", PACKAGED)

@@ -10,7 +10,7 @@ from foreseen.manifest import ModelInput, ModelOutput, ModelSignature, Precision
 from foreseen.models.graphs.graph import Graph, to_bytes
 from foreseen.models.quantize import quantize, quantized_blocks, quantized_columns
 from foreseen.models.run import Session
-from foreseen.nouns import Array, Row
+from foreseen.types import Array, Row
 
 SIGNATURE = ModelSignature((ModelInput("x", "FP32", ("rows", 64)),), (ModelOutput("y", "FP32", ("rows", 32)),))
 CHANCE = np.random.default_rng(3)

@@ -12,8 +12,8 @@ import pytest
 
 from foreseen.entry import NEAR_OVERHEAD_BYTES
 from foreseen.garbage import settle
-from foreseen.nouns import Key, Output, Prediction
 from foreseen.proxy.near import Near, size_of
+from foreseen.types import Key, Output, Prediction
 from tests.doubles import numbered, predicted, value_of
 
 NOW = 1_000_000.0

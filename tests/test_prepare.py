@@ -17,9 +17,9 @@ from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, SetupError, TooLarge
 from foreseen.key import Framer, key_of, keys_of, keys_of_frames, space_key
 from foreseen.manifest import Manifest, example_request, find, load
-from foreseen.nouns import Array, Columns, Row, Space
 from foreseen.prepare import Preparer
 from foreseen.tensors import array_of_json
+from foreseen.types import Array, Columns, Row, Space
 from foreseen.wire import InputTensor
 
 

@@ -43,7 +43,7 @@ def imported(tree: ast.Module) -> frozenset[str]:
 
 
 LAYERS = [
-    {"foreseen.nouns", "foreseen.errors", "foreseen.datatypes", "foreseen.queued"},
+    {"foreseen.types", "foreseen.errors", "foreseen.datatypes", "foreseen.queued"},
     {"foreseen.warming"},
     {"foreseen.manifest", "foreseen.tensors", "foreseen.strict_json", "foreseen.breaker", "foreseen.resp"}
     | {"foreseen.addresses", "foreseen.tasks"},

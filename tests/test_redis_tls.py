@@ -16,10 +16,10 @@ from foreseen.cluster import far_at
 from foreseen.commands import Entries
 from foreseen.errors import FarError, SetupError, StateUnavailable
 from foreseen.far import STORE_PAUSE_SECONDS
-from foreseen.nouns import DOWN
 from foreseen.secret import make_secret
 from foreseen.servers import Access
 from foreseen.state import State, connect_state
+from foreseen.types import DOWN
 from tests.doubles import numbered
 from tests.live import Live, fresh
 from tests.questions import ask_fingerprint, fingerprint, numbers

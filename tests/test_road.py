@@ -12,7 +12,6 @@ import pytest
 from foreseen.errors import DigestMoved
 from foreseen.manifest import Manifest
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import ALL_STEPS, Space, Steps
 from foreseen.prepare import Preparer
 from foreseen.proxy.ask import Ask
 from foreseen.proxy.edge import Edge, Told
@@ -24,6 +23,7 @@ from foreseen.proxy.road import Road, UnderWay
 from foreseen.proxy.serve import Server
 from foreseen.proxy.served import Served, Stats
 from foreseen.settings import ProxySettings
+from foreseen.types import ALL_STEPS, Space, Steps
 from tests.doubles import DIGEST, DictFar, ScriptedModel, pipeline
 from tests.test_decode_render import manifest
 

@@ -10,8 +10,8 @@ import pytest
 
 from foreseen.errors import ModelFailed
 from foreseen.manifest import ModelInput, ModelOutput, ModelSignature
-from foreseen.nouns import Row
 from foreseen.rows import raw_of_outputs, raw_outputs, split_outputs, stack
+from foreseen.types import Row
 
 FIXED = ModelSignature(
     (ModelInput("x", "INT64", ("rows", 2)),),

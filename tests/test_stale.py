@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 
 from foreseen.errors import BadInput, DeadlineExceeded, ModelUnavailable, NotCached
-from foreseen.nouns import Answer, Demand, Steps
 from foreseen.proxy.freshness import Policy
 from foreseen.proxy.pipeline import Pipeline
+from foreseen.types import Answer, Demand, Steps
 from tests.doubles import Clock, DictFar, ScriptedModel, pipeline, predicted, question, row, value_of
 
 POLICY = Policy(100.0, revalidate_seconds=50.0, if_error_seconds=1000.0)

@@ -12,8 +12,8 @@ from rich.console import Console
 from foreseen import top
 from foreseen.exposition import exposition
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import AWAY, DOWN, FarState, Standing, Warming
 from foreseen.scrape import Scrape, parse
+from foreseen.types import AWAY, DOWN, FarState, Standing, Warming
 from tests.live import Live
 from tests.questions import ask_fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT

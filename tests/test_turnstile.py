@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from foreseen.errors import Overloaded
-from foreseen.nouns import Lane
 from foreseen.proxy.turnstile import Turnstile
+from foreseen.types import Lane
 
 
 class Moved:

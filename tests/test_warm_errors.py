@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from foreseen.places import redis_socket
+from foreseen.paths import redis_socket
 from foreseen.warm.pipe import Pipe
 from tests.live import Live
 from tests.test_warm import digest_of, hit, parquet, predicted, rows_of

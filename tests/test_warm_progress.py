@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from foreseen.nouns import Warming
 from foreseen.queue import Queue, connect_queue
+from foreseen.types import Warming
 from foreseen.warm.checkpoint import Progress
 from foreseen.warm.run import Job
 from foreseen.warm.teller import NOTHING, Teller

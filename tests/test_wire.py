@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from foreseen.datatypes import BY_CODE, BY_DTYPE, DATATYPES, elements
 from foreseen.errors import BadInput, BadRequest
-from foreseen.nouns import WantedOutput
 from foreseen.strict_json import load_json, member_given_twice
 from foreseen.tensors import array_of_raw, raw_of
+from foreseen.types import WantedOutput
 from foreseen.wire import (
     OutputTensor,
     parse_raw,

@@ -17,7 +17,7 @@ import orjson
 from msgspec import Struct
 
 from foreseen.errors import BadInput, BadRequest, ModelFailed, ModelUnavailable, SetupError, TooLarge
-from foreseen.nouns import Array
+from foreseen.types import Array
 from foreseen.wire import Response, parse_response, render_request
 
 LEAST_SECONDS = 10.0

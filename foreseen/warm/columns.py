@@ -20,8 +20,8 @@ from foreseen.datatypes import BY_DTYPE, DATATYPES, Datatype
 from foreseen.errors import BadInput, SetupError
 from foreseen.manifest import Dim
 from foreseen.normalize import cast
-from foreseen.nouns import Array
 from foreseen.tensors import array_of_json
+from foreseen.types import Array
 
 
 class Spec(Protocol):

@@ -17,8 +17,8 @@ import pyarrow as pa
 from foreseen.datatypes import DATATYPES
 from foreseen.entry import EntryCodec, Table
 from foreseen.manifest import ModelOutput
-from foreseen.nouns import Array, Key, Output, Prediction
 from foreseen.tensors import raw_of
+from foreseen.types import Array, Key, Output, Prediction
 from foreseen.warm.columns import columns_for, fixed, ragged, tensor
 from foreseen.warm.keys import Keyed
 from foreseen.warm.pipe import Pipe

@@ -20,7 +20,7 @@ import numpy as np
 
 from foreseen.commands import PREFIX, SECRET_CHECK
 from foreseen.errors import SetupError
-from foreseen.nouns import Array, Key
+from foreseen.types import Array, Key
 
 KEYS_PER_CALL = 512
 PATIENCE_SECONDS = 60.0

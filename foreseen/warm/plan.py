@@ -10,7 +10,7 @@ import pyarrow as pa
 from msgspec import Struct
 
 from foreseen.manifest import Manifest
-from foreseen.nouns import Array, Prediction
+from foreseen.types import Array, Prediction
 from foreseen.warming import RESULTS
 
 PUBLIC = "public"

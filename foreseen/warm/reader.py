@@ -20,10 +20,10 @@ from msgspec import Struct
 from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, BadRequest
 from foreseen.manifest import ClientInput, Dim, Manifest, ModelOutput
-from foreseen.nouns import Array
 from foreseen.parameters import counting
 from foreseen.strict_json import load_json
 from foreseen.tensors import array_of_json
+from foreseen.types import Array
 from foreseen.warm.files import File, arrow_reader, delimiter_of, npz_header, opened, text_of
 from foreseen.warm.plan import LINE_COLUMN, PARAMETERS_COLUMN, REJECT_COLUMN
 from foreseen.wire import parse_request

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from foreseen.datatypes import DATATYPES, elements
 from foreseen.errors import BadRequest, SetupError
 from foreseen.manifest import Manifest
-from foreseen.nouns import Output, Prediction
 from foreseen.settings import WarmSettings
 from foreseen.tensors import array_of_raw, json_of_raw
+from foreseen.types import Output, Prediction
 from foreseen.warm.files import DIGEST_METADATA
 from foreseen.warm.importer import MADE_AT_COLUMN, OUTPUT_PREFIX, SECONDS_COLUMN
 from foreseen.warm.plan import LINE_COLUMN, PARAMETERS_COLUMN, REJECT_COLUMN, Plan, Warmed

@@ -34,8 +34,8 @@ from foreseen.manifest import (
     ModelOutput,
     ModelSignature,
 )
-from foreseen.nouns import Array, Output, Prediction
 from foreseen.tensors import raw_of
+from foreseen.types import Array, Output, Prediction
 from foreseen.warm.asker import Asker, Reply
 from foreseen.warm.importer import MADE_AT_COLUMN, OUTPUT_PREFIX, SECONDS_COLUMN, facts_of, given_outputs
 from foreseen.warm.keys import Given, given_of

@@ -9,8 +9,8 @@ import numpy as np
 from foreseen.datatypes import DATATYPES
 from foreseen.errors import SetupError
 from foreseen.manifest import Manifest
-from foreseen.nouns import Array, Prediction
 from foreseen.tensors import array_of_raw
+from foreseen.types import Array, Prediction
 from foreseen.warm.importer import given_outputs
 from foreseen.warm.reader import Chunk
 from foreseen.warm.warmer import Warmer

@@ -27,12 +27,12 @@ from foreseen.entry import EntryCodec
 from foreseen.errors import BadInput, EntryError, ModelFailed, SetupError, TooLarge
 from foreseen.key import secret_check, space_key, tag_key
 from foreseen.manifest import Manifest
-from foreseen.nouns import Key, Output, Prediction, Row, Space
-from foreseen.places import model_socket, redis_socket
+from foreseen.paths import model_socket, redis_socket
 from foreseen.prepare import Preparer
 from foreseen.rows import split_outputs, stack, tokens
 from foreseen.secret import read_secret
 from foreseen.tensors import raw_of
+from foreseen.types import Key, Output, Prediction, Row, Space
 from foreseen.warm.asker import Asker
 from foreseen.warm.importer import Importer
 from foreseen.warm.keys import Keyed, Keyer, given_of

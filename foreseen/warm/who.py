@@ -13,7 +13,7 @@ from msgspec import Struct
 from foreseen.artifact import preparation_digest, read_record, read_serving
 from foreseen.errors import ModelUnavailable, SetupError, StateUnavailable
 from foreseen.manifest import Manifest, find
-from foreseen.places import model_socket, state_socket
+from foreseen.paths import model_socket, state_socket
 from foreseen.servers import access_of, master_at
 from foreseen.settings import WarmSettings
 from foreseen.state import generation_of, read_generations

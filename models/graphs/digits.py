@@ -16,7 +16,7 @@ from onnx import ModelProto
 
 from foreseen.manifest import Manifest
 from foreseen.models.graphs.graph import Graph
-from foreseen.nouns import Array, Row
+from foreseen.types import Array, Row
 
 PIXELS, HIDDEN, CLASSES = 64, 256, 10
 ROUNDS = 20

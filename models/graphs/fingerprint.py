@@ -13,7 +13,7 @@ from onnx import ModelProto
 from foreseen.errors import SetupError
 from foreseen.manifest import Manifest
 from foreseen.models.graphs.graph import Graph
-from foreseen.nouns import Array
+from foreseen.types import Array
 
 COLUMNS = 16
 DIGESTS = 4

@@ -18,7 +18,7 @@ from foreseen.models.graphs import pool
 from foreseen.models.graphs.bert import read_config
 from foreseen.models.graphs.encoder import Encoder, LayerNames, Sizes, Weights
 from foreseen.models.graphs.graph import Graph
-from foreseen.nouns import Array
+from foreseen.types import Array
 
 FIRST_POSITION = 2  # padding_idx 1 is taken, so fairseq's tables count from 2
 FARTHEST = 128  # MPNetEncoder.relative_position_bucket's max_distance, a constant there as well

@@ -25,7 +25,7 @@ from redis.exceptions import RedisError
 
 from foreseen import valkey
 from foreseen.commands import PREFIX
-from foreseen.places import admin_socket
+from foreseen.paths import admin_socket
 from tests.chaos.load import Load
 from tests.faults import FaultProxy, Faults
 from tests.live import Live

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
-from foreseen.places import admin_socket
+from foreseen.paths import admin_socket
 from foreseen.proxy.upstream import PROBE_ROWS
 from foreseen.secret import make_secret
 from tests.foreign import Foreign, listening

@@ -21,8 +21,8 @@ import pytest
 from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, BadRequest, TooLarge
 from foreseen.http import inflated
-from foreseen.nouns import WantedOutput
 from foreseen.tensors import raw_of
+from foreseen.types import WantedOutput
 from foreseen.wire import OutputTensor, parse_raw, parse_request, render_response
 from tests.live import Live, started
 from tests.questions import ask_fingerprint, ask_minilm, fingerprint, numbers

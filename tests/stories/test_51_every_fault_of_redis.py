@@ -22,8 +22,8 @@ from redis.exceptions import BusyLoadingError, RedisError
 from foreseen.commands import PREFIX
 from foreseen.entry import EntryCodec
 from foreseen.key import tag_key
-from foreseen.nouns import Key
 from foreseen.secret import make_secret
+from foreseen.types import Key
 from tests.doubles import predicted
 from tests.faults import FaultProxy, Faults, between
 from tests.live import Live, fresh

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from foreseen.places import model_socket, redis_socket
+from foreseen.paths import model_socket, redis_socket
 from foreseen.secret import make_secret
 from tests.faults import between
 from tests.live import Live, fresh, started

@@ -10,7 +10,7 @@ import pytest
 from redis import Redis
 
 from foreseen.commands import PREFIX
-from foreseen.places import redis_socket
+from foreseen.paths import redis_socket
 from tests.live import Live, started
 from tests.questions import ask_fingerprint, fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT, status_of

@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from foreseen.places import redis_socket
+from foreseen.paths import redis_socket
 from foreseen.servers import connect
 from tests.live import Live, started
 from tests.questions import ask_fingerprint, ask_minilm, fingerprint, numbers

@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from foreseen.places import state_socket
+from foreseen.paths import state_socket
 from foreseen.state import connect_state
 from tests.live import Live, started
 from tests.questions import ask_fingerprint, numbers

@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 from redis import Redis
 
-from foreseen.places import state_socket
+from foreseen.paths import state_socket
 from foreseen.records import JOB_BYTES, MAC_BYTES, NONCE_BYTES, Records
 from foreseen.secret import read_secret
 from foreseen.transitions import BASE

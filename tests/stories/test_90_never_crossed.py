@@ -21,13 +21,13 @@ from foreseen.http import HEADER_LENGTH
 from foreseen.key import Framer, tag_key
 from foreseen.manifest import ModelInput, ModelOutput, ModelSignature, find
 from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import Output, Prediction, Question, Row, Space, Terms
-from foreseen.places import model_socket
+from foreseen.paths import model_socket
 from foreseen.prepare import Preparer
 from foreseen.proxy.freshness import Policy
 from foreseen.proxy.near import Near
 from foreseen.proxy.pipeline import Pipeline
 from foreseen.proxy.tiers import Tiers
+from foreseen.types import Output, Prediction, Question, Row, Space, Terms
 from foreseen.wire import parse_response, render_request
 from tests.collisions import chosen_pair, second_preimage, seeded_pair
 from tests.doubles import ROOT, DictFar, Limits
