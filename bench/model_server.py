@@ -27,10 +27,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from foreseen import models, wire
+from foreseen import models
 from foreseen.artifact import read_file, read_record
 from foreseen.inference.session import session_options
 from foreseen.manifest import Manifest, find
+from foreseen.protocol import wire
 from foreseen.rows import stack
 from foreseen.types import Array, Row
 

@@ -42,15 +42,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from foreseen import models, valkey, wire
+from foreseen import models, valkey
 from foreseen.artifact import read_file, read_record, read_serving
-from foreseen.datatypes import DATATYPES
 from foreseen.inference.session import Plan, open_session, session_options
 from foreseen.manifest import find
 from foreseen.paths import make_run_folder, model_socket, redis_socket
+from foreseen.protocol import wire
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.tensors import array_of_json
 from foreseen.rows import stack
 from foreseen.secret import make_secret
-from foreseen.tensors import array_of_json
 from foreseen.warm.pipe import Pipe
 from foreseen.warm.warmer import preparer_of
 from tests.ports import free_port

@@ -26,9 +26,9 @@ import numpy as np
 from blake3 import blake3
 from msgspec import Struct
 
-from foreseen.datatypes import BY_CODE, DATATYPES
 from foreseen.errors import EntryError
 from foreseen.key import keyed_digests
+from foreseen.protocol.datatypes import BY_CODE, DATATYPES
 from foreseen.types import Array, Key, Output, Prediction
 
 MAGIC = b"FSE1"

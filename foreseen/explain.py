@@ -11,9 +11,9 @@ from typing import Any
 
 from msgspec import Struct
 
-from foreseen.datatypes import BY_CODE, elements
 from foreseen.key import MAGIC
-from foreseen.tensors import array_of_raw
+from foreseen.protocol.datatypes import BY_CODE, elements
+from foreseen.protocol.tensors import array_of_raw
 from foreseen.types import Array
 
 MAX_SHOWN = 32

@@ -11,9 +11,9 @@ import io
 import numpy as np
 from PIL import Image as Pillow
 
-from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, TooLarge
 from foreseen.manifest import Image
+from foreseen.protocol.datatypes import DATATYPES
 from foreseen.types import Array
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")

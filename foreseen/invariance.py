@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from foreseen.datatypes import DATATYPES
 from foreseen.manifest import ModelInput, ModelSignature
+from foreseen.protocol.datatypes import DATATYPES
 from foreseen.rows import RowOutputs
 from foreseen.types import Array, Row
 

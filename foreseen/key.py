@@ -30,9 +30,9 @@ from typing import NewType
 import numpy as np
 from blake3 import blake3
 
-from foreseen.datatypes import DATATYPES
 from foreseen.manifest import ModelSignature
-from foreseen.tensors import raw_of
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.tensors import raw_of
 from foreseen.types import Array, Columns, Key, Row, Space
 
 SpaceKey = NewType("SpaceKey", bytes)

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from foreseen.datatypes import DATATYPES
 from foreseen.errors import SetupError
+from foreseen.protocol.datatypes import DATATYPES
 
 Dim = int | str
 Precision = Literal["fp32", "fp16", "int8-rowwise", "int8-dynamic", "matmul-nbits"]

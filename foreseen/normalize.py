@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from foreseen.datatypes import DATATYPES, Datatype
 from foreseen.errors import BadInput
 from foreseen.manifest import ClientInput
+from foreseen.protocol.datatypes import DATATYPES, Datatype
 from foreseen.types import Array
 
 Step = Callable[[Array], Array]

@@ -13,14 +13,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
-from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, SetupError
 from foreseen.images import pixels
 from foreseen.manifest import ClientInput, Manifest, wire_shape
 from foreseen.normalize import cast, steps_of, texts
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.wire import InputTensor
 from foreseen.rows import mask_lengths
 from foreseen.types import Array, Columns, Row
-from foreseen.wire import InputTensor
 
 Column = Sequence[Array]
 """One model input's tensor of every row, without the batch axis."""

@@ -27,10 +27,10 @@ import numpy as np
 from blake3 import blake3
 from msgspec import Struct
 
-from foreseen.datatypes import DATATYPES
 from foreseen.errors import EntryError
 from foreseen.explain import FrameInput, read_frame
 from foreseen.manifest import ModelSignature
+from foreseen.protocol.datatypes import DATATYPES
 from foreseen.types import Answer, Columns, Key, Output, Prediction, Row, Source, StaleReason, Steps, Wish
 
 MAGIC = b"FSJ1"

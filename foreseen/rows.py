@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, ModelFailed
 from foreseen.manifest import ModelInput, ModelOutput, ModelSignature
-from foreseen.tensors import raw_of
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.tensors import raw_of
 from foreseen.types import Array, Output, Row
 
 RowOutputs = tuple[Array, ...]

@@ -27,7 +27,6 @@ import structlog
 from foreseen import valkey
 from foreseen.artifact import preparation_digest, read_file, read_record
 from foreseen.children import STARTED_SECONDS, Child
-from foreseen.datatypes import DATATYPES
 from foreseen.entry import FAR_OVERHEAD_BYTES, NEAR_OVERHEAD_BYTES
 from foreseen.errors import SetupError
 from foreseen.exposition import MULTIPROCESS_FOLDER, forget_worker, prepare_multiprocess
@@ -35,6 +34,7 @@ from foreseen.fleet import Fleet
 from foreseen.listen import listen, listen_admin
 from foreseen.manifest import Manifest, example_request, find
 from foreseen.paths import make_run_folder, redis_socket, state_socket
+from foreseen.protocol.datatypes import DATATYPES
 from foreseen.secret import make_secret
 from foreseen.servers import shown
 from foreseen.settings import InferenceSettings, ProxySettings, UpSettings, WorkerSettings, arguments

@@ -13,8 +13,6 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from foreseen import wire
-from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, ModelUnavailable, UnknownModel, Unsupported
 from foreseen.exposition import CONTENT_TYPE
 from foreseen.http import (
@@ -31,8 +29,10 @@ from foreseen.http import (
 from foreseen.inference.describe import EXTENSIONS, Stats, config, metadata
 from foreseen.inference.served import Served
 from foreseen.manifest import wire_shape
+from foreseen.protocol import wire
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.tensors import raw_of
 from foreseen.settings import InferenceSettings
-from foreseen.tensors import raw_of
 from foreseen.types import Array, Lane
 
 _log = structlog.get_logger()

@@ -14,10 +14,10 @@ import numpy as np
 import structlog
 from msgspec import Struct
 
-from foreseen.datatypes import DATATYPES
 from foreseen.errors import SetupError
 from foreseen.invariance import difference
 from foreseen.manifest import Manifest, ModelInput
+from foreseen.protocol.datatypes import DATATYPES
 from foreseen.rows import RowOutputs, split, stack
 from foreseen.types import Array, Row
 

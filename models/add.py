@@ -14,7 +14,6 @@ from pathlib import Path
 import msgspec
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
-from foreseen.datatypes import BY_DTYPE
 from foreseen.errors import SetupError
 from foreseen.manifest import BATCH, Batching, Dim, Manifest, ModelInput, ModelOutput, ModelSignature, load
 from foreseen.models import check, heads
@@ -24,6 +23,7 @@ from foreseen.models.progress import Say
 from foreseen.models.publish import workshop
 from foreseen.models.run import Session
 from foreseen.models.samples import samples
+from foreseen.protocol.datatypes import BY_DTYPE
 
 PROBED_ROWS = 32
 ROLES = {"attention_mask": "mask", "token_type_ids": "zeros"}

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from msgspec import Struct
 
-from foreseen.datatypes import DATATYPES
 from foreseen.manifest import Manifest
 from foreseen.models.gate import runs_alone
 from foreseen.models.run import Session
+from foreseen.protocol.datatypes import DATATYPES
 from foreseen.types import Row
 
 BATCHES = (1, 8, 32)

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Picture
 
-from foreseen.datatypes import DATATYPES
 from foreseen.errors import SetupError
 from foreseen.images import pixels
 from foreseen.manifest import ClientInput, Manifest, ModelInput, Tokenizer
 from foreseen.models.texts import texts
+from foreseen.protocol.datatypes import DATATYPES
 from foreseen.types import Array, Row
 
 PICTURE_PIXELS = 300

@@ -14,11 +14,11 @@ from msgspec import Struct
 from foreseen.errors import BadInput, FarError, FarUnavailable, ModelFailed
 from foreseen.manifest import Manifest
 from foreseen.parameters import counting
+from foreseen.protocol.wire import InputTensor, parse_request
 from foreseen.proxy.freshness import expiry_of
 from foreseen.proxy.pipeline import Pipeline
 from foreseen.rows import raw_outputs
 from foreseen.types import Array, Key, Prediction, Row, Space
-from foreseen.wire import InputTensor, parse_request
 
 PREFIX = "output."
 MADE_AT, SECONDS = "foreseen.made_at", "foreseen.seconds"

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 
-from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, BadRequest
 from foreseen.manifest import ClientInput, Manifest, wire_shape
 from foreseen.parameters import counting, in_sequence, lane_of
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.strict_json import load_json
+from foreseen.protocol.tensors import array_of_json, checked_shape
+from foreseen.protocol.wire import InputTensor, Request, parse_raw, parse_request
 from foreseen.proxy.render import wanted_outputs
-from foreseen.strict_json import load_json
-from foreseen.tensors import array_of_json, checked_shape
 from foreseen.types import Lane, Wish
-from foreseen.wire import InputTensor, Request, parse_raw, parse_request
 
 
 class Asked(Struct, frozen=True):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from foreseen.datatypes import DATATYPES
 from foreseen.manifest import ClientInput, ClientOutput, wire_shape
+from foreseen.protocol.datatypes import DATATYPES
 from foreseen.proxy.served import Served
 
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "statistics"]

@@ -13,7 +13,6 @@ from typing import Protocol, TypeVar
 import structlog
 from msgspec import Struct
 
-from foreseen.datatypes import DATATYPES
 from foreseen.entry import FAR_OVERHEAD_BYTES
 from foreseen.errors import (
     BadRequest,
@@ -31,6 +30,7 @@ from foreseen.errors import (
 )
 from foreseen.manifest import Manifest
 from foreseen.metrics import ProxyMetrics
+from foreseen.protocol.datatypes import DATATYPES
 from foreseen.proxy.ask import Ask
 from foreseen.proxy.facts import Facts
 from foreseen.proxy.freshness import Control, steps_of

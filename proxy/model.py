@@ -21,7 +21,6 @@ import orjson
 import structlog
 from msgspec import Struct
 
-from foreseen.datatypes import DATATYPES
 from foreseen.errors import (
     BadInput,
     BadRequest,
@@ -37,13 +36,14 @@ from foreseen.errors import (
 from foreseen.http import BINARY, HEADER_LENGTH
 from foreseen.key import Framer
 from foreseen.manifest import Manifest, ModelSignature
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.wire import Response, parse_response, render_request
 from foreseen.proxy.budget import RetryBudget
 from foreseen.proxy.line import Broken, Line, NotReached, Told, Unreadable
 from foreseen.proxy.quarantine import Quarantine
 from foreseen.proxy.trials import Trials
 from foreseen.rows import raw_of_outputs, raw_outputs, stack, whole_outputs
 from foreseen.types import Array, Prediction, Row, Terms
-from foreseen.wire import Response, parse_response, render_request
 
 log = structlog.get_logger()
 

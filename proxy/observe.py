@@ -11,9 +11,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from foreseen.datatypes import DATATYPES, Datatype
 from foreseen.errors import DigestMoved
 from foreseen.metrics import ProxyMetrics
+from foreseen.protocol.datatypes import DATATYPES, Datatype
 from foreseen.proxy.pipeline import Pipeline
 from foreseen.types import Answer, Key, Prediction, Question
 

@@ -15,11 +15,11 @@ from msgspec import Struct
 
 from foreseen.errors import BadRequest, FarError, NotConfirmed, StateUnavailable
 from foreseen.http import errors, json_reply, read_body
+from foreseen.protocol.strict_json import load_json
 from foreseen.proxy.admin import Token
 from foreseen.proxy.generations import is_gone
 from foreseen.proxy.tiers import Tiers
 from foreseen.state import Kind, State
-from foreseen.strict_json import load_json
 from foreseen.types import Key
 
 LOOK_SECONDS = 0.01

@@ -15,12 +15,12 @@ import numpy as np
 import orjson
 from msgspec import Struct
 
-from foreseen.datatypes import DATATYPES, elements
 from foreseen.errors import BadRequest
 from foreseen.manifest import ClientOutput, Manifest, wire_shape
-from foreseen.tensors import array_of_raw, raw_of
+from foreseen.protocol.datatypes import DATATYPES, elements
+from foreseen.protocol.tensors import array_of_raw, raw_of
+from foreseen.protocol.wire import OutputTensor, render_response
 from foreseen.types import Array, Prediction, WantedOutput, Wish
-from foreseen.wire import OutputTensor, render_response
 
 MAX_CLASSES = 1_000_000
 

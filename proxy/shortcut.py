@@ -21,13 +21,13 @@ from msgspec import Struct
 from xxhash import xxh3_64_intdigest
 
 from foreseen.prepare import Preparer
+from foreseen.protocol.wire import request_id
 from foreseen.proxy.ask import Ask
 from foreseen.proxy.decode import Asked
 from foreseen.proxy.render import Drawn
 from foreseen.proxy.replay import Kept
 from foreseen.proxy.served import Served
 from foreseen.types import Key, Row, Space, Wish
-from foreseen.wire import request_id
 
 MAX_HINTS = 16_384
 WINDOW_BYTES = 4096

@@ -18,17 +18,17 @@ import structlog
 from msgspec import Struct, structs
 
 from foreseen.artifact import fields_digest, preparation_digest
-from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, BadRequest, DigestMoved, ForeseenError, ModelFailed, ModelUnavailable, SetupError
 from foreseen.http import JSON
 from foreseen.invariance import difference, random_rows
 from foreseen.manifest import BATCH, Dim, Manifest, ModelInput, ModelOutput, ModelSignature, is_name
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.tensors import array_of_raw
+from foreseen.protocol.wire import Response, render_json_request
 from foreseen.proxy.model import Facts, ModelProcess, Tensors
 from foreseen.proxy.trials import Trials
 from foreseen.rows import RowOutputs
-from foreseen.tensors import array_of_raw
 from foreseen.types import Prediction, Row, Terms
-from foreseen.wire import Response, render_json_request
 
 log = structlog.get_logger()
 

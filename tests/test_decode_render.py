@@ -14,10 +14,10 @@ from foreseen.errors import BadInput, BadRequest
 from foreseen.key import Framer
 from foreseen.manifest import Manifest
 from foreseen.prepare import Preparer
+from foreseen.protocol.wire import parse_response, render_request
 from foreseen.proxy.decode import Asked, decode_v1, decode_v2
 from foreseen.proxy.render import render
 from foreseen.types import Output, Prediction, WantedOutput, Wish
-from foreseen.wire import parse_response, render_request
 
 
 def manifest(inputs: list[Any], outputs: list[Any], **more: Any) -> Manifest:

@@ -20,7 +20,6 @@ import pytest
 import structlog
 from msgspec.structs import replace
 
-from foreseen import wire
 from foreseen.artifact import read_record, read_serving, write_record
 from foreseen.errors import SetupError
 from foreseen.inference.app import start
@@ -28,6 +27,7 @@ from foreseen.inference.batcher import Batcher
 from foreseen.inference.served import Served
 from foreseen.inference.session import Plan, open_session
 from foreseen.manifest import find
+from foreseen.protocol import wire
 from foreseen.settings import InferenceSettings
 from foreseen.types import Row
 from tests import inference_fixture as tiny

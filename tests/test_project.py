@@ -43,11 +43,24 @@ def imported(tree: ast.Module) -> frozenset[str]:
 
 
 LAYERS = [
-    {"foreseen.types", "foreseen.errors", "foreseen.datatypes", "foreseen.queued"},
+    {"foreseen.types", "foreseen.errors", "foreseen.protocol.datatypes", "foreseen.queued"},
     {"foreseen.warming"},
-    {"foreseen.manifest", "foreseen.tensors", "foreseen.strict_json", "foreseen.breaker", "foreseen.resp"}
+    {
+        "foreseen.manifest",
+        "foreseen.protocol.tensors",
+        "foreseen.protocol.strict_json",
+        "foreseen.breaker",
+        "foreseen.resp",
+    }
     | {"foreseen.addresses", "foreseen.tasks"},
-    {"foreseen.wire", "foreseen.key", "foreseen.entry", "foreseen.rows", "foreseen.normalize", "foreseen.images"}
+    {
+        "foreseen.protocol.wire",
+        "foreseen.key",
+        "foreseen.entry",
+        "foreseen.rows",
+        "foreseen.normalize",
+        "foreseen.images",
+    }
     | {"foreseen.parameters"},
     {"foreseen.explain", "foreseen.targets"},
     {

@@ -17,8 +17,8 @@ import orjson
 from msgspec import Struct
 
 from foreseen.errors import BadInput, BadRequest, ModelFailed, ModelUnavailable, SetupError, TooLarge
+from foreseen.protocol.wire import Response, parse_response, render_request
 from foreseen.types import Array
-from foreseen.wire import Response, parse_response, render_request
 
 LEAST_SECONDS = 10.0
 """A server that is only asked what it serves has this long, whatever the patience."""

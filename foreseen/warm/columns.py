@@ -16,11 +16,11 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from foreseen.datatypes import BY_DTYPE, DATATYPES, Datatype
 from foreseen.errors import BadInput, SetupError
 from foreseen.manifest import Dim
 from foreseen.normalize import cast
-from foreseen.tensors import array_of_json
+from foreseen.protocol.datatypes import BY_DTYPE, DATATYPES, Datatype
+from foreseen.protocol.tensors import array_of_json
 from foreseen.types import Array
 
 

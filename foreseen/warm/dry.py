@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 import pyarrow as pa
 from msgspec import Struct
 
-from foreseen.datatypes import DATATYPES
 from foreseen.entry import FAR_OVERHEAD_BYTES
 from foreseen.manifest import Manifest
+from foreseen.protocol.datatypes import DATATYPES
 from foreseen.warm.plan import FAILED, HIT
 from foreseen.warm.warmer import Warmer
 

@@ -14,10 +14,10 @@ from threading import Lock
 import numpy as np
 import pyarrow as pa
 
-from foreseen.datatypes import DATATYPES
 from foreseen.entry import EntryCodec, Table
 from foreseen.manifest import ModelOutput
-from foreseen.tensors import raw_of
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.tensors import raw_of
 from foreseen.types import Array, Key, Output, Prediction
 from foreseen.warm.columns import columns_for, fixed, ragged, tensor
 from foreseen.warm.keys import Keyed

@@ -12,15 +12,15 @@ import numpy as np
 import pyarrow as pa
 from msgspec import Struct
 
-from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, TooLarge
 from foreseen.key import Framer, SpaceKey, key_of, keys_of
 from foreseen.manifest import ClientInput, Manifest
 from foreseen.prepare import Preparer
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.wire import InputTensor
 from foreseen.types import Array, Key, Row
 from foreseen.warm.columns import columns_for, fixed, ragged, tensor
 from foreseen.warm.plan import PARAMETERS_COLUMN, REJECT_COLUMN
-from foreseen.wire import InputTensor
 
 
 class Given(Struct, frozen=True):

@@ -17,16 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec import Struct
 
-from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, BadRequest
 from foreseen.manifest import ClientInput, Dim, Manifest, ModelOutput
 from foreseen.parameters import counting
-from foreseen.strict_json import load_json
-from foreseen.tensors import array_of_json
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.strict_json import load_json
+from foreseen.protocol.tensors import array_of_json
+from foreseen.protocol.wire import parse_request
 from foreseen.types import Array
 from foreseen.warm.files import File, arrow_reader, delimiter_of, npz_header, opened, text_of
 from foreseen.warm.plan import LINE_COLUMN, PARAMETERS_COLUMN, REJECT_COLUMN
-from foreseen.wire import parse_request
 
 CHUNK_BYTES = 64 * 2**20
 """A chunk is cut before it holds more than this."""

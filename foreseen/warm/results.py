@@ -16,11 +16,11 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from foreseen.datatypes import DATATYPES, elements
 from foreseen.errors import BadRequest, SetupError
 from foreseen.manifest import Manifest
+from foreseen.protocol.datatypes import DATATYPES, elements
+from foreseen.protocol.tensors import array_of_raw, json_of_raw
 from foreseen.settings import WarmSettings
-from foreseen.tensors import array_of_raw, json_of_raw
 from foreseen.types import Output, Prediction
 from foreseen.warm.files import DIGEST_METADATA
 from foreseen.warm.importer import MADE_AT_COLUMN, OUTPUT_PREFIX, SECONDS_COLUMN

@@ -21,7 +21,6 @@ import orjson
 import pyarrow as pa
 
 from foreseen.artifact import fields_digest
-from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, ModelFailed, ModelUnavailable, SetupError, TooLarge
 from foreseen.manifest import (
     BATCH,
@@ -34,13 +33,14 @@ from foreseen.manifest import (
     ModelOutput,
     ModelSignature,
 )
-from foreseen.tensors import raw_of
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.tensors import raw_of
+from foreseen.protocol.wire import InputTensor
 from foreseen.types import Array, Output, Prediction
 from foreseen.warm.asker import Asker, Reply
 from foreseen.warm.importer import MADE_AT_COLUMN, OUTPUT_PREFIX, SECONDS_COLUMN, facts_of, given_outputs
 from foreseen.warm.keys import Given, given_of
 from foreseen.warm.plan import COMPUTED, FAILED, HIT, IMPORTED, Plan, Warmed
-from foreseen.wire import InputTensor
 
 ROWS_PER_REQUEST = 128
 UNDER_WAY = 2

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from foreseen.datatypes import DATATYPES
 from foreseen.errors import SetupError
 from foreseen.manifest import Manifest
-from foreseen.tensors import array_of_raw
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.tensors import array_of_raw
 from foreseen.types import Array, Prediction
 from foreseen.warm.importer import given_outputs
 from foreseen.warm.reader import Chunk

@@ -15,8 +15,8 @@ import pytest
 from aiohttp import web
 
 from foreseen.http import HEADER_LENGTH
+from foreseen.protocol.wire import parse_request, render_request
 from foreseen.proxy.model import SPLITS
-from foreseen.wire import parse_request, render_request
 from tests.foreign import Foreign, Front, fronted, listening
 
 STRANGE = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}

@@ -23,12 +23,12 @@ from foreseen.manifest import ModelInput, ModelOutput, ModelSignature, find
 from foreseen.metrics import ProxyMetrics
 from foreseen.paths import model_socket
 from foreseen.prepare import Preparer
+from foreseen.protocol.wire import parse_response, render_request
 from foreseen.proxy.freshness import Policy
 from foreseen.proxy.near import Near
 from foreseen.proxy.pipeline import Pipeline
 from foreseen.proxy.tiers import Tiers
 from foreseen.types import Output, Prediction, Question, Row, Space, Terms
-from foreseen.wire import parse_response, render_request
 from tests.collisions import chosen_pair, second_preimage, seeded_pair
 from tests.doubles import ROOT, DictFar, Limits
 from tests.live import Live
@@ -253,7 +253,7 @@ async def _embeddings_direct(live: Live, built: Path, texts: list[str], rng: ran
 
 
 def preparer_ids(preparer: Preparer, text: str) -> np.ndarray:
-    from foreseen.wire import InputTensor
+    from foreseen.protocol.wire import InputTensor
 
     (row,) = preparer.rows([InputTensor("text", "BYTES", np.array([text.encode()], object))])
     return row.tensors[0]

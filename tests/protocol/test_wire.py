@@ -15,12 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreseen.datatypes import BY_CODE, BY_DTYPE, DATATYPES, elements
 from foreseen.errors import BadInput, BadRequest
-from foreseen.strict_json import load_json, member_given_twice
-from foreseen.tensors import array_of_raw, raw_of
-from foreseen.types import WantedOutput
-from foreseen.wire import (
+from foreseen.protocol.datatypes import BY_CODE, BY_DTYPE, DATATYPES, elements
+from foreseen.protocol.strict_json import load_json, member_given_twice
+from foreseen.protocol.tensors import array_of_raw, raw_of
+from foreseen.protocol.wire import (
     OutputTensor,
     parse_raw,
     parse_request,
@@ -28,6 +27,7 @@ from foreseen.wire import (
     render_request,
     render_response,
 )
+from foreseen.types import WantedOutput
 
 
 def body(datatype: str, shape: list[Any], data: Any, **more: Any) -> bytes:
@@ -387,7 +387,7 @@ def test_nothing_is_left_to_be_read_when_threads_decode() -> None:
     a process by a segmentation fault. After the import there is nothing left to read."""
     program = """
 import sys
-from foreseen import wire
+from foreseen.protocol import wire
 called = []
 sys.setprofile(lambda frame, event, _: called.append(frame.f_code.co_filename) if event == "call" else None)
 tensors = b'[{"name": "x", "datatype": "INT64", "shape": [1], "data": [1]}]'

@@ -13,8 +13,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from foreseen.datatypes import DATATYPES, Datatype, elements
 from foreseen.errors import BadInput, BadRequest
+from foreseen.protocol.datatypes import DATATYPES, Datatype, elements
 from foreseen.types import Array
 
 MAX_RANK = 8

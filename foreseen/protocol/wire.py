@@ -16,10 +16,10 @@ import numpy as np
 import orjson
 from msgspec import UNSET, Struct
 
-from foreseen.datatypes import DATATYPES, elements
 from foreseen.errors import BadInput, BadRequest
-from foreseen.strict_json import load_json, load_plain_json
-from foreseen.tensors import array_of_json, array_of_raw, checked_shape, datatype_of, json_of_raw, raw_of
+from foreseen.protocol.datatypes import DATATYPES, elements
+from foreseen.protocol.strict_json import load_json, load_plain_json
+from foreseen.protocol.tensors import array_of_json, array_of_raw, checked_shape, datatype_of, json_of_raw, raw_of
 from foreseen.types import Array, WantedOutput
 
 _T = TypeVar("_T")
