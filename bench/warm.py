@@ -42,7 +42,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from foreseen import models, valkey
+from foreseen import models
 from foreseen.artifact import read_file, read_record, read_serving
 from foreseen.inference.session import Plan, open_session, session_options
 from foreseen.manifest import find
@@ -52,6 +52,7 @@ from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import array_of_json
 from foreseen.rows import stack
 from foreseen.secret import make_secret
+from foreseen.stores import valkey
 from foreseen.warm.pipe import Pipe
 from foreseen.warm.warmer import preparer_of
 from tests.ports import free_port

@@ -12,8 +12,8 @@ from foreseen.errors import QueueUnavailable, SetupError
 from foreseen.paths import state_socket
 from foreseen.queue import Queue, connect_queue
 from foreseen.queued import OPEN_STATES, Bounds
-from foreseen.servers import access_of, shown
 from foreseen.settings import JobsSettings
+from foreseen.stores.redis_urls import access_of, shown
 
 ANY = Bounds(0, 0, 0.0, 0.0)
 """Looking submits nothing."""

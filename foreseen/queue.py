@@ -18,8 +18,6 @@ from redis import exceptions as gone
 from redis.asyncio import Redis
 
 from foreseen.errors import KeyReused, QueueFull, QueueUnavailable
-from foreseen.grouped import Grouped
-from foreseen.master import client_at, moves_of
 from foreseen.outbox import HOOKS, Outbox
 from foreseen.queued import (
     PLAIN,
@@ -37,7 +35,9 @@ from foreseen.queued import (
     seen_of,
 )
 from foreseen.records import JOB_BYTES, NONCE_BYTES
-from foreseen.servers import BY_ADDRESS, Access
+from foreseen.stores.command_batching import Grouped
+from foreseen.stores.master_locator import client_at, moves_of
+from foreseen.stores.redis_urls import BY_ADDRESS, Access
 from foreseen.transitions import BASE, GROUP, SCRIPTS
 from foreseen.types import Standing
 from foreseen.warming import ROWS, RUNS, TELL, Run, warming_of

@@ -24,7 +24,6 @@ import aiohttp
 import orjson
 import structlog
 
-from foreseen import valkey
 from foreseen.artifact import preparation_digest, read_file, read_record
 from foreseen.children import STARTED_SECONDS, Child
 from foreseen.entry import FAR_OVERHEAD_BYTES, NEAR_OVERHEAD_BYTES
@@ -36,9 +35,10 @@ from foreseen.manifest import Manifest, example_request, find
 from foreseen.paths import make_run_folder, redis_socket, state_socket
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.secret import make_secret
-from foreseen.servers import shown
 from foreseen.settings import InferenceSettings, ProxySettings, UpSettings, WorkerSettings, arguments
 from foreseen.signing import Signer, make_webhook_secret
+from foreseen.stores import valkey
+from foreseen.stores.redis_urls import shown
 
 log = structlog.get_logger()
 

@@ -13,8 +13,6 @@ import structlog
 import uvloop
 from aiohttp import http_parser, web
 
-from foreseen.cluster import far_at
-from foreseen.commands import Entries
 from foreseen.connection import Runner
 from foreseen.drain import Ending, announce, drain
 from foreseen.entry import EntryCodec
@@ -57,9 +55,11 @@ from foreseen.queue import connect_queue
 from foreseen.queued import Bounds
 from foreseen.records import Records
 from foreseen.secret import read_secret
-from foreseen.servers import access_of
 from foreseen.settings import ProxySettings
-from foreseen.state import connect_state
+from foreseen.stores.cluster import far_at
+from foreseen.stores.commands import Entries
+from foreseen.stores.redis_urls import access_of
+from foreseen.stores.state import connect_state
 from foreseen.targets import Allowed
 from foreseen.tasks import end
 

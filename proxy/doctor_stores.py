@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Iterator
 
-from foreseen.cluster import far_at
 from foreseen.errors import FarError, QueueUnavailable, SetupError, StateUnavailable
 from foreseen.key import secret_check
 from foreseen.paths import redis_socket, state_socket
@@ -14,9 +13,10 @@ from foreseen.proxy.generations import is_gone
 from foreseen.queue import connect_queue
 from foreseen.queued import OPEN_STATES, Bounds
 from foreseen.secret import read_secret
-from foreseen.servers import Access, access_of, several, shown
 from foreseen.settings import DoctorSettings
-from foreseen.state import connect_state
+from foreseen.stores.cluster import far_at
+from foreseen.stores.redis_urls import Access, access_of, several, shown
+from foreseen.stores.state import connect_state
 from foreseen.types import DOWN, FarState, Standing
 
 MIN_REDIS = (6, 2)

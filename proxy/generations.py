@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 
 from foreseen.errors import StateUnavailable
-from foreseen.state import KEPT_PURGES, RECENT_MICROSECONDS, Purge, State, generation_of
+from foreseen.stores.state import KEPT_PURGES, RECENT_MICROSECONDS, Purge, State, generation_of
 from foreseen.types import Key
 
 AGAIN_SECONDS = 0.2

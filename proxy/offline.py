@@ -26,7 +26,7 @@ from foreseen.proxy.model import ModelProcess
 from foreseen.proxy.served import PUBLIC
 from foreseen.secret import read_secret
 from foreseen.settings import KeySettings
-from foreseen.state import generation_of, read_generations
+from foreseen.stores.state import generation_of, read_generations
 from foreseen.types import Key, Space
 
 

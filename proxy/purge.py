@@ -19,7 +19,7 @@ from foreseen.protocol.strict_json import load_json
 from foreseen.proxy.admin import Token
 from foreseen.proxy.generations import is_gone
 from foreseen.proxy.tiers import Tiers
-from foreseen.state import Kind, State
+from foreseen.stores.state import Kind, State
 from foreseen.types import Key
 
 LOOK_SECONDS = 0.01

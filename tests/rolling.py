@@ -35,12 +35,12 @@ import numpy as np
 
 from foreseen.entry import EntryCodec
 from foreseen.errors import EntryError
-from foreseen.far import Far
 from foreseen.key import Framer, key_of, space_key, tag_key
 from foreseen.manifest import find
 from foreseen.paths import redis_socket
 from foreseen.secret import read_secret
-from foreseen.servers import connect
+from foreseen.stores.far import Far
+from foreseen.stores.redis_urls import connect
 from foreseen.types import Row, Space
 from tests.live import Live, started
 from tests.models_fixture import PACKAGED, built_data

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from foreseen.errors import NotConfirmed, StateUnavailable
 from foreseen.proxy.generations import Generations, is_gone, worker_name
 from foreseen.proxy.purge import Purger
-from foreseen.state import State, connect_state, generation_of
+from foreseen.stores.state import State, connect_state, generation_of
 from foreseen.types import Key
 from tests.doubles import BrokenFar, DictFar, ScriptedModel, numbered, pipeline, question, row, value_of
 from tests.state_server import state_server

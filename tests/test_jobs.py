@@ -33,7 +33,7 @@ from foreseen.records import (
     part_of,
     rows_of,
 )
-from foreseen.state import State
+from foreseen.stores.state import State
 from foreseen.transitions import BASE
 from foreseen.types import ALL_STEPS, Answer, Output, Prediction, Row, Space, Wish
 from tests.doubles import DIGEST, ROOT, SIGNATURE, DictFar, ScriptedModel, numbered, pipeline, predicted, row, value_of

@@ -94,7 +94,8 @@ def test_what_may_happen_shows_before_it_does() -> None:
 
 def test_every_kind_of_far_error_is_expected() -> None:
     """What the far tier may raise, and nothing else."""
-    from foreseen import kinds, metrics
+    from foreseen import metrics
+    from foreseen.stores import error_kinds as kinds
 
     assert set(metrics.FAR_ERROR_KINDS) == {
         *(kind for _, kind in kinds._ERRORS),

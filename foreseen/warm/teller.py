@@ -14,7 +14,7 @@ import threading
 from foreseen.errors import QueueUnavailable, SetupError
 from foreseen.queue import Queue, connect_queue
 from foreseen.queued import Bounds
-from foreseen.servers import BY_ADDRESS, Access
+from foreseen.stores.redis_urls import BY_ADDRESS, Access
 from foreseen.warm.checkpoint import Progress
 from foreseen.warming import Run
 

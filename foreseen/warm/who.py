@@ -14,9 +14,9 @@ from foreseen.artifact import preparation_digest, read_record, read_serving
 from foreseen.errors import ModelUnavailable, SetupError, StateUnavailable
 from foreseen.manifest import Manifest, find
 from foreseen.paths import model_socket, state_socket
-from foreseen.servers import access_of, master_at
 from foreseen.settings import WarmSettings
-from foreseen.state import generation_of, read_generations
+from foreseen.stores.redis_urls import access_of, master_at
+from foreseen.stores.state import generation_of, read_generations
 from foreseen.warm.asker import Asker
 from foreseen.warm.columns import columns_for, fixed
 from foreseen.warm.files import DIGEST_COLUMN, File

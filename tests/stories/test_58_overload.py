@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from foreseen.paths import redis_socket
-from foreseen.servers import connect
+from foreseen.stores.redis_urls import connect
 from tests.live import Live, started
 from tests.questions import ask_fingerprint, ask_minilm, fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT, MINILM

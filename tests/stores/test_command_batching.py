@@ -13,9 +13,9 @@ import pytest
 from redis import exceptions as gone
 from redis.asyncio import Redis
 
-from foreseen.grouped import MOST_BYTES, MOST_COMMANDS, Grouped
-from foreseen.master import WAIT_SECONDS
-from foreseen.servers import connect
+from foreseen.stores.command_batching import MOST_BYTES, MOST_COMMANDS, Grouped
+from foreseen.stores.master_locator import WAIT_SECONDS
+from foreseen.stores.redis_urls import connect
 from tests.redis_servers import Server, serving
 
 SECONDS = 0.5

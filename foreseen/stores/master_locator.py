@@ -18,7 +18,7 @@ from redis import exceptions as gone
 from redis.asyncio import Connection, ConnectionPool, Redis
 
 from foreseen.errors import FarError
-from foreseen.servers import BY_ADDRESS, MAX_CONNECTIONS, Access, Several, connect, execute, several, slot_of
+from foreseen.stores.redis_urls import BY_ADDRESS, MAX_CONNECTIONS, Access, Several, connect, execute, several, slot_of
 
 LOOK_SECONDS = 1.0
 """How long an answer who the master is holds."""

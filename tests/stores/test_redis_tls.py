@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from foreseen.cluster import far_at
-from foreseen.commands import Entries
 from foreseen.errors import FarError, SetupError, StateUnavailable
-from foreseen.far import STORE_PAUSE_SECONDS
 from foreseen.secret import make_secret
-from foreseen.servers import Access
-from foreseen.state import State, connect_state
+from foreseen.stores.cluster import far_at
+from foreseen.stores.commands import Entries
+from foreseen.stores.far import STORE_PAUSE_SECONDS
+from foreseen.stores.redis_urls import Access
+from foreseen.stores.state import State, connect_state
 from foreseen.types import DOWN
 from tests.doubles import numbered
 from tests.live import Live, fresh
@@ -26,7 +26,7 @@ from tests.questions import ask_fingerprint, fingerprint, numbers
 from tests.redis_servers import certificates, cluster, serving_tls, until
 from tests.stories.test_60_start_and_stop import foreseen
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 BUDGET_SECONDS = 0.5
 PASSWORD = "p4ssword-of-a-test"
 

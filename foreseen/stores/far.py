@@ -22,12 +22,12 @@ from redis import exceptions as gone
 from redis._parsers import BaseParser
 from redis.asyncio import Connection, Redis, UnixDomainSocketConnection
 
-from foreseen.breaker import Breaker
-from foreseen.commands import PREFIX, SECRET_CHECK, Command, Entries
 from foreseen.errors import FarError
-from foreseen.kinds import kind_of
-from foreseen.resp import Open, Wire
-from foreseen.servers import MAX_CONNECTIONS, execute
+from foreseen.stores.breaker import Breaker
+from foreseen.stores.commands import PREFIX, SECRET_CHECK, Command, Entries
+from foreseen.stores.error_kinds import kind_of
+from foreseen.stores.redis_pool import Open, Wire
+from foreseen.stores.redis_urls import MAX_CONNECTIONS, execute
 from foreseen.types import DOWN, FarState, Key
 
 STORE_PAUSE_SECONDS = 1.0

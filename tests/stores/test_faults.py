@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import FaultProxy, Faults, between, cut_replies
-from tests.test_far import valkey_server
+from tests.stores.test_far import valkey_server
 
 
 @pytest.fixture(scope="module")

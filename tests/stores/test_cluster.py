@@ -14,11 +14,11 @@ from redis.cluster import RedisCluster
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
-from foreseen.cluster import Spread, far_at
-from foreseen.commands import PREFIX, Entries
 from foreseen.errors import FarError, SetupError
-from foreseen.far import Far
-from foreseen.servers import shown, slot_of
+from foreseen.stores.cluster import Spread, far_at
+from foreseen.stores.commands import PREFIX, Entries
+from foreseen.stores.far import Far
+from foreseen.stores.redis_urls import shown, slot_of
 from foreseen.types import DOWN, Key
 from tests.doubles import numbered
 from tests.redis_servers import Server, cluster, replicated, sentinels, until

@@ -26,8 +26,8 @@ from redis import exceptions as gone
 from redis.asyncio import Redis
 
 from foreseen.errors import StateUnavailable
-from foreseen.master import client_at, moves_of, waited
-from foreseen.servers import BY_ADDRESS, MAX_CONNECTIONS, Access, several
+from foreseen.stores.master_locator import client_at, moves_of, waited
+from foreseen.stores.redis_urls import BY_ADDRESS, MAX_CONNECTIONS, Access, several
 
 TAG, CLUSTER_TAG = "fsn1", "{fsn1}"
 KEPT_PURGES = 100_000

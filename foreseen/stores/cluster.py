@@ -13,10 +13,10 @@ from typing import Any
 
 import structlog
 
-from foreseen.commands import PREFIX, Command, Entries
 from foreseen.errors import FarError
-from foreseen.far import Far, Moved
-from foreseen.servers import BY_ADDRESS, SLOTS, Access, Whereabouts, connect, several, slot_of
+from foreseen.stores.commands import PREFIX, Command, Entries
+from foreseen.stores.far import Far, Moved
+from foreseen.stores.redis_urls import BY_ADDRESS, SLOTS, Access, Whereabouts, connect, several, slot_of
 from foreseen.tasks import end
 from foreseen.types import DOWN, FarState, Key
 

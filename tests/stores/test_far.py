@@ -13,12 +13,12 @@ import fakeredis
 import pytest
 from redis.asyncio import Redis
 
-from foreseen import valkey
-from foreseen.breaker import Breaker
-from foreseen.commands import PREFIX
 from foreseen.errors import FarError, SetupError
-from foreseen.far import Far
-from foreseen.servers import connect
+from foreseen.stores import valkey
+from foreseen.stores.breaker import Breaker
+from foreseen.stores.commands import PREFIX
+from foreseen.stores.far import Far
+from foreseen.stores.redis_urls import connect
 from tests.doubles import DictFar, numbered
 
 BUDGET_SECONDS = 0.2

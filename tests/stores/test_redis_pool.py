@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from foreseen.resp import NotResp, Wire, Words
+from foreseen.stores.redis_pool import NotResp, Wire, Words
 
 MGET = [("MGET", b"k")]
 VALUE = b"*1\r\n$5\r\nvalue\r\n"

@@ -6,7 +6,7 @@ import ssl
 
 from redis import exceptions as gone
 
-from foreseen.resp import NotResp
+from foreseen.stores.redis_pool import NotResp
 
 _ERRORS: tuple[tuple[type[Exception], str], ...] = (
     # The order matters: redis-py derives most of these from ConnectionError or ResponseError.

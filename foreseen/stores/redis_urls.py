@@ -24,8 +24,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from foreseen.errors import FarError, SetupError
-from foreseen.kinds import kind_of
 from foreseen.settings import StoreSettings
+from foreseen.stores.error_kinds import kind_of
 
 SLOTS = 16384
 MAX_CONNECTIONS = 32

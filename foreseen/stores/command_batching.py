@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
-from foreseen.master import pipelined
+from foreseen.stores.master_locator import pipelined
 
 MOST_COMMANDS, MOST_BYTES = 64, 4 * 2**20
 """Of one group; one command goes in any case."""
