@@ -30,7 +30,6 @@ from foreseen.entry import FAR_OVERHEAD_BYTES, NEAR_OVERHEAD_BYTES
 from foreseen.errors import SetupError
 from foreseen.exposition import MULTIPROCESS_FOLDER, forget_worker, prepare_multiprocess
 from foreseen.fleet import Fleet
-from foreseen.listen import listen, listen_admin
 from foreseen.manifest import Manifest, example_request, find
 from foreseen.paths import make_run_folder, redis_socket, state_socket
 from foreseen.protocol.datatypes import DATATYPES
@@ -39,6 +38,7 @@ from foreseen.settings import InferenceSettings, ProxySettings, UpSettings, Work
 from foreseen.signing import Signer, make_webhook_secret
 from foreseen.stores import valkey
 from foreseen.stores.redis_urls import shown
+from foreseen.web.listen import listen, listen_admin
 
 log = structlog.get_logger()
 

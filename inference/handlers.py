@@ -15,7 +15,15 @@ from aiohttp import web
 
 from foreseen.errors import BadInput, ModelUnavailable, UnknownModel, Unsupported
 from foreseen.exposition import CONTENT_TYPE
-from foreseen.http import (
+from foreseen.inference.describe import EXTENSIONS, Stats, config, metadata
+from foreseen.inference.served import Served
+from foreseen.manifest import wire_shape
+from foreseen.protocol import wire
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.tensors import raw_of
+from foreseen.settings import InferenceSettings
+from foreseen.types import Array, Lane
+from foreseen.web.http import (
     SERVER,
     Handler,
     as_foreseen,
@@ -26,14 +34,6 @@ from foreseen.http import (
     read_body,
     traceparent,
 )
-from foreseen.inference.describe import EXTENSIONS, Stats, config, metadata
-from foreseen.inference.served import Served
-from foreseen.manifest import wire_shape
-from foreseen.protocol import wire
-from foreseen.protocol.datatypes import DATATYPES
-from foreseen.protocol.tensors import raw_of
-from foreseen.settings import InferenceSettings
-from foreseen.types import Array, Lane
 
 _log = structlog.get_logger()
 

@@ -13,15 +13,10 @@ import structlog
 import uvloop
 from aiohttp import http_parser, web
 
-from foreseen.connection import Runner
-from foreseen.drain import Ending, announce, drain
 from foreseen.entry import EntryCodec
 from foreseen.errors import FarError, SetupError
 from foreseen.exposition import use_slot
-from foreseen.garbage import settle
 from foreseen.key import secret_check, tag_key
-from foreseen.limits import Gate, Limits
-from foreseen.listen import BACKLOG, files_for, inherited, listen, listen_admin
 from foreseen.manifest import Freshness, find
 from foreseen.metrics import ProxyMetrics
 from foreseen.paths import model_socket, redis_socket
@@ -62,6 +57,11 @@ from foreseen.stores.redis_urls import access_of
 from foreseen.stores.state import connect_state
 from foreseen.targets import Allowed
 from foreseen.tasks import end
+from foreseen.web.connection import Runner
+from foreseen.web.drain import Ending, announce, drain
+from foreseen.web.gc_freeze import settle
+from foreseen.web.limits import Gate, Limits
+from foreseen.web.listen import BACKLOG, files_for, inherited, listen, listen_admin
 
 log = structlog.get_logger()
 

@@ -21,7 +21,6 @@ from foreseen.errors import (
     PredictionGone,
     QueueUnavailable,
 )
-from foreseen.http import SERVER, expect, json_reply, read_body
 from foreseen.proxy.ask import Ask
 from foreseen.proxy.edge import Edge
 from foreseen.proxy.jobs import BATCH, Fetched, Jobs, Manner, Promised
@@ -31,6 +30,7 @@ from foreseen.proxy.served import PUBLIC
 from foreseen.queue import Queue
 from foreseen.records import Batch, Failure, Head, Item, Records, Ticket, new_job, new_nonce
 from foreseen.types import Wish
+from foreseen.web.http import SERVER, expect, json_reply, read_body
 
 JSON_LINES = "application/jsonl"
 SUBMITTING = 16

@@ -16,7 +16,6 @@ from typing import Any
 
 from aiohttp import web
 
-from foreseen.connection import Connection
 from foreseen.proxy.ask import Ask
 from foreseen.proxy.edge import Told
 from foreseen.proxy.heads import END_OF_HEAD, Heads, is_traced, may_be_learned
@@ -24,6 +23,7 @@ from foreseen.proxy.lines import reply_head
 from foreseen.proxy.replay import MAX_REQUEST_BYTES
 from foreseen.proxy.road import Road, UnderWay
 from foreseen.proxy.shortcut import Found
+from foreseen.web.connection import Connection
 
 HOLD_SECONDS = 0.25
 """How long a known head waits for its body here before aiohttp gets it, which knows how to refuse a slow one."""

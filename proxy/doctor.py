@@ -23,7 +23,6 @@ import orjson
 from foreseen.artifact import read_record
 from foreseen.errors import SetupError
 from foreseen.interpreter import optimized
-from foreseen.listen import BACKLOG, OTHER_FILES
 from foreseen.manifest import find
 from foreseen.paths import model_socket
 from foreseen.proxy.doctor_stores import redis, state
@@ -31,6 +30,7 @@ from foreseen.proxy.finding import Finding, Grade, numbers, size
 from foreseen.scrape import Scrape, scrape
 from foreseen.secret import read_secret
 from foreseen.settings import DoctorSettings
+from foreseen.web.listen import BACKLOG, OTHER_FILES
 
 MIN_FILES = 1024
 EARLIEST_UNIX_SECONDS = 1_735_689_600.0

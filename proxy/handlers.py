@@ -12,21 +12,8 @@ from typing import Any
 from aiohttp import web
 from multidict import CIMultiDict
 
-from foreseen.connection import Connection
 from foreseen.errors import BadRequest, WebhookRefused
 from foreseen.exposition import CONTENT_TYPE
-from foreseen.http import (
-    SERVER,
-    Handler,
-    as_foreseen,
-    errors,
-    expect,
-    header_length,
-    json_reply,
-    read_body,
-    route_of,
-    traceparent,
-)
 from foreseen.proxy import describe
 from foreseen.proxy.admin import Token, explained
 from foreseen.proxy.ask import Ask, Protocol
@@ -38,6 +25,19 @@ from foreseen.proxy.predictions import Predictions
 from foreseen.proxy.serve import Server
 from foreseen.proxy.served import Served
 from foreseen.settings import ProxySettings
+from foreseen.web.connection import Connection
+from foreseen.web.http import (
+    SERVER,
+    Handler,
+    as_foreseen,
+    errors,
+    expect,
+    header_length,
+    json_reply,
+    read_body,
+    route_of,
+    traceparent,
+)
 
 COUNTED = ("/infer", ":predict")
 """Routes that admit a caller themselves, since what they refuse is counted under the model's name."""

@@ -17,8 +17,8 @@ from typing import NamedTuple
 from aiohttp import web
 from msgspec import structs
 
-from foreseen.http import TRACEPARENT
 from foreseen.proxy.ask import Ask
+from foreseen.web.http import TRACEPARENT
 
 END_OF_HEAD = b"\r\n\r\n"
 MAX_HEAD_BYTES = 4096

@@ -6,7 +6,7 @@ import time
 from email.utils import formatdate
 from http import HTTPStatus
 
-from foreseen.http import BINARY, HEADER_LENGTH, JSON, SERVER
+from foreseen.web.http import BINARY, HEADER_LENGTH, JSON, SERVER
 
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
 _JSON_HEAD = f"{_STATUS[200]}Server: {SERVER}\r\nContent-Type: {JSON}\r\n".encode()

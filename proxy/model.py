@@ -33,7 +33,6 @@ from foreseen.errors import (
     RowsRefused,
     TooLarge,
 )
-from foreseen.http import BINARY, HEADER_LENGTH
 from foreseen.key import Framer
 from foreseen.manifest import Manifest, ModelSignature
 from foreseen.protocol.datatypes import DATATYPES
@@ -44,6 +43,7 @@ from foreseen.proxy.quarantine import Quarantine
 from foreseen.proxy.trials import Trials
 from foreseen.rows import raw_of_outputs, raw_outputs, stack, whole_outputs
 from foreseen.types import Array, Prediction, Row, Terms
+from foreseen.web.http import BINARY, HEADER_LENGTH
 
 log = structlog.get_logger()
 

@@ -15,7 +15,6 @@ from aiohttp import web
 from msgspec import structs
 
 from foreseen.errors import BadRequest, ForeseenError, PredictionGone, UnknownPrediction
-from foreseen.http import SERVER, expect, infer_reply, json_reply
 from foreseen.proxy.ask import Ask
 from foreseen.proxy.batch import Batches
 from foreseen.proxy.edge import Edge
@@ -23,6 +22,7 @@ from foreseen.proxy.jobs import BATCH, Jobs, Prediction
 from foreseen.proxy.manners import Manners, Prefer, accepted
 from foreseen.proxy.served import PUBLIC
 from foreseen.records import Batch
+from foreseen.web.http import SERVER, expect, infer_reply, json_reply
 
 LONGEST_STREAM_SECONDS = 300.0
 """A stream ends then; its reader comes again with `Last-Event-ID`."""

@@ -19,7 +19,6 @@ from msgspec import Struct, structs
 
 from foreseen.artifact import fields_digest, preparation_digest
 from foreseen.errors import BadInput, BadRequest, DigestMoved, ForeseenError, ModelFailed, ModelUnavailable, SetupError
-from foreseen.http import JSON
 from foreseen.invariance import difference, random_rows
 from foreseen.manifest import BATCH, Dim, Manifest, ModelInput, ModelOutput, ModelSignature, is_name
 from foreseen.protocol.datatypes import DATATYPES
@@ -29,6 +28,7 @@ from foreseen.proxy.model import Facts, ModelProcess, Tensors
 from foreseen.proxy.trials import Trials
 from foreseen.rows import RowOutputs
 from foreseen.types import Prediction, Row, Terms
+from foreseen.web.http import JSON
 
 log = structlog.get_logger()
 

@@ -14,12 +14,8 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from foreseen.connection import Runner
 from foreseen.errors import SetupError
 from foreseen.exposition import CONTENT_TYPE
-from foreseen.garbage import settle
-from foreseen.http import SERVER, errors
-from foreseen.listen import listen
 from foreseen.proxy.app import Proxy, upstream_for
 from foreseen.proxy.deliveries import Deliveries
 from foreseen.proxy.events import Events
@@ -30,6 +26,10 @@ from foreseen.proxy.worker import Worker
 from foreseen.settings import WorkerSettings
 from foreseen.signing import Signer
 from foreseen.tasks import end
+from foreseen.web.connection import Runner
+from foreseen.web.gc_freeze import settle
+from foreseen.web.http import SERVER, errors
+from foreseen.web.listen import listen
 
 KNOWN_SECONDS = 5.0
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from foreseen.entry import NEAR_OVERHEAD_BYTES
-from foreseen.garbage import settle
 from foreseen.proxy.near import Near, size_of
 from foreseen.types import Key, Output, Prediction
+from foreseen.web.gc_freeze import settle
 from tests.doubles import numbered, predicted, value_of
 
 NOW = 1_000_000.0

@@ -17,7 +17,6 @@ import xxhash
 
 from foreseen.artifact import read_file, read_record
 from foreseen.entry import EntryCodec
-from foreseen.http import HEADER_LENGTH
 from foreseen.key import Framer, tag_key
 from foreseen.manifest import ModelInput, ModelOutput, ModelSignature, find
 from foreseen.metrics import ProxyMetrics
@@ -29,6 +28,7 @@ from foreseen.proxy.near import Near
 from foreseen.proxy.pipeline import Pipeline
 from foreseen.proxy.tiers import Tiers
 from foreseen.types import Output, Prediction, Question, Row, Space, Terms
+from foreseen.web.http import HEADER_LENGTH
 from tests.collisions import chosen_pair, second_preimage, seeded_pair
 from tests.doubles import ROOT, DictFar, Limits
 from tests.live import Live

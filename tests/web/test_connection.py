@@ -12,9 +12,6 @@ import pytest
 import uvloop
 from aiohttp import web
 
-from foreseen.connection import Runner
-from foreseen.drain import drain
-from foreseen.listen import listen
 from foreseen.proxy.ask import Ask
 from foreseen.proxy.connection import HOLD_SECONDS, ShortConnection
 from foreseen.proxy.edge import Edge, Told
@@ -22,6 +19,9 @@ from foreseen.proxy.heads import END_OF_HEAD, TRACES, Heads
 from foreseen.proxy.road import Road
 from foreseen.proxy.serve import Reply, Visit
 from foreseen.proxy.shortcut import Found
+from foreseen.web.connection import Runner
+from foreseen.web.drain import drain
+from foreseen.web.listen import listen
 
 ASK = Ask("m", None, "v2")
 JSON = [("Server", "foreseen"), ("Content-Type", "application/json")]
@@ -527,7 +527,7 @@ def test_who_comes_with_many_others_is_let_in_with_them(all_of_them: bool) -> No
 
 def test_who_comes_to_a_process_that_is_told_to_end_is_left_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Others listen on the same socket. Who was accepted is in by then; nobody follows."""
-    monkeypatch.setattr("foreseen.connection.ACCEPTED_A_TURN", 1)
+    monkeypatch.setattr("foreseen.web.connection.ACCEPTED_A_TURN", 1)
 
     async def left() -> tuple[int, int]:
         runner = Runner(web.Application())

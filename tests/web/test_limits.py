@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from foreseen.limits import IDLE_SECONDS, MAX_ADDRESSES, Bucket, Buckets, Gate, Limits, network_of
+from foreseen.web.limits import IDLE_SECONDS, MAX_ADDRESSES, Bucket, Buckets, Gate, Limits, network_of
 
 
 class Clock:

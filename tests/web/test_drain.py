@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
-from foreseen.connection import Runner
-from foreseen.drain import Ending, drain
+from foreseen.web.connection import Runner
+from foreseen.web.drain import Ending, drain
 
 PATIENCE_SECONDS = 20.0
 

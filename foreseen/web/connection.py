@@ -21,8 +21,8 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from foreseen.errors import BadRequest, ForeseenError, HeadTimeout, HeadTooLarge, Overloaded, RateLimited
-from foreseen.http import JSON, SERVER, error_reply
-from foreseen.limits import Bucket, Gate, Limits
+from foreseen.web.http import JSON, SERVER, error_reply
+from foreseen.web.limits import Bucket, Gate, Limits
 
 TAKEN_BYTES = 64 * 1024
 """A reader that takes so much of a long reply within `write_seconds` is slow; one that takes less is cut off."""

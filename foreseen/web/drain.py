@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from foreseen.connection import Connection, Runner
+from foreseen.web.connection import Connection, Runner
 
 LOOK_SECONDS = 0.02
 """Between two looks whether a connection is left, and before the listener closes."""
