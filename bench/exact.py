@@ -16,9 +16,9 @@ import msgspec
 import numpy as np
 
 from foreseen.inference.session import Plan, open_session
-from foreseen.manifest import Precision, find
 from foreseen.models.build import build
 from foreseen.models.progress import shown
+from foreseen.modelspec.manifest import Precision, find
 from foreseen.settings import InferenceSettings
 from foreseen.types import Row
 from tests.models_fixture import PACKAGED

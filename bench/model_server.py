@@ -28,11 +28,11 @@ import numpy as np
 import onnxruntime as ort
 
 from foreseen import models
-from foreseen.artifact import read_file, read_record
 from foreseen.inference.session import session_options
-from foreseen.manifest import Manifest, find
+from foreseen.modelspec.artifact import read_file, read_record
+from foreseen.modelspec.manifest import Manifest, find
+from foreseen.modelspec.rows import stack
 from foreseen.protocol import wire
-from foreseen.rows import stack
 from foreseen.types import Array, Row
 
 SERVE = """

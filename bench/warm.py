@@ -43,14 +43,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foreseen import models
-from foreseen.artifact import read_file, read_record, read_serving
 from foreseen.inference.session import Plan, open_session, session_options
-from foreseen.manifest import find
+from foreseen.modelspec.artifact import read_file, read_record, read_serving
+from foreseen.modelspec.manifest import find
+from foreseen.modelspec.rows import stack
 from foreseen.paths import make_run_folder, model_socket, redis_socket
 from foreseen.protocol import wire
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import array_of_json
-from foreseen.rows import stack
 from foreseen.secret import make_secret
 from foreseen.stores import valkey
 from foreseen.warm.pipe import Pipe

@@ -30,7 +30,7 @@ from typing import NewType
 import numpy as np
 from blake3 import blake3
 
-from foreseen.manifest import ModelSignature
+from foreseen.modelspec.manifest import ModelSignature
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of
 from foreseen.types import Array, Columns, Key, Row, Space

@@ -23,7 +23,7 @@ import structlog
 
 from foreseen.errors import DeadlineExceeded, ForeseenError, ModelFailed, ModelUnavailable, Overloaded
 from foreseen.inference.waiting import Asked, Computed, Item, Lanes, Limits
-from foreseen.rows import RowOutputs
+from foreseen.modelspec.rows import RowOutputs
 from foreseen.types import Lane, Row
 
 NEWEST_SHARE = 0.2

@@ -17,7 +17,7 @@ from foreseen.errors import BadInput, ModelUnavailable, UnknownModel, Unsupporte
 from foreseen.exposition import CONTENT_TYPE
 from foreseen.inference.describe import EXTENSIONS, Stats, config, metadata
 from foreseen.inference.served import Served
-from foreseen.manifest import wire_shape
+from foreseen.modelspec.manifest import wire_shape
 from foreseen.protocol import wire
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of

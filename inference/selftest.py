@@ -15,10 +15,10 @@ import structlog
 from msgspec import Struct
 
 from foreseen.errors import SetupError
-from foreseen.invariance import difference
-from foreseen.manifest import Manifest, ModelInput
+from foreseen.modelspec.invariance import difference
+from foreseen.modelspec.manifest import Manifest, ModelInput
+from foreseen.modelspec.rows import RowOutputs, split, stack
 from foreseen.protocol.datatypes import DATATYPES
-from foreseen.rows import RowOutputs, split, stack
 from foreseen.types import Array, Row
 
 _log = structlog.get_logger()

@@ -15,7 +15,6 @@ import msgspec
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from foreseen.errors import SetupError
-from foreseen.manifest import BATCH, Batching, Dim, Manifest, ModelInput, ModelOutput, ModelSignature, load
 from foreseen.models import check, heads
 from foreseen.models.child import prove
 from foreseen.models.graphs import onnx_file
@@ -23,6 +22,7 @@ from foreseen.models.progress import Say
 from foreseen.models.publish import workshop
 from foreseen.models.run import Session
 from foreseen.models.samples import samples
+from foreseen.modelspec.manifest import BATCH, Batching, Dim, Manifest, ModelInput, ModelOutput, ModelSignature, load
 from foreseen.protocol.datatypes import BY_DTYPE
 
 PROBED_ROWS = 32
@@ -116,7 +116,7 @@ def _probe(graph: Path, draft: Manifest, files: Path) -> check.Invariance:
 def text_of(draft: Manifest, path: Path, sha256: str, found: check.Invariance | None) -> str:
     """model.toml with its comments."""
     head = (
-        f"# Written by `foreseen models add`; every field is explained in foreseen/manifest.py.\n"
+        f"# Written by `foreseen models add`; every field is explained in foreseen/modelspec/manifest.py.\n"
         f"name = {_quoted(draft.name)}\n"
         f'title = ""\n'
         f"# Candidates in order of preference; there are also fp16, int8-rowwise, int8-dynamic and matmul-nbits.\n"

@@ -14,9 +14,7 @@ import msgspec
 from msgspec import Struct
 from onnx import ModelProto
 
-from foreseen.artifact import Artifact, Record, write_record
 from foreseen.errors import SetupError
-from foreseen.manifest import Manifest, Precision
 from foreseen.models import check, exact, heads
 from foreseen.models.child import prove
 from foreseen.models.fetch import fetch
@@ -27,6 +25,8 @@ from foreseen.models.publish import GRAPH_NAME, describe, publish, workshop
 from foreseen.models.quantize import quantize
 from foreseen.models.run import Session
 from foreseen.models.samples import samples
+from foreseen.modelspec.artifact import Artifact, Record, write_record
+from foreseen.modelspec.manifest import Manifest, Precision
 from foreseen.types import Row
 
 QUICK_ROWS = 48

@@ -13,7 +13,12 @@ from pathlib import Path
 
 import msgspec
 
-from foreseen.artifact import (
+from foreseen.errors import SetupError
+from foreseen.models.child import prove
+from foreseen.models.fetch import plain_name
+from foreseen.models.progress import Say
+from foreseen.models.publish import publish, workshop
+from foreseen.modelspec.artifact import (
     RECORD_NAME,
     Record,
     artifact_digest,
@@ -24,12 +29,7 @@ from foreseen.artifact import (
     read_record,
     write_record,
 )
-from foreseen.errors import SetupError
-from foreseen.manifest import Manifest
-from foreseen.models.child import prove
-from foreseen.models.fetch import plain_name
-from foreseen.models.progress import Say
-from foreseen.models.publish import publish, workshop
+from foreseen.modelspec.manifest import Manifest
 
 REPORT_NAME = "report.json"
 LARGEST_JSON_BYTES = 1 << 20

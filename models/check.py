@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from msgspec import Struct
 
-from foreseen.manifest import ModelSignature
 from foreseen.models.run import Session
-from foreseen.rows import RowOutputs
+from foreseen.modelspec.manifest import ModelSignature
+from foreseen.modelspec.rows import RowOutputs
 from foreseen.types import Array, Row
 
 Head = Callable[[Array], Array]

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from foreseen.errors import SetupError
-from foreseen.manifest import Manifest
+from foreseen.modelspec.manifest import Manifest
 
 CHILD_SECONDS = 180  # mpnet loads in about 4 s; a load that takes this long hangs
 CHILD_ROWS = 4

@@ -12,12 +12,12 @@ import msgspec
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from foreseen import manifest as manifests
-from foreseen.artifact import Record, read_record
 from foreseen.errors import SetupError
-from foreseen.manifest import Manifest
 from foreseen.models import progress, tables
 from foreseen.models.labelled import Files
+from foreseen.modelspec import manifest as manifests
+from foreseen.modelspec.artifact import Record, read_record
+from foreseen.modelspec.manifest import Manifest
 from foreseen.settings import Common
 
 app = App(name="models", help="Make models lighter, with evidence.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from foreseen.manifest import Manifest
+from foreseen.modelspec.manifest import Manifest
 
 
 class Figures(Struct, frozen=True):

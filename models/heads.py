@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from foreseen.manifest import Manifest
 from foreseen.models.check import Head
+from foreseen.modelspec.manifest import Manifest
 from foreseen.types import Array
 
 CENTRES = 77  # as many as BANKING77 has intents, the set of labels that the figures are compared with

@@ -18,11 +18,11 @@ import numpy as np
 from msgspec import Struct
 
 from foreseen.errors import SetupError
-from foreseen.manifest import Manifest
 from foreseen.models import check
 from foreseen.models.gate import runs_alone
 from foreseen.models.run import Session
 from foreseen.models.samples import tokenized
+from foreseen.modelspec.manifest import Manifest
 from foreseen.types import Array, Row
 
 BATCH_ROWS = 32

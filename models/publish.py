@@ -14,7 +14,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from foreseen.artifact import (
+from foreseen.errors import SetupError
+from foreseen.models.progress import Say
+from foreseen.modelspec.artifact import (
     Artifact,
     artifact_digest,
     artifact_file,
@@ -22,9 +24,7 @@ from foreseen.artifact import (
     preparation_digest,
     read_file,
 )
-from foreseen.errors import SetupError
-from foreseen.manifest import Manifest, Precision
-from foreseen.models.progress import Say
+from foreseen.modelspec.manifest import Manifest, Precision
 
 GRAPH_NAME = "model.onnx"
 WORKSHOP_PREFIX = ".building-"

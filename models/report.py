@@ -16,16 +16,16 @@ import onnxruntime
 from msgspec import Struct
 from rich.console import Console
 
-from foreseen.artifact import Record, fields_digest, model_folder, read_record, write_record
 from foreseen.errors import SetupError
 from foreseen.inference.processor import processor_family
-from foreseen.manifest import Manifest
 from foreseen.models import labelled, plot, study, tables
 from foreseen.models.build import prepare
 from foreseen.models.gate import invariance_reasons
 from foreseen.models.progress import Say
 from foreseen.models.publish import publish, workshop
 from foreseen.models.study import Candidate
+from foreseen.modelspec.artifact import Record, fields_digest, model_folder, read_record, write_record
+from foreseen.modelspec.manifest import Manifest
 
 TABLE_COLUMNS = 100
 LEVEL = 0.9  # within 10 % the manifest's order wins, so that a fleet does not split its keys by timing noise

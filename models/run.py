@@ -8,8 +8,8 @@ from pathlib import Path
 import onnxruntime
 
 from foreseen.inference.session import session_options
-from foreseen.manifest import ModelSignature, Precision
-from foreseen.rows import RowOutputs, split_outputs, stack
+from foreseen.modelspec.manifest import ModelSignature, Precision
+from foreseen.modelspec.rows import RowOutputs, split_outputs, stack
 from foreseen.types import Row
 
 PROVIDERS = ["CPUExecutionProvider"]

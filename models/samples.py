@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image as Picture
 
 from foreseen.errors import SetupError
-from foreseen.images import pixels
-from foreseen.manifest import ClientInput, Manifest, ModelInput, Tokenizer
 from foreseen.models.texts import texts
+from foreseen.modelspec.images import pixels
+from foreseen.modelspec.manifest import ClientInput, Manifest, ModelInput, Tokenizer
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.types import Array, Row
 

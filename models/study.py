@@ -10,9 +10,7 @@ from pathlib import Path
 import numpy as np
 from msgspec import Struct
 
-from foreseen.artifact import Artifact
 from foreseen.errors import SetupError
-from foreseen.manifest import Manifest, Precision
 from foreseen.models import check, exact, heads, labelled
 from foreseen.models.build import Bench, builder_of, make
 from foreseen.models.gate import Figures, reasons, runs_alone
@@ -22,7 +20,9 @@ from foreseen.models.progress import Say
 from foreseen.models.publish import GRAPH_NAME
 from foreseen.models.run import Session
 from foreseen.models.samples import samples
-from foreseen.rows import RowOutputs
+from foreseen.modelspec.artifact import Artifact
+from foreseen.modelspec.manifest import Manifest, Precision
+from foreseen.modelspec.rows import RowOutputs
 from foreseen.types import Array, Row
 
 OWN_ROWS = 1024

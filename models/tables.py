@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from foreseen.artifact import Record
-from foreseen.manifest import Manifest
+from foreseen.modelspec.artifact import Record
+from foreseen.modelspec.manifest import Manifest
 
 if TYPE_CHECKING:
     from foreseen.models.report import Report

@@ -17,8 +17,8 @@ from foreseen.entry import EntryCodec
 from foreseen.errors import FarError, SetupError
 from foreseen.exposition import use_slot
 from foreseen.key import secret_check, tag_key
-from foreseen.manifest import Freshness, find
 from foreseen.metrics import ProxyMetrics
+from foreseen.modelspec.manifest import Freshness, find
 from foreseen.paths import model_socket, redis_socket
 from foreseen.proxy.admin import Token
 from foreseen.proxy.batch import Batches

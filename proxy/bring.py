@@ -12,12 +12,12 @@ import numpy as np
 from msgspec import Struct
 
 from foreseen.errors import BadInput, FarError, FarUnavailable, ModelFailed
-from foreseen.manifest import Manifest
-from foreseen.parameters import counting
+from foreseen.modelspec.manifest import Manifest
+from foreseen.modelspec.parameters import counting
+from foreseen.modelspec.rows import raw_outputs
 from foreseen.protocol.wire import InputTensor, parse_request
 from foreseen.proxy.freshness import expiry_of
 from foreseen.proxy.pipeline import Pipeline
-from foreseen.rows import raw_outputs
 from foreseen.types import Array, Key, Prediction, Row, Space
 
 PREFIX = "output."

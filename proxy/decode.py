@@ -13,8 +13,8 @@ import numpy as np
 from msgspec import Struct
 
 from foreseen.errors import BadInput, BadRequest
-from foreseen.manifest import ClientInput, Manifest, wire_shape
-from foreseen.parameters import counting, in_sequence, lane_of
+from foreseen.modelspec.manifest import ClientInput, Manifest, wire_shape
+from foreseen.modelspec.parameters import counting, in_sequence, lane_of
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.strict_json import load_json
 from foreseen.protocol.tensors import array_of_json, checked_shape

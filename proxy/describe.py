@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from foreseen.manifest import ClientInput, ClientOutput, wire_shape
+from foreseen.modelspec.manifest import ClientInput, ClientOutput, wire_shape
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.proxy.served import Served
 

@@ -18,7 +18,7 @@ import structlog
 from msgspec import structs
 
 from foreseen.errors import SetupError
-from foreseen.manifest import Freshness, Manifest, find, names
+from foreseen.modelspec.manifest import Freshness, Manifest, find, names
 from foreseen.proxy.freshness import policy_of
 from foreseen.proxy.served import WATCH_SECONDS, WATCH_SECONDS_AT_START, Served
 from foreseen.proxy.trials import Trials

@@ -20,10 +20,10 @@ from typing import Any
 import aiohttp
 import orjson
 
-from foreseen.artifact import read_record
 from foreseen.errors import SetupError
 from foreseen.interpreter import optimized
-from foreseen.manifest import find
+from foreseen.modelspec.artifact import read_record
+from foreseen.modelspec.manifest import find
 from foreseen.paths import model_socket
 from foreseen.proxy.doctor_stores import redis, state
 from foreseen.proxy.finding import Finding, Grade, numbers, size

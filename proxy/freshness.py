@@ -18,7 +18,7 @@ from typing import assert_never
 
 from msgspec import Struct
 
-from foreseen.manifest import Freshness
+from foreseen.modelspec.manifest import Freshness
 from foreseen.types import AT_EASE, Demand, StaleReason, Steps
 
 TTL_JITTER = 0.1

@@ -28,8 +28,8 @@ from foreseen.errors import (
     UnknownModel,
     UnknownPrediction,
 )
-from foreseen.manifest import Manifest
 from foreseen.metrics import ProxyMetrics
+from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.proxy.ask import Ask
 from foreseen.proxy.facts import Facts

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from foreseen.artifact import read_file, read_record
 from foreseen.errors import BadRequest, ModelUnavailable, SetupError, StateUnavailable
 from foreseen.explain import Frame, differences, read_frame
 from foreseen.key import Framer, key_of, space_key
-from foreseen.manifest import Manifest, find
+from foreseen.modelspec.artifact import read_file, read_record
+from foreseen.modelspec.manifest import Manifest, find
+from foreseen.modelspec.prepare import Preparer
 from foreseen.paths import model_socket, state_socket
-from foreseen.prepare import Preparer
 from foreseen.proxy.decode import decode_v1, decode_v2
 from foreseen.proxy.model import ModelProcess
 from foreseen.proxy.served import PUBLIC

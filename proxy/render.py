@@ -16,7 +16,7 @@ import orjson
 from msgspec import Struct
 
 from foreseen.errors import BadRequest
-from foreseen.manifest import ClientOutput, Manifest, wire_shape
+from foreseen.modelspec.manifest import ClientOutput, Manifest, wire_shape
 from foreseen.protocol.datatypes import DATATYPES, elements
 from foreseen.protocol.tensors import array_of_raw, raw_of
 from foreseen.protocol.wire import OutputTensor, render_response

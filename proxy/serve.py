@@ -17,7 +17,7 @@ from msgspec import Struct
 from foreseen.errors import BadInput, DigestMoved, ForeseenError, ModelUnavailable, NotCached, StateUnavailable
 from foreseen.meters import Hits
 from foreseen.metrics import ProxyMetrics
-from foreseen.prepare import Preparer
+from foreseen.modelspec.prepare import Preparer
 from foreseen.proxy.ask import Ask
 from foreseen.proxy.bring import bring, decode_brought, predictions_of
 from foreseen.proxy.decode import Asked, decode_v1, decode_v2

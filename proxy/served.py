@@ -15,11 +15,11 @@ from pathlib import Path
 
 import structlog
 
-from foreseen.artifact import preparation_digest, read_file, read_record
 from foreseen.errors import ModelUnavailable, SetupError
 from foreseen.key import Framer
-from foreseen.manifest import Manifest
-from foreseen.prepare import Preparer
+from foreseen.modelspec.artifact import preparation_digest, read_file, read_record
+from foreseen.modelspec.manifest import Manifest
+from foreseen.modelspec.prepare import Preparer
 from foreseen.proxy.freshness import Policy
 from foreseen.proxy.model import Facts, ModelProcess
 from foreseen.types import ALL_STEPS, Prediction, Row, Space, Steps, Terms

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from msgspec import Struct
 from xxhash import xxh3_64_intdigest
 
-from foreseen.prepare import Preparer
+from foreseen.modelspec.prepare import Preparer
 from foreseen.protocol.wire import request_id
 from foreseen.proxy.ask import Ask
 from foreseen.proxy.decode import Asked

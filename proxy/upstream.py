@@ -17,16 +17,16 @@ import orjson
 import structlog
 from msgspec import Struct, structs
 
-from foreseen.artifact import fields_digest, preparation_digest
 from foreseen.errors import BadInput, BadRequest, DigestMoved, ForeseenError, ModelFailed, ModelUnavailable, SetupError
-from foreseen.invariance import difference, random_rows
-from foreseen.manifest import BATCH, Dim, Manifest, ModelInput, ModelOutput, ModelSignature, is_name
+from foreseen.modelspec.artifact import fields_digest, preparation_digest
+from foreseen.modelspec.invariance import difference, random_rows
+from foreseen.modelspec.manifest import BATCH, Dim, Manifest, ModelInput, ModelOutput, ModelSignature, is_name
+from foreseen.modelspec.rows import RowOutputs
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import array_of_raw
 from foreseen.protocol.wire import Response, render_json_request
 from foreseen.proxy.model import Facts, ModelProcess, Tensors
 from foreseen.proxy.trials import Trials
-from foreseen.rows import RowOutputs
 from foreseen.types import Prediction, Row, Terms
 from foreseen.web.http import JSON
 

@@ -13,8 +13,8 @@ import numpy as np
 from foreseen.entry import EntryCodec
 from foreseen.errors import FarError
 from foreseen.key import Framer, tag_key
-from foreseen.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.metrics import ProxyMetrics
+from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.proxy.freshness import Policy
 from foreseen.proxy.lease import Leases
 from foreseen.proxy.near import Near

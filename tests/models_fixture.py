@@ -6,12 +6,12 @@ import fcntl
 from pathlib import Path
 
 from foreseen import models
-from foreseen.artifact import artifact_digest, preparation_digest, read_record
 from foreseen.errors import SetupError
-from foreseen.manifest import Manifest, find
 from foreseen.models.build import build
 from foreseen.models.progress import Silent
 from foreseen.models.publish import intact
+from foreseen.modelspec.artifact import artifact_digest, preparation_digest, read_record
+from foreseen.modelspec.manifest import Manifest, find
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "build" / "test-data"

@@ -36,7 +36,7 @@ import numpy as np
 from foreseen.entry import EntryCodec
 from foreseen.errors import EntryError
 from foreseen.key import Framer, key_of, space_key, tag_key
-from foreseen.manifest import find
+from foreseen.modelspec.manifest import find
 from foreseen.paths import redis_socket
 from foreseen.secret import read_secret
 from foreseen.stores.far import Far

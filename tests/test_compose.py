@@ -24,8 +24,8 @@ from foreseen import models
 from foreseen.cli import app
 from foreseen.exposition import FAR_STATE, QUEUE_STATE, WARM_STATE
 from foreseen.inference.metrics import ModelMetrics
-from foreseen.manifest import Manifest, find, load
 from foreseen.metrics import ProxyMetrics
+from foreseen.modelspec.manifest import Manifest, find, load
 from foreseen.settings import Common, InferenceSettings, ProxySettings, WorkerSettings
 
 ROOT = Path(__file__).parent.parent

@@ -12,8 +12,8 @@ import pytest
 
 from foreseen.errors import BadInput, BadRequest
 from foreseen.key import Framer
-from foreseen.manifest import Manifest
-from foreseen.prepare import Preparer
+from foreseen.modelspec.manifest import Manifest
+from foreseen.modelspec.prepare import Preparer
 from foreseen.protocol.wire import parse_response, render_request
 from foreseen.proxy.decode import Asked, decode_v1, decode_v2
 from foreseen.proxy.render import render

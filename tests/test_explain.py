@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from foreseen.explain import differences, read_frame
 from foreseen.key import Framer
-from foreseen.manifest import ModelInput, ModelOutput, ModelSignature
+from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.observed import summary_of, table
 from foreseen.proxy.observe import Observer, closeness
 from foreseen.proxy.whereabouts import whereabouts

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreseen.manifest import Freshness
+from foreseen.modelspec.manifest import Freshness
 from foreseen.proxy.clock import SLEW, SteadyClock
 from foreseen.proxy.freshness import (
     Ask,

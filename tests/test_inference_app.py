@@ -20,13 +20,13 @@ import pytest
 import structlog
 from msgspec.structs import replace
 
-from foreseen.artifact import read_record, read_serving, write_record
 from foreseen.errors import SetupError
 from foreseen.inference.app import start
 from foreseen.inference.batcher import Batcher
 from foreseen.inference.served import Served
 from foreseen.inference.session import Plan, open_session
-from foreseen.manifest import find
+from foreseen.modelspec.artifact import read_record, read_serving, write_record
+from foreseen.modelspec.manifest import find
 from foreseen.protocol import wire
 from foreseen.settings import InferenceSettings
 from foreseen.types import Row

@@ -11,7 +11,7 @@ import pytest
 
 from foreseen.inference import gpu, selftest
 from foreseen.inference.session import Plan, open_session
-from foreseen.manifest import find
+from foreseen.modelspec.manifest import find
 from foreseen.types import Row
 from tests import inference_fixture as tiny
 

@@ -16,14 +16,14 @@ import structlog
 from msgspec import structs
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from foreseen.artifact import model_folder, read_record
 from foreseen.errors import BadInput, ModelFailed, SetupError
 from foreseen.inference import gpu, selftest, session
 from foreseen.inference.processor import processor_family
 from foreseen.inference.session import Plan, Session, open_session
 from foreseen.inference.watchdog import EXIT_HUNG, Watchdog
-from foreseen.manifest import Batching, Gates, ModelInput, ModelOutput, ModelSignature, find
-from foreseen.rows import RowOutputs
+from foreseen.modelspec.artifact import model_folder, read_record
+from foreseen.modelspec.manifest import Batching, Gates, ModelInput, ModelOutput, ModelSignature, find
+from foreseen.modelspec.rows import RowOutputs
 from foreseen.settings import InferenceSettings
 from foreseen.types import Row
 from tests import inference_fixture as tiny

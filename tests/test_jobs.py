@@ -16,7 +16,7 @@ from redis.asyncio import ConnectionPool, Redis, UnixDomainSocketConnection
 
 from foreseen.errors import EntryError, ModelUnavailable, QueueFull, QueueUnavailable, StateUnavailable
 from foreseen.key import Framer
-from foreseen.manifest import ModelInput, ModelOutput, ModelSignature
+from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.proxy.worker import MOST_ALONE, Worker
 from foreseen.queue import Queue, connect_queue
 from foreseen.queued import Bounds, Ended, PutBack

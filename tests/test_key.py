@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foreseen.key import Framer, key_of, keys_of, keys_of_frames, secret_check, space_key, tag_key
-from foreseen.manifest import ModelInput, ModelOutput, ModelSignature
+from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.types import Array, Row, Space
 
 ROOT = bytes(range(32))

@@ -12,14 +12,14 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from foreseen.artifact import Record, model_folder, read_record
 from foreseen.errors import SetupError
-from foreseen.manifest import find, load
 from foreseen.models.add import add
 from foreseen.models.build import build
 from foreseen.models.carry import export, import_
 from foreseen.models.progress import Silent
 from foreseen.models.report import build_full, read
+from foreseen.modelspec.artifact import Record, model_folder, read_record
+from foreseen.modelspec.manifest import find, load
 from tests.models_fixture import PACKAGED
 
 WEIGHT = np.random.default_rng(1).standard_normal((8, 3)).astype(np.float32)

@@ -12,9 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from foreseen.artifact import model_folder, read_record
 from foreseen.errors import SetupError
-from foreseen.manifest import Gates, Manifest, Source, find
 from foreseen.models.build import build
 from foreseen.models.child import prove
 from foreseen.models.graphs import digits, fingerprint, onnx_file
@@ -23,6 +21,8 @@ from foreseen.models.progress import Advance, Silent
 from foreseen.models.publish import GRAPH_NAME, intact, workshop
 from foreseen.models.report import build_full, measured, public
 from foreseen.models.run import Session
+from foreseen.modelspec.artifact import model_folder, read_record
+from foreseen.modelspec.manifest import Gates, Manifest, Source, find
 from foreseen.types import Row
 from tests.models_fixture import PACKAGED
 

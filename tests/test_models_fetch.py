@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from foreseen.errors import SetupError
-from foreseen.manifest import Archive, Source, Wheel
 from foreseen.models.fetch import fetch
 from foreseen.models.progress import Silent
+from foreseen.modelspec.manifest import Archive, Source, Wheel
 
 
 def kept(data: Path, archive: Path) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from foreseen.manifest import find
 from foreseen.models import heads
 from foreseen.models.gate import Figures, reasons
 from foreseen.models.report import decide
 from foreseen.models.study import Candidate
+from foreseen.modelspec.manifest import find
 from tests.models_fixture import PACKAGED
 
 DIGITS = find("digits", PACKAGED)

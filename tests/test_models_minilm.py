@@ -10,9 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foreseen.artifact import model_folder, read_record
 from foreseen.errors import SetupError
-from foreseen.manifest import find
 from foreseen.models import check, exact, heads, labelled, study
 from foreseen.models.build import Bench, prepare
 from foreseen.models.gate import Figures, invariance_reasons
@@ -23,6 +21,8 @@ from foreseen.models.publish import GRAPH_NAME
 from foreseen.models.quantize import quantize
 from foreseen.models.run import Session
 from foreseen.models.samples import samples, tokenized
+from foreseen.modelspec.artifact import model_folder, read_record
+from foreseen.modelspec.manifest import find
 from foreseen.types import Array, Row
 from tests.models_fixture import PACKAGED, built_data
 

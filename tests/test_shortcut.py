@@ -10,7 +10,7 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 from foreseen.errors import ForeseenError
-from foreseen.prepare import Preparer
+from foreseen.modelspec.prepare import Preparer
 from foreseen.proxy.ask import Ask
 from foreseen.proxy.decode import Asked, decode_v1, decode_v2
 from foreseen.proxy.render import draw, render

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import feather
 
-from foreseen.artifact import read_serving
 from foreseen.errors import SetupError
-from foreseen.manifest import find
+from foreseen.modelspec.artifact import read_serving
+from foreseen.modelspec.manifest import find
 from foreseen.settings import WarmSettings
 from foreseen.warm import Plan, Warmer
 from foreseen.warm.checkpoint import Progress

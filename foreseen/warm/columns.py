@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from foreseen.errors import BadInput, SetupError
-from foreseen.manifest import Dim
-from foreseen.normalize import cast
+from foreseen.modelspec.manifest import Dim
+from foreseen.modelspec.normalize import cast
 from foreseen.protocol.datatypes import BY_DTYPE, DATATYPES, Datatype
 from foreseen.protocol.tensors import array_of_json
 from foreseen.types import Array

@@ -13,7 +13,7 @@ import pyarrow as pa
 from msgspec import Struct
 
 from foreseen.entry import FAR_OVERHEAD_BYTES
-from foreseen.manifest import Manifest
+from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.warm.plan import FAILED, HIT
 from foreseen.warm.warmer import Warmer

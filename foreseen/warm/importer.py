@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from foreseen.entry import EntryCodec, Table
-from foreseen.manifest import ModelOutput
+from foreseen.modelspec.manifest import ModelOutput
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of
 from foreseen.types import Array, Key, Output, Prediction

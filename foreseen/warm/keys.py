@@ -14,8 +14,8 @@ from msgspec import Struct
 
 from foreseen.errors import BadInput, TooLarge
 from foreseen.key import Framer, SpaceKey, key_of, keys_of
-from foreseen.manifest import ClientInput, Manifest
-from foreseen.prepare import Preparer
+from foreseen.modelspec.manifest import ClientInput, Manifest
+from foreseen.modelspec.prepare import Preparer
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.wire import InputTensor
 from foreseen.types import Array, Key, Row

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from msgspec import Struct
 
 from foreseen.errors import BadInput, BadRequest
-from foreseen.manifest import ClientInput, Dim, Manifest, ModelOutput
-from foreseen.parameters import counting
+from foreseen.modelspec.manifest import ClientInput, Dim, Manifest, ModelOutput
+from foreseen.modelspec.parameters import counting
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.strict_json import load_json
 from foreseen.protocol.tensors import array_of_json

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foreseen.errors import BadRequest, SetupError
-from foreseen.manifest import Manifest
+from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.datatypes import DATATYPES, elements
 from foreseen.protocol.tensors import array_of_raw, json_of_raw
 from foreseen.settings import WarmSettings

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from msgspec import Struct
 
 from foreseen.errors import SetupError
-from foreseen.manifest import Manifest
+from foreseen.modelspec.manifest import Manifest
 from foreseen.settings import WarmSettings
 from foreseen.stores.redis_urls import access_of
 from foreseen.warm.checkpoint import Checkpoint, Progress, run_name

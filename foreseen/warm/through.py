@@ -20,9 +20,9 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from foreseen.artifact import fields_digest
 from foreseen.errors import BadInput, ModelFailed, ModelUnavailable, SetupError, TooLarge
-from foreseen.manifest import (
+from foreseen.modelspec.artifact import fields_digest
+from foreseen.modelspec.manifest import (
     BATCH,
     ClientInput,
     ClientOutput,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from foreseen.errors import SetupError
-from foreseen.manifest import Manifest
+from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import array_of_raw
 from foreseen.types import Array, Prediction

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
-from foreseen.artifact import preparation_digest, read_record, read_serving
 from foreseen.errors import ModelUnavailable, SetupError, StateUnavailable
-from foreseen.manifest import Manifest, find
+from foreseen.modelspec.artifact import preparation_digest, read_record, read_serving
+from foreseen.modelspec.manifest import Manifest, find
 from foreseen.paths import model_socket, state_socket
 from foreseen.settings import WarmSettings
 from foreseen.stores.redis_urls import access_of, master_at

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from foreseen.manifest import Dim, ModelInput, ModelOutput, ModelSignature
+from foreseen.modelspec.manifest import Dim, ModelInput, ModelOutput, ModelSignature
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.types import Array
 

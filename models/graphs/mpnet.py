@@ -13,11 +13,11 @@ import numpy as np
 from onnx import ModelProto
 from safetensors.numpy import load_file
 
-from foreseen.manifest import Manifest
 from foreseen.models.graphs import pool
 from foreseen.models.graphs.bert import read_config
 from foreseen.models.graphs.encoder import Encoder, LayerNames, Sizes, Weights
 from foreseen.models.graphs.graph import Graph
+from foreseen.modelspec.manifest import Manifest
 from foreseen.types import Array
 
 FIRST_POSITION = 2  # padding_idx 1 is taken, so fairseq's tables count from 2

@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray
 
 from foreseen import models
-from foreseen.manifest import find
+from foreseen.modelspec.manifest import find
 from foreseen.warm import Plan, Warmer
 
 

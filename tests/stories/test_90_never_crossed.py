@@ -15,13 +15,13 @@ import aiohttp
 import numpy as np
 import xxhash
 
-from foreseen.artifact import read_file, read_record
 from foreseen.entry import EntryCodec
 from foreseen.key import Framer, tag_key
-from foreseen.manifest import ModelInput, ModelOutput, ModelSignature, find
 from foreseen.metrics import ProxyMetrics
+from foreseen.modelspec.artifact import read_file, read_record
+from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature, find
+from foreseen.modelspec.prepare import Preparer
 from foreseen.paths import model_socket
-from foreseen.prepare import Preparer
 from foreseen.protocol.wire import parse_response, render_request
 from foreseen.proxy.freshness import Policy
 from foreseen.proxy.near import Near

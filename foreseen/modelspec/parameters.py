@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from foreseen.errors import BadRequest
-from foreseen.manifest import Manifest
+from foreseen.modelspec.manifest import Manifest
 from foreseen.types import Lane
 
 SEQUENCE = frozenset(("sequence_id", "sequence_start", "sequence_end"))

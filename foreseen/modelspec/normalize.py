@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from foreseen.errors import BadInput
-from foreseen.manifest import ClientInput
+from foreseen.modelspec.manifest import ClientInput
 from foreseen.protocol.datatypes import DATATYPES, Datatype
 from foreseen.types import Array
 

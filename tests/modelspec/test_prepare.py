@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from foreseen.artifact import read_file, read_record
 from foreseen.errors import BadInput, SetupError, TooLarge
 from foreseen.key import Framer, key_of, keys_of, keys_of_frames, space_key
-from foreseen.manifest import Manifest, example_request, find, load
-from foreseen.prepare import Preparer
+from foreseen.modelspec.artifact import read_file, read_record
+from foreseen.modelspec.manifest import Manifest, example_request, find, load
+from foreseen.modelspec.prepare import Preparer
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import array_of_json
 from foreseen.protocol.wire import InputTensor

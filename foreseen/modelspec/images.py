@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from foreseen.errors import BadInput, TooLarge
-from foreseen.manifest import Image
+from foreseen.modelspec.manifest import Image
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.types import Array
 

@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 FIRST_PARTY = ("foreseen", "proxy", "inference", "models")
 BUILDER = sorted(".".join(p.relative_to(ROOT).with_suffix("").parts) for p in (ROOT / "models").rglob("*.py"))
 

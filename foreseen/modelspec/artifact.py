@@ -21,7 +21,7 @@ from blake3 import blake3
 from msgspec import Struct
 
 from foreseen.errors import SetupError
-from foreseen.manifest import Manifest
+from foreseen.modelspec.manifest import Manifest
 
 RECORD_NAME = "record.json"
 SERVING_NAME = "serving.json"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from foreseen.errors import ModelFailed
-from foreseen.manifest import ModelInput, ModelOutput, ModelSignature
-from foreseen.rows import raw_of_outputs, raw_outputs, split_outputs, stack
+from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
+from foreseen.modelspec.rows import raw_of_outputs, raw_outputs, split_outputs, stack
 from foreseen.types import Row
 
 FIXED = ModelSignature(

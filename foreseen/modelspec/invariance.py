@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from foreseen.manifest import ModelInput, ModelSignature
+from foreseen.modelspec.manifest import ModelInput, ModelSignature
+from foreseen.modelspec.rows import RowOutputs
 from foreseen.protocol.datatypes import DATATYPES
-from foreseen.rows import RowOutputs
 from foreseen.types import Array, Row
 
 _OPEN_SIZE = 7

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from foreseen.errors import BadInput, ModelFailed
-from foreseen.manifest import ModelInput, ModelOutput, ModelSignature
+from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of
 from foreseen.types import Array, Output, Row

@@ -14,12 +14,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from foreseen.errors import BadInput, SetupError
-from foreseen.images import pixels
-from foreseen.manifest import ClientInput, Manifest, wire_shape
-from foreseen.normalize import cast, steps_of, texts
+from foreseen.modelspec.images import pixels
+from foreseen.modelspec.manifest import ClientInput, Manifest, wire_shape
+from foreseen.modelspec.normalize import cast, steps_of, texts
+from foreseen.modelspec.rows import mask_lengths
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.wire import InputTensor
-from foreseen.rows import mask_lengths
 from foreseen.types import Array, Columns, Row
 
 Column = Sequence[Array]
