@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bench.rounds import ROOT
+from foreseen.keys.secret import make_secret
 from foreseen.paths import make_run_folder, model_socket, redis_socket
-from foreseen.secret import make_secret
 from foreseen.stores import valkey
 from tests.ports import free_port
 

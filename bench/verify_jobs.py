@@ -32,8 +32,8 @@ import aiohttp
 
 from bench.mortal import POISON
 from foreseen.children import Child
+from foreseen.keys.secret import make_secret
 from foreseen.paths import make_run_folder, model_socket, redis_socket, state_socket
-from foreseen.secret import make_secret
 from foreseen.stores import valkey
 from tests.live import worker_of
 from tests.models_fixture import built_data

@@ -44,6 +44,7 @@ import pyarrow.parquet as pq
 
 from foreseen import models
 from foreseen.inference.session import Plan, open_session, session_options
+from foreseen.keys.secret import make_secret
 from foreseen.modelspec.artifact import read_file, read_record, read_serving
 from foreseen.modelspec.manifest import find
 from foreseen.modelspec.rows import stack
@@ -51,7 +52,6 @@ from foreseen.paths import make_run_folder, model_socket, redis_socket
 from foreseen.protocol import wire
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import array_of_json
-from foreseen.secret import make_secret
 from foreseen.stores import valkey
 from foreseen.warm.pipe import Pipe
 from foreseen.warm.warmer import preparer_of

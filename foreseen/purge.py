@@ -10,8 +10,8 @@ from typing import Any
 import orjson
 
 from foreseen.errors import SetupError
+from foreseen.keys.secret import read_secret
 from foreseen.paths import admin_socket
-from foreseen.secret import read_secret
 from foreseen.settings import PurgeSettings
 
 MARGIN_SECONDS = 10.0

@@ -28,7 +28,7 @@ from blake3 import blake3
 from msgspec import Struct
 
 from foreseen.errors import EntryError
-from foreseen.explain import FrameInput, read_frame
+from foreseen.keys.explain import FrameInput, read_frame
 from foreseen.modelspec.manifest import ModelSignature
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.types import Answer, Columns, Key, Output, Prediction, Row, Source, StaleReason, Steps, Wish

@@ -10,7 +10,7 @@ from pathlib import Path
 from standardwebhooks import Webhook
 
 from foreseen.errors import SetupError
-from foreseen.secret import make_secret, read_secret
+from foreseen.keys.secret import make_secret, read_secret
 
 _PREFIX = "whsec_"
 _MIN_KEY_BYTES, _KEY_BYTES = 24, 32

@@ -25,15 +25,15 @@ import orjson
 import structlog
 
 from foreseen.children import STARTED_SECONDS, Child
-from foreseen.entry import FAR_OVERHEAD_BYTES, NEAR_OVERHEAD_BYTES
 from foreseen.errors import SetupError
 from foreseen.exposition import MULTIPROCESS_FOLDER, forget_worker, prepare_multiprocess
 from foreseen.fleet import Fleet
+from foreseen.keys.entry import FAR_OVERHEAD_BYTES, NEAR_OVERHEAD_BYTES
+from foreseen.keys.secret import make_secret
 from foreseen.modelspec.artifact import preparation_digest, read_file, read_record
 from foreseen.modelspec.manifest import Manifest, example_request, find
 from foreseen.paths import make_run_folder, redis_socket, state_socket
 from foreseen.protocol.datatypes import DATATYPES
-from foreseen.secret import make_secret
 from foreseen.settings import InferenceSettings, ProxySettings, UpSettings, WorkerSettings, arguments
 from foreseen.signing import Signer, make_webhook_secret
 from foreseen.stores import valkey

@@ -13,8 +13,8 @@ import structlog
 from aiohttp import web
 
 from foreseen.errors import SetupError, Unauthorized
-from foreseen.explain import read_frame
-from foreseen.secret import read_secret
+from foreseen.keys.explain import read_frame
+from foreseen.keys.secret import read_secret
 from foreseen.types import Explanation
 
 log = structlog.get_logger()

@@ -13,10 +13,11 @@ import structlog
 import uvloop
 from aiohttp import http_parser, web
 
-from foreseen.entry import EntryCodec
 from foreseen.errors import FarError, SetupError
 from foreseen.exposition import use_slot
-from foreseen.key import secret_check, tag_key
+from foreseen.keys.entry import EntryCodec
+from foreseen.keys.key import secret_check, tag_key
+from foreseen.keys.secret import read_secret
 from foreseen.metrics import ProxyMetrics
 from foreseen.modelspec.manifest import Freshness, find
 from foreseen.paths import model_socket, redis_socket
@@ -49,7 +50,6 @@ from foreseen.proxy.upstream import declared_told
 from foreseen.queue import connect_queue
 from foreseen.queued import Bounds
 from foreseen.records import Records
-from foreseen.secret import read_secret
 from foreseen.settings import ProxySettings
 from foreseen.stores.cluster import far_at
 from foreseen.stores.commands import Entries

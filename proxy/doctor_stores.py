@@ -6,13 +6,13 @@ import time
 from collections.abc import AsyncIterator, Iterator
 
 from foreseen.errors import FarError, QueueUnavailable, SetupError, StateUnavailable
-from foreseen.key import secret_check
+from foreseen.keys.key import secret_check
+from foreseen.keys.secret import read_secret
 from foreseen.paths import redis_socket, state_socket
 from foreseen.proxy.finding import Finding, Grade, numbers, size
 from foreseen.proxy.generations import is_gone
 from foreseen.queue import connect_queue
 from foreseen.queued import OPEN_STATES, Bounds
-from foreseen.secret import read_secret
 from foreseen.settings import DoctorSettings
 from foreseen.stores.cluster import far_at
 from foreseen.stores.redis_urls import Access, access_of, several, shown

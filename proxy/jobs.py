@@ -13,7 +13,6 @@ from typing import Protocol, TypeVar
 import structlog
 from msgspec import Struct
 
-from foreseen.entry import FAR_OVERHEAD_BYTES
 from foreseen.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -28,6 +27,7 @@ from foreseen.errors import (
     UnknownModel,
     UnknownPrediction,
 )
+from foreseen.keys.entry import FAR_OVERHEAD_BYTES
 from foreseen.metrics import ProxyMetrics
 from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.datatypes import DATATYPES

@@ -33,7 +33,7 @@ from foreseen.errors import (
     RowsRefused,
     TooLarge,
 )
-from foreseen.key import Framer
+from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import Manifest, ModelSignature
 from foreseen.modelspec.rows import raw_of_outputs, raw_outputs, stack, whole_outputs
 from foreseen.protocol.datatypes import DATATYPES

@@ -12,7 +12,7 @@ from collections import OrderedDict
 
 from msgspec import Struct
 
-from foreseen.entry import NEAR_OVERHEAD_BYTES
+from foreseen.keys.entry import NEAR_OVERHEAD_BYTES
 from foreseen.types import Key, Prediction
 
 SMALL_SHARE = 0.1

@@ -15,8 +15,9 @@ from pathlib import Path
 from msgspec import Struct
 
 from foreseen.errors import BadRequest, ModelUnavailable, SetupError, StateUnavailable
-from foreseen.explain import Frame, differences, read_frame
-from foreseen.key import Framer, key_of, space_key
+from foreseen.keys.explain import Frame, differences, read_frame
+from foreseen.keys.key import Framer, key_of, space_key
+from foreseen.keys.secret import read_secret
 from foreseen.modelspec.artifact import read_file, read_record
 from foreseen.modelspec.manifest import Manifest, find
 from foreseen.modelspec.prepare import Preparer
@@ -24,7 +25,6 @@ from foreseen.paths import model_socket, state_socket
 from foreseen.proxy.decode import decode_v1, decode_v2
 from foreseen.proxy.model import ModelProcess
 from foreseen.proxy.served import PUBLIC
-from foreseen.secret import read_secret
 from foreseen.settings import KeySettings
 from foreseen.stores.state import generation_of, read_generations
 from foreseen.types import Key, Space

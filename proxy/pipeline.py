@@ -20,7 +20,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from foreseen.errors import DigestMoved, ForeseenError, InputRejected, NotCached, Overloaded, RowsRefused
-from foreseen.key import Framer
+from foreseen.keys.key import Framer
 from foreseen.metrics import ProxyMetrics
 from foreseen.proxy.flight import Cabin, Flights, Party
 from foreseen.proxy.freshness import Policy, expiry_of

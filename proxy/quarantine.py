@@ -19,7 +19,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from msgspec import Struct
 
 from foreseen.errors import InputRejected
-from foreseen.key import Framer
+from foreseen.keys.key import Framer
 from foreseen.types import Row
 
 MAX_CRASHES = 2

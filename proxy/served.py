@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 
 from foreseen.errors import ModelUnavailable, SetupError
-from foreseen.key import Framer
+from foreseen.keys.key import Framer
 from foreseen.modelspec.artifact import preparation_digest, read_file, read_record
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer

@@ -14,9 +14,9 @@ from typing import Protocol, assert_never
 
 from msgspec import Struct
 
-from foreseen.entry import EntryCodec
 from foreseen.errors import EntryError, FarError
-from foreseen.key import Framer, SpaceKey, keys_of_frames, space_key
+from foreseen.keys.entry import EntryCodec
+from foreseen.keys.key import Framer, SpaceKey, keys_of_frames, space_key
 from foreseen.metrics import ProxyMetrics
 from foreseen.proxy.clock import SteadyClock
 from foreseen.proxy.freshness import Ask, Dead, Fresh, Policy, Stale, decide, fresh, kept_for

@@ -15,7 +15,7 @@ import random
 from collections.abc import AsyncIterator
 
 from foreseen.errors import FarError
-from foreseen.key import key_of, space_key
+from foreseen.keys.key import key_of, space_key
 from foreseen.metrics import ProxyMetrics
 from foreseen.proxy.lease import LEASE_SECONDS, Lease, LeaseTier
 from foreseen.types import Key, Space

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from foreseen.key import key_of
+from foreseen.keys.key import key_of
 from foreseen.proxy.freshness import Policy
 from foreseen.proxy.pipeline import Pipeline
 from foreseen.proxy.tiers import Tiers, judge

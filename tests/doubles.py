@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foreseen.entry import EntryCodec
 from foreseen.errors import FarError
-from foreseen.key import Framer, tag_key
+from foreseen.keys.entry import EntryCodec
+from foreseen.keys.key import Framer, tag_key
 from foreseen.metrics import ProxyMetrics
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.proxy.freshness import Policy

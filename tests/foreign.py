@@ -12,9 +12,9 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from foreseen.keys.secret import make_secret
 from foreseen.proxy.app import Proxy, _freshness
 from foreseen.proxy.discovery import upstream_of
-from foreseen.secret import make_secret
 from foreseen.settings import ProxySettings
 from tests.questions import fingerprint
 

@@ -28,7 +28,7 @@ from pathlib import Path
 import orjson
 from aiohttp import web
 
-from foreseen.secret import make_secret
+from foreseen.keys.secret import make_secret
 from tests.foreign import Foreign, listening
 from tests.live import Live, fresh
 from tests.questions import ask_fingerprint, fingerprint, numbers

@@ -33,12 +33,12 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from foreseen.entry import EntryCodec
 from foreseen.errors import EntryError
-from foreseen.key import Framer, key_of, space_key, tag_key
+from foreseen.keys.entry import EntryCodec
+from foreseen.keys.key import Framer, key_of, space_key, tag_key
+from foreseen.keys.secret import read_secret
 from foreseen.modelspec.manifest import find
 from foreseen.paths import redis_socket
-from foreseen.secret import read_secret
 from foreseen.stores.far import Far
 from foreseen.stores.redis_urls import connect
 from foreseen.types import Row, Space

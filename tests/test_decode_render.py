@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from foreseen.errors import BadInput, BadRequest
-from foreseen.key import Framer
+from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
 from foreseen.protocol.wire import parse_response, render_request

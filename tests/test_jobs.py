@@ -15,7 +15,7 @@ from msgspec import structs
 from redis.asyncio import ConnectionPool, Redis, UnixDomainSocketConnection
 
 from foreseen.errors import EntryError, ModelUnavailable, QueueFull, QueueUnavailable, StateUnavailable
-from foreseen.key import Framer
+from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.proxy.worker import MOST_ALONE, Worker
 from foreseen.queue import Queue, connect_queue

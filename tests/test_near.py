@@ -10,7 +10,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from foreseen.entry import NEAR_OVERHEAD_BYTES
+from foreseen.keys.entry import NEAR_OVERHEAD_BYTES
 from foreseen.proxy.near import Near, size_of
 from foreseen.types import Key, Output, Prediction
 from foreseen.web.gc_freeze import settle

@@ -56,13 +56,13 @@ LAYERS = [
     {
         "foreseen.protocol.wire",
         "foreseen.key",
-        "foreseen.entry",
+        "foreseen.keys.entry",
         "foreseen.modelspec.rows",
         "foreseen.modelspec.normalize",
         "foreseen.modelspec.images",
     }
     | {"foreseen.modelspec.parameters"},
-    {"foreseen.explain", "foreseen.targets"},
+    {"foreseen.keys.explain", "foreseen.targets"},
     {
         "foreseen.modelspec.prepare",
         "foreseen.stores.error_kinds",
@@ -154,7 +154,7 @@ OWNERS = {
         "foreseen.models",
     },
     "onnx": {"foreseen.models"},
-    "blake3": {"foreseen.key", "foreseen.entry", "foreseen.records", "foreseen.modelspec.artifact"},
+    "blake3": {"foreseen.key", "foreseen.keys.entry", "foreseen.records", "foreseen.modelspec.artifact"},
     "prometheus_client": {
         "foreseen.exposition",
         "foreseen.meters",

@@ -14,7 +14,7 @@ from threading import Lock
 import numpy as np
 import pyarrow as pa
 
-from foreseen.entry import EntryCodec, Table
+from foreseen.keys.entry import EntryCodec, Table
 from foreseen.modelspec.manifest import ModelOutput
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of

@@ -13,7 +13,7 @@ import pyarrow as pa
 from msgspec import Struct
 
 from foreseen.errors import BadInput, TooLarge
-from foreseen.key import Framer, SpaceKey, key_of, keys_of
+from foreseen.keys.key import Framer, SpaceKey, key_of, keys_of
 from foreseen.modelspec.manifest import ClientInput, Manifest
 from foreseen.modelspec.prepare import Preparer
 from foreseen.protocol.datatypes import DATATYPES

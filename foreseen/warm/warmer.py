@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from foreseen.entry import EntryCodec
 from foreseen.errors import BadInput, EntryError, ModelFailed, SetupError, TooLarge
-from foreseen.key import secret_check, space_key, tag_key
+from foreseen.keys.entry import EntryCodec
+from foreseen.keys.key import secret_check, space_key, tag_key
+from foreseen.keys.secret import read_secret
 from foreseen.modelspec.artifact import read_file, read_record
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
@@ -31,7 +32,6 @@ from foreseen.modelspec.rows import split_outputs, stack, tokens
 from foreseen.paths import model_socket, redis_socket
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of
-from foreseen.secret import read_secret
 from foreseen.types import Key, Output, Prediction, Row, Space
 from foreseen.warm.asker import Asker
 from foreseen.warm.importer import Importer

@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
+from foreseen.keys.secret import make_secret
 from foreseen.paths import admin_socket
 from foreseen.proxy.upstream import PROBE_ROWS
-from foreseen.secret import make_secret
 from tests.foreign import Foreign, listening
 from tests.live import Live, fresh
 from tests.questions import fingerprint, numbers

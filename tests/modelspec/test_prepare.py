@@ -13,7 +13,7 @@ import pytest
 from PIL import Image as Pillow
 
 from foreseen.errors import BadInput, SetupError, TooLarge
-from foreseen.key import Framer, key_of, keys_of, keys_of_frames, space_key
+from foreseen.keys.key import Framer, key_of, keys_of, keys_of_frames, space_key
 from foreseen.modelspec.artifact import read_file, read_record
 from foreseen.modelspec.manifest import Manifest, example_request, find, load
 from foreseen.modelspec.prepare import Preparer

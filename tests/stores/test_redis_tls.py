@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 
 from foreseen.errors import FarError, SetupError, StateUnavailable
-from foreseen.secret import make_secret
+from foreseen.keys.secret import make_secret
 from foreseen.stores.cluster import far_at
 from foreseen.stores.commands import Entries
 from foreseen.stores.far import STORE_PAUSE_SECONDS

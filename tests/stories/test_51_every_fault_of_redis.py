@@ -19,9 +19,9 @@ import pytest
 from redis import Redis
 from redis.exceptions import BusyLoadingError, RedisError
 
-from foreseen.entry import EntryCodec
-from foreseen.key import tag_key
-from foreseen.secret import make_secret
+from foreseen.keys.entry import EntryCodec
+from foreseen.keys.key import tag_key
+from foreseen.keys.secret import make_secret
 from foreseen.stores.commands import PREFIX
 from foreseen.types import Key
 from tests.doubles import predicted

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from foreseen.key import Framer
+from foreseen.keys.key import Framer
 from foreseen.metrics import ProxyMetrics
 from foreseen.proxy.quarantine import MAX_SUSPECTS, Quarantine
 from foreseen.proxy.trials import Trials

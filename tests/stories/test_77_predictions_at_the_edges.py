@@ -18,9 +18,9 @@ import aiohttp
 import pytest
 from redis import Redis
 
+from foreseen.keys.secret import read_secret
 from foreseen.paths import state_socket
 from foreseen.records import JOB_BYTES, MAC_BYTES, NONCE_BYTES, Records
-from foreseen.secret import read_secret
 from foreseen.transitions import BASE
 from tests.live import Live, started
 from tests.questions import ask_fingerprint, fingerprint, numbers

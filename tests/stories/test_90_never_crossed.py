@@ -15,8 +15,8 @@ import aiohttp
 import numpy as np
 import xxhash
 
-from foreseen.entry import EntryCodec
-from foreseen.key import Framer, tag_key
+from foreseen.keys.entry import EntryCodec
+from foreseen.keys.key import Framer, tag_key
 from foreseen.metrics import ProxyMetrics
 from foreseen.modelspec.artifact import read_file, read_record
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature, find

@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from foreseen.key import MAGIC
+from foreseen.keys.key import MAGIC
 from foreseen.protocol.datatypes import BY_CODE, elements
 from foreseen.protocol.tensors import array_of_raw
 from foreseen.types import Array

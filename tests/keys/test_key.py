@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreseen.key import Framer, key_of, keys_of, keys_of_frames, secret_check, space_key, tag_key
+from foreseen.keys.key import Framer, key_of, keys_of, keys_of_frames, secret_check, space_key, tag_key
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.types import Array, Row, Space
 
 ROOT = bytes(range(32))
-GOLDEN = Path(__file__).parent / "golden" / "keys.json"
+GOLDEN = Path(__file__).parent.parent / "golden" / "keys.json"
 OUTPUTS = (ModelOutput("y", "FP32", ("rows",)),)
 
 

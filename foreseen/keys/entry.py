@@ -27,7 +27,7 @@ from blake3 import blake3
 from msgspec import Struct
 
 from foreseen.errors import EntryError
-from foreseen.key import keyed_digests
+from foreseen.keys.key import keyed_digests
 from foreseen.protocol.datatypes import BY_CODE, DATATYPES
 from foreseen.types import Array, Key, Output, Prediction
 

@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 
 from foreseen.errors import SetupError
-from foreseen.key import MIN_SECRET_BYTES
+from foreseen.keys.key import MIN_SECRET_BYTES
 
 
 def read_secret(path: Path) -> bytes:

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreseen.explain import differences, read_frame
-from foreseen.key import Framer
+from foreseen.keys.explain import differences, read_frame
+from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.observed import summary_of, table
 from foreseen.proxy.observe import Observer, closeness

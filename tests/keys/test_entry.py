@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreseen.entry import EntryCodec, Table
 from foreseen.errors import EntryError
+from foreseen.keys.entry import EntryCodec, Table
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.types import Output, Prediction
 from tests.doubles import numbered, predicted
