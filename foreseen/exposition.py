@@ -13,8 +13,8 @@ from pathlib import Path
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Metric, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from foreseen.queue.warm_progress import RESULTS
 from foreseen.types import AWAY, DOWN, FarState, Standing
-from foreseen.warming import RESULTS
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"

@@ -10,8 +10,8 @@ import orjson
 
 from foreseen.errors import QueueUnavailable, SetupError
 from foreseen.paths import state_socket
-from foreseen.queue import Queue, connect_queue
-from foreseen.queued import OPEN_STATES, Bounds
+from foreseen.queue.queue import Queue, connect_queue
+from foreseen.queue.queue_types import OPEN_STATES, Bounds
 from foreseen.settings import JobsSettings
 from foreseen.stores.redis_urls import access_of, shown
 

@@ -34,8 +34,8 @@ from foreseen.modelspec.artifact import preparation_digest, read_file, read_reco
 from foreseen.modelspec.manifest import Manifest, example_request, find
 from foreseen.paths import make_run_folder, redis_socket, state_socket
 from foreseen.protocol.datatypes import DATATYPES
+from foreseen.queue.signing import Signer, make_webhook_secret
 from foreseen.settings import InferenceSettings, ProxySettings, UpSettings, WorkerSettings, arguments
-from foreseen.signing import Signer, make_webhook_secret
 from foreseen.stores import valkey
 from foreseen.stores.redis_urls import shown
 from foreseen.web.listen import listen, listen_admin

@@ -47,15 +47,15 @@ from foreseen.proxy.served import Served
 from foreseen.proxy.tiers import Tiers
 from foreseen.proxy.trials import Trials
 from foreseen.proxy.upstream import declared_told
-from foreseen.queue import connect_queue
-from foreseen.queued import Bounds
-from foreseen.records import Records
+from foreseen.queue.queue import connect_queue
+from foreseen.queue.queue_types import Bounds
+from foreseen.queue.records import Records
+from foreseen.queue.targets import Allowed
 from foreseen.settings import ProxySettings
 from foreseen.stores.cluster import far_at
 from foreseen.stores.commands import Entries
 from foreseen.stores.redis_urls import access_of
 from foreseen.stores.state import connect_state
-from foreseen.targets import Allowed
 from foreseen.tasks import end
 from foreseen.web.connection import Runner
 from foreseen.web.drain import Ending, announce, drain

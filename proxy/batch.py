@@ -27,8 +27,8 @@ from foreseen.proxy.jobs import BATCH, Fetched, Jobs, Manner, Promised
 from foreseen.proxy.jsonl import BadLine, Line, lines_of
 from foreseen.proxy.manners import Manners, Prefer, accepted
 from foreseen.proxy.served import PUBLIC
-from foreseen.queue import Queue
-from foreseen.records import Batch, Failure, Head, Item, Records, Ticket, new_job, new_nonce
+from foreseen.queue.queue import Queue
+from foreseen.queue.records import Batch, Failure, Head, Item, Records, Ticket, new_job, new_nonce
 from foreseen.types import Wish
 from foreseen.web.http import SERVER, expect, json_reply, read_body
 

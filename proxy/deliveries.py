@@ -16,9 +16,9 @@ from typing import Protocol
 import structlog
 
 from foreseen.errors import QueueUnavailable, WebhookRefused
-from foreseen.outbox import Claimed, Outcome
 from foreseen.proxy.webhooks import Delivery
-from foreseen.targets import target_of
+from foreseen.queue.outbox import Claimed, Outcome
+from foreseen.queue.targets import target_of
 
 FIRST_PAUSE_SECONDS, GROWTH, LONGEST_PAUSE_SECONDS = 5.0, 4.0, 3600.0
 """5 s, 20 s, 80 s, 5 min, 21 min, 1 h, 1 h, each cut by up to a half: eight tries take at most 2 h 50 min."""

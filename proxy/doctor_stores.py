@@ -11,8 +11,8 @@ from foreseen.keys.secret import read_secret
 from foreseen.paths import redis_socket, state_socket
 from foreseen.proxy.finding import Finding, Grade, numbers, size
 from foreseen.proxy.generations import is_gone
-from foreseen.queue import connect_queue
-from foreseen.queued import OPEN_STATES, Bounds
+from foreseen.queue.queue import connect_queue
+from foreseen.queue.queue_types import OPEN_STATES, Bounds
 from foreseen.settings import DoctorSettings
 from foreseen.stores.cluster import far_at
 from foreseen.stores.redis_urls import Access, access_of, several, shown

@@ -8,11 +8,11 @@ import orjson
 import structlog
 
 from foreseen.errors import EntryError, PredictionGone, UnknownPrediction
-from foreseen.outbox import Claimed
 from foreseen.proxy.jobs import Jobs, Prediction
 from foreseen.proxy.predictions import document
 from foreseen.proxy.webhooks import Delivery
-from foreseen.records import Hook, Records
+from foreseen.queue.outbox import Claimed
+from foreseen.queue.records import Hook, Records
 
 log = structlog.get_logger()
 

@@ -39,10 +39,10 @@ from foreseen.proxy.pipeline import Pipeline
 from foreseen.proxy.render import render
 from foreseen.proxy.serve import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES, decoded
 from foreseen.proxy.served import Served
-from foreseen.queue import Queue
-from foreseen.queued import OPEN_STATES, Extras, JobState
-from foreseen.queued import Seen as Stored
-from foreseen.records import (
+from foreseen.queue.queue import Queue
+from foreseen.queue.queue_types import OPEN_STATES, Extras, JobState
+from foreseen.queue.queue_types import Seen as Stored
+from foreseen.queue.records import (
     NEVER_SAME,
     Batch,
     Failure,

@@ -14,7 +14,7 @@ from aiohttp import web
 from foreseen.errors import BadRequest, WebhookRefused
 from foreseen.proxy.jobs import Jobs, Manner
 from foreseen.proxy.served import PUBLIC
-from foreseen.targets import Allowed
+from foreseen.queue.targets import Allowed
 
 WEBHOOK = "Foreseen-Webhook"
 """Header of a request that prefers a ticket: the URL that its end is told to."""

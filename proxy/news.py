@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import structlog
 
 from foreseen.errors import Overloaded, QueueUnavailable
-from foreseen.queue import Queue
+from foreseen.queue.queue import Queue
 from foreseen.tasks import end
 
 LOOK_SECONDS = 5.0

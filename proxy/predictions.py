@@ -21,7 +21,7 @@ from foreseen.proxy.edge import Edge
 from foreseen.proxy.jobs import BATCH, Jobs, Prediction
 from foreseen.proxy.manners import Manners, Prefer, accepted
 from foreseen.proxy.served import PUBLIC
-from foreseen.records import Batch
+from foreseen.queue.records import Batch
 from foreseen.web.http import SERVER, expect, infer_reply, json_reply
 
 LONGEST_STREAM_SECONDS = 300.0

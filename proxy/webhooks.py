@@ -22,9 +22,9 @@ from msgspec import Struct
 from yarl import URL
 
 from foreseen.errors import WebhookRefused
-from foreseen.outbox import Outcome
-from foreseen.signing import Signer
-from foreseen.targets import Allowed
+from foreseen.queue.outbox import Outcome
+from foreseen.queue.signing import Signer
+from foreseen.queue.targets import Allowed
 
 READ_BYTES = 4096
 CONNECT_SECONDS = 3.0

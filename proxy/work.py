@@ -23,8 +23,8 @@ from foreseen.proxy.fork import worked_in_child
 from foreseen.proxy.generations import is_gone
 from foreseen.proxy.webhooks import Caller
 from foreseen.proxy.worker import Worker
+from foreseen.queue.signing import Signer
 from foreseen.settings import WorkerSettings
-from foreseen.signing import Signer
 from foreseen.tasks import end
 from foreseen.web.connection import Runner
 from foreseen.web.gc_freeze import settle

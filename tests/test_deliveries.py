@@ -12,14 +12,14 @@ import pytest
 from redis.asyncio import Redis
 
 from foreseen.errors import QueueUnavailable
-from foreseen.outbox import HOOKS, TRIES, Claimed, Outbox, Outcome
 from foreseen.proxy.deliveries import Deliveries, pause_after
 from foreseen.proxy.events import event
 from foreseen.proxy.jobs import Prediction
 from foreseen.proxy.webhooks import Delivery
-from foreseen.queue import Queue, connect_queue
-from foreseen.queued import Bounds, Ended, Extras
-from foreseen.records import Failure, Head, Hook, Records, Rows, Ticket, new_job, new_nonce
+from foreseen.queue.outbox import HOOKS, TRIES, Claimed, Outbox, Outcome
+from foreseen.queue.queue import Queue, connect_queue
+from foreseen.queue.queue_types import Bounds, Ended, Extras
+from foreseen.queue.records import Failure, Head, Hook, Records, Rows, Ticket, new_job, new_nonce
 from foreseen.types import Wish
 from tests.doubles import ROOT
 

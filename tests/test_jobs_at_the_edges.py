@@ -9,13 +9,13 @@ import pytest
 from redis.asyncio import Redis
 
 from foreseen.proxy.worker import SLICE_ROWS
-from foreseen.queue import Queue
-from foreseen.records import Failure, Head, Rows, Ticket, new_job, new_nonce
-from foreseen.transitions import BASE, GROUP
+from foreseen.queue.queue import Queue
+from foreseen.queue.records import Failure, Head, Rows, Ticket, new_job, new_nonce
+from foreseen.queue.scripts import BASE, GROUP
 from foreseen.types import ALL_STEPS, Wish
 from tests import test_jobs as jobs
 from tests.doubles import ScriptedModel, row
-from tests.test_jobs import BOUNDS, FRAMER, RECORDS, result, state_of, submit, take, until_ended, working
+from tests.queue.test_queue import BOUNDS, FRAMER, RECORDS, result, state_of, submit, take, until_ended, working
 
 
 async def large(queue: Queue, rows: int, preparation: str = "p") -> tuple[bytes, bytes]:

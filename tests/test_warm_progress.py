@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from foreseen.queue import Queue, connect_queue
+from foreseen.queue.queue import Queue, connect_queue
+from foreseen.queue.warm_progress import RUNS
 from foreseen.types import Warming
 from foreseen.warm.checkpoint import Progress
 from foreseen.warm.run import Job
 from foreseen.warm.teller import NOTHING, Teller
-from foreseen.warming import RUNS
 from tests.live import Live
 from tests.questions import ask_fingerprint, numbers
 from tests.state_server import state_server

@@ -18,8 +18,8 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from foreseen.errors import SetupError
 from foreseen.proxy.webhooks import READ_BYTES, Caller, Delivery, LookUp
-from foreseen.signing import Signer, make_webhook_secret
-from foreseen.targets import Allowed
+from foreseen.queue.signing import Signer, make_webhook_secret
+from foreseen.queue.targets import Allowed
 
 SECRET = "whsec_" + b64encode(b"a secret of thirty-two bytes, so").decode()
 OTHER = "whsec_" + b64encode(b"the secret that there was before").decode()

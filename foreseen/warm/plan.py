@@ -10,8 +10,8 @@ import pyarrow as pa
 from msgspec import Struct
 
 from foreseen.modelspec.manifest import Manifest
+from foreseen.queue.warm_progress import RESULTS
 from foreseen.types import Array, Prediction
-from foreseen.warming import RESULTS
 
 PUBLIC = "public"
 HIT, COMPUTED, IMPORTED, FAILED = range(4)

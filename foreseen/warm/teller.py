@@ -12,11 +12,11 @@ import contextlib
 import threading
 
 from foreseen.errors import QueueUnavailable, SetupError
-from foreseen.queue import Queue, connect_queue
-from foreseen.queued import Bounds
+from foreseen.queue.queue import Queue, connect_queue
+from foreseen.queue.queue_types import Bounds
+from foreseen.queue.warm_progress import Run
 from foreseen.stores.redis_urls import BY_ADDRESS, Access
 from foreseen.warm.checkpoint import Progress
-from foreseen.warming import Run
 
 BEAT_SECONDS = 1.0
 NOTHING = Bounds(0, 0, 0.0, 0.0)

@@ -8,6 +8,7 @@ import numpy as np
 from msgspec import Struct
 
 from foreseen.errors import SetupError
+from foreseen.queue.warm_progress import RESULTS
 from foreseen.settings import WarmSettings
 from foreseen.warm.files import DIGEST_COLUMN, File
 from foreseen.warm.plan import FAILED, Plan, Warmed
@@ -16,7 +17,6 @@ from foreseen.warm.results import Store, store_of
 from foreseen.warm.through import Through
 from foreseen.warm.warmer import Ready, Warmer
 from foreseen.warm.who import mapped, outputs_of
-from foreseen.warming import RESULTS
 
 
 class Target(Protocol):

@@ -18,22 +18,22 @@ from structlog.testing import capture_logs
 from foreseen.errors import FarError, NotConfirmed, QueueUnavailable, SetupError, StateUnavailable
 from foreseen.proxy import doctor_stores
 from foreseen.proxy.purge import Purger
-from foreseen.queue import Queue, connect_queue
+from foreseen.queue.queue import Queue, connect_queue
+from foreseen.queue.scripts import BASE
 from foreseen.settings import DoctorSettings, StoreSettings
 from foreseen.stores.cluster import far_at
 from foreseen.stores.master_locator import client_at
 from foreseen.stores.redis_urls import Access, access_of, master_at, slot_of
 from foreseen.stores.state import State, connect_state
-from foreseen.transitions import BASE
 from foreseen.warm.pipe import Pipe
 from tests.doubles import DictFar, ScriptedModel, numbered, pipeline
 from tests.live import started
 from tests.questions import ask_fingerprint, fingerprint, numbers
+from tests.queue.test_queue import BOUNDS, ended, result, submit, until_ended, working
 from tests.redis_servers import Server, Watched, cluster, replicated, sentinels, until
 from tests.stores.test_redis_tls import PASSWORD, acl_file, all_children
 from tests.stories.test_60_start_and_stop import foreseen
 from tests.test_generations import following
-from tests.test_jobs import BOUNDS, ended, result, submit, until_ended, working
 
 AS_STATE = ("--appendonly", "yes", "--appendfsync", "always")
 LAST = 2

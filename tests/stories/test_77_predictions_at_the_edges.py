@@ -20,8 +20,8 @@ from redis import Redis
 
 from foreseen.keys.secret import read_secret
 from foreseen.paths import state_socket
-from foreseen.records import JOB_BYTES, MAC_BYTES, NONCE_BYTES, Records
-from foreseen.transitions import BASE
+from foreseen.queue.records import JOB_BYTES, MAC_BYTES, NONCE_BYTES, Records
+from foreseen.queue.scripts import BASE
 from tests.live import Live, started
 from tests.questions import ask_fingerprint, fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT

@@ -18,9 +18,9 @@ from foreseen.errors import EntryError, ModelUnavailable, QueueFull, QueueUnavai
 from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.proxy.worker import MOST_ALONE, Worker
-from foreseen.queue import Queue, connect_queue
-from foreseen.queued import Bounds, Ended, PutBack
-from foreseen.records import (
+from foreseen.queue.queue import Queue, connect_queue
+from foreseen.queue.queue_types import Bounds, Ended, PutBack
+from foreseen.queue.records import (
     Failure,
     Head,
     Records,
@@ -33,8 +33,8 @@ from foreseen.records import (
     part_of,
     rows_of,
 )
+from foreseen.queue.scripts import BASE
 from foreseen.stores.state import State
-from foreseen.transitions import BASE
 from foreseen.types import ALL_STEPS, Answer, Output, Prediction, Row, Space, Wish
 from tests.doubles import DIGEST, ROOT, SIGNATURE, DictFar, ScriptedModel, numbered, pipeline, predicted, row, value_of
 

@@ -20,8 +20,8 @@ from redis import exceptions as gone
 from redis.asyncio import Redis
 
 from foreseen.errors import QueueUnavailable
-from foreseen.records import JOB_BYTES
-from foreseen.transitions import BASE
+from foreseen.queue.records import JOB_BYTES
+from foreseen.queue.scripts import BASE
 
 HOOKS, TRIES, COUNTS = f"{BASE}.hooks", f"{BASE}.tries", f"{BASE}.counts"
 Outcome = Literal["delivered", "failed", "refused", "exhausted"]

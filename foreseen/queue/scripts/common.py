@@ -1,6 +1,6 @@
 """What all scripts share: the names of keys, and a job's steps from one state to the next."""
 
-from foreseen.records import JOB_BYTES, NAME_BYTES, NONCE_BYTES
+from foreseen.queue.records import JOB_BYTES, NAME_BYTES, NONCE_BYTES
 
 COMMON = (
     """

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from foreseen.addresses import why_not
 from foreseen.errors import SetupError, WebhookRefused
-from foreseen.targets import Allowed, Target, target_of
+from foreseen.queue.addresses import why_not
+from foreseen.queue.targets import Allowed, Target, target_of
 
 FORBIDDEN = {
     "0.0.0.0": "unspecified",

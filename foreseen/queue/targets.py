@@ -18,8 +18,8 @@ from ipaddress import IPv6Address, ip_address, ip_network
 
 from msgspec import Struct
 
-from foreseen.addresses import Network, why_not
 from foreseen.errors import SetupError, WebhookRefused
+from foreseen.queue.addresses import Network, why_not
 
 MAX_URL = 2048
 _HTTPS_PORT = 443

@@ -27,9 +27,9 @@ one place, `finish`, and only from queued or running. Times are the server's own
 
 from __future__ import annotations
 
-from foreseen.transitions.askers import BATCH, CANCEL, CLOSE, RETRY, SUBMIT
-from foreseen.transitions.common import COMMON
-from foreseen.transitions.workers import BACK, BEAT, BEGIN, CLAIM, FINISH, LEAVE, TICK
+from foreseen.queue.scripts.common import COMMON
+from foreseen.queue.scripts.requesters import BATCH, CANCEL, CLOSE, RETRY, SUBMIT
+from foreseen.queue.scripts.workers import BACK, BEAT, BEGIN, CLAIM, FINISH, LEAVE, TICK
 
 BASE = "{fsj1}"
 GROUP = "workers"

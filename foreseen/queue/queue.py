@@ -18,8 +18,8 @@ from redis import exceptions as gone
 from redis.asyncio import Redis
 
 from foreseen.errors import KeyReused, QueueFull, QueueUnavailable
-from foreseen.outbox import HOOKS, Outbox
-from foreseen.queued import (
+from foreseen.queue.outbox import HOOKS, Outbox
+from foreseen.queue.queue_types import (
     PLAIN,
     Bounds,
     Company,
@@ -34,13 +34,13 @@ from foreseen.queued import (
     fields_of,
     seen_of,
 )
-from foreseen.records import JOB_BYTES, NONCE_BYTES
+from foreseen.queue.records import JOB_BYTES, NONCE_BYTES
+from foreseen.queue.scripts import BASE, GROUP, SCRIPTS
+from foreseen.queue.warm_progress import ROWS, RUNS, TELL, Run, warming_of
 from foreseen.stores.command_batching import Grouped
 from foreseen.stores.master_locator import client_at, moves_of
 from foreseen.stores.redis_urls import BY_ADDRESS, Access
-from foreseen.transitions import BASE, GROUP, SCRIPTS
 from foreseen.types import Standing
-from foreseen.warming import ROWS, RUNS, TELL, Run, warming_of
 
 BUDGET_SECONDS = 2.0
 """A store that takes longer is stopped, as far as a client that submits or polls can tell."""
