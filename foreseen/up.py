@@ -26,7 +26,6 @@ import structlog
 
 from foreseen.children import STARTED_SECONDS, Child
 from foreseen.errors import SetupError
-from foreseen.exposition import MULTIPROCESS_FOLDER, forget_worker, prepare_multiprocess
 from foreseen.fleet import Fleet
 from foreseen.keys.entry import FAR_OVERHEAD_BYTES, NEAR_OVERHEAD_BYTES
 from foreseen.keys.secret import make_secret
@@ -38,6 +37,7 @@ from foreseen.queue.signing import Signer, make_webhook_secret
 from foreseen.settings import InferenceSettings, ProxySettings, UpSettings, WorkerSettings, arguments
 from foreseen.stores import valkey
 from foreseen.stores.redis_urls import shown
+from foreseen.telemetry.exposition import MULTIPROCESS_FOLDER, forget_worker, prepare_multiprocess
 from foreseen.web.listen import listen, listen_admin
 
 log = structlog.get_logger()

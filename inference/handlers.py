@@ -14,7 +14,6 @@ import structlog
 from aiohttp import web
 
 from foreseen.errors import BadInput, ModelUnavailable, UnknownModel, Unsupported
-from foreseen.exposition import CONTENT_TYPE
 from foreseen.inference.describe import EXTENSIONS, Stats, config, metadata
 from foreseen.inference.served import Served
 from foreseen.modelspec.manifest import wire_shape
@@ -22,6 +21,7 @@ from foreseen.protocol import wire
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of
 from foreseen.settings import InferenceSettings
+from foreseen.telemetry.exposition import CONTENT_TYPE
 from foreseen.types import Array, Lane
 from foreseen.web.http import (
     SERVER,

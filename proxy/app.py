@@ -14,11 +14,9 @@ import uvloop
 from aiohttp import http_parser, web
 
 from foreseen.errors import FarError, SetupError
-from foreseen.exposition import use_slot
 from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import secret_check, tag_key
 from foreseen.keys.secret import read_secret
-from foreseen.metrics import ProxyMetrics
 from foreseen.modelspec.manifest import Freshness, find
 from foreseen.paths import model_socket, redis_socket
 from foreseen.proxy.admin import Token
@@ -57,6 +55,8 @@ from foreseen.stores.commands import Entries
 from foreseen.stores.redis_urls import access_of
 from foreseen.stores.state import connect_state
 from foreseen.tasks import end
+from foreseen.telemetry.exposition import use_slot
+from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.web.connection import Runner
 from foreseen.web.drain import Ending, announce, drain
 from foreseen.web.gc_freeze import settle

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from foreseen.errors import ForeseenError, UnknownModel
-from foreseen.metrics import ProxyMetrics
 from foreseen.proxy.access import AccessLog
 from foreseen.proxy.ask import Ask
 from foreseen.proxy.freshness import AT_WILL
@@ -23,6 +22,7 @@ from foreseen.proxy.served import Served
 from foreseen.proxy.shortcut import Found
 from foreseen.proxy.tiers import Tiers
 from foreseen.settings import ProxySettings
+from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Answer, Key, Prediction, Space
 from foreseen.web.http import BINARY, HEADER_LENGTH, JSON, SERVER, error_body, internal
 

@@ -13,7 +13,6 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from foreseen.errors import BadRequest, WebhookRefused
-from foreseen.exposition import CONTENT_TYPE
 from foreseen.proxy import describe
 from foreseen.proxy.admin import Token, explained
 from foreseen.proxy.ask import Ask, Protocol
@@ -25,6 +24,7 @@ from foreseen.proxy.predictions import Predictions
 from foreseen.proxy.serve import Server
 from foreseen.proxy.served import Served
 from foreseen.settings import ProxySettings
+from foreseen.telemetry.exposition import CONTENT_TYPE
 from foreseen.web.connection import Connection
 from foreseen.web.http import (
     SERVER,

@@ -28,7 +28,6 @@ from foreseen.errors import (
     UnknownPrediction,
 )
 from foreseen.keys.entry import FAR_OVERHEAD_BYTES
-from foreseen.metrics import ProxyMetrics
 from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.proxy.ask import Ask
@@ -56,6 +55,7 @@ from foreseen.queue.records import (
     new_job,
     new_nonce,
 )
+from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import ALL_STEPS, AT_EASE, Answer, Key, Question, Space, Steps, Terms
 
 BATCH = ""

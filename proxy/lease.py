@@ -19,8 +19,8 @@ from math import inf
 from typing import Any, Protocol
 
 from foreseen.errors import DeadlineExceeded, FarError
-from foreseen.metrics import ProxyMetrics
 from foreseen.proxy.flight import Cabin
+from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Key, Prediction, Steps
 
 LEASE_SECONDS = 5.0

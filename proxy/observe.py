@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from foreseen.errors import DigestMoved
-from foreseen.metrics import ProxyMetrics
 from foreseen.protocol.datatypes import DATATYPES, Datatype
 from foreseen.proxy.pipeline import Pipeline
+from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Answer, Key, Prediction, Question
 
 

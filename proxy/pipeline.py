@@ -21,7 +21,6 @@ from typing import NamedTuple, Protocol
 
 from foreseen.errors import DigestMoved, ForeseenError, InputRejected, NotCached, Overloaded, RowsRefused
 from foreseen.keys.key import Framer
-from foreseen.metrics import ProxyMetrics
 from foreseen.proxy.flight import Cabin, Flights, Party
 from foreseen.proxy.freshness import Policy, expiry_of
 from foreseen.proxy.groups import groups_of
@@ -30,6 +29,7 @@ from foreseen.proxy.pace import Pace
 from foreseen.proxy.tiers import Looked, Tiers, both
 from foreseen.proxy.turnstile import Turnstile
 from foreseen.proxy.waits import Wait, cut_short, in_order, until_landed
+from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Answer, Demand, Key, Prediction, Question, Row, Space, Steps, Terms, Trip
 
 REFRESHED = Demand(min_fresh=0.0)

@@ -16,9 +16,9 @@ from typing import Protocol
 import structlog
 
 from foreseen.errors import QueueUnavailable
-from foreseen.exposition import exposition
-from foreseen.metrics import ProxyMetrics
 from foreseen.proxy.pipeline import Pipeline
+from foreseen.telemetry.exposition import exposition
+from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import AWAY, FarState, Standing
 
 BEAT_SECONDS = 0.25

@@ -15,8 +15,6 @@ import msgspec
 from msgspec import Struct
 
 from foreseen.errors import BadInput, DigestMoved, ForeseenError, ModelUnavailable, NotCached, StateUnavailable
-from foreseen.meters import Hits
-from foreseen.metrics import ProxyMetrics
 from foreseen.modelspec.prepare import Preparer
 from foreseen.proxy.ask import Ask
 from foreseen.proxy.bring import bring, decode_brought, predictions_of
@@ -30,6 +28,8 @@ from foreseen.proxy.served import Served
 from foreseen.proxy.shortcut import Entry, Found, Known, Shortcuts, plain_id
 from foreseen.proxy.waits import Wait
 from foreseen.proxy.whereabouts import whereabouts
+from foreseen.telemetry.meters import Hits
+from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import ALL_STEPS, Answer, Explanation, Key, Lane, Prediction, Question, Space, Steps, Terms
 
 T = TypeVar("T")

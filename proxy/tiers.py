@@ -17,10 +17,10 @@ from msgspec import Struct
 from foreseen.errors import EntryError, FarError
 from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import Framer, SpaceKey, keys_of_frames, space_key
-from foreseen.metrics import ProxyMetrics
 from foreseen.proxy.clock import SteadyClock
 from foreseen.proxy.freshness import Ask, Dead, Fresh, Policy, Stale, decide, fresh, kept_for
 from foreseen.proxy.near import Near
+from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import AT_EASE, Answer, Demand, Key, Missed, Prediction, Row, Source, Space, Trip
 
 MAX_SPACES = 4096

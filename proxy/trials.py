@@ -16,8 +16,8 @@ from collections.abc import AsyncIterator
 
 from foreseen.errors import FarError
 from foreseen.keys.key import key_of, space_key
-from foreseen.metrics import ProxyMetrics
 from foreseen.proxy.lease import LEASE_SECONDS, Lease, LeaseTier
+from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Key, Space
 
 PAUSE_SECONDS = (0.01, 0.05)

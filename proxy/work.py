@@ -15,7 +15,6 @@ import uvloop
 from aiohttp import web
 
 from foreseen.errors import SetupError
-from foreseen.exposition import CONTENT_TYPE
 from foreseen.proxy.app import Proxy, upstream_for
 from foreseen.proxy.deliveries import Deliveries
 from foreseen.proxy.events import Events
@@ -26,6 +25,7 @@ from foreseen.proxy.worker import Worker
 from foreseen.queue.signing import Signer
 from foreseen.settings import WorkerSettings
 from foreseen.tasks import end
+from foreseen.telemetry.exposition import CONTENT_TYPE
 from foreseen.web.connection import Runner
 from foreseen.web.gc_freeze import settle
 from foreseen.web.http import SERVER, errors

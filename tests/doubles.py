@@ -13,13 +13,13 @@ import numpy as np
 from foreseen.errors import FarError
 from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import Framer, tag_key
-from foreseen.metrics import ProxyMetrics
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.proxy.freshness import Policy
 from foreseen.proxy.lease import Leases
 from foreseen.proxy.near import Near
 from foreseen.proxy.pipeline import Pipeline
 from foreseen.proxy.tiers import FarTier, Tiers
+from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import ALL_STEPS, AT_EASE, Demand, Key, Output, Prediction, Question, Row, Space, Steps, Terms
 
 ROOT = b"a root secret of at least 32 bytes"

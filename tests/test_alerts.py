@@ -11,7 +11,7 @@ import promql_parser
 import pytest
 import yaml
 
-from foreseen.exposition import FAR_STATE
+from foreseen.telemetry.exposition import FAR_STATE
 from grafana.make import BOARDS
 from grafana.queries import OBJECTIVE
 from tests.test_dashboards import metrics, panels

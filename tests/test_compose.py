@@ -22,11 +22,11 @@ from jsonschema import Draft7Validator
 
 from foreseen import models
 from foreseen.cli import app
-from foreseen.exposition import FAR_STATE, QUEUE_STATE, WARM_STATE
 from foreseen.inference.metrics import ModelMetrics
-from foreseen.metrics import ProxyMetrics
 from foreseen.modelspec.manifest import Manifest, find, load
 from foreseen.settings import Common, InferenceSettings, ProxySettings, WorkerSettings
+from foreseen.telemetry.exposition import FAR_STATE, QUEUE_STATE, WARM_STATE
+from foreseen.telemetry.metrics import ProxyMetrics
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = json.loads((ROOT / "tests" / "compose_spec" / "compose-spec.json").read_text())

@@ -10,9 +10,9 @@ from typing import Any
 import promql_parser
 import pytest
 
-from foreseen.exposition import FAR_STATE, QUEUE_STATE, WARM_STATE
 from foreseen.inference.metrics import ModelMetrics
-from foreseen.metrics import ProxyMetrics
+from foreseen.telemetry.exposition import FAR_STATE, QUEUE_STATE, WARM_STATE
+from foreseen.telemetry.metrics import ProxyMetrics
 from grafana.make import BOARDS, UNUSED, documents
 
 ROOT = Path(__file__).parent.parent

@@ -12,13 +12,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from foreseen.exposition import exposition
 from foreseen.interpreter import optimized
-from foreseen.metrics import ProxyMetrics
 from foreseen.paths import redis_socket, state_socket
 from foreseen.proxy import doctor, doctor_stores
 from foreseen.scrape import parse
 from foreseen.settings import DoctorSettings
+from foreseen.telemetry.exposition import exposition
+from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import FarState, Standing
 from tests.live import Live
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from foreseen.errors import DeadlineExceeded, FarError, ModelUnavailable
-from foreseen.metrics import LEASE_OUTCOMES, ProxyMetrics
 from foreseen.proxy.lease import Leases, LeaseTier
 from foreseen.proxy.pipeline import Pipeline
+from foreseen.telemetry.metrics import LEASE_OUTCOMES, ProxyMetrics
 from foreseen.types import Key
 from tests.doubles import BrokenFar, DictFar, ScriptedModel, pipeline, predicted, question, row, value_of
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from foreseen.metrics import ProxyMetrics
 from foreseen.settings import NAMES
+from foreseen.telemetry.metrics import ProxyMetrics
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "foreseen"
@@ -78,9 +78,9 @@ LAYERS = [
         "foreseen.queue.scripts",
         "foreseen.queue.signing",
         "foreseen.queue.records",
-        "foreseen.exposition",
-        "foreseen.meters",
-        "foreseen.metrics",
+        "foreseen.telemetry.exposition",
+        "foreseen.telemetry.meters",
+        "foreseen.telemetry.metrics",
     },
     {"foreseen.proxy.near", "foreseen.proxy.flight", "foreseen.proxy.webhooks", "foreseen.proxy.jsonl"},
     {"foreseen.proxy.deliveries"},
@@ -156,9 +156,9 @@ OWNERS = {
     "onnx": {"foreseen.models"},
     "blake3": {"foreseen.key", "foreseen.keys.entry", "foreseen.queue.records", "foreseen.modelspec.artifact"},
     "prometheus_client": {
-        "foreseen.exposition",
-        "foreseen.meters",
-        "foreseen.metrics",
+        "foreseen.telemetry.exposition",
+        "foreseen.telemetry.meters",
+        "foreseen.telemetry.metrics",
         "foreseen.observed",
         "foreseen.scrape",
         "foreseen.inference.metrics",

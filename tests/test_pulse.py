@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-from foreseen.metrics import ProxyMetrics
 from foreseen.proxy.pulse import RECOVERY_SECONDS, Pulse
+from foreseen.telemetry.metrics import ProxyMetrics
 from tests.doubles import ScriptedModel, pipeline
 
 

@@ -10,7 +10,6 @@ from typing import Any, cast
 import pytest
 
 from foreseen.errors import DigestMoved
-from foreseen.metrics import ProxyMetrics
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
 from foreseen.proxy.ask import Ask
@@ -23,6 +22,7 @@ from foreseen.proxy.road import Road, UnderWay
 from foreseen.proxy.serve import Server
 from foreseen.proxy.served import Served, Stats
 from foreseen.settings import ProxySettings
+from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import ALL_STEPS, Space, Steps
 from tests.doubles import DIGEST, DictFar, ScriptedModel, pipeline
 from tests.test_decode_render import manifest

@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from foreseen import top
-from foreseen.exposition import exposition
-from foreseen.metrics import ProxyMetrics
 from foreseen.scrape import Scrape, parse
+from foreseen.telemetry.exposition import exposition
+from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import AWAY, DOWN, FarState, Standing, Warming
 from tests.live import Live
 from tests.questions import ask_fingerprint, numbers

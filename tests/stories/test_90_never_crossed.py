@@ -17,7 +17,6 @@ import xxhash
 
 from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import Framer, tag_key
-from foreseen.metrics import ProxyMetrics
 from foreseen.modelspec.artifact import read_file, read_record
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature, find
 from foreseen.modelspec.prepare import Preparer
@@ -27,6 +26,7 @@ from foreseen.proxy.freshness import Policy
 from foreseen.proxy.near import Near
 from foreseen.proxy.pipeline import Pipeline
 from foreseen.proxy.tiers import Tiers
+from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Output, Prediction, Question, Row, Space, Terms
 from foreseen.web.http import HEADER_LENGTH
 from tests.collisions import chosen_pair, second_preimage, seeded_pair

@@ -10,10 +10,10 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from foreseen.exposition import FAR_STATE, QUEUE_STATE, exposition
 from foreseen.inference.metrics import ModelMetrics
-from foreseen.meters import Hits, Kept, Tallies, Tally
-from foreseen.metrics import REQUEST_RESULTS, ROW_RESULTS, ProxyMetrics
+from foreseen.telemetry.exposition import FAR_STATE, QUEUE_STATE, exposition
+from foreseen.telemetry.meters import Hits, Kept, Tallies, Tally
+from foreseen.telemetry.metrics import REQUEST_RESULTS, ROW_RESULTS, ProxyMetrics
 from foreseen.types import AWAY, DOWN, FarState, Standing, Warming
 
 BOUNDS = (0.001, 0.01, 0.1)
@@ -94,8 +94,8 @@ def test_what_may_happen_shows_before_it_does() -> None:
 
 def test_every_kind_of_far_error_is_expected() -> None:
     """What the far tier may raise, and nothing else."""
-    from foreseen import metrics
     from foreseen.stores import error_kinds as kinds
+    from foreseen.telemetry import metrics
 
     assert set(metrics.FAR_ERROR_KINDS) == {
         *(kind for _, kind in kinds._ERRORS),
@@ -202,9 +202,9 @@ def test_triton_names_of_the_model_process() -> None:
 
 WORKER = """
 import sys
-from foreseen.exposition import use_slot
+from foreseen.telemetry.exposition import use_slot
 use_slot(int(sys.argv[1]))
-from foreseen.metrics import ProxyMetrics
+from foreseen.telemetry.metrics import ProxyMetrics
 metrics = ProxyMetrics()
 metrics.expect(["m"])
 metrics.rows.labels("m", "near").inc(5)

@@ -17,8 +17,8 @@ from typing import Any, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
-from foreseen.exposition import exposition, several_workers
-from foreseen.meters import Hits, Kept, Nothing, Tallies, Tally
+from foreseen.telemetry.exposition import exposition, several_workers
+from foreseen.telemetry.meters import Hits, Kept, Nothing, Tallies, Tally
 
 REQUEST_BUCKETS = (
     0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
