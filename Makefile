@@ -1,6 +1,6 @@
 # The verbs of this project. CI runs `make test`.
 # The first that is new enough, has venv and was built with its profile, which is worth a third; else the first.
-PYTHON ?= $(shell for python in python3 /usr/bin/python3; do $$python -I foreseen/interpreter.py 2>/dev/null && echo $$python && exit; done; echo python3)
+PYTHON ?= $(shell for python in python3 /usr/bin/python3; do $$python -I foreseen/operate/interpreter.py 2>/dev/null && echo $$python && exit; done; echo python3)
 VENV   := .venv
 TRITON := .venv-tritonclient
 MLSERVER := .venv-mlserver

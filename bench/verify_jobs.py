@@ -31,8 +31,8 @@ from typing import Any
 import aiohttp
 
 from bench.mortal import POISON
-from foreseen.children import Child
 from foreseen.keys.secret import make_secret
+from foreseen.operate.supervisor import Child
 from foreseen.paths import make_run_folder, model_socket, redis_socket, state_socket
 from foreseen.stores import valkey
 from tests.live import worker_of

@@ -49,7 +49,7 @@ def up(settings: UpSettings = _UP) -> None:
     Builds what is not built, prints "ready http://HOST:PORT" when a real prediction has gone through, supervises,
     and on Ctrl-C or SIGTERM stops all of it.
     """
-    from foreseen.up import run
+    from foreseen.operate.up import run
 
     configure(settings.log_level, "up")
     sys.exit(run(settings))
@@ -76,7 +76,7 @@ def worker(settings: WorkerSettings = _WORKER) -> None:
 @app.command
 def jobs(settings: JobsSettings = _JOBS) -> None:
     """Show the queue of jobs and its dead letters; put a dead letter back, or drop it."""
-    from foreseen.jobs import answer
+    from foreseen.operate.jobs_command import answer
 
     print(answer(settings))
 
@@ -121,7 +121,7 @@ def purge(settings: PurgeSettings = _PURGE) -> None:
 
     Ends with status 1 where that is not so, naming the workers that have not.
     """
-    from foreseen.purge import purge as run
+    from foreseen.operate.purge_command import purge as run
 
     print(run(settings))
 
@@ -163,7 +163,7 @@ def observed(*, url: str = "http://127.0.0.1:8000", json: bool = False) -> None:
     json
         Print JSON for machines.
     """
-    from foreseen.observed import read, table
+    from foreseen.operate.observed_command import read, table
 
     summary = read(url)
     print(orjson.dumps(summary).decode() if json else table(summary))
@@ -247,7 +247,7 @@ def top(*, url: str = "http://127.0.0.1:8000", interval: float = 1.0, once: bool
     json
         Print JSON for machines; with --once.
     """
-    from foreseen import top as view
+    from foreseen.operate import top as view
 
     if json or once:
         now = view.once(url, interval)

@@ -21,14 +21,14 @@ import aiohttp
 import orjson
 
 from foreseen.errors import SetupError
-from foreseen.interpreter import optimized
 from foreseen.keys.secret import read_secret
 from foreseen.modelspec.artifact import read_record
 from foreseen.modelspec.manifest import find
+from foreseen.operate.interpreter import optimized
+from foreseen.operate.scrape import Scrape, scrape
 from foreseen.paths import model_socket
 from foreseen.proxy.doctor_stores import redis, state
 from foreseen.proxy.finding import Finding, Grade, numbers, size
-from foreseen.scrape import Scrape, scrape
 from foreseen.settings import DoctorSettings
 from foreseen.web.listen import BACKLOG, OTHER_FILES
 

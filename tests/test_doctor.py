@@ -12,10 +12,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from foreseen.interpreter import optimized
+from foreseen.operate.interpreter import optimized
+from foreseen.operate.scrape import parse
 from foreseen.paths import redis_socket, state_socket
 from foreseen.proxy import doctor, doctor_stores
-from foreseen.scrape import parse
 from foreseen.settings import DoctorSettings
 from foreseen.telemetry.exposition import exposition
 from foreseen.telemetry.metrics import ProxyMetrics

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from foreseen.children import Child
-from foreseen.fleet import Fleet
 from foreseen.modelspec.artifact import Artifact, ArtifactFile, Record, write_record
 from foreseen.modelspec.manifest import Manifest, find
+from foreseen.operate.rollout import Fleet
+from foreseen.operate.supervisor import Child
 from foreseen.paths import make_run_folder, model_socket
 from tests.models_fixture import PACKAGED
 

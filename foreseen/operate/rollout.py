@@ -16,10 +16,10 @@ from pathlib import Path
 import structlog
 from msgspec import Struct
 
-from foreseen.children import Child
 from foreseen.errors import SetupError
 from foreseen.modelspec.artifact import read_record
 from foreseen.modelspec.manifest import Manifest
+from foreseen.operate.supervisor import Child
 from foreseen.paths import model_socket
 
 log = structlog.get_logger()

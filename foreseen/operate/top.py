@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foreseen.errors import SetupError
-from foreseen.scrape import Scrape, scrape
+from foreseen.operate.scrape import Scrape, scrape
 
 HITS = ("near", "far")
 SPARED = ("near", "far", "collapsed", "stale")

@@ -24,13 +24,13 @@ import aiohttp
 import orjson
 import structlog
 
-from foreseen.children import STARTED_SECONDS, Child
 from foreseen.errors import SetupError
-from foreseen.fleet import Fleet
 from foreseen.keys.entry import FAR_OVERHEAD_BYTES, NEAR_OVERHEAD_BYTES
 from foreseen.keys.secret import make_secret
 from foreseen.modelspec.artifact import preparation_digest, read_file, read_record
 from foreseen.modelspec.manifest import Manifest, example_request, find
+from foreseen.operate.rollout import Fleet
+from foreseen.operate.supervisor import STARTED_SECONDS, Child
 from foreseen.paths import make_run_folder, redis_socket, state_socket
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.queue.signing import Signer, make_webhook_secret

@@ -9,8 +9,8 @@ import sys
 import pytest
 from rich.console import Console
 
-from foreseen import top
-from foreseen.scrape import Scrape, parse
+from foreseen.operate import top
+from foreseen.operate.scrape import Scrape, parse
 from foreseen.telemetry.exposition import exposition
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import AWAY, DOWN, FarState, Standing, Warming

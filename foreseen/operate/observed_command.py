@@ -7,7 +7,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from foreseen.scrape import fetch
+from foreseen.operate.scrape import fetch
 
 OUTCOMES = ("hit-exact", "hit-close", "hit-different", "collapsed", "miss")
 
