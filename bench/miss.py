@@ -31,7 +31,7 @@ from foreseen.modelspec.rows import stack
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import array_of_json
 from foreseen.protocol.wire import InputTensor, render_request
-from foreseen.warm.warmer import preparer_of
+from foreseen.warm.run.warmer import preparer_of
 from tests.models_fixture import PACKAGED, built_data
 from tests.questions import ask_fingerprint, ask_minilm, numbers
 

@@ -53,8 +53,8 @@ from foreseen.protocol import wire
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import array_of_json
 from foreseen.stores import valkey
-from foreseen.warm.pipe import Pipe
-from foreseen.warm.warmer import preparer_of
+from foreseen.warm.run.warmer import preparer_of
+from foreseen.warm.write.bulk_redis import Pipe
 from tests.ports import free_port
 
 PACKAGED = (Path(models.__file__).parent,)

@@ -182,9 +182,9 @@ def warm(*files: Annotated[str, Parameter(env_var=())], settings: WarmSettings) 
         Files, globs, folders, or URLs that fsspec knows.
     """
     try:
-        from foreseen.warm.checks import share_of
-        from foreseen.warm.run import Job, stand_back
-        from foreseen.warm.shown import bar, forecast_table, summary_table
+        from foreseen.warm.run.checks import share_of
+        from foreseen.warm.run.command import Job, stand_back
+        from foreseen.warm.run.console import bar, forecast_table, summary_table
     except ModuleNotFoundError as error:
         raise SetupError(f"{error.name} is not installed; pip install 'foreseen[warm]'") from None
     from rich.console import Console

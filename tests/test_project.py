@@ -165,8 +165,8 @@ OWNERS = {
     },
     "pyarrow": {"foreseen.warm"},
     "fsspec": {"foreseen.warm", "foreseen.models"},
-    "sqlalchemy": {"foreseen.warm.results"},
-    "ray": {"foreseen.warm.on_ray"},
+    "sqlalchemy": {"foreseen.warm.write.results"},
+    "ray": {"foreseen.warm.run.on_ray"},
     "airflow": {"foreseen.airflow"},
     "uvloop": {"foreseen.proxy.app", "foreseen.proxy.work", "foreseen.inference.app"},
 }

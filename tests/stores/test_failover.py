@@ -25,7 +25,7 @@ from foreseen.stores.cluster import far_at
 from foreseen.stores.master_locator import client_at
 from foreseen.stores.redis_urls import Access, access_of, master_at, slot_of
 from foreseen.stores.state import State, connect_state
-from foreseen.warm.pipe import Pipe
+from foreseen.warm.write.bulk_redis import Pipe
 from tests.doubles import DictFar, ScriptedModel, numbered, pipeline
 from tests.live import started
 from tests.questions import ask_fingerprint, fingerprint, numbers

@@ -22,11 +22,11 @@ from msgspec import Struct, structs
 
 from foreseen.errors import SetupError
 from foreseen.settings import WarmSettings
-from foreseen.warm.files import File
-from foreseen.warm.idle import only_when_idle
-from foreseen.warm.plan import Plan
-from foreseen.warm.reader import Chunk, chunks
-from foreseen.warm.worker import Done, Worker, target_of
+from foreseen.warm.read.files import File
+from foreseen.warm.read.reader import Chunk, chunks
+from foreseen.warm.run.plan import Plan
+from foreseen.warm.run.sched_idle import only_when_idle
+from foreseen.warm.run.warm_worker import Done, Worker, target_of
 
 READER_CPUS, ACTOR_CPUS = 0.25, 0.5
 """Both mostly wait: for the disk, for the model, for Redis. Different, so that Ray does not make one of the two."""

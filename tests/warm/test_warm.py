@@ -25,10 +25,10 @@ from foreseen.modelspec.artifact import read_serving
 from foreseen.modelspec.manifest import find
 from foreseen.settings import WarmSettings
 from foreseen.warm import Plan, Warmer
-from foreseen.warm.checkpoint import Progress
-from foreseen.warm.dry import _Distinct
-from foreseen.warm.run import Job, Summary
-from foreseen.warm.through import hits_of
+from foreseen.warm.run.checkpoint import Progress
+from foreseen.warm.run.command import Job, Summary
+from foreseen.warm.run.dry_run import _Distinct
+from foreseen.warm.run.via_proxy import hits_of
 from tests.live import Live
 from tests.models_fixture import PACKAGED
 from tests.questions import ask_fingerprint, ask_minilm, fingerprint, numbers
@@ -346,7 +346,7 @@ def test_dry_run_changes_nothing(live: Live, tmp_path: Path) -> None:
 
 def test_distinct_rows_are_counted_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Above the bound the count is an estimate from a sample of the keys."""
-    monkeypatch.setattr("foreseen.warm.dry.SAMPLE_KEYS", 2000)
+    monkeypatch.setattr("foreseen.warm.run.dry_run.SAMPLE_KEYS", 2000)
     counter = _Distinct()
     dice = np.random.default_rng(0)
     for key in dice.bytes(32 * 50_000)[:].hex(" ", 32).split():

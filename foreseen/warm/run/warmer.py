@@ -33,11 +33,11 @@ from foreseen.paths import model_socket, redis_socket
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of
 from foreseen.types import Key, Output, Prediction, Row, Space
-from foreseen.warm.asker import Asker
-from foreseen.warm.importer import Importer
-from foreseen.warm.keys import Keyed, Keyer, given_of
-from foreseen.warm.pipe import Pipe
-from foreseen.warm.plan import COMPUTED, FAILED, HIT, PUBLIC, Plan, Warmed
+from foreseen.warm.read.keys import Keyed, Keyer, given_of
+from foreseen.warm.run.client import Asker
+from foreseen.warm.run.plan import COMPUTED, FAILED, HIT, PUBLIC, Plan, Warmed
+from foreseen.warm.write.bulk_redis import Pipe
+from foreseen.warm.write.importer import Importer
 
 FIRST_ROWS = 32
 """Rows of the first request, before it is known how long a row takes."""

@@ -11,14 +11,14 @@ import pytest
 from foreseen.queue.queue import Queue, connect_queue
 from foreseen.queue.warm_progress import RUNS
 from foreseen.types import Warming
-from foreseen.warm.checkpoint import Progress
-from foreseen.warm.run import Job
-from foreseen.warm.teller import NOTHING, Teller
+from foreseen.warm.run.checkpoint import Progress
+from foreseen.warm.run.command import Job
+from foreseen.warm.run.progress_reporter import NOTHING, Teller
 from tests.live import Live
 from tests.questions import ask_fingerprint, numbers
 from tests.state_server import state_server
 from tests.stories.test_10_first_question import FINGERPRINT
-from tests.test_warm import NOWHERE, digest_of, parquet, predicted, rows_of, settings, warmed
+from tests.warm.test_warm import NOWHERE, digest_of, parquet, predicted, rows_of, settings, warmed
 
 
 class Looker:

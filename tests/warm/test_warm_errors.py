@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from foreseen.paths import redis_socket
-from foreseen.warm.pipe import Pipe
+from foreseen.warm.write.bulk_redis import Pipe
 from tests.live import Live
-from tests.test_warm import digest_of, hit, parquet, predicted, rows_of
+from tests.warm.test_warm import digest_of, hit, parquet, predicted, rows_of
 
 COMMAND = [sys.executable, "-m", "foreseen.cli", "warm", "--no-stand-back"]
 """Not of the idle class: these tests are to end on a machine that is busy, too."""

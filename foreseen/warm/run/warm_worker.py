@@ -10,13 +10,13 @@ from msgspec import Struct
 from foreseen.errors import SetupError
 from foreseen.queue.warm_progress import RESULTS
 from foreseen.settings import WarmSettings
-from foreseen.warm.files import DIGEST_COLUMN, File
-from foreseen.warm.plan import FAILED, Plan, Warmed
-from foreseen.warm.reader import Chunk
-from foreseen.warm.results import Store, store_of
-from foreseen.warm.through import Through
-from foreseen.warm.warmer import Ready, Warmer
-from foreseen.warm.who import mapped, outputs_of
+from foreseen.warm.read.files import DIGEST_COLUMN, File
+from foreseen.warm.read.reader import Chunk
+from foreseen.warm.run.plan import FAILED, Plan, Warmed
+from foreseen.warm.run.resolve import mapped, outputs_of
+from foreseen.warm.run.via_proxy import Through
+from foreseen.warm.run.warmer import Ready, Warmer
+from foreseen.warm.write.results import Store, store_of
 
 
 class Target(Protocol):

@@ -11,10 +11,10 @@ from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import array_of_raw
 from foreseen.types import Array, Prediction
-from foreseen.warm.importer import given_outputs
-from foreseen.warm.reader import Chunk
-from foreseen.warm.warmer import Warmer
-from foreseen.warm.worker import check_rows
+from foreseen.warm.read.reader import Chunk
+from foreseen.warm.run.warm_worker import check_rows
+from foreseen.warm.run.warmer import Warmer
+from foreseen.warm.write.importer import given_outputs
 
 TOLERANCE = 1e-3
 """How far a verified output of a model that is not declared exact may be off, absolutely or relatively."""

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from foreseen.warm.checkpoint import Progress as Done
-from foreseen.warm.dry import Forecast
-from foreseen.warm.run import Summary
+from foreseen.warm.run.checkpoint import Progress as Done
+from foreseen.warm.run.command import Summary
+from foreseen.warm.run.dry_run import Forecast
 
 
 class Bar:

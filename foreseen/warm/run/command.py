@@ -20,17 +20,17 @@ from foreseen.errors import SetupError
 from foreseen.modelspec.manifest import Manifest
 from foreseen.settings import WarmSettings
 from foreseen.stores.redis_urls import access_of
-from foreseen.warm.checkpoint import Checkpoint, Progress, run_name
-from foreseen.warm.checks import check, share_of
-from foreseen.warm.dry import Forecast, forecast
-from foreseen.warm.files import File, files_of
-from foreseen.warm.idle import only_when_idle
-from foreseen.warm.reader import Chunk, chunks
-from foreseen.warm.teller import Teller
-from foreseen.warm.verify import Sample
-from foreseen.warm.warmer import Ready, Warmer
-from foreseen.warm.who import check_digests, plan_of, state_of, wanted_columns
-from foreseen.warm.worker import Done, Target, Worker, through_of
+from foreseen.warm.read.files import File, files_of
+from foreseen.warm.read.reader import Chunk, chunks
+from foreseen.warm.run.checkpoint import Checkpoint, Progress, run_name
+from foreseen.warm.run.checks import check, share_of
+from foreseen.warm.run.dry_run import Forecast, forecast
+from foreseen.warm.run.progress_reporter import Teller
+from foreseen.warm.run.resolve import check_digests, plan_of, state_of, wanted_columns
+from foreseen.warm.run.sched_idle import only_when_idle
+from foreseen.warm.run.verify import Sample
+from foreseen.warm.run.warm_worker import Done, Target, Worker, through_of
+from foreseen.warm.run.warmer import Ready, Warmer
 
 SWITCH_SECONDS = 0.0001
 """A busy thread keeps the interpreter for 5 ms by default; the one that feeds Redis would stand idle as long."""
@@ -156,7 +156,7 @@ class Job:
 
     def _by_many(self, progress: Progress) -> Iterator[Done]:
         """The chunks that are left, by Ray's workers, each as soon as it is safe."""
-        from foreseen.warm.on_ray import Cluster, Order
+        from foreseen.warm.run.on_ray import Cluster, Order
 
         order = Order(
             settings=self.settings,
