@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 
 from foreseen.inference.session import Plan, open_session
-from foreseen.models.build import build
-from foreseen.models.progress import shown
+from foreseen.models.build.build import build
+from foreseen.models.build.progress import shown
 from foreseen.modelspec.manifest import Precision, find
 from foreseen.settings import InferenceSettings
 from foreseen.types import Row

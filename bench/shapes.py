@@ -10,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper, save
 from bench.rounds import ROOT
 from foreseen.errors import SetupError
 from foreseen.models.add import add
-from foreseen.models.build import build
-from foreseen.models.progress import Silent
+from foreseen.models.build.build import build
+from foreseen.models.build.progress import Silent
 from foreseen.modelspec.artifact import read_record
 from foreseen.modelspec.manifest import find
 

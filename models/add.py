@@ -16,11 +16,11 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from foreseen.errors import SetupError
 from foreseen.models import check, heads
-from foreseen.models.child import prove
+from foreseen.models.build.build_run import Session
+from foreseen.models.build.child import prove
+from foreseen.models.build.progress import Say
+from foreseen.models.build.publish import workshop
 from foreseen.models.graphs import onnx_file
-from foreseen.models.progress import Say
-from foreseen.models.publish import workshop
-from foreseen.models.run import Session
 from foreseen.models.samples import samples
 from foreseen.modelspec.manifest import BATCH, Batching, Dim, Manifest, ModelInput, ModelOutput, ModelSignature, load
 from foreseen.protocol.datatypes import BY_DTYPE

@@ -50,7 +50,7 @@ def build(
     manifest = manifests.find(name, common.model_folders)
     with progress.shown() as say:
         if not full and files is None:
-            from foreseen.models.build import build as build_quick
+            from foreseen.models.build.build import build as build_quick
 
             record = build_quick(manifest, common.data, say=say)
         else:

@@ -19,8 +19,8 @@ from msgspec import Struct
 
 from foreseen.errors import SetupError
 from foreseen.models import check
+from foreseen.models.build.build_run import Session
 from foreseen.models.gate import runs_alone
-from foreseen.models.run import Session
 from foreseen.models.samples import tokenized
 from foreseen.modelspec.manifest import Manifest
 from foreseen.types import Array, Row

@@ -19,10 +19,10 @@ from rich.console import Console
 from foreseen.errors import SetupError
 from foreseen.inference.processor import processor_family
 from foreseen.models import labelled, plot, study, tables
-from foreseen.models.build import prepare
+from foreseen.models.build.build import prepare
+from foreseen.models.build.progress import Say
+from foreseen.models.build.publish import publish, workshop
 from foreseen.models.gate import invariance_reasons
-from foreseen.models.progress import Say
-from foreseen.models.publish import publish, workshop
 from foreseen.models.study import Candidate
 from foreseen.modelspec.artifact import Record, fields_digest, model_folder, read_record, write_record
 from foreseen.modelspec.manifest import Manifest

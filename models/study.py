@@ -12,13 +12,13 @@ from msgspec import Struct
 
 from foreseen.errors import SetupError
 from foreseen.models import check, exact, heads, labelled
-from foreseen.models.build import Bench, builder_of, make
+from foreseen.models.build.build import Bench, builder_of, make
+from foreseen.models.build.build_run import Session
+from foreseen.models.build.progress import Say
+from foreseen.models.build.publish import GRAPH_NAME
 from foreseen.models.gate import Figures, reasons, runs_alone
 from foreseen.models.graphs.graph import to_bytes
 from foreseen.models.measure import Timing, cells, speedups, timings
-from foreseen.models.progress import Say
-from foreseen.models.publish import GRAPH_NAME
-from foreseen.models.run import Session
 from foreseen.models.samples import samples
 from foreseen.modelspec.artifact import Artifact
 from foreseen.modelspec.manifest import Manifest, Precision

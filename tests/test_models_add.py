@@ -14,9 +14,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from foreseen.errors import SetupError
 from foreseen.models.add import add
-from foreseen.models.build import build
-from foreseen.models.carry import export, import_
-from foreseen.models.progress import Silent
+from foreseen.models.build.build import build
+from foreseen.models.build.carry import export, import_
+from foreseen.models.build.progress import Silent
 from foreseen.models.report import build_full, read
 from foreseen.modelspec.artifact import Record, model_folder, read_record
 from foreseen.modelspec.manifest import find, load

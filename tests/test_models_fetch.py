@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from foreseen.errors import SetupError
-from foreseen.models.fetch import fetch
-from foreseen.models.progress import Silent
+from foreseen.models.build.fetch import fetch
+from foreseen.models.build.progress import Silent
 from foreseen.modelspec.manifest import Archive, Source, Wheel
 
 

@@ -12,14 +12,14 @@ import pytest
 
 from foreseen.errors import SetupError
 from foreseen.models import check, exact, heads, labelled, study
-from foreseen.models.build import Bench, prepare
+from foreseen.models.build.build import Bench, prepare
+from foreseen.models.build.build_run import Session
+from foreseen.models.build.progress import Silent
+from foreseen.models.build.publish import GRAPH_NAME
 from foreseen.models.gate import Figures, invariance_reasons
 from foreseen.models.graphs import bert, pool
 from foreseen.models.graphs.graph import Graph, to_bytes
-from foreseen.models.progress import Silent
-from foreseen.models.publish import GRAPH_NAME
 from foreseen.models.quantize import quantize
-from foreseen.models.run import Session
 from foreseen.models.samples import samples, tokenized
 from foreseen.modelspec.artifact import model_folder, read_record
 from foreseen.modelspec.manifest import find

@@ -16,14 +16,14 @@ from onnx import ModelProto
 
 from foreseen.errors import SetupError
 from foreseen.models import check, exact, heads
-from foreseen.models.child import prove
-from foreseen.models.fetch import fetch
+from foreseen.models.build.build_run import Session
+from foreseen.models.build.child import prove
+from foreseen.models.build.fetch import fetch
+from foreseen.models.build.progress import Say
+from foreseen.models.build.publish import GRAPH_NAME, describe, publish, workshop
 from foreseen.models.gate import Figures, invariance_reasons, reasons, runs_alone
 from foreseen.models.graphs.graph import to_bytes
-from foreseen.models.progress import Say
-from foreseen.models.publish import GRAPH_NAME, describe, publish, workshop
 from foreseen.models.quantize import quantize
-from foreseen.models.run import Session
 from foreseen.models.samples import samples
 from foreseen.modelspec.artifact import Artifact, Record, write_record
 from foreseen.modelspec.manifest import Manifest, Precision

@@ -20,7 +20,7 @@ CHILD_ROWS = 4
 
 def prove(graph: Path, manifest: Manifest, files: Path) -> None:
     """Load `graph` and run a batch in a child; `files` holds the assets. Raises SetupError with its last line."""
-    command = [sys.executable, "-m", "foreseen.models.child", str(graph), str(files)]
+    command = [sys.executable, "-m", "foreseen.models.build.child", str(graph), str(files)]
     said = msgspec.json.encode(manifest)
     try:
         done = subprocess.run(command, input=said, capture_output=True, timeout=CHILD_SECONDS, check=False)  # noqa: S603 - our own module, paths that the build made
@@ -33,8 +33,8 @@ def prove(graph: Path, manifest: Manifest, files: Path) -> None:
 
 def main(graph: str, files: str) -> None:
     """The child's part, the manifest on stdin: exit 0 when the outputs are there, as declared and finite."""
+    from foreseen.models.build.build_run import Session
     from foreseen.models.gate import runs_alone
-    from foreseen.models.run import Session
     from foreseen.models.samples import samples
 
     manifest = msgspec.json.decode(sys.stdin.buffer.read(), type=Manifest)
