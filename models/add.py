@@ -21,7 +21,7 @@ from foreseen.models.build.child import prove
 from foreseen.models.build.progress import Say
 from foreseen.models.build.publish import workshop
 from foreseen.models.graphs import onnx_file
-from foreseen.models.samples import samples
+from foreseen.models.measure.samples import samples
 from foreseen.modelspec.manifest import BATCH, Batching, Dim, Manifest, ModelInput, ModelOutput, ModelSignature, load
 from foreseen.protocol.datatypes import BY_DTYPE
 

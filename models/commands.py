@@ -14,7 +14,7 @@ from rich.console import Console
 
 from foreseen.errors import SetupError
 from foreseen.models import progress, tables
-from foreseen.models.labelled import Files
+from foreseen.models.measure.labelled import Files
 from foreseen.modelspec import manifest as manifests
 from foreseen.modelspec.artifact import Record, read_record
 from foreseen.modelspec.manifest import Manifest

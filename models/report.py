@@ -22,8 +22,8 @@ from foreseen.models import labelled, plot, study, tables
 from foreseen.models.build.build import prepare
 from foreseen.models.build.progress import Say
 from foreseen.models.build.publish import publish, workshop
-from foreseen.models.gate import invariance_reasons
-from foreseen.models.study import Candidate
+from foreseen.models.measure.gate import invariance_reasons
+from foreseen.models.measure.study import Candidate
 from foreseen.modelspec.artifact import Record, fields_digest, model_folder, read_record, write_record
 from foreseen.modelspec.manifest import Manifest
 

@@ -12,8 +12,8 @@ from foreseen.modelspec.artifact import Record
 from foreseen.modelspec.manifest import Manifest
 
 if TYPE_CHECKING:
+    from foreseen.models.measure.study import Candidate
     from foreseen.models.report import Report
-    from foreseen.models.study import Candidate
 
 MEGABYTE = 1e6
 

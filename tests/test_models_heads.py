@@ -6,9 +6,9 @@ import msgspec
 import numpy as np
 
 from foreseen.models import heads
-from foreseen.models.gate import Figures, reasons
+from foreseen.models.measure.gate import Figures, reasons
+from foreseen.models.measure.study import Candidate
 from foreseen.models.report import decide
-from foreseen.models.study import Candidate
 from foreseen.modelspec.manifest import find
 from tests.models_fixture import PACKAGED
 

@@ -21,10 +21,10 @@ from foreseen.models.build.child import prove
 from foreseen.models.build.fetch import fetch
 from foreseen.models.build.progress import Say
 from foreseen.models.build.publish import GRAPH_NAME, describe, publish, workshop
-from foreseen.models.gate import Figures, invariance_reasons, reasons, runs_alone
 from foreseen.models.graphs.graph import to_bytes
+from foreseen.models.measure.gate import Figures, invariance_reasons, reasons, runs_alone
+from foreseen.models.measure.samples import samples
 from foreseen.models.quantize import quantize
-from foreseen.models.samples import samples
 from foreseen.modelspec.artifact import Artifact, Record, write_record
 from foreseen.modelspec.manifest import Manifest, Precision
 from foreseen.types import Row

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image as Picture
 
 from foreseen.errors import SetupError
-from foreseen.models.texts import texts
+from foreseen.models.measure.texts import texts
 from foreseen.modelspec.images import pixels
 from foreseen.modelspec.manifest import ClientInput, Manifest, ModelInput, Tokenizer
 from foreseen.protocol.datatypes import DATATYPES

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from foreseen.models.build.build_run import Session
-from foreseen.models.check import batches
-from foreseen.models.gate import runs_alone
-from foreseen.models.measure import lengths, uniform
+from foreseen.models.measure.check import batches
+from foreseen.models.measure.gate import runs_alone
+from foreseen.models.measure.measure import lengths, uniform
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.rows import RowOutputs, tokens
 from foreseen.types import Row

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from foreseen.models.check import Head
+from foreseen.models.measure.check import Head
 from foreseen.modelspec.manifest import Manifest
 from foreseen.types import Array
 

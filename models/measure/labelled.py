@@ -20,8 +20,8 @@ from msgspec import Struct
 from foreseen.errors import SetupError
 from foreseen.models import check
 from foreseen.models.build.build_run import Session
-from foreseen.models.gate import runs_alone
-from foreseen.models.samples import tokenized
+from foreseen.models.measure.gate import runs_alone
+from foreseen.models.measure.samples import tokenized
 from foreseen.modelspec.manifest import Manifest
 from foreseen.types import Array, Row
 

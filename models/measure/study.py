@@ -16,10 +16,10 @@ from foreseen.models.build.build import Bench, builder_of, make
 from foreseen.models.build.build_run import Session
 from foreseen.models.build.progress import Say
 from foreseen.models.build.publish import GRAPH_NAME
-from foreseen.models.gate import Figures, reasons, runs_alone
 from foreseen.models.graphs.graph import to_bytes
-from foreseen.models.measure import Timing, cells, speedups, timings
-from foreseen.models.samples import samples
+from foreseen.models.measure.gate import Figures, reasons, runs_alone
+from foreseen.models.measure.measure import Timing, cells, speedups, timings
+from foreseen.models.measure.samples import samples
 from foreseen.modelspec.artifact import Artifact
 from foreseen.modelspec.manifest import Manifest, Precision
 from foreseen.modelspec.rows import RowOutputs

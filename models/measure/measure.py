@@ -10,7 +10,7 @@ import numpy as np
 from msgspec import Struct
 
 from foreseen.models.build.build_run import Session
-from foreseen.models.gate import runs_alone
+from foreseen.models.measure.gate import runs_alone
 from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.types import Row
