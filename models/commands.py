@@ -54,7 +54,7 @@ def build(
 
             record = build_quick(manifest, common.data, say=say)
         else:
-            from foreseen.models.report import build_full
+            from foreseen.models.report.report import build_full
 
             record, report = build_full(manifest, common.data, say, files)
     out = Console()
@@ -83,7 +83,7 @@ def report(name: str, *, json: Json = False, train: Train = None, test: Test = N
     name
         The model, as its manifest's folder is called.
     """
-    from foreseen.models.report import measured, path_of, public
+    from foreseen.models.report.report import measured, path_of, public
 
     files = _files(train, test)
     manifest = manifests.find(name, common.model_folders)

@@ -20,7 +20,7 @@ from foreseen.models.build.progress import Advance, Silent
 from foreseen.models.build.publish import GRAPH_NAME, intact, workshop
 from foreseen.models.graphs import digits, fingerprint, onnx_file
 from foreseen.models.graphs.graph import Graph, to_bytes
-from foreseen.models.report import build_full, measured, public
+from foreseen.models.report.report import build_full, measured, public
 from foreseen.modelspec.artifact import model_folder, read_record
 from foreseen.modelspec.manifest import Gates, Manifest, Source, find
 from foreseen.types import Row

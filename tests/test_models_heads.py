@@ -8,7 +8,7 @@ import numpy as np
 from foreseen.models import heads
 from foreseen.models.measure.gate import Figures, reasons
 from foreseen.models.measure.study import Candidate
-from foreseen.models.report import decide
+from foreseen.models.report.report import decide
 from foreseen.modelspec.manifest import find
 from tests.models_fixture import PACKAGED
 

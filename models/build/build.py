@@ -1,7 +1,7 @@
 """A manifest → an artifact in force: fetch → graph → quantize → prove → check → publish → record.
 
 The quick build, which the first start of the program waits for, makes the manifest's first precision only and checks
-it on a few dozen texts. The full build (`foreseen.models.report`) makes and measures every candidate on this machine.
+it on a few dozen texts. The full build (`foreseen.models.report.report`) makes and measures every candidate on this machine.
 """
 
 from __future__ import annotations

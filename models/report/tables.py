@@ -13,7 +13,7 @@ from foreseen.modelspec.manifest import Manifest
 
 if TYPE_CHECKING:
     from foreseen.models.measure.study import Candidate
-    from foreseen.models.report import Report
+    from foreseen.models.report.report import Report
 
 MEGABYTE = 1e6
 
