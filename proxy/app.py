@@ -21,18 +21,19 @@ from foreseen.modelspec.manifest import Freshness, find
 from foreseen.paths import model_socket, redis_socket
 from foreseen.proxy.admin import Token
 from foreseen.proxy.batch import Batches
+from foreseen.proxy.cache.freshness import policy_of
+from foreseen.proxy.cache.generations import Generations
+from foreseen.proxy.cache.lease import Leases
+from foreseen.proxy.cache.near import Near
+from foreseen.proxy.cache.tiers import Tiers
 from foreseen.proxy.connection import ShortConnection
 from foreseen.proxy.discovery import Upstream, in_front_of, upstream_of
 from foreseen.proxy.edge import Edge
-from foreseen.proxy.freshness import policy_of
-from foreseen.proxy.generations import Generations
 from foreseen.proxy.handlers import Handlers
 from foreseen.proxy.heads import Heads
 from foreseen.proxy.jobs import Jobs
-from foreseen.proxy.lease import Leases
 from foreseen.proxy.manners import Manners
 from foreseen.proxy.model import ModelProcess
-from foreseen.proxy.near import Near
 from foreseen.proxy.observe import Observer
 from foreseen.proxy.pipeline import Pipeline
 from foreseen.proxy.predictions import Predictions
@@ -42,7 +43,6 @@ from foreseen.proxy.replay import Memory
 from foreseen.proxy.road import Road
 from foreseen.proxy.serve import Server
 from foreseen.proxy.served import Served
-from foreseen.proxy.tiers import Tiers
 from foreseen.proxy.trials import Trials
 from foreseen.proxy.upstream import declared_told
 from foreseen.queue.queue import connect_queue

@@ -6,7 +6,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from foreseen.proxy.freshness import AT_WILL, Control
+from foreseen.proxy.cache.freshness import AT_WILL, Control
 
 Protocol = Literal["v2", "v1"]
 

@@ -14,13 +14,13 @@ from typing import NamedTuple
 from foreseen.errors import ForeseenError, UnknownModel
 from foreseen.proxy.access import AccessLog
 from foreseen.proxy.ask import Ask
-from foreseen.proxy.freshness import AT_WILL
+from foreseen.proxy.cache.freshness import AT_WILL
+from foreseen.proxy.cache.tiers import Tiers
 from foreseen.proxy.lines import hit_reply
 from foreseen.proxy.replay import MAX_ROWS, REPLAY, SHORTCUT, Kept, Memory
 from foreseen.proxy.serve import NOBODY_JOINS, Hit, Reply, Server, Visit
 from foreseen.proxy.served import Served
 from foreseen.proxy.shortcut import Found
-from foreseen.proxy.tiers import Tiers
 from foreseen.settings import ProxySettings
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Answer, Key, Prediction, Space

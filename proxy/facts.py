@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from foreseen.proxy.freshness import age_of
+from foreseen.proxy.cache.freshness import age_of
 from foreseen.proxy.served import Served
 from foreseen.types import Answer
 

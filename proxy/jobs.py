@@ -31,8 +31,8 @@ from foreseen.keys.entry import FAR_OVERHEAD_BYTES
 from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.proxy.ask import Ask
+from foreseen.proxy.cache.freshness import Control, steps_of
 from foreseen.proxy.facts import Facts
-from foreseen.proxy.freshness import Control, steps_of
 from foreseen.proxy.news import News
 from foreseen.proxy.pipeline import Pipeline
 from foreseen.proxy.render import render

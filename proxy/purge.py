@@ -16,8 +16,8 @@ from msgspec import Struct
 from foreseen.errors import BadRequest, FarError, NotConfirmed, StateUnavailable
 from foreseen.protocol.strict_json import load_json
 from foreseen.proxy.admin import Token
-from foreseen.proxy.generations import is_gone
-from foreseen.proxy.tiers import Tiers
+from foreseen.proxy.cache.generations import is_gone
+from foreseen.proxy.cache.tiers import Tiers
 from foreseen.stores.state import Kind, State
 from foreseen.types import Key
 from foreseen.web.http import errors, json_reply, read_body

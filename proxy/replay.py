@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 
 from xxhash import xxh3_64_intdigest
 
+from foreseen.proxy.cache.near import Near
 from foreseen.proxy.lines import date, hit_start, id_member
-from foreseen.proxy.near import Near
 from foreseen.types import Key, Prediction
 
 MAX_REQUEST_BYTES = 32 * 1024

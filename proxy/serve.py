@@ -18,15 +18,15 @@ from foreseen.errors import BadInput, DigestMoved, ForeseenError, ModelUnavailab
 from foreseen.modelspec.prepare import Preparer
 from foreseen.proxy.ask import Ask
 from foreseen.proxy.bring import bring, decode_brought, predictions_of
+from foreseen.proxy.cache.freshness import steps_of
+from foreseen.proxy.cache.waits import Wait
 from foreseen.proxy.decode import Asked, decode_v1, decode_v2
 from foreseen.proxy.facts import Facts
-from foreseen.proxy.freshness import steps_of
 from foreseen.proxy.observe import Observer
 from foreseen.proxy.pipeline import SLICE_ROWS, Journey, Pipeline
 from foreseen.proxy.render import Drawn, draw, render
 from foreseen.proxy.served import Served
 from foreseen.proxy.shortcut import Entry, Found, Known, Shortcuts, plain_id
-from foreseen.proxy.waits import Wait
 from foreseen.proxy.whereabouts import whereabouts
 from foreseen.telemetry.meters import Hits
 from foreseen.telemetry.metrics import ProxyMetrics

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 
 from foreseen.errors import FarError
 from foreseen.keys.key import key_of, space_key
-from foreseen.proxy.lease import LEASE_SECONDS, Lease, LeaseTier
+from foreseen.proxy.cache.lease import LEASE_SECONDS, Lease, LeaseTier
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Key, Space
 

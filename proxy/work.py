@@ -16,10 +16,10 @@ from aiohttp import web
 
 from foreseen.errors import SetupError
 from foreseen.proxy.app import Proxy, upstream_for
+from foreseen.proxy.cache.generations import is_gone
 from foreseen.proxy.deliveries import Deliveries
 from foreseen.proxy.events import Events
 from foreseen.proxy.fork import worked_in_child
-from foreseen.proxy.generations import is_gone
 from foreseen.proxy.webhooks import Caller
 from foreseen.proxy.worker import Worker
 from foreseen.queue.signing import Signer

@@ -14,11 +14,11 @@ from foreseen.errors import FarError
 from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import Framer, tag_key
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
-from foreseen.proxy.freshness import Policy
-from foreseen.proxy.lease import Leases
-from foreseen.proxy.near import Near
+from foreseen.proxy.cache.freshness import Policy
+from foreseen.proxy.cache.lease import Leases
+from foreseen.proxy.cache.near import Near
+from foreseen.proxy.cache.tiers import FarTier, Tiers
 from foreseen.proxy.pipeline import Pipeline
-from foreseen.proxy.tiers import FarTier, Tiers
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import ALL_STEPS, AT_EASE, Demand, Key, Output, Prediction, Question, Row, Space, Steps, Terms
 

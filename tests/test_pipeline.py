@@ -11,8 +11,8 @@ import pytest
 from msgspec import structs
 
 from foreseen.errors import DeadlineExceeded, DigestMoved, ModelFailed, NotCached, Overloaded
-from foreseen.proxy.flight import Seat
-from foreseen.proxy.groups import GROUP_SECONDS, groups_of
+from foreseen.proxy.cache.flight import Seat
+from foreseen.proxy.cache.request_splitting import GROUP_SECONDS, groups_of
 from foreseen.types import Answer, Prediction, Row, Terms
 from tests.doubles import (
     BrokenFar,

@@ -82,7 +82,7 @@ LAYERS = [
         "foreseen.telemetry.meters",
         "foreseen.telemetry.metrics",
     },
-    {"foreseen.proxy.near", "foreseen.proxy.flight", "foreseen.proxy.webhooks", "foreseen.proxy.jsonl"},
+    {"foreseen.proxy.cache.near", "foreseen.proxy.cache.flight", "foreseen.proxy.webhooks", "foreseen.proxy.jsonl"},
     {"foreseen.proxy.deliveries"},
     {
         "foreseen.proxy.pipeline",

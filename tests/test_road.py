@@ -13,8 +13,8 @@ from foreseen.errors import DigestMoved
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
 from foreseen.proxy.ask import Ask
+from foreseen.proxy.cache.generations import Generations
 from foreseen.proxy.edge import Edge, Told
-from foreseen.proxy.generations import Generations
 from foreseen.proxy.observe import Observer
 from foreseen.proxy.pipeline import Pipeline
 from foreseen.proxy.replay import Memory

@@ -45,7 +45,7 @@ FAR_OVERHEAD_BYTES = 200
 
 NEAR_OVERHEAD_BYTES = 520
 """What a near entry costs beside its data: key 65, prediction 88, tuples and bytes heads 100, slot 72, its share of the
-two ordered dicts about 110 and of the ghost about 85. Measured with tracemalloc by `tests/test_near.py`."""
+two ordered dicts about 110 and of the ghost about 85. Measured with tracemalloc by `tests/proxy/cache/test_near.py`."""
 
 Layout = tuple[tuple[Output, ...], tuple[int, ...]]
 """Outputs and the lengths of their data."""

@@ -28,12 +28,12 @@ from foreseen.stores.state import State, connect_state
 from foreseen.warm.write.bulk_redis import Pipe
 from tests.doubles import DictFar, ScriptedModel, numbered, pipeline
 from tests.live import started
+from tests.proxy.cache.test_generations import following
 from tests.questions import ask_fingerprint, fingerprint, numbers
 from tests.queue.test_queue import BOUNDS, ended, result, submit, until_ended, working
 from tests.redis_servers import Server, Watched, cluster, replicated, sentinels, until
 from tests.stores.test_redis_tls import PASSWORD, acl_file, all_children
 from tests.stories.test_60_start_and_stop import foreseen
-from tests.test_generations import following
 
 AS_STATE = ("--appendonly", "yes", "--appendfsync", "always")
 LAST = 2

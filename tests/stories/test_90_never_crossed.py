@@ -22,10 +22,10 @@ from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature,
 from foreseen.modelspec.prepare import Preparer
 from foreseen.paths import model_socket
 from foreseen.protocol.wire import parse_response, render_request
-from foreseen.proxy.freshness import Policy
-from foreseen.proxy.near import Near
+from foreseen.proxy.cache.freshness import Policy
+from foreseen.proxy.cache.near import Near
+from foreseen.proxy.cache.tiers import Tiers
 from foreseen.proxy.pipeline import Pipeline
-from foreseen.proxy.tiers import Tiers
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Output, Prediction, Question, Row, Space, Terms
 from foreseen.web.http import HEADER_LENGTH

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from foreseen.proxy.pace import LEAST_LOOKS, SLOW_SECONDS, TRY_SECONDS, Pace
+from foreseen.proxy.cache.far_skip import LEAST_LOOKS, SLOW_SECONDS, TRY_SECONDS, Pace
 
 
 def slow(far: float = 0.04, model: float = 0.002) -> Pace:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from foreseen.keys.entry import NEAR_OVERHEAD_BYTES
-from foreseen.proxy.near import Near, size_of
+from foreseen.proxy.cache.near import Near, size_of
 from foreseen.types import Key, Output, Prediction
 from foreseen.web.gc_freeze import settle
 from tests.doubles import numbered, predicted, value_of

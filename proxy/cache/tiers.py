@@ -17,9 +17,9 @@ from msgspec import Struct
 from foreseen.errors import EntryError, FarError
 from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import Framer, SpaceKey, keys_of_frames, space_key
-from foreseen.proxy.clock import SteadyClock
-from foreseen.proxy.freshness import Ask, Dead, Fresh, Policy, Stale, decide, fresh, kept_for
-from foreseen.proxy.near import Near
+from foreseen.proxy.cache.clock import SteadyClock
+from foreseen.proxy.cache.freshness import Ask, Dead, Fresh, Policy, Stale, decide, fresh, kept_for
+from foreseen.proxy.cache.near import Near
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import AT_EASE, Answer, Demand, Key, Missed, Prediction, Row, Source, Space, Trip
 

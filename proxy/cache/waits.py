@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from msgspec import Struct
 
 from foreseen.errors import DeadlineExceeded
-from foreseen.proxy.flight import Landing
+from foreseen.proxy.cache.flight import Landing
 from foreseen.types import Answer, Key
 
 

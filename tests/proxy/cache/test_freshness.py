@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foreseen.modelspec.manifest import Freshness
-from foreseen.proxy.clock import SLEW, SteadyClock
-from foreseen.proxy.freshness import (
+from foreseen.proxy.cache.clock import SLEW, SteadyClock
+from foreseen.proxy.cache.freshness import (
     Ask,
     Control,
     Dead,

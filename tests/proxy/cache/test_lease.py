@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from foreseen.errors import DeadlineExceeded, FarError, ModelUnavailable
-from foreseen.proxy.lease import Leases, LeaseTier
+from foreseen.proxy.cache.lease import Leases, LeaseTier
 from foreseen.proxy.pipeline import Pipeline
 from foreseen.telemetry.metrics import LEASE_OUTCOMES, ProxyMetrics
 from foreseen.types import Key

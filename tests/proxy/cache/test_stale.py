@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from foreseen.errors import BadInput, DeadlineExceeded, ModelUnavailable, NotCached
-from foreseen.proxy.freshness import Policy
+from foreseen.proxy.cache.freshness import Policy
 from foreseen.proxy.pipeline import Pipeline
 from foreseen.types import Answer, Demand, Steps
 from tests.doubles import Clock, DictFar, ScriptedModel, pipeline, predicted, question, row, value_of

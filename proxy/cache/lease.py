@@ -19,7 +19,7 @@ from math import inf
 from typing import Any, Protocol
 
 from foreseen.errors import DeadlineExceeded, FarError
-from foreseen.proxy.flight import Cabin
+from foreseen.proxy.cache.flight import Cabin
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Key, Prediction, Steps
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from foreseen.proxy.flight import Seat
+from foreseen.proxy.cache.flight import Seat
 
 GROUP_SECONDS = 0.02
 """What a request to a model is worth: its way there costs a fiftieth of that."""

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from foreseen.errors import ModelUnavailable
-from foreseen.proxy.flight import Cabin, Flights, Party
+from foreseen.proxy.cache.flight import Cabin, Flights, Party
 from foreseen.types import ALL_STEPS, AT_EASE, Answer, Demand, Key, Missed, Space, Steps
 from tests.doubles import numbered, predicted, row
 
