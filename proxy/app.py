@@ -20,6 +20,11 @@ from foreseen.keys.secret import read_secret
 from foreseen.modelspec.manifest import Freshness, find
 from foreseen.paths import model_socket, redis_socket
 from foreseen.proxy.admin import Token
+from foreseen.proxy.backend.discovery import Upstream, in_front_of, upstream_of
+from foreseen.proxy.backend.isolation import Trials
+from foreseen.proxy.backend.model import ModelProcess
+from foreseen.proxy.backend.served import Served
+from foreseen.proxy.backend.upstream import declared_told
 from foreseen.proxy.batch import Batches
 from foreseen.proxy.cache.freshness import policy_of
 from foreseen.proxy.cache.generations import Generations
@@ -27,13 +32,11 @@ from foreseen.proxy.cache.lease import Leases
 from foreseen.proxy.cache.near import Near
 from foreseen.proxy.cache.tiers import Tiers
 from foreseen.proxy.connection import ShortConnection
-from foreseen.proxy.discovery import Upstream, in_front_of, upstream_of
 from foreseen.proxy.edge import Edge
 from foreseen.proxy.handlers import Handlers
 from foreseen.proxy.heads import Heads
 from foreseen.proxy.jobs import Jobs
 from foreseen.proxy.manners import Manners
-from foreseen.proxy.model import ModelProcess
 from foreseen.proxy.observe import Observer
 from foreseen.proxy.pipeline import Pipeline
 from foreseen.proxy.predictions import Predictions
@@ -42,9 +45,6 @@ from foreseen.proxy.purge import Purger, admin_application
 from foreseen.proxy.replay import Memory
 from foreseen.proxy.road import Road
 from foreseen.proxy.serve import Server
-from foreseen.proxy.served import Served
-from foreseen.proxy.trials import Trials
-from foreseen.proxy.upstream import declared_told
 from foreseen.queue.queue import connect_queue
 from foreseen.queue.queue_types import Bounds
 from foreseen.queue.records import Records

@@ -6,7 +6,7 @@ from typing import Any
 
 from foreseen.modelspec.manifest import ClientInput, ClientOutput, wire_shape
 from foreseen.protocol.datatypes import DATATYPES
-from foreseen.proxy.served import Served
+from foreseen.proxy.backend.served import Served
 
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "statistics"]
 PLATFORM = "onnx_onnxv1"

@@ -6,8 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from foreseen.proxy.backend.served import Served
 from foreseen.proxy.cache.freshness import age_of
-from foreseen.proxy.served import Served
 from foreseen.types import Answer
 
 

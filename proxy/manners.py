@@ -12,8 +12,8 @@ import re
 from aiohttp import web
 
 from foreseen.errors import BadRequest, WebhookRefused
+from foreseen.proxy.backend.served import PUBLIC
 from foreseen.proxy.jobs import Jobs, Manner
-from foreseen.proxy.served import PUBLIC
 from foreseen.queue.targets import Allowed
 
 WEBHOOK = "Foreseen-Webhook"

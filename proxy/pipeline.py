@@ -21,6 +21,7 @@ from typing import NamedTuple, Protocol
 
 from foreseen.errors import DigestMoved, ForeseenError, InputRejected, NotCached, Overloaded, RowsRefused
 from foreseen.keys.key import Framer
+from foreseen.proxy.backend.admission import Turnstile
 from foreseen.proxy.cache.far_skip import Pace
 from foreseen.proxy.cache.flight import Cabin, Flights, Party
 from foreseen.proxy.cache.freshness import Policy, expiry_of
@@ -28,7 +29,6 @@ from foreseen.proxy.cache.lease import Leases
 from foreseen.proxy.cache.request_splitting import groups_of
 from foreseen.proxy.cache.tiers import Looked, Tiers, both
 from foreseen.proxy.cache.waits import Wait, cut_short, in_order, until_landed
-from foreseen.proxy.turnstile import Turnstile
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Answer, Demand, Key, Prediction, Question, Row, Space, Steps, Terms, Trip
 

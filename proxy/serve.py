@@ -17,6 +17,7 @@ from msgspec import Struct
 from foreseen.errors import BadInput, DigestMoved, ForeseenError, ModelUnavailable, NotCached, StateUnavailable
 from foreseen.modelspec.prepare import Preparer
 from foreseen.proxy.ask import Ask
+from foreseen.proxy.backend.served import Served
 from foreseen.proxy.bring import bring, decode_brought, predictions_of
 from foreseen.proxy.cache.freshness import steps_of
 from foreseen.proxy.cache.waits import Wait
@@ -25,7 +26,6 @@ from foreseen.proxy.facts import Facts
 from foreseen.proxy.observe import Observer
 from foreseen.proxy.pipeline import SLICE_ROWS, Journey, Pipeline
 from foreseen.proxy.render import Drawn, draw, render
-from foreseen.proxy.served import Served
 from foreseen.proxy.shortcut import Entry, Found, Known, Shortcuts, plain_id
 from foreseen.proxy.whereabouts import whereabouts
 from foreseen.telemetry.meters import Hits

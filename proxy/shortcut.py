@@ -23,10 +23,10 @@ from xxhash import xxh3_64_intdigest
 from foreseen.modelspec.prepare import Preparer
 from foreseen.protocol.wire import request_id
 from foreseen.proxy.ask import Ask
+from foreseen.proxy.backend.served import Served
 from foreseen.proxy.decode import Asked
 from foreseen.proxy.render import Drawn
 from foreseen.proxy.replay import Kept
-from foreseen.proxy.served import Served
 from foreseen.types import Key, Row, Space, Wish
 
 MAX_HINTS = 16_384

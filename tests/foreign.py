@@ -14,7 +14,7 @@ from aiohttp import web
 
 from foreseen.keys.secret import make_secret
 from foreseen.proxy.app import Proxy, _freshness
-from foreseen.proxy.discovery import upstream_of
+from foreseen.proxy.backend.discovery import upstream_of
 from foreseen.settings import ProxySettings
 from tests.questions import fingerprint
 

@@ -86,10 +86,10 @@ LAYERS = [
     {"foreseen.proxy.deliveries"},
     {
         "foreseen.proxy.pipeline",
-        "foreseen.proxy.model",
+        "foreseen.proxy.backend.model",
         "foreseen.proxy.render",
         "foreseen.proxy.decode",
-        "foreseen.proxy.served",
+        "foreseen.proxy.backend.served",
     },
     {"foreseen.proxy.ask", "foreseen.proxy.lines"},
     {"foreseen.proxy.replay"},
@@ -123,12 +123,12 @@ def test_the_story_knows_neither_redis_nor_http() -> None:
     trees = modules()
     assert not imported(trees["foreseen.proxy.pipeline"]) & {
         "foreseen.stores.far",
-        "foreseen.proxy.model",
+        "foreseen.proxy.backend.model",
         "aiohttp",
         "redis",
     }
-    assert not imported(trees["foreseen.proxy.model"]) & {"foreseen.stores.far", "foreseen.proxy.pipeline"}
-    assert not imported(trees["foreseen.stores.far"]) & {"foreseen.proxy.pipeline", "foreseen.proxy.model"}
+    assert not imported(trees["foreseen.proxy.backend.model"]) & {"foreseen.stores.far", "foreseen.proxy.pipeline"}
+    assert not imported(trees["foreseen.stores.far"]) & {"foreseen.proxy.pipeline", "foreseen.proxy.backend.model"}
 
 
 OWNERS = {

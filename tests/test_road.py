@@ -13,6 +13,7 @@ from foreseen.errors import DigestMoved
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
 from foreseen.proxy.ask import Ask
+from foreseen.proxy.backend.served import Served, Stats
 from foreseen.proxy.cache.generations import Generations
 from foreseen.proxy.edge import Edge, Told
 from foreseen.proxy.observe import Observer
@@ -20,7 +21,6 @@ from foreseen.proxy.pipeline import Pipeline
 from foreseen.proxy.replay import Memory
 from foreseen.proxy.road import Road, UnderWay
 from foreseen.proxy.serve import Server
-from foreseen.proxy.served import Served, Stats
 from foreseen.settings import ProxySettings
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import ALL_STEPS, Space, Steps

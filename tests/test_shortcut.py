@@ -12,9 +12,9 @@ from xxhash import xxh3_64_intdigest
 from foreseen.errors import ForeseenError
 from foreseen.modelspec.prepare import Preparer
 from foreseen.proxy.ask import Ask
+from foreseen.proxy.backend.served import Served
 from foreseen.proxy.decode import Asked, decode_v1, decode_v2
 from foreseen.proxy.render import draw, render
-from foreseen.proxy.served import Served
 from foreseen.proxy.shortcut import MAX_HINTS, Entry, Found, Known, Shortcuts
 from tests.collisions import chosen_pair, second_preimage
 from tests.doubles import predicted

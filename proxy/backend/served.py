@@ -20,8 +20,8 @@ from foreseen.keys.key import Framer
 from foreseen.modelspec.artifact import preparation_digest, read_file, read_record
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
+from foreseen.proxy.backend.model import Facts, ModelProcess
 from foreseen.proxy.cache.freshness import Policy
-from foreseen.proxy.model import Facts, ModelProcess
 from foreseen.types import ALL_STEPS, Prediction, Row, Space, Steps, Terms
 
 log = structlog.get_logger()

@@ -25,8 +25,8 @@ from foreseen.modelspec.rows import RowOutputs
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import array_of_raw
 from foreseen.protocol.wire import Response, render_json_request
-from foreseen.proxy.model import Facts, ModelProcess, Tensors
-from foreseen.proxy.trials import Trials
+from foreseen.proxy.backend.isolation import Trials
+from foreseen.proxy.backend.model import Facts, ModelProcess, Tensors
 from foreseen.types import Prediction, Row, Terms
 from foreseen.web.http import JSON
 

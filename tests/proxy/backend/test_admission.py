@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from foreseen.errors import Overloaded
-from foreseen.proxy.turnstile import Turnstile
+from foreseen.proxy.backend.admission import Turnstile
 from foreseen.types import Lane
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from foreseen.proxy.budget import BURST, SHARE, RetryBudget
+from foreseen.proxy.backend.retry_budget import BURST, SHARE, RetryBudget
 
 
 def test_at_most_a_tenth_is_sent_twice() -> None:

@@ -38,10 +38,10 @@ from foreseen.modelspec.manifest import Manifest, ModelSignature
 from foreseen.modelspec.rows import raw_of_outputs, raw_outputs, stack, whole_outputs
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.wire import Response, parse_response, render_request
-from foreseen.proxy.budget import RetryBudget
-from foreseen.proxy.line import Broken, Line, NotReached, Told, Unreadable
-from foreseen.proxy.quarantine import Quarantine
-from foreseen.proxy.trials import Trials
+from foreseen.proxy.backend.http_pool import Broken, Line, NotReached, Told, Unreadable
+from foreseen.proxy.backend.isolation import Trials
+from foreseen.proxy.backend.quarantine import Quarantine
+from foreseen.proxy.backend.retry_budget import RetryBudget
 from foreseen.types import Array, Prediction, Row, Terms
 from foreseen.web.http import BINARY, HEADER_LENGTH
 

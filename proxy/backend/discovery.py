@@ -19,10 +19,10 @@ from msgspec import structs
 
 from foreseen.errors import SetupError
 from foreseen.modelspec.manifest import Freshness, Manifest, find, names
+from foreseen.proxy.backend.isolation import Trials
+from foreseen.proxy.backend.served import WATCH_SECONDS, WATCH_SECONDS_AT_START, Served
+from foreseen.proxy.backend.upstream import Told, UpstreamProcess, told_of
 from foreseen.proxy.cache.freshness import policy_of
-from foreseen.proxy.served import WATCH_SECONDS, WATCH_SECONDS_AT_START, Served
-from foreseen.proxy.trials import Trials
-from foreseen.proxy.upstream import Told, UpstreamProcess, told_of
 from foreseen.settings import ProxySettings
 
 log = structlog.get_logger()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from foreseen.proxy.line import MAX_HEAD_BYTES, Broken, Line, NotReached, Unreadable
+from foreseen.proxy.backend.http_pool import MAX_HEAD_BYTES, Broken, Line, NotReached, Unreadable
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A: b\r\n\r\nhello"
 
