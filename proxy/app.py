@@ -37,14 +37,14 @@ from foreseen.proxy.handlers import Handlers
 from foreseen.proxy.heads import Heads
 from foreseen.proxy.jobs import Jobs
 from foreseen.proxy.manners import Manners
-from foreseen.proxy.observe import Observer
-from foreseen.proxy.pipeline import Pipeline
+from foreseen.proxy.predict.observe import Observer
+from foreseen.proxy.predict.pipeline import Pipeline
+from foreseen.proxy.predict.replay import Memory
+from foreseen.proxy.predict.serve import Server
 from foreseen.proxy.predictions import Predictions
 from foreseen.proxy.pulse import Pulse
 from foreseen.proxy.purge import Purger, admin_application
-from foreseen.proxy.replay import Memory
 from foreseen.proxy.road import Road
-from foreseen.proxy.serve import Server
 from foreseen.queue.queue import connect_queue
 from foreseen.queue.queue_types import Bounds
 from foreseen.queue.records import Records

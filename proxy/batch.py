@@ -21,12 +21,12 @@ from foreseen.errors import (
     PredictionGone,
     QueueUnavailable,
 )
-from foreseen.proxy.ask import Ask
 from foreseen.proxy.backend.served import PUBLIC
 from foreseen.proxy.edge import Edge
 from foreseen.proxy.jobs import BATCH, Fetched, Jobs, Manner, Promised
 from foreseen.proxy.jsonl import BadLine, Line, lines_of
 from foreseen.proxy.manners import Manners, Prefer, accepted
+from foreseen.proxy.predict.ask import Ask
 from foreseen.queue.queue import Queue
 from foreseen.queue.records import Batch, Failure, Head, Item, Records, Ticket, new_job, new_nonce
 from foreseen.types import Wish

@@ -12,15 +12,15 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from foreseen.errors import ForeseenError, UnknownModel
-from foreseen.proxy.access import AccessLog
-from foreseen.proxy.ask import Ask
 from foreseen.proxy.backend.served import Served
 from foreseen.proxy.cache.freshness import AT_WILL
 from foreseen.proxy.cache.tiers import Tiers
-from foreseen.proxy.lines import hit_reply
-from foreseen.proxy.replay import MAX_ROWS, REPLAY, SHORTCUT, Kept, Memory
-from foreseen.proxy.serve import NOBODY_JOINS, Hit, Reply, Server, Visit
-from foreseen.proxy.shortcut import Found
+from foreseen.proxy.predict.access import AccessLog
+from foreseen.proxy.predict.ask import Ask
+from foreseen.proxy.predict.replay import MAX_ROWS, REPLAY, SHORTCUT, Kept, Memory
+from foreseen.proxy.predict.response_bytes import hit_reply
+from foreseen.proxy.predict.serve import NOBODY_JOINS, Hit, Reply, Server, Visit
+from foreseen.proxy.predict.shortcut import Found
 from foreseen.settings import ProxySettings
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Answer, Key, Prediction, Space

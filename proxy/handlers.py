@@ -15,14 +15,14 @@ from multidict import CIMultiDict
 from foreseen.errors import BadRequest, WebhookRefused
 from foreseen.proxy import describe
 from foreseen.proxy.admin import Token, explained
-from foreseen.proxy.ask import Ask, Protocol
 from foreseen.proxy.backend.served import Served
 from foreseen.proxy.cache.freshness import AT_WILL, Control, control_of
 from foreseen.proxy.connection import ShortConnection
 from foreseen.proxy.edge import Edge
 from foreseen.proxy.manners import WEBHOOK, Prefer
+from foreseen.proxy.predict.ask import Ask, Protocol
+from foreseen.proxy.predict.serve import Server
 from foreseen.proxy.predictions import Predictions
-from foreseen.proxy.serve import Server
 from foreseen.settings import ProxySettings
 from foreseen.telemetry.exposition import CONTENT_TYPE
 from foreseen.web.connection import Connection

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from aiohttp import web
 from msgspec import structs
 
-from foreseen.proxy.ask import Ask
+from foreseen.proxy.predict.ask import Ask
 from foreseen.web.http import TRACEPARENT
 
 END_OF_HEAD = b"\r\n\r\n"

@@ -30,14 +30,14 @@ from foreseen.errors import (
 from foreseen.keys.entry import FAR_OVERHEAD_BYTES
 from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.datatypes import DATATYPES
-from foreseen.proxy.ask import Ask
 from foreseen.proxy.backend.served import Served
 from foreseen.proxy.cache.freshness import Control, steps_of
-from foreseen.proxy.facts import Facts
 from foreseen.proxy.news import News
-from foreseen.proxy.pipeline import Pipeline
-from foreseen.proxy.render import render
-from foreseen.proxy.serve import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES, decoded
+from foreseen.proxy.predict.ask import Ask
+from foreseen.proxy.predict.facts import Facts
+from foreseen.proxy.predict.pipeline import Pipeline
+from foreseen.proxy.predict.render import render
+from foreseen.proxy.predict.serve import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES, decoded
 from foreseen.queue.queue import Queue
 from foreseen.queue.queue_types import OPEN_STATES, Extras, JobState
 from foreseen.queue.queue_types import Seen as Stored

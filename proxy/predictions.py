@@ -15,12 +15,12 @@ from aiohttp import web
 from msgspec import structs
 
 from foreseen.errors import BadRequest, ForeseenError, PredictionGone, UnknownPrediction
-from foreseen.proxy.ask import Ask
 from foreseen.proxy.backend.served import PUBLIC
 from foreseen.proxy.batch import Batches
 from foreseen.proxy.edge import Edge
 from foreseen.proxy.jobs import BATCH, Jobs, Prediction
 from foreseen.proxy.manners import Manners, Prefer, accepted
+from foreseen.proxy.predict.ask import Ask
 from foreseen.queue.records import Batch
 from foreseen.web.http import SERVER, expect, infer_reply, json_reply
 

@@ -16,7 +16,7 @@ from typing import Protocol
 import structlog
 
 from foreseen.errors import QueueUnavailable
-from foreseen.proxy.pipeline import Pipeline
+from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.telemetry.exposition import exposition
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import AWAY, FarState, Standing

@@ -11,10 +11,10 @@ import math
 import time
 from collections.abc import Callable
 
-from foreseen.proxy.ask import Ask
 from foreseen.proxy.edge import Aboard, Edge, Told
-from foreseen.proxy.serve import Visit
-from foreseen.proxy.shortcut import Found
+from foreseen.proxy.predict.ask import Ask
+from foreseen.proxy.predict.serve import Visit
+from foreseen.proxy.predict.shortcut import Found
 
 Then = Callable[[bytes | Told], None]
 

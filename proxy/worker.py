@@ -32,7 +32,7 @@ from foreseen.errors import (
 )
 from foreseen.proxy.backend.served import Served
 from foreseen.proxy.jobs import Purges
-from foreseen.proxy.pipeline import Pipeline
+from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.queue.queue import Queue
 from foreseen.queue.queue_types import Company, Delivered, Ended, Handed, PutBack
 from foreseen.queue.records import Failure, Head, Part, Records, Result, Rows, part_of, rows_of, steps_of

@@ -18,7 +18,7 @@ from foreseen.proxy.cache.freshness import Policy
 from foreseen.proxy.cache.lease import Leases
 from foreseen.proxy.cache.near import Near
 from foreseen.proxy.cache.tiers import FarTier, Tiers
-from foreseen.proxy.pipeline import Pipeline
+from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import ALL_STEPS, AT_EASE, Demand, Key, Output, Prediction, Question, Row, Space, Steps, Terms
 

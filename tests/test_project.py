@@ -85,16 +85,16 @@ LAYERS = [
     {"foreseen.proxy.cache.near", "foreseen.proxy.cache.flight", "foreseen.proxy.webhooks", "foreseen.proxy.jsonl"},
     {"foreseen.proxy.deliveries"},
     {
-        "foreseen.proxy.pipeline",
+        "foreseen.proxy.predict.pipeline",
         "foreseen.proxy.backend.model",
-        "foreseen.proxy.render",
-        "foreseen.proxy.decode",
+        "foreseen.proxy.predict.render",
+        "foreseen.proxy.predict.decode",
         "foreseen.proxy.backend.served",
     },
-    {"foreseen.proxy.ask", "foreseen.proxy.lines"},
-    {"foreseen.proxy.replay"},
-    {"foreseen.proxy.shortcut"},
-    {"foreseen.proxy.serve", "foreseen.proxy.describe", "foreseen.proxy.news", "foreseen.proxy.heads"},
+    {"foreseen.proxy.predict.ask", "foreseen.proxy.predict.response_bytes"},
+    {"foreseen.proxy.predict.replay"},
+    {"foreseen.proxy.predict.shortcut"},
+    {"foreseen.proxy.predict.serve", "foreseen.proxy.describe", "foreseen.proxy.news", "foreseen.proxy.heads"},
     {"foreseen.proxy.edge", "foreseen.proxy.jobs"},
     {"foreseen.proxy.manners"},
     {"foreseen.proxy.batch"},
@@ -121,14 +121,20 @@ def test_layers_import_downwards() -> None:
 def test_the_story_knows_neither_redis_nor_http() -> None:
     """The pipeline declares what it needs; far and model are unaware of each other and of it."""
     trees = modules()
-    assert not imported(trees["foreseen.proxy.pipeline"]) & {
+    assert not imported(trees["foreseen.proxy.predict.pipeline"]) & {
         "foreseen.stores.far",
         "foreseen.proxy.backend.model",
         "aiohttp",
         "redis",
     }
-    assert not imported(trees["foreseen.proxy.backend.model"]) & {"foreseen.stores.far", "foreseen.proxy.pipeline"}
-    assert not imported(trees["foreseen.stores.far"]) & {"foreseen.proxy.pipeline", "foreseen.proxy.backend.model"}
+    assert not imported(trees["foreseen.proxy.backend.model"]) & {
+        "foreseen.stores.far",
+        "foreseen.proxy.predict.pipeline",
+    }
+    assert not imported(trees["foreseen.stores.far"]) & {
+        "foreseen.proxy.predict.pipeline",
+        "foreseen.proxy.backend.model",
+    }
 
 
 OWNERS = {

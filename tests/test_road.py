@@ -12,20 +12,20 @@ import pytest
 from foreseen.errors import DigestMoved
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
-from foreseen.proxy.ask import Ask
 from foreseen.proxy.backend.served import Served, Stats
 from foreseen.proxy.cache.generations import Generations
 from foreseen.proxy.edge import Edge, Told
-from foreseen.proxy.observe import Observer
-from foreseen.proxy.pipeline import Pipeline
-from foreseen.proxy.replay import Memory
+from foreseen.proxy.predict.ask import Ask
+from foreseen.proxy.predict.observe import Observer
+from foreseen.proxy.predict.pipeline import Pipeline
+from foreseen.proxy.predict.replay import Memory
+from foreseen.proxy.predict.serve import Server
 from foreseen.proxy.road import Road, UnderWay
-from foreseen.proxy.serve import Server
 from foreseen.settings import ProxySettings
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import ALL_STEPS, Space, Steps
 from tests.doubles import DIGEST, DictFar, ScriptedModel, pipeline
-from tests.test_decode_render import manifest
+from tests.proxy.predict.test_decode_render import manifest
 
 ASK = Ask("m", None, "v2", seconds=20)
 

@@ -17,8 +17,8 @@ from foreseen.keys.explain import differences, read_frame
 from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.operate.observed_command import summary_of, table
-from foreseen.proxy.observe import Observer, closeness
-from foreseen.proxy.whereabouts import whereabouts
+from foreseen.proxy.predict.explain_rows import whereabouts
+from foreseen.proxy.predict.observe import Observer, closeness
 from foreseen.types import Row, Space
 from tests.doubles import BrokenFar, Clock, DictFar, ScriptedModel, pipeline, predicted, question, row
 from tests.live import Live

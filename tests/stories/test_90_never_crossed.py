@@ -25,7 +25,7 @@ from foreseen.protocol.wire import parse_response, render_request
 from foreseen.proxy.cache.freshness import Policy
 from foreseen.proxy.cache.near import Near
 from foreseen.proxy.cache.tiers import Tiers
-from foreseen.proxy.pipeline import Pipeline
+from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Output, Prediction, Question, Row, Space, Terms
 from foreseen.web.http import HEADER_LENGTH

@@ -12,13 +12,13 @@ import pytest
 import uvloop
 from aiohttp import web
 
-from foreseen.proxy.ask import Ask
 from foreseen.proxy.connection import HOLD_SECONDS, ShortConnection
 from foreseen.proxy.edge import Edge, Told
 from foreseen.proxy.heads import END_OF_HEAD, TRACES, Heads
+from foreseen.proxy.predict.ask import Ask
+from foreseen.proxy.predict.serve import Reply, Visit
+from foreseen.proxy.predict.shortcut import Found
 from foreseen.proxy.road import Road
-from foreseen.proxy.serve import Reply, Visit
-from foreseen.proxy.shortcut import Found
 from foreseen.web.connection import Runner
 from foreseen.web.drain import drain
 from foreseen.web.listen import listen

@@ -9,7 +9,7 @@ import pytest
 
 from foreseen.errors import DeadlineExceeded, FarError, ModelUnavailable
 from foreseen.proxy.cache.lease import Leases, LeaseTier
-from foreseen.proxy.pipeline import Pipeline
+from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.telemetry.metrics import LEASE_OUTCOMES, ProxyMetrics
 from foreseen.types import Key
 from tests.doubles import BrokenFar, DictFar, ScriptedModel, pipeline, predicted, question, row, value_of

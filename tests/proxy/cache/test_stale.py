@@ -10,7 +10,7 @@ import pytest
 
 from foreseen.errors import BadInput, DeadlineExceeded, ModelUnavailable, NotCached
 from foreseen.proxy.cache.freshness import Policy
-from foreseen.proxy.pipeline import Pipeline
+from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.types import Answer, Demand, Steps
 from tests.doubles import Clock, DictFar, ScriptedModel, pipeline, predicted, question, row, value_of
 

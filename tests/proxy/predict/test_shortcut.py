@@ -11,14 +11,14 @@ from xxhash import xxh3_64_intdigest
 
 from foreseen.errors import ForeseenError
 from foreseen.modelspec.prepare import Preparer
-from foreseen.proxy.ask import Ask
 from foreseen.proxy.backend.served import Served
-from foreseen.proxy.decode import Asked, decode_v1, decode_v2
-from foreseen.proxy.render import draw, render
-from foreseen.proxy.shortcut import MAX_HINTS, Entry, Found, Known, Shortcuts
+from foreseen.proxy.predict.ask import Ask
+from foreseen.proxy.predict.decode import Asked, decode_v1, decode_v2
+from foreseen.proxy.predict.render import draw, render
+from foreseen.proxy.predict.shortcut import MAX_HINTS, Entry, Found, Known, Shortcuts
 from tests.collisions import chosen_pair, second_preimage
 from tests.doubles import predicted
-from tests.test_decode_render import ONE, TWO, v2
+from tests.proxy.predict.test_decode_render import ONE, TWO, v2
 
 V2, V1 = Ask("m", None, "v2"), Ask("m", None, "v1")
 SERVED = cast(Served, object())

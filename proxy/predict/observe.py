@@ -13,7 +13,7 @@ import numpy as np
 
 from foreseen.errors import DigestMoved
 from foreseen.protocol.datatypes import DATATYPES, Datatype
-from foreseen.proxy.pipeline import Pipeline
+from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Answer, Key, Prediction, Question
 

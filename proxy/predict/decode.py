@@ -19,7 +19,7 @@ from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.strict_json import load_json
 from foreseen.protocol.tensors import array_of_json, checked_shape
 from foreseen.protocol.wire import InputTensor, Request, parse_raw, parse_request
-from foreseen.proxy.render import wanted_outputs
+from foreseen.proxy.predict.render import wanted_outputs
 from foreseen.types import Lane, Wish
 
 

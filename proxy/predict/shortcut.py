@@ -22,11 +22,11 @@ from xxhash import xxh3_64_intdigest
 
 from foreseen.modelspec.prepare import Preparer
 from foreseen.protocol.wire import request_id
-from foreseen.proxy.ask import Ask
 from foreseen.proxy.backend.served import Served
-from foreseen.proxy.decode import Asked
-from foreseen.proxy.render import Drawn
-from foreseen.proxy.replay import Kept
+from foreseen.proxy.predict.ask import Ask
+from foreseen.proxy.predict.decode import Asked
+from foreseen.proxy.predict.render import Drawn
+from foreseen.proxy.predict.replay import Kept
 from foreseen.types import Key, Row, Space, Wish
 
 MAX_HINTS = 16_384

@@ -15,8 +15,8 @@ from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
 from foreseen.protocol.wire import parse_response, render_request
-from foreseen.proxy.decode import Asked, decode_v1, decode_v2
-from foreseen.proxy.render import render
+from foreseen.proxy.predict.decode import Asked, decode_v1, decode_v2
+from foreseen.proxy.predict.render import render
 from foreseen.types import Output, Prediction, WantedOutput, Wish
 
 

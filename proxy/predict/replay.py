@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from xxhash import xxh3_64_intdigest
 
 from foreseen.proxy.cache.near import Near
-from foreseen.proxy.lines import date, hit_start, id_member
+from foreseen.proxy.predict.response_bytes import date, hit_start, id_member
 from foreseen.types import Key, Prediction
 
 MAX_REQUEST_BYTES = 32 * 1024

@@ -16,18 +16,18 @@ from msgspec import Struct
 
 from foreseen.errors import BadInput, DigestMoved, ForeseenError, ModelUnavailable, NotCached, StateUnavailable
 from foreseen.modelspec.prepare import Preparer
-from foreseen.proxy.ask import Ask
 from foreseen.proxy.backend.served import Served
-from foreseen.proxy.bring import bring, decode_brought, predictions_of
 from foreseen.proxy.cache.freshness import steps_of
 from foreseen.proxy.cache.waits import Wait
-from foreseen.proxy.decode import Asked, decode_v1, decode_v2
-from foreseen.proxy.facts import Facts
-from foreseen.proxy.observe import Observer
-from foreseen.proxy.pipeline import SLICE_ROWS, Journey, Pipeline
-from foreseen.proxy.render import Drawn, draw, render
-from foreseen.proxy.shortcut import Entry, Found, Known, Shortcuts, plain_id
-from foreseen.proxy.whereabouts import whereabouts
+from foreseen.proxy.predict.ask import Ask
+from foreseen.proxy.predict.decode import Asked, decode_v1, decode_v2
+from foreseen.proxy.predict.explain_rows import whereabouts
+from foreseen.proxy.predict.facts import Facts
+from foreseen.proxy.predict.import_rows import bring, decode_brought, predictions_of
+from foreseen.proxy.predict.observe import Observer
+from foreseen.proxy.predict.pipeline import SLICE_ROWS, Journey, Pipeline
+from foreseen.proxy.predict.render import Drawn, draw, render
+from foreseen.proxy.predict.shortcut import Entry, Found, Known, Shortcuts, plain_id
 from foreseen.telemetry.meters import Hits
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import ALL_STEPS, Answer, Explanation, Key, Lane, Prediction, Question, Space, Steps, Terms

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from foreseen.keys.key import key_of
 from foreseen.proxy.cache.freshness import Policy
 from foreseen.proxy.cache.tiers import Tiers, judge
-from foreseen.proxy.pipeline import Pipeline
+from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.types import AT_EASE, Answer, Explanation, Key, Prediction, Question, Space
 
 

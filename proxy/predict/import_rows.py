@@ -17,7 +17,7 @@ from foreseen.modelspec.parameters import counting
 from foreseen.modelspec.rows import raw_outputs
 from foreseen.protocol.wire import InputTensor, parse_request
 from foreseen.proxy.cache.freshness import expiry_of
-from foreseen.proxy.pipeline import Pipeline
+from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.types import Array, Key, Prediction, Row, Space
 
 PREFIX = "output."
