@@ -31,10 +31,11 @@ from foreseen.proxy.cache.generations import Generations
 from foreseen.proxy.cache.lease import Leases
 from foreseen.proxy.cache.near import Near
 from foreseen.proxy.cache.tiers import Tiers
-from foreseen.proxy.connection import ShortConnection
-from foreseen.proxy.edge import Edge
+from foreseen.proxy.fastpath.fast_connection import ShortConnection
+from foreseen.proxy.fastpath.fast_path import Road
+from foreseen.proxy.fastpath.known_heads import Heads
+from foreseen.proxy.fastpath.responder import Edge
 from foreseen.proxy.handlers import Handlers
-from foreseen.proxy.heads import Heads
 from foreseen.proxy.jobs import Jobs
 from foreseen.proxy.manners import Manners
 from foreseen.proxy.predict.observe import Observer
@@ -44,7 +45,6 @@ from foreseen.proxy.predict.serve import Server
 from foreseen.proxy.predictions import Predictions
 from foreseen.proxy.pulse import Pulse
 from foreseen.proxy.purge import Purger, admin_application
-from foreseen.proxy.road import Road
 from foreseen.queue.queue import connect_queue
 from foreseen.queue.queue_types import Bounds
 from foreseen.queue.records import Records

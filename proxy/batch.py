@@ -22,7 +22,7 @@ from foreseen.errors import (
     QueueUnavailable,
 )
 from foreseen.proxy.backend.served import PUBLIC
-from foreseen.proxy.edge import Edge
+from foreseen.proxy.fastpath.responder import Edge
 from foreseen.proxy.jobs import BATCH, Fetched, Jobs, Manner, Promised
 from foreseen.proxy.jsonl import BadLine, Line, lines_of
 from foreseen.proxy.manners import Manners, Prefer, accepted

@@ -17,8 +17,8 @@ from foreseen.proxy import describe
 from foreseen.proxy.admin import Token, explained
 from foreseen.proxy.backend.served import Served
 from foreseen.proxy.cache.freshness import AT_WILL, Control, control_of
-from foreseen.proxy.connection import ShortConnection
-from foreseen.proxy.edge import Edge
+from foreseen.proxy.fastpath.fast_connection import ShortConnection
+from foreseen.proxy.fastpath.responder import Edge
 from foreseen.proxy.manners import WEBHOOK, Prefer
 from foreseen.proxy.predict.ask import Ask, Protocol
 from foreseen.proxy.predict.serve import Server

@@ -17,7 +17,7 @@ from msgspec import structs
 from foreseen.errors import BadRequest, ForeseenError, PredictionGone, UnknownPrediction
 from foreseen.proxy.backend.served import PUBLIC
 from foreseen.proxy.batch import Batches
-from foreseen.proxy.edge import Edge
+from foreseen.proxy.fastpath.responder import Edge
 from foreseen.proxy.jobs import BATCH, Jobs, Prediction
 from foreseen.proxy.manners import Manners, Prefer, accepted
 from foreseen.proxy.predict.ask import Ask

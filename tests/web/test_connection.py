@@ -12,13 +12,13 @@ import pytest
 import uvloop
 from aiohttp import web
 
-from foreseen.proxy.connection import HOLD_SECONDS, ShortConnection
-from foreseen.proxy.edge import Edge, Told
-from foreseen.proxy.heads import END_OF_HEAD, TRACES, Heads
+from foreseen.proxy.fastpath.fast_connection import HOLD_SECONDS, ShortConnection
+from foreseen.proxy.fastpath.fast_path import Road
+from foreseen.proxy.fastpath.known_heads import END_OF_HEAD, TRACES, Heads
+from foreseen.proxy.fastpath.responder import Edge, Told
 from foreseen.proxy.predict.ask import Ask
 from foreseen.proxy.predict.serve import Reply, Visit
 from foreseen.proxy.predict.shortcut import Found
-from foreseen.proxy.road import Road
 from foreseen.web.connection import Runner
 from foreseen.web.drain import drain
 from foreseen.web.listen import listen

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from foreseen.proxy.cache.near import Near
-from foreseen.proxy.heads import END_OF_HEAD
+from foreseen.proxy.fastpath.known_heads import END_OF_HEAD
 from foreseen.proxy.predict.replay import Kept, Memory
 from foreseen.types import Key, Prediction
 from tests.doubles import Clock, numbered, predicted

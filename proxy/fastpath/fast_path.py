@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 
-from foreseen.proxy.edge import Aboard, Edge, Told
+from foreseen.proxy.fastpath.responder import Aboard, Edge, Told
 from foreseen.proxy.predict.ask import Ask
 from foreseen.proxy.predict.serve import Visit
 from foreseen.proxy.predict.shortcut import Found

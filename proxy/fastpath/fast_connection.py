@@ -16,13 +16,13 @@ from typing import Any
 
 from aiohttp import web
 
-from foreseen.proxy.edge import Told
-from foreseen.proxy.heads import END_OF_HEAD, Heads, is_traced, may_be_learned
+from foreseen.proxy.fastpath.fast_path import Road, UnderWay
+from foreseen.proxy.fastpath.known_heads import END_OF_HEAD, Heads, is_traced, may_be_learned
+from foreseen.proxy.fastpath.responder import Told
 from foreseen.proxy.predict.ask import Ask
 from foreseen.proxy.predict.replay import MAX_REQUEST_BYTES
 from foreseen.proxy.predict.response_bytes import reply_head
 from foreseen.proxy.predict.shortcut import Found
-from foreseen.proxy.road import Road, UnderWay
 from foreseen.web.connection import Connection
 
 HOLD_SECONDS = 0.25

@@ -14,13 +14,13 @@ from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
 from foreseen.proxy.backend.served import Served, Stats
 from foreseen.proxy.cache.generations import Generations
-from foreseen.proxy.edge import Edge, Told
+from foreseen.proxy.fastpath.fast_path import Road, UnderWay
+from foreseen.proxy.fastpath.responder import Edge, Told
 from foreseen.proxy.predict.ask import Ask
 from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.replay import Memory
 from foreseen.proxy.predict.serve import Server
-from foreseen.proxy.road import Road, UnderWay
 from foreseen.settings import ProxySettings
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import ALL_STEPS, Space, Steps
