@@ -25,7 +25,6 @@ from foreseen.proxy.backend.isolation import Trials
 from foreseen.proxy.backend.model import ModelProcess
 from foreseen.proxy.backend.served import Served
 from foreseen.proxy.backend.upstream import declared_told
-from foreseen.proxy.batch import Batches
 from foreseen.proxy.cache.freshness import policy_of
 from foreseen.proxy.cache.generations import Generations
 from foreseen.proxy.cache.lease import Leases
@@ -36,13 +35,14 @@ from foreseen.proxy.fastpath.fast_path import Road
 from foreseen.proxy.fastpath.known_heads import Heads
 from foreseen.proxy.fastpath.responder import Edge
 from foreseen.proxy.handlers import Handlers
-from foreseen.proxy.jobs import Jobs
-from foreseen.proxy.manners import Manners
+from foreseen.proxy.jobs.batch import Batches
+from foreseen.proxy.jobs.predictions import Predictions
+from foreseen.proxy.jobs.ticket_options import Manners
+from foreseen.proxy.jobs.tickets import Jobs
 from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.replay import Memory
 from foreseen.proxy.predict.serve import Server
-from foreseen.proxy.predictions import Predictions
 from foreseen.proxy.pulse import Pulse
 from foreseen.proxy.purge import Purger, admin_application
 from foreseen.queue.queue import connect_queue

@@ -19,10 +19,10 @@ from foreseen.proxy.backend.served import Served
 from foreseen.proxy.cache.freshness import AT_WILL, Control, control_of
 from foreseen.proxy.fastpath.fast_connection import ShortConnection
 from foreseen.proxy.fastpath.responder import Edge
-from foreseen.proxy.manners import WEBHOOK, Prefer
+from foreseen.proxy.jobs.predictions import Predictions
+from foreseen.proxy.jobs.ticket_options import WEBHOOK, Prefer
 from foreseen.proxy.predict.ask import Ask, Protocol
 from foreseen.proxy.predict.serve import Server
-from foreseen.proxy.predictions import Predictions
 from foreseen.settings import ProxySettings
 from foreseen.telemetry.exposition import CONTENT_TYPE
 from foreseen.web.connection import Connection

@@ -17,11 +17,11 @@ from aiohttp import web
 from foreseen.errors import SetupError
 from foreseen.proxy.app import Proxy, upstream_for
 from foreseen.proxy.cache.generations import is_gone
-from foreseen.proxy.deliveries import Deliveries
-from foreseen.proxy.events import Events
-from foreseen.proxy.fork import worked_in_child
-from foreseen.proxy.webhooks import Caller
-from foreseen.proxy.worker import Worker
+from foreseen.proxy.jobs.deliveries import Deliveries
+from foreseen.proxy.jobs.prefork import worked_in_child
+from foreseen.proxy.jobs.webhook_payloads import Events
+from foreseen.proxy.jobs.webhooks import Caller
+from foreseen.proxy.jobs.worker import Worker
 from foreseen.queue.signing import Signer
 from foreseen.settings import WorkerSettings
 from foreseen.tasks import end

@@ -17,7 +17,7 @@ from redis.asyncio import ConnectionPool, Redis, UnixDomainSocketConnection
 from foreseen.errors import EntryError, ModelUnavailable, QueueFull, QueueUnavailable, StateUnavailable
 from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
-from foreseen.proxy.worker import MOST_ALONE, Worker
+from foreseen.proxy.jobs.worker import MOST_ALONE, Worker
 from foreseen.queue.queue import Queue, connect_queue
 from foreseen.queue.queue_types import Bounds, Ended, PutBack
 from foreseen.queue.records import (

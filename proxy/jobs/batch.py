@@ -23,9 +23,9 @@ from foreseen.errors import (
 )
 from foreseen.proxy.backend.served import PUBLIC
 from foreseen.proxy.fastpath.responder import Edge
-from foreseen.proxy.jobs import BATCH, Fetched, Jobs, Manner, Promised
-from foreseen.proxy.jsonl import BadLine, Line, lines_of
-from foreseen.proxy.manners import Manners, Prefer, accepted
+from foreseen.proxy.jobs.jsonl import BadLine, Line, lines_of
+from foreseen.proxy.jobs.ticket_options import Manners, Prefer, accepted
+from foreseen.proxy.jobs.tickets import BATCH, Fetched, Jobs, Manner, Promised
 from foreseen.proxy.predict.ask import Ask
 from foreseen.queue.queue import Queue
 from foreseen.queue.records import Batch, Failure, Head, Item, Records, Ticket, new_job, new_nonce

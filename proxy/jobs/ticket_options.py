@@ -13,7 +13,7 @@ from aiohttp import web
 
 from foreseen.errors import BadRequest, WebhookRefused
 from foreseen.proxy.backend.served import PUBLIC
-from foreseen.proxy.jobs import Jobs, Manner
+from foreseen.proxy.jobs.tickets import Jobs, Manner
 from foreseen.queue.targets import Allowed
 
 WEBHOOK = "Foreseen-Webhook"

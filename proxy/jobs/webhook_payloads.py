@@ -8,9 +8,9 @@ import orjson
 import structlog
 
 from foreseen.errors import EntryError, PredictionGone, UnknownPrediction
-from foreseen.proxy.jobs import Jobs, Prediction
-from foreseen.proxy.predictions import document
-from foreseen.proxy.webhooks import Delivery
+from foreseen.proxy.jobs.predictions import document
+from foreseen.proxy.jobs.tickets import Jobs, Prediction
+from foreseen.proxy.jobs.webhooks import Delivery
 from foreseen.queue.outbox import Claimed
 from foreseen.queue.records import Hook, Records
 

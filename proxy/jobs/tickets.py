@@ -32,7 +32,7 @@ from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.proxy.backend.served import Served
 from foreseen.proxy.cache.freshness import Control, steps_of
-from foreseen.proxy.news import News
+from foreseen.proxy.jobs.job_notifications import News
 from foreseen.proxy.predict.ask import Ask
 from foreseen.proxy.predict.facts import Facts
 from foreseen.proxy.predict.pipeline import Pipeline

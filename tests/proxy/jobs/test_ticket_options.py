@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from foreseen.proxy.manners import LONGEST_WAIT_SECONDS, Prefer
+from foreseen.proxy.jobs.ticket_options import LONGEST_WAIT_SECONDS, Prefer
 
 
 def prefer(*lines: str) -> tuple[bool, float | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from foreseen.errors import BadRequest, TooLarge
-from foreseen.proxy.jsonl import MAX_NAME, BadLine, Line, lines_of
+from foreseen.proxy.jobs.jsonl import MAX_NAME, BadLine, Line, lines_of
 
 
 def test_both_spellings_ask_what_their_bytes_ask() -> None:

@@ -31,7 +31,7 @@ from foreseen.errors import (
     TooLarge,
 )
 from foreseen.proxy.backend.served import Served
-from foreseen.proxy.jobs import Purges
+from foreseen.proxy.jobs.tickets import Purges
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.queue.queue import Queue
 from foreseen.queue.queue_types import Company, Delivered, Ended, Handed, PutBack

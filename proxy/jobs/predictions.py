@@ -16,10 +16,10 @@ from msgspec import structs
 
 from foreseen.errors import BadRequest, ForeseenError, PredictionGone, UnknownPrediction
 from foreseen.proxy.backend.served import PUBLIC
-from foreseen.proxy.batch import Batches
 from foreseen.proxy.fastpath.responder import Edge
-from foreseen.proxy.jobs import BATCH, Jobs, Prediction
-from foreseen.proxy.manners import Manners, Prefer, accepted
+from foreseen.proxy.jobs.batch import Batches
+from foreseen.proxy.jobs.ticket_options import Manners, Prefer, accepted
+from foreseen.proxy.jobs.tickets import BATCH, Jobs, Prediction
 from foreseen.proxy.predict.ask import Ask
 from foreseen.queue.records import Batch
 from foreseen.web.http import SERVER, expect, infer_reply, json_reply

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from foreseen.proxy.worker import SLICE_ROWS
+from foreseen.proxy.jobs.worker import SLICE_ROWS
 from foreseen.queue.queue import Queue
 from foreseen.queue.records import Failure, Head, Rows, Ticket, new_job, new_nonce
 from foreseen.queue.scripts import BASE, GROUP
