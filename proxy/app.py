@@ -19,7 +19,9 @@ from foreseen.keys.key import secret_check, tag_key
 from foreseen.keys.secret import read_secret
 from foreseen.modelspec.manifest import Freshness, find
 from foreseen.paths import model_socket, redis_socket
-from foreseen.proxy.admin import Token
+from foreseen.proxy.admin.admin import Token
+from foreseen.proxy.admin.heartbeat import Pulse
+from foreseen.proxy.admin.purge import Purger, admin_application
 from foreseen.proxy.backend.discovery import Upstream, in_front_of, upstream_of
 from foreseen.proxy.backend.isolation import Trials
 from foreseen.proxy.backend.model import ModelProcess
@@ -43,8 +45,6 @@ from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.replay import Memory
 from foreseen.proxy.predict.serve import Server
-from foreseen.proxy.pulse import Pulse
-from foreseen.proxy.purge import Purger, admin_application
 from foreseen.queue.queue import connect_queue
 from foreseen.queue.queue_types import Bounds
 from foreseen.queue.records import Records

@@ -14,7 +14,7 @@ from multidict import CIMultiDict
 
 from foreseen.errors import BadRequest, WebhookRefused
 from foreseen.proxy import describe
-from foreseen.proxy.admin import Token, explained
+from foreseen.proxy.admin.admin import Token, explained
 from foreseen.proxy.backend.served import Served
 from foreseen.proxy.cache.freshness import AT_WILL, Control, control_of
 from foreseen.proxy.fastpath.fast_connection import ShortConnection

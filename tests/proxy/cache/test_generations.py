@@ -14,8 +14,8 @@ import pytest
 from redis.asyncio import Redis
 
 from foreseen.errors import NotConfirmed, StateUnavailable
+from foreseen.proxy.admin.purge import Purger
 from foreseen.proxy.cache.generations import Generations, is_gone, worker_name
-from foreseen.proxy.purge import Purger
 from foreseen.stores.state import State, connect_state, generation_of
 from foreseen.types import Key
 from tests.doubles import BrokenFar, DictFar, ScriptedModel, numbered, pipeline, question, row, value_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from foreseen.proxy.pulse import RECOVERY_SECONDS, Pulse
+from foreseen.proxy.admin.heartbeat import RECOVERY_SECONDS, Pulse
 from foreseen.telemetry.metrics import ProxyMetrics
 from tests.doubles import ScriptedModel, pipeline
 

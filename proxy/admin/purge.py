@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from foreseen.errors import BadRequest, FarError, NotConfirmed, StateUnavailable
 from foreseen.protocol.strict_json import load_json
-from foreseen.proxy.admin import Token
+from foreseen.proxy.admin.admin import Token
 from foreseen.proxy.cache.generations import is_gone
 from foreseen.proxy.cache.tiers import Tiers
 from foreseen.stores.state import Kind, State
