@@ -99,7 +99,7 @@ def key(file: RequestFile, /, *, settings: KeySettings) -> None:
     file
         The body of a request as a client would send it; '-' reads stdin.
     """
-    from foreseen.proxy.offline import keyed
+    from foreseen.proxy.tools.offline import keyed
 
     rows = keyed(file, settings)
     if settings.json:
@@ -139,7 +139,7 @@ def explain(first: RequestFile, second: RequestFile, /, *, settings: KeySettings
     second
         The body of another.
     """
-    from foreseen.proxy.offline import compared, keyed
+    from foreseen.proxy.tools.offline import compared, keyed
 
     rows = list(zip_longest(keyed(first, settings), keyed(second, settings)))
     lacking = ["one request has fewer rows"]
@@ -219,7 +219,7 @@ def doctor(settings: DoctorSettings = _DOCTOR) -> None:
 
     Ends with status 1 where something must be fixed. Looks and changes nothing.
     """
-    from foreseen.proxy.doctor import examine
+    from foreseen.proxy.tools.doctor import examine
 
     configure("error", "doctor")
     found = examine(settings)

@@ -10,7 +10,7 @@ from foreseen.keys.key import secret_check
 from foreseen.keys.secret import read_secret
 from foreseen.paths import redis_socket, state_socket
 from foreseen.proxy.cache.generations import is_gone
-from foreseen.proxy.finding import Finding, Grade, numbers, size
+from foreseen.proxy.tools.finding import Finding, Grade, numbers, size
 from foreseen.queue.queue import connect_queue
 from foreseen.queue.queue_types import OPEN_STATES, Bounds
 from foreseen.settings import DoctorSettings

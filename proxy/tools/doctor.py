@@ -27,8 +27,8 @@ from foreseen.modelspec.manifest import find
 from foreseen.operate.interpreter import optimized
 from foreseen.operate.scrape import Scrape, scrape
 from foreseen.paths import model_socket
-from foreseen.proxy.doctor_stores import redis, state
-from foreseen.proxy.finding import Finding, Grade, numbers, size
+from foreseen.proxy.tools.doctor_stores import redis, state
+from foreseen.proxy.tools.finding import Finding, Grade, numbers, size
 from foreseen.settings import DoctorSettings
 from foreseen.web.listen import BACKLOG, OTHER_FILES
 
