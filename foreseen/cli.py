@@ -67,7 +67,7 @@ def proxy(settings: ProxySettings = _PROXY) -> None:
 @app.command
 def worker(settings: WorkerSettings = _WORKER) -> None:
     """Run one worker on the queue of jobs, in front of model processes that run already."""
-    from foreseen.proxy.work import run
+    from foreseen.proxy.worker_app import run
 
     configure(settings.log_level, "worker")
     run(settings)

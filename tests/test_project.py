@@ -114,7 +114,7 @@ LAYERS = [
     {"foreseen.proxy.fastpath.fast_connection"},
     {"foreseen.proxy.handlers"},
     {"foreseen.proxy.app"},
-    {"foreseen.proxy.work"},
+    {"foreseen.proxy.worker_app"},
     {"foreseen.cli"},
 ]
 
@@ -184,7 +184,7 @@ OWNERS = {
     "sqlalchemy": {"foreseen.warm.write.results"},
     "ray": {"foreseen.warm.run.on_ray"},
     "airflow": {"foreseen.airflow"},
-    "uvloop": {"foreseen.proxy.app", "foreseen.proxy.work", "foreseen.inference.app"},
+    "uvloop": {"foreseen.proxy.app", "foreseen.proxy.worker_app", "foreseen.inference.app"},
 }
 
 
