@@ -27,10 +27,12 @@ $(VENV)/installed: pyproject.toml
 	   || { tail -20 $(VENV)/install.log; echo "setup: failed; the whole log is $(VENV)/install.log"; exit 1; }
 	@touch $@
 
-lint: setup ## ruff and mypy --strict
+lint: setup ## ruff, mypy --strict and the import contract
+	@mkdir -p build
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache > build/imports.log || { cat build/imports.log; exit 1; }
 
 $(TRITON)/installed: tests/clients/tritonclient.txt
 	@echo "setup: installing tritonclient into $(TRITON)"

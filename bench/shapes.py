@@ -11,7 +11,7 @@ from bench.rounds import ROOT
 from foreseen.errors import SetupError
 from foreseen.models.add import add
 from foreseen.models.build.build import build
-from foreseen.models.build.progress import Silent
+from foreseen.models.progress import Silent
 from foreseen.modelspec.artifact import read_record
 from foreseen.modelspec.manifest import find
 

@@ -136,8 +136,9 @@ class Prediction(Struct, frozen=True, gc=False):
     """What the model answered to one row.
 
     `data[i]` holds the bytes of `outputs[i]`: little-endian, row-major; BYTES elements carry a 4-byte length each.
-    `made_at` and `expires_at` are Unix seconds: from computation to the end of freshness (`proxy/cache/freshness.py` says
-    what may be done with it then); `seconds` is the compute time that this row cost.
+    `made_at` and `expires_at` are Unix seconds: from computation to the end of freshness
+    (`proxy/cache/freshness.py` says what may be done with it then); `seconds` is the compute time that this row
+    cost.
     """
 
     outputs: tuple[Output, ...]

@@ -15,13 +15,13 @@ import msgspec
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from foreseen.errors import SetupError
-from foreseen.models import check, heads
-from foreseen.models.build.build_run import Session
 from foreseen.models.build.child import prove
-from foreseen.models.build.progress import Say
 from foreseen.models.build.publish import workshop
 from foreseen.models.graphs import onnx_file
+from foreseen.models.measure import check, heads
+from foreseen.models.measure.graph_run import Session
 from foreseen.models.measure.samples import samples
+from foreseen.models.progress import Say
 from foreseen.modelspec.manifest import BATCH, Batching, Dim, Manifest, ModelInput, ModelOutput, ModelSignature, load
 from foreseen.protocol.datatypes import BY_DTYPE
 

@@ -13,8 +13,9 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from foreseen.errors import SetupError
-from foreseen.models import progress, tables
+from foreseen.models import progress
 from foreseen.models.measure.labelled import Files
+from foreseen.models.report import tables
 from foreseen.modelspec import manifest as manifests
 from foreseen.modelspec.artifact import Record, read_record
 from foreseen.modelspec.manifest import Manifest
@@ -132,7 +133,7 @@ def export(name: str, file: Path, *, common: Common = DEFAULTS) -> None:
     file
         The tar file to write.
     """
-    from foreseen.models import carry
+    from foreseen.models.build import carry
 
     tables.show_choice(Console(), carry.export(common.data, name, file))
 
@@ -148,7 +149,7 @@ def import_(name: str, file: Path, *, common: Common = DEFAULTS) -> None:
     file
         The tar file.
     """
-    from foreseen.models import carry
+    from foreseen.models.build import carry
 
     manifest = manifests.find(name, common.model_folders)
     with progress.shown() as say:

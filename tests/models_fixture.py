@@ -8,8 +8,8 @@ from pathlib import Path
 from foreseen import models
 from foreseen.errors import SetupError
 from foreseen.models.build.build import build
-from foreseen.models.build.progress import Silent
 from foreseen.models.build.publish import intact
+from foreseen.models.progress import Silent
 from foreseen.modelspec.artifact import artifact_digest, preparation_digest, read_record
 from foreseen.modelspec.manifest import Manifest, find
 

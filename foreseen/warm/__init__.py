@@ -3,7 +3,7 @@
 The one thing that other people's programs (Ray, Airflow, a notebook) need is `Warmer`: small, picklable, synchronous.
 """
 
-from foreseen.warm.run.plan import Plan
+from foreseen.warm.plan import Plan
 from foreseen.warm.run.warmer import Warmer
 
 __all__ = ["Plan", "Warmer"]

@@ -1,7 +1,8 @@
 """A manifest → an artifact in force: fetch → graph → quantize → prove → check → publish → record.
 
 The quick build, which the first start of the program waits for, makes the manifest's first precision only and checks
-it on a few dozen texts. The full build (`foreseen.models.report.report`) makes and measures every candidate on this machine.
+it on a few dozen texts. The full build (`foreseen.models.report.report`) makes and measures every candidate on this
+machine.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from msgspec import Struct
 from onnx import ModelProto
 
 from foreseen.errors import SetupError
-from foreseen.models import check, exact, heads
-from foreseen.models.build.build_run import Session
 from foreseen.models.build.child import prove
 from foreseen.models.build.fetch import fetch
-from foreseen.models.build.progress import Say
 from foreseen.models.build.publish import GRAPH_NAME, describe, publish, workshop
 from foreseen.models.graphs.graph import to_bytes
+from foreseen.models.measure import check, exact, heads
 from foreseen.models.measure.gate import Figures, invariance_reasons, reasons, runs_alone
+from foreseen.models.measure.graph_run import Session
 from foreseen.models.measure.samples import samples
+from foreseen.models.progress import Say
 from foreseen.models.quantize import quantize
 from foreseen.modelspec.artifact import Artifact, Record, write_record
 from foreseen.modelspec.manifest import Manifest, Precision

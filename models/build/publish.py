@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from foreseen.errors import SetupError
-from foreseen.models.build.progress import Say
+from foreseen.models.progress import Say
 from foreseen.modelspec.artifact import (
     Artifact,
     artifact_digest,

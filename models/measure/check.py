@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from msgspec import Struct
 
-from foreseen.models.build.build_run import Session
+from foreseen.models.measure.graph_run import Session
 from foreseen.modelspec.manifest import ModelSignature
 from foreseen.modelspec.rows import RowOutputs
 from foreseen.types import Array, Row

@@ -1,16 +1,16 @@
 """A model declared exact → the lengths at which batch-mates or padding change a bit of a row: none, or it is refused.
 
 Every length from 4 to 62, since kernels take other paths by length: the one-row pool goes wrong at lengths ≡ 3 mod 4
-only, the `ReduceSum` pool almost everywhere (DESIGN section 5; `tests/test_models_minilm.py` shows both).
+only, the `ReduceSum` pool almost everywhere (DESIGN section 5; `tests/models/test_minilm.py` shows both).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from foreseen.models.build.build_run import Session
 from foreseen.models.measure.check import batches
 from foreseen.models.measure.gate import runs_alone
+from foreseen.models.measure.graph_run import Session
 from foreseen.models.measure.measure import lengths, uniform
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.rows import RowOutputs, tokens

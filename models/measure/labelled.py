@@ -18,9 +18,9 @@ import numpy as np
 from msgspec import Struct
 
 from foreseen.errors import SetupError
-from foreseen.models import check
-from foreseen.models.build.build_run import Session
+from foreseen.models.measure import check
 from foreseen.models.measure.gate import runs_alone
+from foreseen.models.measure.graph_run import Session
 from foreseen.models.measure.samples import tokenized
 from foreseen.modelspec.manifest import Manifest
 from foreseen.types import Array, Row

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from msgspec import Struct
 
-from foreseen.models.build.build_run import Session
 from foreseen.models.measure.gate import runs_alone
+from foreseen.models.measure.graph_run import Session
 from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.types import Row

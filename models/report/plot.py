@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from foreseen.models.measure.study import Candidate
+from foreseen.models.report.study import Candidate
 
 REFUSED, PASSED = "#c44e52", "#4c72b0"
 

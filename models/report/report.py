@@ -13,37 +13,22 @@ from typing import Any
 
 import msgspec
 import onnxruntime
-from msgspec import Struct
 from rich.console import Console
 
 from foreseen.errors import SetupError
 from foreseen.inference.processor import processor_family
-from foreseen.models import labelled, plot, study, tables
 from foreseen.models.build.build import prepare
-from foreseen.models.build.progress import Say
 from foreseen.models.build.publish import publish, workshop
+from foreseen.models.measure import labelled
 from foreseen.models.measure.gate import invariance_reasons
-from foreseen.models.measure.study import Candidate
+from foreseen.models.progress import Say
+from foreseen.models.report import plot, study, tables
+from foreseen.models.report.study import Candidate, Report
 from foreseen.modelspec.artifact import Record, fields_digest, model_folder, read_record, write_record
 from foreseen.modelspec.manifest import Manifest
 
 TABLE_COLUMNS = 100
 LEVEL = 0.9  # within 10 % the manifest's order wins, so that a fleet does not split its keys by timing noise
-
-
-class Report(Struct, frozen=True):
-    """What was measured of a model on this machine."""
-
-    model: str
-    best: str | None
-    """The precision that a full build takes; None where nothing passes."""
-    candidates: list[Candidate]
-    asked: str
-    """Which rows, which head."""
-    subject: str
-    """Digest of what decides the figures beside the machine: the manifest's model, sources, gates and precisions."""
-    processor: str
-    runtime: str
 
 
 def build_full(manifest: Manifest, data: Path, say: Say, files: labelled.Files | None = None) -> tuple[Record, Report]:

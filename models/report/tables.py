@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from foreseen.models.report.study import Candidate, Report
 from foreseen.modelspec.artifact import Record
 from foreseen.modelspec.manifest import Manifest
-
-if TYPE_CHECKING:
-    from foreseen.models.measure.study import Candidate
-    from foreseen.models.report.report import Report
 
 MEGABYTE = 1e6
 

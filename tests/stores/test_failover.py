@@ -16,8 +16,8 @@ from redis.exceptions import ResponseError
 from structlog.testing import capture_logs
 
 from foreseen.errors import FarError, NotConfirmed, QueueUnavailable, SetupError, StateUnavailable
-from foreseen.proxy import doctor_stores
 from foreseen.proxy.admin.purge import Purger
+from foreseen.proxy.tools import doctor_stores
 from foreseen.queue.queue import Queue, connect_queue
 from foreseen.queue.scripts import BASE
 from foreseen.settings import DoctorSettings, StoreSettings

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from foreseen.models.build.build import build
-from foreseen.models.build.progress import Silent
+from foreseen.models.progress import Silent
 from foreseen.modelspec.manifest import find
 from tests.live import Live, started, sum_of
 from tests.models_fixture import PACKAGED

@@ -16,10 +16,10 @@ import pytest
 
 from grafana.make import BOARDS
 from tests.live import Live, started, sum_of
+from tests.project.test_dashboards import queries
 from tests.prometheus import Prometheus, scraping
 from tests.questions import ask_fingerprint, ask_minilm, numbers
 from tests.stories.test_10_first_question import FINGERPRINT, MINILM
-from tests.test_dashboards import queries
 
 CLIENTS = 8
 RULES = Path(__file__).parent.parent.parent / "grafana" / "prometheus" / "rules"

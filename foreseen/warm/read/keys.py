@@ -19,8 +19,8 @@ from foreseen.modelspec.prepare import Preparer
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.wire import InputTensor
 from foreseen.types import Array, Key, Row
+from foreseen.warm.plan import PARAMETERS_COLUMN, REJECT_COLUMN
 from foreseen.warm.read.columns import columns_for, fixed, ragged, tensor
-from foreseen.warm.run.plan import PARAMETERS_COLUMN, REJECT_COLUMN
 
 
 class Given(Struct, frozen=True):

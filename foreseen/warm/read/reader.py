@@ -25,8 +25,8 @@ from foreseen.protocol.strict_json import load_json
 from foreseen.protocol.tensors import array_of_json
 from foreseen.protocol.wire import parse_request
 from foreseen.types import Array
+from foreseen.warm.plan import LINE_COLUMN, PARAMETERS_COLUMN, REJECT_COLUMN
 from foreseen.warm.read.files import File, arrow_reader, delimiter_of, npz_header, opened, text_of
-from foreseen.warm.run.plan import LINE_COLUMN, PARAMETERS_COLUMN, REJECT_COLUMN
 
 CHUNK_BYTES = 64 * 2**20
 """A chunk is cut before it holds more than this."""

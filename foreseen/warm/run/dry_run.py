@@ -15,7 +15,7 @@ from msgspec import Struct
 from foreseen.keys.entry import FAR_OVERHEAD_BYTES
 from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.datatypes import DATATYPES
-from foreseen.warm.run.plan import FAILED, HIT
+from foreseen.warm.plan import FAILED, HIT
 from foreseen.warm.run.warmer import Warmer
 
 SAMPLE_KEYS = 1_000_000

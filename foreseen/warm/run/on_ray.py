@@ -22,9 +22,9 @@ from msgspec import Struct, structs
 
 from foreseen.errors import SetupError
 from foreseen.settings import WarmSettings
+from foreseen.warm.plan import Plan
 from foreseen.warm.read.files import File
 from foreseen.warm.read.reader import Chunk, chunks
-from foreseen.warm.run.plan import Plan
 from foreseen.warm.run.sched_idle import only_when_idle
 from foreseen.warm.run.warm_worker import Done, Worker, target_of
 

@@ -17,10 +17,10 @@ from foreseen.paths import model_socket, state_socket
 from foreseen.settings import WarmSettings
 from foreseen.stores.redis_urls import access_of, master_at
 from foreseen.stores.state import generation_of, read_generations
+from foreseen.warm.plan import Plan
 from foreseen.warm.read.columns import columns_for, fixed
 from foreseen.warm.read.files import DIGEST_COLUMN, File
 from foreseen.warm.run.client import Asker
-from foreseen.warm.run.plan import Plan
 from foreseen.warm.write.importer import MADE_AT_COLUMN, OUTPUT_PREFIX, SECONDS_COLUMN
 
 

@@ -10,9 +10,9 @@ from msgspec import Struct
 from foreseen.errors import SetupError
 from foreseen.queue.warm_progress import RESULTS
 from foreseen.settings import WarmSettings
+from foreseen.warm.plan import FAILED, Plan, Warmed
 from foreseen.warm.read.files import DIGEST_COLUMN, File
 from foreseen.warm.read.reader import Chunk
-from foreseen.warm.run.plan import FAILED, Plan, Warmed
 from foreseen.warm.run.resolve import mapped, outputs_of
 from foreseen.warm.run.via_proxy import Through
 from foreseen.warm.run.warmer import Ready, Warmer

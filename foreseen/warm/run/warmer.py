@@ -33,9 +33,9 @@ from foreseen.paths import model_socket, redis_socket
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of
 from foreseen.types import Key, Output, Prediction, Row, Space
+from foreseen.warm.plan import COMPUTED, FAILED, HIT, PUBLIC, Plan, Warmed
 from foreseen.warm.read.keys import Keyed, Keyer, given_of
 from foreseen.warm.run.client import Asker
-from foreseen.warm.run.plan import COMPUTED, FAILED, HIT, PUBLIC, Plan, Warmed
 from foreseen.warm.write.bulk_redis import Pipe
 from foreseen.warm.write.importer import Importer
 

@@ -19,9 +19,9 @@ from foreseen.modelspec.manifest import ModelOutput
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of
 from foreseen.types import Array, Key, Output, Prediction
+from foreseen.warm.plan import FAILED, HIT, IMPORTED, Plan, Warmed
 from foreseen.warm.read.columns import columns_for, fixed, ragged, tensor
 from foreseen.warm.read.keys import Keyed
-from foreseen.warm.run.plan import FAILED, HIT, IMPORTED, Plan, Warmed
 from foreseen.warm.write.bulk_redis import Pipe
 
 SLICE_ROWS = 4096

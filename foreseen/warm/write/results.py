@@ -22,9 +22,9 @@ from foreseen.protocol.datatypes import DATATYPES, elements
 from foreseen.protocol.tensors import array_of_raw, json_of_raw
 from foreseen.settings import WarmSettings
 from foreseen.types import Output, Prediction
+from foreseen.warm.plan import LINE_COLUMN, PARAMETERS_COLUMN, REJECT_COLUMN, Plan, Warmed
 from foreseen.warm.read.files import DIGEST_METADATA
 from foreseen.warm.read.reader import Chunk
-from foreseen.warm.run.plan import LINE_COLUMN, PARAMETERS_COLUMN, REJECT_COLUMN, Plan, Warmed
 from foreseen.warm.write.importer import MADE_AT_COLUMN, OUTPUT_PREFIX, SECONDS_COLUMN
 
 KEY_COLUMN = "foreseen.key"

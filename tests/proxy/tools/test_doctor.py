@@ -15,7 +15,7 @@ import pytest
 from foreseen.operate.interpreter import optimized
 from foreseen.operate.scrape import parse
 from foreseen.paths import redis_socket, state_socket
-from foreseen.proxy import doctor, doctor_stores
+from foreseen.proxy.tools import doctor, doctor_stores
 from foreseen.settings import DoctorSettings
 from foreseen.telemetry.exposition import exposition
 from foreseen.telemetry.metrics import ProxyMetrics

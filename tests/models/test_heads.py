@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from foreseen.models import heads
+from foreseen.models.measure import heads
 from foreseen.models.measure.gate import Figures, reasons
-from foreseen.models.measure.study import Candidate
 from foreseen.models.report.report import decide
+from foreseen.models.report.study import Candidate
 from foreseen.modelspec.manifest import find
 from tests.models_fixture import PACKAGED
 

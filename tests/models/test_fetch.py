@@ -10,7 +10,7 @@ import pytest
 
 from foreseen.errors import SetupError
 from foreseen.models.build.fetch import fetch
-from foreseen.models.build.progress import Silent
+from foreseen.models.progress import Silent
 from foreseen.modelspec.manifest import Archive, Source, Wheel
 
 

@@ -15,7 +15,7 @@ from foreseen.telemetry.exposition import FAR_STATE, QUEUE_STATE, WARM_STATE
 from foreseen.telemetry.metrics import ProxyMetrics
 from grafana.make import BOARDS, UNUSED, documents
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "grafana" / "dashboards"
 UNITS = {"reqps", "percentunit", "s", "none", "short", "rowsps", "bytes", "ops"}
 STANDS_FOR = {"$__rate_interval": "1m", "$__range": "1h", "$job": ".+", "$model": ".+"}

@@ -15,7 +15,7 @@ from tests.openapi import application, page, routes
 from tests.questions import ask_fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT
 
-FILE = Path(__file__).parent.parent / "docs" / "openapi.json"
+FILE = Path(__file__).parent.parent.parent / "docs" / "openapi.json"
 
 
 @pytest.fixture(scope="module")

@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 
 from foreseen.errors import SetupError
-from foreseen.models import check, exact, heads, labelled, study
 from foreseen.models.build.build import Bench, prepare
-from foreseen.models.build.build_run import Session
-from foreseen.models.build.progress import Silent
 from foreseen.models.build.publish import GRAPH_NAME
 from foreseen.models.graphs import bert, pool
 from foreseen.models.graphs.graph import Graph, to_bytes
+from foreseen.models.measure import check, exact, heads, labelled
 from foreseen.models.measure.gate import Figures, invariance_reasons
+from foreseen.models.measure.graph_run import Session
 from foreseen.models.measure.samples import samples, tokenized
+from foreseen.models.progress import Silent
 from foreseen.models.quantize import quantize
+from foreseen.models.report import study
 from foreseen.modelspec.artifact import model_folder, read_record
 from foreseen.modelspec.manifest import find
 from foreseen.types import Array, Row

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from foreseen.errors import SetupError
-from foreseen.models.build.build_run import Session
 from foreseen.models.graphs.graph import Graph, to_bytes
+from foreseen.models.measure.graph_run import Session
 from foreseen.models.quantize import quantize, quantized_blocks, quantized_columns
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature, Precision
 from foreseen.types import Array, Row

@@ -15,12 +15,12 @@ from foreseen.cli import app
 from foreseen.settings import NAMES
 from tests.make_docs import cli_page
 from tests.openapi import application, routes
-from tests.test_dashboards import metrics
+from tests.project.test_dashboards import metrics
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MADE = ("cli.md", "errors.md", "http.md", "metrics.md", "settings.md")
-"""By code; tests/test_project.py holds them against it."""
+"""By code; tests/project/test_project.py holds them against it."""
 OURS = [page for page in PAGES if page.name not in MADE]
 OTHERS = {"--build", "--detach", "--only", "--rm", "--scale", "--seconds", "--seed", "foreseen_warm"}
 """Flags of docker, of benchmarks and of chaos, and the name of a DAG."""

@@ -28,7 +28,7 @@ from foreseen.settings import Common, InferenceSettings, ProxySettings, WorkerSe
 from foreseen.telemetry.exposition import FAR_STATE, QUEUE_STATE, WARM_STATE
 from foreseen.telemetry.metrics import ProxyMetrics
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 SCHEMA = json.loads((ROOT / "tests" / "compose_spec" / "compose-spec.json").read_text())
 DASHBOARDS = sorted((ROOT / "grafana" / "dashboards").glob("*.json"))
 OURS = ("models", "inference-minilm", "inference-fingerprint", "proxy", "worker")

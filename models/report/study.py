@@ -11,15 +11,15 @@ import numpy as np
 from msgspec import Struct
 
 from foreseen.errors import SetupError
-from foreseen.models import check, exact, heads, labelled
 from foreseen.models.build.build import Bench, builder_of, make
-from foreseen.models.build.build_run import Session
-from foreseen.models.build.progress import Say
 from foreseen.models.build.publish import GRAPH_NAME
 from foreseen.models.graphs.graph import to_bytes
+from foreseen.models.measure import check, exact, heads, labelled
 from foreseen.models.measure.gate import Figures, reasons, runs_alone
+from foreseen.models.measure.graph_run import Session
 from foreseen.models.measure.measure import Timing, cells, speedups, timings
 from foreseen.models.measure.samples import samples
+from foreseen.models.progress import Say
 from foreseen.modelspec.artifact import Artifact
 from foreseen.modelspec.manifest import Manifest, Precision
 from foreseen.modelspec.rows import RowOutputs
@@ -57,6 +57,21 @@ class Candidate(Struct, frozen=True):
     timings: tuple[Timing, ...] = ()
     nodes: dict[str, int] = {}
     """Execution provider → nodes."""
+
+
+class Report(Struct, frozen=True):
+    """What was measured of a model on this machine."""
+
+    model: str
+    best: str | None
+    """The precision that a full build takes; None where nothing passes."""
+    candidates: list[Candidate]
+    asked: str
+    """Which rows, which head."""
+    subject: str
+    """Digest of what decides the figures beside the machine: the manifest's model, sources, gates and precisions."""
+    processor: str
+    runtime: str
 
 
 class Made(Struct, frozen=True):

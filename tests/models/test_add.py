@@ -16,7 +16,7 @@ from foreseen.errors import SetupError
 from foreseen.models.add import add
 from foreseen.models.build.build import build
 from foreseen.models.build.carry import export, import_
-from foreseen.models.build.progress import Silent
+from foreseen.models.progress import Silent
 from foreseen.models.report.report import build_full, read
 from foreseen.modelspec.artifact import Record, model_folder, read_record
 from foreseen.modelspec.manifest import find, load

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
-from foreseen.models.build.build_run import Session
 from foreseen.models.build.publish import GRAPH_NAME
+from foreseen.models.measure.graph_run import Session
 from foreseen.modelspec.artifact import model_folder, read_record
 from foreseen.modelspec.images import pixels
 from foreseen.modelspec.manifest import find

@@ -14,9 +14,9 @@ import yaml
 from foreseen.telemetry.exposition import FAR_STATE
 from grafana.make import BOARDS
 from grafana.queries import OBJECTIVE
-from tests.test_dashboards import metrics, panels
+from tests.project.test_dashboards import metrics, panels
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "grafana" / "prometheus"
 RULES = [
     rule

@@ -14,12 +14,12 @@ import pytest
 
 from foreseen.errors import SetupError
 from foreseen.models.build.build import build
-from foreseen.models.build.build_run import Session
 from foreseen.models.build.child import prove
-from foreseen.models.build.progress import Advance, Silent
 from foreseen.models.build.publish import GRAPH_NAME, intact, workshop
 from foreseen.models.graphs import digits, fingerprint, onnx_file
 from foreseen.models.graphs.graph import Graph, to_bytes
+from foreseen.models.measure.graph_run import Session
+from foreseen.models.progress import Advance, Silent
 from foreseen.models.report.report import build_full, measured, public
 from foreseen.modelspec.artifact import model_folder, read_record
 from foreseen.modelspec.manifest import Gates, Manifest, Source, find

@@ -15,9 +15,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from foreseen.errors import SetupError
-from foreseen.models.build.build_run import Session
 from foreseen.models.graphs import mpnet
 from foreseen.models.graphs.graph import to_bytes
+from foreseen.models.measure.graph_run import Session
 from foreseen.modelspec.manifest import Manifest, ModelOutput, find
 from foreseen.types import Array, Row
 from tests.models_fixture import PACKAGED
