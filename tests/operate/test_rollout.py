@@ -11,7 +11,7 @@ import pytest
 
 from foreseen.modelspec.artifact import Artifact, ArtifactFile, Record, write_record
 from foreseen.modelspec.manifest import Manifest, find
-from foreseen.operate.rollout import Fleet
+from foreseen.operate.rollout import Rollout
 from foreseen.operate.supervisor import Child
 from foreseen.paths import make_run_folder, model_socket
 from tests.models_fixture import PACKAGED
@@ -38,7 +38,9 @@ class Yard:
         self.script = READY
         self.links: list[Mapping[str, Path]] = []
         self.manifest: Manifest = find("fingerprint", PACKAGED)
-        self.fleet = Fleet(data, self._worker, lambda manifest, _: process(f"model:{manifest.name}", self.script), 5.0)
+        self.fleet = Rollout(
+            data, self._worker, lambda manifest, _: process(f"model:{manifest.name}", self.script), 5.0
+        )
 
     def _worker(self, slot: int, links: Mapping[str, Path]) -> Child:
         self.links.append(links)

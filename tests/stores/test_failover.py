@@ -25,7 +25,7 @@ from foreseen.stores.cluster import far_at
 from foreseen.stores.master_locator import client_at
 from foreseen.stores.redis_urls import Access, access_of, master_at, slot_of
 from foreseen.stores.state import State, connect_state
-from foreseen.warm.write.bulk_redis import Pipe
+from foreseen.warm.write.bulk_redis import BulkRedis
 from tests.doubles import DictFar, ScriptedModel, numbered, pipeline
 from tests.live import started
 from tests.proxy.cache.test_generations import following
@@ -276,7 +276,7 @@ def test_a_batch_run_fills_the_master_that_sentinels_name(tmp_path: Path) -> Non
         master = master_at(watched.url)
         assert master == f"redis://{watched.master.address}/0"
         assert master_at(watched.url.replace("://", "://u:p@")) == f"redis://u:p@{watched.master.address}/0"
-        with contextlib.closing(Pipe(master)) as pipe:
+        with contextlib.closing(BulkRedis(master)) as pipe:
             assert pipe.get(numbered(1)) == [None]
     assert master_at(master) == master
     for url, said in (
