@@ -486,6 +486,7 @@ def padded(rows: list[np.ndarray]) -> dict[str, tuple[str, np.ndarray]]:
     return {"input_ids": ("INT64", ids), "attention_mask": ("INT64", mask)}
 
 
+@pytest.mark.processes
 async def test_the_process_serves_on_a_unix_socket_until_sigterm() -> None:
     """Started as a command does it: a stale socket is no obstacle, SIGTERM ends it with status 0."""
     data = built_data()
@@ -514,6 +515,7 @@ async def test_the_process_serves_on_a_unix_socket_until_sigterm() -> None:
         assert await process.wait() == 0
 
 
+@pytest.mark.processes
 async def test_the_process_ends_with_what_is_wrong(tmp_path: Path) -> None:
     """A model that cannot be opened ends the process: SetupError goes to the command line."""
     script = (

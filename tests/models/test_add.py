@@ -22,6 +22,8 @@ from foreseen.modelspec.artifact import Record, model_folder, read_record
 from foreseen.modelspec.manifest import find, load
 from tests.models_fixture import PACKAGED
 
+pytestmark = pytest.mark.processes
+
 WEIGHT = np.random.default_rng(1).standard_normal((8, 3)).astype(np.float32)
 DIGITS = find("digits", PACKAGED)
 

@@ -27,6 +27,8 @@ from foreseen.modelspec.manifest import find
 from foreseen.types import Array, Row
 from tests.models_fixture import PACKAGED, built_data
 
+pytestmark = pytest.mark.processes
+
 MANIFEST = find("minilm", PACKAGED)
 HAPPY = ["That is a happy person", "That is a happy dog", "That is a very happy person", "Today is a sunny day"]
 WEATHER = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]

@@ -13,6 +13,8 @@ import pytest
 
 from tests.project.test_project import ROOT
 
+pytestmark = pytest.mark.processes
+
 SOURCES = ("foreseen", "proxy", "inference", "models", "grafana")
 
 

@@ -23,6 +23,8 @@ from foreseen.types import DOWN, Key
 from tests.doubles import numbered
 from tests.redis_servers import Server, cluster, replicated, sentinels, until
 
+pytestmark = pytest.mark.processes
+
 BUDGET_SECONDS = 0.2
 RECOVERY_SECONDS = 2.0
 CHECK = b"a check value"

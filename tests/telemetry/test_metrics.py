@@ -213,6 +213,7 @@ print(metrics.exposition().decode(), end="")
 """
 
 
+@pytest.mark.processes
 def test_a_slot_outlives_its_process(tmp_path: Path) -> None:
     """Workers one after the other under one number go on counting in the same files; a live gauge is forgotten."""
     from prometheus_client.multiprocess import mark_process_dead

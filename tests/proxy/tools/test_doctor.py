@@ -139,6 +139,7 @@ def test_a_python_without_its_profile_is_told_of() -> None:
     assert not optimized("'--prefix=/root/.pyenv/versions/3.11.7'", "/root/.pyenv/versions/3.11.7")
 
 
+@pytest.mark.processes
 def test_versions() -> None:
     """Here all libraries are at their floors; one below is named with its floor."""
     assert grades(doctor.versions()) == ["ok"]
