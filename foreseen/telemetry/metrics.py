@@ -1,4 +1,4 @@
-"""What the proxy counts: the names others may rely on (DESIGN section 8), with closed label sets.
+"""What the proxy counts: the names others may rely on, with closed label sets.
 
 Seconds, bytes, `_total`. A hit takes well under a millisecond, so request buckets start at 0.25 ms. With several
 workers `PROMETHEUS_MULTIPROC_DIR` is set before this module is imported, and a scrape sums over them. Requests, rows
