@@ -19,7 +19,7 @@ from foreseen.entry import EntryCodec, Table
 from foreseen.manifest import ModelOutput
 from foreseen.nouns import Array, Key, Output, Prediction
 from foreseen.tensors import raw_of
-from foreseen.warm.columns import columns_for, fixed, ragged, tensor
+from foreseen.warm.columns import columns_for, fixed, floats, ragged, tensor
 from foreseen.warm.keys import Keyed
 from foreseen.warm.pipe import Pipe
 from foreseen.warm.plan import FAILED, HIT, IMPORTED, Plan, Warmed
@@ -145,10 +145,10 @@ def facts_of(batch: pa.RecordBatch) -> tuple[Array, Array]:
     names, now = batch.schema.names, time.time()
     made_at: Array = np.full(batch.num_rows, now)
     if MADE_AT_COLUMN in names:
-        made_at = np.minimum(np.nan_to_num(batch.column(MADE_AT_COLUMN).to_numpy(zero_copy_only=False), nan=now), now)
+        made_at = np.minimum(floats(batch.column(MADE_AT_COLUMN), now), now)
     seconds: Array = np.zeros(batch.num_rows, np.float32)
     if SECONDS_COLUMN in names:
-        seconds = np.nan_to_num(batch.column(SECONDS_COLUMN).to_numpy(zero_copy_only=False)).astype(np.float32)
+        seconds = floats(batch.column(SECONDS_COLUMN), 0.0).astype(np.float32)
     return made_at, seconds
 
 

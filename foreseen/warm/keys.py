@@ -19,7 +19,7 @@ from foreseen.manifest import ClientInput, Manifest
 from foreseen.nouns import Array, Key, Row
 from foreseen.prepare import Preparer
 from foreseen.warm.columns import columns_for, fixed, ragged, tensor
-from foreseen.warm.plan import PARAMETERS_COLUMN, REJECT_COLUMN
+from foreseen.warm.plan import LINE_COLUMN, PARAMETERS_COLUMN, REJECT_COLUMN
 from foreseen.wire import InputTensor
 
 
@@ -48,12 +48,13 @@ class Keyed(Struct, frozen=True):
 def given_of(batch: pa.RecordBatch, manifest: Manifest, mapped: Mapping[str, str], bad: dict[int, str]) -> list[Given]:
     """The batch as client tensors, in one part, or in one per row where rows differ in size. Rows that cannot become
     any go into `bad`. Raises SetupError for a column that is missing or can never be the input."""
-    names = batch.schema.names
-    if REJECT_COLUMN in names:
+    have = batch.schema.names
+    names = [name for name in have if name not in (REJECT_COLUMN, LINE_COLUMN, PARAMETERS_COLUMN)]
+    if REJECT_COLUMN in have:
         whys = batch.column(REJECT_COLUMN).to_pylist()
         bad.update({index: why for index, why in enumerate(whys) if why is not None})
     parameters: list[bytes] = []
-    if PARAMETERS_COLUMN in names:
+    if PARAMETERS_COLUMN in have:
         parameters = [value or b"" for value in batch.column(PARAMETERS_COLUMN).to_pylist()]
     specs = manifest.seen.inputs
     masks = {spec.trim for spec in specs if spec.trim}

@@ -23,7 +23,7 @@ from foreseen.settings import WarmSettings
 from foreseen.warm.checkpoint import Checkpoint, Progress, run_name
 from foreseen.warm.checks import check, share_of
 from foreseen.warm.dry import Forecast, forecast
-from foreseen.warm.files import File, files_of
+from foreseen.warm.files import File, check_columns, files_of
 from foreseen.warm.idle import only_when_idle
 from foreseen.warm.reader import Chunk, chunks
 from foreseen.warm.teller import Teller
@@ -81,7 +81,9 @@ class Job:
             self.wanted = {file.url: wanted_columns(file, self.plan) for file in self.files}
             if settings.out is not None or settings.sql is not None:  # a store keeps ids and whatever else there is
                 for file in self.files:
-                    self.wanted[file.url] = {**dict.fromkeys(file.columns or (), ""), **self.wanted[file.url]}
+                    self.wanted[file.url] = {**dict.fromkeys(_named_columns(file), ""), **self.wanted[file.url]}
+            for file in self.files:
+                check_columns(file, list(self.wanted[file.url]) if file.columns is not None and file.rows != 0 else [])
             if settings.outputs:
                 check_digests(self.files, self.plan, settings.digest)
         except SetupError:
@@ -217,6 +219,12 @@ class Job:
             str(checkpoint.rejects) if progress.failed else None,
             checkpoint.first() if progress.failed else None,
         )
+
+
+def _named_columns(file: File) -> tuple[str, ...]:
+    """All columns that a store can keep: spreadsheets leave some without a name."""
+    columns = file.members if file.columns is None else file.columns
+    return tuple(name for name in columns if name)
 
 
 def stand_back(settings: WarmSettings) -> None:

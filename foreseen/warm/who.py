@@ -87,10 +87,13 @@ def wanted_columns(file: File, plan: Plan) -> dict[str, str]:
     masks = {spec.trim for spec in seen if spec.trim}
     have = file.columns
     if have is None:
-        free = {**{s.name: s.name for s in seen}, **plan.inputs}
-        outputs = {**{s.name: s.name for s in model}, **plan.outputs} if plan.mode == "import" else {}
-        return {**free, **outputs, MADE_AT_COLUMN: "", SECONDS_COLUMN: "", DIGEST_COLUMN: ""}
+        own = {MADE_AT_COLUMN: "", SECONDS_COLUMN: "", DIGEST_COLUMN: ""}
+        given = {**plan.inputs, **plan.outputs}
+        names = [s.name for s in seen] + [s.name for s in model if plan.mode == "import"]
+        return {**own, **given, **{name: name for name in names if name not in given.values()}}
     wanted: dict[str, str] = {}
+    if file.rows == 0:  # a part without rows may be without columns
+        return wanted
     try:
         for spec in seen:
             optional = spec.ignore or spec.name in masks
