@@ -199,7 +199,7 @@ def warm(*files: Annotated[str, Parameter(env_var=())], settings: WarmSettings) 
             Console().print(forecast_table(forecast))
         return
     with bar(quiet=settings.json) as watcher:
-        summary = job.go(watcher)
+        summary = job.go(watcher, watcher)
     if settings.json:
         print(msgspec.json.encode(summary).decode())
     else:

@@ -56,7 +56,9 @@ def array_of_json(data: Any, datatype: Datatype, shape: tuple[int, ...], field: 
     if not kinds <= {int, float}:
         strange = sorted(kind.__name__ for kind in kinds - {int, float})
         raise BadInput(f"{field}.data: {datatype.name} takes numbers only, not {', '.join(strange)}")
-    return (_integers if datatype.kind == "i" else _floats)(flat, kinds, datatype, field).reshape(shape)
+    if datatype.kind == "i":
+        return _integers(flat, kinds, datatype, field).reshape(shape)
+    return _floats(flat, datatype, field, missing).reshape(shape)
 
 
 def array_of_raw(raw: bytes | memoryview, datatype: Datatype, shape: tuple[int, ...], field: str) -> Array:
@@ -138,12 +140,12 @@ def _integers(flat: list[Any], kinds: set[type], datatype: Datatype, field: str)
         raise BadInput(f"{field}.data: an integer does not fit {datatype.name}") from None
 
 
-def _floats(flat: list[Any], kinds: set[type], datatype: Datatype, field: str) -> Array:
+def _floats(flat: list[Any], datatype: Datatype, field: str, missing: bool) -> Array:
     # Through float64, so that `16777217`, `16777217.0` and `16777217e0` are the same number for every float datatype.
     with np.errstate(over="ignore"):
         given = np.array(flat, np.float64)
         array = given.astype(datatype.dtype)
-    if not (np.isfinite(array) | ~np.isfinite(given)).all():
+    if not (np.isfinite(array) | (missing & ~np.isfinite(given))).all():
         raise BadInput(f"{field}.data: a number overflows {datatype.name}")
     return array
 

@@ -36,8 +36,9 @@ MADE_AT_COLUMN, SECONDS_COLUMN = "foreseen.made_at", "foreseen.seconds"
 class Importer:
     """Writes given outputs."""
 
-    def __init__(self, plan: Plan, codec: EntryCodec, pipe: Pipe) -> None:
+    def __init__(self, plan: Plan, codec: EntryCodec, pipe: Pipe, answered: Callable[[int], None]) -> None:
         self._plan = plan
+        self._answered = answered
         self._codec = codec
         self._pipe = pipe
         self._lock = Lock()
@@ -62,6 +63,7 @@ class Importer:
     def _land(self, codes: Array, places: Array, sent: Future[None]) -> None:
         sent.result()
         codes[places] = np.where(self._pipe.stored(len(places)), IMPORTED, HIT)
+        self._answered(len(places))
 
     def _sent(
         self, batch: pa.RecordBatch, keyed: Sequence[Keyed], bad: dict[int, str], keys: list[bytes], low: int

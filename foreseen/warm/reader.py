@@ -7,6 +7,7 @@ up to it. Columns that no input or output needs are not read.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from itertools import chain, repeat
 from typing import Any
 
 import pyarrow as pa
@@ -27,9 +28,10 @@ _BATCH_ROWS = 16384
 
 
 def chunks(
-    file: File, manifest: Manifest, wanted: Mapping[str, str], start: int, rows: int
+    file: File, manifest: Manifest, wanted: Mapping[str, str], start: int, rows: int, first_rows: int | None = None
 ) -> Generator[Chunk, None, None]:
-    """The file from place `start` on. `wanted` are the columns that are read, as far as it has them, and what each is.
+    """The file from place `start` on, `rows` at a time, the first time `first_rows`. `wanted` are the columns that are
+    read, as far as it has them, and what each is.
 
     Raises SetupError where the file turns out to be broken.
     """
@@ -37,27 +39,34 @@ def chunks(
         return
     partitions = [(name, value) for name, value in file.partitions if name in wanted]
     with opened(file.url) as handle:
-        for chunk in _read(handle, file, manifest, wanted, start, rows):
+        sizes = chain([min(first_rows or rows, rows)], repeat(rows))
+        for chunk in _read(handle, file, manifest, wanted, start, rows, sizes):
             yield structs.replace(chunk, batch=_with_columns(chunk.batch, partitions)) if partitions else chunk
 
 
 def _read(
-    handle: Any, file: File, manifest: Manifest, wanted: Mapping[str, str], start: int, rows: int
+    handle: Any,
+    file: File,
+    manifest: Manifest,
+    wanted: Mapping[str, str],
+    start: int,
+    rows: int,
+    sizes: Iterator[int],
 ) -> Iterator[Chunk]:
     of_path = [name for name, _ in file.partitions]
     columns = [name for name in file.columns or () if name in wanted and name not in of_path]
     match file.format:
         case "jsonl":
-            return json_chunks(handle, file.url, Signature(manifest, wanted, of_path), start, rows)
+            return json_chunks(handle, file.url, Signature(manifest, wanted, of_path), start, sizes)
         case "csv":
-            return csv_chunks(handle, file.url, columns, start, rows)
+            return csv_chunks(handle, file.url, columns, start, sizes)
         case "parquet":
             pieces = _parquet(handle, columns, start, rows)
         case "arrow":
             pieces = _arrow(handle, columns, start)
         case "npz":
             pieces = npz_batches(handle, columns, start, rows)
-    return _cut(map(decoded_batch, pieces), start, rows)
+    return _cut(map(decoded_batch, pieces), start, sizes)
 
 
 def _with_columns(batch: pa.RecordBatch, values: Sequence[tuple[str, str | None]]) -> pa.RecordBatch:
@@ -67,10 +76,10 @@ def _with_columns(batch: pa.RecordBatch, values: Sequence[tuple[str, str | None]
     return batch
 
 
-def _cut(pieces: Iterator[pa.RecordBatch], start: int, rows: int) -> Iterator[Chunk]:
-    """Batches of any size as chunks of `rows` rows, or fewer where they are large."""
+def _cut(pieces: Iterator[pa.RecordBatch], start: int, sizes: Iterator[int]) -> Iterator[Chunk]:
+    """Batches of any size as chunks of so many rows each, or fewer where they are large."""
     held: list[pa.RecordBatch] = []
-    count = 0
+    count, rows = 0, next(sizes)
     for piece in pieces:
         while piece.num_rows:
             each = max(1, piece.nbytes // piece.num_rows)
@@ -80,7 +89,7 @@ def _cut(pieces: Iterator[pa.RecordBatch], start: int, rows: int) -> Iterator[Ch
             count += part.num_rows
             if piece.num_rows or count >= rows:
                 yield Chunk(start, start + count, _joined(held))
-                start, held, count = start + count, [], 0
+                start, held, count, rows = start + count, [], 0, next(sizes)
     if held:
         yield Chunk(start, start + count, _joined(held))
 

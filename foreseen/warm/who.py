@@ -7,16 +7,16 @@ served is still in force; `--digest` says it where neither is known, since only 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from msgspec import Struct
 
 from foreseen.artifact import preparation_digest, read_record, read_serving
-from foreseen.errors import ModelUnavailable, SetupError, StateUnavailable
+from foreseen.errors import ModelUnavailable, SetupError
 from foreseen.manifest import Manifest, find
 from foreseen.places import model_socket, state_socket
 from foreseen.servers import access_of, master_at
 from foreseen.settings import WarmSettings
-from foreseen.state import generation_of, read_generations
 from foreseen.warm.asker import Asker
 from foreseen.warm.columns import columns_for, fixed
 from foreseen.warm.files import DIGEST_COLUMN, File
@@ -56,7 +56,10 @@ def plan_of(settings: WarmSettings) -> tuple[Plan, Facts]:
         data=settings.data,
         secret_file=settings.secret_file,
         redis=None if settings.redis is None else master_at(settings.redis, access_of(settings)),
-        generation=_generation(settings, facts.digest),
+        state=settings.state,
+        redis_ca_file=settings.redis_ca_file,
+        sentinel_user=settings.sentinel_user,
+        sentinel_password_file=settings.sentinel_password_file,
         model=settings.address,
         mode="import" if importing else "compute",
         inputs=mapped(settings.map, [i.name for i in manifest.seen.inputs], "--map", "input"),
@@ -68,6 +71,12 @@ def plan_of(settings: WarmSettings) -> tuple[Plan, Facts]:
         patience_seconds=settings.patience_seconds,
     )
     return plan, facts
+
+
+def plan_for(model: str, data: Path = Path("data"), models: Path | None = None) -> Plan:
+    """The plan of warming a model that runs under `data`: its manifest from `models` or the packaged ones, its digest
+    from its process. Raises SetupError where it may not be warmed or is not known."""
+    return plan_of(WarmSettings(model=model, data=data, models=models))[0]
 
 
 def mapped(given: Sequence[str], names: Sequence[str], flag: str, kind: str) -> dict[str, str]:
@@ -169,19 +178,6 @@ def state_of(settings: WarmSettings) -> str | None:
     if settings.state == "none" or (settings.state is None and not own.exists()):
         return None
     return settings.state or f"unix://{own}"
-
-
-def _generation(settings: WarmSettings, digest: str) -> int:
-    """The generation that purges have left. Entries of another one would never be asked for, hence no guessing."""
-    state = state_of(settings)
-    if state is None:
-        return 0
-    try:
-        return generation_of(read_generations(state, access_of(settings)), settings.model, digest)
-    except StateUnavailable:
-        raise SetupError(
-            "the state store does not answer, so what was purged is not known; start it (foreseen up), or give --state"
-        ) from None
 
 
 def outputs_of(settings: WarmSettings, manifest: Manifest) -> dict[str, str]:

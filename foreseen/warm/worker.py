@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from foreseen.warm.files import DIGEST_COLUMN, File
 from foreseen.warm.plan import FAILED, Plan, Warmed
 from foreseen.warm.reader import Chunk
 from foreseen.warm.results import Store, store_of
+from foreseen.warm.seen import SeenKeys
 from foreseen.warm.through import Through
 from foreseen.warm.warmer import Ready, Warmer
 from foreseen.warm.who import mapped, outputs_of
@@ -21,6 +23,8 @@ from foreseen.warming import RESULTS
 
 class Target(Protocol):
     """What warms a batch: a Warmer, or a proxy."""
+
+    answered: Callable[[int], None]
 
     def warm(self, batch: Any, *, wanted: bool = False) -> Warmed: ...
     def close(self) -> None: ...
@@ -34,6 +38,8 @@ class Done(Struct):
     stop: int
     counts: list[int]
     rejects: list[dict[str, Any]]
+    equal: int = 0
+    """Rows that are equal to one that this worker had before."""
 
 
 class Worker:
@@ -44,6 +50,7 @@ class Worker:
         self._importing = bool(settings.outputs)
         self._plan = plan
         self._store: Store | None = store_of(settings, plan, run)
+        self._seen = SeenKeys()
 
     def do(self, index: int, file: File, chunk: Chunk, ready: Ready | None = None) -> Done:
         """Entries first, then results. Raises SetupError where the run has to stop."""
@@ -55,13 +62,13 @@ class Worker:
         else:
             warmed = self.target.warm(chunk.batch, wanted=wanted)
         if self._store is not None:
-            self._store.write(index, chunk, warmed)
+            self._store.write(index, file.url, chunk, warmed)
         counts = np.bincount(warmed.codes, minlength=len(RESULTS)).tolist()
         rejects = [
             {"file": file.url, "row": chunk.line(i), "reason": warmed.reasons.get(i, "was not answered")}
             for i in np.flatnonzero(warmed.codes == FAILED).tolist()
         ]
-        return Done(index, chunk.start, chunk.stop, counts, rejects)
+        return Done(index, chunk.start, chunk.stop, counts, rejects, self._seen.again(warmed.keys))
 
     def close(self) -> None:
         if self._store is not None:
@@ -103,6 +110,7 @@ def through_of(settings: WarmSettings) -> tuple[Through, Plan]:
         inputs=through.columns,
         outputs=through.outputs,
         rows_per_second=settings.rows_per_second,
+        generation=0,  # the proxy's own matter
     )
     return through, plan
 

@@ -136,13 +136,13 @@ class Records:
         return cells
 
 
-def csv_chunks(handle: Any, url: str, columns: Sequence[str], start: int, rows: int) -> Iterator[Chunk]:
+def csv_chunks(handle: Any, url: str, columns: Sequence[str], start: int, sizes: Iterator[int]) -> Iterator[Chunk]:
     """The named columns from place `start` on."""
     with text_of(handle) as text:
         records = Records(text, delimiter_of(url))
         places = [records.header.index(name) for name in columns]
         row = sum(_is_row(record) for _, record in zip(range(start), records, strict=False))
-        while True:
+        for rows in sizes:
             pieces: list[pa.RecordBatch] = []
             stop = start
             while stop - start < rows and sum(piece.nbytes for piece in pieces) < CHUNK_BYTES:

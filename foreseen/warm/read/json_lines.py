@@ -117,10 +117,10 @@ class Line:
         self.parameters = counting(request.parameters, manifest)
 
 
-def json_chunks(handle: Any, url: str, signature: Signature, start: int, rows: int) -> Iterator[Chunk]:
+def json_chunks(handle: Any, url: str, signature: Signature, start: int, sizes: Iterator[int]) -> Iterator[Chunk]:
     """The lines from place `start` on. Raises SetupError where no line of the first chunk has one of the inputs."""
     lines = islice(iter(handle.readline, b""), start, None)
-    while block := list(_within(lines, rows)):
+    while block := list(_within(lines, next(sizes))):
         read = [Line(at, line, signature) for at, line in enumerate(block, start) if line.strip()]
         if read:
             if start == 0:
