@@ -189,6 +189,7 @@ def warm(*files: Annotated[str, Parameter(env_var=())], settings: WarmSettings) 
         raise SetupError(f"{error.name} is not installed; pip install 'foreseen[warm]'") from None
     from rich.console import Console
 
+    configure("error", "warm")
     stand_back(settings)
     job = Job(files, settings)
     if settings.dry_run:

@@ -24,7 +24,7 @@ from foreseen.manifest import ClientInput, Dim
 from foreseen.normalize import cast
 from foreseen.nouns import Array
 from foreseen.tensors import array_of_json
-from foreseen.warm.read.arrow import decoded, leaf_type, tensor_shape, with_leaf
+from foreseen.warm.read.arrow import decoded, leaf_type, plain_type, with_leaf
 from foreseen.warm.read.numbers import value_of
 
 
@@ -98,6 +98,16 @@ def ragged(batch: pa.RecordBatch, column: str, spec: Spec, bad: dict[int, str]) 
     return made
 
 
+def never_fits(kind: pa.DataType, spec: Spec, column: str, *, one_of_many: bool) -> str | None:
+    """Why no value of a column of this type can be (or, with `one_of_many`, be an element of) the input or output."""
+    if not fixed(spec):
+        return None
+    shape = () if one_of_many else tuple(int(dim) for dim in spec.shape[1:])
+    wanted = _Wanted(DATATYPES[spec.datatype], shape, column, takes_nan(spec))
+    why = _misfit(plain_type(kind), wanted)
+    return None if why is None else f"column {column!r} {why}"
+
+
 def floats(column: pa.Array, otherwise: float) -> Array:
     """A column as FP64, whatever it holds; `otherwise` where it holds no finite number."""
     made: Array = np.full(len(column), otherwise)
@@ -165,9 +175,8 @@ def _values(column: pa.Array, wanted: _Wanted, bad: dict[int, str]) -> Array:
     made: Array = np.zeros((rows, wanted.size), wanted.datatype.dtype)
     if wanted.datatype.kind == "s":
         made[...] = b""
-    shape = tensor_shape(column.type)
     column = decoded(column)
-    why = _misfit(column.type, shape, wanted)
+    why = _misfit(column.type, wanted)
     if why is not None:
         _reject_all(bad, rows, f"column {wanted.name!r} {why}")
         return made.reshape(rows, *wanted.shape)
@@ -187,8 +196,8 @@ def _values(column: pa.Array, wanted: _Wanted, bad: dict[int, str]) -> Array:
 _ARROW_OF_KIND = {"s": pa.large_binary(), "b": pa.bool_(), "i": pa.int64(), "f": pa.float64()}
 
 
-def _misfit(kind: pa.DataType, shape: tuple[int, ...] | None, wanted: _Wanted) -> str | None:
-    """Why no value of a column of this plain type can be the input. `shape` is that of a tensor type."""
+def _misfit(kind: pa.DataType, wanted: _Wanted) -> str | None:
+    """Why no value of a column of this plain type can be the input."""
     depth, leaf = leaf_type(kind)
     takes = "text or bytes" if wanted.datatype.kind == "s" else wanted.datatype.name
     if pa.types.is_null(kind) or (depth == 0 and wanted.datatype.kind != "s" and _textual(kind)):
@@ -201,8 +210,6 @@ def _misfit(kind: pa.DataType, shape: tuple[int, ...] | None, wanted: _Wanted) -
     }[wanted.datatype.kind]
     if not (fits or pa.types.is_null(leaf)):
         return f"holds {kind}, the model takes {takes}; map another column"
-    if shape is not None and shape != wanted.shape:
-        return f"holds tensors of shape {list(shape)}, the model takes {list(wanted.shape)}"
     if depth == 0 and wanted.size != 1:
         return f"holds one {kind} a row, the model takes {wanted.size} elements; map a list"
     if (depth > 1 and depth != len(wanted.shape)) or (depth and not wanted.shape):

@@ -71,6 +71,8 @@ class File(Struct, frozen=True):
     """About how many rows, by the first part of the file, where `rows` is not known."""
     partitions: Partitions = ()
     """Columns of the file's path (`lang=en/`) that the file itself has not; `columns` names them, too."""
+    schema: pa.Schema | None = None
+    """Of Parquet and Arrow."""
     members: tuple[str, ...] = ()
     """Members of the first objects of a JSONL file."""
 
@@ -203,7 +205,18 @@ def _inspected(url: str, fs: Any) -> File:
     columns = None if looked.columns is None else (*looked.columns, *(name for name, _ in partitions))
     estimate = looked.sampled if read >= size or not read else looked.sampled * size // read
     rows = looked.rows
-    return File(url, kind, size, columns, rows, looked.digest, rows or estimate or None, partitions, looked.members)
+    return File(
+        url,
+        kind,
+        size,
+        columns,
+        rows,
+        looked.digest,
+        rows or estimate or None,
+        partitions,
+        looked.schema,
+        looked.members,
+    )
 
 
 class _Look(Struct):
@@ -213,6 +226,7 @@ class _Look(Struct):
     rows: int | None
     digest: str | None = None
     sampled: int = 0
+    schema: pa.Schema | None = None
     members: tuple[str, ...] = ()
 
 
@@ -224,7 +238,8 @@ def _look_jsonl(file: Any, url: str, head: bytes) -> _Look:
         return _Look(None, 0)
     documents = [_json(line) for line in lines]
     members = dict.fromkeys(name for one in documents if isinstance(one, dict) for name in one)
-    return _Look(None, None, None, sum(map(_rows_of, documents)), () if "inputs" in members else tuple(members))
+    own = () if "inputs" in members else tuple(members)
+    return _Look(None, None, sampled=sum(map(_rows_of, documents)), members=own)
 
 
 def _json(line: bytes) -> Any:
@@ -254,7 +269,8 @@ def _look_csv(file: Any, url: str, head: bytes) -> _Look:
 
 def _look_parquet(file: Any, url: str, head: bytes) -> _Look:
     parquet = pq.ParquetFile(file)
-    return _Look(tuple(parquet.schema_arrow.names), parquet.metadata.num_rows, _recorded(parquet.schema_arrow))
+    schema = parquet.schema_arrow
+    return _Look(tuple(schema.names), parquet.metadata.num_rows, _recorded(schema), schema=schema)
 
 
 def _look_arrow(file: Any, url: str, head: bytes) -> _Look:
@@ -263,7 +279,7 @@ def _look_arrow(file: Any, url: str, head: bytes) -> _Look:
     if isinstance(reader, pa.RecordBatchFileReader):
         rows = sum(reader.get_batch(i).num_rows for i in range(min(reader.num_record_batches, 1)))
         rows = None if rows or reader.num_record_batches > 1 else 0
-    return _Look(tuple(reader.schema.names), rows, _recorded(reader.schema))
+    return _Look(tuple(reader.schema.names), rows, _recorded(reader.schema), schema=reader.schema)
 
 
 def _look_npz(file: Any, url: str, head: bytes) -> _Look:

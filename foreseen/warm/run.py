@@ -31,7 +31,7 @@ from foreseen.warm.results import where
 from foreseen.warm.teller import Teller
 from foreseen.warm.verify import Sample
 from foreseen.warm.warmer import Ready, Warmer
-from foreseen.warm.who import check_digests, plan_of, state_of, wanted_columns
+from foreseen.warm.who import check_digests, check_types, plan_of, state_of, wanted_columns
 from foreseen.warm.worker import Done, Target, Worker, through_of
 
 SWITCH_SECONDS = 0.0001
@@ -100,7 +100,9 @@ class Job:
                 for file in self.files:
                     self.wanted[file.url] = {**dict.fromkeys(_named_columns(file), ""), **self.wanted[file.url]}
             for file in self.files:
+                # `--out` and `--sql` keep all columns, so that all of them must have a name of their own.
                 check_columns(file, list(self.wanted[file.url]) if file.columns is not None and file.rows != 0 else [])
+            check_types(self.files, self.plan)
             if settings.outputs:
                 check_digests(self.files, self.plan, settings.digest)
         except SetupError:

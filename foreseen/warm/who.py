@@ -18,7 +18,7 @@ from foreseen.places import model_socket, state_socket
 from foreseen.servers import access_of, master_at
 from foreseen.settings import WarmSettings
 from foreseen.warm.asker import Asker
-from foreseen.warm.columns import columns_for, fixed
+from foreseen.warm.columns import columns_for, fixed, never_fits
 from foreseen.warm.files import DIGEST_COLUMN, File
 from foreseen.warm.importer import MADE_AT_COLUMN, OUTPUT_PREFIX, SECONDS_COLUMN
 from foreseen.warm.plan import Plan
@@ -121,9 +121,39 @@ def wanted_columns(file: File, plan: Plan) -> dict[str, str]:
     return wanted
 
 
+def check_types(files: Sequence[File], plan: Plan) -> None:
+    """A file whose column can never be the input rejects its rows. Where that is so of all files, nobody needs to read
+    them to know: raises SetupError."""
+    reasons = [_misfit_of(file, plan) for file in files if file.rows != 0]
+    if reasons and all(reason is not None for reason in reasons):
+        raise SetupError(str(reasons[0]))
+
+
+def _misfit_of(file: File, plan: Plan) -> str | None:
+    if file.schema is None or file.columns is None:
+        return None
+    specs = [(spec, plan.inputs, "") for spec in plan.manifest.seen.inputs if not spec.ignore]
+    if plan.mode == "import":
+        specs += [(spec, plan.outputs, OUTPUT_PREFIX) for spec in plan.manifest.model.outputs]  # type: ignore[misc]
+    for spec, names, prefix in specs:
+        try:
+            columns = columns_for(spec, file.columns, names, prefix)
+        except SetupError:  # a mask that may be left out
+            continue
+        for column in columns:
+            if column in file.schema.names:
+                kind = file.schema.field(column).type
+                why = never_fits(kind, spec, column, one_of_many=len(columns) > 1)
+                if why is not None:
+                    return f"{file.url}: {why}"
+    return None
+
+
 def check_digests(files: Sequence[File], plan: Plan, given: str | None) -> None:
     """An import is only right for the model that computed it. Raises SetupError for any file that does not say so."""
     for file in files:
+        if file.rows == 0:
+            continue
         if file.digest is None and file.columns is not None and DIGEST_COLUMN in file.columns:
             continue  # held against each row when it is read
         recorded = file.digest or given

@@ -29,8 +29,8 @@ def decoded(column: pa.Array) -> pa.Array:
         return decoded(column.dictionary).take(column.indices)
     if pa.types.is_run_end_encoded(kind):
         return decoded(pc.run_end_decode(column))
-    if isinstance(kind, pa.FixedShapeTensorType) and _permuted(kind):
-        return _in_logical_order(column, plain)
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return _nested(column.storage, kind, plain)
     if isinstance(column, pa.ExtensionArray) and not pa.types.is_boolean(plain):
         return decoded(column.storage)
     if _castable(kind):
@@ -47,6 +47,11 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
         return kind
     if isinstance(kind, pa.Bool8Type):
         return pa.bool_()
+    if isinstance(kind, pa.FixedShapeTensorType):  # nested, so that [8, 2] is never taken for [2, 8]
+        plain = plain_type(kind.value_type)
+        for size in reversed(_logical_shape(kind)):
+            plain = pa.list_(plain, size)
+        return plain
     if isinstance(kind, pa.BaseExtensionType):
         return plain_type(kind.storage_type)
     if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
@@ -65,14 +70,6 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def tensor_shape(kind: pa.DataType) -> tuple[int, ...] | None:
-    """The shape of one value of a fixed-shape tensor type, as its writer means it."""
-    if not isinstance(kind, pa.FixedShapeTensorType):
-        return None
-    order = kind.permutation or range(len(kind.shape))
-    return tuple(kind.shape[axis] for axis in order)
-
-
 def leaf_type(kind: pa.DataType) -> tuple[int, pa.DataType]:
     """How deep a plain type is nested in lists, and the type of the elements."""
     depth = 0
@@ -89,15 +86,21 @@ def with_leaf(kind: pa.DataType, leaf: pa.DataType) -> pa.DataType:
     return leaf
 
 
-def _permuted(kind: pa.FixedShapeTensorType) -> bool:
-    order = kind.permutation
-    return order is not None and list(order) != sorted(order)
+def _logical_shape(kind: pa.FixedShapeTensorType) -> list[int]:
+    """The shape as the writer means it: `permutation` says which stored axis each one is."""
+    return [kind.shape[axis] for axis in kind.permutation or range(len(kind.shape))]
 
 
-def _in_logical_order(column: pa.Array, plain: pa.DataType) -> pa.Array:
-    """Tensors that are stored with their axes permuted, as their writer sees them, row-major."""
-    rows = [None if not row.is_valid else row.to_numpy().ravel().tolist() for row in column]
-    return pa.array(rows, plain)
+def _nested(storage: pa.Array, kind: pa.FixedShapeTensorType, plain: pa.DataType) -> pa.Array:
+    """Tensors as lists in lists, in the order of their logical axes."""
+    values = storage.drop_null().flatten()
+    if kind.permutation is not None:
+        stored = values.to_numpy(zero_copy_only=False).reshape(-1, *kind.shape)
+        values = pa.array(stored.transpose(0, *(axis + 1 for axis in kind.permutation)).ravel())
+    for size in reversed(_logical_shape(kind)):
+        values = pa.FixedSizeListArray.from_arrays(values, size)
+    place = iter(range(len(storage)))
+    return values.cast(plain).take(pa.array([next(place) if row.is_valid else None for row in storage], pa.int64()))
 
 
 def _castable(kind: pa.DataType) -> bool:
