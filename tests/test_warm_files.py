@@ -360,6 +360,7 @@ def test_one_document_is_no_json_lines(tmp_path: Path, name: str) -> None:
         ('[\n {"text": "a"}\n]', "is a JSON array"),
         ('{\n "text": "a"\n}', "is one JSON document over several lines"),
         ('{"text":\n "a"}', "is one JSON document over several lines"),
+        ('\x1e{\n "text": "a"\n}', "is one JSON document over several lines"),
     ]:
         (tmp_path / name).write_text(text)
         assert said in refused(tmp_path / name)
@@ -416,6 +417,16 @@ def test_hidden_parts_of_folders_are_left_out(tmp_path: Path) -> None:
         assert read(name, TEXT)[0] == [b"good"], name
     assert read(top / "_temporary/0", TEXT)[0] == [b"bad"]
     assert read(top / "_delta_log/*.parquet", TEXT)[0] == [b"bad"]
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    """Parts may lie on another disk; a link to a folder that it lies in does not lead round."""
+    table(tmp_path / "elsewhere" / "p.parquet", text=["there"])
+    table(tmp_path / "data" / "a.parquet", text=["here"])
+    (tmp_path / "data" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "loop").symlink_to(".")
+    (tmp_path / "elsewhere" / "up").symlink_to(tmp_path)
+    assert sorted(read(tmp_path / "data", TEXT)[0]) == [b"here", b"there"]
 
 
 def test_columns_of_hive_paths(tmp_path: Path) -> None:

@@ -202,6 +202,10 @@ def _misfit(kind: pa.DataType, wanted: _Wanted) -> str | None:
     takes = "text or bytes" if wanted.datatype.kind == "s" else wanted.datatype.name
     if pa.types.is_null(kind) or (depth == 0 and wanted.datatype.kind != "s" and _textual(kind)):
         return None  # of the latter each cell says what it holds
+    if depth == 0 and wanted.size != 1:
+        return f"holds one {kind} a row, the model takes {wanted.size} elements; map a list"
+    if (depth > 1 and depth != len(wanted.shape)) or (depth and not wanted.shape):
+        return f"is nested {depth} deep, the model takes shape {list(wanted.shape)}"
     fits = {
         "s": _textual(leaf),
         "b": pa.types.is_boolean(leaf),
@@ -210,10 +214,6 @@ def _misfit(kind: pa.DataType, wanted: _Wanted) -> str | None:
     }[wanted.datatype.kind]
     if not (fits or pa.types.is_null(leaf)):
         return f"holds {kind}, the model takes {takes}; map another column"
-    if depth == 0 and wanted.size != 1:
-        return f"holds one {kind} a row, the model takes {wanted.size} elements; map a list"
-    if (depth > 1 and depth != len(wanted.shape)) or (depth and not wanted.shape):
-        return f"is nested {depth} deep, the model takes shape {list(wanted.shape)}"
     return None
 
 

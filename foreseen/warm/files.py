@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -162,7 +163,21 @@ def _matched(fs: Any, pattern: str) -> list[str]:
 
 def _below(fs: Any, folder: str, base: str) -> list[str]:
     """All files of a folder, except what its writers hide: uncommitted parts, logs, checkpoints."""
-    return _readable(fs, [path for path in sorted(fs.find(folder)) if not hidden(path, base)])
+    return _readable(fs, [path for path in _files_below(fs, folder, ()) if not hidden(path, base)])
+
+
+def _files_below(fs: Any, folder: str, above: tuple[str, ...]) -> list[str]:
+    """All files of a folder, those behind links to folders too, which fsspec takes for files. A link to a folder that
+    it lies in would lead round for ever and is left out."""
+    found: list[str] = []
+    local = "file" in _protocols(fs)
+    here = (*above, os.path.realpath(folder)) if local else above
+    for path in sorted(fs.find(folder)):
+        if not (local and fs.isdir(path)):
+            found.append(path)
+        elif os.path.realpath(path) not in here and not here[-1].startswith(os.path.realpath(path) + "/"):
+            found += _files_below(fs, path, here)
+    return found
 
 
 def _readable(fs: Any, paths: Sequence[str]) -> list[str]:

@@ -26,6 +26,8 @@ from foreseen.warm.dry import Forecast, forecast
 from foreseen.warm.files import File, check_columns, files_of
 from foreseen.warm.generation import Generations
 from foreseen.warm.idle import only_when_idle
+from foreseen.warm.importer import OUTPUT_PREFIX
+from foreseen.warm.plan import Plan
 from foreseen.warm.reader import Chunk, chunks
 from foreseen.warm.results import where
 from foreseen.warm.teller import Teller
@@ -98,7 +100,10 @@ class Job:
             self.wanted = {file.url: wanted_columns(file, self.plan) for file in self.files}
             if settings.out is not None or settings.sql is not None:  # a store keeps ids and whatever else there is
                 for file in self.files:
-                    self.wanted[file.url] = {**dict.fromkeys(_named_columns(file), ""), **self.wanted[file.url]}
+                    self.wanted[file.url] = {
+                        **dict.fromkeys(_kept_columns(file, self.plan), ""),
+                        **self.wanted[file.url],
+                    }
             for file in self.files:
                 # `--out` and `--sql` keep all columns, so that all of them must have a name of their own.
                 check_columns(file, list(self.wanted[file.url]) if file.columns is not None and file.rows != 0 else [])
@@ -254,10 +259,12 @@ class Job:
         )
 
 
-def _named_columns(file: File) -> tuple[str, ...]:
-    """All columns that a store can keep: spreadsheets leave some without a name."""
+def _kept_columns(file: File, plan: Plan) -> tuple[str, ...]:
+    """All columns that a store can keep beside its own: spreadsheets leave some without a name, and results that are
+    warmed again have some that this run writes itself."""
     columns = file.members if file.columns is None else file.columns
-    return tuple(name for name in columns if name)
+    own = {OUTPUT_PREFIX + output.name for output in plan.manifest.model.outputs}
+    return tuple(name for name in columns if name and name not in own and not name.startswith("foreseen."))
 
 
 def stand_back(settings: WarmSettings) -> None:

@@ -73,10 +73,11 @@ def plan_of(settings: WarmSettings) -> tuple[Plan, Facts]:
     return plan, facts
 
 
-def plan_for(model: str, data: Path = Path("data"), models: Path | None = None) -> Plan:
+def plan_for(model: str, data: Path | str = "data", models: Path | str | None = None) -> Plan:
     """The plan of warming a model that runs under `data`: its manifest from `models` or the packaged ones, its digest
     from its process. Raises SetupError where it may not be warmed or is not known."""
-    return plan_of(WarmSettings(model=model, data=data, models=models))[0]
+    folder = None if models is None else Path(models)
+    return plan_of(WarmSettings(model=model, data=Path(data), models=folder))[0]
 
 
 def mapped(given: Sequence[str], names: Sequence[str], flag: str, kind: str) -> dict[str, str]:

@@ -38,6 +38,8 @@ _BINARIES = (
     (b"Obj\x01", "Avro"),
     (b"ORC", "ORC"),
 )
+JSON_MARKS = (codecs.BOM_UTF8, b"\x1e")
+"""A byte order mark begins a file, and each part of one made by `cat`; RFC 7464 puts 0x1E before each text."""
 NUL_SHARE = 0.25
 """English text in UTF-16 is half NUL bytes, text in UTF-8 has none."""
 
@@ -85,6 +87,8 @@ def check_text(head: bytes) -> None:
 def check_json_lines(head: bytes) -> None:
     """Raises ValueError where the file is one JSON document instead of one object a line."""
     first = next((line for line in head.split(b"\n") if line.strip()), b"").strip()
+    for mark in JSON_MARKS:
+        first = first.removeprefix(mark)
     if first[:1] == b"[":
         raise ValueError("is a JSON array; write one object per line: jq -c '.[]'")
     if first[:1] == b"{" and first[-1:] in b"{[,:" and not _is_json(first):

@@ -5,7 +5,6 @@ A tensor of n elements may also be n members NAME_0 … NAME_n-1. A line that ca
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -23,10 +22,8 @@ from foreseen.tensors import array_of_json
 from foreseen.warm.columns import element_names, takes_nan
 from foreseen.warm.plan import LINE_COLUMN, PARAMETERS_COLUMN, REJECT_COLUMN
 from foreseen.warm.read.chunk import CHUNK_BYTES, Chunk
+from foreseen.warm.read.content import JSON_MARKS
 from foreseen.wire import parse_request
-
-_MARKS = (codecs.BOM_UTF8, b"\x1e")
-"""A byte order mark begins a file, and each part of one made by `cat`; RFC 7464 puts 0x1E before each text."""
 
 Field = ClientInput | ModelOutput
 
@@ -65,7 +62,7 @@ class Line:
         self.parameters = b""
         self.columns: dict[str, list[Any]] = {}
         self.rows = 1
-        for mark in _MARKS:
+        for mark in JSON_MARKS:
             text = text.removeprefix(mark)
         try:
             document = load_json(text)
