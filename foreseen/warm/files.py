@@ -7,7 +7,6 @@ has begun. URLs are fsspec's; s3:// and gs:// need s3fs and gcsfs.
 from __future__ import annotations
 
 import csv
-import io
 import os
 import zipfile
 import zlib
@@ -17,20 +16,17 @@ from lzma import LZMAError
 from typing import Any, Literal
 
 import fsspec
-import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 from msgspec import Struct
 
 from foreseen.errors import SetupError
-from foreseen.warm.read.content import MAGIC_BYTES, binary_format, check_json_lines, check_text, decompressed
-from foreseen.warm.read.delimited import Records, delimiter_of, text_of
-from foreseen.warm.read.npz import check_npz, npz_names
+from foreseen.warm.read.content import MAGIC_BYTES, binary_format, decompressed
+from foreseen.warm.read.looks import LOOKS
+from foreseen.warm.read.npz import check_npz
 from foreseen.warm.read.paths import Partitions, base_name, hidden, partitions_of
 
 Format = Literal["jsonl", "csv", "parquet", "arrow", "npz"]
-DIGEST_METADATA = b"foreseen.digest"
 DIGEST_COLUMN = "foreseen.digest"
 _FORMATS: dict[str, Format] = {
     ".jsonl": "jsonl",
@@ -128,15 +124,6 @@ def check_columns(file: File, names: Sequence[str]) -> None:
             check_npz(handle, [name for name in names if name not in own])
 
 
-def arrow_reader(file: Any) -> Any:
-    """A random access file, or else a stream of record batches."""
-    try:
-        return pa.ipc.open_file(file)
-    except pa.ArrowInvalid:
-        file.seek(0)
-        return pa.ipc.open_stream(file)
-
-
 def _expanded(name: str) -> list[tuple[str, Any]]:
     """The files that one name stands for. A name that exists is that file or folder, also with `[1]` in it."""
     try:
@@ -215,7 +202,7 @@ def _inspected(url: str, fs: Any) -> File:
         if size == 0 and kind not in ("csv", "jsonl"):  # of a text file it is a part without rows
             raise ValueError("is empty; remove it, or make it again")
     with opened(url) as file:
-        looked = _LOOKS[kind](file, url, head)
+        looked = LOOKS[kind](file, url, head)
     partitions = partitions_of(url, looked.columns or ())
     columns = None if looked.columns is None else (*looked.columns, *(name for name, _ in partitions))
     estimate = looked.sampled if read >= size or not read else looked.sampled * size // read
@@ -234,90 +221,8 @@ def _inspected(url: str, fs: Any) -> File:
     )
 
 
-class _Look(Struct):
-    """What a file is seen to hold. `sampled` are the rows of the first part of a text file."""
-
-    columns: tuple[str, ...] | None
-    rows: int | None
-    digest: str | None = None
-    sampled: int = 0
-    schema: pa.Schema | None = None
-    members: tuple[str, ...] = ()
-
-
-def _look_jsonl(file: Any, url: str, head: bytes) -> _Look:
-    check_text(head)
-    check_json_lines(head)
-    lines = [line for line in head.split(b"\n") if line.strip()]
-    if not lines and not file.read(len(head) + 1)[len(head) :]:
-        return _Look(None, 0)
-    documents = [_json(line) for line in lines]
-    members = dict.fromkeys(name for one in documents if isinstance(one, dict) for name in one)
-    own = () if "inputs" in members else tuple(members)
-    return _Look(None, None, sampled=sum(map(_rows_of, documents)), members=own)
-
-
-def _json(line: bytes) -> Any:
-    try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return None
-
-
-def _rows_of(document: Any) -> int:
-    """Rows of one line: a V2 request may hold several."""
-    try:
-        return int(document["inputs"][0]["shape"][0])
-    except (KeyError, IndexError, TypeError, ValueError):
-        return 1
-
-
-def _look_csv(file: Any, url: str, head: bytes) -> _Look:
-    check_text(head)
-    with text_of(file) as text:
-        records = Records(text, delimiter_of(url))
-        first = next((record for record in records if record.cells or record.reason is not None), None)
-    with text_of(io.BytesIO(head)) as text:
-        sampled = sum(bool(record.cells) for record in Records(text, delimiter_of(url)))
-    return _Look(tuple(records.header), 0 if first is None else None, None, sampled)
-
-
-def _look_parquet(file: Any, url: str, head: bytes) -> _Look:
-    parquet = pq.ParquetFile(file)
-    schema = parquet.schema_arrow
-    return _Look(tuple(schema.names), parquet.metadata.num_rows, _recorded(schema), schema=schema)
-
-
-def _look_arrow(file: Any, url: str, head: bytes) -> _Look:
-    reader = arrow_reader(file)
-    rows = None
-    if isinstance(reader, pa.RecordBatchFileReader):
-        rows = sum(reader.get_batch(i).num_rows for i in range(min(reader.num_record_batches, 1)))
-        rows = None if rows or reader.num_record_batches > 1 else 0
-    return _Look(tuple(reader.schema.names), rows, _recorded(reader.schema), schema=reader.schema)
-
-
-def _look_npz(file: Any, url: str, head: bytes) -> _Look:
-    names, rows = npz_names(file)
-    return _Look(tuple(names), rows)
-
-
-_LOOKS = {
-    "jsonl": _look_jsonl,
-    "csv": _look_csv,
-    "parquet": _look_parquet,
-    "arrow": _look_arrow,
-    "npz": _look_npz,
-}
-
-
 def _named(kind: str | None) -> Format | None:
     return "parquet" if kind == "parquet" else "arrow" if kind == "arrow" else None
-
-
-def _recorded(schema: pa.Schema) -> str | None:
-    value = (schema.metadata or {}).get(DIGEST_METADATA)
-    return value.decode("ascii", "replace") if value else None
 
 
 def _protocols(fs: Any) -> tuple[str, ...]:

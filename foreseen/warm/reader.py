@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 from msgspec import structs
 
 from foreseen.manifest import Manifest
-from foreseen.warm.files import File, arrow_reader, opened
+from foreseen.warm.files import File, opened
 from foreseen.warm.read.arrow import decoded_batch
 from foreseen.warm.read.chunk import CHUNK_BYTES, Chunk
 from foreseen.warm.read.delimited import csv_chunks
 from foreseen.warm.read.json_lines import Signature, json_chunks
+from foreseen.warm.read.looks import arrow_reader
 from foreseen.warm.read.npz import npz_batches
 
 __all__ = ["Chunk", "chunks"]

@@ -23,9 +23,9 @@ from foreseen.manifest import Manifest
 from foreseen.nouns import Output, Prediction
 from foreseen.settings import WarmSettings
 from foreseen.tensors import array_of_raw, json_of_raw
-from foreseen.warm.files import DIGEST_METADATA
 from foreseen.warm.importer import MADE_AT_COLUMN, OUTPUT_PREFIX, SECONDS_COLUMN
 from foreseen.warm.plan import LINE_COLUMN, PARAMETERS_COLUMN, REJECT_COLUMN, Plan, Warmed
+from foreseen.warm.read.looks import DIGEST_METADATA
 from foreseen.warm.reader import Chunk
 
 KEY_COLUMN = "foreseen.key"
