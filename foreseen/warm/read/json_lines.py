@@ -13,17 +13,17 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, BadRequest, SetupError
-from foreseen.manifest import ClientInput, Manifest, ModelOutput
-from foreseen.parameters import counting
-from foreseen.strict_json import load_json
-from foreseen.tensors import array_of_json
-from foreseen.warm.columns import element_names, takes_nan
+from foreseen.modelspec.manifest import ClientInput, Manifest, ModelOutput
+from foreseen.modelspec.parameters import counting
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.strict_json import load_json
+from foreseen.protocol.tensors import array_of_json
+from foreseen.protocol.wire import parse_request
 from foreseen.warm.plan import LINE_COLUMN, PARAMETERS_COLUMN, REJECT_COLUMN
 from foreseen.warm.read.chunk import CHUNK_BYTES, Chunk
+from foreseen.warm.read.columns import element_names, takes_nan
 from foreseen.warm.read.content import JSON_MARKS
-from foreseen.wire import parse_request
 
 Field = ClientInput | ModelOutput
 

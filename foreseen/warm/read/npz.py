@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from msgspec import Struct
 
-from foreseen.nouns import Array
+from foreseen.types import Array
 
 MAX_WHOLE_BYTES = 2**30
 """An array in column order (Fortran) is read as a whole, as its rows do not lie together; a larger one is refused."""
