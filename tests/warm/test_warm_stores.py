@@ -13,7 +13,7 @@ import sqlalchemy as sql
 from tests.live import Live
 from tests.postgres import OWNER, postgres
 from tests.questions import ask_fingerprint, fingerprint
-from tests.test_warm import counts, digest_of, parquet, refused, rows_of, warmed
+from tests.warm.test_warm import counts, digest_of, parquet, refused, rows_of, warmed
 
 
 @pytest.fixture(scope="module")
