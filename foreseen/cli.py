@@ -189,6 +189,7 @@ def warm(*files: Annotated[str, Parameter(env_var=())], settings: WarmSettings) 
         raise SetupError(f"{error.name} is not installed; pip install 'foreseen[warm]'") from None
     from rich.console import Console
 
+    configure("error", "warm")
     stand_back(settings)
     job = Job(files, settings)
     if settings.dry_run:
@@ -199,7 +200,7 @@ def warm(*files: Annotated[str, Parameter(env_var=())], settings: WarmSettings) 
             Console().print(forecast_table(forecast))
         return
     with bar(quiet=settings.json) as watcher:
-        summary = job.go(watcher)
+        summary = job.go(watcher, watcher)
     if settings.json:
         print(msgspec.json.encode(summary).decode())
     else:
