@@ -422,9 +422,19 @@ class PurgeSettings(Common):
     """What is purged, and where. See PURGE_TARGETS."""
 
     model: Annotated[str | None, Parameter(help="Purge everything of a model.")] = None
-    digest: Annotated[str | None, Parameter(help="Purge everything that a model of this digest computed.")] = None
+    digest: Annotated[
+        str | None,
+        Parameter(
+            help="Purge everything that was computed under this model digest or artifact digest; its first eight "
+            "digits or more are enough."
+        ),
+    ] = None
     key: Annotated[str | None, Parameter(help="Purge one row's entry, by its key (foreseen key, or explain).")] = None
     all: Annotated[bool, Parameter(help="Purge everything.")] = False
+    even_if_unknown: Annotated[
+        bool,
+        Parameter(help="Write the purge also where no proxy, state store or artifact knows the name.", negative=""),
+    ] = False
     timeout_seconds: Annotated[float, Parameter(help="How long workers have to confirm.")] = 5.0
     admin: Annotated[str | None, Parameter(help="HOST:PORT of operators' routes. Default: DATA/run/admin.sock.")] = None
     admin_token_file: Annotated[Path | None, Parameter(help="Token of operators. Default: DATA/admin-token.")] = None
@@ -433,7 +443,7 @@ class PurgeSettings(Common):
     ] = None
 
 
-PURGE_TARGETS = ("model", "digest", "key", "all", "forget")
+PURGE_TARGETS = ("model", "digest", "key", "all", "even_if_unknown", "forget")
 """Flags of `foreseen purge` that have no environment name: FORESEEN_MODEL is a server's, and must not purge it."""
 
 

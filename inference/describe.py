@@ -23,6 +23,7 @@ def metadata(session: Session, row_independent: bool) -> dict[str, Any]:
         "outputs": [_tensor(spec) for spec in manifest.model.outputs],
         "parameters": {
             "digest": session.digest,
+            "artifact": record.artifact.digest,
             "preparation": record.artifact.preparation,
             "precision": record.artifact.precision,
             "provider": session.provider,

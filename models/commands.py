@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from foreseen import manifest as manifests
-from foreseen.artifact import Record, read_record
+from foreseen.artifact import Record, read_record, read_serving
 from foreseen.errors import SetupError
 from foreseen.manifest import Manifest
 from foreseen.settings import Common
@@ -67,9 +67,9 @@ def build(
 def list_(*, json: Json = False, common: Common = DEFAULTS) -> None:
     """List the models there are manifests of, and what is built of them."""
     known = [manifests.find(name, common.model_folders) for name in manifests.names(common.model_folders)]
-    built = [(manifest, _record(common.data, manifest)) for manifest in known]
+    built = [(one, _record(common.data, one), read_serving(common.data, one.name)) for one in known]
     if json:
-        _print_json([tables.listed(manifest, record) for manifest, record in built])
+        _print_json([tables.listed(*one) for one in built])
     else:
         tables.show_models(Console(), built)
 

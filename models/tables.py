@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from foreseen.artifact import Record
+from foreseen.artifact import Record, Serving
 from foreseen.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -41,29 +41,32 @@ def show_choice(out: Console, record: Record) -> None:
     artifact = record.artifact
     cached = "cached by the row" if record.row_independent else "NOT cached by the row: batch-mates change its answers"
     size = artifact.graph.bytes / MEGABYTE
-    line = f"{artifact.model}: {artifact.precision} in force, {size:.1f} MB, {artifact.digest[:12]}, {cached}"
+    line = f"{artifact.model}: {artifact.precision} in force, {size:.1f} MB, artifact {artifact.digest[:12]}, {cached}"
     out.print(line, highlight=False, soft_wrap=True)
 
 
-def show_models(out: Console, built: Sequence[tuple[Manifest, Record | None]]) -> None:
-    table = Table("model", "what", "in force", "MB", "rows", "digest")
-    for manifest, record in built:
+def show_models(out: Console, built: Sequence[tuple[Manifest, Record | None, Serving | None]]) -> None:
+    """`artifact` is what was built, `digest` what its process last served it as, which is in every key."""
+    table = Table("model", "what", "in force", "MB", "rows", "artifact", "digest")
+    for manifest, record, serving in built:
         if record is None:
-            table.add_row(manifest.name, manifest.title, "not built", "", "", "")
+            table.add_row(manifest.name, manifest.title, "not built", "", "", "", "")
             continue
         artifact = record.artifact
         rows = "independent" if record.row_independent else "depend on batch-mates"
         size = f"{artifact.graph.bytes / MEGABYTE:.1f}"
-        table.add_row(manifest.name, manifest.title, artifact.precision, size, rows, artifact.digest[:12])
+        digest = "not served yet" if serving is None else serving.digest[:12]
+        table.add_row(manifest.name, manifest.title, artifact.precision, size, rows, artifact.digest[:12], digest)
     out.print(table)
 
 
-def listed(manifest: Manifest, record: Record | None) -> dict[str, Any]:
-    """One model of `models list --json`."""
+def listed(manifest: Manifest, record: Record | None, serving: Serving | None) -> dict[str, Any]:
+    """One model of `models list --json`; `digest` is the model digest, null until its process was ready once."""
     base: dict[str, Any] = {"name": manifest.name, "title": manifest.title, "precisions": list(manifest.precisions)}
     if record is None:
         return base | {"built": None}
-    built = {"precision": record.artifact.precision, "digest": record.artifact.digest}
+    digest = None if serving is None else serving.digest
+    built = {"precision": record.artifact.precision, "artifact": record.artifact.digest, "digest": digest}
     return base | {"built": built | {"row_independent": record.row_independent}}
 
 

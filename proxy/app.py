@@ -55,6 +55,7 @@ from proxy.pipeline import Pipeline
 from proxy.predictions import Predictions
 from proxy.pulse import Pulse
 from proxy.purge import Purger, admin_application
+from proxy.purge_targets import Targets
 from proxy.replay import Memory
 from proxy.road import Road
 from proxy.serve import Server
@@ -136,7 +137,8 @@ class Proxy:
         token = Token(
             settings.admin_token_file or settings.data / "admin-token", required=settings.admin_token_file is not None
         )
-        self.admin = admin_application(Purger(self.state, tiers), token, settings.body_seconds)
+        self.targets = Targets(self.state, self.served, settings.data)
+        self.admin = admin_application(Purger(self.state, tiers), self.targets, token, settings.body_seconds)
         self.edge = Edge(
             served=self.served,
             server=self.server,
@@ -184,6 +186,7 @@ class Proxy:
             watchers = [asyncio.create_task(served.watch()) for served in self.served.values()]
         watchers.append(asyncio.create_task(self.pulse.beat()))
         watchers.append(asyncio.create_task(self.generations.follow()))
+        watchers.append(asyncio.create_task(self.targets.follow()))
         try:
             async with asyncio.timeout(STATE_SECONDS):
                 await self.generations.ready.wait()
@@ -197,6 +200,7 @@ class Proxy:
             self.metrics.flush()  # what the last flights counted
             if self.jobs is not None:
                 await self.jobs.close()
+            await self.targets.note()
             await self.generations.leave()
             for served in self.served.values():
                 await served.process.close()

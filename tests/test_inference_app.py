@@ -139,6 +139,7 @@ async def test_it_describes_itself(inverse: Client) -> None:
     }
     assert parameters == {
         "digest": inverse.served.session.digest,
+        "artifact": inverse.served.session.record.artifact.digest,
         "preparation": inverse.served.session.record.artifact.preparation,
         "precision": "fp32",
         "provider": "CPUExecutionProvider",
