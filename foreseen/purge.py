@@ -43,7 +43,7 @@ def purge(settings: PurgeSettings) -> str:
 
 
 def _ask(settings: PurgeSettings, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    token = read_secret(settings.admin_token_file or settings.data / "admin-token").decode()
+    token = read_secret(settings.admin_token_file or settings.data / "admin-token", "admin token").decode()
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     connection = _connection(settings)
     try:
