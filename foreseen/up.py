@@ -39,6 +39,7 @@ from foreseen.secret import make_secret
 from foreseen.servers import shown
 from foreseen.settings import InferenceSettings, ProxySettings, UpSettings, WorkerSettings, arguments
 from foreseen.signing import Signer, make_webhook_secret
+from foreseen.source_file import changed_file
 
 log = structlog.get_logger()
 
@@ -290,6 +291,8 @@ class _System:
 
 async def _build(manifest: Manifest, settings: UpSettings) -> None:
     """Build a model in a process of its own where it is missing or of an older manifest."""
+    if changed := await asyncio.to_thread(changed_file, manifest):
+        log.warning("model file changed; what was built before is served", model=manifest.name, why=changed)
     if _is_built(manifest, settings.data):
         return
     flags = ["--models", str(settings.models)] if settings.models else []

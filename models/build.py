@@ -18,6 +18,7 @@ from foreseen.artifact import Artifact, Record, write_record
 from foreseen.errors import SetupError
 from foreseen.manifest import Manifest, Precision
 from foreseen.nouns import Row
+from foreseen.source_file import changed_file
 from models import check, exact, heads
 from models.child import prove
 from models.fetch import fetch
@@ -55,6 +56,8 @@ def prepare(manifest: Manifest, data: Path, folder: Path, say: Say) -> Bench:
     """Fetch what the manifest's source lists and make the fp32 graph of it."""
     if manifest.source is None:
         raise SetupError(f"model {manifest.name!r} has no [source]: there is nothing to build")
+    if changed := changed_file(manifest):  # what was fetched before would be built again, and nobody would notice
+        raise SetupError(changed)
     files = folder / "files"
     fetch(manifest.source, data, files, say)
     with say.step(f"make the fp32 graph of {manifest.name}"):

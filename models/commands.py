@@ -39,7 +39,7 @@ def build(
     test: Test = None,
     common: Common = DEFAULTS,
 ) -> None:
-    """Build a model and put it in force.
+    """Build a model and put it in force; say whether it is another one than before.
 
     Parameters
     ----------
@@ -48,6 +48,7 @@ def build(
     """
     files = _files(train, test)
     manifest = manifests.find(name, common.model_folders)
+    before = _record(common.data, manifest)
     with progress.shown() as say:
         if not full and files is None:
             from models.build import build as build_quick
@@ -60,7 +61,7 @@ def build(
     out = Console()
     if full or files is not None:
         tables.show_report(out, report, record.artifact.precision)
-    tables.show_choice(out, record)
+    tables.show_build(out, record, before)
 
 
 @app.command(name="list")
@@ -103,6 +104,14 @@ def add(
     file: Path,
     *,
     name: Annotated[str | None, Parameter(help="What to call it; default: after the file.")] = None,
+    replace: Annotated[
+        bool,
+        Parameter(
+            help="Take the place of the model of that name; where inputs and outputs are the same, its model.toml "
+            "stays but for the sha256.",
+            negative="",
+        ),
+    ] = False,
     common: Common = DEFAULTS,
 ) -> None:
     """Add an ONNX file of your own: write a commented model.toml into --models and probe row independence.
@@ -117,7 +126,7 @@ def add(
     if common.models is None:
         raise SetupError("say where your models are: --models DIR (or FORESEEN_MODELS), and the same for `up`")
     with progress.shown() as say:
-        path = add_file(file, name, common.models, common.data, say)
+        path = add_file(file, name, common.models, common.data, say, replace=replace)
     print(f"{path}\nbuild it with: foreseen models build {path.parent.name} --models {common.models}")
 
 

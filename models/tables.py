@@ -37,6 +37,17 @@ def show_report(out: Console, report: Report, chosen: str | None) -> None:
         out.print(f"in force is {chosen}; a full build would take {report.best}", highlight=False)
 
 
+def show_build(out: Console, record: Record, before: Record | None) -> None:
+    """The choice, and whether it is another one than before."""
+    show_choice(out, record)
+    if before is None:
+        return
+    if before.artifact.digest == record.artifact.digest:
+        out.print(f"unchanged: artifact {record.artifact.digest[:12]} was in force before", highlight=False)
+    else:
+        out.print(f"changed: artifact {before.artifact.digest[:12]} was in force before", highlight=False)
+
+
 def show_choice(out: Console, record: Record) -> None:
     artifact = record.artifact
     cached = "cached by the row" if record.row_independent else "NOT cached by the row: batch-mates change its answers"

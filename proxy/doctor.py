@@ -29,6 +29,7 @@ from foreseen.places import model_socket
 from foreseen.scrape import Scrape, scrape
 from foreseen.secret import read_secret
 from foreseen.settings import DoctorSettings
+from foreseen.source_file import changed_file
 from proxy.doctor_stores import redis, state
 from proxy.finding import Finding, Grade, numbers, size
 
@@ -179,6 +180,9 @@ async def model(named: str, settings: DoctorSettings) -> AsyncIterator[Finding]:
             return
         if not address:
             read_record(settings.data, name)
+            if changed := await asyncio.to_thread(changed_file, found):
+                said, _, fix = changed.partition("; run: ")
+                yield Finding("must", what, said, fix)
     except SetupError as error:
         said, _, fix = str(error).partition("; ")
         yield Finding("must", what, said, fix.removeprefix("run: ") or "see foreseen models list")
