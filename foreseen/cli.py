@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import fields
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
@@ -18,6 +19,7 @@ from foreseen.errors import ForeseenError, SetupError
 from foreseen.logs import configure
 from foreseen.settings import (
     PURGE_TARGETS,
+    Common,
     DoctorSettings,
     InferenceSettings,
     JobsSettings,
@@ -153,19 +155,22 @@ def explain(first: RequestFile, second: RequestFile, /, *, settings: KeySettings
 
 
 @app.command
-def observed(*, url: str = "http://127.0.0.1:8000", json: bool = False) -> None:
+def observed(*, url: str | None = None, data: Path = Path("data"), json: bool = False) -> None:
     """Say what the cache would have done for models that run under --observe.
 
     Parameters
     ----------
     url
-        The running proxy.
+        The running proxy. Default: where `foreseen up` in --data was started last, else http://127.0.0.1:8000.
+    data
+        The data directory.
     json
         Print JSON for machines.
     """
     from foreseen.observed import read, table
+    from foreseen.started import url_of
 
-    summary = read(url)
+    summary = read(url or url_of(data))
     print(orjson.dumps(summary).decode() if json else table(summary))
 
 
@@ -215,14 +220,17 @@ def warm(*files: Annotated[str, Parameter(env_var=())], settings: WarmSettings) 
 
 @app.command
 def doctor(settings: DoctorSettings = _DOCTOR) -> None:
-    """Examine a running or configured system, by the flags that it runs under: one line per finding, with its fix.
+    """Examine a running or configured system: one line per finding, with its fix.
 
+    Flags say how it runs; what is not given is what `foreseen up` in --data was started with last.
     Ends with status 1 where something must be fixed. Looks and changes nothing.
     """
+    from foreseen.started import as_started
     from proxy.doctor import examine
 
     configure("error", "doctor")
-    found = examine(settings)
+    given = _given(DoctorSettings)
+    found = examine(as_started(settings, given), given)
     if settings.json:
         print(msgspec.json.encode(found).decode())
     else:
@@ -231,7 +239,14 @@ def doctor(settings: DoctorSettings = _DOCTOR) -> None:
 
 
 @app.command
-def top(*, url: str = "http://127.0.0.1:8000", interval: float = 1.0, once: bool = False, json: bool = False) -> None:
+def top(
+    *,
+    url: str | None = None,
+    data: Path = Path("data"),
+    interval: float = 1.0,
+    once: bool = False,
+    json: bool = False,
+) -> None:
     """Show what a running proxy does: requests, hit ratio, latency of hits and misses, models, store, saved compute.
 
     Ctrl-C ends it. Where no proxy answers it says so in one line and ends with status 1.
@@ -239,7 +254,9 @@ def top(*, url: str = "http://127.0.0.1:8000", interval: float = 1.0, once: bool
     Parameters
     ----------
     url
-        The running proxy.
+        The running proxy. Default: where `foreseen up` in --data was started last, else http://127.0.0.1:8000.
+    data
+        The data directory.
     interval
         Seconds between two looks.
     once
@@ -248,12 +265,22 @@ def top(*, url: str = "http://127.0.0.1:8000", interval: float = 1.0, once: bool
         Print JSON for machines; with --once.
     """
     from foreseen import top as view
+    from foreseen.started import url_of
 
+    url = url or url_of(data)
     if json or once:
         now = view.once(url, interval)
         print(orjson.dumps(now).decode()) if json else view.show(url, now)
     else:
         view.watch(url, interval)
+
+
+def _given(kind: type[Common]) -> set[str]:
+    """The settings that this command line or the environment names."""
+    words = {word.partition("=")[0] for word in sys.argv[1:]}
+    named = {one.name: one.name.replace("_", "-") for one in fields(kind)}
+    by_flag = {name for name, flag in named.items() if {f"--{flag}", f"--no-{flag}"} & words}
+    return by_flag | {name for name in named if f"FORESEEN_{name.upper()}" in os.environ}
 
 
 _BROKEN_PIPE = 128 + 13

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from foreseen.errors import SetupError
+
 
 def _models_folder() -> Path:
     import models  # the manifests in the box travel with the distribution
@@ -31,7 +33,10 @@ class Common:
 
     @property
     def model_folders(self) -> tuple[Path, ...]:
-        """Where manifests are looked for, the operator's folder first."""
+        """Where manifests are looked for, the operator's folder first. Raises SetupError where that does not exist: a
+        misspelt one would leave the models in the box in force."""
+        if self.models is not None and not self.models.is_dir():
+            raise SetupError(f"--models {self.models}: there is no such folder")
         return ((self.models,) if self.models else ()) + (_models_folder(),)
 
 
@@ -330,9 +335,9 @@ class UpSettings(ProxySettings):
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class DoctorSettings(UpSettings):
-    """The system to examine, by the flags that it runs under."""
+    """The system to examine. What is not given is what `foreseen up` in --data was started with last."""
 
-    url: Annotated[str, Parameter(help="Where its proxy answers.")] = "http://127.0.0.1:8000"
+    url: Annotated[str | None, Parameter(help="Where its proxy answers. Default: by --host and --port.")] = None
     json: Annotated[bool, Parameter(help="Print JSON for machines.")] = False
 
 

@@ -40,6 +40,7 @@ from foreseen.servers import shown
 from foreseen.settings import InferenceSettings, ProxySettings, UpSettings, WorkerSettings, arguments
 from foreseen.signing import Signer, make_webhook_secret
 from foreseen.source_file import changed_file
+from foreseen.started import url_at, write_started
 
 log = structlog.get_logger()
 
@@ -80,8 +81,9 @@ class _System:
             asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hangup.set)
         listener = listen(settings.host, settings.port)
-        url = f"http://{_host(settings.host)}:{listener.getsockname()[1]}"
+        url = url_at(settings.host, listener.getsockname()[1])
         try:
+            write_started(settings, listener.getsockname()[1])
             await self._unless_stopped(self._start(listener, url))
             if not self._stopping.is_set():
                 print(f"ready {url}", flush=True)
@@ -346,10 +348,6 @@ def _manifest(named: str, settings: UpSettings) -> Manifest:
 
 def _foreseen() -> list[str]:
     return [sys.executable, "-m", "foreseen.cli"]
-
-
-def _host(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
 
 
 def _size(count: int) -> str:

@@ -12,7 +12,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from foreseen.scrape import Scrape, scrape
 from foreseen.secret import read_secret
 from foreseen.settings import DoctorSettings
 from foreseen.source_file import changed_file
+from foreseen.started import flags_of, url_at
 from proxy.doctor_stores import redis, state
 from proxy.finding import Finding, Grade, numbers, size
 
@@ -45,13 +46,14 @@ _OURS = frozenset(("proxy", "cpu"))
 """Extras of a machine that serves; those of builds and development are not its business."""
 
 
-def examine(settings: DoctorSettings) -> list[Finding]:
-    """Everything that can be looked at from here."""
-    return asyncio.run(_all(settings))
+def examine(settings: DoctorSettings, given: Collection[str] = ()) -> list[Finding]:
+    """Everything that can be looked at from here. `given` are the settings that somebody named."""
+    return asyncio.run(_all(settings, given))
 
 
-async def _all(settings: DoctorSettings) -> list[Finding]:
+async def _all(settings: DoctorSettings, given: Collection[str]) -> list[Finding]:
     found = [*versions(), *interpreter(optimized()), *clock(time.time()), *backlog()]
+    found += folders(settings, given)
     found += files(resource.getrlimit(resource.RLIMIT_NOFILE)[1], settings.connections)
     found += [*secret(settings), *memory(settings, memory_bytes()), *workers(settings.workers, os.cpu_count() or 1)]
     for store in (redis, state):
@@ -124,6 +126,23 @@ def backlog(path: Path = Path("/proc/sys/net/core/somaxconn")) -> Iterator[Findi
     if limit < BACKLOG:
         fix = f"sysctl net.core.somaxconn={BACKLOG}"
         yield Finding("note", "backlog", f"the kernel queues {limit} connections, not {BACKLOG}", fix)
+
+
+def folders(settings: DoctorSettings, given: Collection[str]) -> Iterator[Finding]:
+    """A folder that was named and is not there, and what `foreseen up` was started with in the data directory."""
+    if settings.models is not None and not settings.models.is_dir():
+        yield Finding("must", "models", f"--models {settings.models}: there is no such folder", "mend --models")
+    if not settings.data.is_dir():
+        if "data" in given:
+            fix = "mend --data, or start `foreseen up` with it once"
+            yield Finding("must", "data", f"--data {settings.data}: there is no such folder", fix)
+        else:
+            fix = "nothing: `foreseen up` makes it"
+            yield Finding("note", "data", f"{settings.data.resolve()}: not there yet", fix)
+        return
+    flags = flags_of(settings.data)
+    told = f"`foreseen up` was started with {flags}" if flags else "`foreseen up` was never started in it"
+    yield Finding("ok", "data", f"{settings.data.resolve()}: {told}")
 
 
 def secret(settings: DoctorSettings) -> Iterator[Finding]:
@@ -242,12 +261,13 @@ async def _ask(address: str, name: str) -> dict[str, Any] | None:
 
 def running(settings: DoctorSettings) -> Iterator[Finding]:
     """What a running proxy has counted."""
+    url = settings.url or url_at(settings.host, settings.port)
     try:
-        now = scrape(settings.url)
+        now = scrape(url)
     except SetupError:
-        yield Finding("note", "proxy", f"no proxy answers at {settings.url}", "start one, or say --url")
+        yield Finding("note", "proxy", f"no proxy answers at {url}", "start one, or say --url")
         return
-    yield from counted(now, settings.url)
+    yield from counted(now, url)
 
 
 def counted(now: Scrape, url: str) -> Iterator[Finding]:
