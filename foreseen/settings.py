@@ -12,12 +12,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from foreseen.errors import SetupError
-
-
-def _models_folder() -> Path:
-    import models  # the manifests in the box travel with the distribution
-
-    return Path(models.__file__).parent
+from foreseen.paths import MODELS
 
 
 @Parameter(name="*")
@@ -37,7 +32,7 @@ class Common:
         misspelt one would leave the models in the box in force."""
         if self.models is not None and not self.models.is_dir():
             raise SetupError(f"--models {self.models}: there is no such folder")
-        return ((self.models,) if self.models else ()) + (_models_folder(),)
+        return ((self.models,) if self.models else ()) + (MODELS,)
 
 
 @Parameter(name="*")
