@@ -15,9 +15,11 @@ import msgspec
 import orjson
 from cyclopts import App, CycloptsError, Parameter
 
+from foreseen.command_line import Units, foreign, misspelt, split
 from foreseen.errors import ForeseenError, SetupError
 from foreseen.logs import configure
 from foreseen.settings import (
+    NAMES,
     PURGE_TARGETS,
     Common,
     DoctorSettings,
@@ -35,7 +37,8 @@ app = App(
     name="foreseen",
     help="A caching prediction proxy: ask once, the model answers; ask again, the cache does.",
     version=version("foreseen"),
-    config=cyclopts.config.Env("FORESEEN_", command=False),
+    config=(cyclopts.config.Env("FORESEEN_", command=False), Units()),
+    default_parameter=Parameter(env_var_split=split),
 )
 app.command("foreseen.models.commands:app", name="models")
 
@@ -275,6 +278,12 @@ def top(
         view.watch(url, interval)
 
 
+def _names() -> set[str]:
+    """Every setting that some command reads from the environment."""
+    named = {one.name for kind in NAMES.values() for one in fields(kind)}
+    return named | {"url", "interval", "once", "full", "train", "test", "name", "replace", "json"}
+
+
 def _given(kind: type[Common]) -> set[str]:
     """The settings that this command line or the environment names."""
     words = {word.partition("=")[0] for word in sys.argv[1:]}
@@ -292,6 +301,10 @@ def main() -> None:
     if sys.argv[1:2] == ["purge"]:
         for name in PURGE_TARGETS:
             os.environ.pop(f"FORESEEN_{name.upper()}", None)
+    for name in foreign(os.environ):
+        del os.environ[name]
+    for told in misspelt(os.environ, _names()):
+        print(f"foreseen: {told}", file=sys.stderr)
     try:
         try:
             app(exit_on_error=False, print_error=False)

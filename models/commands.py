@@ -189,7 +189,9 @@ def _print_json(value: object) -> None:
 if __name__ == "__main__":
     from cyclopts.config import Env
 
-    app.config = (Env("FORESEEN_", command=False),)
+    from foreseen.command_line import Units
+
+    app.config = (Env("FORESEEN_", command=False), Units())
     try:
         app()
     except SetupError as error:
