@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import fields
 from importlib.metadata import version
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from foreseen.command_line import Units, foreign, misspelt, split
 from foreseen.errors import ForeseenError, SetupError
-from foreseen.logs import configure
+from foreseen.logs import Format, configure, default_format, fail
 from foreseen.settings import (
     NAMES,
     PURGE_TARGETS,
@@ -56,7 +56,7 @@ def up(settings: UpSettings = _UP) -> None:
     """
     from foreseen.operate.up import run
 
-    configure(settings.log_level, "up")
+    configure(settings.log_level, "up", settings.log_format)
     sys.exit(run(settings))
 
 
@@ -65,7 +65,7 @@ def proxy(settings: ProxySettings = _PROXY) -> None:
     """Run one proxy process, in front of model processes that run already."""
     from foreseen.proxy.app import run
 
-    configure(settings.log_level, "proxy")
+    configure(settings.log_level, "proxy", settings.log_format)
     run(settings)
 
 
@@ -74,7 +74,7 @@ def worker(settings: WorkerSettings = _WORKER) -> None:
     """Run one worker on the queue of jobs, in front of model processes that run already."""
     from foreseen.proxy.worker_app import run
 
-    configure(settings.log_level, "worker")
+    configure(settings.log_level, "worker", settings.log_format)
     run(settings)
 
 
@@ -91,7 +91,7 @@ def inference(settings: InferenceSettings) -> None:
     """Run one model's own process: a V2 server over ONNX Runtime."""
     from foreseen.inference.app import serve
 
-    configure(settings.log_level, f"inference:{settings.model}")
+    configure(settings.log_level, f"inference:{settings.model}", settings.log_format)
     serve(settings)
 
 
@@ -213,11 +213,8 @@ def warm(*files: Annotated[str, Parameter(env_var=())], settings: WarmSettings) 
     else:
         Console().print(summary_table(summary))
     if summary.failed > share_of(settings.error_budget) * summary.rows:
-        print(
-            f"foreseen: {summary.failed} of {summary.rows} rows failed, the first: {summary.first_failure}; "
-            f"all of them: {summary.rejects}",
-            file=sys.stderr,
-        )
+        failed = f"{summary.failed} of {summary.rows} rows failed, the first: {summary.first_failure}"
+        fail(f"{failed}; all of them: {summary.rejects}", settings.log_format, "warm")
         sys.exit(1)
 
 
@@ -231,7 +228,7 @@ def doctor(settings: DoctorSettings = _DOCTOR) -> None:
     from foreseen.operate.started import as_started
     from foreseen.proxy.tools.doctor import examine
 
-    configure("error", "doctor")
+    configure("error", "doctor", settings.log_format)
     given = _given(DoctorSettings)
     found = examine(as_started(settings, given), given)
     if settings.json:
@@ -292,19 +289,22 @@ def _given(kind: type[Common]) -> set[str]:
     return by_flag | {name for name in named if f"FORESEEN_{name.upper()}" in os.environ}
 
 
+SERVERS = ("up", "proxy", "worker", "inference")
 _BROKEN_PIPE = 128 + 13
 """What a shell says of a program that SIGPIPE has ended."""
 
 
 def main() -> None:
     """Run a command. What is not as it must be is one line on stderr that says what to do, and status 1."""
-    if sys.argv[1:2] == ["purge"]:
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    if command == "purge":
         for name in PURGE_TARGETS:
             os.environ.pop(f"FORESEEN_{name.upper()}", None)
     for name in foreign(os.environ):
         del os.environ[name]
+    form = _format(command)
     for told in misspelt(os.environ, _names()):
-        print(f"foreseen: {told}", file=sys.stderr)
+        fail(told, form, command)
     try:
         try:
             app(exit_on_error=False, print_error=False)
@@ -314,13 +314,24 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
         sys.exit(_BROKEN_PIPE)
     except CycloptsError as error:
-        print(f"foreseen: {' '.join(str(error).split())} See --help.", file=sys.stderr)
+        fail(f"{' '.join(str(error).split())} See --help.", form, command)
         sys.exit(2)
     except (SetupError, ForeseenError) as error:
-        print(f"foreseen: {error}", file=sys.stderr)
+        fail(str(error), form, command)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _format(command: str) -> Format | None:
+    """How this command writes to stderr, before its flags are parsed: they may be what is wrong."""
+    words = sys.argv[1:]
+    given = [word.partition("=")[2] for word in words if word.startswith("--log-format=")]
+    given += [after for word, after in pairwise(words) if word == "--log-format"]
+    said = (given or [os.environ.get("FORESEEN_LOG_FORMAT", "")])[-1]
+    if said in ("json", "text"):
+        return "json" if said == "json" else "text"
+    return default_format() if command in SERVERS else None
 
 
 if __name__ == "__main__":

@@ -25,6 +25,12 @@ class Common:
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Parameter(help="Least level that is logged.")
     ] = "info"
+    log_format: Annotated[
+        Literal["json", "text"] | None,
+        Parameter(
+            help="How stderr is written. Default: text on a terminal, else json (of servers; of commands, text)."
+        ),
+    ] = None
 
     @property
     def model_folders(self) -> tuple[Path, ...]:

@@ -50,7 +50,7 @@ def build(
     files = _files(train, test)
     manifest = manifests.find(name, common.model_folders)
     before = _record(common.data, manifest)
-    with progress.shown() as say:
+    with progress.shown(common.log_format) as say:
         if not full and files is None:
             from foreseen.models.build.build import build as build_quick
 
@@ -90,7 +90,7 @@ def report(name: str, *, json: Json = False, train: Train = None, test: Test = N
     files = _files(train, test)
     manifest = manifests.find(name, common.model_folders)
     record = read_record(common.data, name)
-    with progress.shown() as say:
+    with progress.shown(common.log_format) as say:
         found = measured(manifest, common.data, say, files)
     if json:
         _print_json(public(found, record.artifact.precision))
@@ -126,7 +126,7 @@ def add(
 
     if common.models is None:
         raise SetupError("say where your models are: --models DIR (or FORESEEN_MODELS), and the same for `up`")
-    with progress.shown() as say:
+    with progress.shown(common.log_format) as say:
         path = add_file(file, name, common.models, common.data, say, replace=replace)
     print(f"{path}\nbuild it with: foreseen models build {path.parent.name} --models {common.models}")
 
@@ -161,7 +161,7 @@ def import_(name: str, file: Path, *, common: Common = DEFAULTS) -> None:
     from foreseen.models.build import carry
 
     manifest = manifests.find(name, common.model_folders)
-    with progress.shown() as say:
+    with progress.shown(common.log_format) as say:
         record = carry.import_(common.data, manifest, file, say)
     tables.show_choice(Console(), record)
 

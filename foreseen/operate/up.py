@@ -27,6 +27,7 @@ import structlog
 from foreseen.errors import SetupError
 from foreseen.keys.entry import FAR_OVERHEAD_BYTES, NEAR_OVERHEAD_BYTES
 from foreseen.keys.secret import make_secret
+from foreseen.logs import default_format
 from foreseen.modelspec.artifact import preparation_digest, read_file, read_record
 from foreseen.modelspec.manifest import Manifest, example_request, find
 from foreseen.modelspec.source_file import changed_file
@@ -298,6 +299,7 @@ async def _build(manifest: Manifest, settings: UpSettings) -> None:
     if _is_built(manifest, settings.data):
         return
     flags = ["--models", str(settings.models)] if settings.models else []
+    flags.append(f"--log-format={settings.log_format or default_format()}")
     process = await asyncio.create_subprocess_exec(
         *_foreseen(),
         "models",

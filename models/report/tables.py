@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -55,16 +56,20 @@ def show_choice(out: Console, record: Record) -> None:
 
 def show_models(out: Console, built: Sequence[tuple[Manifest, Record | None, Serving | None]]) -> None:
     """`artifact` is what was built, `digest` what its process last served it as, which is in every key."""
-    table = Table("model", "what", "in force", "MB", "rows", "artifact", "digest")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    names = max((len(manifest.name) for manifest, _, _ in built), default=5)
+    for name, width in (("model", names), ("in force", 12), ("MB", 5), ("rows", 11), ("artifact", 12), ("digest", 12)):
+        table.add_column(name, no_wrap=True, min_width=width)
+    table.add_column("what", no_wrap=True, overflow="ellipsis")
     for manifest, record, serving in built:
         if record is None:
-            table.add_row(manifest.name, manifest.title, "not built", "", "", "", "")
+            table.add_row(manifest.name, "not built", "", "", "", "", manifest.title)
             continue
         artifact = record.artifact
-        rows = "independent" if record.row_independent else "depend on batch-mates"
+        rows = "independent" if record.row_independent else "coupled"
         size = f"{artifact.graph.bytes / MEGABYTE:.1f}"
-        digest = "not served yet" if serving is None else serving.digest[:12]
-        table.add_row(manifest.name, manifest.title, artifact.precision, size, rows, artifact.digest[:12], digest)
+        digest = "–" if serving is None else serving.digest[:12]
+        table.add_row(manifest.name, artifact.precision, size, rows, artifact.digest[:12], digest, manifest.title)
     out.print(table)
 
 
