@@ -275,6 +275,21 @@ def top(
         view.watch(url, interval)
 
 
+@app.command
+def dashboards(*, out: Path) -> None:
+    """Write the Grafana dashboards and the Prometheus rules to a folder.
+
+    Parameters
+    ----------
+    out
+        The folder; it gets `dashboards/*.json` and `rules/*.yml`.
+    """
+    from foreseen.operate.dashboards import write_dashboards
+
+    for path in write_dashboards(out):
+        print(path)
+
+
 def _names() -> set[str]:
     """Every setting that some command reads from the environment."""
     named = {one.name for kind in NAMES.values() for one in fields(kind)}

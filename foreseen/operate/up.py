@@ -31,7 +31,7 @@ from foreseen.logs import default_format
 from foreseen.modelspec.artifact import preparation_digest, read_file, read_record
 from foreseen.modelspec.manifest import Manifest, example_request, find
 from foreseen.modelspec.source_file import changed_file
-from foreseen.operate.rollout import Fleet
+from foreseen.operate.rollout import Rollout
 from foreseen.operate.started import url_at, write_started
 from foreseen.operate.supervisor import STARTED_SECONDS, Child
 from foreseen.paths import make_run_folder, redis_socket, state_socket
@@ -68,7 +68,7 @@ class _System:
         self._models = [_manifest(name, settings) for name in settings.own_models]
         self._local = [manifest for manifest in self._models if manifest.upstream is None]
         leave_seconds = settings.drain_seconds + settings.deadline_seconds + STOP_SECONDS
-        self._fleet = Fleet(settings.data, self._worker, self._model_process, leave_seconds)
+        self._fleet = Rollout(settings.data, self._worker, self._model_process, leave_seconds)
         self._stopping = asyncio.Event()
         self._hangup = asyncio.Event()
         self._admin: socket.socket | None = None

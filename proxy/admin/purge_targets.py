@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from foreseen.errors import SetupError, StateUnavailable, UnknownTarget
 from foreseen.modelspec.artifact import read_record, read_serving
-from foreseen.proxy.backend.served import Served
+from foreseen.proxy.backend.served import ServedModel
 from foreseen.stores.state import Kind, ServedDigest, State
 
 LEAST_DIGITS = 8
@@ -63,7 +63,7 @@ class KnownNames(Struct, frozen=True):
 class Targets:
     """The purge targets of one proxy, and its notes in the state store of what it serves."""
 
-    def __init__(self, state: State | None, served: Mapping[str, Served], data: Path) -> None:
+    def __init__(self, state: State | None, served: Mapping[str, ServedModel], data: Path) -> None:
         self._state = state
         self._served = served
         self._data = data

@@ -40,7 +40,7 @@ EARLIEST_UNIX_SECONDS = 1_735_689_600.0
 PROBE_SECONDS = 3.0
 OVERHEAD = 1.3
 """What a full near or Redis takes beyond its own count: allocators, fragments."""
-_FLOOR = re.compile(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?(?:>=|==)([0-9][0-9.]*)")
+_FLOOR = re.compile(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?(?:<[0-9.]+,)?(?:>=|==)([0-9][0-9.]*)")
 _EXTRA = re.compile(r"""extra == ['"](\w+)['"]""")
 _OURS = frozenset(("proxy", "cpu"))
 """Extras of a machine that serves; those of builds and development are not its business."""
