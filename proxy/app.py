@@ -22,6 +22,7 @@ from foreseen.paths import model_socket, redis_socket
 from foreseen.proxy.admin.admin import Token
 from foreseen.proxy.admin.heartbeat import Heartbeat
 from foreseen.proxy.admin.purge import Purger, admin_application
+from foreseen.proxy.admin.purge_targets import Targets
 from foreseen.proxy.backend.discovery import Upstream, in_front_of, upstream_of
 from foreseen.proxy.backend.isolation import IsolationLock
 from foreseen.proxy.backend.model import ModelProcess
@@ -136,7 +137,8 @@ class Proxy:
         token = Token(
             settings.admin_token_file or settings.data / "admin-token", required=settings.admin_token_file is not None
         )
-        self.admin = admin_application(Purger(self.state, tiers), token, settings.body_seconds)
+        self.targets = Targets(self.state, self.served, settings.data)
+        self.admin = admin_application(Purger(self.state, tiers), self.targets, token, settings.body_seconds)
         self.edge = Responder(
             served=self.served,
             server=self.server,
@@ -184,6 +186,7 @@ class Proxy:
             watchers = [asyncio.create_task(served.watch()) for served in self.served.values()]
         watchers.append(asyncio.create_task(self.heartbeat.beat()))
         watchers.append(asyncio.create_task(self.generations.follow()))
+        watchers.append(asyncio.create_task(self.targets.follow()))
         try:
             async with asyncio.timeout(STATE_SECONDS):
                 await self.generations.ready.wait()
@@ -197,6 +200,7 @@ class Proxy:
             self.metrics.flush()  # what the last flights counted
             if self.jobs is not None:
                 await self.jobs.close()
+            await self.targets.note()
             await self.generations.leave()
             for served in self.served.values():
                 await served.process.close()

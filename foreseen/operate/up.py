@@ -27,9 +27,12 @@ import structlog
 from foreseen.errors import SetupError
 from foreseen.keys.entry import FAR_OVERHEAD_BYTES, NEAR_OVERHEAD_BYTES
 from foreseen.keys.secret import make_secret
+from foreseen.logs import default_format
 from foreseen.modelspec.artifact import preparation_digest, read_file, read_record
 from foreseen.modelspec.manifest import Manifest, example_request, find
+from foreseen.modelspec.source_file import changed_file
 from foreseen.operate.rollout import Rollout
+from foreseen.operate.started import url_at, write_started
 from foreseen.operate.supervisor import STARTED_SECONDS, Child
 from foreseen.paths import make_run_folder, redis_socket, state_socket
 from foreseen.protocol.datatypes import DATATYPES
@@ -79,8 +82,9 @@ class _System:
             asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hangup.set)
         listener = listen(settings.host, settings.port)
-        url = f"http://{_host(settings.host)}:{listener.getsockname()[1]}"
+        url = url_at(settings.host, listener.getsockname()[1])
         try:
+            write_started(settings, listener.getsockname()[1])
             await self._unless_stopped(self._start(listener, url))
             if not self._stopping.is_set():
                 print(f"ready {url}", flush=True)
@@ -290,9 +294,12 @@ class _System:
 
 async def _build(manifest: Manifest, settings: UpSettings) -> None:
     """Build a model in a process of its own where it is missing or of an older manifest."""
+    if changed := await asyncio.to_thread(changed_file, manifest):
+        log.warning("model file changed; what was built before is served", model=manifest.name, why=changed)
     if _is_built(manifest, settings.data):
         return
     flags = ["--models", str(settings.models)] if settings.models else []
+    flags.append(f"--log-format={settings.log_format or default_format()}")
     process = await asyncio.create_subprocess_exec(
         *_foreseen(),
         "models",
@@ -343,10 +350,6 @@ def _manifest(named: str, settings: UpSettings) -> Manifest:
 
 def _foreseen() -> list[str]:
     return [sys.executable, "-m", "foreseen.cli"]
-
-
-def _host(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
 
 
 def _size(count: int) -> str:

@@ -216,7 +216,7 @@ def _name(given: ClientBatch, i: int) -> bytes:
 def _manifest(described: dict[str, Any], model: str) -> Manifest:
     """As much of a manifest as the metadata tell: names, datatypes and shapes."""
     try:
-        inputs = [(i["name"], i["datatype"], _dims(i["name"], i["shape"])) for i in described["inputs"]]
+        inputs = [(i["name"], i["datatype"], _dims(i["name"], _shape_of(i))) for i in described["inputs"]]
         outputs = [(o["name"], o["datatype"], _dims(o["name"], o["shape"])) for o in described["outputs"]]
         if any(datatype not in DATATYPES for _, datatype, _ in inputs + outputs):
             raise ValueError("datatype")
@@ -227,6 +227,12 @@ def _manifest(described: dict[str, Any], model: str) -> Manifest:
     taken = tuple(ClientInput(*i, nonfinite=DATATYPES[i[1]].kind == "f") for i in inputs)
     seen = ClientSignature(taken, tuple(ClientOutput(*o) for o in outputs))
     return Manifest(model, signature, client=seen)
+
+
+def _shape_of(described: dict[str, Any]) -> Sequence[int]:
+    """Texts of shape [-1, 1] are one a row; a proxy takes them as [-1], too."""
+    shape: Sequence[int] = described["shape"]
+    return shape[:1] if described["datatype"] == "BYTES" and list(shape[1:]) == [1] else shape
 
 
 def _dims(name: str, shape: Sequence[int]) -> tuple[Dim, ...]:
