@@ -342,7 +342,8 @@ def _manifest(named: str, settings: UpSettings) -> Manifest:
 
 
 def _foreseen() -> list[str]:
-    return [sys.executable, "-m", "foreseen.cli"]
+    """The command of a child. -P: Python would import a folder or file of the current directory before our own."""
+    return [sys.executable, "-P", "-m", "foreseen.cli"]
 
 
 def _host(host: str) -> str:
