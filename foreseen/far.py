@@ -198,7 +198,7 @@ class Far(Entries):
         while True:
             await asyncio.sleep(self.breaker.probe_seconds)
             try:
-                await execute(self._client, "GET", SECRET_CHECK)
+                await execute(self._client, "MGET", SECRET_CHECK)
             except (gone.MovedError, gone.AskError):
                 pass  # it is there, only this key is not
             except Exception:  # noqa: BLE001, S112 - as in _call

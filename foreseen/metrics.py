@@ -38,7 +38,7 @@ REQUEST_RESULTS = ("hit", "partial", "collapsed", "stale", "miss", "bypass", "er
 MISS_REASONS = ("cold", "expired", "verify-failed", "far-down", "far-slow")
 FAR_ERROR_KINDS = (
     "timeout", "connect", "loading", "readonly", "oom", "permission", "auth", "busy", "protocol", "refused", "open",
-    "paused", "maxclients", "masterdown", "clusterdown", "noreplicas", "moved", "tls",
+    "paused", "maxclients", "masterdown", "clusterdown", "noreplicas", "moved", "tls", "foreign",
 )  # fmt: skip
 DROP_REASONS = ("large", "pending", "far")
 LEASE_OUTCOMES = ("won", "waited", "taken-over", "failed")
@@ -240,6 +240,12 @@ class ProxyMetrics:
             registry=registry,
         )
 
+        self.far_foreign = Gauge(
+            "foreseen_far_foreign",
+            "1 while the far tier is not asked because its Redis was filled under another root secret.",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
         self.far_pending = Gauge("foreseen_far_pending_bytes", "Entries on their way to far.", **sums)
         self.connections = Gauge("foreseen_connections", "Open connections of callers.", **sums)
         self.tasks = Gauge("foreseen_tasks", "Coroutines that the workers' event loops have under way.", **sums)

@@ -14,7 +14,6 @@ import uvloop
 from aiohttp import http_parser, web
 
 from foreseen.cluster import far_at
-from foreseen.commands import Entries
 from foreseen.connection import Runner
 from foreseen.drain import Ending, announce, drain
 from foreseen.entry import EntryCodec
@@ -26,6 +25,7 @@ from foreseen.limits import Gate, Limits
 from foreseen.listen import BACKLOG, files_for, inherited, listen, listen_admin
 from foreseen.manifest import Freshness, find
 from foreseen.metrics import ProxyMetrics
+from foreseen.owned import OwnedEntries
 from foreseen.places import model_socket, redis_socket
 from foreseen.queue import connect_queue
 from foreseen.queued import Bounds
@@ -89,9 +89,8 @@ class Proxy:
         self.trials = Trials() if upstream is None else upstream.trials
         self.served = {} if upstream is None else upstream.served
         self.served |= {served.manifest.name: served for served in map(self._serve, settings.own_models)}
-        self.far = _far(settings)
+        self.far = _far(settings, secret_check(root))
         self.trials.among(self.far, root, self.metrics)
-        self._check = secret_check(root)
         tiers = Tiers(
             root=root,
             codec=EntryCodec(tag_key(root)),
@@ -129,6 +128,7 @@ class Proxy:
             self.metrics,
             breaker_open=lambda: self.far is not None and self.far.open,
             far_state=self.far.state if self.far is not None else None,
+            far_foreign=lambda: self.far is not None and self.far.foreign,
             versions=self._versions if settings.triton_metrics else None,
             connections=self.gate.__len__,
             queue=self.queue.standing if self.queue is not None else None,
@@ -177,13 +177,15 @@ class Proxy:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Watch the models; at the end let flights land and close every connection."""
-        await self._check_secret()
+        await self._look_at_far()
         if self.upstream is not None:
             watchers = [asyncio.create_task(self.upstream.follow())]
         else:
             watchers = [asyncio.create_task(served.watch()) for served in self.served.values()]
         watchers.append(asyncio.create_task(self.pulse.beat()))
         watchers.append(asyncio.create_task(self.generations.follow()))
+        if self.far is not None:
+            watchers.append(asyncio.create_task(self.far.follow()))
         try:
             async with asyncio.timeout(STATE_SECONDS):
                 await self.generations.ready.wait()
@@ -217,11 +219,11 @@ class Proxy:
     def _versions(self) -> dict[str, str]:
         return {name: served.manifest.version for name, served in self.served.items()}
 
-    async def _check_secret(self) -> None:
+    async def _look_at_far(self) -> None:
         if self.far is None:
             return
         try:
-            await self.far.check_secret(self._check)
+            await self.far.look()
         except FarError as error:
             log.warning("far: not reachable at start; answering without it", kind=error.kind)
 
@@ -296,12 +298,13 @@ def run(settings: ProxySettings) -> None:
     uvloop.run(_run(settings))
 
 
-def _far(settings: ProxySettings) -> Entries | None:
+def _far(settings: ProxySettings, check: bytes) -> OwnedEntries | None:
     if settings.redis == "none":
         return None
     url = settings.redis or f"unix://{redis_socket(settings.data)}"
     budget_seconds = settings.far_budget_ms / 1000
-    return far_at(url, budget_seconds, keys_per_call=settings.far_keys, access=access_of(settings))
+    entries = far_at(url, budget_seconds, keys_per_call=settings.far_keys, access=access_of(settings))
+    return OwnedEntries(entries, check)
 
 
 def _limits(settings: ProxySettings) -> Limits:

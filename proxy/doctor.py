@@ -255,6 +255,10 @@ def counted(now: Scrape, url: str) -> Iterator[Finding]:
     if now.total("foreseen_far_breaker_open"):
         trouble = True
         yield Finding("must", "proxy", "it does not ask Redis, which failed", "see runbook: ForeseenStoreDown")
+    if now.total("foreseen_far_foreign"):
+        trouble = True
+        said = "it does not ask Redis, which was filled under another root secret"
+        yield Finding("must", "proxy", said, "see runbook: ForeseenStoreForeign")
     wrong = now.total("foreseen_verify_failed_total")
     if wrong:
         trouble = True

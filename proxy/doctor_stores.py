@@ -53,7 +53,7 @@ async def redis(settings: DoctorSettings) -> AsyncIterator[Finding]:
             return  # said already
         if known is False:
             fix = "give --secret-file of the other proxies, or empty this Redis (FLUSHALL) if it has no others"
-            yield Finding("must", "redis", "it was filled under another root secret: the proxy will not start", fix)
+            yield Finding("must", "redis", "it was filled under another root secret: the proxy does not ask it", fix)
     except FarError as error:
         yield Finding("must", "redis", f"{shown(url)} fails: {error.kind}", "see its log and its users' rights")
     finally:

@@ -48,6 +48,7 @@ class Pulse:
         *,
         breaker_open: Callable[[], bool],
         far_state: Callable[[], Awaitable[FarState]] | None,
+        far_foreign: Callable[[], bool] = lambda: False,
         versions: Callable[[], Mapping[str, str]] | None = None,
         connections: Callable[[], int] = lambda: 0,
         queue: Callable[[], Awaitable[Standing]] | None = None,
@@ -57,6 +58,7 @@ class Pulse:
         self._metrics = metrics
         self._breaker_open = breaker_open
         self._far_state = far_state
+        self._far_foreign = far_foreign
         self._versions = versions
         self._connections = connections
         self._queue = queue
@@ -95,6 +97,7 @@ class Pulse:
         metrics.aloft.set(len(self._pipeline.flights))
         metrics.far_pending.set(tiers.pending_bytes)
         metrics.breaker_open.set(self._breaker_open())
+        metrics.far_foreign.set(self._far_foreign())
         new = set(self._served) - self._expected  # those of an upstream come later
         metrics.expect(new)
         self._expected |= new
