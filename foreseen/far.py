@@ -221,6 +221,7 @@ def _state(told: Mapping[str, Any]) -> FarState:
         append_only=bool(told.get("aof_enabled")),
         uptime=int(told["uptime_in_seconds"]),
         replicas=int(told.get("connected_slaves", 0)),
+        writable=told.get("aof_last_write_status", "ok") == "ok" and told.get("rdb_last_bgsave_status", "ok") == "ok",
     )
 
 

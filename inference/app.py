@@ -12,7 +12,7 @@ import uvloop
 from aiohttp import web
 
 from foreseen.connection import Runner
-from foreseen.drain import Ending, announce, drain
+from foreseen.drain import Ending, announce, drain, serve_orphaned
 from foreseen.garbage import settle
 from foreseen.settings import InferenceSettings
 from inference.handlers import Server
@@ -59,6 +59,8 @@ async def _serve(settings: InferenceSettings) -> None:
             settle()
             announce(settings.ready_fd)
             await waiting
+            if ending.is_orphaned:  # the proxies that are left still ask
+                await ending.unless_at_once(serve_orphaned(runner, settings.drain_seconds + settings.deadline_seconds))
             await ending.unless_at_once(drain(runner, settings.drain_seconds, settings.deadline_seconds))
     finally:
         await runner.cleanup()

@@ -26,7 +26,7 @@ from foreseen.listen import BACKLOG, files_for, inherited, listen, listen_admin
 from foreseen.manifest import Freshness, find
 from foreseen.metrics import ProxyMetrics
 from foreseen.owned import OwnedEntries
-from foreseen.places import model_socket, redis_socket
+from foreseen.places import children_file, model_socket, redis_socket
 from foreseen.queue import connect_queue
 from foreseen.queued import Bounds
 from foreseen.records import Records
@@ -34,6 +34,7 @@ from foreseen.secret import read_secret
 from foreseen.servers import access_of
 from foreseen.settings import ProxySettings
 from foreseen.state import connect_state
+from foreseen.supervised import ChildState, read_children
 from foreseen.targets import Allowed
 from foreseen.tasks import end
 from proxy.admin import Token
@@ -132,6 +133,7 @@ class Proxy:
             versions=self._versions if settings.triton_metrics else None,
             connections=self.gate.__len__,
             queue=self.queue.standing if self.queue is not None else None,
+            children=self._children,
         )
         token = Token(
             settings.admin_token_file or settings.data / "admin-token", required=settings.admin_token_file is not None
@@ -155,6 +157,7 @@ class Proxy:
             exposition=self.pulse.exposition,
             predictions=self._predictions(),
             stalled=lambda: self.pulse.stalled,
+            lost=self._lost,
         ).application()
 
     def _predictions(self) -> Predictions | None:
@@ -215,6 +218,21 @@ class Proxy:
         while not all(served.ready for served in self.served.values()):  # noqa: ASYNC110 - they are looked at, too
             await asyncio.sleep(KNOWN_POLL_SECONDS)
         await self.generations.ready.wait()
+
+    def _children(self) -> list[ChildState]:
+        """The supervisor's children, where there is a supervisor: it passes the listening socket."""
+        return [] if self.settings.fd is None else read_children(children_file(self.settings.data))
+
+    def _lost(self) -> list[str]:
+        """What does not work just now, though predictions are answered."""
+        lost = []
+        if self.far is not None and (self.far.foreign or self.far.open):
+            lost.append("far (Redis): misses of near go to the models")
+        if not self.generations.reachable:
+            lost.append("state store: no job is taken, no result can be fetched, no purge is acknowledged")
+        if not self.generations.ready.is_set():
+            lost.append("state store: never reached, so nothing is answered from the cache")
+        return lost
 
     def _versions(self) -> dict[str, str]:
         return {name: served.manifest.version for name, served in self.served.items()}

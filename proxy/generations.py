@@ -45,6 +45,8 @@ class Generations:
         self._before: deque[dict[str, int]] = deque(maxlen=FORMER_PURGES)
         self._purged_keys: OrderedDict[Key, None] = OrderedDict()
         self._leaving = False
+        self.reachable = True
+        """Whether the store answered when it was asked last."""
         if state is None:
             self.ready.set()
 
@@ -71,24 +73,23 @@ class Generations:
         """Register, catch up, then apply and confirm every purge as it comes, until `leave`."""
         if self._state is None:
             return
-        down = False
         while (
             not self._leaving
         ):  # a cancellation may get lost between an answer of Redis and its timeout (CPython 3.11)
             try:
                 await self._catch_up(self._state)
-                if down:
+                if not self.reachable:
                     log.warning("state: back")
-                down = False
+                self.reachable = True
                 while not self._leaving:
                     purges = await self._state.next(self._last)
                     if purges:
                         await self._apply(purges)
                         await self._state.confirm(self.worker, self._last)
             except StateUnavailable:
-                if not down and not self._leaving:
+                if self.reachable and not self._leaving:
                     log.warning("state: not reachable; purges are not seen")
-                down = True
+                self.reachable = False
                 await asyncio.sleep(AGAIN_SECONDS)
 
     async def leave(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +19,7 @@ from foreseen.errors import QueueUnavailable
 from foreseen.exposition import exposition
 from foreseen.metrics import ProxyMetrics
 from foreseen.nouns import AWAY, FarState, Standing
+from foreseen.supervised import ChildState
 from proxy.pipeline import Pipeline
 
 BEAT_SECONDS = 0.25
@@ -52,6 +53,7 @@ class Pulse:
         versions: Callable[[], Mapping[str, str]] | None = None,
         connections: Callable[[], int] = lambda: 0,
         queue: Callable[[], Awaitable[Standing]] | None = None,
+        children: Callable[[], Sequence[ChildState]] = tuple,
     ) -> None:
         self._pipeline = pipeline
         self._served = served
@@ -62,6 +64,7 @@ class Pulse:
         self._versions = versions
         self._connections = connections
         self._queue = queue
+        self._children = children
         self._scraping = asyncio.Lock()
         self._cpu_seconds = 0.0
         self._expected: set[str] = set()
@@ -118,7 +121,9 @@ class Pulse:
             versions = self._versions() if self._versions is not None else None
             queue = await self._standing()
             models = tuple(self._served)
-            return await asyncio.to_thread(exposition, self._metrics.registry, far, versions, queue, models)
+            return await asyncio.to_thread(
+                lambda: exposition(self._metrics.registry, far, versions, queue, models, self._children())
+            )
 
     async def _standing(self) -> Standing | None:
         """How the queue is, where there is one; AWAY where it does not say so in time for a scrape."""

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from foreseen import errors
 from foreseen.cli import app
-from foreseen.exposition import FAR_STATE, QUEUE_STATE, WARM_STATE
+from foreseen.exposition import CHILD_STATE, FAR_STATE, QUEUE_STATE, WARM_STATE
 from foreseen.metrics import ProxyMetrics
 from foreseen.settings import NAMES, PURGE_TARGETS
 from inference.metrics import ModelMetrics
@@ -70,7 +70,7 @@ def metrics_page() -> str:
             lines.append(f"| `{name}` | {family.type} | {labels} | {said} |")
         if title == "The proxy":
             lines += [f"| `{name}` | {kind} | – | {said} |" for name, kind, said in FAR_STATE]
-            for name, kind, label, said in QUEUE_STATE:
+            for name, kind, label, said in (*QUEUE_STATE, *CHILD_STATE):
                 lines.append(f"| `{name}` | {kind} | {f'`{label}`' if label else '–'} | {said} |")
             for name, kind, several, said in WARM_STATE:
                 lines.append(f"| `{name}` | {kind} | {', '.join(f'`{one}`' for one in several)} | {said} |")

@@ -22,7 +22,7 @@ from jsonschema import Draft7Validator
 
 import models
 from foreseen.cli import app
-from foreseen.exposition import FAR_STATE, QUEUE_STATE, WARM_STATE
+from foreseen.exposition import CHILD_STATE, FAR_STATE, QUEUE_STATE, WARM_STATE
 from foreseen.manifest import Manifest, find, load
 from foreseen.metrics import ProxyMetrics
 from foreseen.settings import Common, InferenceSettings, ProxySettings, WorkerSettings
@@ -410,7 +410,7 @@ def exposed() -> dict[str, set[str]]:
         for collector in list(registry._collector_to_names):
             labels = set(collector._labelnames)  # type: ignore[attr-defined]
             samples |= dict.fromkeys(registry._collector_to_names[collector], labels)
-    queue = {name: {label} if label else set() for name, _, label, _ in QUEUE_STATE}
+    queue = {name: {label} if label else set() for name, _, label, _ in (*QUEUE_STATE, *CHILD_STATE)}
     warm = {name: set(labels) for name, _, labels, _ in WARM_STATE}
     return samples | {name: set() for name, _, _ in FAR_STATE} | queue | warm
 
