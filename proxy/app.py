@@ -24,6 +24,7 @@ from foreseen.key import secret_check, tag_key
 from foreseen.limits import Gate, Limits
 from foreseen.listen import BACKLOG, files_for, inherited, listen, listen_admin
 from foreseen.manifest import Freshness, find
+from foreseen.mark import PurgeMark
 from foreseen.metrics import ProxyMetrics
 from foreseen.owned import OwnedEntries
 from foreseen.places import children_file, model_socket, redis_socket
@@ -105,7 +106,7 @@ class Proxy:
         self.state = None if given is None else connect_state(given, access, replicas)
         leases = Leases(self.far, self.metrics, settings.lease_ms / 1000)
         self.pipeline = Pipeline(tiers, self.served, self.metrics, settings.waiting_rows, settings.miss_rows, leases)
-        self.generations = Generations(self.state, self.pipeline.forget)
+        self.generations = Generations(self.state, self.pipeline.forget, PurgeMark(self.far, root))
         self.server = Server(
             self.pipeline,
             Observer(self.pipeline, self.metrics, settings.observe_tolerance),
