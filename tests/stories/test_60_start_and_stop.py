@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from foreseen.places import run_folder
+from foreseen.paths import run_folder
 from tests.live import Live, started
 from tests.questions import ask_fingerprint, fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT
