@@ -10,9 +10,9 @@ import signal
 import time
 
 import aiohttp
-from foreseen.places import redis_socket
 from redis import Redis
 
+from foreseen.paths import redis_socket
 from tests.live import Live
 from tests.questions import ask_fingerprint, fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT, status_of

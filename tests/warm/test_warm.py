@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from foreseen.state import generation_of, read_generations
 from pyarrow import feather
 
 from foreseen.errors import SetupError
@@ -26,6 +25,7 @@ from foreseen.modelspec.artifact import read_serving
 from foreseen.modelspec.manifest import find
 from foreseen.paths import state_socket
 from foreseen.settings import WarmSettings
+from foreseen.stores.state import generation_of, read_generations
 from foreseen.warm import Plan, Warmer
 from foreseen.warm.run.checkpoint import Progress
 from foreseen.warm.run.command import Job, Summary
