@@ -161,6 +161,11 @@ PROXY_METRICS: dict[str, Spec] = {
     "breaker_open": GaugeSpec(
         "foreseen_far_breaker_open", "1 while the far tier is not asked because it failed.", mode="livemax"
     ),
+    "far_foreign": GaugeSpec(
+        "foreseen_far_foreign",
+        "1 while the far tier is not asked because its Redis was filled under another root secret.",
+        mode="livemax",
+    ),
     "far_pending": GaugeSpec("foreseen_far_pending_bytes", "Entries on their way to far.", mode="livesum"),
     "connections": GaugeSpec("foreseen_connections", "Open connections of callers.", mode="livesum"),
     "tasks": GaugeSpec("foreseen_tasks", "Coroutines that the workers' event loops have under way.", mode="livesum"),

@@ -28,7 +28,7 @@ REQUEST_RESULTS = ("hit", "partial", "collapsed", "stale", "miss", "bypass", "er
 MISS_REASONS = ("cold", "expired", "verify-failed", "far-down", "far-slow")
 FAR_ERROR_KINDS = (
     "timeout", "connect", "loading", "readonly", "oom", "permission", "auth", "busy", "protocol", "refused", "open",
-    "paused", "maxclients", "masterdown", "clusterdown", "noreplicas", "moved", "tls",
+    "paused", "maxclients", "masterdown", "clusterdown", "noreplicas", "moved", "tls", "foreign",
 )  # fmt: skip
 DROP_REASONS = ("large", "pending", "far")
 LEASE_OUTCOMES = ("won", "waited", "taken-over", "failed")
@@ -69,6 +69,7 @@ class ProxyMetrics:
     near_entries: Gauge
     in_flight: Gauge
     breaker_open: Gauge
+    far_foreign: Gauge
     far_pending: Gauge
     connections: Gauge
     tasks: Gauge

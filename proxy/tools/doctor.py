@@ -279,6 +279,16 @@ def counted(now: Scrape, url: str) -> Iterator[Finding]:
     if now.total("foreseen_far_breaker_open"):
         trouble = True
         yield Finding("must", "proxy", "it does not ask Redis, which failed", "see runbook: ForeseenStoreDown")
+    if now.total("foreseen_far_foreign"):
+        trouble = True
+        said = "it does not ask Redis, which was filled under another root secret"
+        yield Finding("must", "proxy", said, "see runbook: ForeseenStoreForeign")
+    for name in now.values("foreseen_child_up", "child"):
+        if not now.one("foreseen_child_up", child=name):
+            trouble = True
+            ends = now.one("foreseen_child_ends_total", child=name) or 0
+            said = f"its process {name} does not run, it has ended {ends:.0f} times"
+            yield Finding("must", "proxy", said, "see runbook: ForeseenChildKeepsEnding")
     wrong = now.total("foreseen_verify_failed_total")
     if wrong:
         trouble = True

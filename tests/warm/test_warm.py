@@ -25,8 +25,9 @@ from pyarrow import feather
 from foreseen.errors import SetupError
 from foreseen.modelspec.artifact import read_serving
 from foreseen.modelspec.manifest import find
-from foreseen.paths import model_socket, redis_socket
+from foreseen.paths import model_socket, redis_socket, state_socket
 from foreseen.settings import WarmSettings
+from foreseen.stores.state import generation_of, read_generations
 from foreseen.warm import Plan, Warmer, plan_for
 from foreseen.warm.run.checkpoint import Progress
 from foreseen.warm.run.command import Job, Summary
@@ -314,7 +315,9 @@ def test_results_can_be_imported_again(live: Live, tmp_path: Path) -> None:
     assert table.column("digest").to_pylist() == [fingerprint(row) for row in rows]
     assert table.column("more").to_pylist() == ["m"] * 25
     keys = table.column("foreseen.key").to_pylist()
-    warmer = Warmer(Plan(manifest=find("fingerprint", PACKAGED), digest=digest_of(live), data=live.data))
+    digest = digest_of(live)
+    generation = generation_of(read_generations(f"unix://{state_socket(live.data)}"), "fingerprint", digest)
+    warmer = Warmer(Plan(manifest=find("fingerprint", PACKAGED), digest=digest, data=live.data, generation=generation))
     assert [row["key"] for row in warmer(pa.table({"x": rows})).to_pylist()] == keys
     warmer.close()
     assert counts(warmed(live, tmp_path / "out", outputs=("all",))) == (25, 0, 0, 0)
