@@ -84,10 +84,10 @@ class MethodNotAllowed(ForeseenError):
 
 
 class TooLarge(ForeseenError):
-    """A body, or a picture in it, is above its limit."""
+    """A body is above a limit: of its bytes, of the elements of its JSON, of its rows; or a picture in it is."""
 
     status, code = 413, "too_large"
-    fix = "Split the batch, or raise `--body-bytes`."
+    fix = "Send tensors in the binary form, split the batch, or raise `--body-bytes`."
 
 
 class UnsupportedCoding(ForeseenError):

@@ -13,7 +13,10 @@ from typing import Any
 import orjson
 
 from foreseen.errors import BadRequest
+from foreseen.json_size import check_size, string_end
 
+_SPLIT_BYTES = 2**20
+"""A longer text is walked through: its pieces would take more memory than its values."""
 _SPACE = b" \t\r\n"
 _BRACE = re.compile(rb"[{}]")
 _AFTER_NAME = re.compile(rb"[ \t\r\n]*:")
@@ -27,8 +30,11 @@ def load_plain_json(text: bytes) -> Any:
         raise BadRequest(f"the body is not valid JSON: {error}") from None
 
 
-def load_json(text: bytes) -> Any:
-    """The value. Raises BadRequest."""
+def load_json(text: bytes, *, bounded: bool = True) -> Any:
+    """The value. Raises BadRequest, and TooLarge where it would take too much memory, unless it is `bounded` by whom
+    it comes from."""
+    if bounded:
+        check_size(text)
     document = load_plain_json(text)
     twice = member_given_twice(text)
     if twice is not None:
@@ -42,7 +48,7 @@ def member_given_twice(text: bytes) -> str | None:
     Without a backslash, as nearly always, every second piece between quotes is a string: pieces are cut at the speed of
     memchr, and where all names differ nothing is left to see.
     """
-    if b"\\" in text:
+    if len(text) > _SPLIT_BYTES or b"\\" in text:
         return _walked(text)
     pieces = text.split(b'"')
     names = [name for name, after in zip(pieces[1::2], pieces[2::2], strict=True) if after.lstrip(_SPACE)[:1] == b":"]
@@ -80,7 +86,7 @@ def _walked(text: bytes) -> str | None:
         _braces(text, at, end, open_objects)
         if quote < 0:
             return None
-        at = _string_end(text, quote + 1)
+        at = string_end(text, quote + 1)
         if open_objects and _AFTER_NAME.match(text, at):
             name = orjson.loads(text[quote:at]) if find(b"\\", quote, at) >= 0 else text[quote + 1 : at - 1].decode()
             if name in open_objects[-1]:
@@ -89,22 +95,13 @@ def _walked(text: bytes) -> str | None:
 
 
 def _braces(text: bytes, start: int, end: int, open_objects: list[set[str]]) -> None:
-    if end - start > 64 and text.find(b"{", start, end) < 0 and text.find(b"}", start, end) < 0:
-        return
-    for byte in text[start:end]:
-        if byte == 0x7B:
+    """Objects that open and close between two strings. Two walks of `find`, so that numbers cost a memchr."""
+    find = text.find
+    opening, closing = find(b"{", start, end), find(b"}", start, end)
+    while opening >= 0 or closing >= 0:
+        if closing < 0 or 0 <= opening < closing:
             open_objects.append(set())
-        elif byte == 0x7D:
+            opening = find(b"{", opening + 1, end)
+        else:
             open_objects.pop()
-
-
-def _string_end(text: bytes, start: int) -> int:
-    """The index behind the closing quote of the string whose first character is at `start`."""
-    while True:
-        quote = text.index(b'"', start)
-        slashes = quote
-        while text[slashes - 1] == 0x5C:
-            slashes -= 1
-        if (quote - slashes) % 2 == 0:
-            return quote + 1
-        start = quote + 1
+            closing = find(b"}", closing + 1, end)

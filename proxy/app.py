@@ -13,6 +13,7 @@ import structlog
 import uvloop
 from aiohttp import http_parser, web
 
+from foreseen.bodies import BODIES, Bodies
 from foreseen.cluster import far_at
 from foreseen.commands import Entries
 from foreseen.connection import Runner
@@ -45,6 +46,7 @@ from proxy.freshness import policy_of
 from proxy.generations import Generations
 from proxy.handlers import Handlers
 from proxy.heads import Heads
+from proxy.heavy import Heavy
 from proxy.jobs import Jobs
 from proxy.lease import Leases
 from proxy.manners import Manners
@@ -106,6 +108,7 @@ class Proxy:
         leases = Leases(self.far, self.metrics, settings.lease_ms / 1000)
         self.pipeline = Pipeline(tiers, self.served, self.metrics, settings.waiting_rows, settings.miss_rows, leases)
         self.generations = Generations(self.state, self.pipeline.forget)
+        self.heavy = Heavy()
         self.server = Server(
             self.pipeline,
             Observer(self.pipeline, self.metrics, settings.observe_tolerance),
@@ -114,13 +117,16 @@ class Proxy:
             server_timing=settings.server_timing,
             purges=self.generations,
             shortcut_bytes=settings.shortcut_bytes,
+            heavy=self.heavy,
         )
         self.webhooks = Allowed(settings.webhook_allow, settings.webhook_ports, settings.webhook_networks)
         self.records = Records(root)
         self.queue = None if given is None else connect_queue(given, bounds_of(settings), access, replicas)
         self.jobs: Jobs | None = None
         if self.queue is not None:
-            self.jobs = Jobs(self.queue, self.records, self.pipeline, self.served, self.generations, self.metrics)
+            self.jobs = Jobs(
+                self.queue, self.records, self.pipeline, self.served, self.generations, self.metrics, self.heavy
+            )
         self.memory = memory = Memory(tiers.near, settings.replay_bytes, tiers.clock)
         self.gate = Gate(_limits(settings), lambda limit: self.metrics.limited.labels(limit).inc())
         self.pulse = Pulse(
@@ -136,6 +142,7 @@ class Proxy:
         token = Token(
             settings.admin_token_file or settings.data / "admin-token", required=settings.admin_token_file is not None
         )
+        self.bodies = Bodies()
         self.admin = admin_application(Purger(self.state, tiers), token, settings.body_seconds)
         self.edge = Edge(
             served=self.served,
@@ -156,6 +163,7 @@ class Proxy:
             predictions=self._predictions(),
             stalled=lambda: self.pulse.stalled,
         ).application()
+        self.application[BODIES] = self.bodies
 
     def _predictions(self) -> Predictions | None:
         """The routes of predictions, where there is a queue."""
@@ -206,7 +214,7 @@ class Proxy:
 
     def connect(self, manager: Any, **options: Any) -> ShortConnection:
         """A connection that answers what it recognises itself."""
-        return ShortConnection(manager, self.road, self.heads, **options)
+        return ShortConnection(manager, self.road, self.heads, self.bodies, **options)
 
     async def known(self) -> None:
         """Until every model has been reached and it is known what was purged."""

@@ -7,7 +7,7 @@ same job. A ticket is a job and the wish of its asker; its id is all that it tak
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import structlog
@@ -52,10 +52,11 @@ from foreseen.records import (
 from proxy.ask import Ask
 from proxy.facts import Facts
 from proxy.freshness import Control, steps_of
+from proxy.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES, Heavy
 from proxy.news import News
 from proxy.pipeline import Pipeline
 from proxy.render import render
-from proxy.serve import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES, decoded
+from proxy.serve import decoded
 from proxy.served import Served
 
 BATCH = ""
@@ -63,7 +64,6 @@ BATCH = ""
 LOOK_SECONDS = 0.25
 """How long near and far have to say that they know all rows, before the question becomes a job."""
 
-T = TypeVar("T")
 R = TypeVar("R", bound=Struct)
 
 log = structlog.get_logger()
@@ -148,7 +148,9 @@ class Jobs:
         served: Mapping[str, Served],
         purges: Purges,
         metrics: ProxyMetrics,
+        heavy: Heavy | None = None,
     ) -> None:
+        self.heavy = heavy or Heavy()
         self.news = News(queue)
         self._queue = queue
         self._records = records
@@ -164,14 +166,14 @@ class Jobs:
         Raises QueueFull, QueueUnavailable, KeyReused and what is wrong with the question.
         """
         control, steps, size = ask.control, steps_of(ask.control, served.steps), len(body)
-        asked = await _off_loop(lambda: decoded(served, ask, body), size > OFF_LOOP_BYTES)
+        asked = await self.heavy.run(lambda: decoded(served, ask, body), size)
         if manner.batch and (asked.wish.binary or any(output.binary for output in asked.wish.outputs or ())):
             raise BadRequest("parameters: binary outputs cannot stand in a line of a batch's result")
         if asked.sequence or "model" not in steps:
             return None
         space, preparation, preparer = self._in_force(served), served.preparation, served.preparer()
         limit = OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES
-        rows = await _off_loop(lambda: preparer.rows(asked.inputs), size > limit)
+        rows = await self.heavy.run(lambda: preparer.rows(asked.inputs), size, limit)
         frames, scope = served.framer.frames(rows, asked.parameters), space.scope
         keys = self._pipeline.keyed(space, frames)
         question = Question(space, rows, self._terms(steps, control), asked.parameters)
@@ -313,8 +315,8 @@ class Jobs:
         answers = self._answers(result)
         _renderable(served.manifest, answers)
         now = self._pipeline.tiers.clock()
-        predictions, heavy = [answer.prediction for answer in answers], len(seen.record or b"") > OFF_LOOP_BYTES
-        body, length = await _off_loop(lambda: render(served.manifest, predictions, wish), heavy)
+        predictions, size = [answer.prediction for answer in answers], len(seen.record or b"")
+        body, length = await self.heavy.run(lambda: render(served.manifest, predictions, wish), size)
         facts = Facts.of(answers, served, now, requested=not {"near", "far"} & set(head.steps))
         return Fetched(body, length, facts.headers())
 
@@ -417,7 +419,3 @@ def _row_bytes(manifest: Manifest) -> int:
             elements *= dim if isinstance(dim, int) else 1
         size += elements * max(1, DATATYPES[output.datatype].size)
     return size
-
-
-async def _off_loop(work: Callable[[], T], heavy: bool) -> T:
-    return await asyncio.to_thread(work) if heavy else work()

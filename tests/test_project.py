@@ -61,7 +61,7 @@ def test_packages_import_downwards() -> None:
 
 LAYERS = [
     {"foreseen.nouns", "foreseen.errors", "foreseen.datatypes", "foreseen.queued"},
-    {"foreseen.warming"},
+    {"foreseen.warming", "foreseen.json_size", "foreseen.bodies"},
     {"foreseen.manifest", "foreseen.tensors", "foreseen.strict_json", "foreseen.breaker", "foreseen.resp"}
     | {"foreseen.addresses", "foreseen.tasks"},
     {"foreseen.wire", "foreseen.key", "foreseen.entry", "foreseen.rows", "foreseen.normalize", "foreseen.images"}
@@ -86,7 +86,7 @@ LAYERS = [
         "foreseen.meters",
         "foreseen.metrics",
     },
-    {"proxy.near", "proxy.flight", "proxy.webhooks", "proxy.jsonl"},
+    {"proxy.near", "proxy.flight", "proxy.webhooks", "proxy.jsonl", "proxy.heavy"},
     {"proxy.deliveries"},
     {"proxy.pipeline", "proxy.model", "proxy.render", "proxy.decode", "proxy.served"},
     {"proxy.ask", "proxy.lines"},

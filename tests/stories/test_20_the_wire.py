@@ -18,9 +18,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from foreseen.bodies import inflated
 from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, BadRequest, TooLarge
-from foreseen.http import inflated
 from foreseen.nouns import WantedOutput
 from foreseen.tensors import raw_of
 from foreseen.wire import OutputTensor, parse_raw, parse_request, render_response
