@@ -7,7 +7,9 @@ when one spelling is escaped. A cache that keys on the last one while another re
 
 from __future__ import annotations
 
+import json
 import re
+from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -18,6 +20,11 @@ from foreseen.json_size import check_size, string_end
 _SPLIT_BYTES = 2**20
 """A longer text is walked through: its pieces would take more memory than its values."""
 _SPACE = b" \t\r\n"
+NOT_WHOLE = 0.5
+MAX_FLOAT_INT = 2**53
+"""The largest integer that may be spelled as a float: behind it there are some that no double is equal to."""
+_DOUBTFUL = r"[0-9.]{16}|[eE]-[0-9]{3}"
+_LONG, _LONG_TEXT = re.compile(_DOUBTFUL.encode()), re.compile(_DOUBTFUL)
 _BRACE = re.compile(rb"[{}]")
 _AFTER_NAME = re.compile(rb"[ \t\r\n]*:")
 
@@ -40,6 +47,33 @@ def load_json(text: bytes, *, bounded: bool = True) -> Any:
     if twice is not None:
         raise BadRequest(f"the body gives the member {twice[:64]!r} twice")
     return document
+
+
+def load_whole(text: bytes | str) -> Any:
+    """The value of valid JSON for who wants integers: what is spelled as `1.0` or `1e0` is the integer that its digits
+    say, and `NOT_WHOLE` where they say none, or one above `MAX_FLOAT_INT`.
+
+    A double has 53 bits: `9007199254740993.0` becomes another number, and `1.0000000000000001` becomes 1.
+    Raises BadRequest where the text is nested too deep for this.
+    """
+    try:
+        return json.loads(text, parse_float=_whole)
+    except RecursionError:
+        raise BadRequest("the body is nested too deep") from None
+
+
+def doubles_may_differ(text: bytes | str) -> bool:
+    """Whether a text may hold a number that is another one as a double. Up to 15 digits decide which double is meant,
+    and whether it is an integer, unless it is so small that it becomes 0."""
+    return (_LONG if isinstance(text, bytes) else _LONG_TEXT).search(text) is not None  # type: ignore[arg-type]
+
+
+def _whole(digits: str) -> int | float:
+    exact = Decimal(digits)
+    if abs(exact) > MAX_FLOAT_INT:
+        return NOT_WHOLE
+    made = int(exact)
+    return made if made == exact else NOT_WHOLE
 
 
 def member_given_twice(text: bytes) -> str | None:

@@ -21,7 +21,7 @@ from foreseen.errors import BadInput, BadRequest, TooLarge
 from foreseen.json_size import MAX_ELEMENTS
 from foreseen.nouns import Array, WantedOutput
 from foreseen.strict_json import load_json, load_plain_json
-from foreseen.tensors import array_of_json, array_of_raw, checked_shape, datatype_of, json_of_raw, raw_of
+from foreseen.tensors import Written, array_of_json, array_of_raw, checked_shape, datatype_of, json_of_raw, raw_of
 
 _T = TypeVar("_T")
 
@@ -115,7 +115,7 @@ def parse_request(body: bytes, header_length: int | None) -> Request:
     """
     envelope, tail = _cut(body, header_length)
     document = _convert(load_json(envelope), _RequestBody)
-    inputs = _tensors(document.inputs, "inputs", tail, bounded=True)
+    inputs = _tensors(document.inputs, "inputs", tail, envelope, bounded=True)
     if not inputs:
         raise BadInput("inputs: at least one is needed")
     parameters = document.parameters or {}
@@ -159,7 +159,7 @@ def parse_response(body: bytes, header_length: int | None, *, ours: bool = False
     our own model process, which gives no member twice."""
     envelope, tail = _cut(body, header_length)
     document = _convert(load_plain_json(envelope) if ours else load_json(envelope, bounded=False), _ResponseBody)
-    outputs = _tensors(document.outputs, "outputs", tail, bounded=False)
+    outputs = _tensors(document.outputs, "outputs", tail, envelope, bounded=False)
     return Response(document.model_name, document.model_version, document.id, document.parameters or {}, outputs)
 
 
@@ -248,8 +248,11 @@ def _convert(document: Any, kind: type[_T]) -> _T:
         raise BadRequest(f"{where.strip('`.') or 'body'}: {what[:1].lower()}{what[1:]}") from None
 
 
-def _tensors(listed: list[_Tensor], part: str, tail: memoryview | None, *, bounded: bool) -> tuple[InputTensor, ...]:
-    """The tensors of a body: JSON data, or binary data in the order of listing. `bounded`: in their elements."""
+def _tensors(
+    listed: list[_Tensor], part: str, tail: memoryview | None, envelope: bytes, *, bounded: bool
+) -> tuple[InputTensor, ...]:
+    """The tensors of a body: JSON data of the envelope, or binary data in the order of listing. `bounded`: in their
+    elements."""
     if len(listed) > MAX_TENSORS:  # before anything of that size is made, as the names
         raise BadInput(f"{part}: has {len(listed)} tensors, at most {MAX_TENSORS} are allowed")
     if len({tensor.name for tensor in listed}) != len(listed):
@@ -261,7 +264,8 @@ def _tensors(listed: list[_Tensor], part: str, tail: memoryview | None, *, bound
         shape = checked_shape(tensor.shape, field)
         size = _binary_size(tensor, field)
         if size is None and tensor.data is not UNSET:
-            array = array_of_json(tensor.data, datatype, shape, field)
+            written = _written(envelope, part, index) if datatype.kind == "i" else None
+            array = array_of_json(tensor.data, datatype, shape, field, written)
         elif tail is None:
             what = (
                 "binary_data_size needs an Inference-Header-Content-Length" if size is not None else "data is missing"
@@ -280,6 +284,10 @@ def _tensors(listed: list[_Tensor], part: str, tail: memoryview | None, *, bound
     if tail is not None and at != len(tail):
         raise BadRequest(f"{part}: {len(tail) - at} bytes of binary data belong to no tensor")
     return tuple(tensors)
+
+
+def _written(envelope: bytes, part: str, index: int) -> Written:
+    return Written(envelope, lambda document: document[part][index]["data"])
 
 
 def _binary_size(tensor: _Tensor, field: str) -> int | None:

@@ -18,7 +18,7 @@ from foreseen.manifest import ClientInput, Manifest, wire_shape
 from foreseen.nouns import Lane, Wish
 from foreseen.parameters import counting, in_sequence, lane_of
 from foreseen.strict_json import load_json
-from foreseen.tensors import array_of_json, checked_shape
+from foreseen.tensors import Written, array_of_json, checked_shape
 from foreseen.wire import InputTensor, Request, parse_raw, parse_request
 from proxy.render import wanted_outputs
 
@@ -59,11 +59,18 @@ def decode_v1(body: bytes, manifest: Manifest) -> Asked:
     if ("instances" in document) == ("inputs" in document):
         raise BadRequest("body: give either instances (by row) or inputs (by column)")
     specs = manifest.seen.inputs
+    wish, columns = Wish("v1" if "instances" in document else "v1-columns"), _columns(document, specs)
+    return Asked(tuple(_v1_tensor(spec, columns[spec.name], _written(body, spec, specs)) for spec in specs), wish)
+
+
+def _columns(document: dict[str, Any], specs: tuple[ClientInput, ...]) -> dict[str, list[Any]]:
     if "instances" in document:
-        wish, columns = Wish("v1"), _columns_of_instances(document["instances"], specs)
-    else:
-        wish, columns = Wish("v1-columns"), _columns_of_inputs(document["inputs"], specs)
-    return Asked(tuple(_v1_tensor(spec, columns[spec.name]) for spec in specs), wish)
+        return _columns_of_instances(document["instances"], specs)
+    return _columns_of_inputs(document["inputs"], specs)
+
+
+def _written(body: bytes, spec: ClientInput, specs: tuple[ClientInput, ...]) -> Written:
+    return Written(body, lambda document: _columns(document, specs)[spec.name])
 
 
 def _raw(body: bytes, manifest: Manifest) -> Request:
@@ -109,7 +116,7 @@ def _columns_of_inputs(inputs: Any, specs: tuple[ClientInput, ...]) -> dict[str,
     return columns
 
 
-def _v1_tensor(spec: ClientInput, column: list[Any]) -> InputTensor:
+def _v1_tensor(spec: ClientInput, column: list[Any], written: Written) -> InputTensor:
     """V1 states no shapes: they are read off the first elements, and the rest must agree."""
     field, datatype = f"inputs.{spec.name}", DATATYPES[spec.datatype]
     shape, level = [], column
@@ -120,7 +127,7 @@ def _v1_tensor(spec: ClientInput, column: list[Any]) -> InputTensor:
         shape = [0, *(max(dim, 0) for dim in wire_shape(spec.shape)[1:])]
     checked = checked_shape(shape, field)
     if datatype.kind != "s":
-        return InputTensor(spec.name, spec.datatype, array_of_json(column, datatype, checked, field))
+        return InputTensor(spec.name, spec.datatype, array_of_json(column, datatype, checked, field, written))
     flat: list[Any] = column
     for size in checked[1:]:
         if any(type(part) is not list or len(part) != size for part in flat):

@@ -21,6 +21,7 @@ from foreseen.errors import BadInput, SetupError
 from foreseen.manifest import Dim
 from foreseen.normalize import cast
 from foreseen.nouns import Array
+from foreseen.strict_json import doubles_may_differ, load_whole
 from foreseen.tensors import array_of_json
 
 
@@ -191,6 +192,8 @@ def _parsed(column: pa.Array, datatype: Datatype, shape: tuple[int, ...], name: 
     for index, text in enumerate(column.to_pylist()):
         try:
             value = orjson.loads(text)
+            if datatype.kind == "i" and doubles_may_differ(text):
+                value = load_whole(text)
             made[index] = array_of_json(value if shape else [value], datatype, shape or (1,), name).reshape(shape)
         except BadInput as error:
             bad.setdefault(index, str(error))

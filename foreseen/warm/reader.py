@@ -22,7 +22,7 @@ from foreseen.errors import BadInput, BadRequest
 from foreseen.manifest import ClientInput, Dim, Manifest, ModelOutput
 from foreseen.nouns import Array
 from foreseen.parameters import counting
-from foreseen.strict_json import load_json
+from foreseen.strict_json import doubles_may_differ, load_json, load_whole
 from foreseen.tensors import array_of_json
 from foreseen.warm.files import File, arrow_reader, delimiter_of, npz_header, opened, text_of
 from foreseen.warm.plan import LINE_COLUMN, PARAMETERS_COLUMN, REJECT_COLUMN
@@ -225,6 +225,10 @@ class _Line:
                 self._request(line, manifest)
             else:
                 self.columns = {name: [document.get(name)] for name in wanted if name in document}
+                whole = {spec.name for spec in manifest.seen.inputs if DATATYPES[spec.datatype].kind == "i"}
+                if whole and doubles_may_differ(line):
+                    digits = load_whole(line)
+                    self.columns |= {name: [digits[name]] for name in self.columns if wanted[name] in whole}
         except BadRequest as error:
             self.reject, self.columns, self.rows = str(error), {}, 1
 
