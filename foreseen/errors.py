@@ -133,6 +133,13 @@ class ExpectationFailed(ForeseenError):
     fix = "Leave it out."
 
 
+class VersionNotSupported(ForeseenError):
+    """A request line with a version of HTTP other than 1.1 and 1.0."""
+
+    status, code = 505, "http_version"
+    fix = "Speak HTTP/1.1."
+
+
 class Unsupported(ForeseenError):
     """Part of the protocol that is left out on purpose."""
 

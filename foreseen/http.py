@@ -23,13 +23,13 @@ from foreseen.bodies import BODIES, FREE_BYTES, MEDIUM_BYTES, Bodies, Charge, In
 from foreseen.errors import (
     BadRequest,
     BodyTimeout,
-    ExpectationFailed,
     ForeseenError,
     MethodNotAllowed,
     NotFound,
     Unsupported,
     UnsupportedCoding,
 )
+from foreseen.logs import Sparing
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 JSON = "application/json"
@@ -42,6 +42,7 @@ _OFF_LOOP_BYTES = 1024
 TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 
 _CHARGE = "foreseen.charge"
+_sparing = Sparing()
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 log = structlog.get_logger()
@@ -72,7 +73,9 @@ async def read_body(request: web.Request, seconds: float) -> bytes:
         # aiohttp closes what is not read to its end, after the reply; `force_close` would close it before.
         told = f"the body did not arrive within {seconds:g} seconds"
         raise BodyTimeout(told, headers={"Connection": "close"}) from None
-    except (ClientPayloadError, HttpProcessingError, web.RequestPayloadError) as error:
+    except HttpProcessingError:
+        raise BadRequest("the request is not valid HTTP", headers={"Connection": "close"}) from None
+    except (ClientPayloadError, web.RequestPayloadError) as error:
         raise BadRequest(f"the body cannot be read: {type(error).__name__}") from None
     except ConnectionError:  # the caller hung up; nobody reads this, but it is counted as the caller's
         raise BadRequest("the body ended early") from None
@@ -177,8 +180,11 @@ def as_foreseen(error: Exception, request: web.Request) -> ForeseenError:
 
 
 def internal(error: Exception, route: str) -> ForeseenError:
-    """What is no error of ours: logged, and a bare 500."""
-    log.error("internal error", route=route, error=type(error).__name__, exc_info=error)
+    """What is no error of ours: logged, and a bare 500. Who can cause one can do so a thousand times a second."""
+    kind = type(error).__name__
+    skipped = _sparing.skipped(f"{kind} {route}")
+    if skipped is not None:
+        log.error("internal error", route=route, error=kind, exc_info=error, **skipped)
     return ForeseenError("internal error")
 
 
@@ -188,13 +194,12 @@ def route_of(request: web.Request) -> str:
     return resource.canonical if resource is not None else "unmatched"
 
 
-async def expect(request: web.Request) -> web.StreamResponse | None:
-    """`Expect: 100-continue` gets its 100; anything else is an error of ours (RFC 9110 section 10.1.1)."""
-    if request.headers.get("Expect", "").lower() != "100-continue":
-        return error_reply(ExpectationFailed("Expect: only 100-continue is understood"))
+async def expect(request: web.Request) -> None:
+    """`Expect: 100-continue` gets its 100, but for HTTP/1.0, which does not know it (RFC 9110 section 10.1.1)."""
+    if request.version < (1, 1):
+        return
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     request.writer.output_size = 0  # what was written is not part of the reply
-    return None
 
 
 @web.middleware

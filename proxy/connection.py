@@ -118,12 +118,16 @@ class ShortConnection(Connection):
 
     def _account_for(self, request: web.Request) -> bool:
         """Whether aiohttp's reading of a request, head and Content-Length, accounts for every byte that came."""
-        if request.version != (1, 1) or "Transfer-Encoding" in request.headers or "Upgrade" in request.headers:
-            return False
-        if not self._head or self._fed != len(self._head) + (request.content_length or 0):
+        if request.version != (1, 1) or self.is_followed(request):
             return False
         self._whole = self._fed
         return True
+
+    def is_followed(self, request: web.BaseRequest) -> bool:
+        """Whether bytes came that are not this request's, as far as its head and Content-Length say."""
+        if "Transfer-Encoding" in request.headers or not self._head:
+            return True
+        return self._fed != len(self._head) + (request.content_length or 0)
 
     def _between_requests(self) -> bool:
         """Whether the last request is answered, every byte of it accounted for, and the connection can be written."""

@@ -132,7 +132,6 @@ def test_what_is_left_out_answers_404_as_json(live: Live) -> None:
         ("POST", "/v2/repository/models/minilm/load"),
         ("GET", "/v2/models/minilm/"),
         ("GET", "/favicon.ico"),
-        ("OPTIONS", "*"),
     ):
         refused(ask(live, method, path, b"{}" if method == "POST" else None), 404, "not_found")
 
