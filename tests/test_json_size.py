@@ -9,7 +9,7 @@ import re
 import pytest
 
 from foreseen.errors import BadInput, TooLarge
-from foreseen.json_size import MAX_ELEMENTS, MAX_TEXT_BYTES, check_size, string_end
+from foreseen.json_size import MAX_ELEMENTS, MAX_TEXT_BYTES, _elements, check_size, string_end
 from foreseen.strict_json import load_json
 from foreseen.wire import MAX_TENSORS, parse_request
 from tests.raw import binary
@@ -60,9 +60,20 @@ def test_the_end_of_a_string_is_found_whatever_is_escaped() -> None:
     string, chance = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL), random.Random(15)
     for _ in range(20_000):
         text = b"\\" * chance.randrange(140) * chance.randrange(2)
-        text += bytes(chance.choice(b'a"\\\\') for _ in range(chance.randrange(1, 200)))
+        text += bytes(chance.choice(b'a"\\') for _ in range(chance.randrange(1, 200)))
         match = string.match(text)
         assert string_end(text, 0) == (len(text) if match is None else match.end())
+
+
+def test_elements_are_counted_as_a_reader_would() -> None:
+    """Held against a count of tokens on 40 documents, whose strings and escapes lie across the slices in all ways."""
+    chance, token = random.Random(73), re.compile(r'"(?:[^"\\]|\\.)*"|[,:\[\]{}]', re.DOTALL)
+    for _ in range(40):
+        texts = [
+            "".join(chance.choices('a,:[]{}"\\\n\u00e9', k=chance.randrange(60))) for _ in range(chance.randrange(3000))
+        ]
+        text = json.dumps({"a": texts, "b": [{"c": 1.5}] * chance.randrange(500)}, ensure_ascii=chance.random() < 0.5)
+        assert _elements(text.encode()) == len(token.findall(text))
 
 
 def test_tensors_are_counted_and_named_before_they_are_made() -> None:
