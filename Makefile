@@ -1,6 +1,6 @@
 # The verbs of this project. CI runs `make test`.
 # The first that is new enough, has venv and was built with its profile, which is worth a third; else the first.
-PYTHON ?= $(shell for python in python3 /usr/bin/python3; do $$python -I foreseen/interpreter.py 2>/dev/null && echo $$python && exit; done; echo python3)
+PYTHON ?= $(shell for python in python3 /usr/bin/python3; do $$python -I foreseen/operate/interpreter.py 2>/dev/null && echo $$python && exit; done; echo python3)
 VENV   := .venv
 TRITON := .venv-tritonclient
 MLSERVER := .venv-mlserver
@@ -12,7 +12,7 @@ BIN    := $(VENV)/bin
 DATA   ?= data
 PORT   ?= 8000
 
-.PHONY: up setup test test-integrations lint docs dashboards bench-hit bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact bench-isolation chaos chaos-purges soak verify-rolling verify-lease verify-overload verify-jobs bench-jobs mutants clean
+.PHONY: up setup check test test-integrations lint docs dashboards bench-hit bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact bench-isolation chaos chaos-purges soak verify-rolling verify-lease verify-overload verify-jobs bench-jobs mutants clean
 
 up: setup ## start everything on this machine: http://127.0.0.1:8000
 	@exec $(BIN)/foreseen up --data $(DATA) --port $(PORT) --model minilm --model fingerprint
@@ -27,10 +27,12 @@ $(VENV)/installed: pyproject.toml
 	   || { tail -20 $(VENV)/install.log; echo "setup: failed; the whole log is $(VENV)/install.log"; exit 1; }
 	@touch $@
 
-lint: setup ## ruff and mypy --strict
+lint: setup ## ruff, mypy --strict and the import contract
+	@mkdir -p build
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache > build/imports.log || { cat build/imports.log; exit 1; }
 
 $(TRITON)/installed: tests/clients/tritonclient.txt
 	@echo "setup: installing tritonclient into $(TRITON)"
@@ -70,6 +72,9 @@ $(AIRFLOW)/installed: tests/integrations/airflow.txt pyproject.toml
 
 test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed ## batch runs by Ray and Airflow, each in its own environment
 	@$(BIN)/python -m pytest tests/integrations
+
+check: lint ## lint, types, import contract and all tests that start no other process: under two minutes, no root
+	@$(BIN)/python -m pytest --in-process
 
 test: lint $(TRITON)/installed $(MLSERVER)/installed /usr/bin/promtool $(POSTGRES) /usr/bin/redis-server ## the whole test suite, from nothing
 	@$(BIN)/python -m pytest

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from foreseen.manifest import Manifest, ModelInput, ModelOutput, wire_shape
-from inference.session import Session
+from foreseen.inference.session import Session
+from foreseen.modelspec.manifest import Manifest, ModelInput, ModelOutput, wire_shape
 
 EXTENSIONS = ["binary_tensor_data", "model_configuration", "parameters", "statistics"]
 
@@ -46,7 +46,7 @@ def config(manifest: Manifest, max_rows: int) -> dict[str, Any]:
     }
 
 
-class Stats:
+class ModelStats:
     """Triton's per-model statistics: how many requests, rows and runs, and where their time went, in ns."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""V2 requests → one `Served` model → replies: the routes of the model process.
+"""V2 requests → one `LoadedModel` model → replies: the routes of the model process.
 
 Whoever calls it directly sends `[model]` tensors; the proxy in front shows `[client]` ones under the same name.
 """
@@ -13,11 +13,17 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from foreseen import wire
-from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, ModelUnavailable, UnknownModel, Unsupported
-from foreseen.exposition import CONTENT_TYPE
-from foreseen.http import (
+from foreseen.inference.describe import EXTENSIONS, ModelStats, config, metadata
+from foreseen.inference.served import LoadedModel
+from foreseen.modelspec.manifest import wire_shape
+from foreseen.protocol import wire
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.tensors import raw_of
+from foreseen.settings import InferenceSettings
+from foreseen.telemetry.exposition import CONTENT_TYPE
+from foreseen.types import Array, Lane
+from foreseen.web.http import (
     SERVER,
     Handler,
     as_foreseen,
@@ -28,23 +34,17 @@ from foreseen.http import (
     read_body,
     traceparent,
 )
-from foreseen.manifest import wire_shape
-from foreseen.nouns import Array, Lane
-from foreseen.settings import InferenceSettings
-from foreseen.tensors import raw_of
-from inference.describe import EXTENSIONS, Stats, config, metadata
-from inference.served import Served
 
 _log = structlog.get_logger()
 
 
-class Server:
+class ModelRoutes:
     """The routes."""
 
-    def __init__(self, served: Served, settings: InferenceSettings) -> None:
+    def __init__(self, served: LoadedModel, settings: InferenceSettings) -> None:
         self._served = served
         self._settings = settings
-        self._stats = Stats()
+        self._stats = ModelStats()
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[self._count], client_max_size=self._settings.body_bytes)
@@ -118,7 +118,7 @@ class Server:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         text = await asyncio.to_thread(self._served.metrics.exposition)
-        return web.Response(body=text, headers={"Server": SERVER, "Content-Type": CONTENT_TYPE})
+        return web.Response(body=text, headers={"ModelRoutes": SERVER, "Content-Type": CONTENT_TYPE})
 
     async def _infer(self, request: web.Request) -> web.Response:
         started = time.perf_counter()

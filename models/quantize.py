@@ -1,7 +1,8 @@
 """An fp32 graph → the same graph in another precision. Pure: the input is never changed.
 
 `int8-rowwise` is ours, since ONNX Runtime's dynamic int8 takes one activation scale for a whole tensor, so a row's
-answer depends on its batch-mates (DESIGN section 5). Here every row of activations, that is every token, has its own.
+answer depends on its batch-mates (docs/architecture.md, Exactness). Here every row of activations, that is every token,
+has its own.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from foreseen.errors import SetupError
-from foreseen.manifest import Precision
-from foreseen.nouns import Array
-from models.graphs.graph import MICROSOFT
+from foreseen.models.graphs.graph import MICROSOFT
+from foreseen.modelspec.manifest import Precision
+from foreseen.types import Array
 
 ZERO_POINT = 128  # u8s8: MLAS's MatMulInteger is fastest with unsigned activations
 LARGEST = 127  # symmetric: -128 is left out, so x and -x quantize alike

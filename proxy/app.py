@@ -13,57 +13,57 @@ import structlog
 import uvloop
 from aiohttp import http_parser, web
 
-from foreseen.bodies import BODIES, Bodies
-from foreseen.cluster import far_at
-from foreseen.commands import Entries
-from foreseen.connection import Runner
-from foreseen.drain import Ending, announce, drain
-from foreseen.entry import EntryCodec
 from foreseen.errors import FarError, SetupError
-from foreseen.exposition import use_slot
-from foreseen.garbage import settle
-from foreseen.key import secret_check, tag_key
-from foreseen.limits import Gate, Limits
-from foreseen.listen import BACKLOG, files_for, inherited, listen, listen_admin
-from foreseen.manifest import Freshness, find
-from foreseen.metrics import ProxyMetrics
-from foreseen.places import model_socket, redis_socket
-from foreseen.queue import connect_queue
-from foreseen.queued import Bounds
-from foreseen.records import Records
-from foreseen.secret import read_secret
-from foreseen.servers import access_of
+from foreseen.keys.entry import EntryCodec
+from foreseen.keys.key import secret_check, tag_key
+from foreseen.keys.secret import read_secret
+from foreseen.modelspec.manifest import Freshness, find
+from foreseen.paths import model_socket, redis_socket
+from foreseen.proxy.admin.admin import Token
+from foreseen.proxy.admin.heartbeat import Heartbeat
+from foreseen.proxy.admin.purge import Purger, admin_application
+from foreseen.proxy.backend.discovery import Upstream, in_front_of, upstream_of
+from foreseen.proxy.backend.isolation import IsolationLock
+from foreseen.proxy.backend.model import ModelProcess
+from foreseen.proxy.backend.served import ServedModel
+from foreseen.proxy.backend.upstream import declared_told
+from foreseen.proxy.cache.freshness import policy_of
+from foreseen.proxy.cache.generations import Generations
+from foreseen.proxy.cache.lease import Leases
+from foreseen.proxy.cache.near import Near
+from foreseen.proxy.cache.tiers import Tiers
+from foreseen.proxy.fastpath.fast_connection import ShortConnection
+from foreseen.proxy.fastpath.fast_path import FastPath
+from foreseen.proxy.fastpath.known_heads import KnownHeads
+from foreseen.proxy.fastpath.responder import Responder
+from foreseen.proxy.handlers import Handlers
+from foreseen.proxy.jobs.batch import Batches
+from foreseen.proxy.jobs.predictions import Predictions
+from foreseen.proxy.jobs.ticket_options import TicketOptionsReader
+from foreseen.proxy.jobs.tickets import Jobs
+from foreseen.proxy.predict.heavy import Heavy
+from foreseen.proxy.predict.observe import Observer
+from foreseen.proxy.predict.pipeline import Pipeline
+from foreseen.proxy.predict.replay import Memory
+from foreseen.proxy.predict.serve import Server
+from foreseen.queue.queue import connect_queue
+from foreseen.queue.queue_types import Bounds
+from foreseen.queue.records import Records
+from foreseen.queue.targets import Allowed
 from foreseen.settings import ProxySettings
-from foreseen.state import connect_state
-from foreseen.targets import Allowed
+from foreseen.stores.cluster import far_at
+from foreseen.stores.commands import Entries
+from foreseen.stores.redis_urls import access_of
+from foreseen.stores.state import connect_state
 from foreseen.tasks import end
-from proxy.admin import Token
-from proxy.batch import Batches
-from proxy.connection import ShortConnection
-from proxy.discovery import Upstream, in_front_of, upstream_of
-from proxy.edge import Edge
-from proxy.freshness import policy_of
-from proxy.generations import Generations
-from proxy.handlers import Handlers
-from proxy.heads import Heads
-from proxy.heavy import Heavy
-from proxy.jobs import Jobs
-from proxy.lease import Leases
-from proxy.manners import Manners
-from proxy.model import ModelProcess
-from proxy.near import Near
-from proxy.observe import Observer
-from proxy.pipeline import Pipeline
-from proxy.predictions import Predictions
-from proxy.pulse import Pulse
-from proxy.purge import Purger, admin_application
-from proxy.replay import Memory
-from proxy.road import Road
-from proxy.serve import Server
-from proxy.served import Served
-from proxy.tiers import Tiers
-from proxy.trials import Trials
-from proxy.upstream import declared_told
+from foreseen.telemetry.exposition import use_slot
+from foreseen.telemetry.metrics import ProxyMetrics
+from foreseen.web.bodies import BODIES, Bodies
+from foreseen.web.connection import AppRunner
+from foreseen.web.drain import Shutdown, announce, drain
+from foreseen.web.gc_freeze import settle
+from foreseen.web.limits import Gate, ListenerLimits
+from foreseen.web.listen import BACKLOG, files_for, inherited, listen, listen_admin
 
 log = structlog.get_logger()
 
@@ -88,7 +88,7 @@ class Proxy:
         use_slot(settings.slot)
         self.metrics = ProxyMetrics(on=settings.metrics)
         self.upstream = upstream
-        self.trials = Trials() if upstream is None else upstream.trials
+        self.trials = IsolationLock() if upstream is None else upstream.trials
         self.served = {} if upstream is None else upstream.served
         self.served |= {served.manifest.name: served for served in map(self._serve, settings.own_models)}
         self.far = _far(settings)
@@ -129,7 +129,7 @@ class Proxy:
             )
         self.memory = memory = Memory(tiers.near, settings.replay_bytes, tiers.clock)
         self.gate = Gate(_limits(settings), lambda limit: self.metrics.limited.labels(limit).inc())
-        self.pulse = Pulse(
+        self.heartbeat = Heartbeat(
             self.pipeline,
             self.served,
             self.metrics,
@@ -144,7 +144,7 @@ class Proxy:
         )
         self.bodies = Bodies()
         self.admin = admin_application(Purger(self.state, tiers), token, settings.body_seconds)
-        self.edge = Edge(
+        self.edge = Responder(
             served=self.served,
             server=self.server,
             metrics=self.metrics,
@@ -152,16 +152,16 @@ class Proxy:
             tiers=tiers,
             memory=memory,
         )
-        self.road, self.heads = Road(self.edge), Heads(settings.body_bytes)
+        self.road, self.heads = FastPath(self.edge), KnownHeads(settings.body_bytes)
         self.application = Handlers(
             served=self.served,
             server=self.server,
             edge=self.edge,
             settings=settings,
             token=token,
-            exposition=self.pulse.exposition,
+            exposition=self.heartbeat.exposition,
             predictions=self._predictions(),
-            stalled=lambda: self.pulse.stalled,
+            stalled=lambda: self.heartbeat.stalled,
         ).application()
         self.application[BODIES] = self.bodies
 
@@ -170,9 +170,9 @@ class Proxy:
         jobs, queue, settings = self.jobs, self.queue, self.settings
         if jobs is None or queue is None:
             return None
-        manners = Manners(jobs, self.webhooks)
+        ticket_options = TicketOptionsReader(jobs, self.webhooks)
         batches = Batches(
-            manners,
+            ticket_options,
             jobs,
             queue,
             self.records,
@@ -180,7 +180,7 @@ class Proxy:
             most_lines=settings.batch_lines,
             body_seconds=settings.body_seconds,
         )
-        return Predictions(jobs, self.edge, manners, batches)
+        return Predictions(jobs, self.edge, ticket_options, batches)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -190,7 +190,7 @@ class Proxy:
             watchers = [asyncio.create_task(self.upstream.follow())]
         else:
             watchers = [asyncio.create_task(served.watch()) for served in self.served.values()]
-        watchers.append(asyncio.create_task(self.pulse.beat()))
+        watchers.append(asyncio.create_task(self.heartbeat.beat()))
         watchers.append(asyncio.create_task(self.generations.follow()))
         try:
             async with asyncio.timeout(STATE_SECONDS):
@@ -233,7 +233,7 @@ class Proxy:
         except FarError as error:
             log.warning("far: not reachable at start; answering without it", kind=error.kind)
 
-    def _serve(self, named: str) -> Served:
+    def _serve(self, named: str) -> ServedModel:
         name, _, address = named.partition("=")
         manifest = find(name, self.settings.model_folders)
         if manifest.upstream is not None and not address:
@@ -248,7 +248,9 @@ class Proxy:
             quarantine_seconds=self.settings.quarantine_seconds,
             trials=self.trials,
         )
-        return Served(manifest, process, self.settings.data, policy_of(manifest.freshness, _freshness(self.settings)))
+        return ServedModel(
+            manifest, process, self.settings.data, policy_of(manifest.freshness, _freshness(self.settings))
+        )
 
 
 async def upstream_for(settings: ProxySettings) -> Upstream | None:
@@ -257,9 +259,9 @@ async def upstream_for(settings: ProxySettings) -> Upstream | None:
 
 
 async def _run(settings: ProxySettings) -> None:
-    ending = Ending()
+    ending = Shutdown()
     proxy = Proxy(settings, await upstream_for(settings))
-    runner = Runner(
+    runner = AppRunner(
         proxy.application,
         proxy.connect if settings.short_road else None,
         proxy.gate,
@@ -277,7 +279,7 @@ async def _run(settings: ProxySettings) -> None:
         site = web.SockSite(runner, listener, backlog=BACKLOG)
         await site.start()
         runner.accept_all(listener)
-        operators = Runner(proxy.admin, keepalive_timeout=settings.keepalive_seconds)
+        operators = AppRunner(proxy.admin, keepalive_timeout=settings.keepalive_seconds)
         await operators.setup()
         try:
             admin = listen_admin(settings) if settings.admin_fd is None else inherited(settings.admin_fd)
@@ -312,9 +314,9 @@ def _far(settings: ProxySettings) -> Entries | None:
     return far_at(url, budget_seconds, keys_per_call=settings.far_keys, access=access_of(settings))
 
 
-def _limits(settings: ProxySettings) -> Limits:
+def _limits(settings: ProxySettings) -> ListenerLimits:
     """Of the public listener. Every connection is an open file."""
-    return Limits(
+    return ListenerLimits(
         connections=files_for(settings.connections),
         requests=settings.connection_requests,
         head_bytes=settings.head_bytes,

@@ -1,0 +1,203 @@
+"""Client tensors → rows: the declared normalization turns what was sent into what the model sees.
+
+What is keyed is exactly what is sent to the model, so the first asker and the later ones get the same answer. Pure and
+without I/O; heavy (tokenizer, images), so servers run it off their event loop. The only file that imports tokenizers.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from foreseen.errors import BadInput, SetupError
+from foreseen.modelspec.images import pixels
+from foreseen.modelspec.manifest import ClientInput, Manifest, wire_shape
+from foreseen.modelspec.normalize import cast, steps_of, texts
+from foreseen.modelspec.rows import mask_lengths
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.wire import InputTensor
+from foreseen.types import Array, Columns, Row
+
+ENCODED_BYTES = 256 * 1024
+"""Text that is tokenized at a time."""
+
+Column = Sequence[Array]
+"""One model input's tensor of every row, without the batch axis."""
+
+
+class Preparer:
+    """Everything between one model's clients and its graph. `assets` are the artifact's files by name."""
+
+    def __init__(self, manifest: Manifest, assets: Mapping[str, bytes]) -> None:
+        self._manifest = manifest
+        self._keyed = tuple(spec.name for spec in manifest.model.keyed)
+        self._inputs = {spec.name: spec for spec in manifest.seen.inputs}
+        self._steps = {spec.name: steps_of(spec) for spec in manifest.seen.inputs}
+        self._masks = {spec.trim for spec in manifest.seen.inputs if spec.trim}
+        self._tokenizers = {
+            spec.name: _tokenizer(assets, spec.tokenizer.file, spec.tokenizer.max_tokens)
+            for spec in manifest.seen.inputs
+            if spec.tokenizer is not None
+        }
+        self.heavy = bool(self._tokenizers) or any(spec.image for spec in manifest.seen.inputs)
+
+        self.columnar = self._is_columnar()
+        self._texts = TextMemo()
+
+    def rows(self, inputs: Sequence[InputTensor]) -> Sequence[Row]:
+        """The rows of a request. Raises BadInput naming the input, or TooLarge.
+
+        Where the manifest says `rows = "together"` there is one row, whose tensors keep their batch axis.
+        """
+        if self.columnar:
+            return Columns(self.table(inputs))
+        arrays = self._arrays(inputs)
+        if self._manifest.rows == "together":
+            return [Row(tuple(_whole(self._columns(arrays)[name]) for name in self._keyed))]
+        columns = self._columns(arrays)
+        return [Row(parts) for parts in zip(*(columns[name] for name in self._keyed), strict=True)]
+
+    def _is_columnar(self) -> bool:
+        """Whether `table` does what `rows` does: for numbers of fixed shape, in rows that stand alone."""
+        seen = self._inputs.values()
+        shaped = any(spec.tokenizer or spec.image or spec.trim or spec.datatype == "BYTES" for spec in seen)
+        open_ended = any(isinstance(dim, str) for spec in seen for dim in spec.shape[1:])
+        return not (shaped or open_ended) and self._manifest.rows == "each"
+
+    def table(self, inputs: Sequence[InputTensor]) -> list[Array]:
+        """The same rows as one array per keyed input, with their batch axis: for a million rows at a time."""
+        assert self.columnar
+        arrays = self._arrays(inputs)
+        return [arrays[spec.name] for spec in self._manifest.model.keyed]
+
+    def _arrays(self, inputs: Sequence[InputTensor]) -> dict[str, Array]:
+        """All inputs, as the signature wants them and normalized, of one number of rows."""
+        given = {tensor.name: tensor for tensor in inputs}
+        for name in given:
+            if name not in self._inputs:
+                raise BadInput(f"inputs.{name}: there is no such input; the model takes {', '.join(self._inputs)}")
+        arrays = {name: self._checked(spec, given.get(name)) for name, spec in self._inputs.items()}
+        if len({len(array) for array in arrays.values()}) != 1:
+            raise BadInput("inputs: the first dimension (rows) differs between inputs")
+        return arrays
+
+    def _checked(self, spec: ClientInput, tensor: InputTensor | None) -> Array:
+        """One input as the signature wants it, normalized."""
+        field = f"inputs.{spec.name}"
+        if tensor is None:
+            raise BadInput(f"{field}: missing")
+        array, wanted = tensor.array, DATATYPES[spec.datatype]
+        shape = wire_shape(spec.shape)
+        if array.ndim != len(shape) or any(w not in (-1, got) for w, got in zip(shape, array.shape, strict=True)):
+            raise BadInput(f"{field}.shape: is {list(array.shape)}, must be {shape}")
+        if tensor.datatype != spec.datatype:
+            if not spec.cast:
+                raise BadInput(f"{field}.datatype: is {tensor.datatype}, must be {spec.datatype}")
+            array = cast(array, DATATYPES[tensor.datatype], wanted, field)
+        for step in self._steps[spec.name]:
+            array = step(array)
+        return array
+
+    def _columns(self, arrays: Mapping[str, Array]) -> dict[str, Column]:
+        """Client inputs become model inputs: the row's own tensor of each, unpadded."""
+        columns: dict[str, Column] = {}
+        for name, spec in self._inputs.items():
+            array = arrays[name]
+            if spec.tokenizer is not None:
+                columns[spec.tokenizer.ids] = self._tokens(spec, array)
+            elif spec.image is not None:
+                datatype = next(i.datatype for i in self._manifest.model.inputs if i.name == spec.image.to)
+                columns[spec.image.to] = [pixels(one, spec.image, datatype, f"inputs.{name}") for one in array]
+            elif spec.trim is not None:
+                lengths = mask_lengths(arrays[spec.trim], f"inputs.{spec.trim}")
+                columns[name] = [array[i, :length] for i, length in enumerate(lengths.tolist())]
+            elif not spec.ignore and name not in self._masks:
+                columns[name] = [array[i, ...] for i in range(len(array))]
+        return columns
+
+    def _tokens(self, spec: ClientInput, array: Array) -> list[Array]:
+        assert spec.tokenizer is not None
+        ids = spec.tokenizer.ids
+        dtype = next(DATATYPES[i.datatype].dtype for i in self._manifest.model.inputs if i.name == ids)
+        known = [self._texts.get((spec.name, text)) for text in array.ravel().tolist()]
+        new = [at for at, ids in enumerate(known) if ids is None]
+        if not new:
+            return known  # type: ignore[return-value]
+        for some in _batches(new, [len(text) for text in array.ravel()[new]]):
+            asked = array.ravel()[some]
+            encoded = self._tokenizers[spec.name].encode_batch_fast(texts(asked, f"inputs.{spec.name}"))
+            for at, text, one in zip(some, asked, encoded, strict=True):
+                row = np.array(one.ids, dtype)
+                known[at] = row
+                self._texts.put((spec.name, text), row)
+        return known  # type: ignore[return-value]
+
+
+class TextMemo:
+    """Texts of one preparation → their ids, bounded in bytes; the oldest go. The text itself is the proof: it is the
+    dictionary's key. Asked by the event loop and by threads."""
+
+    CAPACITY_BYTES = 16 * 2**20
+    MAX_TEXT_BYTES = 4096
+    OVERHEAD_BYTES = 350
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._ids: dict[tuple[str, bytes], Array] = {}
+        self._lock = threading.Lock()
+
+    def get(self, text: tuple[str, bytes]) -> Array | None:
+        return self._ids.get(text)
+
+    def put(self, text: tuple[str, bytes], ids: Array) -> None:
+        if len(text[1]) > self.MAX_TEXT_BYTES:
+            return
+        ids.flags.writeable = False  # many requests share it
+        with self._lock:
+            if text in self._ids:
+                return
+            self._ids[text] = ids
+            self.bytes += self._size(text, ids)
+            while self.bytes > self.CAPACITY_BYTES:
+                oldest = next(iter(self._ids))
+                self.bytes -= self._size(oldest, self._ids.pop(oldest))
+
+    def _size(self, text: tuple[str, bytes], ids: Array) -> int:
+        return self.OVERHEAD_BYTES + len(text[1]) + ids.nbytes
+
+
+def _batches(places: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Places of texts, so many at a time that their tokens stay small: an encoding takes 50 times its text."""
+    batch: list[int] = []
+    room = ENCODED_BYTES
+    for place, size in zip(places, sizes, strict=True):
+        if batch and size + TextMemo.OVERHEAD_BYTES > room:
+            yield batch
+            batch, room = [], ENCODED_BYTES
+        batch.append(place)
+        room -= size + TextMemo.OVERHEAD_BYTES
+    yield batch
+
+
+def _whole(column: Column) -> Array:
+    """Rows that belong together, under their batch axis again."""
+    if not column:
+        raise BadInput('inputs: a model with rows = "together" takes at least one row')
+    if len({part.shape for part in column}) > 1:
+        raise BadInput('inputs: rows of a model with rows = "together" must have one length')
+    return np.stack(column)
+
+
+def _tokenizer(assets: Mapping[str, bytes], file: str, max_tokens: int) -> Tokenizer:
+    # One request's texts do not need several threads, and a thread pool per process fights the model for cores.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if file not in assets:
+        raise SetupError(f"the artifact has no {file}; rebuild the model")
+    tokenizer = Tokenizer.from_buffer(assets[file])
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens)
+    return tokenizer

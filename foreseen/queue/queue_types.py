@@ -1,0 +1,129 @@
+"""What goes into the queue of jobs and what comes out of it, as values; the fields of its store ↔ these. Pure."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
+Company = Literal["many", "few", "alone"]
+Verdict = Literal["run", "few", "alone", "poison", "gone"]
+OPEN_STATES = ("queued", "running")
+
+
+class Bounds(Struct, frozen=True):
+    """How much the queue holds, and for how long (seconds)."""
+
+    jobs: int
+    bytes: int
+    job_seconds: float
+    result_seconds: float
+    dead_seconds: float = 7 * 86400.0
+
+
+class Delivered(Struct, frozen=True):
+    """A message of the queue: its job, how many rows that has, and how many bytes they take."""
+
+    message: bytes
+    job: bytes
+    rows: int
+    bytes: int
+
+
+class ClaimedJob(Struct, frozen=True):
+    """A job as a worker gets it. `head` and `rows` are sealed records, empty where there is nothing to run."""
+
+    verdict: Verdict
+    message: bytes
+    job: bytes
+    attempts: int
+    head: bytes
+    rows: bytes
+
+
+class JobEnd(Struct, frozen=True):
+    """A job's end: its record, until when it is fresh (Unix seconds), and what its dead letter says, if it is one."""
+
+    message: bytes
+    job: bytes
+    state: JobState
+    record: bytes
+    fresh_until: float = 0.0
+    letter: bytes = b""
+
+
+class PutBack(Struct, frozen=True):
+    """A job that is to run later: `tried` counts it as an attempt, `suspect` makes it run alone."""
+
+    message: bytes
+    job: bytes
+    delay_seconds: float = 0.0
+    tried: bool = False
+    suspect: bool = False
+
+
+class JobView(Struct, frozen=True):
+    """A job and one of its tickets, as they stand. Times are Unix seconds; records are sealed, None where missing."""
+
+    state: JobState
+    version: int
+    rows: int
+    done: int
+    created_at: float
+    begun_at: float | None
+    ended_at: float | None
+    attempts: int
+    ticket: bytes
+    head: bytes
+    record: bytes | None
+    unsuccessful: int = 0
+    """Of a batch: items that ended in another way than with an answer."""
+
+
+class Extras(Struct, frozen=True):
+    """What a ticket may have besides: a webhook (sealed), the batch that it is an item of, and the name and fingerprint
+    of an idempotency key; empty where it has none."""
+
+    hook: bytes = b""
+    batch: bytes = b""
+    once: bytes = b""
+    fingerprint: bytes = b""
+
+
+PLAIN = Extras()
+
+
+class IssuedTicket(Struct, frozen=True):
+    """A ticket as it was handed out: its job, that one's state and head (sealed), and its nonce."""
+
+    job: bytes
+    state: JobState
+    head: bytes
+    nonce: bytes
+
+
+def fields_of(nonce: bytes, *, record: bool) -> list[bytes]:
+    """The fields of a job's hash that `seen_of` reads, of this ticket; with the record of its end if asked for."""
+    fields = ["s", "v", "n", "d", "c", "b", "e", "a", "nb", "t:", "c:", "head"] + (["r"] if record else [])
+    return [name.encode() + nonce if name.endswith(":") else name.encode() for name in fields]
+
+
+def seen_of(got: list[bytes | None]) -> JobView | None:
+    """Their values → what they say; None where there is no such job or ticket."""
+    s, v, n, d, c, b, e, a, nb, ticket, cancelled, head, *r = got
+    if s is None or ticket is None:
+        return None
+    state: JobState = "cancelled" if cancelled else s.decode()  # type: ignore[assignment]
+    begun, ended = (None if ms is None else int(ms) / 1000 for ms in (b, cancelled or e))
+    version, rows, done, attempts = (int(number or 0) for number in (v, n, d, a))
+    result = r[0] if r else None
+    created = int(c or 0) / 1000
+    return JobView(
+        state, version, rows, done, created, begun, ended, attempts, ticket, head or b"", result, int(nb or 0)
+    )  # fmt: skip
+
+
+def delivered_of(message: bytes, fields: dict[bytes, bytes]) -> Delivered:
+    """What a message says; of one that was deleted since, nothing."""
+    return Delivered(message, fields.get(b"j", b""), int(fields.get(b"n", 0)), int(fields.get(b"b", 0)))

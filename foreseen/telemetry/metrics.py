@@ -1,0 +1,161 @@
+"""What the proxy counts: the names others may rely on, with closed label sets.
+
+Seconds, bytes, `_total`. A hit takes well under a millisecond, so request buckets start at 0.25 ms. With several
+workers `PROMETHEUS_MULTIPROC_DIR` is set before this module is imported, and a scrape sums over them. Requests, rows
+and their durations are counted before an answer is sent, with several workers in files at once, so that not even
+`kill -9` loses one; stage timings, sizes and gauges follow once a second. A scrape brings in what is tallied.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterable
+from importlib.metadata import version
+from itertools import chain
+from typing import Any, cast
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+
+from foreseen.telemetry.exposition import exposition, several_workers
+from foreseen.telemetry.meters import CachedChildren, Hits, NullMetric, Tallies, Tally
+from foreseen.telemetry.metric_table import PROXY_METRICS, CounterSpec, GaugeSpec, HistogramSpec, Spec
+
+STAGES = ("decode", "prepare", "key", "near", "flight", "far", "model", "keep", "render")
+ROW_RESULTS = ("near", "far", "model", "collapsed", "stale", "bypass", "error")
+IMPORT_RESULTS = ("stored", "had")
+REQUEST_RESULTS = ("hit", "partial", "collapsed", "stale", "miss", "bypass", "error")
+MISS_REASONS = ("cold", "expired", "verify-failed", "far-down", "far-slow")
+FAR_ERROR_KINDS = (
+    "timeout", "connect", "loading", "readonly", "oom", "permission", "auth", "busy", "protocol", "refused", "open",
+    "paused", "maxclients", "masterdown", "clusterdown", "noreplicas", "moved", "tls",
+)  # fmt: skip
+DROP_REASONS = ("large", "pending", "far")
+LEASE_OUTCOMES = ("won", "waited", "taken-over", "failed")
+LIMITS = ("connections", "idle", "head", "head-size", "write", "rate")
+VERIFY_REASONS = ("length", "format", "identity", "tag")
+
+disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for every counter that nobody reads
+
+
+class ProxyMetrics:
+    """One registry per proxy process; without `on` nothing is counted in it. Labels: `model` is a served model or
+    "other"; all others are fixed words."""
+
+    requests: CachedChildren[Counter]
+    rows: CachedChildren[Counter]
+    background_rows: CachedChildren[Counter]
+    imported_rows: CachedChildren[Counter]
+    misses: CachedChildren[Counter]
+    observed: CachedChildren[Counter]
+    observed_seconds: CachedChildren[Counter]
+    request_seconds: Tallies
+    model_seconds: Tallies
+    far_seconds: Tallies
+    saved_seconds: CachedChildren[Counter]
+    far_errors: CachedChildren[Counter]
+    verify_failed: CachedChildren[Counter]
+    dropped: CachedChildren[Counter]
+    leases: CachedChildren[Counter]
+    quarantined: CachedChildren[Counter]
+    limited: CachedChildren[Counter]
+    evictions: Counter
+    stages: Tallies
+    entry_bytes: Tally
+    model_rows: Tallies
+    loop_lag: Tally
+    cpu_seconds: Counter
+    near_bytes: Gauge
+    near_entries: Gauge
+    in_flight: Gauge
+    breaker_open: Gauge
+    far_pending: Gauge
+    connections: Gauge
+    tasks: Gauge
+    workers: Gauge
+    resident: Gauge
+    model_ready: CachedChildren[Gauge]
+    started: Gauge
+    build: Gauge
+
+    def __init__(self, *, on: bool = True) -> None:
+        self.registry = CollectorRegistry()
+        for name, spec in PROXY_METRICS.items():
+            setattr(self, name, _made(spec, self.registry) if on else NullMetric())
+        self.workers.set(1)
+        self.started.set(time.time())
+        self.build.labels(version("foreseen"), platform.python_version()).set(1)
+        self._on = on
+        self._hits: dict[tuple[str, str], Hits] = {}
+
+    def hits(self, model: str, protocol: str) -> Hits:
+        """What hits of a model and protocol count, for those who count many."""
+        hits = self._hits.get((model, protocol))
+        if hits is None and not self._on:
+            hits = self._hits[model, protocol] = cast("Hits", NullMetric())
+        elif hits is None:
+            hits = self._hits[model, protocol] = Hits(
+                self.requests.labels(model, protocol, "200"),
+                self.rows.labels(model, "near"),
+                self.rows.labels(model, "far"),
+                self.saved_seconds.labels(model),
+                self.request_seconds.of(model, "hit").child,
+                at_once=several_workers(),
+            )
+        return hits
+
+    def expect(self, models: Iterable[str]) -> None:
+        """Show what may happen before it does: a rate needs a zero to start from."""
+        for model in models:
+            for result in ROW_RESULTS:
+                self.rows.labels(model, result)
+                self.background_rows.labels(model, result)
+            for result in IMPORT_RESULTS:
+                self.imported_rows.labels(model, result)
+            for result in REQUEST_RESULTS:
+                self.request_seconds.of(model, result)
+            for reason in MISS_REASONS:
+                self.misses.labels(model, reason)
+            for protocol in ("v1", "v2"):
+                self.requests.labels(model, protocol, "200")
+            self.saved_seconds.labels(model)
+            self.model_seconds.of(model)
+            self.model_rows.of(model)
+            self.quarantined.labels(model)
+            for outcome in LEASE_OUTCOMES:
+                self.leases.labels(model, outcome)
+        for reason in VERIFY_REASONS:
+            self.verify_failed.labels(reason)
+        for limit in LIMITS:
+            self.limited.labels(limit)
+        for kind in FAR_ERROR_KINDS:
+            self.far_errors.labels(kind)
+        for reason in DROP_REASONS:
+            self.dropped.labels(reason)
+
+    def flush(self) -> None:
+        """Bring in what was tallied. On the event loop."""
+        tallies = (self.stages, self.request_seconds, self.model_seconds, self.model_rows, self.far_seconds)
+        for tally in (*chain(*tallies), self.entry_bytes, self.loop_lag):
+            tally.flush()
+        for hits in self._hits.values():
+            hits.flush()
+
+    def exposition(self) -> bytes:
+        """The text format, over all workers. Takes milliseconds: call it off the event loop."""
+        return exposition(self.registry)
+
+
+def _made(spec: Spec, registry: CollectorRegistry) -> Any:
+    """The metric of one row of the table, in the form in which the hot path counts."""
+    match spec:
+        case CounterSpec(name, help_text, labels):
+            counter = Counter(name, help_text, labels, registry=registry)
+            return CachedChildren(counter) if labels else counter
+        case GaugeSpec(name, help_text, mode, labels):
+            gauge = Gauge(name, help_text, labels, multiprocess_mode=cast("Any", mode), registry=registry)
+            return CachedChildren(gauge) if labels else gauge
+        case HistogramSpec(name, help_text, buckets, labels, at_once):
+            histogram = Histogram(name, help_text, labels, buckets=buckets, registry=registry)
+            at_once = at_once and several_workers()
+            return Tallies(histogram, at_once=at_once) if labels else Tally(histogram, at_once=at_once)

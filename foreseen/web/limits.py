@@ -1,0 +1,145 @@
+"""How much of a listener one caller, or all of them together, may take. Thinking only: who is told what is
+`connection.py`'s.
+
+What is bounded beside this: bodies by `read_body`, rows and deadlines by the pipeline.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+MAX_ADDRESSES = 65_536
+"""Callers whose rate is remembered; one that was forgotten begins anew, with a full bucket."""
+IDLE_SECONDS = 1.0
+"""A connection that has been at rest for so long may be closed to make room."""
+ROOM_SHARE = 64
+"""Room is made for a sixty-fourth of all at once: to find who has rested longest means to look at all."""
+
+
+class ListenerLimits(Struct, frozen=True):
+    """Of one listener. The defaults are those of listeners that only our own processes reach."""
+
+    connections: int = 0
+    """Open at a time; 0: as many as there are."""
+    requests: int = 0
+    """Of one connection, then it is closed in good order; 0: as many as come."""
+    head_bytes: int = 64 * 1024
+    header_bytes: int = 8190
+    headers: int = 128
+    head_seconds: float = 10.0
+    write_seconds: float = 30.0
+    rate: float = 0.0
+    """Requests a second of one address; 0: as many as come."""
+    burst: int = 0
+    """Requests that an address which was quiet may ask at once; at least one second's."""
+
+
+class Bucket:
+    """A token bucket: `burst` requests at once, then `rate` a second."""
+
+    __slots__ = ("_at", "_clock", "_rate", "_size", "_tokens")
+
+    def __init__(self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = rate
+        self._size = max(float(burst), rate, 1.0)
+        self._clock = clock
+        self._tokens = self._size
+        self._at = clock()
+
+    def wait(self) -> float:
+        """Seconds until a request may pass; 0.0 where it may now. Takes nothing."""
+        now = self._clock()
+        self._tokens = min(self._size, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        return 0.0 if self._tokens >= 1.0 else (1.0 - self._tokens) / self._rate
+
+    def take(self) -> None:
+        """One request passes."""
+        self._tokens -= 1.0
+
+
+class Buckets:
+    """The buckets of all addresses, the longest unused forgotten first."""
+
+    def __init__(self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._clock = clock
+        self._buckets: OrderedDict[str, Bucket] = OrderedDict()
+
+    def of(self, peer: Any) -> Bucket | None:
+        """The bucket of a socket's peer; None where nothing is limited, or for a unix socket, which has no address."""
+        if not self._rate or not isinstance(peer, tuple):
+            return None
+        address = network_of(str(peer[0]))
+        bucket = self._buckets.get(address)
+        if bucket is None:
+            bucket = self._buckets[address] = Bucket(self._rate, self._burst, self._clock)
+            if len(self._buckets) > MAX_ADDRESSES:
+                self._buckets.popitem(last=False)
+        else:
+            self._buckets.move_to_end(address)
+        return bucket
+
+
+def network_of(address: str) -> str:
+    """Who counts as one: an IPv4 address, or an IPv6 network of 64 bits, which is what one caller is given."""
+    if ":" not in address:
+        return address
+    parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    mapped = parsed.ipv4_mapped
+    return str(mapped) if mapped is not None else str(ipaddress.IPv6Network((parsed, 64), strict=False))
+
+
+class LimitedConnection(Protocol):
+    """What is needed of a connection."""
+
+    def rests_since(self) -> float | None:
+        """The event loop's time since when it only waits for a request; None while it is at work."""
+
+    def force_close(self) -> None: ...
+
+
+class Gate:
+    """Who is in, on one listener. `count` is told each time that somebody was limited, and by what."""
+
+    def __init__(self, limits: ListenerLimits, count: Callable[[str], None] = lambda _: None) -> None:
+        self.limits = limits
+        self.count = count
+        self._buckets = Buckets(limits.rate, limits.burst)
+        self._guests: set[LimitedConnection] = set()
+
+    def __len__(self) -> int:
+        return len(self._guests)
+
+    def bucket(self, peer: Any) -> Bucket | None:
+        return self._buckets.of(peer)
+
+    def enter(self, guest: LimitedConnection, now: float) -> bool:
+        """Whether there is room, made by closing those that have rested longest."""
+        most = self.limits.connections
+        if most and len(self._guests) >= most:
+            self._make_room(max(1, most // ROOM_SHARE), now)
+            if len(self._guests) >= most:
+                self.count("connections")
+                return False
+        self._guests.add(guest)
+        return True
+
+    def leave(self, guest: LimitedConnection) -> None:
+        self._guests.discard(guest)
+
+    def _make_room(self, places: int, now: float) -> None:
+        resting = [(since, id(guest), guest) for guest in self._guests if (since := guest.rests_since()) is not None]
+        for since, _, guest in sorted(resting, key=lambda one: one[:2])[:places]:
+            if now - since < IDLE_SECONDS:
+                break
+            self._guests.discard(guest)
+            self.count("idle")
+            guest.force_close()

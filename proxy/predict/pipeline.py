@@ -1,0 +1,410 @@
+"""The story: how a question becomes answers. Read this file first.
+
+    key     each row's frame becomes its identity
+    near    this process's memory
+    flight  rows somebody is already asking for are waited for, not asked again
+    far     Redis, all rows of this moment in one MGET; of a slow model, rows that another proxy computes are waited for
+    model   the rows nobody knows, in one request; of a slow model in some, so that nobody waits for others' rows
+    keep    new rows go to near and far
+
+(decode and prepare come before it, render after it: `serve.py`.) Functions stand in the order in which the data moves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple, Protocol
+
+from foreseen.errors import DigestMoved, ForeseenError, InputRejected, NotCached, Overloaded, RowsRefused, TooLarge
+from foreseen.keys.key import Framer
+from foreseen.proxy.backend.admission import Admission
+from foreseen.proxy.cache.far_skip import FarSkipPolicy
+from foreseen.proxy.cache.flight import FlightBatch, FlightKey, Flights
+from foreseen.proxy.cache.freshness import Policy, expiry_of
+from foreseen.proxy.cache.lease import Leases
+from foreseen.proxy.cache.request_splitting import split_request
+from foreseen.proxy.cache.tiers import LookResult, Tiers, both
+from foreseen.proxy.cache.waits import Wait, cut_short, in_order, until_resolved
+from foreseen.telemetry.metrics import ProxyMetrics
+from foreseen.types import Answer, Key, MaxAge, Prediction, Question, RequestOptions, Row, Space, Steps, TierSeconds
+
+REFRESHED = MaxAge(min_fresh=0.0)
+"""What a refresh takes from far: an entry that another proxy has refreshed already, and no stale one."""
+REFRESH_STEPS: Steps = frozenset(("far", "model", "keep"))
+REFRESH_SECONDS = 30.0
+
+NOTHING = LookResult({}, {})
+SLICE_ROWS = 256
+"""Rows that are keyed in one turn of the event loop: about a millisecond."""
+PART_ROWS = 4096
+"""More rows of one question are answered a part after another: what a row takes while it is under way, 2 KiB, is taken
+for one part at a time."""
+MAX_NEW_ROWS = 65_536
+"""Rows of one question that near may lack."""
+
+
+class Model(Protocol):
+    """What the pipeline needs of a model process: one answer per row, in order, under the digest that made it."""
+
+    framer: Framer
+    freshness: Policy
+
+    @property
+    def ours(self) -> bool: ...
+
+    async def predict(self, rows: Sequence[Row], parameters: bytes, options: RequestOptions) -> list[Prediction]: ...
+
+
+class Journey(NamedTuple):
+    """A question on its way: what near had, and the flights that the other rows took."""
+
+    question: Question
+    keys: Sequence[Key]
+    looked: LookResult
+    waits: Mapping[Key, Wait]
+    joined_at: float
+    """When, on the clock that measures durations."""
+
+
+class Pipeline:
+    """near → flight → far → model → keep, for all models of one proxy process."""
+
+    def __init__(
+        self,
+        tiers: Tiers,
+        models: Mapping[str, Model],
+        metrics: ProxyMetrics,
+        waiting_rows: int,
+        miss_rows: int = 1024,
+        leases: Leases | None = None,
+    ) -> None:
+        self.tiers = tiers
+        self.models = models
+        self.leases = leases or Leases(None, metrics, 0.0)
+        self.far_skip = FarSkipPolicy()
+        self.flights = Flights(self._fly)
+        self._metrics = metrics
+        self._near_stage, self._flight_stage = metrics.stages.of("near"), metrics.stages.of("flight")
+        self._waiting_rows = waiting_rows
+        self._admissions = defaultdict[str, Admission](lambda: Admission(miss_rows, waiting_rows))
+
+    async def answer(self, question: Question, keys: Sequence[Key] | None = None) -> list[Answer]:
+        """The answers to all rows of a question, in order. `keys` are those of its rows, where they are known.
+
+        Raises DeadlineExceeded, Overloaded, NotCached, DigestMoved (ask again in the new space) and what the model
+        raises. Somebody who stops waiting disturbs nobody.
+        """
+        if question.options.steps == {"model"}:
+            return await self.bypass(question)
+        if keys is None:
+            started = time.perf_counter()
+            keys = await self._keys_in_slices(question)
+            self._metrics.stages.add("key", time.perf_counter() - started)
+        if len(keys) <= PART_ROWS:
+            return await self._answer(question, keys)
+        answers: list[Answer] = []
+        for at in range(0, len(keys), PART_ROWS):
+            answers += await self._answer(_part(question, at, PART_ROWS), keys[at : at + PART_ROWS])
+            await asyncio.sleep(0)
+        return answers
+
+    async def _answer(self, question: Question, keys: Sequence[Key]) -> list[Answer]:
+        while True:
+            journey = self.set_out(question, keys)
+            if journey.waits:
+                await until_resolved(journey.waits.values(), question.options.deadline)
+            answers = self.arrive(journey)
+            if answers is not None:
+                return answers
+
+    def set_out(self, question: Question, keys: Sequence[Key]) -> Journey:
+        """near, then flight for what it lacks: all of a question that needs no waiting. Raises Overloaded."""
+        looking = time.perf_counter()
+        looked = self._look_near(question, keys)
+        looked_at = time.perf_counter()
+        self._near_stage.add(looked_at - looking)
+        return Journey(question, keys, looked, self._take_flight(question, keys, looked), looked_at)
+
+    def arrive(self, journey: Journey) -> list[Answer] | None:
+        """The answers of a journey whose flights have landed or whose deadline has come; None where a flight that was
+        joined ended before that: ask again. Raises as `answer` does."""
+        question, keys, looked, waits, joined_at = journey
+        if waits:
+            self._flight_stage.add(time.perf_counter() - joined_at)
+            if cut_short(waits.values(), question.options.deadline):
+                return None
+        return in_order(keys, looked.found, waits, self.flights.spare)
+
+    def keys(self, question: Question) -> list[Key]:
+        """key: the identity of every row."""
+        framer = self.models[question.space.model].framer
+        return self.tiers.keys(question.space, framer, question.rows, question.parameters)
+
+    def keyed(self, space: Space, frames: Sequence[bytes]) -> list[Key]:
+        """The same, of rows whose frames are made."""
+        started = time.perf_counter()
+        keys = self.tiers.keys_of(space, frames)
+        self._metrics.stages.add("key", time.perf_counter() - started)
+        return keys
+
+    async def _keys_in_slices(self, question: Question) -> list[Key]:
+        """The same, letting others have their turn in between: a hit is not to wait for somebody's 10,000 rows."""
+        if len(question.rows) <= SLICE_ROWS:
+            return self.keys(question)
+        keys: list[Key] = []
+        new: dict[Key, Key] = {}
+        for at in range(0, len(question.rows), SLICE_ROWS):
+            part = self.keys(_part(question, at, SLICE_ROWS))
+            if len(question.rows) > MAX_NEW_ROWS:  # equal rows share a key, which is a third of what a row takes here
+                part = [key if self.tiers.near.peek(key) else new.setdefault(key, key) for key in part]
+                _check_new(len(new))
+            keys += part
+            await asyncio.sleep(0)
+        return keys
+
+    def _look_near(self, question: Question, keys: Sequence[Key]) -> LookResult:
+        """near. From here to the end of `_take_flight` there is no await, hence no race."""
+        if "near" not in question.options.steps or not self.tiers.near.capacity_bytes:
+            return NOTHING
+        return self.tiers.look_near(keys, self.models[question.space.model].freshness, question.options.age_limits)
+
+    def _take_flight(self, question: Question, keys: Sequence[Key], looked: LookResult) -> dict[Key, Wait]:
+        """flight: join who asks already, else board. What is answered stale takes a flight of its own, unwaited for."""
+        options = question.options
+        if len(looked.found) == len(keys) and not looked.stale:
+            return {}
+        flight_key = FlightKey(question.space, question.parameters, options.lane, options.steps, options.age_limits)
+        full = len(self.flights) >= self._waiting_rows  # a question that is let in boards all its rows, however many
+        waits: dict[Key, Wait] = {}
+        adding: dict[Key, Row] = {}
+        for key, row in zip(keys, question.rows, strict=True):
+            if key in looked.found or key in adding or key in waits:
+                continue
+            future = self.flights.join(key, flight_key)
+            if future is not None:
+                waits[key] = Wait(future, True)
+                continue
+            if full:
+                raise Overloaded(f"{self._waiting_rows} rows are waiting already")
+            adding[key] = row
+        futures = self.flights.add_all(adding, flight_key, options.deadline, options.traceparent, looked.missing)
+        waits.update((key, Wait(future, False)) for key, future in zip(adding, futures, strict=True))
+        if looked.stale:
+            self._refresh(
+                flight_key, {k: r for k, r in zip(keys, question.rows, strict=True) if k in looked.found}, looked
+            )
+        return waits
+
+    def _refresh(self, flight_key: FlightKey, rows: Mapping[Key, Row], looked: LookResult) -> None:
+        """One flight per stale key, in the background, unless the request may not ask the model or keep anything."""
+        if not flight_key.steps >= {"model", "keep"}:
+            return
+        refreshing = FlightKey(flight_key.space, flight_key.parameters, "background", REFRESH_STEPS, REFRESHED)
+        deadline = asyncio.get_running_loop().time() + REFRESH_SECONDS
+        for key, answer in looked.found.items():
+            if answer.why == "stale-while-revalidate" and self.flights.join(key, refreshing) is None:
+                self.flights.add(key, rows[key], refreshing, deadline)
+
+    async def _fly(self, batch: FlightBatch) -> None:
+        """One cabin's flight: far, then model and keep for the rows that far does not have and nobody else computes."""
+        far_seconds, missing = await self._look_far(batch)
+        if not missing:
+            return
+        if "model" not in batch.flight_key.steps:
+            raise NotCached("only-if-cached: not every row is in the cache")
+        look, compute = partial(self._look_again, batch), partial(self._ask_model, batch, far_seconds)
+        try:
+            await self.leases.divide(batch, missing, look, compute)
+        except ForeseenError as error:
+            for key in batch.missed:
+                self._land_spare(batch, key, error)
+            raise
+
+    async def _look_far(self, batch: FlightBatch) -> tuple[float | None, list[Key]]:
+        """far: land what Redis has; the seconds it took, and who is left."""
+        space, _, _, steps, age_limits = batch.flight_key
+        if "far" not in steps:
+            self._metrics.misses.labels(space.model, "asked").inc(len(batch.waiters))
+            return None, list(batch.waiters)
+        if "model" in steps and self.far_skip.skips(space.model, asyncio.get_running_loop().time()):
+            self._metrics.misses.labels(space.model, "far-slow").inc(len(batch.waiters))
+            return None, list(batch.waiters)
+        looked = await self.tiers.look_far(space, list(batch.waiters), self.models[space.model].freshness, age_limits)
+        if looked.seconds is not None:
+            self.far_skip.far_took(looked.seconds)
+        rows = {key: batch.waiters[key].row for key in looked.found}
+        for key, answer in looked.found.items():
+            if "keep" in steps:
+                self.tiers.keep_near(key, answer.prediction)
+            self.flights.resolve(batch, key, answer)
+        self._refresh(batch.flight_key, rows, looked)
+        for key, missed in looked.missing.items():
+            near = batch.missed.get(key)
+            batch.missed[key] = missed if near is None else both(near, missed)
+        for reason, count in Counter(batch.missed[key].reason for key in looked.missing).items():
+            self._metrics.misses.labels(space.model, reason).inc(count)
+        return looked.seconds, list(looked.missing)
+
+    async def _look_again(self, batch: FlightBatch, rows: Sequence[Key]) -> list[Key] | None:
+        """far, once more: another proxy may have computed these. Who is left; None where far does not answer."""
+        space, model = batch.flight_key.space, self.models[batch.flight_key.space.model]
+        looked = await self.tiers.look_far(space, rows, model.freshness, batch.flight_key.age_limits)
+        if any(missed.reason == "far-down" for missed in looked.missing.values()):
+            return None
+        fresh = {key: answer for key, answer in looked.found.items() if answer.source == "far"}
+        for key, answer in fresh.items():
+            self.tiers.keep_near(key, answer.prediction)
+            self.flights.resolve(batch, key, Answer(answer.prediction, "collapsed", True, answer.trip))
+        return [key for key in rows if key not in fresh]
+
+    async def _ask_model(
+        self, batch: FlightBatch, far_seconds: float | None, missing: Sequence[Key], kept: Callable[[], None]
+    ) -> None:
+        """model, then keep, in as many requests as `split_request` says; each succeeds or fails by itself. `kept`
+        is called when far has the answers, or will not have them. Raises the error of one that failed, when all ended.
+        """
+        name = batch.flight_key.space.model
+        row_seconds = self.leases.row_seconds(name) if self.models[name].ours else 0.0  # others may batch nothing
+        groups = split_request([batch.waiters[key] for key in missing], row_seconds)
+        if len(groups) == 1:
+            return await self._ask_group(batch, far_seconds, missing, kept)
+        left = len(groups)
+
+        def one_kept() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                kept()
+
+        async def ask(keys: Sequence[Key]) -> Exception | None:
+            try:
+                await self._ask_group(batch, far_seconds, keys, one_kept)
+            except Exception as error:  # noqa: BLE001 - whatever it was belongs to those aboard
+                for key in keys:
+                    if not (isinstance(error, ForeseenError) and self._land_spare(batch, key, error)):
+                        self.flights.fail(batch, [key], error)
+                return error
+            return None
+
+        told = await asyncio.gather(*(ask([missing[at] for at in group]) for group in groups))
+        for error in told:
+            if error is not None:
+                raise error
+        return None
+
+    async def _ask_group(
+        self, batch: FlightBatch, far_seconds: float | None, missing: Sequence[Key], kept: Callable[[], None]
+    ) -> None:
+        """One request. Nothing is ever stored under a digest that did not compute it."""
+        space, parameters, lane, steps, _ = batch.flight_key
+        options = RequestOptions(batch.deadline, lane, steps, batch.traceparent)
+        started = time.perf_counter()
+        rows = [batch.waiters[key].row for key in missing]
+        try:
+            predictions = await self._predicted(space.model, rows, parameters, options)
+        except RowsRefused as some:
+            missing, predictions = self._crash_refused(batch, missing, some.outcomes)
+        except ForeseenError:
+            self.far_skip.model_failed(space.model)
+            raise
+        asked = time.perf_counter()
+        if missing:
+            self.far_skip.model_took(space.model, asked - started)
+        else:  # not one row of them has an answer
+            self.far_skip.model_failed(space.model)
+        trip = TierSeconds(far_seconds, asked - started)
+        for prediction in predictions:  # parts of a large question may have met different processes
+            if prediction.digest != space.digest:
+                raise DigestMoved(prediction.digest)
+        self.leases.took(space.model, predictions)
+        expiring = self.with_expiry(space.model, predictions)
+        stored = "keep" in steps and self.tiers.keep(
+            list(zip(missing, expiring, strict=True)), self.models[space.model].freshness, batch.began, kept
+        )
+        self._metrics.stages.add("keep", time.perf_counter() - asked)
+        for key, prediction in zip(missing, expiring, strict=True):
+            self.flights.resolve(batch, key, Answer(prediction, "model", stored, trip))
+
+    def _crash_refused(
+        self, batch: FlightBatch, missing: Sequence[Key], outcomes: Sequence[Prediction | ForeseenError]
+    ) -> tuple[Sequence[Key], list[Prediction]]:
+        """Rows that the model refuses, or that are in quarantine, get their error; who is left, with predictions."""
+        answered: list[tuple[Key, Prediction]] = []
+        for key, outcome in zip(missing, outcomes, strict=True):
+            if isinstance(outcome, Prediction):
+                answered.append((key, outcome))
+            elif not self._land_spare(batch, key, outcome):
+                self.flights.fail(batch, [key], outcome)
+        return [key for key, _ in answered], [prediction for _, prediction in answered]
+
+    def _land_spare(self, batch: FlightBatch, key: Key, error: ForeseenError) -> bool:
+        """Land the stale answer that a row may have where there is none, unless the input itself is wrong."""
+        missed = batch.missed.get(key)
+        if error.status < 500 or missed is None or missed.spare is None:
+            return False
+        self.flights.resolve(batch, key, missed.spare)
+        return True
+
+    async def _predicted(
+        self, model: str, rows: Sequence[Row], parameters: bytes, options: RequestOptions
+    ) -> list[Prediction]:
+        """Ask a model in turn; how many rows, and how long it took, is counted whatever it answers."""
+        async with self._admissions[model].turn(len(rows), options.deadline, options.lane):
+            started = time.perf_counter()
+            try:
+                return await self.models[model].predict(rows, parameters, options)
+            except RowsRefused as some:
+                self._metrics.quarantined.labels(model).inc(sum(isinstance(o, InputRejected) for o in some.outcomes))
+                raise
+            finally:
+                seconds = time.perf_counter() - started
+                self._metrics.model_rows.of(model).add(len(rows))
+                self._metrics.model_seconds.of(model).add(seconds)
+                self._metrics.stages.add("model", seconds)
+
+    def with_expiry(self, model: str, predictions: Iterable[Prediction]) -> list[Prediction]:
+        """Predictions with the life that the model's entries have. They are made now, by this process's own clock."""
+        policy, now = self.models[model].freshness, self.tiers.clock()
+        return [Prediction(p.outputs, p.data, p.digest, now, expiry_of(now, policy), p.seconds) for p in predictions]
+
+    async def bypass(self, question: Question) -> list[Answer]:
+        """Past all tiers and flights: for models whose answers are not cached, and for observed ones."""
+        started = time.perf_counter()
+        space, rows = question.space, question.rows
+        _check_new(len(rows))
+        try:
+            predictions = await self._predicted(space.model, rows, question.parameters, question.options)
+        except RowsRefused as some:
+            raise some.first from None
+        trip = TierSeconds(model=time.perf_counter() - started)
+        return [Answer(prediction, "bypass", trip=trip) for prediction in predictions]
+
+    def count_background(self, model: str, results: Iterable[str]) -> None:
+        """What became of rows of jobs; those of requests are counted where they are replied to."""
+        for result, rows in Counter(results).items():
+            self._metrics.background_rows.labels(model, result).inc(rows)
+
+    async def forget(self, keys: Sequence[Key] | None) -> None:
+        """Purged keys, or everything: what is aloft may land, but nobody joins it and nothing of it is kept."""
+        for key in keys or ():
+            self.flights.forget(key)
+        await self.tiers.forget(keys)
+
+    async def close(self, seconds: float) -> None:
+        """Let flights land and stores finish, at most so long each."""
+        await self.flights.drain(seconds)
+        await self.tiers.close(seconds)
+        await self.leases.close(seconds)
+
+
+def _part(question: Question, at: int, rows: int) -> Question:
+    return Question(question.space, question.rows[at : at + rows], question.options, question.parameters)
+
+
+def _check_new(rows: int) -> None:
+    if rows > MAX_NEW_ROWS:
+        raise TooLarge(f"inputs: more than {MAX_NEW_ROWS} rows of the request are not in the cache; split it")
