@@ -43,6 +43,7 @@ from foreseen.proxy.jobs.batch import Batches
 from foreseen.proxy.jobs.predictions import Predictions
 from foreseen.proxy.jobs.ticket_options import TicketOptionsReader
 from foreseen.proxy.jobs.tickets import Jobs
+from foreseen.proxy.predict.heavy import Heavy
 from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.replay import Memory
@@ -60,6 +61,7 @@ from foreseen.tasks import end
 from foreseen.telemetry.child_states import ChildState, read_children
 from foreseen.telemetry.exposition import use_slot
 from foreseen.telemetry.metrics import ProxyMetrics
+from foreseen.web.bodies import BODIES, Bodies
 from foreseen.web.connection import AppRunner
 from foreseen.web.drain import Shutdown, announce, drain
 from foreseen.web.gc_freeze import settle
@@ -108,6 +110,7 @@ class Proxy:
         leases = Leases(self.far, self.metrics, settings.lease_ms / 1000)
         self.pipeline = Pipeline(tiers, self.served, self.metrics, settings.waiting_rows, settings.miss_rows, leases)
         self.generations = Generations(self.state, self.pipeline.forget, PurgeMark(self.far, root))
+        self.heavy = Heavy()
         self.server = Server(
             self.pipeline,
             Observer(self.pipeline, self.metrics, settings.observe_tolerance),
@@ -116,13 +119,16 @@ class Proxy:
             server_timing=settings.server_timing,
             purges=self.generations,
             shortcut_bytes=settings.shortcut_bytes,
+            heavy=self.heavy,
         )
         self.webhooks = Allowed(settings.webhook_allow, settings.webhook_ports, settings.webhook_networks)
         self.records = Records(root)
         self.queue = None if given is None else connect_queue(given, bounds_of(settings), access, replicas)
         self.jobs: Jobs | None = None
         if self.queue is not None:
-            self.jobs = Jobs(self.queue, self.records, self.pipeline, self.served, self.generations, self.metrics)
+            self.jobs = Jobs(
+                self.queue, self.records, self.pipeline, self.served, self.generations, self.metrics, self.heavy
+            )
         self.memory = memory = Memory(tiers.near, settings.replay_bytes, tiers.clock)
         self.gate = Gate(_limits(settings), lambda limit: self.metrics.limited.labels(limit).inc())
         self.heartbeat = Heartbeat(
@@ -140,6 +146,7 @@ class Proxy:
         token = Token(
             settings.admin_token_file or settings.data / "admin-token", required=settings.admin_token_file is not None
         )
+        self.bodies = Bodies()
         self.targets = Targets(self.state, self.served, settings.data)
         self.admin = admin_application(Purger(self.state, tiers), self.targets, token, settings.body_seconds)
         self.edge = Responder(
@@ -162,6 +169,7 @@ class Proxy:
             stalled=lambda: self.heartbeat.stalled,
             lost=self._lost,
         ).application()
+        self.application[BODIES] = self.bodies
 
     def _predictions(self) -> Predictions | None:
         """The routes of predictions, where there is a queue."""
@@ -216,7 +224,7 @@ class Proxy:
 
     def connect(self, manager: Any, **options: Any) -> ShortConnection:
         """A connection that answers what it recognises itself."""
-        return ShortConnection(manager, self.road, self.heads, **options)
+        return ShortConnection(manager, self.road, self.heads, self.bodies, **options)
 
     async def known(self) -> None:
         """Until every model has been reached and it is known what was purged."""

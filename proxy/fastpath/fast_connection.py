@@ -16,6 +16,7 @@ from typing import Any
 
 from aiohttp import web
 
+from foreseen.errors import Overloaded
 from foreseen.proxy.fastpath.fast_path import FastPath, PendingReply
 from foreseen.proxy.fastpath.known_heads import END_OF_HEAD, KnownHeads, is_traced, may_be_learned
 from foreseen.proxy.fastpath.responder import RenderedReply
@@ -23,10 +24,13 @@ from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.replay import MAX_REQUEST_BYTES
 from foreseen.proxy.predict.response_bytes import reply_head
 from foreseen.proxy.predict.shortcut import Found
+from foreseen.web.bodies import FREE_BYTES, Bodies, Charge
 from foreseen.web.connection import Connection
 
 HOLD_SECONDS = 0.25
 """How long a known head waits for its body here before aiohttp gets it, which knows how to refuse a slow one."""
+HELD_BYTES = 16 * 2**20
+"""A longer request is aiohttp's: it is in no memory of known bodies, and held in pieces it would be copied."""
 APART_BYTES = 64 * 1024
 """A longer body is not copied behind its head."""
 
@@ -42,12 +46,16 @@ class ShortConnection(Connection):
     """
 
     __slots__ = (
-        "_back", "_copy", "_done", "_edge", "_fed", "_have", "_head", "_heads", "_held", "_holding", "_idle",
-        "_road", "_under_way", "_wanted", "_whole",
+        "_back", "_bodies", "_charge", "_copy", "_done", "_edge", "_fed", "_have", "_head", "_heads", "_held",
+        "_holding", "_idle", "_road", "_under_way", "_wanted", "_whole",
     )  # fmt: skip
 
-    def __init__(self, manager: Any, road: FastPath, heads: KnownHeads, **options: Any) -> None:
+    def __init__(
+        self, manager: Any, road: FastPath, heads: KnownHeads, bodies: Bodies | None = None, **options: Any
+    ) -> None:
         super().__init__(manager, **options)
+        self._bodies = bodies
+        self._charge: Charge | None = None
         self._road = road
         self._edge = road.edge
         self._heads = heads
@@ -68,7 +76,9 @@ class ShortConnection(Connection):
         elif self._wanted:
             self._held.append(data)
             self._have += len(data)
-            if self._have >= self._wanted:
+            if not self._has_room(len(data)):
+                self._release()
+            elif self._have >= self._wanted:
                 self._whole_request()
         elif self._between_requests():
             self._take(data)
@@ -77,6 +87,7 @@ class ShortConnection(Connection):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._let_go()
+        self._discharge()
         self._back.clear()
         super().connection_lost(exc)
 
@@ -109,12 +120,16 @@ class ShortConnection(Connection):
 
     def _account_for(self, request: web.Request) -> bool:
         """Whether aiohttp's reading of a request, head and Content-Length, accounts for every byte that came."""
-        if request.version != (1, 1) or "Transfer-Encoding" in request.headers or "Upgrade" in request.headers:
-            return False
-        if not self._head or self._fed != len(self._head) + (request.content_length or 0):
+        if request.version != (1, 1) or self.is_followed(request):
             return False
         self._whole = self._fed
         return True
+
+    def is_followed(self, request: web.BaseRequest) -> bool:
+        """Whether bytes came that are not this request's, as far as its head and Content-Length say."""
+        if "Transfer-Encoding" in request.headers or not self._head:
+            return True
+        return self._fed != len(self._head) + (request.content_length or 0)
 
     def _between_requests(self) -> bool:
         """Whether the last request is answered, every byte of it accounted for, and the connection can be written."""
@@ -137,10 +152,15 @@ class ShortConnection(Connection):
             self._write(reply)
             return
         known = self._heads.of(data)
-        if known is None or len(data) > known.whole:
+        if known is None or len(data) > known.whole or known.whole > HELD_BYTES:
             self._begin(data)
         elif len(data) < known.whole:
             self._held, self._have, self._wanted = [data], len(data), known.whole
+            if self._bodies is not None and known.whole > FREE_BYTES:
+                self._charge = Charge(self._bodies)
+                if not self._has_room(len(data)):
+                    self._release()
+                    return
             self._holding = self._loop.call_later(HOLD_SECONDS, self._release)
         else:
             self._answer(known.ask, data[known.head :], data if short and known.again else None)
@@ -190,6 +210,8 @@ class ShortConnection(Connection):
             self.bucket.take()
 
     def _send(self, told: bytes | RenderedReply) -> None:
+        if self._charge is not None:
+            self._discharge()
         last = self.draining and not self._back  # what was pipelined behind it is answered before
         if isinstance(told, bytes):
             self._write(told.replace(b"\r\nDate: ", b"\r\nConnection: close\r\nDate: ", 1) if last else told)
@@ -226,6 +248,20 @@ class ShortConnection(Connection):
         if len(self._back) == 1 and self.transport is not None:
             self.transport.pause_reading()
 
+    def _has_room(self, more: int) -> bool:
+        """Whether a large body may be held here. aiohttp gets it where it may not, and refuses it if it must."""
+        try:
+            if self._charge is not None:
+                self._charge.grow(more)
+        except Overloaded:
+            return False
+        return True
+
+    def _discharge(self) -> None:
+        if self._charge is not None:
+            self._charge.release()
+            self._charge = None
+
     def _let_go(self) -> None:
         if self._holding is not None:
             self._holding.cancel()
@@ -240,6 +276,7 @@ class ShortConnection(Connection):
 
     def _begin(self, data: bytes) -> None:
         """aiohttp gets bytes that begin a request."""
+        self._discharge()
         self._fed = self._whole = 0
         self._copy, self._head = b"", b""
         self._hand_over(data)

@@ -8,14 +8,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import msgspec
 from msgspec import Struct
 
-from foreseen.errors import BadInput, DigestMoved, ForeseenError, ModelUnavailable, NotCached, StateUnavailable
+from foreseen.errors import (
+    BadInput,
+    DigestMoved,
+    ForeseenError,
+    ModelUnavailable,
+    NotCached,
+    StateUnavailable,
+    TooLarge,
+)
 from foreseen.modelspec.prepare import Preparer
+from foreseen.protocol.wire import InputTensor
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import steps_of
 from foreseen.proxy.cache.waits import Wait
@@ -23,6 +31,7 @@ from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.decode import DecodedRequest, decode_v1, decode_v2
 from foreseen.proxy.predict.explain_rows import explain_rows
 from foreseen.proxy.predict.facts import AnswerFacts
+from foreseen.proxy.predict.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES, Heavy
 from foreseen.proxy.predict.import_rows import decode_import, import_rows, predictions_of
 from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pipeline import SLICE_ROWS, Journey, Pipeline
@@ -30,14 +39,22 @@ from foreseen.proxy.predict.render import Drawn, draw, render
 from foreseen.proxy.predict.shortcut import Entry, Found, Known, Shortcuts, plain_id
 from foreseen.telemetry.meters import Hits
 from foreseen.telemetry.metrics import ProxyMetrics
-from foreseen.types import ALL_STEPS, Answer, Explanation, Key, Lane, Prediction, Question, RequestOptions, Space, Steps
+from foreseen.types import (
+    ALL_STEPS,
+    Answer,
+    Explanation,
+    Key,
+    Lane,
+    OutputOptions,
+    Prediction,
+    Question,
+    RequestOptions,
+    Space,
+    Steps,
+)
 
-T = TypeVar("T")
-
-OFF_LOOP_BYTES = 32 * 1024
-"""A larger body is parsed and prepared off the event loop; a smaller one costs less than the hop to a thread."""
-OFF_LOOP_TEXT_BYTES = 4 * 1024
-"""The same for text that goes through a tokenizer, which costs about 30 µs for a short sentence."""
+MAX_ROWS, MAX_MADE_ROWS = 2**19, 2**16
+"""Rows of one request: of numbers, which stay in the tensor that they came in, and of what is made row by row."""
 OFF_LOOP_ROWS = 512
 """More rows than these are rendered off the event loop."""
 _SAVED = ("near", "far", "stale", "collapsed")
@@ -126,6 +143,7 @@ class Server:
         server_timing: bool = True,
         purges: ServerPurges,
         shortcut_bytes: int = 0,
+        heavy: Heavy | None = None,
     ) -> None:
         self.shortcuts = Shortcuts(shortcut_bytes)
         self._pipeline = pipeline
@@ -134,14 +152,14 @@ class Server:
         self._metrics = metrics
         self._server_timing = server_timing
         self._purges = purges
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="prepare")
+        self._heavy = heavy or Heavy()
 
     async def answer(self, served: ServedModel, ask: RequestHead, body: bytes, deadline: float) -> Reply:
         """Body → reply. Raises ForeseenError; the rows it concerns are counted as errors."""
         times, found = Times(time.perf_counter()), self.shortcuts.find(ask, body)
         preparer, entry = served.preparer(), self._entry(found, served)
         if entry is None:
-            asked = await self._off_loop(lambda: decoded(served, ask, body), len(body) > OFF_LOOP_BYTES)
+            asked = await self._heavy.run(lambda: decoded(served, ask, body), len(body))
             times.decoded = time.perf_counter()
             known = await self._known(preparer, asked, len(body))
             times.prepared = time.perf_counter()
@@ -152,10 +170,9 @@ class Server:
         question, keys, answers = await self._ask(served, ask, asked, known, len(body), deadline)
         answered = time.perf_counter()
         facts = self._facts(served, asked, question, answers, requested=ask.control.no_cache)
-        many = len(answers) > OFF_LOOP_ROWS
         predictions = [answer.prediction for answer in answers]
         output_options = asked.output_options if entry is None else entry.output_options(found.id)
-        rendered, length = await self._off_loop(lambda: render(served.manifest, predictions, output_options), many)
+        rendered, length = await self._rendered(served, predictions, output_options)
         return self._reply(served, facts, times, answered, (rendered, length), question, keys, answers)
 
     def at_once(
@@ -328,7 +345,7 @@ class Server:
 
     async def explain(self, served: ServedModel, ask: RequestHead, body: bytes) -> list[Explanation]:
         """Where the rows of a request are, or why they would be misses. Asks no model and changes nothing."""
-        asked = await self._off_loop(lambda: decoded(served, ask, body), len(body) > OFF_LOOP_BYTES)
+        asked = await self._heavy.run(lambda: decoded(served, ask, body), len(body))
         known = await self._known(served.preparer(), asked, len(body))
         space = self.space(served)
         steps: Steps = frozenset(("model",)) if asked.sequence else served.steps
@@ -343,8 +360,9 @@ class Server:
 
         Raises BadInput (also for another model's predictions), StateUnavailable, FarUnavailable.
         """
-        heavy = len(body) > OFF_LOOP_BYTES
-        brought = await self._off_loop(lambda: decode_import(body, header_length, served.manifest), heavy)
+        size, off_loop = len(body), self._heavy.run
+        brought = await off_loop(lambda: decode_import(body, header_length, served.manifest), size)
+        check_rows(served, brought.inputs)
         space = self.space(served)
         if brought.digest != space.digest:
             told = f"the outputs are of model {brought.digest[:16]}…, in force is {space.digest[:16]}…"
@@ -354,8 +372,8 @@ class Server:
         if self._unknown(space):
             raise StateUnavailable("the state store does not answer, so what was purged is not known")
         preparer, at = served.preparer(), self._pipeline.tiers.clock()
-        rows = await self._off_loop(lambda: preparer.rows(brought.inputs), heavy)
-        predictions = await self._off_loop(lambda: predictions_of(brought, rows, served.manifest, at), heavy)
+        rows = await off_loop(lambda: preparer.rows(brought.inputs), size)
+        predictions = await off_loop(lambda: predictions_of(brought, rows, served.manifest, at), size)
         had = await import_rows(self._pipeline, space, rows, brought.parameters, predictions)
         self._metrics.imported_rows.labels(space.model, "had").inc(len(had))
         self._metrics.imported_rows.labels(space.model, "stored").inc(len(rows) - len(had))
@@ -424,12 +442,14 @@ class Server:
 
     async def _known(self, preparer: Preparer, asked: DecodedRequest, size: int) -> Known:
         limit = OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES
-        return Known(preparer, await self._off_loop(lambda: preparer.rows(asked.inputs), size > limit))
+        return Known(preparer, await self._heavy.run(lambda: preparer.rows(asked.inputs), size, limit))
 
-    async def _off_loop(self, work: Callable[[], T], heavy: bool) -> T:
-        if not heavy:
-            return work()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+    async def _rendered(
+        self, served: ServedModel, predictions: Sequence[Prediction], options: OutputOptions
+    ) -> tuple[bytes, int | None]:
+        if len(predictions) <= OFF_LOOP_ROWS:
+            return render(served.manifest, predictions, options)
+        return await self._heavy.off_loop(lambda: render(served.manifest, predictions, options))
 
     def _count_errors(self, served: ServedModel, rows: int, lane: Lane = "online") -> None:
         self._count_rows(served.manifest.name, "error", rows, lane)
@@ -475,14 +495,27 @@ class Server:
         stats.computed_requests += computed > 0
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False)
+        self._heavy.close()
 
 
 def decoded(served: ServedModel, ask: RequestHead, body: bytes) -> DecodedRequest:
-    """decode: what a body asks. Raises BadRequest or BadInput naming the field."""
+    """decode: what a body asks. Raises BadRequest or BadInput naming the field, and TooLarge."""
     if ask.protocol == "v1":
-        return decode_v1(body, served.manifest)
-    return decode_v2(body, ask.header_length, served.manifest)
+        asked = decode_v1(body, served.manifest)
+    else:
+        asked = decode_v2(body, ask.header_length, served.manifest)
+    check_rows(served, asked.inputs)
+    return asked
+
+
+def check_rows(served: ServedModel, inputs: Sequence[InputTensor]) -> None:
+    """Raises TooLarge where a request has more rows than may be made of it."""
+    if served.manifest.rows == "together":
+        return
+    most = MAX_ROWS if served.preparer().columnar else MAX_MADE_ROWS
+    for tensor in inputs:
+        if tensor.array.ndim and len(tensor.array) > most:
+            raise TooLarge(f"inputs.{tensor.name}: has more than {most} rows; split the request")
 
 
 def _now() -> float:

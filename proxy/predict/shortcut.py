@@ -107,6 +107,8 @@ class Shortcuts:
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
+        self._most = capacity_bytes // 4
+        """A longer body is not kept, so it is neither hashed nor copied to be looked for."""
         self.bytes = 0
         self._entries: OrderedDict[int, Entry] = OrderedDict()
         self._hints: OrderedDict[int, None] = OrderedDict()
@@ -117,6 +119,8 @@ class Shortcuts:
 
     def find(self, ask: RequestHead, body: bytes) -> Found:
         """What is known of a body under a head that asks this."""
+        if len(body) > self._most:
+            return Found(None, (ask.model, ask.protocol, ask.header_length, True), body, 0)
         start, own = _id_of(ask, body)
         length = ask.header_length
         if own is None:
@@ -148,7 +152,7 @@ class Shortcuts:
 
     def keep(self, found: Found, served: ServedModel, asked: DecodedRequest, known: Known) -> Entry | None:
         """Remember what a body came to when it comes for the second time."""
-        if len(found.text) > self.capacity_bytes // 4 or not self._seen(found.hint):
+        if len(found.text) > self._most or not self._seen(found.hint):
             return None
         if found.id is not None and not _is_the_requests(found, asked):
             return None

@@ -23,7 +23,7 @@ from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of
 from foreseen.protocol.wire import OutputTensor, parse_raw, parse_request, render_response
 from foreseen.types import WantedOutput
-from foreseen.web.http import inflated
+from foreseen.web.bodies import inflated
 from tests.live import Live, started
 from tests.questions import ask_fingerprint, ask_minilm, fingerprint, numbers
 from tests.raw import FINGERPRINT, HEADER_LENGTH, MINILM, Reply, ask, binary, exchange, post
@@ -132,7 +132,6 @@ def test_what_is_left_out_answers_404_as_json(live: Live) -> None:
         ("POST", "/v2/repository/models/minilm/load"),
         ("GET", "/v2/models/minilm/"),
         ("GET", "/favicon.ico"),
-        ("OPTIONS", "*"),
     ):
         refused(ask(live, method, path, b"{}" if method == "POST" else None), 404, "not_found")
 

@@ -22,6 +22,7 @@ from foreseen.errors import BadInput, SetupError
 from foreseen.modelspec.manifest import ClientInput, Dim
 from foreseen.modelspec.normalize import cast
 from foreseen.protocol.datatypes import BY_DTYPE, DATATYPES, Datatype
+from foreseen.protocol.strict_json import doubles_may_differ, load_whole
 from foreseen.protocol.tensors import array_of_json
 from foreseen.types import Array
 from foreseen.warm.read.arrow import decoded, leaf_type, plain_type, with_leaf
@@ -315,6 +316,8 @@ def _parsed(column: pa.Array, wanted: _Wanted, bad: dict[int, str]) -> Array:
                 missing=wanted.missing,
                 listed=bool(shape),
             )
+            if datatype.kind == "i" and text is not None and doubles_may_differ(text):
+                value = load_whole(text)
             listed = value if shape else [value]
             made[index] = array_of_json(listed, datatype, shape or (1,), name, missing=wanted.missing).reshape(shape)
         except BadInput as error:

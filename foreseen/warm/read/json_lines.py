@@ -17,7 +17,7 @@ from foreseen.errors import BadInput, BadRequest, SetupError
 from foreseen.modelspec.manifest import ClientInput, Manifest, ModelOutput
 from foreseen.modelspec.parameters import counting
 from foreseen.protocol.datatypes import DATATYPES
-from foreseen.protocol.strict_json import load_json
+from foreseen.protocol.strict_json import doubles_may_differ, load_json, load_whole
 from foreseen.protocol.tensors import array_of_json
 from foreseen.protocol.wire import parse_request
 from foreseen.warm.plan import LINE_COLUMN, PARAMETERS_COLUMN, REJECT_COLUMN
@@ -71,13 +71,17 @@ class Line:
             if isinstance(document.get("inputs"), list) and all(isinstance(i, dict) for i in document["inputs"]):
                 self._request(text, signature)
             else:
-                self._object(document, signature)
+                self._object(document, text, signature)
         except BadRequest as error:
             self.reject, self.columns, self.rows = str(error), {}, 1
 
-    def _object(self, document: dict[str, Any], signature: Signature) -> None:
+    def _object(self, document: dict[str, Any], text: bytes, signature: Signature) -> None:
         self.members = tuple(document)
         self.columns = {name: [document[name]] for name in signature.wanted if name in document}
+        whole = {name for name in self.columns if name in signature.fields and _is_integer(signature.fields[name])}
+        if whole and doubles_may_differ(text):  # integers are decided from their digits
+            digits = load_whole(text)
+            self.columns |= {name: [digits[name]] for name in whole}
         for to, names in signature.required.items():
             if any(name in document for name in names):
                 continue
@@ -112,6 +116,10 @@ class Line:
             raise BadInput("inputs: the first dimension (rows) differs between inputs")
         self.rows = sizes.pop()
         self.parameters = counting(request.parameters, manifest)
+
+
+def _is_integer(field: Field) -> bool:
+    return DATATYPES[field.datatype].kind == "i"
 
 
 def json_chunks(handle: Any, url: str, signature: Signature, start: int, sizes: Iterator[int]) -> Iterator[Chunk]:
