@@ -335,6 +335,11 @@ def main() -> None:
     except (SetupError, ForeseenError) as error:
         fail(str(error), form, command)
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"foreseen: {error.filename}: {error.strerror}; give a folder that this user can use", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 

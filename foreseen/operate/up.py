@@ -25,7 +25,7 @@ import orjson
 import structlog
 
 from foreseen.errors import SetupError
-from foreseen.keys.secret import make_secret
+from foreseen.keys.secret import make_secret, read_secret
 from foreseen.logs import default_format
 from foreseen.modelspec.artifact import preparation_digest, read_file, read_record
 from foreseen.modelspec.manifest import Manifest, example_request, find
@@ -110,12 +110,16 @@ class _System:
         print(defaults_in_force(settings, self._models, url), flush=True)
         if settings.admin_token_file is None:
             make_secret(settings.data / "admin-token")
+        read_secret(settings.admin_token_file or settings.data / "admin-token")
         if settings.webhook_allow:
             if settings.webhook_secret_file is None:
                 make_webhook_secret(settings.webhook_secret)
             Signer(settings.webhook_secret)  # raises SetupError now rather than in a worker
+        secret = settings.secret_file or settings.data / "secret"
         if settings.redis is None:
-            make_secret(settings.secret_file or settings.data / "secret")
+            make_secret(secret)
+        read_secret(secret)  # as above: now rather than in a worker
+        if settings.redis is None:
             await self._start_valkey()
         state = await self._start_state() if settings.state is None else settings.state
         for manifest in self._local:
@@ -165,7 +169,7 @@ class _System:
             folder = make_run_folder(settings.data) / "metrics"
             prepare_multiprocess(folder)
             os.environ[MULTIPROCESS_FOLDER] = self._worker_environment[MULTIPROCESS_FOLDER] = str(folder)
-        self._admin = admin = listen_admin(settings)
+        self._admin = admin = listen_admin(settings, take=True)
         self._worker_descriptors = (listener.fileno(), admin.fileno())
         own = ("--state=", "--redis=", "--admin-port=")
         flags = [flag for flag in arguments(settings, ProxySettings) if not flag.startswith(own)]
