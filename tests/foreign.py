@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class Foreign:
         self.lie: Callable[[Reply], Reply] = lambda reply: reply
         self.batches: list[list[list[int]]] = []
         self.parameters: list[dict[str, Any]] = []
+        self.documents: list[dict[str, Any]] = []
+        """Whole requests that came as JSON, the latest last."""
         self.binary_tries = 0
 
     def rows_like(self, row: list[int]) -> int:
@@ -68,6 +70,7 @@ class Foreign:
             return web.json_response({"detail": "not JSON"}, status=422)
         asked = await request.json()
         self.parameters.append(asked.get("parameters", {}))
+        self.documents.append(asked)
         flat, (count, width) = asked["inputs"][0]["data"], asked["inputs"][0]["shape"]
         rows = [flat[at * width : (at + 1) * width] for at in range(count)]
         self.batches.append(rows)
@@ -111,6 +114,11 @@ class Front:
                 return reply.status, "", told
             data = told["outputs"][0]["data"]
             return 200, reply.headers["Cache-Status"], [data[at : at + 4] for at in range(0, len(data), 4)]
+
+    async def post(self, body: dict[str, Any], model: str = "fp") -> tuple[int, Mapping[str, str], Any]:
+        """Status, headers and the document of a reply to any body."""
+        async with self._client.post(f"{self._url}/v2/models/{model}/infer", json=body) as reply:
+            return reply.status, reply.headers, json.loads(await reply.read())
 
     async def get(self, path: str) -> Any:
         async with self._client.get(self._url + path) as reply:

@@ -4,7 +4,9 @@ The canonical frame of a row, length-prefixed throughout, all integers little-en
 
     frame      = "fsn1" part*                     one byte string, hashed once
     part       = parameters, then every keyed input of the model signature, sorted by name
-    parameters = u32 length, canonical JSON       request parameters that change the answer, sorted; length 0: none
+    parameters = u32 length, canonical JSON       request parameters that change the answer, sorted; length 0: none;
+                                                  in front of an upstream an array, where a request has other members
+                                                  or parameters of its tensors, too (`protocol/members.py`)
     input      = u16 length, name (UTF-8)
                  u8 datatype code                 foreseen.datatypes
                  u8 rank, rank × u64 dimension    the row's own shape, without the batch axis

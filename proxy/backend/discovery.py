@@ -208,5 +208,5 @@ def in_front_of(
         quarantine_seconds=settings.quarantine_seconds,
         trials=trials,
     )
-    own = manifest or told.manifest
+    own = structs.replace(manifest or told.manifest, upstream=address)
     return Served(own, process, settings.data, policy_of(own.freshness, defaults))

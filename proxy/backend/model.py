@@ -37,6 +37,7 @@ from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import Manifest, ModelSignature
 from foreseen.modelspec.rows import raw_of_outputs, raw_outputs, stack, whole_outputs
 from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.members import REPLY_HEAD, RequestMembers, read_canonical
 from foreseen.protocol.wire import Response, parse_response, render_request
 from foreseen.proxy.backend.http_pool import Broken, Line, NotReached, Told, Unreadable
 from foreseen.proxy.backend.isolation import Trials
@@ -307,8 +308,9 @@ class ModelProcess:
         tensors = [(i.name, i.datatype, batch[i.name]) for i in self._signature.inputs]
         request_id = next(self._ids)
         started = time.perf_counter()
-        response = await self._asked(tensors, orjson.loads(parameters) if parameters else {}, terms, request_id)
-        return self._predictions(response, rows, request_id, time.perf_counter() - started)
+        members = read_canonical(parameters)
+        response = await self._asked(tensors, members, terms, request_id)
+        return self._predictions(response, rows, members, request_id, time.perf_counter() - started)
 
     # What follows is how this kind of server is asked; `upstream.py` says it of any other.
 
@@ -321,10 +323,11 @@ class ModelProcess:
         step = 1 if self._together(rows) else self._rows_per_request
         return [range(at, min(at + step, len(rows))) for at in range(0, len(rows), step)]
 
-    async def _asked(self, tensors: Tensors, parameters: dict[str, Any], terms: Terms, request_id: str) -> Response:
+    async def _asked(self, tensors: Tensors, members: RequestMembers, terms: Terms, request_id: str) -> Response:
         left = terms.deadline - asyncio.get_running_loop().time()
         told = {"timeout": max(1, int(left * 1e6)), "priority": 1 if terms.lane == "online" else 2}
-        return await self._asked_binary(tensors, parameters | told, terms, request_id)
+        own = RequestMembers({**members.parameters, **told})
+        return await self._asked_binary(tensors, own, terms, request_id)
 
     def _digest(self, response: Response) -> str:
         """Which version of the model made a reply. Raises ModelFailed where it belongs to another question."""
@@ -337,12 +340,18 @@ class ModelProcess:
         """How many rows each output of a whole request has; None where any number may be right."""
         return dict.fromkeys((spec.name for spec in self._signature.outputs), rows)
 
+    def _signature_of(self, response: Response, members: RequestMembers) -> ModelSignature:
+        """What the outputs of a reply have to be."""
+        return self._signature
+
+    def _beside(self, response: Response) -> bytes | None:
+        """What is to be stored of a reply beside its tensors."""
+        return None
+
     # From here on all are alike.
 
-    async def _asked_binary(
-        self, tensors: Tensors, parameters: dict[str, Any], terms: Terms, request_id: str
-    ) -> Response:
-        body, length = render_request(tensors, parameters, request_id)
+    async def _asked_binary(self, tensors: Tensors, members: RequestMembers, terms: Terms, request_id: str) -> Response:
+        body, length = render_request(tensors, members.parameters, request_id, members)
         return await self._post(body, {HEADER_LENGTH: str(length), "Content-Type": BINARY}, terms)
 
     async def _post(self, body: bytes, headers: dict[str, str], terms: Terms) -> Response:
@@ -384,7 +393,9 @@ class ModelProcess:
         except (BadRequest, ValueError) as error:
             raise ModelFailed(f"model {name!r}: {error}") from None
 
-    def _predictions(self, response: Response, rows: Sequence[Row], asked: str, seconds: float) -> list[Prediction]:
+    def _predictions(
+        self, response: Response, rows: Sequence[Row], members: RequestMembers, asked: str, seconds: float
+    ) -> list[Prediction]:
         """Hold a reply against the question, then cut it into rows."""
         name = self._manifest.name
         if response.model != name or response.id not in (asked, *self._silent_ids):
@@ -393,11 +404,15 @@ class ModelProcess:
         outputs: dict[str, Array] = {output.name: output.array for output in response.outputs}
         told = response.parameters.get("seconds")
         each = float(told) if isinstance(told, int | float) else seconds / len(rows)
+        signature = self._signature_of(response, members)
         if self._together(rows):
             count = len(rows[0].tensors[0])
-            raw = [raw_of_outputs(whole_outputs(outputs, self._signature, self._firsts(count)), self._signature)]
+            raw = [raw_of_outputs(whole_outputs(outputs, signature, self._firsts(count)), signature)]
         else:
-            raw = raw_outputs(outputs, rows, self._signature)
+            raw = raw_outputs(outputs, rows, signature)
+        beside = self._beside(response)
+        if beside is not None:
+            raw = [((*heads, REPLY_HEAD), (*data, beside)) for heads, data in raw]
         now = time.time()
         return [Prediction(heads, data, digest, now, now, each) for heads, data in raw]
 

@@ -23,6 +23,7 @@ from foreseen.modelspec.invariance import difference, random_rows
 from foreseen.modelspec.manifest import BATCH, Dim, Manifest, ModelInput, ModelOutput, ModelSignature, is_name
 from foreseen.modelspec.rows import RowOutputs
 from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.members import RequestMembers, member_names, pack_reply, reply_of, tensor_outputs
 from foreseen.protocol.tensors import array_of_raw
 from foreseen.protocol.wire import Response, render_json_request
 from foreseen.proxy.backend.isolation import Trials
@@ -234,11 +235,14 @@ class UpstreamProcess(ModelProcess):
     def _firsts(self, rows: int) -> Mapping[str, int | None]:
         return {name: rows if first == -1 else first for name, first in self.told.firsts.items()}
 
-    async def _asked(self, tensors: Tensors, parameters: dict[str, Any], terms: Terms, request_id: str) -> Response:
+    async def _asked(self, tensors: Tensors, members: RequestMembers, terms: Terms, request_id: str) -> Response:
         """Binary tensors where the server takes them, JSON where not; which of the two, its first answer shows."""
+        if members.outputs:  # an entry holds all outputs, so all are asked for
+            named = {spec.name: members.outputs.get(spec.name, {}) for spec in self._signature.outputs}
+            members = structs.replace(members, outputs=named)
         if self._binary is not False:
             try:
-                response = await self._asked_binary(tensors, parameters, terms, request_id)
+                response = await self._asked_binary(tensors, members, terms, request_id)
             except (BadInput, ModelFailed):
                 if self._binary:
                     raise
@@ -246,12 +250,31 @@ class UpstreamProcess(ModelProcess):
                 self._binary = True
                 return response
         try:
-            body = render_json_request(tensors, parameters, request_id)
+            body = render_json_request(tensors, members.parameters, request_id, members)
         except BadRequest as error:
             raise BadInput(f"{error}; the server behind takes JSON only") from None
         response = await self._post(body, {"Content-Type": JSON}, terms)
         self._binary = False
         return response
+
+    def _signature_of(self, response: Response, members: RequestMembers) -> ModelSignature:
+        """An output that was to be classified is text where the server has done it."""
+        texts = {output.name: output.array for output in response.outputs if output.datatype == "BYTES"}
+        classified = {
+            name
+            for name, more in members.outputs.items()
+            if name in texts and more.get("parameters", {}).get("classification")
+        }
+        if not classified:
+            return self._signature
+        outputs = tuple(
+            ModelOutput(spec.name, "BYTES", (BATCH, *texts[spec.name].shape[1:])) if spec.name in classified else spec
+            for spec in self._signature.outputs
+        )
+        return structs.replace(self._signature, outputs=outputs)
+
+    def _beside(self, response: Response) -> bytes | None:
+        return pack_reply(response.members)
 
     async def _prove(self, digest: str) -> None:
         """Ask random rows alone, in a batch and in another order; it shows something of the version that answered."""
@@ -286,7 +309,25 @@ class UpstreamProcess(ModelProcess):
         worst = max(difference(answers, [_arrays(prediction) for prediction in batch]) for batch in batches)
         if worst > self._tolerance:
             return alone[0].digest, Verdict(False, f"an answer changes by {worst:g} with its batch-mates")
+        if await self._members_depend(rows[0], alone, batches, terms):
+            return alone[0].digest, Verdict(False, "the parameters of a reply change with the batch-mates")
         return alone[0].digest, Verdict(True, f"alone and in batches answers differ by {worst:g} at most")
+
+    async def _members_depend(
+        self, row: Row, alone: Sequence[Prediction], batches: Sequence[Sequence[Prediction]], terms: Terms
+    ) -> bool:
+        """Whether what replies hold beside their tensors changes with the batch-mates. What changes by itself (a time,
+        a number of the request) does not count: `row`, the first of those asked alone, shows what that is."""
+        pairs = [pair for batch in batches for pair in zip(alone, batch, strict=True)]
+        if all(reply_of([one]) == reply_of([other]) for one, other in pairs):
+            return False
+        again = (await self._ask([row], b"", terms))[0]
+        changing = member_names(reply_of(alone[:1])) - member_names(reply_of([alone[0], again]))
+        for one, other in pairs:
+            named = member_names(reply_of([one])) | member_names(reply_of([other]))
+            if named - changing - member_names(reply_of([one, other])):
+                return True
+        return False
 
 
 def _listed(name: str, metadata: Mapping[str, Any], part: str) -> list[Any]:
@@ -298,7 +339,7 @@ def _listed(name: str, metadata: Mapping[str, Any], part: str) -> list[Any]:
 
 def _tensor(name: str, one: Any, part: str) -> tuple[str, str, list[int]]:
     """Name, datatype and shape of one tensor of the metadata."""
-    if not isinstance(one, dict) or not isinstance(one.get("name"), str):
+    if not isinstance(one, dict) or not isinstance(one.get("name"), str) or not one["name"]:
         raise SetupError(f"model {name!r}: its metadata's {part} cannot be read")
     shape, datatype = one.get("shape"), one.get("datatype")
     if datatype not in DATATYPES:
@@ -319,5 +360,5 @@ def _newest(versions: Sequence[str]) -> str:
 
 
 def _arrays(prediction: Prediction) -> RowOutputs:
-    heads = zip(prediction.outputs, prediction.data, strict=True)
+    heads = zip(tensor_outputs(prediction), prediction.data, strict=False)  # the rest of the reply comes last
     return tuple(array_of_raw(data, DATATYPES[head.datatype], head.shape, head.name) for head, data in heads)

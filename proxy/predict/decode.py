@@ -37,14 +37,15 @@ class Asked(Struct, frozen=True):
 
 def decode_v2(body: bytes, header_length: int | None, manifest: Manifest) -> Asked:
     """An `/infer` body. Raises BadRequest or BadInput naming the field."""
-    request = _raw(body, manifest) if header_length == 0 else parse_request(body, header_length)
+    whole = manifest.upstream is not None
+    request = _raw(body, manifest) if header_length == 0 else parse_request(body, header_length, whole=whole)
     wish = Wish("v2", request.id, request.outputs, request.binary)
     wanted_outputs(manifest, wish)  # an unknown output is refused before anything is asked
     parameters = request.parameters
     return Asked(
         request.inputs,
         wish,
-        counting(parameters, manifest),
+        counting(parameters, manifest, request.members),
         in_sequence(parameters),
         _timeout(parameters),
         lane_of(parameters),

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import orjson
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from foreseen.errors import BadRequest
 from foreseen.modelspec.manifest import ClientOutput, Manifest, wire_shape
 from foreseen.protocol.datatypes import DATATYPES, elements
+from foreseen.protocol.members import ReplyMembers, reply_of
 from foreseen.protocol.tensors import array_of_raw, raw_of
 from foreseen.protocol.wire import OutputTensor, render_response
 from foreseen.types import Array, Prediction, WantedOutput, Wish
@@ -30,7 +31,9 @@ def render(manifest: Manifest, predictions: Sequence[Prediction], wish: Wish) ->
     if wish.protocol != "v2":
         return _render_v1(manifest, predictions, wish), None
     outputs = [_tensor(manifest, predictions, wanted, wish) for wanted in wanted_outputs(manifest, wish)]
-    return render_response(manifest.name, manifest.version, wish.id, outputs)
+    return render_response(
+        manifest.name, manifest.version, wish.id, outputs, members=_members(manifest, predictions, outputs)
+    )
 
 
 class Drawn(Struct, frozen=True):
@@ -79,14 +82,38 @@ def wanted_outputs(manifest: Manifest, wish: Wish) -> tuple[WantedOutput, ...]:
     return wish.outputs
 
 
+def _members(
+    manifest: Manifest, predictions: Sequence[Prediction], outputs: Sequence[OutputTensor]
+) -> ReplyMembers | None:
+    """What an upstream's reply held beside its tensors; not of an output that is rendered as something else here."""
+    if manifest.upstream is None:
+        return None
+    members = reply_of(predictions)
+    if members is None or not members.outputs:
+        return members
+    datatypes = {head.name: head.datatype for head in predictions[0].outputs}
+    same = {output.name for output in outputs if datatypes[output.name] == output.datatype}
+    return ReplyMembers(members.top, {name: more for name, more in members.outputs.items() if name in same})
+
+
 def _tensor(manifest: Manifest, predictions: Sequence[Prediction], wanted: WantedOutput, wish: Wish) -> OutputTensor:
     spec = _spec(manifest, wanted.name)
     binary = wish.binary if wanted.binary is None else wanted.binary
+    if wanted.classification is not None and _is_classified(predictions, spec):
+        spec = structs.replace(spec, datatype="BYTES")
+        raw, shape = _joined(manifest, predictions, spec)
+        return OutputTensor(wanted.name, "BYTES", shape, raw, binary)
     raw, shape = _joined(manifest, predictions, spec)
     if wanted.classification is None:
         return OutputTensor(wanted.name, spec.datatype, shape, raw, binary)
     classes = _classes(array_of_raw(raw, DATATYPES[spec.datatype], shape, wanted.name), wanted.classification, spec)
     return OutputTensor(wanted.name, "BYTES", classes.shape, raw_of(classes, DATATYPES["BYTES"]), binary)
+
+
+def _is_classified(predictions: Sequence[Prediction], spec: ClientOutput) -> bool:
+    """Whether an upstream has classified an output itself: it may know labels that its metadata do not say."""
+    heads = predictions[0].outputs if predictions else ()
+    return any(head.name == spec.name and head.datatype != spec.datatype for head in heads)
 
 
 def _joined(manifest: Manifest, predictions: Sequence[Prediction], spec: ClientOutput) -> tuple[bytes, tuple[int, ...]]:

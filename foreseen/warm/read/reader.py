@@ -229,7 +229,7 @@ class _Line:
             self.reject, self.columns, self.rows = str(error), {}, 1
 
     def _request(self, line: bytes, manifest: Manifest) -> None:
-        request = parse_request(line, None)
+        request = parse_request(line, None, whole=manifest.upstream is not None)
         specs = {spec.name: spec for spec in manifest.seen.inputs}
         for tensor in request.inputs:
             spec = specs.get(tensor.name)
@@ -244,7 +244,7 @@ class _Line:
         if len(sizes) != 1:
             raise BadInput("inputs: the first dimension (rows) differs between inputs")
         self.rows = sizes.pop()
-        self.parameters = counting(request.parameters, manifest)
+        self.parameters = counting(request.parameters, manifest, request.members)
 
 
 def _table(lines: Sequence[_Line], manifest: Manifest, wanted: Mapping[str, str]) -> pa.RecordBatch:
