@@ -46,7 +46,8 @@ class Told(Struct, frozen=True):
 
     manifest: Manifest
     firsts: Mapping[str, int | None]
-    """How many rows each output of a whole request has: -1 is as many as its inputs, None may be any number."""
+    """How many rows each output of a whole request has, where the metadata name a number; None may be any number: a
+    detector's rows are what it has found, not what it was asked."""
     digest: str | None
     versioned: bool
 
@@ -64,7 +65,6 @@ def told_of(name: str, metadata: Mapping[str, Any]) -> Told:
         raise SetupError(f"model {name!r}: only letters, digits, '.', '_' and '-' can stand in its name")
     inputs = [_tensor(name, one, "inputs") for one in _listed(name, metadata, "inputs")]
     outputs = [_tensor(name, one, "outputs") for one in _listed(name, metadata, "outputs")]
-    batched = all(dim == -1 for _, _, (dim, *_) in inputs)
     listed = metadata.get("versions")
     versions = [str(one) for one in listed] if isinstance(listed, list) else []
     parameters = metadata.get("parameters")
@@ -75,7 +75,7 @@ def told_of(name: str, metadata: Mapping[str, Any]) -> Told:
     )
     return Told(
         Manifest(name, signature, version=_newest(versions), rows="together"),
-        {tensor: dim if dim >= 0 else -1 if batched else None for tensor, _, (dim, *_) in outputs},
+        {tensor: dim if dim >= 0 else None for tensor, _, (dim, *_) in outputs},
         digest if isinstance(digest, str) else None,
         bool(versions),
     )
@@ -83,8 +83,7 @@ def told_of(name: str, metadata: Mapping[str, Any]) -> Told:
 
 def declared_told(manifest: Manifest) -> Told:
     """What an operator's manifest says of a model: everything but its version."""
-    firsts = dict.fromkeys((spec.name for spec in manifest.model.outputs), -1)
-    return Told(manifest, firsts, None, versioned=False)
+    return Told(manifest, dict.fromkeys(spec.name for spec in manifest.model.outputs), None, versioned=False)
 
 
 class UpstreamProcess(ModelProcess):
@@ -233,7 +232,7 @@ class UpstreamProcess(ModelProcess):
         return parts
 
     def _firsts(self, rows: int) -> Mapping[str, int | None]:
-        return {name: rows if first == -1 else first for name, first in self.told.firsts.items()}
+        return self.told.firsts
 
     async def _asked(self, tensors: Tensors, members: RequestMembers, terms: Terms, request_id: str) -> Response:
         """Binary tensors where the server takes them, JSON where not; which of the two, its first answer shows."""

@@ -168,6 +168,8 @@ def _render_v1(manifest: Manifest, predictions: Sequence[Prediction], wish: Wish
         return orjson.dumps({"outputs": columns if single is None else single}, option=orjson.OPT_SERIALIZE_NUMPY)
     if single is not None:
         return orjson.dumps({"predictions": single}, option=orjson.OPT_SERIALIZE_NUMPY)
+    if len({len(values) for values in columns.values()}) > 1:  # a detector's, whose rows are what it has found
+        raise BadRequest("instances: the outputs differ in their number of rows; ask by column (inputs), or over V2")
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return orjson.dumps({"predictions": rows}, option=orjson.OPT_SERIALIZE_NUMPY)
 
