@@ -17,7 +17,7 @@ from foreseen.errors import FarError, SetupError
 from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import secret_check, tag_key
 from foreseen.keys.secret import read_secret
-from foreseen.modelspec.manifest import Freshness, find
+from foreseen.modelspec.manifest import Freshness, find, refuse_optional
 from foreseen.paths import model_socket, redis_socket
 from foreseen.proxy.admin.admin import Token
 from foreseen.proxy.admin.heartbeat import Pulse
@@ -232,6 +232,7 @@ class Proxy:
             defaults = _freshness(self.settings)
             told = declared_told(manifest)
             return in_front_of(manifest.upstream, told, self.settings, defaults, manifest, self.trials)
+        refuse_optional(manifest)
         process = ModelProcess(
             manifest,
             address or f"unix:{model_socket(self.settings.data, name)}",

@@ -120,6 +120,11 @@ class Front:
         async with self._client.post(f"{self._url}/v2/models/{model}/infer", json=body) as reply:
             return reply.status, reply.headers, json.loads(await reply.read())
 
+    async def post_to(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        """Status and document of a reply on any path."""
+        async with self._client.post(self._url + path, json=body) as reply:
+            return reply.status, json.loads(await reply.read())
+
     async def get(self, path: str) -> Any:
         async with self._client.get(self._url + path) as reply:
             return json.loads(await reply.read())

@@ -81,7 +81,10 @@ def fields_digest(*fields: bytes) -> str:
 
 def preparation_digest(manifest: Manifest, assets: tuple[ArtifactFile, ...]) -> str:
     """Everything between what a client sends and what the graph gets."""
-    parts = {"seen": manifest.seen, "model": manifest.model, "rows": manifest.rows, "single": manifest.batching.single}
+    seen, model = msgspec.to_builtins(manifest.seen), msgspec.to_builtins(manifest.model)
+    for one in (*seen["inputs"], *model["inputs"]):
+        del one["optional"]  # whether an input may be left out changes no answer to those who give it
+    parts = {"seen": seen, "model": model, "rows": manifest.rows, "single": manifest.batching.single}
     files = [part.encode() for asset in sorted(assets, key=lambda a: a.name) for part in (asset.name, asset.sha256)]
     return fields_digest(b"foreseen v1 preparation", msgspec.json.encode(parts, order="sorted"), *files)
 

@@ -27,7 +27,7 @@ from foreseen.models.measure.samples import samples
 from foreseen.models.progress import Say
 from foreseen.models.quantize import quantize
 from foreseen.modelspec.artifact import Artifact, Record, write_record
-from foreseen.modelspec.manifest import Manifest, Precision
+from foreseen.modelspec.manifest import Manifest, Precision, refuse_optional
 from foreseen.types import Row
 
 QUICK_ROWS = 48
@@ -56,6 +56,7 @@ def prepare(manifest: Manifest, data: Path, folder: Path, say: Say) -> Bench:
     """Fetch what the manifest's source lists and make the fp32 graph of it."""
     if manifest.source is None:
         raise SetupError(f"model {manifest.name!r} has no [source]: there is nothing to build")
+    refuse_optional(manifest)
     files = folder / "files"
     fetch(manifest.source, data, files, say)
     with say.step(f"make the fp32 graph of {manifest.name}"):

@@ -21,7 +21,7 @@ from foreseen.errors import SetupError
 from foreseen.modelspec.manifest import Freshness, Manifest, find, names
 from foreseen.proxy.backend.isolation import Trials
 from foreseen.proxy.backend.served import WATCH_SECONDS, WATCH_SECONDS_AT_START, Served
-from foreseen.proxy.backend.upstream import Told, UpstreamProcess, told_of
+from foreseen.proxy.backend.upstream import Told, UpstreamProcess, optional_inputs, told_of
 from foreseen.proxy.cache.freshness import policy_of
 from foreseen.settings import ProxySettings
 
@@ -150,7 +150,8 @@ class Upstream:
         metadata = await self._json("GET", f"/v2/models/{name}")
         if not isinstance(metadata, dict):
             raise SetupError(f"model {name!r}: the upstream {self._address} has no metadata of it")
-        return told_of(name, metadata)
+        config = await self._json("GET", f"/v2/models/{name}/config")
+        return told_of(name, metadata, optional_inputs(metadata, config))
 
     async def _json(self, method: str, path: str, body: bytes | None = None) -> Any:
         """A JSON reply, None where the server has none."""

@@ -301,11 +301,12 @@ class ModelProcess:
 
     async def _ask(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Prediction]:
         """One request as it is. Raises ConnectionBroke where it was aboard when the connection ended."""
-        batch = whole_batch(rows[0], self._signature) if self._together(rows) else stack(rows, self._signature)
+        signature = self._signature.of(rows[0].given)
+        batch = whole_batch(rows[0], signature) if self._together(rows) else stack(rows, signature)
         left = terms.deadline - asyncio.get_running_loop().time()
         if left <= 0:
             raise DeadlineExceeded("the deadline passed before the model was asked")
-        tensors = [(i.name, i.datatype, batch[i.name]) for i in self._signature.inputs]
+        tensors = [(i.name, i.datatype, batch[i.name]) for i in signature.inputs]
         request_id = next(self._ids)
         started = time.perf_counter()
         members = read_canonical(parameters)
@@ -340,9 +341,11 @@ class ModelProcess:
         """How many rows each output of a whole request has; None where any number may be right."""
         return dict.fromkeys((spec.name for spec in self._signature.outputs), rows)
 
-    def _signature_of(self, response: Response, members: RequestMembers) -> ModelSignature:
-        """What the outputs of a reply have to be."""
-        return self._signature
+    def _signature_of(
+        self, response: Response, members: RequestMembers, given: tuple[int, ...] | None
+    ) -> ModelSignature:
+        """What was asked with these inputs, and what the outputs of a reply have to be."""
+        return self._signature.of(given)
 
     def _beside(self, response: Response) -> bytes | None:
         """What is to be stored of a reply beside its tensors."""
@@ -404,7 +407,7 @@ class ModelProcess:
         outputs: dict[str, Array] = {output.name: output.array for output in response.outputs}
         told = response.parameters.get("seconds")
         each = float(told) if isinstance(told, int | float) else seconds / len(rows)
-        signature = self._signature_of(response, members)
+        signature = self._signature_of(response, members, rows[0].given)
         if self._together(rows):
             count = len(rows[0].tensors[0])
             raw = [raw_of_outputs(whole_outputs(outputs, signature, self._firsts(count)), signature)]

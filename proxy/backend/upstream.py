@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, Literal
 
+import aiohttp
 import orjson
 import structlog
 from msgspec import Struct, structs
@@ -27,7 +28,7 @@ from foreseen.protocol.members import RequestMembers, member_names, pack_reply, 
 from foreseen.protocol.tensors import array_of_raw
 from foreseen.protocol.wire import Response, render_json_request
 from foreseen.proxy.backend.isolation import Trials
-from foreseen.proxy.backend.model import Facts, ModelProcess, Tensors
+from foreseen.proxy.backend.model import PROBE_SECONDS, Facts, ModelProcess, Tensors
 from foreseen.types import Prediction, Row, Terms
 from foreseen.web.http import JSON
 
@@ -59,8 +60,19 @@ class Verdict(Struct, frozen=True):
     why: str
 
 
-def told_of(name: str, metadata: Mapping[str, Any]) -> Told:
-    """A model's metadata as a manifest. Raises SetupError that says what is missing."""
+def optional_inputs(metadata: Mapping[str, Any], config: Any) -> frozenset[str] | None:
+    """The inputs that may be left out, by a model's metadata and its configuration (Triton's; None where there is
+    none). None where neither says it of any input: then any may be, and the server decides."""
+    listed = config.get("input") if isinstance(config, dict) else None
+    tensors = [*(metadata.get("inputs") or ()), *(listed if isinstance(listed, list) else ())]
+    tensors = [one for one in tensors if isinstance(one, dict)]
+    if not isinstance(listed, list) and not any("optional" in one for one in tensors):
+        return None
+    return frozenset(str(one.get("name")) for one in tensors if one.get("optional") is True)
+
+
+def told_of(name: str, metadata: Mapping[str, Any], optional: frozenset[str] | None = None) -> Told:
+    """A model's metadata as a manifest; `optional` as `optional_inputs`. Raises SetupError: what is missing."""
     if not is_name(name):
         raise SetupError(f"model {name!r}: only letters, digits, '.', '_' and '-' can stand in its name")
     inputs = [_tensor(name, one, "inputs") for one in _listed(name, metadata, "inputs")]
@@ -70,7 +82,10 @@ def told_of(name: str, metadata: Mapping[str, Any]) -> Told:
     parameters = metadata.get("parameters")
     digest = parameters.get("digest") if isinstance(parameters, dict) else None
     signature = ModelSignature(
-        tuple(ModelInput(tensor, datatype, _dims(tensor, shape)) for tensor, datatype, shape in inputs),
+        tuple(
+            ModelInput(tensor, datatype, _dims(tensor, shape), optional=optional is None or tensor in optional)
+            for tensor, datatype, shape in inputs
+        ),
         tuple(ModelOutput(tensor, datatype, _dims(tensor, shape)) for tensor, datatype, shape in outputs),
     )
     return Told(
@@ -128,6 +143,8 @@ class UpstreamProcess(ModelProcess):
         self._base_digest = ""
         self._said_version = ""
         self._binary: bool | None = None
+        self._known_metadata: dict[str, Any] | None = None
+        self._optional: frozenset[str] | None = None
 
     @property
     def rows(self) -> Rows:
@@ -154,6 +171,26 @@ class UpstreamProcess(ModelProcess):
             await asyncio.gather(self._probe, return_exceptions=True)
         await super().close()
 
+    async def facts(self) -> Facts:
+        metadata = await self._metadata()
+        if self.declared is None and metadata != self._known_metadata:
+            self._optional = optional_inputs(metadata, await self._config())
+            self._known_metadata = metadata
+        return self._facts(metadata)
+
+    async def _config(self) -> Any:
+        """Triton's model configuration, None where there is none. Raises ModelUnavailable."""
+        name = self._manifest.name
+        try:
+            url = f"{self._base}/v2/models/{name}/config"
+            async with asyncio.timeout(PROBE_SECONDS), self._client().get(url) as reply:
+                content = await reply.read()
+                return orjson.loads(content) if reply.status == 200 else None
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            raise ModelUnavailable(f"model {name!r} cannot be reached") from None
+        except orjson.JSONDecodeError:
+            return None
+
     def _facts(self, metadata: dict[str, Any]) -> Facts:
         """Raises ModelUnavailable where the server has no such model any more, SetupError where it is another one."""
         name = self._manifest.name
@@ -176,7 +213,7 @@ class UpstreamProcess(ModelProcess):
     def _told(self, name: str, metadata: dict[str, Any]) -> Told:
         """A manifest of the operator's may say of a tensor what the metadata leave out, but not otherwise."""
         if self.declared is None:
-            return told_of(name, metadata)
+            return told_of(name, metadata, self._optional)
         there = [*(metadata.get("inputs") or ()), *(metadata.get("outputs") or ())]
         datatypes = {one.get("name"): one.get("datatype") for one in there if isinstance(one, dict)}
         signature = self.declared.model
@@ -210,7 +247,7 @@ class UpstreamProcess(ModelProcess):
         return self._digest_now()
 
     def _together(self, rows: Sequence[Row]) -> bool:
-        whole = [len(spec.shape) for spec in self._signature.keyed]
+        whole = [len(spec.shape) for spec in self._signature.of(rows[0].given).keyed]
         ranks = [tensor.ndim for tensor in rows[0].tensors]
         if ranks == whole:
             return True
@@ -219,11 +256,13 @@ class UpstreamProcess(ModelProcess):
         return False
 
     def _parts(self, rows: Sequence[Row]) -> list[Sequence[int]]:
-        """Rows of one shape go together: nobody knows what padding would do, unless a mask takes it off again."""
+        """Rows of the same inputs and of one shape go together: nobody knows what padding would do, unless a mask takes
+        it off again."""
         masked = any(spec.role == "mask" for spec in self._signature.inputs)
-        if masked or self._together(rows):
+        complete = all(row.given is None for row in rows)
+        if (masked and complete) or self._together(rows):
             return super()._parts(rows)
-        shapes = [tuple(tensor.shape for tensor in row.tensors) for row in rows]
+        shapes = [(row.given or (), *(tensor.shape for tensor in row.tensors)) for row in rows]
         parts: list[Sequence[int]] = []
         for _, group in groupby(sorted(range(len(rows)), key=lambda at: (shapes[at], at)), key=lambda at: shapes[at]):
             places = list(group)
@@ -256,7 +295,9 @@ class UpstreamProcess(ModelProcess):
         self._binary = False
         return response
 
-    def _signature_of(self, response: Response, members: RequestMembers) -> ModelSignature:
+    def _signature_of(
+        self, response: Response, members: RequestMembers, given: tuple[int, ...] | None
+    ) -> ModelSignature:
         """An output that was to be classified is text where the server has done it."""
         texts = {output.name: output.array for output in response.outputs if output.datatype == "BYTES"}
         classified = {
@@ -264,13 +305,14 @@ class UpstreamProcess(ModelProcess):
             for name, more in members.outputs.items()
             if name in texts and more.get("parameters", {}).get("classification")
         }
+        signature = self._signature.of(given)
         if not classified:
-            return self._signature
+            return signature
         outputs = tuple(
             ModelOutput(spec.name, "BYTES", (BATCH, *texts[spec.name].shape[1:])) if spec.name in classified else spec
-            for spec in self._signature.outputs
+            for spec in signature.outputs
         )
-        return structs.replace(self._signature, outputs=outputs)
+        return structs.replace(signature, outputs=outputs)
 
     def _beside(self, response: Response) -> bytes | None:
         return pack_reply(response.members)

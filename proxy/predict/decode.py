@@ -64,7 +64,7 @@ def decode_v1(body: bytes, manifest: Manifest) -> Asked:
         wish, columns = Wish("v1"), _columns_of_instances(document["instances"], specs)
     else:
         wish, columns = Wish("v1-columns"), _columns_of_inputs(document["inputs"], specs)
-    return Asked(tuple(_v1_tensor(spec, columns[spec.name]) for spec in specs), wish)
+    return Asked(tuple(_v1_tensor(spec, columns[spec.name]) for spec in specs if spec.name in columns), wish)
 
 
 def _raw(body: bytes, manifest: Manifest) -> Request:
@@ -88,21 +88,28 @@ def _columns_of_instances(instances: Any, specs: tuple[ClientInput, ...]) -> dic
     if type(instances) is not list:
         raise BadRequest("instances: must be a list")
     names = {spec.name for spec in specs}
-    columns: dict[str, list[Any]] = {spec.name: [] for spec in specs}
+    needed = {spec.name for spec in specs if not (spec.optional or spec.ignore)}
+    columns: dict[str, list[Any]] = {}
     for index, instance in enumerate(instances):
         named = type(instance) is dict and instance.keys() != {"b64"}
-        if named and instance.keys() != names:
+        if named and not needed <= instance.keys() <= names:
             raise BadInput(f"instances[{index}]: must have exactly {', '.join(sorted(names))}")
         if not named and len(specs) != 1:
             raise BadInput(f"instances[{index}]: must be an object of {', '.join(sorted(names))}")
-        for spec in specs:
-            columns[spec.name].append(instance[spec.name] if named else instance)
-    return columns
+        row = instance if named else {specs[0].name: instance}
+        if index == 0:
+            columns = {name: [] for name in row}
+        if row.keys() != columns.keys():
+            raise BadInput(f"instances[{index}]: must have the inputs of the first, {', '.join(sorted(columns))}")
+        for name, value in row.items():
+            columns[name].append(value)
+    return columns or {spec.name: [] for spec in specs}
 
 
 def _columns_of_inputs(inputs: Any, specs: tuple[ClientInput, ...]) -> dict[str, list[Any]]:
     columns = inputs if type(inputs) is dict else {specs[0].name: inputs}
-    if columns.keys() != {spec.name for spec in specs}:
+    needed = {spec.name for spec in specs if not (spec.optional or spec.ignore)}
+    if not needed <= columns.keys() <= {spec.name for spec in specs}:
         raise BadInput(f"inputs: must have exactly {', '.join(sorted(spec.name for spec in specs))}")
     for name, column in columns.items():
         if type(column) is not list:
