@@ -13,7 +13,7 @@ from foreseen.queue.queue import Queue
 from foreseen.queue.records import Failure, Head, Rows, Ticket, new_job, new_nonce
 from foreseen.queue.scripts import BASE, GROUP
 from foreseen.types import ALL_STEPS, Wish
-from tests import test_jobs as jobs
+from tests.queue import test_queue as jobs
 from tests.doubles import ScriptedModel, row
 from tests.queue.test_queue import BOUNDS, FRAMER, RECORDS, result, state_of, submit, take, until_ended, working
 
