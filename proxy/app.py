@@ -132,6 +132,7 @@ class Proxy:
             versions=self._versions if settings.triton_metrics else None,
             connections=self.gate.__len__,
             queue=self.queue.standing if self.queue is not None else None,
+            upstream_problems=None if upstream is None else upstream.problems,
         )
         token = Token(
             settings.admin_token_file or settings.data / "admin-token", required=settings.admin_token_file is not None
@@ -144,6 +145,7 @@ class Proxy:
             settings=settings,
             tiers=tiers,
             memory=memory,
+            refused={} if upstream is None else upstream.refused,
         )
         self.road, self.heads = Road(self.edge), Heads(settings.body_bytes)
         self.application = Handlers(
@@ -155,6 +157,7 @@ class Proxy:
             exposition=self.pulse.exposition,
             predictions=self._predictions(),
             stalled=lambda: self.pulse.stalled,
+            missing=lambda: None if upstream is None else upstream.missing,
         ).application()
 
     def _predictions(self) -> Predictions | None:

@@ -33,6 +33,8 @@ class Foreign:
             "outputs": [{"name": "digest", "datatype": "INT64", "shape": [-1, 4]}],
         }
         self.listed: list[str] = ["fp"]
+        self.without: set[str] = set()
+        """Models that have no metadata."""
         self.ready = True
         self.version: str | None = None
         self.answer: Callable[[list[list[int]]], list[list[int]]] = lambda rows: [fingerprint(row) for row in rows]
@@ -59,6 +61,8 @@ class Foreign:
         return web.json_response([{"name": name, "state": "READY"} for name in self.listed])
 
     async def _metadata(self, request: web.Request) -> web.Response:
+        if request.match_info["model"] in self.without:
+            return web.json_response({"error": "no metadata"}, status=404)
         return web.json_response({**self.metadata, "name": request.match_info["model"]})
 
     async def _ready(self, request: web.Request) -> web.Response:
@@ -128,6 +132,10 @@ class Front:
     async def get(self, path: str) -> Any:
         async with self._client.get(self._url + path) as reply:
             return json.loads(await reply.read())
+
+    async def status(self, path: str) -> tuple[int, Any]:
+        async with self._client.get(self._url + path) as reply:
+            return reply.status, json.loads(await reply.read())
 
     async def until(self, wanted: Callable[[dict[str, Any]], bool], model: str = "fp") -> dict[str, Any]:
         """The `parameters` of a model's metadata, once they are as wanted."""

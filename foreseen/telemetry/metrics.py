@@ -43,6 +43,7 @@ FAR_ERROR_KINDS = (
 DROP_REASONS = ("large", "pending", "far")
 LEASE_OUTCOMES = ("won", "waited", "taken-over", "failed")
 LIMITS = ("connections", "idle", "head", "head-size", "write", "rate")
+UPSTREAM_PROBLEMS = ("unreachable", "not-v2", "lists-nothing", "no-metadata", "unusable")
 VERIFY_REASONS = ("length", "format", "identity", "tag")
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for every counter that nobody reads
@@ -251,6 +252,16 @@ class ProxyMetrics:
                 "1 while every worker can reach the model process: a miss would be answered.",
                 ("model",),
                 multiprocess_mode="livemin",
+                registry=registry,
+            )
+        )
+        self.upstream_problems = Kept(
+            Gauge(
+                "foreseen_upstream_problems",
+                "Models behind --upstream, or the server itself, that cannot be served, by problem: unreachable, "
+                "not-v2, lists-nothing, no-metadata, unusable. The log says what was asked, and what to do.",
+                ("problem",),
+                multiprocess_mode="livemax",
                 registry=registry,
             )
         )

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, Literal
+from urllib.parse import quote
 
 import aiohttp
 import orjson
@@ -63,10 +64,9 @@ class Verdict(Struct, frozen=True):
 def optional_inputs(metadata: Mapping[str, Any], config: Any) -> frozenset[str] | None:
     """The inputs that may be left out, by a model's metadata and its configuration (Triton's; None where there is
     none). None where neither says it of any input: then any may be, and the server decides."""
-    listed = config.get("input") if isinstance(config, dict) else None
-    tensors = [*(metadata.get("inputs") or ()), *(listed if isinstance(listed, list) else ())]
-    tensors = [one for one in tensors if isinstance(one, dict)]
-    if not isinstance(listed, list) and not any("optional" in one for one in tensors):
+    configured = _objects(config, "input") if isinstance(config, dict) else []
+    tensors = [*_objects(metadata, "inputs"), *configured]
+    if not configured and not any("optional" in one for one in tensors):
         return None
     return frozenset(str(one.get("name")) for one in tensors if one.get("optional") is True)
 
@@ -75,8 +75,8 @@ def told_of(name: str, metadata: Mapping[str, Any], optional: frozenset[str] | N
     """A model's metadata as a manifest; `optional` as `optional_inputs`. Raises SetupError: what is missing."""
     if not is_name(name):
         raise SetupError(f"model {name!r}: only letters, digits, '.', '_' and '-' can stand in its name")
-    inputs = [_tensor(name, one, "inputs") for one in _listed(name, metadata, "inputs")]
-    outputs = [_tensor(name, one, "outputs") for one in _listed(name, metadata, "outputs")]
+    inputs = [_tensor(one, "inputs") for one in _listed(metadata, "inputs")]
+    outputs = [_tensor(one, "outputs") for one in _listed(metadata, "outputs")]
     listed = metadata.get("versions")
     versions = [str(one) for one in listed] if isinstance(listed, list) else []
     parameters = metadata.get("parameters")
@@ -179,17 +179,39 @@ class UpstreamProcess(ModelProcess):
         return self._facts(metadata)
 
     async def _config(self) -> Any:
-        """Triton's model configuration, None where there is none. Raises ModelUnavailable."""
+        """Triton's model configuration, None where there is none to be had."""
         name = self._manifest.name
         try:
-            url = f"{self._base}/v2/models/{name}/config"
-            async with asyncio.timeout(PROBE_SECONDS), self._client().get(url) as reply:
-                content = await reply.read()
-                return orjson.loads(content) if reply.status == 200 else None
-        except (aiohttp.ClientError, OSError, TimeoutError):
-            raise ModelUnavailable(f"model {name!r} cannot be reached") from None
-        except orjson.JSONDecodeError:
+            async with asyncio.timeout(PROBE_SECONDS):
+                status, content = await self._got(f"/v2/models/{name}/config")
+                return orjson.loads(content) if status == 200 else None
+        except (aiohttp.ClientError, OSError, TimeoutError, orjson.JSONDecodeError):
             return None
+
+    async def _metadata(self) -> dict[str, Any]:
+        """Its V2 metadata; without any, nothing where an operator's manifest says all. Raises ModelUnavailable."""
+        name = self._manifest.name
+        path = f"/v2/models/{quote(name, safe='')}"
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                status, _ = await self._got(f"{path}/ready")
+                if status != 200:
+                    raise ModelUnavailable(f"model {name!r} is not ready: GET {path}/ready answered {status}")
+                status, content = await self._got(path)
+        except TimeoutError:
+            why = f"GET {path} was not answered in {PROBE_SECONDS:g} seconds"
+            raise ModelUnavailable(f"model {name!r} cannot be reached: {why}") from None
+        except (aiohttp.ClientError, OSError) as error:
+            why = f"GET {path} failed ({type(error).__name__})"
+            raise ModelUnavailable(f"model {name!r} cannot be reached: {why}") from None
+        document = _document(content) if status == 200 else None
+        if document is None and self.declared is None:
+            raise ModelUnavailable(f"model {name!r}: GET {path} answered {status} and no metadata")
+        return document or {}
+
+    async def _got(self, path: str) -> tuple[int, bytes]:
+        async with self._client().get(self._base + path) as reply:
+            return reply.status, await reply.read()
 
     def _facts(self, metadata: dict[str, Any]) -> Facts:
         """Raises ModelUnavailable where the server has no such model any more, SetupError where it is another one."""
@@ -214,8 +236,8 @@ class UpstreamProcess(ModelProcess):
         """A manifest of the operator's may say of a tensor what the metadata leave out, but not otherwise."""
         if self.declared is None:
             return told_of(name, metadata, self._optional)
-        there = [*(metadata.get("inputs") or ()), *(metadata.get("outputs") or ())]
-        datatypes = {one.get("name"): one.get("datatype") for one in there if isinstance(one, dict)}
+        there = [*_objects(metadata, "inputs"), *_objects(metadata, "outputs")]
+        datatypes = {str(one.get("name")): one.get("datatype") for one in there}
         signature = self.declared.model
         here = [(i.name, i.datatype) for i in signature.inputs] + [(o.name, o.datatype) for o in signature.outputs]
         for tensor, datatype in here:
@@ -371,22 +393,37 @@ class UpstreamProcess(ModelProcess):
         return False
 
 
-def _listed(name: str, metadata: Mapping[str, Any], part: str) -> list[Any]:
+def _document(content: bytes) -> dict[str, Any] | None:
+    """A JSON object, None where it is none."""
+    try:
+        document = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _objects(document: Mapping[str, Any], part: str) -> list[dict[str, Any]]:
+    """What a part lists, as far as it is a list of objects."""
+    listed = document.get(part)
+    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+
+
+def _listed(metadata: Mapping[str, Any], part: str) -> list[Any]:
     listed = metadata.get(part)
     if not isinstance(listed, list) or not listed:
-        raise SetupError(f"model {name!r}: its metadata name no {part}; write a model.toml that does")
+        raise SetupError(f"its metadata name no {part}")
     return listed
 
 
-def _tensor(name: str, one: Any, part: str) -> tuple[str, str, list[int]]:
+def _tensor(one: Any, part: str) -> tuple[str, str, list[int]]:
     """Name, datatype and shape of one tensor of the metadata."""
     if not isinstance(one, dict) or not isinstance(one.get("name"), str) or not one["name"]:
-        raise SetupError(f"model {name!r}: its metadata's {part} cannot be read")
+        raise SetupError(f"its metadata's {part} cannot be read")
     shape, datatype = one.get("shape"), one.get("datatype")
     if datatype not in DATATYPES:
-        raise SetupError(f"model {name!r}: {part}.{one['name']}: the datatype is none of the protocol's")
+        raise SetupError(f"{part}.{one['name']}: the datatype {str(datatype)[:64]!r} is none of the protocol's")
     if not isinstance(shape, list) or not shape or not all(type(dim) is int and dim >= -1 for dim in shape):
-        raise SetupError(f"model {name!r}: {part}.{one['name']}: the shape is not a list of sizes")
+        raise SetupError(f"{part}.{one['name']}: the shape {str(shape)[:64]} is not a list of sizes")
     return one["name"], datatype, shape
 
 

@@ -293,7 +293,7 @@ async def test_what_cannot_be_served_is_said(tmp_path: Path) -> None:
         upstream = Upstream(url, (), lambda told: pytest.fail("nothing to serve"))
         await upstream._look()
         assert upstream.served == {}
-        assert "name no inputs" in upstream._refused["fp"]
+        assert "name no inputs" in str(upstream.refused["fp"])
         await upstream.close()
     with pytest.raises(SetupError, match="is not http://host:port"):
         async with fronted("localhost:1", tmp_path / "data"):
