@@ -14,6 +14,7 @@ from foreseen.errors import SetupError
 REQUEST_SECONDS = 5.0
 MAX_REPLY_BYTES = 8 * 2**20
 EXCERPT_CHARACTERS = 80
+ITS_OWN_FAULT = (500, 502, 503, 504)
 
 Problem = Literal["unreachable", "not-v2", "lists-nothing", "no-metadata", "unusable"]
 
@@ -49,6 +50,8 @@ class Exchange(NamedTuple):
     @property
     def said(self) -> str:
         """What was asked and what came back, in a few words."""
+        if "html" in self.media_type:  # a page says less than its status
+            return f"{self.asked} answered {self.status} {self.media_type}"
         text = " ".join(self.content[: 4 * EXCERPT_CHARACTERS].decode(errors="replace").split())
         excerpt = "".join(character for character in text if character.isprintable())[:EXCERPT_CHARACTERS]
         what = " ".join(part for part in (str(self.status), self.media_type) if part)
@@ -91,7 +94,7 @@ class V2Server:
         document = reply.document
         if isinstance(document, dict):
             return document
-        if reply.status >= 500:
+        if reply.status in ITS_OWN_FAULT:
             raise Unusable("unreachable", reply.said, "see the server's log")
         fix = "check its name; a model without metadata needs a model.toml (docs/upstream.md)"
         raise Unusable("no-metadata", reply.said, fix)
@@ -107,7 +110,7 @@ class V2Server:
         """What is wrong with a server that has answered no list of models."""
         server = await self._ask("GET", "/v2")
         said = ", ".join(one.said for one in asked)
-        if max(one.status for one in (*asked, server)) >= 500:
+        if any(one.status in ITS_OWN_FAULT for one in (*asked, server)):
             return Unusable("unreachable", said, "see the server's log; it is asked again every few seconds")
         if isinstance(server.document, dict):
             return Unusable("lists-nothing", said, "this server does not list its models: name them, --model NAME")

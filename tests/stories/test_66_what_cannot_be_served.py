@@ -59,6 +59,7 @@ INDEX = "POST /v2/repository/index"
 MODELS = "GET /v2/models"
 SERVERS: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "a web page": ({}, "not-v2", "GET /v2 answered 404 text/html", "no V2 server"),
+    "a web server that knows no POST": ({INDEX: 501}, "not-v2", "GET /v2 answered 404 text/html", "no V2 server"),
     "a server that wants a key": ({"GET /v2": 401}, "not-v2", "GET /v2 answered 401", "credentials"),
     "a V2 server without a list": ({"GET /v2": {"name": "x"}}, "lists-nothing", f"{INDEX} answered 404", "--model"),
     "an empty list": ({MODELS: {"models": []}}, "lists-nothing", f"{MODELS} answered 200", "load a model"),
