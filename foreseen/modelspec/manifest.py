@@ -240,6 +240,9 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     gates: Gates = Gates()
     batching: Batching = Batching()
     freshness: Freshness = Freshness()
+    outputs: Literal["all", "requested"] = "all"
+    """`requested`: the upstream answers only with the outputs that a request names, or with some of them where it names
+    none; which were named is part of the key then."""
     ignored_parameters: tuple[str, ...] = ()
     """Request parameters that do not change the answer, beside the reserved ones."""
     example: dict[str, list[Any]] = {}

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import orjson
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from foreseen.errors import BadRequest, ModelFailed
 from foreseen.types import Output, Prediction
@@ -60,6 +60,11 @@ def request_members(document: Mapping[str, Any]) -> RequestMembers:
         inputs=_by_name(document["inputs"], _TENSOR, _ENCODING),
         outputs=_by_name(document.get("outputs") or (), _WANTED, _WANTED_ENCODING),
     )
+
+
+def naming(members: RequestMembers, outputs: Sequence[str]) -> RequestMembers:
+    """With just these requested outputs, also where nothing more is said of them."""
+    return structs.replace(members, outputs={name: members.outputs.get(name, {}) for name in outputs})
 
 
 def reply_members(document: Mapping[str, Any]) -> ReplyMembers:

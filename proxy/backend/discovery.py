@@ -186,9 +186,9 @@ class Upstream:
         if process.told.manifest.model != one.manifest.model:
             new = self._serve(process.told)
             log.warning("upstream model has another signature", model=name)
-        elif process.rows != one.manifest.rows:
-            new = one.keyed(structs.replace(one.manifest, rows=process.rows))
-            log.info("upstream rows", model=name, rows=process.rows, why=process.why)
+        elif (process.rows, process.outputs) != (one.manifest.rows, one.manifest.outputs):
+            new = one.keyed(structs.replace(one.manifest, rows=process.rows, outputs=process.outputs))
+            log.info("upstream rows", model=name, rows=process.rows, outputs=process.outputs, why=process.why)
         else:
             return
         await new.refresh()

@@ -25,7 +25,7 @@ from foreseen.modelspec.invariance import difference, random_rows
 from foreseen.modelspec.manifest import BATCH, Dim, Manifest, ModelInput, ModelOutput, ModelSignature, is_name
 from foreseen.modelspec.rows import RowOutputs
 from foreseen.protocol.datatypes import DATATYPES
-from foreseen.protocol.members import RequestMembers, member_names, pack_reply, reply_of, tensor_outputs
+from foreseen.protocol.members import RequestMembers, member_names, naming, pack_reply, reply_of, tensor_outputs
 from foreseen.protocol.tensors import array_of_raw
 from foreseen.protocol.wire import Response, render_json_request
 from foreseen.proxy.backend.isolation import Trials
@@ -143,6 +143,7 @@ class UpstreamProcess(ModelProcess):
         self._base_digest = ""
         self._said_version = ""
         self._binary: bool | None = None
+        self._answers_some = False
         self._known_metadata: dict[str, Any] | None = None
         self._optional: frozenset[str] | None = None
 
@@ -153,6 +154,13 @@ class UpstreamProcess(ModelProcess):
             return self.declared.rows
         verdict = self._verdicts.get(self._digest_now())
         return "each" if verdict is not None and verdict.independent else "together"
+
+    @property
+    def outputs(self) -> Literal["all", "requested"]:
+        """Whether it answers with all its outputs whatever is asked for."""
+        if self.declared is not None:
+            return self.declared.outputs
+        return "requested" if self._answers_some else "all"
 
     @property
     def settled(self) -> bool:
@@ -297,9 +305,8 @@ class UpstreamProcess(ModelProcess):
 
     async def _asked(self, tensors: Tensors, members: RequestMembers, terms: Terms, request_id: str) -> Response:
         """Binary tensors where the server takes them, JSON where not; which of the two, its first answer shows."""
-        if members.outputs:  # an entry holds all outputs, so all are asked for
-            named = {spec.name: members.outputs.get(spec.name, {}) for spec in self._signature.outputs}
-            members = structs.replace(members, outputs=named)
+        if members.outputs and self.outputs == "all":  # an entry holds all outputs, so all are asked for
+            members = naming(members, [spec.name for spec in self._signature.outputs])
         if self._binary is not False:
             try:
                 response = await self._asked_binary(tensors, members, terms, request_id)
@@ -327,7 +334,7 @@ class UpstreamProcess(ModelProcess):
             for name, more in members.outputs.items()
             if name in texts and more.get("parameters", {}).get("classification")
         }
-        signature = self._signature.of(given)
+        signature = self._answering(response, members, self._signature.of(given))
         if not classified:
             return signature
         outputs = tuple(
@@ -335,6 +342,21 @@ class UpstreamProcess(ModelProcess):
             for spec in signature.outputs
         )
         return structs.replace(signature, outputs=outputs)
+
+    def _answering(self, response: Response, members: RequestMembers, signature: ModelSignature) -> ModelSignature:
+        """The signature with those outputs that a reply has to have: what was named where the server answers just that;
+        else all. A server that leaves some out where none was named is one that does (MLServer's scikit-learn)."""
+        listed, there = signature.outputs, {output.name for output in response.outputs}
+        wanted = {spec.name for spec in listed}
+        if not members.outputs:
+            answered = wanted & there
+            if answered and answered < wanted:
+                self._answers_some = True
+            if answered and self.outputs == "requested":
+                wanted = answered
+        elif self.outputs == "requested":
+            wanted = set(members.outputs)
+        return structs.replace(signature, outputs=tuple(spec for spec in listed if spec.name in wanted))
 
     def _beside(self, response: Response) -> bytes | None:
         return pack_reply(response.members)
@@ -366,6 +388,8 @@ class UpstreamProcess(ModelProcess):
         versions = {prediction.digest for prediction in (*alone, *batches[0], *batches[1])}
         if len(versions) > 1:
             raise DigestMoved(alone[0].digest)
+        if len({tuple(head.name for head in tensor_outputs(one)) for one in (*alone, *batches[0], *batches[1])}) > 1:
+            return alone[0].digest, Verdict(False, "which outputs it answers with changes from request to request")
         answers = [_arrays(prediction) for prediction in alone]
         if all(difference(answers[:1], [other]) == 0 for other in answers[1:]):
             return alone[0].digest, Verdict(None, "all random rows got one answer, which shows nothing")
@@ -420,6 +444,8 @@ def _tensor(one: Any, part: str) -> tuple[str, str, list[int]]:
     if not isinstance(one, dict) or not isinstance(one.get("name"), str) or not one["name"]:
         raise SetupError(f"its metadata's {part} cannot be read")
     shape, datatype = one.get("shape"), one.get("datatype")
+    if shape == []:
+        raise SetupError(f"{part}.{one['name']} has no dimensions, and a tensor needs its rows")
     if datatype not in DATATYPES:
         raise SetupError(f"{part}.{one['name']}: the datatype {str(datatype)[:64]!r} is none of the protocol's")
     if not isinstance(shape, list) or not shape or not all(type(dim) is int and dim >= -1 for dim in shape):

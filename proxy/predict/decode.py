@@ -16,6 +16,7 @@ from foreseen.errors import BadInput, BadRequest
 from foreseen.modelspec.manifest import ClientInput, Manifest, wire_shape
 from foreseen.modelspec.parameters import counting, in_sequence, lane_of
 from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.members import naming
 from foreseen.protocol.strict_json import load_json
 from foreseen.protocol.tensors import array_of_json, checked_shape
 from foreseen.protocol.wire import InputTensor, Request, parse_raw, parse_request
@@ -41,11 +42,13 @@ def decode_v2(body: bytes, header_length: int | None, manifest: Manifest) -> Ask
     request = _raw(body, manifest) if header_length == 0 else parse_request(body, header_length, whole=whole)
     wish = Wish("v2", request.id, request.outputs, request.binary)
     wanted_outputs(manifest, wish)  # an unknown output is refused before anything is asked
-    parameters = request.parameters
+    parameters, members = request.parameters, request.members
+    if manifest.outputs == "requested" and request.outputs:
+        members = naming(members, [wanted.name for wanted in request.outputs])
     return Asked(
         request.inputs,
         wish,
-        counting(parameters, manifest, request.members),
+        counting(parameters, manifest, members),
         in_sequence(parameters),
         _timeout(parameters),
         lane_of(parameters),

@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 from msgspec import Struct, structs
 
-from foreseen.errors import BadRequest
+from foreseen.errors import BadRequest, ModelUnavailable
 from foreseen.modelspec.manifest import ClientOutput, Manifest, wire_shape
 from foreseen.protocol.datatypes import DATATYPES, elements
 from foreseen.protocol.members import ReplyMembers, reply_of
@@ -30,7 +30,7 @@ def render(manifest: Manifest, predictions: Sequence[Prediction], wish: Wish) ->
     """The body, and the length of its JSON part where binary tensors follow. Raises BadRequest."""
     if wish.protocol != "v2":
         return _render_v1(manifest, predictions, wish), None
-    outputs = [_tensor(manifest, predictions, wanted, wish) for wanted in wanted_outputs(manifest, wish)]
+    outputs = [_tensor(manifest, predictions, wanted, wish) for wanted in _there(manifest, predictions, wish)]
     return render_response(
         manifest.name, manifest.version, wish.id, outputs, members=_members(manifest, predictions, outputs)
     )
@@ -82,6 +82,19 @@ def wanted_outputs(manifest: Manifest, wish: Wish) -> tuple[WantedOutput, ...]:
     return wish.outputs
 
 
+def _there(manifest: Manifest, predictions: Sequence[Prediction], wish: Wish) -> tuple[WantedOutput, ...]:
+    """What is wanted, of what was answered: an upstream may answer with some of its outputs. Raises ModelUnavailable
+    where one that was named is missing: that it has to be asked for has just been found out."""
+    wanted = wanted_outputs(manifest, wish)
+    if manifest.upstream is None or not predictions:
+        return wanted
+    names = set.intersection(*({head.name for head in one.outputs} for one in predictions))
+    missing = [one.name for one in wanted if one.name not in names]
+    if missing and wish.outputs is not None:
+        raise ModelUnavailable(f"outputs.{missing[0]}: the model answers with it only where it is asked for; ask again")
+    return tuple(one for one in wanted if one.name in names)
+
+
 def _members(
     manifest: Manifest, predictions: Sequence[Prediction], outputs: Sequence[OutputTensor]
 ) -> ReplyMembers | None:
@@ -120,6 +133,8 @@ def _joined(manifest: Manifest, predictions: Sequence[Prediction], spec: ClientO
     """All rows of one output as one tensor's bytes and shape; rows of different sizes are zero-padded again."""
     if not predictions:
         return b"", tuple(0 if dim == -1 else dim for dim in wire_shape(spec.shape))
+    if manifest.upstream is not None:  # its replies need not have the same outputs
+        predictions = [_only(prediction, spec.name) for prediction in predictions]
     place = next(i for i, output in enumerate(predictions[0].outputs) if output.name == spec.name)
     shapes = {prediction.outputs[place].shape for prediction in predictions}
     if manifest.rows == "together":
@@ -133,6 +148,12 @@ def _joined(manifest: Manifest, predictions: Sequence[Prediction], spec: ClientO
         part = array_of_raw(prediction.data[place], datatype, prediction.outputs[place].shape, spec.name)
         batch[i][tuple(slice(0, size) for size in part.shape)] = part
     return raw_of(batch, datatype), batch.shape
+
+
+def _only(prediction: Prediction, name: str) -> Prediction:
+    """A prediction with one of its outputs."""
+    place = next(i for i, output in enumerate(prediction.outputs) if output.name == name)
+    return structs.replace(prediction, outputs=(prediction.outputs[place],), data=(prediction.data[place],))
 
 
 def _classes(array: Array, count: int, spec: ClientOutput) -> Array:
@@ -158,7 +179,7 @@ def _classes(array: Array, count: int, spec: ClientOutput) -> Array:
 def _render_v1(manifest: Manifest, predictions: Sequence[Prediction], wish: Wish) -> bytes:
     """`{"predictions": [...]}` by row, or `{"outputs": ...}` by column; one output stands without its name."""
     columns: dict[str, Any] = {}
-    for wanted in wanted_outputs(manifest, wish):
+    for wanted in _there(manifest, predictions, wish):
         spec = _spec(manifest, wanted.name)
         raw, shape = _joined(manifest, predictions, spec)
         array = array_of_raw(raw, DATATYPES[spec.datatype], shape, wanted.name)

@@ -3,6 +3,7 @@ its reply holds comes back."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import Callable
@@ -148,6 +149,20 @@ async def test_a_server_that_classifies_does_so_with_its_own_labels(tmp_path: Pa
         assert (await front.infer(numbers(2)))[2] == [fingerprint(numbers(2))]
 
 
+async def test_a_parameter_of_one_output_leaves_the_others_in_the_entry(tmp_path: Path) -> None:
+    """Both outputs are asked for, with what was said of the one; each selection of them is a hit of one entry."""
+    foreign = Foreign()
+    other = {"name": "sum", "datatype": "INT64", "shape": [-1, 1]}
+    foreign.metadata["outputs"].append(other)
+    foreign.lie = lambda reply: {**reply, "outputs": [*reply["outputs"], {**other, "shape": [1, 1], "data": [7]}]}
+    async with listening(foreign.application()) as url, fronted(url, tmp_path / "data", upstream_probe=False) as front:
+        row, named = numbers(1), {"name": "digest", "parameters": {"precision": 3}}
+        for wanted in ([named, {"name": "sum"}], [{"name": "sum"}, named], [named]):
+            status, _, document = await front.post({**asked(row), "outputs": wanted})
+            assert (status, [one["name"] for one in document["outputs"]]) == (200, [one["name"] for one in wanted])
+        assert [one["outputs"] for one in foreign.documents] == [[named, {"name": "sum"}]]
+
+
 async def test_members_go_with_binary_tensors_too(tmp_path: Path) -> None:
     """A server that takes binary tensors is sent the parameters of a tensor beside the size of its data."""
     seen: list[tuple[Any, Any]] = []
@@ -179,3 +194,43 @@ async def test_members_go_with_binary_tensors_too(tmp_path: Path) -> None:
             body = {"inputs": [{**tensor, "parameters": {"content_type": content_type}}]}
             assert (await front.post(body, model="t"))[2]["outputs"][0]["data"] == [answer]
         assert seen == [({"content_type": one, "binary_data_size": 12}, None) for one in ("base64", "str")]
+
+
+@pytest.mark.parametrize("probed", [True, False])
+async def test_a_server_that_answers_what_is_asked_for_is_asked_for_it(probed: bool, tmp_path: Path) -> None:
+    """One output by default, another where it is named (MLServer's scikit-learn: predict, predict_proba): which were
+    named is forwarded and keyed from the first reply on that lacks one."""
+    foreign = Foreign()
+    other = {"name": "sum", "datatype": "INT64", "shape": [-1, 1]}
+    foreign.metadata["outputs"].append(other)
+
+    def lie(reply: Reply) -> Reply:
+        asked_for = [one["name"] for one in foreign.documents[-1].get("outputs", [])] or ["digest"]
+        flat, (rows, width) = foreign.documents[-1]["inputs"][0]["data"], foreign.documents[-1]["inputs"][0]["shape"]
+        sums = [sum(flat[at * width : (at + 1) * width]) for at in range(rows)]
+        outputs = [reply["outputs"][0], {**other, "shape": [rows, 1], "data": sums}]
+        return {**reply, "outputs": [one for one in outputs if one["name"] in asked_for]}
+
+    foreign.lie = lie
+    async with (
+        listening(foreign.application()) as url,
+        fronted(url, tmp_path / "data", upstream_probe=probed) as front,
+    ):
+        if probed:
+            await front.until(EACH)
+        row = numbers(1)
+        first = await front.post(asked(row))
+        assert [one["name"] for one in first[2]["outputs"]] == ["digest"]
+        async with asyncio.timeout(20):
+            while (reply := await front.post({**asked(row), "outputs": [{"name": "sum"}]}))[0] == 503:
+                assert "ask again" in reply[2]["error"]
+        for names in (["sum"], ["digest"], ["sum", "digest"], ["digest", "sum"], None):
+            wanted = {} if names is None else {"outputs": [{"name": name} for name in names]}
+            for _ in range(2):
+                status, headers, document = await front.post({**asked(row), **wanted})
+                found = {one["name"]: one["data"] for one in document["outputs"]}
+                right = {"digest": fingerprint(row), "sum": [sum(row)]}
+                assert (status, found) == (200, {name: right[name] for name in names or ["digest"]})
+            assert "hit" in headers["Cache-Status"]
+        status, document = await front.post_to("/v1/models/fp:predict", {"instances": [row]})
+        assert (status, document) == (200, {"predictions": [fingerprint(row)]})
