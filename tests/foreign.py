@@ -44,6 +44,8 @@ class Foreign:
         self.documents: list[dict[str, Any]] = []
         """Whole requests that came as JSON, the latest last."""
         self.binary_tries = 0
+        self.closing = False
+        """Whether what it cannot read ends the connection, behind a 500 that does not say so (MLServer)."""
 
     def rows_like(self, row: list[int]) -> int:
         """How often a row was computed: the probe's rows are others."""
@@ -71,6 +73,8 @@ class Foreign:
     async def _infer(self, request: web.Request) -> web.Response:
         if "Inference-Header-Content-Length" in request.headers:
             self.binary_tries += 1
+            if self.closing:
+                return await _closed(request)
             return web.json_response({"detail": "not JSON"}, status=422)
         asked = await request.json()
         self.parameters.append(asked.get("parameters", {}))
@@ -85,6 +89,17 @@ class Foreign:
         if self.version is not None:
             reply["model_version"] = self.version
         return web.json_response(self.lie(reply))
+
+
+async def _closed(request: web.Request) -> web.StreamResponse:
+    """A 500 on a connection that ends right behind it."""
+    reply = web.StreamResponse(status=500, headers={"Content-Length": "2"})
+    await reply.prepare(request)
+    await reply.write(b"no")
+    await reply.write_eof()
+    assert request.transport is not None
+    request.transport.close()
+    return reply
 
 
 @contextlib.asynccontextmanager

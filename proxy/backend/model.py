@@ -353,9 +353,13 @@ class ModelProcess:
 
     # From here on all are alike.
 
-    async def _asked_binary(self, tensors: Tensors, members: RequestMembers, terms: Terms, request_id: str) -> Response:
+    async def _asked_binary(
+        self, tensors: Tensors, members: RequestMembers, terms: Terms, request_id: str, *, last: bool = False
+    ) -> Response:
+        """`last`: the connection is used for nothing else."""
         body, length = render_request(tensors, members.parameters, request_id, members)
-        return await self._post(body, {HEADER_LENGTH: str(length), "Content-Type": BINARY}, terms)
+        headers = {HEADER_LENGTH: str(length), "Content-Type": BINARY}
+        return await self._post(body, {**headers, "Connection": "close"} if last else headers, terms)
 
     async def _post(self, body: bytes, headers: dict[str, str], terms: Terms) -> Response:
         """One exchange, without a bound on its time: whoever calls has one."""

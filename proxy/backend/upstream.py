@@ -309,7 +309,10 @@ class UpstreamProcess(ModelProcess):
             members = naming(members, [spec.name for spec in self._signature.outputs])
         if self._binary is not False:
             try:
-                response = await self._asked_binary(tensors, members, terms, request_id)
+                # MLServer answers bytes that it cannot read with 500 and closes the connection without a word: what
+                # is sent on it next, the same as JSON, would look like a row that has ended the server's process.
+                last = self._binary is None
+                response = await self._asked_binary(tensors, members, terms, request_id, last=last)
             except (BadInput, ModelFailed):
                 if self._binary:
                     raise

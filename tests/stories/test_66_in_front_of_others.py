@@ -33,6 +33,21 @@ async def test_models_are_found_and_rows_are_keyed_once_they_prove_independent(t
         assert foreign.binary_tries == 1
 
 
+async def test_a_server_that_hangs_up_on_binary_tensors_is_asked_in_json(tmp_path: Path) -> None:
+    """No row is taken for one that ends the server: the connection that it closes is not used again."""
+    foreign = Foreign()
+    foreign.closing = True
+    async with (
+        listening(foreign.application()) as url,
+        fronted(url, tmp_path / "data", upstream_probe=False) as front,
+    ):
+        for number in range(5):
+            front.proxy.served["fp"].process._binary = None  # type: ignore[attr-defined] # as at the first question
+            assert (await front.infer(numbers(number)))[2] == [fingerprint(numbers(number))]
+            assert foreign.rows_like(numbers(number)) == 1
+        assert not front.proxy.served["fp"].process.quarantine
+
+
 async def test_what_is_not_probed_is_one_entry_per_request(tmp_path: Path) -> None:
     """Without the probe the same request is a hit, and another with one of its rows is not."""
     foreign = Foreign()
