@@ -12,7 +12,7 @@ BIN    := $(VENV)/bin
 DATA   ?= data
 PORT   ?= 8000
 
-.PHONY: up setup test test-integrations lint docs dashboards bench-hit bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact bench-isolation chaos chaos-purges soak verify-rolling verify-lease verify-overload verify-jobs bench-jobs mutants clean
+.PHONY: up setup check test test-integrations lint docs dashboards bench-hit bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact bench-isolation chaos chaos-purges soak verify-rolling verify-lease verify-overload verify-jobs bench-jobs mutants clean
 
 up: setup ## start everything on this machine: http://127.0.0.1:8000
 	@exec $(BIN)/foreseen up --data $(DATA) --port $(PORT) --model minilm --model fingerprint
@@ -72,6 +72,9 @@ $(AIRFLOW)/installed: tests/integrations/airflow.txt pyproject.toml
 
 test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed ## batch runs by Ray and Airflow, each in its own environment
 	@$(BIN)/python -m pytest tests/integrations
+
+check: lint ## lint, types, import contract and all tests that start no other process: under two minutes, no root
+	@$(BIN)/python -m pytest --in-process
 
 test: lint $(TRITON)/installed $(MLSERVER)/installed /usr/bin/promtool $(POSTGRES) /usr/bin/redis-server ## the whole test suite, from nothing
 	@$(BIN)/python -m pytest

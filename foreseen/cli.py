@@ -256,6 +256,21 @@ def top(*, url: str = "http://127.0.0.1:8000", interval: float = 1.0, once: bool
         view.watch(url, interval)
 
 
+@app.command
+def dashboards(*, out: Path) -> None:
+    """Write the Grafana dashboards and the Prometheus rules to a folder.
+
+    Parameters
+    ----------
+    out
+        The folder; it gets `dashboards/*.json` and `rules/*.yml`.
+    """
+    from foreseen.operate.dashboards import write_dashboards
+
+    for path in write_dashboards(out):
+        print(path)
+
+
 _BROKEN_PIPE = 128 + 13
 """What a shell says of a program that SIGPIPE has ended."""
 

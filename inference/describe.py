@@ -46,7 +46,7 @@ def config(manifest: Manifest, max_rows: int) -> dict[str, Any]:
     }
 
 
-class Stats:
+class ModelStats:
     """Triton's per-model statistics: how many requests, rows and runs, and where their time went, in ns."""
 
     def __init__(self) -> None:

@@ -19,9 +19,9 @@ from foreseen.models.build.child import prove
 from foreseen.models.build.publish import workshop
 from foreseen.models.graphs import onnx_file
 from foreseen.models.measure import check, heads
-from foreseen.models.measure.graph_run import Session
+from foreseen.models.measure.graph_run import GraphSession
 from foreseen.models.measure.samples import samples
-from foreseen.models.progress import Say
+from foreseen.models.progress import BuildProgress
 from foreseen.modelspec.manifest import BATCH, Batching, Dim, Manifest, ModelInput, ModelOutput, ModelSignature, load
 from foreseen.protocol.datatypes import BY_DTYPE
 
@@ -30,7 +30,7 @@ ROLES = {"attention_mask": "mask", "token_type_ids": "zeros"}
 """What `transformers` exports call the inputs that derive from the ids."""
 
 
-def add(file: Path, name: str | None, folder: Path, data: Path, say: Say) -> Path:
+def add(file: Path, name: str | None, folder: Path, data: Path, say: BuildProgress) -> Path:
     """Write `folder/<name>/model.toml` and a copy of the file beside it. Raises SetupError naming what does not fit."""
     name = name or re.sub(r"[^A-Za-z0-9_-]+", "-", file.stem).strip("-").lower()
     place = folder / name
@@ -108,7 +108,7 @@ def _datatype(element: int, name: str, file: str) -> str:
 
 def _probe(graph: Path, draft: Manifest, files: Path) -> check.Invariance:
     rows = samples(draft, files, PROBED_ROWS)
-    session = Session(graph, draft.model, "fp32")
+    session = GraphSession(graph, draft.model, "fp32")
     alone = session.alone(rows)
     return check.invariance(session, rows, alone, heads.head_of(draft, check.vectors(alone, draft.model)))
 

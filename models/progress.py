@@ -17,13 +17,13 @@ Advance = Callable[[], None]
 """Call it once per finished part of a step."""
 
 
-class Say(Protocol):
+class BuildProgress(Protocol):
     """What a build tells its progress to."""
 
     def step(self, what: str, parts: int | None = None) -> AbstractContextManager[Advance]: ...
 
 
-class Silent:
+class SilentProgress:
     """Says nothing: for tests and programs."""
 
     @contextmanager
@@ -32,7 +32,7 @@ class Silent:
         yield _nothing
 
 
-class Lines:
+class LineProgress:
     """One line per finished step with its seconds: for pipes, logs and CI."""
 
     def __init__(self, console: Console) -> None:
@@ -47,7 +47,7 @@ class Lines:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-class Live:
+class LiveProgress:
     """A spinner, a bar where the number of parts is known, and the time each step has taken."""
 
     def __init__(self, progress: Progress) -> None:
@@ -61,15 +61,15 @@ class Live:
 
 
 @contextmanager
-def shown() -> Iterator[Say]:
+def shown() -> Iterator[BuildProgress]:
     """The progress for whoever is watching stderr."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield Lines(console)
+        yield LineProgress(console)
         return
     columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}", markup=False), BarColumn(20))
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        yield Live(progress)
+        yield LiveProgress(progress)
 
 
 def _nothing() -> None:

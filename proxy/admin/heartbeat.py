@@ -19,7 +19,7 @@ from foreseen.errors import QueueUnavailable
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.telemetry.exposition import exposition
 from foreseen.telemetry.metrics import UPSTREAM_PROBLEMS, ProxyMetrics
-from foreseen.types import AWAY, FarState, Standing
+from foreseen.types import AWAY, FarState, QueueStatus
 
 BEAT_SECONDS = 0.25
 """How often the event loop is asked whether it wakes in time."""
@@ -37,7 +37,7 @@ class Ready(Protocol):
     def ready(self) -> bool: ...
 
 
-class Pulse:
+class Heartbeat:
     """Of one proxy process. `far_state` asks Redis about itself and is None where there is no far tier."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Pulse:
         far_state: Callable[[], Awaitable[FarState]] | None,
         versions: Callable[[], Mapping[str, str]] | None = None,
         connections: Callable[[], int] = lambda: 0,
-        queue: Callable[[], Awaitable[Standing]] | None = None,
+        queue: Callable[[], Awaitable[QueueStatus]] | None = None,
         upstream_problems: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
         self._pipeline = pipeline
@@ -94,7 +94,7 @@ class Pulse:
         metrics.near_entries.set(len(tiers.near))
         metrics.connections.set(self._connections())
         metrics.tasks.set(len(asyncio.all_tasks()))
-        metrics.aloft.set(len(self._pipeline.flights))
+        metrics.in_flight.set(len(self._pipeline.flights))
         metrics.far_pending.set(tiers.pending_bytes)
         metrics.breaker_open.set(self._breaker_open())
         new = set(self._served) - self._expected  # those of an upstream come later
@@ -123,7 +123,7 @@ class Pulse:
             models = tuple(self._served)
             return await asyncio.to_thread(exposition, self._metrics.registry, far, versions, queue, models)
 
-    async def _standing(self) -> Standing | None:
+    async def _standing(self) -> QueueStatus | None:
         """How the queue is, where there is one; AWAY where it does not say so in time for a scrape."""
         if self._queue is None:
             return None

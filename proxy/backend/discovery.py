@@ -1,8 +1,8 @@
 """A V2 server's address → its models as models of this proxy: found at start, followed while they change.
 
 A model that appears there appears here; one whose rows prove independent is keyed by the row from then on; one
-whose signature changes is another model under the same name. What is put in force is a new `Served`, so that a request
-that is under way ends under the manifest that it was decoded by.
+whose signature changes is another model under the same name. What is put in force is a new `ServedModel`, so that a
+request that is under way ends under the manifest that it was decoded by.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from msgspec import structs
 
 from foreseen.errors import SetupError
 from foreseen.modelspec.manifest import Freshness, Manifest, find, names
-from foreseen.proxy.backend.isolation import Trials
-from foreseen.proxy.backend.served import WATCH_SECONDS, WATCH_SECONDS_AT_START, Served
-from foreseen.proxy.backend.upstream import Told, UpstreamProcess, declared_told, optional_inputs, told_of
+from foreseen.proxy.backend.isolation import IsolationLock
+from foreseen.proxy.backend.served import WATCH_SECONDS, WATCH_SECONDS_AT_START, ServedModel
+from foreseen.proxy.backend.upstream import UpstreamMetadata, UpstreamProcess, declared_told, optional_inputs, told_of
 from foreseen.proxy.backend.v2_server import Problem, Unusable, V2Server
 from foreseen.proxy.cache.freshness import policy_of
 from foreseen.settings import ProxySettings
@@ -36,7 +36,7 @@ REMIND_SECONDS = 60.0
 SIDE_BY_SIDE = 8
 """Models that are looked at side by side: one whose metadata do not come holds no other up for long."""
 
-Serve = Callable[[Told], Served]
+Serve = Callable[[UpstreamMetadata], ServedModel]
 
 
 class Upstream:
@@ -48,11 +48,11 @@ class Upstream:
         address: str,
         names: Sequence[str],
         serve: Serve,
-        trials: Trials | None = None,
+        trials: IsolationLock | None = None,
         declared: Callable[[str], Manifest | None] = lambda _: None,
     ) -> None:
-        self.served: dict[str, Served] = {}
-        self.trials = trials or Trials()
+        self.served: dict[str, ServedModel] = {}
+        self.trials = trials or IsolationLock()
         self.refused: dict[str, Unusable] = {}
         """Models that cannot be served, by name, and why."""
         self.problem: Unusable | None = None
@@ -182,7 +182,7 @@ class Upstream:
                 )
             await asyncio.sleep(WATCH_SECONDS if one.ready and process.settled else WATCH_SECONDS_AT_START)
 
-    async def _renew(self, name: str, one: Served, process: UpstreamProcess) -> None:
+    async def _renew(self, name: str, one: ServedModel, process: UpstreamProcess) -> None:
         if process.told.manifest.model != one.manifest.model:
             new = self._serve(process.told)
             log.warning("upstream model has another signature", model=name)
@@ -197,7 +197,7 @@ class Upstream:
         if new.process is not process:
             await process.close()
 
-    async def _told(self, name: str) -> Told:
+    async def _told(self, name: str) -> UpstreamMetadata:
         """What is known of a model: an operator's manifest, or else its metadata. Raises SetupError."""
         declared = self._declared(name)
         if declared is not None:
@@ -221,13 +221,13 @@ async def upstream_of(settings: ProxySettings, defaults: Freshness) -> Upstream 
     if not address.startswith(("http://", "https://")):
         raise SetupError(f"--upstream {address}: is not http://host:port")
 
-    trials = Trials()
+    trials = IsolationLock()
 
     def declared(name: str) -> Manifest | None:
         """The manifests in the box are not of this server's models."""
         return find(name, folders) if name in names(folders) else None
 
-    def serve(told: Told) -> Served:
+    def serve(told: UpstreamMetadata) -> ServedModel:
         return in_front_of(address, told, settings, defaults, declared(told.manifest.name), trials)
 
     upstream = Upstream(address, settings.model, serve, trials, declared)
@@ -237,12 +237,12 @@ async def upstream_of(settings: ProxySettings, defaults: Freshness) -> Upstream 
 
 def in_front_of(
     address: str,
-    told: Told,
+    told: UpstreamMetadata,
     settings: ProxySettings,
     defaults: Freshness,
     manifest: Manifest | None,
-    trials: Trials | None = None,
-) -> Served:
+    trials: IsolationLock | None = None,
+) -> ServedModel:
     """A model of somebody else's server; `manifest` is the operator's own word on it."""
     process = UpstreamProcess(
         told,
@@ -257,4 +257,4 @@ def in_front_of(
         trials=trials,
     )
     own = structs.replace(manifest or told.manifest, upstream=address)
-    return Served(own, process, settings.data, policy_of(own.freshness, defaults))
+    return ServedModel(own, process, settings.data, policy_of(own.freshness, defaults))

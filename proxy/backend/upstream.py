@@ -28,9 +28,9 @@ from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.members import RequestMembers, member_names, naming, pack_reply, reply_of, tensor_outputs
 from foreseen.protocol.tensors import array_of_raw
 from foreseen.protocol.wire import Response, render_json_request
-from foreseen.proxy.backend.isolation import Trials
-from foreseen.proxy.backend.model import PROBE_SECONDS, Facts, ModelProcess, Tensors
-from foreseen.types import Prediction, Row, Terms
+from foreseen.proxy.backend.isolation import IsolationLock
+from foreseen.proxy.backend.model import PROBE_SECONDS, ModelFacts, ModelProcess, Tensors
+from foreseen.types import Prediction, RequestOptions, Row
 from foreseen.web.http import JSON
 
 log = structlog.get_logger()
@@ -43,7 +43,7 @@ PROBE_PAUSE_SECONDS = 5.0
 Rows = Literal["each", "together"]
 
 
-class Told(Struct, frozen=True):
+class UpstreamMetadata(Struct, frozen=True):
     """What a server's metadata say of a model."""
 
     manifest: Manifest
@@ -71,7 +71,7 @@ def optional_inputs(metadata: Mapping[str, Any], config: Any) -> frozenset[str] 
     return frozenset(str(one.get("name")) for one in tensors if one.get("optional") is True)
 
 
-def told_of(name: str, metadata: Mapping[str, Any], optional: frozenset[str] | None = None) -> Told:
+def told_of(name: str, metadata: Mapping[str, Any], optional: frozenset[str] | None = None) -> UpstreamMetadata:
     """A model's metadata as a manifest; `optional` as `optional_inputs`. Raises SetupError: what is missing."""
     if not is_name(name):
         raise SetupError(f"model {name!r}: only letters, digits, '.', '_' and '-' can stand in its name")
@@ -88,7 +88,7 @@ def told_of(name: str, metadata: Mapping[str, Any], optional: frozenset[str] | N
         ),
         tuple(ModelOutput(tensor, datatype, _dims(tensor, shape)) for tensor, datatype, shape in outputs),
     )
-    return Told(
+    return UpstreamMetadata(
         Manifest(name, signature, version=_newest(versions), rows="together"),
         {tensor: dim if dim >= 0 else None for tensor, _, (dim, *_) in outputs},
         digest if isinstance(digest, str) else None,
@@ -96,9 +96,11 @@ def told_of(name: str, metadata: Mapping[str, Any], optional: frozenset[str] | N
     )
 
 
-def declared_told(manifest: Manifest) -> Told:
+def declared_told(manifest: Manifest) -> UpstreamMetadata:
     """What an operator's manifest says of a model: everything but its version."""
-    return Told(manifest, dict.fromkeys(spec.name for spec in manifest.model.outputs), None, versioned=False)
+    return UpstreamMetadata(
+        manifest, dict.fromkeys(spec.name for spec in manifest.model.outputs), None, versioned=False
+    )
 
 
 class UpstreamProcess(ModelProcess):
@@ -112,7 +114,7 @@ class UpstreamProcess(ModelProcess):
 
     def __init__(
         self,
-        told: Told,
+        told: UpstreamMetadata,
         address: str,
         *,
         manifest: Manifest | None,
@@ -122,7 +124,7 @@ class UpstreamProcess(ModelProcess):
         rows_per_request: int,
         requests: int,
         quarantine_seconds: float,
-        trials: Trials | None = None,
+        trials: IsolationLock | None = None,
     ) -> None:
         self.told = told
         self.declared = manifest
@@ -179,7 +181,7 @@ class UpstreamProcess(ModelProcess):
             await asyncio.gather(self._probe, return_exceptions=True)
         await super().close()
 
-    async def facts(self) -> Facts:
+    async def facts(self) -> ModelFacts:
         metadata = await self._metadata()
         if self.declared is None and metadata != self._known_metadata:
             self._optional = optional_inputs(metadata, await self._config())
@@ -221,7 +223,7 @@ class UpstreamProcess(ModelProcess):
         async with self._client().get(self._base + path) as reply:
             return reply.status, await reply.read()
 
-    def _facts(self, metadata: dict[str, Any]) -> Facts:
+    def _facts(self, metadata: dict[str, Any]) -> ModelFacts:
         """Raises ModelUnavailable where the server has no such model any more, SetupError where it is another one."""
         name = self._manifest.name
         self.told = told = self._told(name, metadata)
@@ -238,9 +240,9 @@ class UpstreamProcess(ModelProcess):
         verdict = self._verdicts.get(digest)
         dependent = verdict is not None and verdict.independent is False
         single = self.rows == "together"
-        return Facts(digest, None, row_independent=single or not dependent, identity=self._identity())
+        return ModelFacts(digest, None, row_independent=single or not dependent, identity=self._identity())
 
-    def _told(self, name: str, metadata: dict[str, Any]) -> Told:
+    def _told(self, name: str, metadata: dict[str, Any]) -> UpstreamMetadata:
         """A manifest of the operator's may say of a tensor what the metadata leave out, but not otherwise."""
         if self.declared is None:
             return told_of(name, metadata, self._optional)
@@ -303,7 +305,9 @@ class UpstreamProcess(ModelProcess):
     def _firsts(self, rows: int) -> Mapping[str, int | None]:
         return self.told.firsts
 
-    async def _asked(self, tensors: Tensors, members: RequestMembers, terms: Terms, request_id: str) -> Response:
+    async def _asked(
+        self, tensors: Tensors, members: RequestMembers, options: RequestOptions, request_id: str
+    ) -> Response:
         """Binary tensors where the server takes them, JSON where not; which of the two, its first answer shows."""
         if members.outputs and self.outputs == "all":  # an entry holds all outputs, so all are asked for
             members = naming(members, [spec.name for spec in self._signature.outputs])
@@ -312,7 +316,7 @@ class UpstreamProcess(ModelProcess):
                 # MLServer answers bytes that it cannot read with 500 and closes the connection without a word: what
                 # is sent on it next, the same as JSON, would look like a row that has ended the server's process.
                 last = self._binary is None
-                response = await self._asked_binary(tensors, members, terms, request_id, last=last)
+                response = await self._asked_binary(tensors, members, options, request_id, last=last)
             except (BadInput, ModelFailed):
                 if self._binary:
                     raise
@@ -323,7 +327,7 @@ class UpstreamProcess(ModelProcess):
             body = render_json_request(tensors, members.parameters, request_id, members)
         except BadRequest as error:
             raise BadInput(f"{error}; the server behind takes JSON only") from None
-        response = await self._post(body, {"Content-Type": JSON}, terms)
+        response = await self._post(body, {"Content-Type": JSON}, options)
         self._binary = False
         return response
 
@@ -382,10 +386,10 @@ class UpstreamProcess(ModelProcess):
         tell("upstream probed", model=name, rows_independent=verdict.independent, why=verdict.why)
 
     async def _probed(self, rows: list[Row]) -> tuple[str, Verdict]:
-        terms = Terms(asyncio.get_running_loop().time() + PROBE_DEADLINE_SECONDS, "background")
-        alone = [(await self._ask([row], b"", terms))[0] for row in rows]
+        options = RequestOptions(asyncio.get_running_loop().time() + PROBE_DEADLINE_SECONDS, "background")
+        alone = [(await self._ask([row], b"", options))[0] for row in rows]
         try:
-            batches = [await self._ask(rows, b"", terms), (await self._ask(rows[::-1], b"", terms))[::-1]]
+            batches = [await self._ask(rows, b"", options), (await self._ask(rows[::-1], b"", options))[::-1]]
         except (BadInput, ModelFailed) as error:
             return alone[0].digest, Verdict(False, f"a batch is refused: {error}")
         versions = {prediction.digest for prediction in (*alone, *batches[0], *batches[1])}
@@ -399,19 +403,19 @@ class UpstreamProcess(ModelProcess):
         worst = max(difference(answers, [_arrays(prediction) for prediction in batch]) for batch in batches)
         if worst > self._tolerance:
             return alone[0].digest, Verdict(False, f"an answer changes by {worst:g} with its batch-mates")
-        if await self._members_depend(rows[0], alone, batches, terms):
+        if await self._members_depend(rows[0], alone, batches, options):
             return alone[0].digest, Verdict(False, "the parameters of a reply change with the batch-mates")
         return alone[0].digest, Verdict(True, f"alone and in batches answers differ by {worst:g} at most")
 
     async def _members_depend(
-        self, row: Row, alone: Sequence[Prediction], batches: Sequence[Sequence[Prediction]], terms: Terms
+        self, row: Row, alone: Sequence[Prediction], batches: Sequence[Sequence[Prediction]], options: RequestOptions
     ) -> bool:
         """Whether what replies hold beside their tensors changes with the batch-mates. What changes by itself (a time,
         a number of the request) does not count: `row`, the first of those asked alone, shows what that is."""
         pairs = [pair for batch in batches for pair in zip(alone, batch, strict=True)]
         if all(reply_of([one]) == reply_of([other]) for one, other in pairs):
             return False
-        again = (await self._ask([row], b"", terms))[0]
+        again = (await self._ask([row], b"", options))[0]
         changing = member_names(reply_of(alone[:1])) - member_names(reply_of([alone[0], again]))
         for one, other in pairs:
             named = member_names(reply_of([one])) | member_names(reply_of([other]))

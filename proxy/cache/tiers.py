@@ -18,14 +18,14 @@ from foreseen.errors import EntryError, FarError
 from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import Framer, SpaceKey, keys_of_frames, space_key
 from foreseen.proxy.cache.clock import SteadyClock
-from foreseen.proxy.cache.freshness import Ask, Dead, Fresh, Policy, Stale, decide, fresh, kept_for
+from foreseen.proxy.cache.freshness import Expired, Fresh, Policy, Recompute, Stale, decide, fresh, kept_for
 from foreseen.proxy.cache.near import Near
 from foreseen.telemetry.metrics import ProxyMetrics
-from foreseen.types import AT_EASE, Answer, Demand, Key, Missed, Prediction, Row, Source, Space, Trip
+from foreseen.types import ANY_AGE, Answer, Key, MaxAge, Miss, Prediction, Row, Source, Space, TierSeconds
 
 MAX_SPACES = 4096
 FORGOTTEN_SECONDS = 60.0
-COLD, DEAD, FAR_DOWN = Missed("cold"), Missed("expired"), Missed("far-down")
+COLD, DEAD, FAR_DOWN = Miss("cold"), Miss("expired"), Miss("far-down")
 
 
 class FarTier(Protocol):
@@ -36,7 +36,7 @@ class FarTier(Protocol):
     async def forget(self, keys: Sequence[Key]) -> int: ...
 
 
-class Limits(Protocol):
+class TierLimits(Protocol):
     """The settings that bound the tiers and the pipeline."""
 
     @property
@@ -47,11 +47,11 @@ class Limits(Protocol):
     def far_pending_bytes(self) -> int: ...
 
 
-class Looked(Struct, frozen=True):
+class LookResult(Struct, frozen=True):
     """What a tier had, why the rest is missing, and how long it took (None where it was not asked)."""
 
     found: Mapping[Key, Answer]
-    missing: Mapping[Key, Missed]
+    missing: Mapping[Key, Miss]
     seconds: float | None = None
     stale: bool = False
     """Whether an answer that was found is stale."""
@@ -68,7 +68,7 @@ class Tiers:
         near: Near,
         far: FarTier | None,
         metrics: ProxyMetrics,
-        limits: Limits,
+        limits: TierLimits,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self.near = near
@@ -91,11 +91,11 @@ class Tiers:
         """The same, of rows whose frames are made."""
         return keys_of_frames(self.space_key(space), frames)
 
-    def look_near(self, keys: Iterable[Key], policy: Policy, demand: Demand = AT_EASE) -> Looked:
+    def look_near(self, keys: Iterable[Key], policy: Policy, age_limits: MaxAge = ANY_AGE) -> LookResult:
         """near: what this process remembers of these keys. Of what it never knew nothing is said."""
-        now, get, at_ease = self.clock(), self.near.get, demand is AT_EASE
+        now, get, at_ease = self.clock(), self.near.get, age_limits is ANY_AGE
         found: dict[Key, Answer] = {}
-        missing: dict[Key, Missed] = {}
+        missing: dict[Key, Miss] = {}
         stale = False
         for key in keys:
             if key in found or key in missing:
@@ -106,7 +106,7 @@ class Tiers:
             if at_ease and fresh(prediction.expires_at, now):  # what `judge` would say, at a fifth of its price
                 found[key] = Answer(prediction, "near")
                 continue
-            judged = judge(prediction, "near", now, policy, demand)
+            judged = judge(prediction, "near", now, policy, age_limits)
             if isinstance(judged, Answer):
                 found[key] = judged
                 stale = stale or judged.why is not None
@@ -114,36 +114,38 @@ class Tiers:
             missing[key] = judged
             if judged == DEAD:
                 self.near.forget(key)
-        return Looked(found, missing, None, stale)
+        return LookResult(found, missing, None, stale)
 
-    async def look_far(self, space: Space, keys: Sequence[Key], policy: Policy, demand: Demand = AT_EASE) -> Looked:
+    async def look_far(
+        self, space: Space, keys: Sequence[Key], policy: Policy, age_limits: MaxAge = ANY_AGE
+    ) -> LookResult:
         """far: what Redis has of these keys and proves to be them. A failure is a miss of all."""
         if self._far is None:
-            return Looked({}, dict.fromkeys(keys, COLD))
+            return LookResult({}, dict.fromkeys(keys, COLD))
         started = time.perf_counter()
         try:
             values = await self._far.get(keys)
         except FarError as error:
             self._metrics.far_errors.labels(error.kind).inc()
-            return Looked({}, dict.fromkeys(keys, FAR_DOWN), time.perf_counter() - started)
+            return LookResult({}, dict.fromkeys(keys, FAR_DOWN), time.perf_counter() - started)
         seconds = time.perf_counter() - started
         self._metrics.far_seconds.of("get").add(seconds)
         self._metrics.stages.add("far", seconds)
-        now, trip = self.clock(), Trip(seconds)
+        now, trip = self.clock(), TierSeconds(seconds)
         found: dict[Key, Answer] = {}
-        missing: dict[Key, Missed] = {}
+        missing: dict[Key, Miss] = {}
         for failed in {id(value): value for value in values if isinstance(value, FarError)}.values():
             self._metrics.far_errors.labels(failed.kind).inc()
         for key, value in zip(keys, values, strict=True):
             proved = self._proved(space, key, None if key in self._forgotten else value)
-            judged = proved if isinstance(proved, Missed) else judge(proved, "far", now, policy, demand, trip)
-            if isinstance(judged, Missed):
+            judged = proved if isinstance(proved, Miss) else judge(proved, "far", now, policy, age_limits, trip)
+            if isinstance(judged, Miss):
                 missing[key] = judged
             else:
                 found[key] = judged
-        return Looked(found, missing, seconds)
+        return LookResult(found, missing, seconds)
 
-    def _proved(self, space: Space, key: Key, value: bytes | FarError | None) -> Prediction | Missed:
+    def _proved(self, space: Space, key: Key, value: bytes | FarError | None) -> Prediction | Miss:
         """The prediction of a far value that proves to be the entry asked for; else why it is a miss."""
         if value is None:
             return COLD
@@ -153,7 +155,7 @@ class Tiers:
             return self._codec.unpack(key, space.digest, value)
         except EntryError as error:
             self._metrics.verify_failed.labels(error.reason).inc()
-            return Missed("verify-failed")
+            return Miss("verify-failed")
 
     def keep(
         self,
@@ -269,25 +271,30 @@ class Tiers:
 
 
 def judge(
-    prediction: Prediction, tier: Source, now: float, policy: Policy, demand: Demand, trip: Trip | None = None
-) -> Answer | Missed:
+    prediction: Prediction,
+    tier: Source,
+    now: float,
+    policy: Policy,
+    age_limits: MaxAge,
+    trip: TierSeconds | None = None,
+) -> Answer | Miss:
     """The answer that a tier's entry makes for a request of this demand, or why it makes none."""
-    decision = decide(prediction.made_at, prediction.expires_at, now, policy, demand)
+    decision = decide(prediction.made_at, prediction.expires_at, now, policy, age_limits)
     match decision:
         case Fresh():
             return Answer(prediction, tier, trip=trip)
         case Stale(why):
             return Answer(prediction, "stale", trip=trip, why=why)
-        case Ask(reason, spare):
-            return Missed(reason, Answer(prediction, "stale", trip=trip, why="stale-if-error") if spare else None)
-        case Dead():
+        case Recompute(reason, spare):
+            return Miss(reason, Answer(prediction, "stale", trip=trip, why="stale-if-error") if spare else None)
+        case Expired():
             return DEAD
         case _:
             assert_never(decision)
 
 
-def both(near: Missed, far: Missed) -> Missed:
+def both(near: Miss, far: Miss) -> Miss:
     """What both tiers say of a row: the reason that tells more, and the spare that is younger."""
     reason = near.reason if far.reason == "cold" else far.reason
     spares = [missed.spare for missed in (near, far) if missed.spare is not None]
-    return Missed(reason, max(spares, key=lambda spare: spare.prediction.made_at, default=None))
+    return Miss(reason, max(spares, key=lambda spare: spare.prediction.made_at, default=None))

@@ -21,14 +21,14 @@ from foreseen.protocol.strict_json import load_json
 from foreseen.protocol.tensors import array_of_json, checked_shape
 from foreseen.protocol.wire import InputTensor, Request, parse_raw, parse_request
 from foreseen.proxy.predict.render import wanted_outputs
-from foreseen.types import Lane, Wish
+from foreseen.types import Lane, OutputOptions
 
 
-class Asked(Struct, frozen=True):
+class DecodedRequest(Struct, frozen=True):
     """A decoded request. `parameters` is canonical JSON of those that may change the answer, empty for none."""
 
     inputs: tuple[InputTensor, ...]
-    wish: Wish
+    output_options: OutputOptions
     parameters: bytes = b""
     sequence: bool = False
     """Part of a stateful sequence: not to be cached."""
@@ -36,18 +36,18 @@ class Asked(Struct, frozen=True):
     lane: Lane = "online"
 
 
-def decode_v2(body: bytes, header_length: int | None, manifest: Manifest) -> Asked:
+def decode_v2(body: bytes, header_length: int | None, manifest: Manifest) -> DecodedRequest:
     """An `/infer` body. Raises BadRequest or BadInput naming the field."""
     whole = manifest.upstream is not None
     request = _raw(body, manifest) if header_length == 0 else parse_request(body, header_length, whole=whole)
-    wish = Wish("v2", request.id, request.outputs, request.binary)
-    wanted_outputs(manifest, wish)  # an unknown output is refused before anything is asked
+    output_options = OutputOptions("v2", request.id, request.outputs, request.binary)
+    wanted_outputs(manifest, output_options)  # an unknown output is refused before anything is asked
     parameters, members = request.parameters, request.members
     if manifest.outputs == "requested" and request.outputs:
         members = naming(members, [wanted.name for wanted in request.outputs])
-    return Asked(
+    return DecodedRequest(
         request.inputs,
-        wish,
+        output_options,
         counting(parameters, manifest, members),
         in_sequence(parameters),
         _timeout(parameters),
@@ -55,7 +55,7 @@ def decode_v2(body: bytes, header_length: int | None, manifest: Manifest) -> Ask
     )
 
 
-def decode_v1(body: bytes, manifest: Manifest) -> Asked:
+def decode_v1(body: bytes, manifest: Manifest) -> DecodedRequest:
     """A `:predict` body: row `instances` or columnar `inputs`. Raises BadRequest or BadInput naming the field."""
     document = load_json(body)
     if not isinstance(document, dict):
@@ -64,10 +64,12 @@ def decode_v1(body: bytes, manifest: Manifest) -> Asked:
         raise BadRequest("body: give either instances (by row) or inputs (by column)")
     specs = manifest.seen.inputs
     if "instances" in document:
-        wish, columns = Wish("v1"), _columns_of_instances(document["instances"], specs)
+        output_options, columns = OutputOptions("v1"), _columns_of_instances(document["instances"], specs)
     else:
-        wish, columns = Wish("v1-columns"), _columns_of_inputs(document["inputs"], specs)
-    return Asked(tuple(_v1_tensor(spec, columns[spec.name]) for spec in specs if spec.name in columns), wish)
+        output_options, columns = OutputOptions("v1-columns"), _columns_of_inputs(document["inputs"], specs)
+    return DecodedRequest(
+        tuple(_v1_tensor(spec, columns[spec.name]) for spec in specs if spec.name in columns), output_options
+    )
 
 
 def _raw(body: bytes, manifest: Manifest) -> Request:

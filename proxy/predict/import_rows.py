@@ -24,7 +24,7 @@ PREFIX = "output."
 MADE_AT, SECONDS = "foreseen.made_at", "foreseen.seconds"
 
 
-class Brought(Struct, frozen=True):
+class ImportBody(Struct, frozen=True):
     """A decoded body. `inputs` and `parameters` are what a request for the same rows would have."""
 
     inputs: tuple[InputTensor, ...]
@@ -34,7 +34,7 @@ class Brought(Struct, frozen=True):
     digest: str
 
 
-def decode_brought(body: bytes, header_length: int | None, manifest: Manifest) -> Brought:
+def decode_import(body: bytes, header_length: int | None, manifest: Manifest) -> ImportBody:
     """Raises BadRequest or BadInput naming the field."""
     request = parse_request(body, header_length, whole=manifest.upstream is not None)
     told = dict(request.parameters)
@@ -52,10 +52,10 @@ def decode_brought(body: bytes, header_length: int | None, manifest: Manifest) -
     names = {tensor.name for tensor in inputs}
     of_inputs = {name: more for name, more in request.members.inputs.items() if name in names}
     members = structs.replace(request.members, inputs=of_inputs)
-    return Brought(inputs, outputs, facts, counting(told, manifest, members), digest)
+    return ImportBody(inputs, outputs, facts, counting(told, manifest, members), digest)
 
 
-def predictions_of(brought: Brought, rows: Sequence[Row], manifest: Manifest, now: float) -> list[Prediction]:
+def predictions_of(brought: ImportBody, rows: Sequence[Row], manifest: Manifest, now: float) -> list[Prediction]:
     """Each row's prediction, not yet with a life. Raises BadInput where they are not what the model answers."""
     signature = manifest.model
     try:
@@ -70,7 +70,7 @@ def predictions_of(brought: Brought, rows: Sequence[Row], manifest: Manifest, no
     return made
 
 
-async def bring(
+async def import_rows(
     pipeline: Pipeline, space: Space, rows: Sequence[Row], parameters: bytes, predictions: Sequence[Prediction]
 ) -> list[int]:
     """Store what is not there yet; the numbers of the rows that were. Raises FarUnavailable: nothing is promised then.
@@ -101,7 +101,7 @@ async def bring(
     return had
 
 
-def _fact(brought: Brought, name: str, rows: int, default: float) -> Array:
+def _fact(brought: ImportBody, name: str, rows: int, default: float) -> Array:
     given = brought.facts.get(name)
     if given is None:
         return np.full(rows, default)

@@ -17,7 +17,7 @@ from foreseen.settings import DoctorSettings
 from foreseen.stores.cluster import far_at
 from foreseen.stores.redis_urls import Access, access_of, several, shown
 from foreseen.stores.state import connect_state
-from foreseen.types import DOWN, FarState, Standing
+from foreseen.types import DOWN, FarState, QueueStatus
 
 MIN_REDIS = (6, 2)
 MAX_SKEW_SECONDS = 2.0
@@ -153,7 +153,7 @@ async def consumed(url: str, access: Access) -> AsyncIterator[Finding]:
         yield one
 
 
-def queued(standing: Standing) -> Iterator[Finding]:
+def queued(standing: QueueStatus) -> Iterator[Finding]:
     """A queue of jobs, as it should be."""
     waiting = sum(standing.counts.get(f"state:{state}", 0) for state in OPEN_STATES)
     if not standing.workers:

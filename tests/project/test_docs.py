@@ -64,6 +64,7 @@ def test_what_readers_are_told_exists(page: Path) -> None:
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
+@pytest.mark.processes
 def test_the_scrape_configuration_of_the_docs_is_one(tmp_path: Path) -> None:
     """`promtool check config` takes it as it stands, with the rules where they are; its paths are routes."""
     (found,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "operating.md").read_text(), re.DOTALL)

@@ -15,13 +15,15 @@ from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
 from foreseen.errors import FarError, SetupError
-from foreseen.stores.cluster import Spread, far_at
+from foreseen.stores.cluster import ShardedFar, far_at
 from foreseen.stores.commands import PREFIX, Entries
 from foreseen.stores.far import Far
 from foreseen.stores.redis_urls import shown, slot_of
 from foreseen.types import DOWN, Key
 from tests.doubles import numbered
 from tests.redis_servers import Server, cluster, replicated, sentinels, until
+
+pytestmark = pytest.mark.processes
 
 BUDGET_SECONDS = 0.2
 RECOVERY_SECONDS = 2.0
@@ -254,7 +256,7 @@ async def test_a_server_that_is_no_cluster_is_no_cluster(tmp_path: Path) -> None
     async def nonsense() -> list[tuple[int, int, str]]:
         raise FarError("refused")
 
-    far = Spread(nonsense, lambda address: Far(None), 0.02)  # type: ignore[arg-type]
+    far = ShardedFar(nonsense, lambda address: Far(None), 0.02)  # type: ignore[arg-type]
     with pytest.raises(FarError):
         await far.get(numbered(1))
     await far.close()

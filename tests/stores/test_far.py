@@ -21,6 +21,8 @@ from foreseen.stores.far import Far
 from foreseen.stores.redis_urls import connect
 from tests.doubles import DictFar, numbered
 
+pytestmark = pytest.mark.processes
+
 BUDGET_SECONDS = 0.2
 scripted = pytest.mark.parametrize("far", ["valkey", "double"], indirect=True)
 """Of what takes a script: fakeredis runs none."""

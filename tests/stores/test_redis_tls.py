@@ -26,6 +26,8 @@ from tests.questions import ask_fingerprint, fingerprint, numbers
 from tests.redis_servers import certificates, cluster, serving_tls, until
 from tests.stories.test_60_start_and_stop import foreseen
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parent.parent.parent
 BUDGET_SECONDS = 0.5
 PASSWORD = "p4ssword-of-a-test"

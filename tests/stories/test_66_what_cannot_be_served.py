@@ -140,13 +140,13 @@ async def test_one_model_without_metadata_takes_no_other_with_it(tmp_path: Path)
         assert "GET /v2/models/bare answered 404" in told["error"]
         assert (await front.infer(numbers(1), model="unheard"))[0] == 404
         assert (await front.status("/v2/health/ready"))[0] == 200
-        front.proxy.pulse.take()
+        front.proxy.heartbeat.take()
         text = front.proxy.metrics.exposition().decode()
         assert 'foreseen_upstream_problems{problem="no-metadata"} 1.0' in text
         assert 'foreseen_upstream_problems{problem="not-v2"} 0.0' in text
         foreign.without = set()
         await front.until_described(lambda told: "inputs" in told, "bare")
-        front.proxy.pulse.take()
+        front.proxy.heartbeat.take()
         assert 'problem="no-metadata"} 0.0' in front.proxy.metrics.exposition().decode()
 
 

@@ -25,11 +25,11 @@ from foreseen.warm.read.reader import Chunk, chunks
 from foreseen.warm.run.checkpoint import Checkpoint, Progress, run_name
 from foreseen.warm.run.checks import check, share_of
 from foreseen.warm.run.dry_run import Forecast, forecast
-from foreseen.warm.run.progress_reporter import Teller
+from foreseen.warm.run.progress_reporter import ProgressReporter
 from foreseen.warm.run.resolve import check_digests, plan_of, state_of, wanted_columns
 from foreseen.warm.run.sched_idle import only_when_idle
 from foreseen.warm.run.verify import Sample
-from foreseen.warm.run.warm_worker import Done, Target, Worker, through_of
+from foreseen.warm.run.warm_worker import Done, WarmTarget, WarmWorker, through_of
 from foreseen.warm.run.warmer import Ready, Warmer
 
 SWITCH_SECONDS = 0.0001
@@ -41,7 +41,7 @@ COMPUTED_ROWS = 8192
 _T = TypeVar("_T")
 
 
-class Watcher(Protocol):
+class RunObserver(Protocol):
     """Who is told how far it is."""
 
     def started(self, rows: int | None, done: Progress) -> None: ...
@@ -71,7 +71,7 @@ class Job:
         check(settings)
         self.settings = settings
         self.files = files_of(named)
-        self.target: Target
+        self.target: WarmTarget
         if settings.url is not None:
             self.target, self.plan = through_of(settings)
         else:
@@ -121,19 +121,19 @@ class Job:
         finally:
             self.target.close()
 
-    def go(self, watcher: Watcher) -> Summary:
+    def go(self, watcher: RunObserver) -> Summary:
         """Run, or go on where the same command stopped. Raises SetupError where it has to stop; run it again."""
         settings = self.settings
         with (
             closing(self.target),
             closing(Checkpoint(settings.checkpoint or settings.data / "warm", self.run)) as checkpoint,
-            closing(Worker(settings, self.plan, self.run, self.target)) as worker,
-            closing(Teller(self._state(), self.run, self.manifest.name, access_of(settings))) as teller,
+            closing(WarmWorker(settings, self.plan, self.run, self.target)) as worker,
+            closing(ProgressReporter(self._state(), self.run, self.manifest.name, access_of(settings))) as reporter,
         ):
             progress = checkpoint.read()
             if settings.verify is not None and progress.rows == 0:
                 self._verify(share_of(settings.verify))
-            for one in (teller, watcher):
+            for one in (reporter, watcher):
                 one.started(self._rows(), progress)
             since = time.monotonic()
             for done in self._by_many(progress) if settings.ray else self._by_one(worker, progress):
@@ -145,7 +145,7 @@ class Job:
                 else:
                     progress.file, progress.place = done.file, done.stop
                 checkpoint.write(progress)
-                for one in (teller, watcher):
+                for one in (reporter, watcher):
                     one.moved(progress)
             summary = self._summary(progress, checkpoint)
             checkpoint.done()
@@ -156,9 +156,9 @@ class Job:
 
     def _by_many(self, progress: Progress) -> Iterator[Done]:
         """The chunks that are left, by Ray's workers, each as soon as it is safe."""
-        from foreseen.warm.run.on_ray import Cluster, Order
+        from foreseen.warm.run.on_ray import Cluster, RayRun
 
-        order = Order(
+        order = RayRun(
             settings=self.settings,
             plan=self.plan,
             run=self.run,
@@ -170,7 +170,7 @@ class Job:
         with closing(Cluster(self.settings.ray_workers)) as cluster:
             yield from cluster.done(order.shared(cluster.workers))
 
-    def _by_one(self, worker: Worker, progress: Progress) -> Iterator[Done]:
+    def _by_one(self, worker: WarmWorker, progress: Progress) -> Iterator[Done]:
         """Chunk after chunk from where the run is, in this process."""
         for index in range(progress.file, len(self.files)):
             place = progress.place if index == progress.file else 0

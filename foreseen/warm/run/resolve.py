@@ -20,11 +20,11 @@ from foreseen.stores.state import generation_of, read_generations
 from foreseen.warm.plan import Plan
 from foreseen.warm.read.columns import columns_for, fixed
 from foreseen.warm.read.files import DIGEST_COLUMN, File
-from foreseen.warm.run.client import Asker
+from foreseen.warm.run.client import V2Client
 from foreseen.warm.write.importer import MADE_AT_COLUMN, OUTPUT_PREFIX, SECONDS_COLUMN
 
 
-class Facts(Struct, frozen=True):
+class ResolvedModel(Struct, frozen=True):
     """What is known of the model in force. `running` is whether its process said so just now."""
 
     digest: str
@@ -33,7 +33,7 @@ class Facts(Struct, frozen=True):
     running: bool
 
 
-def plan_of(settings: WarmSettings) -> tuple[Plan, Facts]:
+def plan_of(settings: WarmSettings) -> tuple[Plan, ResolvedModel]:
     """Raises SetupError where the model may not be warmed or is not known."""
     manifest = find(settings.model, settings.model_folders)
     if not manifest.cacheable:
@@ -127,29 +127,29 @@ def check_digests(files: Sequence[File], plan: Plan, given: str | None) -> None:
             )
 
 
-def _facts(manifest: Manifest, settings: WarmSettings) -> Facts:
+def _facts(manifest: Manifest, settings: WarmSettings) -> ResolvedModel:
     address = settings.address or f"unix:{model_socket(settings.data, manifest.name)}"
-    asker = Asker(address, manifest.name, 0.0)
+    client = V2Client(address, manifest.name, 0.0)
     try:
-        told: Mapping[str, object] = asker.metadata().get("parameters", {})
+        told: Mapping[str, object] = client.metadata().get("parameters", {})
         independent = bool(told.get("row_independent", True))
-        return Facts(str(told["digest"]), str(told.get("preparation", "")), independent, running=True)
+        return ResolvedModel(str(told["digest"]), str(told.get("preparation", "")), independent, running=True)
     except (ModelUnavailable, KeyError):
         pass
     finally:
-        asker.close()
+        client.close()
     last = read_serving(settings.data, manifest.name)
     if last is not None:
-        return Facts(last.digest, last.preparation, last.row_independent, running=False)
+        return ResolvedModel(last.digest, last.preparation, last.row_independent, running=False)
     if settings.outputs and settings.digest is not None:
-        return Facts(settings.digest, "", row_independent=True, running=False)
+        return ResolvedModel(settings.digest, "", row_independent=True, running=False)
     raise SetupError(
         f"model {manifest.name!r} has never run under {settings.data}, so its digest is not known; start it once "
         "(foreseen up), or give --url, or --digest (GET /v2/models/NAME of the model process shows it)"
     )
 
 
-def _check_preparation(manifest: Manifest, settings: WarmSettings, facts: Facts) -> None:
+def _check_preparation(manifest: Manifest, settings: WarmSettings, facts: ResolvedModel) -> None:
     """Keys made by another model.toml or tokenizer than the process's would never be asked for."""
     needs = any(spec.tokenizer for spec in manifest.seen.inputs)
     assets = read_record(settings.data, manifest.name).artifact.assets if needs else ()

@@ -14,12 +14,12 @@ from foreseen.warm.plan import FAILED, Plan, Warmed
 from foreseen.warm.read.files import DIGEST_COLUMN, File
 from foreseen.warm.read.reader import Chunk
 from foreseen.warm.run.resolve import mapped, outputs_of
-from foreseen.warm.run.via_proxy import Through
+from foreseen.warm.run.via_proxy import ViaProxy
 from foreseen.warm.run.warmer import Ready, Warmer
 from foreseen.warm.write.results import Store, store_of
 
 
-class Target(Protocol):
+class WarmTarget(Protocol):
     """What warms a batch: a Warmer, or a proxy."""
 
     def warm(self, batch: Any, *, wanted: bool = False) -> Warmed: ...
@@ -36,10 +36,10 @@ class Done(Struct):
     rejects: list[dict[str, Any]]
 
 
-class Worker:
+class WarmWorker:
     """Warms chunk after chunk and stores what it predicted. Idempotent: a chunk may be done again."""
 
-    def __init__(self, settings: WarmSettings, plan: Plan, run: str, target: Target) -> None:
+    def __init__(self, settings: WarmSettings, plan: Plan, run: str, target: WarmTarget) -> None:
         self.target = target
         self._importing = bool(settings.outputs)
         self._plan = plan
@@ -69,12 +69,12 @@ class Worker:
         self.target.close()
 
 
-def target_of(settings: WarmSettings, plan: Plan) -> Target:
+def target_of(settings: WarmSettings, plan: Plan) -> WarmTarget:
     """What the plan is carried out by; where a proxy is asked this asks it what it serves. Raises SetupError."""
     return Warmer(plan) if settings.url is None else through_of(settings)[0]
 
 
-def through_of(settings: WarmSettings) -> tuple[Through, Plan]:
+def through_of(settings: WarmSettings) -> tuple[ViaProxy, Plan]:
     """A proxy, and the plan as far as one that goes through it needs one. Raises SetupError."""
     assert settings.url is not None
     token = None
@@ -87,7 +87,7 @@ def through_of(settings: WarmSettings) -> tuple[Through, Plan]:
                 f"an import is a cache write and needs the proxy's admin token: {path}: {error.strerror}; give "
                 "--admin-token-file (of the proxy: DATA/admin-token), or run where secret and Redis are, without --url"
             ) from None
-    through = Through(settings.url, settings.model, settings.rows_per_second, settings.patience_seconds)
+    through = ViaProxy(settings.url, settings.model, settings.rows_per_second, settings.patience_seconds)
     try:
         manifest = through.manifest
         through.token = token

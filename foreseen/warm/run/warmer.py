@@ -34,9 +34,9 @@ from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of
 from foreseen.types import Key, Output, Prediction, Row, Space
 from foreseen.warm.plan import COMPUTED, FAILED, HIT, PUBLIC, Plan, Warmed
-from foreseen.warm.read.keys import Keyed, Keyer, given_of
-from foreseen.warm.run.client import Asker
-from foreseen.warm.write.bulk_redis import Pipe
+from foreseen.warm.read.keys import KeyedBatch, Keyer, given_of
+from foreseen.warm.run.client import V2Client
+from foreseen.warm.write.bulk_redis import BulkRedis
 from foreseen.warm.write.importer import Importer
 
 FIRST_ROWS = 32
@@ -126,7 +126,7 @@ class _Open:
         self._codec = EntryCodec(tag_key(root))
         space = space_key(root, Space(PUBLIC, manifest.name, plan.digest, plan.generation))
         self._keyer = Keyer(manifest, preparer_of(manifest, plan.data), space)
-        self._pipe = Pipe(plan.redis or f"unix://{redis_socket(plan.data)}", plan.patience_seconds)
+        self._pipe = BulkRedis(plan.redis or f"unix://{redis_socket(plan.data)}", plan.patience_seconds)
         try:
             self._pipe.check_secret(secret_check(root))
         except SetupError:
@@ -134,7 +134,7 @@ class _Open:
             raise
         self._lock = threading.Lock()  # one connection to Redis, two threads with answers for it
         address = plan.model or f"unix:{model_socket(plan.data, manifest.name)}"
-        self._asker = Asker(address, manifest.name, plan.patience_seconds)
+        self._client = V2Client(address, manifest.name, plan.patience_seconds)
         self._threads = ThreadPoolExecutor(UNDER_WAY, thread_name_prefix="warm")
         self._importer = Importer(plan, self._codec, self._pipe)
         self._row_seconds: float | None = None
@@ -143,25 +143,25 @@ class _Open:
     def close(self) -> None:
         self._threads.shutdown()
         self._importer.close()
-        self._asker.close()
+        self._client.close()
         self._pipe.close()
 
     def imported(self, batch: pa.RecordBatch) -> Warmed:
         return self._importer.imported(batch, self._keyed)
 
     def looked(self, batch: pa.RecordBatch) -> Warmed:
-        warmed, seats = self.seated(batch)
-        found = self._found(list(seats))
+        warmed, waiters = self.seated(batch)
+        found = self._found(list(waiters))
         for index, key in enumerate(warmed.keys):
             if key:
                 warmed.codes[index] = HIT if key in found else COMPUTED
         return warmed
 
     def computed(self, ready: Ready, *, wanted: bool) -> Warmed:
-        warmed, seats = ready
-        found = self._found(list(seats))
-        missing = [key for key in seats if key not in found]
-        made, failed = self._ask(missing, seats, keep=True)
+        warmed, waiters = ready
+        found = self._found(list(waiters))
+        missing = [key for key in waiters if key not in found]
+        made, failed = self._ask(missing, waiters, keep=True)
         fresh = set(made)
         for index, key in enumerate(map(Key, warmed.keys)):
             if key in failed:
@@ -176,13 +176,13 @@ class _Open:
         return warmed
 
     def predicted(self, batch: pa.RecordBatch, places: Sequence[int]) -> dict[int, Prediction]:
-        warmed, seats = self.seated(batch.take(pa.array(places)))
-        made, _ = self._ask(list(seats), seats, keep=False)
+        warmed, waiters = self.seated(batch.take(pa.array(places)))
+        made, _ = self._ask(list(waiters), waiters, keep=False)
         return {
             place: made[Key(key)] for place, key in zip(places, warmed.keys, strict=True) if key and Key(key) in made
         }
 
-    def _keyed(self, batch: pa.RecordBatch, bad: dict[int, str]) -> list[Keyed]:
+    def _keyed(self, batch: pa.RecordBatch, bad: dict[int, str]) -> list[KeyedBatch]:
         given = given_of(batch, self._plan.manifest, self._plan.inputs, bad)
         return [keyed for part in given for keyed in self._keyer.keyed(part, bad)]
 
@@ -190,13 +190,13 @@ class _Open:
         """The batch with its keys, and one row of each key."""
         bad: dict[int, str] = {}
         keys: list[bytes] = [b""] * batch.num_rows
-        seats: dict[Key, tuple[Row, bytes]] = {}
+        waiters: dict[Key, tuple[Row, bytes]] = {}
         for part in self._keyed(batch, bad):
             for i, (place, key) in enumerate(zip(part.places.tolist(), part.keys, strict=True)):
                 keys[place] = key
-                if key not in seats:
-                    seats[key] = part.row(i), part.parameters[i] if part.parameters else b""
-        return Warmed(keys, np.full(batch.num_rows, FAILED, np.int8), bad, {}), seats
+                if key not in waiters:
+                    waiters[key] = part.row(i), part.parameters[i] if part.parameters else b""
+        return Warmed(keys, np.full(batch.num_rows, FAILED, np.int8), bad, {}), waiters
 
     def _found(self, keys: Sequence[Key]) -> dict[Key, Prediction]:
         """What Redis has and proves to be the entry; the rest is as good as not there."""
@@ -215,11 +215,11 @@ class _Open:
         return found
 
     def _ask(
-        self, keys: Sequence[Key], seats: dict[Key, tuple[Row, bytes]], *, keep: bool
+        self, keys: Sequence[Key], waiters: dict[Key, tuple[Row, bytes]], *, keep: bool
     ) -> tuple[dict[Key, Prediction], dict[Key, str]]:
         """The model's answers: sorted by length, in requests of `batch_ms`, two under way."""
         # Shortest first within one set of parameters: neighbours in length need least padding.
-        queue = sorted(keys, key=lambda key: (seats[key][1], tokens(seats[key][0], self._signature)))
+        queue = sorted(keys, key=lambda key: (waiters[key][1], tokens(waiters[key][0], self._signature)))
         made: dict[Key, Prediction] = {}
         failed: dict[Key, str] = {}
         flying: list[Future[None]] = []
@@ -227,11 +227,11 @@ class _Open:
         try:
             while at < len(queue):
                 size = self._size(len(queue) - at)
-                part = [key for key in queue[at : at + size] if seats[key][1] == seats[queue[at]][1]]
+                part = [key for key in queue[at : at + size] if waiters[key][1] == waiters[queue[at]][1]]
                 at += len(part)
                 if len(flying) == UNDER_WAY:
                     flying.pop(0).result()
-                flying.append(self._threads.submit(self._part, part, seats, made, failed, keep))
+                flying.append(self._threads.submit(self._part, part, waiters, made, failed, keep))
         finally:
             for one in flying:
                 one.result()
@@ -248,23 +248,23 @@ class _Open:
     def _part(
         self,
         keys: Sequence[Key],
-        seats: dict[Key, tuple[Row, bytes]],
+        waiters: dict[Key, tuple[Row, bytes]],
         made: dict[Key, Prediction],
         failed: dict[Key, str],
         keep: bool,
     ) -> None:
         """One request; where it is refused, its halves, until the culprit stands alone."""
-        rows = [seats[key][0] for key in keys]
+        rows = [waiters[key][0] for key in keys]
         self._wait_turn(len(rows))
         try:
-            predictions = self._predict(rows, seats[keys[0]][1])
+            predictions = self._predict(rows, waiters[keys[0]][1])
         except (BadInput, TooLarge, ModelFailed) as error:
             if len(keys) == 1:
                 failed[keys[0]] = str(error)
                 return
             half = len(keys) // 2
-            self._part(keys[:half], seats, made, failed, keep)
-            self._part(keys[half:], seats, made, failed, keep)
+            self._part(keys[:half], waiters, made, failed, keep)
+            self._part(keys[half:], waiters, made, failed, keep)
             return
         answered = dict(zip(keys, predictions, strict=True))
         if keep:
@@ -289,7 +289,7 @@ class _Open:
     def _predict(self, rows: Sequence[Row], parameters: bytes) -> list[Prediction]:
         batch = stack(rows, self._signature)
         asked = [(i.name, i.datatype, batch[i.name]) for i in self._signature.inputs]
-        reply = self._asker.infer(asked, parameters)
+        reply = self._client.infer(asked, parameters)
         digest = reply.response.parameters.get("digest")
         if digest != self._plan.digest:
             raise SetupError("the model has changed while it was warmed; run the same command again for the new one")

@@ -21,8 +21,8 @@ from foreseen.protocol.tensors import raw_of
 from foreseen.types import Array, Key, Output, Prediction
 from foreseen.warm.plan import FAILED, HIT, IMPORTED, Plan, Warmed
 from foreseen.warm.read.columns import columns_for, fixed, ragged, tensor
-from foreseen.warm.read.keys import Keyed
-from foreseen.warm.write.bulk_redis import Pipe
+from foreseen.warm.read.keys import KeyedBatch
+from foreseen.warm.write.bulk_redis import BulkRedis
 
 SLICE_ROWS = 4096
 AHEAD = 3
@@ -36,7 +36,7 @@ MADE_AT_COLUMN, SECONDS_COLUMN = "foreseen.made_at", "foreseen.seconds"
 class Importer:
     """Writes given outputs."""
 
-    def __init__(self, plan: Plan, codec: EntryCodec, pipe: Pipe) -> None:
+    def __init__(self, plan: Plan, codec: EntryCodec, pipe: BulkRedis) -> None:
         self._plan = plan
         self._codec = codec
         self._pipe = pipe
@@ -44,7 +44,9 @@ class Importer:
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="far")
         self._dice = np.random.default_rng()
 
-    def imported(self, batch: pa.RecordBatch, keyed: Callable[[pa.RecordBatch, dict[int, str]], list[Keyed]]) -> Warmed:
+    def imported(
+        self, batch: pa.RecordBatch, keyed: Callable[[pa.RecordBatch, dict[int, str]], list[KeyedBatch]]
+    ) -> Warmed:
         """Raises SetupError for a column that is missing or can never be the output."""
         warmed = Warmed([b""] * batch.num_rows, np.full(batch.num_rows, FAILED, np.int8), {}, {})
         flying: list[tuple[Array, Future[None]]] = []
@@ -64,7 +66,7 @@ class Importer:
         codes[places] = np.where(self._pipe.stored(len(places)), IMPORTED, HIT)
 
     def _sent(
-        self, batch: pa.RecordBatch, keyed: Sequence[Keyed], bad: dict[int, str], keys: list[bytes], low: int
+        self, batch: pa.RecordBatch, keyed: Sequence[KeyedBatch], bad: dict[int, str], keys: list[bytes], low: int
     ) -> Iterator[tuple[Array, Future[None]]]:
         """Pack one slice and hand it to the sender: places, and what will be known of them."""
         outputs = given_outputs(batch, self._plan, bad)

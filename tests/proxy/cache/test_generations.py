@@ -135,6 +135,7 @@ async def test_a_store_that_lost_everything_is_told_again(state_url: str, state:
         assert await state.purge("model", "m") > raised
 
 
+@pytest.mark.processes
 async def test_a_purge_survives_a_killed_store(tmp_path: Path) -> None:
     """kill -9 right after the acknowledgement: the store that starts on its file knows the generation."""
     with state_server(tmp_path) as (url, process):

@@ -15,9 +15,9 @@ from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
 from foreseen.protocol.wire import parse_response, render_request
-from foreseen.proxy.predict.decode import Asked, decode_v1, decode_v2
+from foreseen.proxy.predict.decode import DecodedRequest, decode_v1, decode_v2
 from foreseen.proxy.predict.render import render
-from foreseen.types import Output, Prediction, WantedOutput, Wish
+from foreseen.types import Output, OutputOptions, Prediction, WantedOutput
 
 
 def manifest(inputs: list[Any], outputs: list[Any], **more: Any) -> Manifest:
@@ -43,7 +43,7 @@ TWO = manifest(
 )
 
 
-def frames(one: Manifest, asked: Asked) -> list[bytes]:
+def frames(one: Manifest, asked: DecodedRequest) -> list[bytes]:
     return Framer(one.model).frames(Preparer(one, {}).rows(asked.inputs), asked.parameters)
 
 
@@ -172,14 +172,14 @@ def test_v2_rendering_selects_orders_and_encodes() -> None:
     """The outputs that were asked for, in that order, each binary or JSON as it was asked."""
     answers = predictions((0.25, 0.75), (1.0, 0.0))
     body, length = render(
-        TWO, answers, Wish("v2", "id-7", (WantedOutput("n", True), WantedOutput("y", False)), binary=True)
+        TWO, answers, OutputOptions("v2", "id-7", (WantedOutput("n", True), WantedOutput("y", False)), binary=True)
     )
     assert length is not None
     response = parse_response(body, length)
     assert (response.id, [output.name for output in response.outputs]) == ("id-7", ["n", "y"])
     assert response.outputs[0].array.tolist() == [0, 1]
     assert response.outputs[1].array.tolist() == [[0.25, 0.75], [1.0, 0.0]]
-    body, length = render(TWO, answers, Wish())
+    body, length = render(TWO, answers, OutputOptions())
     assert length is None
     assert [output["data"] for output in orjson.loads(body)["outputs"]] == [
         [0.25, 0.75, 1.0, 0.0],
@@ -192,24 +192,28 @@ def test_v2_rendering_selects_orders_and_encodes() -> None:
 def test_classification_is_made_of_the_tensor() -> None:
     """`[rows, n]` BYTES of value, index and label, the largest first, ties by index."""
     answers = predictions((0.25, 0.75), (0.5, 0.5))
-    body, _ = render(TWO, answers, Wish(outputs=(WantedOutput("y", classification=5),)))
+    body, _ = render(TWO, answers, OutputOptions(outputs=(WantedOutput("y", classification=5),)))
     (output,) = orjson.loads(body)["outputs"]
     assert (output["datatype"], output["shape"]) == ("BYTES", [2, 2])
     assert output["data"] == ["0.750000:1:dog", "0.250000:0:cat", "0.500000:0:cat", "0.500000:1:dog"]
-    body, _ = render(TWO, answers, Wish(outputs=(WantedOutput("n", classification=1),)))
+    body, _ = render(TWO, answers, OutputOptions(outputs=(WantedOutput("n", classification=1),)))
     assert orjson.loads(body)["outputs"][0]["data"] == ["0:0", "1:0"]
     with pytest.raises(BadRequest, match="cannot be ranked"):
-        render(TWO, answers, Wish(outputs=(WantedOutput("s", classification=1),)))
+        render(TWO, answers, OutputOptions(outputs=(WantedOutput("s", classification=1),)))
 
 
 def test_v1_rendering_by_row_and_by_column() -> None:
     """One output stands without its name; several are objects by row or lists by column."""
     answers = predictions((0.25, 0.75), (1.0, 0.0))
-    assert orjson.loads(render(TWO, answers, Wish("v1", outputs=(WantedOutput("y"),)))[0]) == {
+    assert orjson.loads(render(TWO, answers, OutputOptions("v1", outputs=(WantedOutput("y"),)))[0]) == {
         "predictions": [[0.25, 0.75], [1.0, 0.0]]
     }
-    assert orjson.loads(render(TWO, answers, Wish("v1"))[0])["predictions"][1] == {"y": [1.0, 0.0], "s": "ok", "n": 1}
-    assert orjson.loads(render(TWO, answers, Wish("v1-columns"))[0])["outputs"]["s"] == ["ok", "ok"]
+    assert orjson.loads(render(TWO, answers, OutputOptions("v1"))[0])["predictions"][1] == {
+        "y": [1.0, 0.0],
+        "s": "ok",
+        "n": 1,
+    }
+    assert orjson.loads(render(TWO, answers, OutputOptions("v1-columns"))[0])["outputs"]["s"] == ["ok", "ok"]
 
 
 def test_rows_of_different_lengths_are_padded_again() -> None:
@@ -219,11 +223,11 @@ def test_rows_of_different_lengths_are_padded_again() -> None:
         Prediction((Output("y", "FP32", (size,)),), (np.ones(size, np.float32).tobytes(),), "d", 0.0, 1.0, 0.0)
         for size in (1, 3)
     ]
-    (output,) = orjson.loads(render(one, answers, Wish())[0])["outputs"]
+    (output,) = orjson.loads(render(one, answers, OutputOptions())[0])["outputs"]
     assert (output["shape"], output["data"]) == ([2, 3], [1, 0, 0, 1, 1, 1])
 
 
 def test_no_rows_render_as_empty_outputs() -> None:
     """Open dimensions are 0, fixed ones stay."""
-    body, _ = render(TWO, [], Wish())
+    body, _ = render(TWO, [], OutputOptions())
     assert [output["shape"] for output in orjson.loads(body)["outputs"]] == [[0, 2], [0], [0]]

@@ -19,7 +19,7 @@ from foreseen.proxy.tools import doctor, doctor_stores
 from foreseen.settings import DoctorSettings
 from foreseen.telemetry.exposition import exposition
 from foreseen.telemetry.metrics import ProxyMetrics
-from foreseen.types import FarState, Standing
+from foreseen.types import FarState, QueueStatus
 from tests.live import Live
 
 GOOD = FarState(2**20, 2**30, 3, 0, 0, "allkeys-lfu", "7.2.4", append_only=False)
@@ -139,6 +139,7 @@ def test_a_python_without_its_profile_is_told_of() -> None:
     assert not optimized("'--prefix=/root/.pyenv/versions/3.11.7'", "/root/.pyenv/versions/3.11.7")
 
 
+@pytest.mark.processes
 def test_versions() -> None:
     """Here all libraries are at their floors; one below is named with its floor."""
     assert grades(doctor.versions()) == ["ok"]
@@ -190,14 +191,14 @@ def to_redis(system: Live, line: str, path: Path | None = None) -> bytes:
 @pytest.mark.parametrize(
     ("standing", "wanted"),
     [
-        (Standing({}, 0.0, 0, workers=2), ["ok"]),
-        (Standing({"state:queued": 3}, 9.0, 0, workers=1), ["ok"]),
-        (Standing({"state:succeeded": 3}, 0.0, 0), ["note"]),
-        (Standing({"state:queued": 3}, 9.0, 0), ["must"]),
-        (Standing({"state:running": 1}, 9.0, 2, workers=1), ["note", "ok"]),
+        (QueueStatus({}, 0.0, 0, workers=2), ["ok"]),
+        (QueueStatus({"state:queued": 3}, 9.0, 0, workers=1), ["ok"]),
+        (QueueStatus({"state:succeeded": 3}, 0.0, 0), ["note"]),
+        (QueueStatus({"state:queued": 3}, 9.0, 0), ["must"]),
+        (QueueStatus({"state:running": 1}, 9.0, 2, workers=1), ["note", "ok"]),
     ],
 )
-def test_a_queue_that_nobody_works_on(standing: Standing, wanted: list[str]) -> None:
+def test_a_queue_that_nobody_works_on(standing: QueueStatus, wanted: list[str]) -> None:
     """Jobs that wait without a worker have to be mended; no worker and no jobs, and dead letters, are to be known."""
     found = list(doctor_stores.queued(standing))
     assert grades(found) == wanted
