@@ -17,7 +17,8 @@ from foreseen.errors import FarError, SetupError
 from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import secret_check, tag_key
 from foreseen.keys.secret import read_secret
-from foreseen.modelspec.manifest import Freshness, find, refuse_optional
+from foreseen.modelspec.artifact import refuse_optional
+from foreseen.modelspec.manifest import Freshness, find
 from foreseen.paths import model_socket, redis_socket
 from foreseen.proxy.admin.admin import Token
 from foreseen.proxy.admin.heartbeat import Heartbeat
@@ -26,7 +27,7 @@ from foreseen.proxy.backend.discovery import Upstream, in_front_of, upstream_of
 from foreseen.proxy.backend.isolation import IsolationLock
 from foreseen.proxy.backend.model import ModelProcess
 from foreseen.proxy.backend.served import ServedModel
-from foreseen.proxy.backend.upstream import declared_told
+from foreseen.proxy.backend.upstream_metadata import declared_told
 from foreseen.proxy.cache.freshness import policy_of
 from foreseen.proxy.cache.generations import Generations
 from foreseen.proxy.cache.lease import Leases

@@ -111,7 +111,6 @@ class ModelInput(Struct, frozen=True, forbid_unknown_fields=True):
     pad: int = 0
     """What padding along named dimensions is filled with."""
     optional: bool = False
-    """Whether the upstream answers without it, too."""
 
 
 class ModelOutput(Struct, frozen=True, forbid_unknown_fields=True):
@@ -241,8 +240,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     batching: Batching = Batching()
     freshness: Freshness = Freshness()
     outputs: Literal["all", "requested"] = "all"
-    """`requested`: the upstream answers only with the outputs that a request names, or with some of them where it names
-    none; which were named is part of the key then."""
+    """`requested`: the upstream answers only with outputs that a request names; which were is part of the key then."""
     ignored_parameters: tuple[str, ...] = ()
     """Request parameters that do not change the answer, beside the reserved ones."""
     example: dict[str, list[Any]] = {}
@@ -304,14 +302,6 @@ def find(name: str, folders: tuple[Path, ...]) -> Manifest:
             return manifest
     known = ", ".join(names(folders)) or "none"
     raise SetupError(f"no model called {name!r}; known models: {known}")
-
-
-def refuse_optional(manifest: Manifest) -> None:
-    """Raises SetupError where a model that runs here has optional inputs: an ONNX graph takes all of its inputs."""
-    specs: list[ClientInput | ModelInput] = [*manifest.seen.inputs, *manifest.model.inputs]
-    optional = [spec.name for spec in specs if spec.optional]
-    if optional:
-        raise SetupError(f"model {manifest.name!r}: input {optional[0]!r} is optional, which needs an upstream")
 
 
 def is_name(name: str) -> bool:

@@ -26,8 +26,8 @@ from foreseen.models.measure.graph_run import GraphSession
 from foreseen.models.measure.samples import samples
 from foreseen.models.progress import BuildProgress
 from foreseen.models.quantize import quantize
-from foreseen.modelspec.artifact import Artifact, Record, write_record
-from foreseen.modelspec.manifest import Manifest, Precision, refuse_optional
+from foreseen.modelspec.artifact import Artifact, Record, refuse_optional, write_record
+from foreseen.modelspec.manifest import Manifest, Precision
 from foreseen.types import Row
 
 QUICK_ROWS = 48

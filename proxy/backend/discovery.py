@@ -19,7 +19,8 @@ from foreseen.errors import SetupError
 from foreseen.modelspec.manifest import Freshness, Manifest, find, names
 from foreseen.proxy.backend.isolation import IsolationLock
 from foreseen.proxy.backend.served import WATCH_SECONDS, WATCH_SECONDS_AT_START, ServedModel
-from foreseen.proxy.backend.upstream import UpstreamMetadata, UpstreamProcess, declared_told, optional_inputs, told_of
+from foreseen.proxy.backend.upstream import UpstreamProcess
+from foreseen.proxy.backend.upstream_metadata import UpstreamMetadata, declared_told, optional_inputs, told_of
 from foreseen.proxy.backend.v2_server import Problem, Unusable, V2Server
 from foreseen.proxy.cache.freshness import policy_of
 from foreseen.settings import ProxySettings

@@ -14,8 +14,8 @@ from aiohttp import web
 
 from foreseen.errors import EntryError, SetupError
 from foreseen.keys.key import Framer
-from foreseen.modelspec.artifact import preparation_digest
-from foreseen.modelspec.manifest import Manifest, refuse_optional
+from foreseen.modelspec.artifact import preparation_digest, refuse_optional
+from foreseen.modelspec.manifest import Manifest
 from foreseen.queue.records import rows_of
 from foreseen.types import Row
 from tests.foreign import Front, fronted, listening
