@@ -95,8 +95,8 @@ class Preparer:
         field = f"inputs.{spec.name}"
         if tensor is None:
             raise BadInput(f"{field}: missing")
-        array, wanted = tensor.array, DATATYPES[spec.datatype]
-        shape = wire_shape(spec.shape)
+        wanted, shape = DATATYPES[spec.datatype], wire_shape(spec.shape)
+        array = _one_per_row(tensor.array, spec)
         if array.ndim != len(shape) or any(w not in (-1, got) for w, got in zip(shape, array.shape, strict=True)):
             raise BadInput(f"{field}.shape: is {list(array.shape)}, must be {shape}")
         if tensor.datatype != spec.datatype:
@@ -139,6 +139,15 @@ class Preparer:
             known[at] = row
             self._texts.put((spec.name, text), row)
         return known  # type: ignore[return-value]
+
+
+def _one_per_row(array: Array, spec: ClientInput) -> Array:
+    """[N, 1], as Triton's clients send one element per row, is [N]; and texts [N] are [N, 1] where that is wanted."""
+    if len(spec.shape) == 1 and array.ndim == 2 and array.shape[1] == 1:
+        return array[:, 0]
+    if spec.datatype == "BYTES" and spec.shape[1:] == (1,) and array.ndim == 1:
+        return array[:, None]
+    return array
 
 
 class TextMemo:

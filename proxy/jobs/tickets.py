@@ -74,7 +74,7 @@ class JobPurges(Protocol):
     """What is needed of purges."""
 
     def of(self, model: str, digest: str) -> int | None: ...
-    def was_purged(self, key: Key) -> bool: ...
+    def purged_since(self, key: Key, made_at: float) -> bool: ...
 
 
 class TicketOptions(Struct, frozen=True):
@@ -370,7 +370,7 @@ class Jobs:
         """Raises PredictionGone where something of a result was purged after it was made."""
         for part in result.parts:
             purged = (self._purges.of(model, part.digest) or 0) > part.generation
-            if purged or any(self._purges.was_purged(Key(row.key)) for row in part.rows):
+            if purged or any(self._purges.purged_since(Key(row.key), row.made_at) for row in part.rows):
                 raise PredictionGone("the prediction was purged")
 
     async def _see(self, job: bytes, nonce: bytes, *, record: bool = False) -> Stored:

@@ -133,7 +133,8 @@ def _v1_tensor(spec: ClientInput, column: list[Any]) -> InputTensor:
         shape = [0, *(max(dim, 0) for dim in wire_shape(spec.shape)[1:])]
     checked = checked_shape(shape, field)
     if datatype.kind != "s":
-        return InputTensor(spec.name, spec.datatype, array_of_json(column, datatype, checked, field))
+        array = array_of_json(column, datatype, checked, field, missing=spec.nonfinite)
+        return InputTensor(spec.name, spec.datatype, array)
     flat: list[Any] = column
     for size in checked[1:]:
         if any(type(part) is not list or len(part) != size for part in flat):

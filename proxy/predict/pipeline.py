@@ -369,8 +369,9 @@ class Pipeline:
         for result, rows in Counter(results).items():
             self._metrics.background_rows.labels(model, result).inc(rows)
 
-    async def forget(self, keys: Sequence[Key] | None) -> None:
-        """Purged keys, or everything: what is aloft may land, but nobody joins it and nothing of it is kept."""
+    async def forget(self, keys: Mapping[Key, float] | None) -> None:
+        """Purged keys, by when they were, or everything: what is under way is answered, but nobody joins it and nothing
+        of it is kept."""
         for key in keys or ():
             self.flights.forget(key)
         await self.tiers.forget(keys)

@@ -110,7 +110,7 @@ class ServerPurges(Protocol):
         """The generations it had before."""
 
     def was_purged(self, key: Key) -> bool:
-        """Whether this very key was purged not long ago."""
+        """Whether this very key was ever purged."""
 
 
 class Server:
