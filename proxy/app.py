@@ -17,6 +17,7 @@ from foreseen.errors import FarError, SetupError
 from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import secret_check, tag_key
 from foreseen.keys.secret import read_secret
+from foreseen.modelspec.artifact import refuse_optional
 from foreseen.modelspec.manifest import Freshness, find
 from foreseen.paths import children_file, model_socket, redis_socket
 from foreseen.proxy.admin.admin import Token
@@ -27,7 +28,7 @@ from foreseen.proxy.backend.discovery import Upstream, in_front_of, upstream_of
 from foreseen.proxy.backend.isolation import IsolationLock
 from foreseen.proxy.backend.model import ModelProcess
 from foreseen.proxy.backend.served import ServedModel
-from foreseen.proxy.backend.upstream import declared_told
+from foreseen.proxy.backend.upstream_metadata import declared_told
 from foreseen.proxy.cache.freshness import policy_of
 from foreseen.proxy.cache.generations import Generations
 from foreseen.proxy.cache.lease import Leases
@@ -142,6 +143,7 @@ class Proxy:
             connections=self.gate.__len__,
             queue=self.queue.standing if self.queue is not None else None,
             children=self._children,
+            upstream_problems=None if upstream is None else upstream.problems,
         )
         token = Token(
             settings.admin_token_file or settings.data / "admin-token", required=settings.admin_token_file is not None
@@ -156,6 +158,7 @@ class Proxy:
             settings=settings,
             tiers=tiers,
             memory=memory,
+            refused={} if upstream is None else upstream.refused,
         )
         self.road, self.heads = FastPath(self.edge), KnownHeads(settings.body_bytes)
         self.application = Handlers(
@@ -168,6 +171,7 @@ class Proxy:
             predictions=self._predictions(),
             stalled=lambda: self.heartbeat.stalled,
             lost=self._lost,
+            missing=lambda: None if upstream is None else upstream.missing,
         ).application()
         self.application[BODIES] = self.bodies
 
@@ -265,6 +269,7 @@ class Proxy:
             defaults = _freshness(self.settings)
             told = declared_told(manifest)
             return in_front_of(manifest.upstream, told, self.settings, defaults, manifest, self.trials)
+        refuse_optional(manifest)
         process = ModelProcess(
             manifest,
             address or f"unix:{model_socket(self.settings.data, name)}",

@@ -60,6 +60,7 @@ class Handlers:
         token: Token,
         stalled: Callable[[], bool],
         lost: Callable[[], list[str]] = list,
+        missing: Callable[[], str | None] = lambda: None,
         predictions: Predictions | None = None,
     ) -> None:
         self._served = served
@@ -69,6 +70,7 @@ class Handlers:
         self._exposition = exposition
         self._stalled = stalled
         self._lost = lost
+        self._missing = missing
         self._token = token
         self._predictions = predictions
 
@@ -210,11 +212,14 @@ class Handlers:
 
     async def ready(self, request: web.Request) -> web.Response:
         """Ready once every configured model has been; afterwards readiness is per model. Redis never decides it. A
-        worker whose event loop was more than a second late a moment ago is not. `lost` names what a store that does
-        not answer costs meanwhile; without such a store it is left out."""
-        ready = all(served.been_ready for served in self._served.values()) and not self._stalled()
+        worker whose event loop was more than a second late a moment ago is not. `error` says why it is not; `lost`
+        names what a store that does not answer costs meanwhile, and is left out without one."""
+        missing, lost = self._missing(), self._lost()
+        whys = [served.why for served in self._served.values() if not served.been_ready]
+        ready = missing is None and not whys and not self._stalled()
         told: dict[str, Any] = {"ready": ready, "live": True}
-        lost = self._lost()
+        if not ready:
+            told["error"] = missing or "; ".join(whys[:3]) or "the event loop was more than a second late a moment ago"
         return json_reply({**told, "lost": lost} if lost else told, 200 if ready else 503)
 
     async def models(self, request: web.Request) -> web.Response:

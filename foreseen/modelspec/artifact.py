@@ -21,7 +21,7 @@ from blake3 import blake3
 from msgspec import Struct
 
 from foreseen.errors import SetupError
-from foreseen.modelspec.manifest import Manifest
+from foreseen.modelspec.manifest import ClientInput, Manifest, ModelInput
 
 RECORD_NAME = "record.json"
 SERVING_NAME = "serving.json"
@@ -81,7 +81,10 @@ def fields_digest(*fields: bytes) -> str:
 
 def preparation_digest(manifest: Manifest, assets: tuple[ArtifactFile, ...]) -> str:
     """Everything between what a client sends and what the graph gets."""
-    parts = {"seen": manifest.seen, "model": manifest.model, "rows": manifest.rows, "single": manifest.batching.single}
+    seen, model = msgspec.to_builtins(manifest.seen), msgspec.to_builtins(manifest.model)
+    for one in (*seen["inputs"], *model["inputs"]):
+        del one["optional"]  # whether an input may be left out changes no answer to those who give it
+    parts = {"seen": seen, "model": model, "rows": manifest.rows, "single": manifest.batching.single}
     files = [part.encode() for asset in sorted(assets, key=lambda a: a.name) for part in (asset.name, asset.sha256)]
     return fields_digest(b"foreseen v1 preparation", msgspec.json.encode(parts, order="sorted"), *files)
 
@@ -93,6 +96,14 @@ def artifact_digest(precision: str, preparation: str, graph: ArtifactFile) -> st
 def model_digest(artifact: Artifact, runtime: tuple[str, ...]) -> str:
     """`runtime` names provider, processor family, runtime version and session options; empty for portable models."""
     return fields_digest(b"foreseen v1 model", artifact.digest.encode(), *(part.encode() for part in runtime))
+
+
+def refuse_optional(manifest: Manifest) -> None:
+    """Raises SetupError where a model that runs here has optional inputs: an ONNX graph takes all of its inputs."""
+    specs: list[ClientInput | ModelInput] = [*manifest.seen.inputs, *manifest.model.inputs]
+    optional = [spec.name for spec in specs if spec.optional]
+    if optional:
+        raise SetupError(f"model {manifest.name!r}: input {optional[0]!r} is optional, which needs an upstream")
 
 
 def model_folder(data: Path, name: str) -> Path:

@@ -69,7 +69,9 @@ class ClientInput(Struct, frozen=True, forbid_unknown_fields=True):
     nonfinite: bool = False
     """Allow NaN and infinities. Every NaN becomes the one quiet pattern, for the key and for the model."""
     ignore: bool = False
-    """Accept the input and drop it: the model never sees it."""
+    """Accept the input and drop it: the model never sees it. It may be left out."""
+    optional: bool = False
+    """The input may be left out, of models behind an upstream; which were given is part of the key."""
     cast: bool = False
     """Accept other numeric datatypes where every value fits (integers exactly, floats finitely)."""
     zero: bool = False
@@ -108,6 +110,7 @@ class ModelInput(Struct, frozen=True, forbid_unknown_fields=True):
     of: str | None = None
     pad: int = 0
     """What padding along named dimensions is filled with."""
+    optional: bool = False
 
 
 class ModelOutput(Struct, frozen=True, forbid_unknown_fields=True):
@@ -129,6 +132,13 @@ class ModelSignature(Struct, frozen=True, forbid_unknown_fields=True):
     def keyed(self) -> tuple[ModelInput, ...]:
         """The inputs that rows carry: all but the derived ones."""
         return tuple(i for i in self.inputs if i.role is None)
+
+    def of(self, given: tuple[int, ...] | None) -> ModelSignature:
+        """What is asked of the model where only these of the keyed inputs are given, and what is derived of them."""
+        if given is None:
+            return self
+        names = {self.keyed[at].name for at in given}
+        return ModelSignature(tuple(i for i in self.inputs if (i.of or i.name) in names), self.outputs)
 
 
 class Wheel(Struct, frozen=True, forbid_unknown_fields=True):
@@ -229,6 +239,8 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     gates: Gates = Gates()
     batching: Batching = Batching()
     freshness: Freshness = Freshness()
+    outputs: Literal["all", "requested"] = "all"
+    """`requested`: the upstream answers only with outputs that a request names; which were is part of the key then."""
     ignored_parameters: tuple[str, ...] = ()
     """Request parameters that do not change the answer, beside the reserved ones."""
     example: dict[str, list[Any]] = {}
@@ -239,7 +251,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
         """What clients see: `[client]`, or the model's own signature where that is left out."""
         if self.client is not None:
             return self.client
-        inputs = tuple(ClientInput(i.name, i.datatype, i.shape) for i in self.model.keyed)
+        inputs = tuple(ClientInput(i.name, i.datatype, i.shape, optional=i.optional) for i in self.model.keyed)
         outputs = tuple(ClientOutput(o.name, o.datatype, o.shape) for o in self.model.outputs)
         return ClientSignature(inputs, outputs)
 

@@ -53,13 +53,17 @@ class Preparer:
 
         Where the manifest says `rows = "together"` there is one row, whose tensors keep their batch axis.
         """
-        if self.columnar:
-            return Columns(self.table(inputs))
         arrays = self._arrays(inputs)
-        if self._manifest.rows == "together":
-            return [Row(tuple(_whole(self._columns(arrays)[name]) for name in self._keyed))]
+        if self.columnar and all(name in arrays for name in self._keyed):
+            return Columns([arrays[name] for name in self._keyed])
         columns = self._columns(arrays)
-        return [Row(parts) for parts in zip(*(columns[name] for name in self._keyed), strict=True)]
+        given = [name for name in self._keyed if name in columns]
+        if not given:
+            raise BadInput(f"inputs: none is given that the model answers to; it takes {', '.join(self._inputs)}")
+        which = None if len(given) == len(self._keyed) else tuple(self._keyed.index(name) for name in given)
+        if self._manifest.rows == "together":
+            return [Row(tuple(_whole(columns[name]) for name in given), which)]
+        return [Row(parts, which) for parts in zip(*(columns[name] for name in given), strict=True)]
 
     def _is_columnar(self) -> bool:
         """Whether `table` does what `rows` does: for numbers of fixed shape, in rows that stand alone."""
@@ -80,8 +84,12 @@ class Preparer:
         for name in given:
             if name not in self._inputs:
                 raise BadInput(f"inputs.{name}: there is no such input; the model takes {', '.join(self._inputs)}")
-        arrays = {name: self._checked(spec, given.get(name)) for name, spec in self._inputs.items()}
-        if len({len(array) for array in arrays.values()}) != 1:
+        arrays = {
+            name: self._checked(spec, given.get(name))
+            for name, spec in self._inputs.items()
+            if name in given or not (spec.ignore or spec.optional)
+        }
+        if len({len(array) for array in arrays.values()}) > 1:
             raise BadInput("inputs: the first dimension (rows) differs between inputs")
         return arrays
 
@@ -105,14 +113,14 @@ class Preparer:
     def _columns(self, arrays: Mapping[str, Array]) -> dict[str, Column]:
         """Client inputs become model inputs: the row's own tensor of each, unpadded."""
         columns: dict[str, Column] = {}
-        for name, spec in self._inputs.items():
-            array = arrays[name]
+        for name, array in arrays.items():
+            spec = self._inputs[name]
             if spec.tokenizer is not None:
                 columns[spec.tokenizer.ids] = self._tokens(spec, array)
             elif spec.image is not None:
                 datatype = next(i.datatype for i in self._manifest.model.inputs if i.name == spec.image.to)
                 columns[spec.image.to] = [pixels(one, spec.image, datatype, f"inputs.{name}") for one in array]
-            elif spec.trim is not None:
+            elif spec.trim is not None and spec.trim in arrays:
                 lengths = mask_lengths(arrays[spec.trim], f"inputs.{spec.trim}")
                 columns[name] = [array[i, :length] for i, length in enumerate(lengths.tolist())]
             elif not spec.ignore and name not in self._masks:

@@ -47,6 +47,8 @@ from foreseen.web.listen import listen, listen_admin
 log = structlog.get_logger()
 
 READY_SECONDS = 120.0
+UPSTREAM_SECONDS = 5.0
+"""How long a start waits for the models of an upstream once the proxy answers."""
 STOP_SECONDS = 15.0
 POLL_SECONDS = 0.1
 FOLLOW_SECONDS = 1.0
@@ -72,6 +74,7 @@ class _System:
         self._local = [manifest for manifest in self._models if manifest.upstream is None]
         leave_seconds = settings.drain_seconds + settings.deadline_seconds + STOP_SECONDS
         self._fleet = Rollout(settings.data, self._worker, self._model_process, leave_seconds)
+        self._predicting = False
         self._stopping = asyncio.Event()
         self._hangup = asyncio.Event()
         self._admin: socket.socket | None = None
@@ -86,15 +89,20 @@ class _System:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hangup.set)
-        listener = listen(settings.host, settings.port)
+        listener, later = listen(settings.host, settings.port), None
         url = url_at(settings.host, listener.getsockname()[1])
         try:
             write_started(settings, listener.getsockname()[1])
             await self._unless_stopped(self._start(listener, url))
             if not self._stopping.is_set():
-                print(f"ready {url}", flush=True)
+                if self._predicting:
+                    print(f"ready {url}", flush=True)
+                else:
+                    later = asyncio.create_task(self._say_ready(url))
                 await self._watch()
         finally:
+            if later is not None:
+                later.cancel()
             listener.close()
             if self._admin is not None:
                 self._admin.close()
@@ -221,18 +229,46 @@ class _System:
             await self._fleet.add(child)
 
     async def _until_predicting(self, url: str) -> None:
-        """Ask every model its example, through the proxy, until each has answered. An upstream's have none."""
+        """Ask every model its example, through the proxy, until each has answered. An upstream's have none, and are not
+        waited for longer than a few seconds: they may come, or be mended, later."""
         late = asyncio.get_running_loop().call_later(READY_SECONDS, _say_late)
         try:
             async with aiohttp.ClientSession() as client:
-                await self._until_ok(lambda: client.get(f"{url}/v2/health/ready"))
                 for manifest in self._local:
                     model = f"{url}/v2/models/{manifest.name}"
                     await self._until_ok(lambda model=model: client.get(f"{model}/ready"))  # type: ignore[misc]
                     body = orjson.dumps(example_request(manifest))
                     await self._until_ok(lambda model=model, body=body: client.post(f"{model}/infer", data=body))  # type: ignore[misc]
+                if self._settings.upstream is None and len(self._local) == len(self._models):
+                    await self._until_ok(lambda: client.get(f"{url}/v2/health/ready"))
+                    self._predicting = True
+                else:
+                    self._predicting = await self._upstream_ready(client, url)
         finally:
             late.cancel()
+
+    async def _upstream_ready(self, client: aiohttp.ClientSession, url: str) -> bool:
+        """Whether the proxy is ready within a few seconds; the log says why it is not."""
+        await self._until_ok(lambda: client.get(f"{url}/v2/health/live"))
+        try:
+            async with asyncio.timeout(UPSTREAM_SECONDS):
+                await self._until_ok(lambda: client.get(f"{url}/v2/health/ready"))
+        except TimeoutError:
+            async with client.get(f"{url}/v2/health/ready") as reply:
+                log.error("not ready; goes on without", url=url, why=(await reply.json()).get("error"))
+            return False
+        return True
+
+    async def _say_ready(self, url: str) -> None:
+        """Once it is, however long that takes."""
+        async with aiohttp.ClientSession() as client:
+            while True:
+                with contextlib.suppress(aiohttp.ClientError, OSError):
+                    async with client.get(f"{url}/v2/health/ready") as reply:
+                        if reply.status == 200:
+                            print(f"ready {url}", flush=True)
+                            return
+                await asyncio.sleep(FOLLOW_SECONDS)
 
     async def _until_ok(self, ask: Callable[[], AbstractAsyncContextManager[aiohttp.ClientResponse]]) -> None:
         while True:

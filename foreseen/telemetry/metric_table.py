@@ -177,6 +177,13 @@ PROXY_METRICS: dict[str, Spec] = {
         labels=("model",),
         mode="livemin",
     ),
+    "upstream_problems": GaugeSpec(
+        "foreseen_upstream_problems",
+        "Models behind --upstream, or the server itself, that cannot be served, by problem: unreachable, not-v2, "
+        "lists-nothing, no-metadata, unusable. The log says what was asked, and what to do.",
+        labels=("problem",),
+        mode="livemax",
+    ),
     "started": GaugeSpec(
         "foreseen_worker_start_time_seconds",
         "When the youngest worker started, Unix time: it changes whenever one is restarted.",

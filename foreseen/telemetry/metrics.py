@@ -33,6 +33,7 @@ FAR_ERROR_KINDS = (
 DROP_REASONS = ("large", "pending", "far")
 LEASE_OUTCOMES = ("won", "waited", "taken-over", "failed")
 LIMITS = ("connections", "idle", "head", "head-size", "write", "rate")
+UPSTREAM_PROBLEMS = ("unreachable", "not-v2", "lists-nothing", "no-metadata", "unusable")
 VERIFY_REASONS = ("length", "format", "identity", "tag")
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for every counter that nobody reads
@@ -76,6 +77,7 @@ class ProxyMetrics:
     workers: Gauge
     resident: Gauge
     model_ready: CachedChildren[Gauge]
+    upstream_problems: CachedChildren[Gauge]
     started: Gauge
     build: Gauge
 

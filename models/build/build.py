@@ -26,7 +26,7 @@ from foreseen.models.measure.graph_run import GraphSession
 from foreseen.models.measure.samples import samples
 from foreseen.models.progress import BuildProgress
 from foreseen.models.quantize import quantize
-from foreseen.modelspec.artifact import Artifact, Record, write_record
+from foreseen.modelspec.artifact import Artifact, Record, refuse_optional, write_record
 from foreseen.modelspec.manifest import Manifest, Precision
 from foreseen.modelspec.source_file import changed_file
 from foreseen.types import Row
@@ -59,6 +59,7 @@ def prepare(manifest: Manifest, data: Path, folder: Path, say: BuildProgress) ->
         raise SetupError(f"model {manifest.name!r} has no [source]: there is nothing to build")
     if changed := changed_file(manifest):  # what was fetched before would be built again, and nobody would notice
         raise SetupError(changed)
+    refuse_optional(manifest)
     files = folder / "files"
     fetch(manifest.source, data, files, say)
     with say.step(f"make the fp32 graph of {manifest.name}"):

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
-from foreseen.errors import ForeseenError, UnknownModel
+from foreseen.errors import ForeseenError, ModelUnavailable, UnknownModel
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import NO_CONTROL
 from foreseen.proxy.cache.tiers import Tiers
@@ -62,19 +63,23 @@ class Responder:
         settings: ProxySettings,
         tiers: Tiers,
         memory: Memory | None = None,
+        refused: Mapping[str, Exception] = MappingProxyType({}),
     ) -> None:
         self._near = tiers.near
         self._clock = tiers.clock
         self._memory = memory
         self._served = served
+        self._refused = refused
         self._server = server
         self._metrics = metrics
         self._server_timing = settings.server_timing
         self._access = AccessLog(settings.access_log_hits)
 
     def find(self, name: str, version: str | None) -> ServedModel:
-        """A served model. Raises UnknownModel."""
+        """A served model. Raises UnknownModel, or ModelUnavailable for one of an upstream that cannot be served."""
         served = self._served.get(name)
+        if served is None and name in self._refused:
+            raise ModelUnavailable(f"model {name!r} is not ready: {self._refused[name]}")
         if served is None:
             raise UnknownModel(name[:128])
         if version is not None and version != served.manifest.version:

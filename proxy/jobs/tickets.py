@@ -30,6 +30,7 @@ from foreseen.errors import (
 from foreseen.keys.entry import FAR_OVERHEAD_BYTES
 from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.members import tensor_outputs
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import Control, steps_of
 from foreseen.proxy.jobs.job_notifications import JobNotifications
@@ -412,7 +413,11 @@ class Jobs:
 def _renderable(manifest: Manifest, answers: list[Answer]) -> None:
     """Raises PredictionGone where the model has another signature by now."""
     wanted = [output.name for output in manifest.model.outputs]
-    if any([output.name for output in answer.prediction.outputs] != wanted for answer in answers):
+    some = manifest.outputs == "requested"
+    for answer in answers:
+        names = [output.name for output in tensor_outputs(answer.prediction)]
+        if names == wanted or (some and set(names) <= set(wanted)):
+            continue
         raise PredictionGone("the model has another signature since")
 
 

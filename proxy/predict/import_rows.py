@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from foreseen.errors import BadInput, FarError, FarUnavailable, ModelFailed
 from foreseen.modelspec.manifest import Manifest
@@ -36,7 +36,7 @@ class ImportBody(Struct, frozen=True):
 
 def decode_import(body: bytes, header_length: int | None, manifest: Manifest) -> ImportBody:
     """Raises BadRequest or BadInput naming the field."""
-    request = parse_request(body, header_length)
+    request = parse_request(body, header_length, whole=manifest.upstream is not None)
     told = dict(request.parameters)
     digest = told.pop("digest", None)
     if not isinstance(digest, str):
@@ -49,7 +49,10 @@ def decode_import(body: bytes, header_length: int | None, manifest: Manifest) ->
             raise BadInput(f"inputs.{tensor.name}.datatype: is {tensor.datatype}, must be {spec.datatype}")
     facts = {name: given[name] for name in (MADE_AT, SECONDS) if name in given}
     inputs = tuple(t for t in request.inputs if not t.name.startswith(PREFIX) and t.name not in facts)
-    return ImportBody(inputs, outputs, facts, counting(told, manifest), digest)
+    names = {tensor.name for tensor in inputs}
+    of_inputs = {name: more for name, more in request.members.inputs.items() if name in names}
+    members = structs.replace(request.members, inputs=of_inputs)
+    return ImportBody(inputs, outputs, facts, counting(told, manifest, members), digest)
 
 
 def predictions_of(brought: ImportBody, rows: Sequence[Row], manifest: Manifest, now: float) -> list[Prediction]:

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import orjson
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from foreseen.errors import BadRequest
+from foreseen.errors import BadRequest, ModelUnavailable
 from foreseen.modelspec.manifest import ClientOutput, Manifest, wire_shape
 from foreseen.protocol.datatypes import DATATYPES, elements
+from foreseen.protocol.members import ReplyMembers, reply_of
 from foreseen.protocol.tensors import array_of_raw, raw_of
 from foreseen.protocol.wire import OutputTensor, render_response
 from foreseen.types import Array, OutputOptions, Prediction, WantedOutput
@@ -32,9 +33,12 @@ def render(
     if output_options.protocol != "v2":
         return _render_v1(manifest, predictions, output_options), None
     outputs = [
-        _tensor(manifest, predictions, wanted, output_options) for wanted in wanted_outputs(manifest, output_options)
+        _tensor(manifest, predictions, wanted, output_options)
+        for wanted in _there(manifest, predictions, output_options)
     ]
-    return render_response(manifest.name, manifest.version, output_options.id, outputs)
+    return render_response(
+        manifest.name, manifest.version, output_options.id, outputs, members=_members(manifest, predictions, outputs)
+    )
 
 
 class Drawn(Struct, frozen=True):
@@ -87,11 +91,44 @@ def wanted_outputs(manifest: Manifest, output_options: OutputOptions) -> tuple[W
     return output_options.outputs
 
 
+def _there(
+    manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions
+) -> tuple[WantedOutput, ...]:
+    """What is wanted, of what was answered: an upstream may answer with some of its outputs. Raises ModelUnavailable
+    where one that was named is missing: that it has to be asked for has just been found out."""
+    wanted = wanted_outputs(manifest, output_options)
+    if manifest.upstream is None or not predictions:
+        return wanted
+    names = set.intersection(*({head.name for head in one.outputs} for one in predictions))
+    missing = [one.name for one in wanted if one.name not in names]
+    if missing and output_options.outputs is not None:
+        raise ModelUnavailable(f"outputs.{missing[0]}: the model answers with it only where it is asked for; ask again")
+    return tuple(one for one in wanted if one.name in names)
+
+
+def _members(
+    manifest: Manifest, predictions: Sequence[Prediction], outputs: Sequence[OutputTensor]
+) -> ReplyMembers | None:
+    """What an upstream's reply held beside its tensors; not of an output that is rendered as something else here."""
+    if manifest.upstream is None:
+        return None
+    members = reply_of(predictions)
+    if members is None or not members.outputs:
+        return members
+    datatypes = {head.name: head.datatype for head in predictions[0].outputs}
+    same = {output.name for output in outputs if datatypes[output.name] == output.datatype}
+    return ReplyMembers(members.top, {name: more for name, more in members.outputs.items() if name in same})
+
+
 def _tensor(
     manifest: Manifest, predictions: Sequence[Prediction], wanted: WantedOutput, output_options: OutputOptions
 ) -> OutputTensor:
     spec = _spec(manifest, wanted.name)
     binary = output_options.binary if wanted.binary is None else wanted.binary
+    if wanted.classification is not None and _is_classified(predictions, spec):
+        spec = structs.replace(spec, datatype="BYTES")
+        raw, shape = _joined(manifest, predictions, spec)
+        return OutputTensor(wanted.name, "BYTES", shape, raw, binary)
     raw, shape = _joined(manifest, predictions, spec)
     if wanted.classification is None:
         return OutputTensor(wanted.name, spec.datatype, shape, raw, binary)
@@ -99,10 +136,18 @@ def _tensor(
     return OutputTensor(wanted.name, "BYTES", classes.shape, raw_of(classes, DATATYPES["BYTES"]), binary)
 
 
+def _is_classified(predictions: Sequence[Prediction], spec: ClientOutput) -> bool:
+    """Whether an upstream has classified an output itself: it may know labels that its metadata do not say."""
+    heads = predictions[0].outputs if predictions else ()
+    return any(head.name == spec.name and head.datatype != spec.datatype for head in heads)
+
+
 def _joined(manifest: Manifest, predictions: Sequence[Prediction], spec: ClientOutput) -> tuple[bytes, tuple[int, ...]]:
     """All rows of one output as one tensor's bytes and shape; rows of different sizes are zero-padded again."""
     if not predictions:
         return b"", tuple(0 if dim == -1 else dim for dim in wire_shape(spec.shape))
+    if manifest.upstream is not None:  # its replies need not have the same outputs
+        predictions = [_only(prediction, spec.name) for prediction in predictions]
     place = next(i for i, output in enumerate(predictions[0].outputs) if output.name == spec.name)
     shapes = {prediction.outputs[place].shape for prediction in predictions}
     if manifest.rows == "together":
@@ -116,6 +161,12 @@ def _joined(manifest: Manifest, predictions: Sequence[Prediction], spec: ClientO
         part = array_of_raw(prediction.data[place], datatype, prediction.outputs[place].shape, spec.name)
         batch[i][tuple(slice(0, size) for size in part.shape)] = part
     return raw_of(batch, datatype), batch.shape
+
+
+def _only(prediction: Prediction, name: str) -> Prediction:
+    """A prediction with one of its outputs."""
+    place = next(i for i, output in enumerate(prediction.outputs) if output.name == name)
+    return structs.replace(prediction, outputs=(prediction.outputs[place],), data=(prediction.data[place],))
 
 
 def _classes(array: Array, count: int, spec: ClientOutput) -> Array:
@@ -141,7 +192,7 @@ def _classes(array: Array, count: int, spec: ClientOutput) -> Array:
 def _render_v1(manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions) -> bytes:
     """`{"predictions": [...]}` by row, or `{"outputs": ...}` by column; one output stands without its name."""
     columns: dict[str, Any] = {}
-    for wanted in wanted_outputs(manifest, output_options):
+    for wanted in _there(manifest, predictions, output_options):
         spec = _spec(manifest, wanted.name)
         raw, shape = _joined(manifest, predictions, spec)
         array = array_of_raw(raw, DATATYPES[spec.datatype], shape, wanted.name)
@@ -151,6 +202,8 @@ def _render_v1(manifest: Manifest, predictions: Sequence[Prediction], output_opt
         return orjson.dumps({"outputs": columns if single is None else single}, option=orjson.OPT_SERIALIZE_NUMPY)
     if single is not None:
         return orjson.dumps({"predictions": single}, option=orjson.OPT_SERIALIZE_NUMPY)
+    if len({len(values) for values in columns.values()}) > 1:  # a detector's, whose rows are what it has found
+        raise BadRequest("instances: the outputs differ in their number of rows; ask by column (inputs), or over V2")
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return orjson.dumps({"predictions": rows}, option=orjson.OPT_SERIALIZE_NUMPY)
 

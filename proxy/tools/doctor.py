@@ -29,6 +29,7 @@ from foreseen.operate.interpreter import optimized
 from foreseen.operate.scrape import Scrape, scrape
 from foreseen.operate.started import flags_of, url_at
 from foreseen.paths import model_socket
+from foreseen.proxy.backend.v2_server import Unusable, V2Server
 from foreseen.proxy.tools.doctor_stores import redis, state
 from foreseen.proxy.tools.finding import Finding, Grade, numbers, size
 from foreseen.settings import DoctorSettings
@@ -238,8 +239,16 @@ async def upstream(address: str, what: str = "upstream") -> AsyncIterator[Findin
         return
     if status == 200:
         yield Finding("ok", what, f"{address} is ready")
+        return
+    server = V2Server(address)
+    try:
+        await server.listed()
+    except Unusable as error:
+        yield Finding("must", what, f"{address} is not ready: {error.said}", error.fix)
     else:
         yield Finding("must", what, f"{address} is not ready (status {status})", "see its log")
+    finally:
+        await server.close()
 
 
 async def _ask(address: str, name: str) -> dict[str, Any] | None:

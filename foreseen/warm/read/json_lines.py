@@ -100,7 +100,8 @@ class Line:
         raise BadInput(f"has no member {to!r}; its members are {', '.join(list(document)[:20]) or 'none'}")
 
     def _request(self, text: bytes, signature: Signature) -> None:
-        request, manifest = parse_request(text, None), signature.manifest
+        manifest = signature.manifest
+        request = parse_request(text, None, whole=manifest.upstream is not None)
         specs = {spec.name: spec for spec in manifest.seen.inputs}
         for tensor in request.inputs:
             spec = specs.get(tensor.name)
@@ -115,7 +116,7 @@ class Line:
         if len(sizes) != 1:
             raise BadInput("inputs: the first dimension (rows) differs between inputs")
         self.rows = sizes.pop()
-        self.parameters = counting(request.parameters, manifest)
+        self.parameters = counting(request.parameters, manifest, request.members)
 
 
 def _is_integer(field: Field) -> bool:

@@ -106,7 +106,7 @@ def wanted_columns(file: File, plan: Plan) -> dict[str, str]:
         return wanted
     try:
         for spec in seen:
-            optional = spec.ignore or spec.name in masks
+            optional = spec.ignore or spec.optional or spec.name in masks
             if optional and spec.name not in have and spec.name not in plan.inputs.values():
                 continue
             wanted |= dict.fromkeys(columns_for(spec, have, plan.inputs), spec.name)
