@@ -4,11 +4,12 @@ A manifest has two signatures under one name. `[client]` is what clients see (te
 the model process takes (token ids and a mask). Where they are the same, `[client]` is left out. Dimensions are positive
 integers or names; a name stands for a size that differs between requests (shown as -1), and the first dimension of
 every input and output is `"rows"`. Outputs that use the name of an input's dimension are cut to the row's own size.
+Where the manifest says `rows = "together"`, inputs and outputs may have any shape (a scalar, a state whose second axis
+is the batch): the graph gets every request as it was sent.
 """
 
 from __future__ import annotations
 
-import math
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from msgspec import Struct
 
 from foreseen.datatypes import DATATYPES
 from foreseen.errors import SetupError
+from foreseen.hints import Samples, problem
 
 Dim = int | str
 Precision = Literal["fp32", "fp16", "int8-rowwise", "int8-dynamic", "matmul-nbits"]
@@ -130,6 +132,12 @@ class ModelSignature(Struct, frozen=True, forbid_unknown_fields=True):
         """The inputs that rows carry: all but the derived ones."""
         return tuple(i for i in self.inputs if i.role is None)
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether every input and output has rows as its first axis. If not, a request cannot be cut into rows."""
+        shapes = [i.shape for i in self.inputs] + [o.shape for o in self.outputs]
+        return all(shape[:1] == (BATCH,) for shape in shapes)
+
 
 class Wheel(Struct, frozen=True, forbid_unknown_fields=True):
     """A package of which files are taken, never installed or run."""
@@ -233,6 +241,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """Request parameters that do not change the answer, beside the reserved ones."""
     example: dict[str, list[Any]] = {}
     """Client input → data of one small request, for the readiness check and the docs."""
+    samples: Samples = Samples()
 
     @property
     def seen(self) -> ClientSignature:
@@ -249,20 +258,6 @@ def wire_shape(shape: tuple[Dim, ...]) -> list[int]:
     return [-1 if isinstance(dim, str) else dim for dim in shape]
 
 
-def example_request(manifest: Manifest) -> dict[str, Any]:
-    """A V2 request of the manifest's example: one row, open dimensions as long as the data makes them. An input that it
-    has no example of is all ones."""
-    inputs = []
-    for spec in manifest.seen.inputs:
-        shape = [1 if dim == BATCH else dim for dim in spec.shape]
-        fixed = math.prod(dim for dim in shape if isinstance(dim, int))
-        one = {"BYTES": "1", "BOOL": True}.get(spec.datatype, 1)
-        data = manifest.example.get(spec.name) or [one] * fixed
-        open_ended = [len(data) // fixed if isinstance(dim, str) else dim for dim in shape]
-        inputs.append({"name": spec.name, "shape": open_ended, "datatype": spec.datatype, "data": data})
-    return {"inputs": inputs}
-
-
 def load(path: Path) -> Manifest:
     """Read one manifest. Raises SetupError with the file, the field and what is wrong."""
     try:
@@ -271,9 +266,9 @@ def load(path: Path) -> Manifest:
         raise SetupError(f"{path}: there is no such model manifest") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise SetupError(f"{path}: {error}") from None
-    problem = _problem(manifest)
-    if problem is not None:
-        raise SetupError(f"{path}: {problem}")
+    found = _problem(manifest)
+    if found is not None:
+        raise SetupError(f"{path}: {found}")
     return msgspec.structs.replace(manifest, client=manifest.seen)  # read by every request
 
 
@@ -322,9 +317,10 @@ def _problem(manifest: Manifest) -> str | None:
             return f"{where}.datatype: {tensor.datatype!r} is not one of {', '.join(DATATYPES)}"
         if any(isinstance(dim, int) and dim < 0 for dim in tensor.shape):
             return f"{where}.shape: name a dimension whose size differs, do not write a negative number"
-        if not tensor.shape or tensor.shape[0] != BATCH:
-            return f"{where}.shape: the first dimension is {BATCH!r}"
-    return _upstream_problem(manifest) or _model_problem(manifest) or _client_problem(manifest)
+        if tensor.shape[:1] != (BATCH,) and manifest.rows == "each":
+            return f'{where}.shape: the first dimension is {BATCH!r}, unless the manifest says rows = "together"'
+    checks = (_upstream_problem, _model_problem, _client_problem, lambda manifest: problem(manifest.samples))
+    return next((found for check in checks if (found := check(manifest)) is not None), None)
 
 
 def _upstream_problem(manifest: Manifest) -> str | None:
@@ -365,6 +361,8 @@ def _fed(manifest: Manifest) -> set[str]:
 
 
 def _client_problem(manifest: Manifest) -> str | None:
+    if not manifest.model.has_rows and any(i.tokenizer or i.image or i.trim for i in manifest.seen.inputs):
+        return f"client.inputs: tokenizer, image and trim need {BATCH!r} as the first dimension of every model tensor"
     listed = {i.name: i for i in manifest.seen.inputs}
     for i in manifest.seen.inputs:
         where = f"client.inputs.{i.name}"

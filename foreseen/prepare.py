@@ -53,6 +53,8 @@ class Preparer:
         if self.columnar:
             return Columns(self.table(inputs))
         arrays = self._arrays(inputs)
+        if not self._manifest.model.has_rows:
+            return [Row(tuple(arrays[name] for name in self._keyed))]
         if self._manifest.rows == "together":
             return [Row(tuple(_whole(self._columns(arrays)[name]) for name in self._keyed))]
         columns = self._columns(arrays)
@@ -78,7 +80,7 @@ class Preparer:
             if name not in self._inputs:
                 raise BadInput(f"inputs.{name}: there is no such input; the model takes {', '.join(self._inputs)}")
         arrays = {name: self._checked(spec, given.get(name)) for name, spec in self._inputs.items()}
-        if len({len(array) for array in arrays.values()}) != 1:
+        if self._manifest.model.has_rows and len({len(array) for array in arrays.values()}) != 1:
             raise BadInput("inputs: the first dimension (rows) differs between inputs")
         return arrays
 

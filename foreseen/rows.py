@@ -16,7 +16,7 @@ import numpy as np
 
 from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, ModelFailed
-from foreseen.manifest import ModelInput, ModelOutput, ModelSignature
+from foreseen.manifest import BATCH, ModelInput, ModelOutput, ModelSignature
 from foreseen.nouns import Array, Output, Row
 from foreseen.tensors import raw_of
 
@@ -106,6 +106,43 @@ def raw_of_outputs(arrays: RowOutputs, signature: ModelSignature) -> RawOutputs:
     return heads, tuple(raw_of(array, DATATYPES[spec.datatype]) for spec, array in pairs)
 
 
+def whole_row(tensors: Mapping[str, Array], signature: ModelSignature) -> Row:
+    """A request that cannot be cut into rows, as one row: a tensor per input as it was sent. Inputs derived from
+    another may be left out. Raises BadInput naming the input."""
+    parts: list[Array] = []
+    for name in tensors:
+        if all(name != spec.name for spec in signature.inputs):
+            raise BadInput(f"inputs.{name}: the model has no such input")
+    for spec in signature.inputs:
+        if spec.name in tensors:
+            _fits(tensors[spec.name], spec)
+            parts.append(tensors[spec.name])
+        elif spec.role is None or spec.of is None or spec.of not in tensors:
+            raise BadInput(f"inputs.{spec.name}: missing")
+        else:
+            made = np.ones if spec.role == "mask" else np.zeros
+            parts.append(made(tensors[spec.of].shape, DATATYPES[spec.datatype].dtype))
+    return Row(tuple(parts))
+
+
+def row_count(tensors: Sequence[Array], inputs: Sequence[ModelInput]) -> int | None:
+    """How many rows a whole request has: the size of an axis called "rows". None where no input has one."""
+    for spec, tensor in zip(inputs, tensors, strict=True):
+        if BATCH in spec.shape:
+            return int(tensor.shape[spec.shape.index(BATCH)])
+    return None
+
+
+def firsts_of(signature: ModelSignature, rows: int | None) -> dict[str, int | None]:
+    """How many rows each output of a whole request has: as many as its inputs where its first axis is "rows", as the
+    signature says where that is a number, and None where any may be right."""
+    return {
+        spec.name: rows if first == BATCH else None if isinstance(first, str) else first
+        for spec in signature.outputs
+        for first in spec.shape[:1]
+    }
+
+
 def whole_outputs(
     outputs: Mapping[str, Array], signature: ModelSignature, firsts: Mapping[str, int | None]
 ) -> RowOutputs:
@@ -115,7 +152,8 @@ def whole_outputs(
     """
     whole = []
     for spec in signature.outputs:
-        wanted = [firsts[spec.name], *(None if isinstance(d, str) else d for d in spec.shape[1:])]
+        others = [None if isinstance(d, str) else d for d in spec.shape[1:]]
+        wanted = [firsts[spec.name], *others] if spec.shape else []
         whole.append(_answered(outputs, spec, [-1 if dim is None else dim for dim in wanted]))
     return tuple(whole)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import os
 import signal
 import socket
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import aiohttp
-import orjson
 import structlog
 
 from foreseen import valkey
@@ -32,8 +32,10 @@ from foreseen.entry import FAR_OVERHEAD_BYTES, NEAR_OVERHEAD_BYTES
 from foreseen.errors import SetupError
 from foreseen.exposition import MULTIPROCESS_FOLDER, forget_worker, prepare_multiprocess
 from foreseen.fleet import Fleet
+from foreseen.http import BINARY, HEADER_LENGTH
 from foreseen.listen import listen, listen_admin
-from foreseen.manifest import Manifest, example_request, find
+from foreseen.made_up import example_request
+from foreseen.manifest import Manifest, find
 from foreseen.places import make_run_folder, redis_socket, state_socket
 from foreseen.secret import make_secret
 from foreseen.servers import shown
@@ -197,20 +199,29 @@ class _System:
             await self._fleet.add(child)
 
     async def _until_predicting(self, url: str) -> None:
-        """Ask every model its example, through the proxy, until each has answered. An upstream's have none."""
+        """Ask every model its example, through the proxy, until each has answered. An upstream's have none.
+
+        Where the manifest gives no example, one is made up, and any answer of the model will do: a refusal or a failure
+        shows that it was asked.
+        """
         async with asyncio.timeout(READY_SECONDS), aiohttp.ClientSession() as client:
             await self._until_ok(lambda: client.get(f"{url}/v2/health/ready"))
             for manifest in self._local:
                 model = f"{url}/v2/models/{manifest.name}"
                 await self._until_ok(lambda model=model: client.get(f"{model}/ready"))  # type: ignore[misc]
-                body = orjson.dumps(example_request(manifest))
-                await self._until_ok(lambda model=model, body=body: client.post(f"{model}/infer", data=body))  # type: ignore[misc]
+                body, length = example_request(manifest)
+                post = functools.partial(client.post, f"{model}/infer", data=body, headers=_binary(length))
+                await self._until_ok(post, _Answered(manifest))
 
-    async def _until_ok(self, ask: Callable[[], AbstractAsyncContextManager[aiohttp.ClientResponse]]) -> None:
+    async def _until_ok(
+        self,
+        ask: Callable[[], AbstractAsyncContextManager[aiohttp.ClientResponse]],
+        is_answer: Callable[[int, bytes], bool] = lambda status, _: status == 200,
+    ) -> None:
         while True:
             with contextlib.suppress(aiohttp.ClientError, OSError):
                 async with ask() as reply:
-                    if reply.status == 200:
+                    if is_answer(reply.status, await reply.read()):
                         return
             failed = next((child for child in self._fleet.children if child.ends >= 3), None)
             if failed is not None:
@@ -286,6 +297,26 @@ class _System:
             f"data     {settings.data.resolve()}",
         ]
         print("\n".join(lines), flush=True)
+
+
+class _Answered:
+    """Whether a reply shows that a model answers. Raises SetupError where it refuses the operator's own example."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._name = manifest.name
+        self._given = all(spec.name in manifest.example for spec in manifest.seen.inputs)
+
+    def __call__(self, status: int, body: bytes) -> bool:
+        if status == 200 or not self._given:
+            return status in (200, 400, 422, 502)
+        if status in (400, 422):
+            why = body.decode(errors="replace")[:300]
+            raise SetupError(f"model {self._name!r} refuses the [example] of its manifest: {why}")
+        return False
+
+
+def _binary(length: int) -> dict[str, str]:
+    return {HEADER_LENGTH: str(length), "Content-Type": BINARY}
 
 
 async def _build(manifest: Manifest, settings: UpSettings) -> None:

@@ -12,7 +12,7 @@ from foreseen.artifact import Serving, write_serving
 from foreseen.errors import ModelUnavailable
 from foreseen.manifest import Manifest, find
 from foreseen.nouns import Array, Lane, Row
-from foreseen.rows import empty_outputs, split, stack, stack_outputs, tokens
+from foreseen.rows import empty_outputs, split, stack, stack_outputs, tokens, whole_row
 from foreseen.settings import InferenceSettings
 from inference import gpu, selftest
 from inference.batcher import Batcher
@@ -83,6 +83,9 @@ class Served:
         if self._batcher is None:
             raise ModelUnavailable(f"model '{self.manifest.name}' is not ready")
         signature = self.manifest.model
+        if not signature.has_rows:
+            computed = await self._batcher.predict([whole_row(tensors, signature)], deadline, lane)
+            return dict(zip((o.name for o in signature.outputs), computed[0].outputs, strict=True)), computed
         rows = split(tensors, signature)
         if not rows:
             return empty_outputs(signature), []

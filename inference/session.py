@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +19,22 @@ import numpy as np
 import onnxruntime as ort
 import structlog
 from msgspec import Struct
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
 from foreseen.artifact import Record, model_digest, read_file, read_record
 from foreseen.errors import BadInput, SetupError
 from foreseen.manifest import Manifest, ModelInput, ModelOutput
 from foreseen.nouns import Array, Row
-from foreseen.rows import RowOutputs, split, split_outputs, stack, stack_outputs
+from foreseen.rows import (
+    RowOutputs,
+    firsts_of,
+    row_count,
+    split,
+    split_outputs,
+    stack,
+    stack_outputs,
+    whole_outputs,
+)
 from inference import gpu
 from inference.processor import processor_family
 from inference.watchdog import Watchdog
@@ -60,6 +71,12 @@ _SATURATION_PROBE = (
     "WjYBSMghEHtDgEmJwYq7wYG6JEgA0HIX4uXg4mIU4uZiHGPC4mDockoGglWJQNIargxMLFIMALAEN5CrM="
 )
 """A graph of one node, compressed: see `saturates`. A test makes it again with `onnx.helper` and compares."""
+
+
+_KERNEL_ERRORS = (InvalidArgument, Fail, RuntimeException)
+_KERNEL = re.compile(r"while running (\w+) node")
+_NOT_THE_INPUT = ("alloc", "memory", "terminate flag", "CUDA", "CUDNN", "CUBLAS", "TensorRT")
+"""Words of complaints that are not about the input."""
 
 
 class Plan(Struct, frozen=True):
@@ -152,13 +169,19 @@ class Session:
         """A row that is a whole request: a tensor per input, derived ones too, with batch axis; so its outputs."""
         signature = self.manifest.model
         tensors = {spec.name: tensor for spec, tensor in zip(signature.inputs, row.tensors, strict=True)}
+        if not signature.has_rows:
+            firsts = firsts_of(signature, row_count(row.tensors, signature.inputs))
+            return whole_outputs(self._outputs(tensors), signature, firsts)
         answered = self._run_batch(split(tensors, signature))
         stacked = stack_outputs(answered, signature)
         return tuple(stacked[name] for name in self._names)
 
     def _run_batch(self, rows: Sequence[Row]) -> list[RowOutputs]:
         signature = self.manifest.model
-        feeds = stack(rows, signature)
+        return split_outputs(self._outputs(stack(rows, signature)), rows, signature)
+
+    def _outputs(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        """One run of the graph, watched."""
         for name in self._strings:
             feeds[name] = _decoded(feeds[name], name)
         options = ort.RunOptions()
@@ -166,13 +189,15 @@ class Session:
         def stop() -> None:
             options.terminate = True
 
-        with self._watchdog.watch(stop):
-            if self._bound:
-                arrays = gpu.run_bound(self._graph, self._names, feeds, options)
-            else:
-                arrays = self._graph.run(self._names, feeds, options)
-        outputs = {name: _encoded(array) for name, array in zip(self._names, arrays, strict=True)}
-        return split_outputs(outputs, rows, signature)
+        try:
+            with self._watchdog.watch(stop):
+                if self._bound:
+                    arrays = gpu.run_bound(self._graph, self._names, feeds, options)
+                else:
+                    arrays = self._graph.run(self._names, feeds, options)
+        except _KERNEL_ERRORS as error:
+            raise _refusal(error) from None
+        return {name: _encoded(array) for name, array in zip(self._names, arrays, strict=True)}
 
     def close(self) -> None:
         """Stop the watchdog. Runs in progress go on unwatched."""
@@ -227,6 +252,18 @@ def saturates(*, guarded: bool) -> bool:
     largest: Array = np.full((2, 64), 255, np.uint8)
     (products,) = graph.run(None, {"a": largest})
     return bool((products != 127 * 127 * 64).any())
+
+
+def _refusal(error: Exception) -> Exception:
+    """A kernel's complaint about its input as BadInput, without its text, which holds values of the input; anything
+    else (no memory, a device that failed, a run that was stopped) as it is."""
+    said = str(error)
+    node = _KERNEL.search(said)
+    shaped = isinstance(error, InvalidArgument) and node is None
+    if any(word in said for word in _NOT_THE_INPUT) or not (node or shaped):
+        return error
+    where = f"its {node.group(1)} node takes no such numbers or sizes" if node else "its inputs have other sizes"
+    return BadInput(f"the model refuses this input: {where}")
 
 
 def _nodes(graph: ort.InferenceSession) -> dict[str, list[tuple[str, str]]]:

@@ -59,6 +59,8 @@ def decode_v1(body: bytes, manifest: Manifest) -> Asked:
     if ("instances" in document) == ("inputs" in document):
         raise BadRequest("body: give either instances (by row) or inputs (by column)")
     specs = manifest.seen.inputs
+    if "instances" in document and not manifest.model.has_rows:
+        raise BadRequest("instances: this model takes whole requests; give inputs (by column), or ask it over V2")
     if "instances" in document:
         wish, columns = Wish("v1"), _columns_of_instances(document["instances"], specs)
     else:

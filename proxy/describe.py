@@ -35,9 +35,9 @@ def config(served: Served) -> dict[str, Any]:
         "name": manifest.name,
         "platform": "onnxruntime_onnx",
         "backend": "onnxruntime",
-        "max_batch_size": manifest.batching.max_rows,
-        "input": [_config_tensor(spec) for spec in manifest.seen.inputs],
-        "output": [_config_tensor(spec) for spec in manifest.seen.outputs],
+        "max_batch_size": manifest.batching.max_rows if manifest.model.has_rows else 0,
+        "input": [_config_tensor(spec, manifest.model.has_rows) for spec in manifest.seen.inputs],
+        "output": [_config_tensor(spec, manifest.model.has_rows) for spec in manifest.seen.outputs],
         "dynamic_batching": {},
         "response_cache": {"enable": manifest.cacheable},
     }
@@ -83,6 +83,6 @@ def _tensor(spec: ClientInput | ClientOutput) -> dict[str, Any]:
     return {"name": spec.name, "datatype": spec.datatype, "shape": wire_shape(spec.shape)}
 
 
-def _config_tensor(spec: ClientInput | ClientOutput) -> dict[str, Any]:
+def _config_tensor(spec: ClientInput | ClientOutput, has_rows: bool) -> dict[str, Any]:
     kind = "TYPE_STRING" if DATATYPES[spec.datatype].kind == "s" else f"TYPE_{spec.datatype}"
-    return {"name": spec.name, "data_type": kind, "dims": wire_shape(spec.shape)[1:] or [1]}
+    return {"name": spec.name, "data_type": kind, "dims": wire_shape(spec.shape)[has_rows:] or [1]}

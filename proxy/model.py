@@ -38,7 +38,7 @@ from foreseen.http import BINARY, HEADER_LENGTH
 from foreseen.key import Framer
 from foreseen.manifest import Manifest, ModelSignature
 from foreseen.nouns import Array, Prediction, Row, Terms
-from foreseen.rows import raw_of_outputs, raw_outputs, stack, whole_outputs
+from foreseen.rows import firsts_of, raw_of_outputs, raw_outputs, row_count, stack, whole_outputs
 from foreseen.wire import Response, parse_response, render_request
 from proxy.budget import RetryBudget
 from proxy.line import Broken, Line, NotReached, Told, Unreadable
@@ -333,9 +333,9 @@ class ModelProcess:
             raise ModelFailed(f"model {self._manifest.name!r}: the reply does not say its digest")
         return digest
 
-    def _firsts(self, rows: int) -> Mapping[str, int | None]:
+    def _firsts(self, rows: int | None) -> Mapping[str, int | None]:
         """How many rows each output of a whole request has; None where any number may be right."""
-        return dict.fromkeys((spec.name for spec in self._signature.outputs), rows)
+        return firsts_of(self._signature, rows)
 
     # From here on all are alike.
 
@@ -394,7 +394,7 @@ class ModelProcess:
         told = response.parameters.get("seconds")
         each = float(told) if isinstance(told, int | float) else seconds / len(rows)
         if self._together(rows):
-            count = len(rows[0].tensors[0])
+            count = row_count(rows[0].tensors, self._signature.keyed)
             raw = [raw_of_outputs(whole_outputs(outputs, self._signature, self._firsts(count)), self._signature)]
         else:
             raw = raw_outputs(outputs, rows, self._signature)

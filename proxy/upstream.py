@@ -231,7 +231,7 @@ class UpstreamProcess(ModelProcess):
             parts += [places[at : at + step] for at in range(0, len(places), step)]
         return parts
 
-    def _firsts(self, rows: int) -> Mapping[str, int | None]:
+    def _firsts(self, rows: int | None) -> Mapping[str, int | None]:
         return {name: rows if first == -1 else first for name, first in self.told.firsts.items()}
 
     async def _asked(self, tensors: Tensors, parameters: dict[str, Any], terms: Terms, request_id: str) -> Response:

@@ -16,11 +16,13 @@ from foreseen.artifact import read_file, read_record
 from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, SetupError, TooLarge
 from foreseen.key import Framer, key_of, keys_of, keys_of_frames, space_key
-from foreseen.manifest import Manifest, example_request, find, load
+from foreseen.made_up import example_request
+from foreseen.manifest import Manifest, find, load
 from foreseen.nouns import Array, Columns, Row, Space
 from foreseen.prepare import Preparer
 from foreseen.tensors import array_of_json
-from foreseen.wire import InputTensor
+from foreseen.wire import InputTensor, parse_request
+from tests.models_fixture import PACKAGED
 
 
 def manifest(
@@ -388,9 +390,18 @@ def test_a_manifest_without_an_example_has_one_of_ones() -> None:
     """What `up` asks before it says ready is well-formed for a model that came without an example."""
     for datatype, data in (("FP32", [1] * 6), ("BYTES", ["1"] * 6), ("BOOL", [True] * 6)):
         one = manifest(datatype, ("rows", 2, "n", 3))
-        (asked,) = example_request(one)["inputs"]
-        assert (asked["shape"], asked["data"]) == ([1, 2, 1, 3], data)
-        assert len(Preparer(one, {}).rows([tensor(data, datatype, (1, 2, 1, 3))])) == 1
+        (asked,) = parse_request(*example_request(one)).inputs
+        wanted = tensor(data, datatype, (1, 2, 1, 3))
+        assert asked.array.shape == wanted.array.shape
+        assert asked.array.tolist() == wanted.array.tolist()
+        assert len(Preparer(one, {}).rows([asked])) == 1
+
+
+def test_a_made_up_picture_is_one_that_the_model_takes() -> None:
+    """An input of encoded pictures gets a PNG, not the text "1": readiness does not depend on an invented input."""
+    one = find("nsfw", PACKAGED)
+    (row,) = Preparer(one, {}).rows(parse_request(*example_request(one)).inputs)
+    assert row.tensors[0].shape == (224, 224, 3)
 
 
 def test_rows_that_belong_together_are_one_row() -> None:
