@@ -15,6 +15,7 @@ import hashlib
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from blake3 import blake3
@@ -79,9 +80,22 @@ def fields_digest(*fields: bytes) -> str:
     return hasher.hexdigest()
 
 
+_LATER_FIELDS: dict[str, object] = {"exif": False}
+"""Fields of the manifest that came after digests were first made, and their defaults. At its default a field stands in
+no digest, so that models which do not use it keep their entries."""
+
+
+def _digested(part: Any) -> Any:
+    """A part of the manifest without the later fields that are at their defaults."""
+    if isinstance(part, dict):
+        return {name: _digested(one) for name, one in part.items() if _LATER_FIELDS.get(name, part) != one}
+    return [_digested(one) for one in part] if isinstance(part, list | tuple) else part
+
+
 def preparation_digest(manifest: Manifest, assets: tuple[ArtifactFile, ...]) -> str:
     """Everything between what a client sends and what the graph gets."""
     parts = {"seen": manifest.seen, "model": manifest.model, "rows": manifest.rows, "single": manifest.batching.single}
+    parts = _digested(msgspec.to_builtins(parts))
     files = [part.encode() for asset in sorted(assets, key=lambda a: a.name) for part in (asset.name, asset.sha256)]
     return fields_digest(b"foreseen v1 preparation", msgspec.json.encode(parts, order="sorted"), *files)
 

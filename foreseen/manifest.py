@@ -54,6 +54,8 @@ class Image(Struct, frozen=True, forbid_unknown_fields=True):
     """… then the mean of its channel is taken off …"""
     std: tuple[float, ...] = ()
     """… and the rest divided by this."""
+    exif: bool = False
+    """Turn the picture as its EXIF orientation says, as viewers show it."""
     max_pixels: int = 40_000_000
     """A picture that says it is larger is refused with 413 before it is decoded."""
 
@@ -166,7 +168,9 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
     wheels: tuple[Wheel, ...] = ()
     archive: Archive | None = None
     url: str | None = None
-    """A file or a URL that fsspec knows; needs `sha256`."""
+    """A file or a URL that fsspec knows; needs `sha256`. A relative path starts at the manifest's folder."""
+    files: tuple[str, ...] = ()
+    """Files in the manifest's folder that the build needs too, such as tokenizer.json."""
     sha256: str | None = None
     options: dict[str, Any] = {}
 
@@ -269,7 +273,16 @@ def load(path: Path) -> Manifest:
     found = _problem(manifest)
     if found is not None:
         raise SetupError(f"{path}: {found}")
-    return msgspec.structs.replace(manifest, client=manifest.seen)  # read by every request
+    source = _placed(manifest.source, path.parent.resolve())
+    return msgspec.structs.replace(manifest, client=manifest.seen, source=source)  # both are read often
+
+
+def _placed(source: Source | None, folder: Path) -> Source | None:
+    """With absolute paths in the place of those that start at the manifest's folder."""
+    if source is None:
+        return None
+    url = source.url if source.url is None or "://" in source.url or "::" in source.url else str(folder / source.url)
+    return msgspec.structs.replace(source, url=url, files=tuple(str(folder / name) for name in source.files))
 
 
 def find(name: str, folders: tuple[Path, ...]) -> Manifest:

@@ -103,6 +103,13 @@ def add(
     file: Path,
     *,
     name: Annotated[str | None, Parameter(help="What to call it; default: after the file.")] = None,
+    dim: Annotated[
+        tuple[str, ...],
+        Parameter(help="NAME=SIZE[,SIZE]: sizes that a dimension takes, where none are found by trying.", negative=""),
+    ] = (),
+    tokenizer: Annotated[
+        Path | None, Parameter(help="The model's tokenizer.json: clients then send text in the place of ids.")
+    ] = None,
     common: Common = DEFAULTS,
 ) -> None:
     """Add an ONNX file of your own: write a commented model.toml into --models and probe row independence.
@@ -117,7 +124,7 @@ def add(
     if common.models is None:
         raise SetupError("say where your models are: --models DIR (or FORESEEN_MODELS), and the same for `up`")
     with progress.shown() as say:
-        path = add_file(file, name, common.models, common.data, say)
+        path = add_file(file, name, common.models, common.data, say, dim, tokenizer)
     print(f"{path}\nbuild it with: foreseen models build {path.parent.name} --models {common.models}")
 
 

@@ -146,5 +146,6 @@ def _report(manifest: Manifest, what: str, candidates: list[Candidate]) -> Repor
 
 
 def _subject(manifest: Manifest) -> str:
-    parts = (manifest.model, manifest.seen, manifest.source, manifest.gates, manifest.precisions, manifest.exact)
+    source = manifest.source and msgspec.structs.replace(manifest.source, url=None, files=())  # a folder may be moved
+    parts = (manifest.model, manifest.seen, source, manifest.gates, manifest.precisions, manifest.exact)
     return fields_digest(msgspec.json.encode(parts, order="sorted"))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnxruntime
 
 from foreseen.manifest import ModelSignature, Precision
-from foreseen.nouns import Row
-from foreseen.rows import RowOutputs, split_outputs, stack
-from inference.session import session_options
+from foreseen.nouns import Array, Row
+from foreseen.rows import RowOutputs, firsts_of, row_count, split_outputs, stack, whole_outputs, whole_row
+from inference.session import aligned, session_options
 
 PROVIDERS = ["CPUExecutionProvider"]
 
@@ -23,12 +24,37 @@ class Session:
         self._session = onnxruntime.InferenceSession(model, session_options(precision, threads), providers=PROVIDERS)
         self.signature = signature
 
+    def of(self, signature: ModelSignature) -> Session:
+        """The same loaded graph under another signature."""
+        other = copy.copy(self)
+        other.signature = signature
+        return other
+
     def run(self, rows: Sequence[Row]) -> list[RowOutputs]:
-        """One batch, padded to its longest row."""
-        feeds = stack(rows, self.signature)
+        """One batch, padded to its longest row. Requests that cannot be cut into rows run one after the other."""
+        if not self.signature.has_rows:
+            return [self._whole(row) for row in rows]
+        return split_outputs(self.outputs(self.feeds(rows)), rows, self.signature)
+
+    def feeds(self, rows: Sequence[Row]) -> dict[str, Array]:
+        """What the graph is fed for a batch of rows, or for the one request that cannot be cut into rows."""
+        if self.signature.has_rows:
+            return stack(rows, self.signature)
+        (row,) = rows
+        keyed = {spec.name: tensor for spec, tensor in zip(self.signature.keyed, row.tensors, strict=True)}
+        whole = whole_row(keyed, self.signature)
+        return {spec.name: tensor for spec, tensor in zip(self.signature.inputs, whole.tensors, strict=True)}
+
+    def _whole(self, row: Row) -> RowOutputs:
+        feeds = self.feeds([row])
+        firsts = firsts_of(self.signature, row_count([*feeds.values()], self.signature.inputs))
+        return whole_outputs(self.outputs(feeds), self.signature, firsts)
+
+    def outputs(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """What the graph gives for these tensors, whatever its shapes."""
         names = [output.name for output in self.signature.outputs]
-        outputs = dict(zip(names, self._session.run(names, feeds), strict=True))
-        return split_outputs(outputs, rows, self.signature)
+        placed = {name: aligned(array) for name, array in feeds.items()}
+        return dict(zip(names, self._session.run(names, placed), strict=True))
 
     def alone(self, rows: Sequence[Row]) -> list[RowOutputs]:
         """Every row in a run of its own."""
