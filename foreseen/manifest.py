@@ -136,9 +136,9 @@ class ModelSignature(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def has_rows(self) -> bool:
-        """Whether every input and output has rows as its first axis. If not, a request cannot be cut into rows."""
+        """Whether every input and output has rows as its first axis and no other. If not, a request cannot be cut."""
         shapes = [i.shape for i in self.inputs] + [o.shape for o in self.outputs]
-        return all(shape[:1] == (BATCH,) for shape in shapes)
+        return all(shape[:1] == (BATCH,) and BATCH not in shape[1:] for shape in shapes)
 
 
 class Wheel(Struct, frozen=True, forbid_unknown_fields=True):

@@ -185,7 +185,7 @@ class Session:
         """One run of the graph, watched."""
         feeds = {name: aligned(array) for name, array in feeds.items()}
         for name in self._strings:
-            feeds[name] = _decoded(feeds[name], name)
+            feeds[name] = decoded(feeds[name], name)
         options = ort.RunOptions()
 
         def stop() -> None:
@@ -199,7 +199,7 @@ class Session:
                     arrays = self._graph.run(self._names, feeds, options)
         except _KERNEL_ERRORS as error:
             raise _refusal(error) from None
-        return {name: _encoded(array) for name, array in zip(self._names, arrays, strict=True)}
+        return {name: encoded(array) for name, array in zip(self._names, arrays, strict=True)}
 
     def close(self) -> None:
         """Stop the watchdog. Runs in progress go on unwatched."""
@@ -316,9 +316,7 @@ def aligned(array: Array) -> Array:
     at another offset of a request's body differs in its last bits (seen with ReduceSum at offsets 4, 8 and 20).
     """
     address: int = array.__array_interface__["data"][0]
-    if array.dtype.kind == "O" or (
-        array.__array_interface__["data"][0] % ALIGNMENT_BYTES == 0 and array.flags.c_contiguous
-    ):
+    if array.dtype.kind == "O" or (address % ALIGNMENT_BYTES == 0 and array.flags.c_contiguous):
         return array
     room = np.empty(array.nbytes + ALIGNMENT_BYTES, np.uint8)
     start = -room.__array_interface__["data"][0] % ALIGNMENT_BYTES
@@ -327,20 +325,20 @@ def aligned(array: Array) -> Array:
     return placed
 
 
-def _decoded(array: Array, name: str) -> Array:
+def decoded(array: Array, name: str) -> Array:
     """`bytes` objects as the `str` objects that ONNX Runtime takes."""
-    decoded: Array = np.empty(array.shape, object)
+    texts: Array = np.empty(array.shape, object)
     try:
-        decoded.ravel()[:] = [item.decode("utf-8") for item in array.ravel()]
+        texts.ravel()[:] = [item.decode("utf-8") for item in array.ravel()]
     except UnicodeDecodeError:
         raise BadInput(f"inputs.{name}: ONNX strings are UTF-8") from None
-    return decoded
+    return texts
 
 
-def _encoded(array: Array) -> Array:
+def encoded(array: Array) -> Array:
     """The `str` objects that ONNX Runtime gives as `bytes`; other arrays as they are."""
     if array.dtype != object:
         return array
-    encoded: Array = np.empty(array.shape, object)
-    encoded.ravel()[:] = [item.encode("utf-8") for item in array.ravel()]
-    return encoded
+    raw: Array = np.empty(array.shape, object)
+    raw.ravel()[:] = [item.encode("utf-8") for item in array.ravel()]
+    return raw

@@ -18,8 +18,8 @@ from foreseen.manifest import BATCH, Manifest
 
 CHILD_SECONDS = 180  # mpnet loads in about 4 s; a load that takes this long hangs
 CHILD_ROWS = 4
-TRIED_ROWS = 6
-ERROR_CHARACTERS = 300
+TRIED_ROWS = 4
+ERROR_CHARACTERS, REFUSAL_CHARACTERS = 400, 200
 
 
 def prove(graph: Path, manifest: Manifest, files: Path) -> None:
@@ -92,7 +92,7 @@ def _find(graph: Path, manifest: Manifest, files: Path) -> None:
         advice = (
             f"say which sizes it takes: --dim NAME=SIZE (its dimensions: {dims})" if dims else "it has no open size"
         )
-        raise SetupError(f"takes no row that was made up ({refusal}); {advice}")
+        raise SetupError(f"takes no row that was made up ({refusal[:REFUSAL_CHARACTERS]}); {advice}")
     sys.stdout.buffer.write(msgspec.json.encode(hints))
 
 

@@ -11,6 +11,8 @@ made a thousand times larger, too.
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -28,10 +30,7 @@ from models.samples import equal_samples
 
 Coupling = Literal["none", "rounding", "real"]
 
-EQUAL_ROWS = 12  # of one size
-EQUAL_GROUPS = 4
-MATE_SCALES = (1.0, 0.01, 1000.0)
-REPEATS = 3
+PROBE_SECONDS = 40.0  # a graph that would take longer is asked less
 LEAST_SHARE = 1e-3  # of the largest answer of all rows: what a row's own answer counts as at least
 TOLERANCE, HALF_TOLERANCE, QUANTIZED_TOLERANCE = 1e-3, 3e-2, 0.3  # of the row's own answer
 RANDOM_OPS = frozenset(
@@ -39,6 +38,26 @@ RANDOM_OPS = frozenset(
 )
 QUANTIZED_OPS = frozenset(("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"))
 """They take one scale over a whole tensor: every row rounds otherwise in company, and is right alone."""
+
+
+class Effort(Struct, frozen=True):
+    """How much is asked."""
+
+    rows: int = 12
+    """Of one size in a group."""
+    groups: int = 4
+    scales: tuple[float, ...] = (1.0, 0.01, 1000.0)
+    """Of the numbers of batch-mates."""
+    repeats: int = 3
+    samples: int = 32
+
+    @property
+    def runs(self) -> int:
+        """About how many rows are run."""
+        return self.groups * len(self.scales) * 5 * self.rows + (2 * self.repeats + 4) * self.samples
+
+
+EFFORTS = (Effort(), Effort(8, 2, (1.0, 1000.0), 1, 12), Effort(3, 1, (1.0, 1000.0), 1, 4))
 
 
 class Verdict(Struct, frozen=True):
@@ -59,19 +78,31 @@ def probe(sessions: Sequence[Session], manifest: Manifest, rows: Sequence[Row], 
     """`sessions` are two of one graph, since a seed may be a session's; `rows` are samples of different sizes.
     What rows do to each other is measured where the manifest has them run together."""
     operator = random_op(graph)
-    if operator is not None or not _repeatable(sessions, rows):
+    session, tolerance = sessions[0], tolerance_of(graph)
+    effort = _effort(session, rows[0])
+    rows = rows[: effort.samples]
+    if operator is not None or not _repeatable(sessions, rows, effort.repeats):
         return Verdict(repeatable=False, random_op=operator)
     if manifest.batching.single or manifest.rows == "together":
         return Verdict()
-    session, tolerance = sessions[0], tolerance_of(graph)
     mates = _Worst(tolerance)
-    for group, scale in ((group, scale) for group in range(EQUAL_GROUPS) for scale in MATE_SCALES):
-        _meet(session, manifest, group, scale, mates)
+    for group, scale in itertools.product(range(effort.groups), effort.scales):
+        _meet(session, manifest, group, scale, effort.rows, mates)
     padding = _Worst(tolerance)
     if mates.coupling() != "real":
         _pad(session, rows, padding)
     both = max(mates.difference, padding.difference)
     return Verdict(True, mates.coupling(), padding.coupling(), both, mates.count + padding.count)
+
+
+def _effort(session: Session, row: Row) -> Effort:
+    """The most that can be asked within PROBE_SECONDS, or the least there is."""
+    feeds = session.feeds([row])
+    session.outputs(feeds)
+    began = time.perf_counter()
+    session.outputs(feeds)
+    seconds = time.perf_counter() - began
+    return next((effort for effort in EFFORTS if effort.runs * seconds < PROBE_SECONDS), EFFORTS[-1])
 
 
 class _Worst:
@@ -112,10 +143,10 @@ def _gap(a: Array, b: Array, least: float) -> tuple[float, float]:
     return max(gap, 5e-324), gap / max(own, least, 1e-30)
 
 
-def _repeatable(sessions: Sequence[Session], rows: Sequence[Row]) -> bool:
+def _repeatable(sessions: Sequence[Session], rows: Sequence[Row], repeats: int) -> bool:
     """Whether rows alone give the same bits again, in one session and in another, whatever ran in between."""
     first = [_bits(sessions[0], row) for row in rows]
-    again = ([_bits(session, row) for row in rows] for session in sessions for _ in range(REPEATS))
+    again = ([_bits(session, row) for row in rows] for session in sessions for _ in range(repeats))
     return all(one == first for one in again)
 
 
@@ -124,14 +155,15 @@ def _bits(session: Session, row: Row) -> list[object]:
     return [array.tolist() if array.dtype.kind == "O" else array.tobytes() for array in outputs]
 
 
-def _meet(session: Session, manifest: Manifest, group: int, scale: float, worst: _Worst) -> None:
+def _meet(session: Session, manifest: Manifest, group: int, scale: float, count: int, worst: _Worst) -> None:
     """Rows of one size alone, then in company: every place of a batch, batches of several sizes, a row beside itself,
     mates that are larger and smaller."""
-    own = equal_samples(manifest, EQUAL_ROWS, seed=group)
-    mates = equal_samples(manifest, EQUAL_ROWS, seed=group + 100, scale=scale, like=own[0])
+    own = equal_samples(manifest, count, seed=group)
+    mates = equal_samples(manifest, count, seed=group + 100, scale=scale, like=own[0])
     alone = [_answers(session, [row])[0] for row in own]
     least = _least(alone)
-    for members in (*batches(len(own), seed=group), *([i, i] for i in range(2)), *([i] for i in range(3))):
+    pairs = [[i, i] for i in range(2)] + [[i] for i in range(2)] if count > 4 else []
+    for members in (*batches(len(own), seed=group), *pairs):
         company = [mates[i % len(mates)] for i in range(1 + group)]
         together = _answers(session, [*(own[i] for i in members), *company, *(own[i] for i in reversed(members))])
         for i, met in zip(members, together, strict=False):

@@ -11,7 +11,7 @@ import onnxruntime
 from foreseen.manifest import ModelSignature, Precision
 from foreseen.nouns import Array, Row
 from foreseen.rows import RowOutputs, firsts_of, row_count, split_outputs, stack, whole_outputs, whole_row
-from inference.session import aligned, session_options
+from inference.session import aligned, decoded, encoded, session_options
 
 PROVIDERS = ["CPUExecutionProvider"]
 
@@ -53,8 +53,9 @@ class Session:
     def outputs(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """What the graph gives for these tensors, whatever its shapes."""
         names = [output.name for output in self.signature.outputs]
-        placed = {name: aligned(array) for name, array in feeds.items()}
-        return dict(zip(names, self._session.run(names, placed), strict=True))
+        placed = {n: decoded(a, n) if a.dtype.kind == "O" else aligned(a) for n, a in feeds.items()}
+        arrays = self._session.run(names, placed)
+        return {name: encoded(array) for name, array in zip(names, arrays, strict=True)}
 
     def alone(self, rows: Sequence[Row]) -> list[RowOutputs]:
         """Every row in a run of its own."""

@@ -7,8 +7,9 @@ of categories one of those it knows. What is found becomes `[samples]` of the ma
 from __future__ import annotations
 
 import itertools
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from msgspec.structs import replace
 from onnx import ModelProto, NodeProto
@@ -27,6 +28,7 @@ VALUES: dict[str, tuple[tuple[float, float], ...]] = {
     "f": ((0.0, 1.0), (1.0, 2.0), (0.0, 255.0)),
 }
 TEXTS = (("1", "2", "3.5"), ("a", "b", ""), ("2020-01-02", "1999-12-31"))
+MOST_ELEMENTS = 4_000_000  # of one made-up row's input: larger ones take gigabytes in the middle of a graph
 MOST_KNOWN = 50  # categories of an encoder
 WANTED_SIZES = 4
 SEARCH_SECONDS = 90.0
@@ -91,12 +93,19 @@ def _sizes(manifest: Manifest) -> Iterator[dict[str, tuple[int, ...]]]:
     named = sorted({d for spec in manifest.model.keyed for d in spec.shape if isinstance(d, str) and d != BATCH})
     if not named:
         return
-    for size in SIZES:
-        yield dict.fromkeys(named, (size,))
+    guesses = [dict.fromkeys(named, size) for size in SIZES]
     if 1 < len(named) <= 3:
-        for mixed in itertools.product(SIZES if len(named) == 2 else FEW, repeat=len(named)):
-            if len(set(mixed)) > 1:
-                yield {name: (size,) for name, size in zip(named, mixed, strict=True)}
+        mixed = itertools.product(SIZES if len(named) == 2 else FEW, repeat=len(named))
+        guesses += [dict(zip(named, sizes, strict=True)) for sizes in mixed if len(set(sizes)) > 1]
+    for guess in guesses:
+        if _elements(manifest, guess) <= MOST_ELEMENTS:
+            yield {name: (size,) for name, size in guess.items()}
+
+
+def _elements(manifest: Manifest, sizes: Mapping[str, int]) -> int:
+    """Of the largest input of a row."""
+    shapes = [[sizes.get(d, 2) if isinstance(d, str) else d for d in spec.shape] for spec in manifest.model.keyed]
+    return max(math.prod(shape) for shape in shapes)
 
 
 def _more_sizes(manifest: Manifest, tries: Tries, until: float) -> Samples:

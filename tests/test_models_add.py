@@ -62,18 +62,18 @@ def test_a_file_becomes_a_manifest_that_builds(tmp_path: Path) -> None:
     assert build(manifest, tmp_path / "data", say=Silent()).row_independent
 
 
-def test_rows_that_depend_on_each_other_are_found_and_run_alone(tmp_path: Path) -> None:
-    """The probe's finding becomes a setting, with the reason beside it."""
+def test_rows_that_depend_on_each_other_are_kept_together(tmp_path: Path) -> None:
+    """The probe's finding becomes a setting, with the reason beside it: alone, each of them would answer zeros."""
     path = add(saved(tmp_path / "c.onnx", linear(centred=True)), "c", tmp_path / "mine", tmp_path / "data", Silent())
-    assert "batch-mates change an answer by" in path.read_text("utf-8")
+    assert "rows change each other's answers" in path.read_text("utf-8")
     manifest = load(path)
-    assert manifest.batching.single
+    assert manifest.rows == "together"
     assert build(manifest, tmp_path / "data", say=Silent()).row_independent
 
 
 def test_the_gate_refuses_them_where_the_manifest_batches_all_the_same(tmp_path: Path) -> None:
     path = add(saved(tmp_path / "c.onnx", linear(centred=True)), "c", tmp_path / "mine", tmp_path / "data", Silent())
-    batched = msgspec.structs.replace(load(path), batching=DIGITS.batching)
+    batched = msgspec.structs.replace(load(path), rows="each")
     with pytest.raises(SetupError, match="batch-mates change an answer by"):
         build(batched, tmp_path / "data", say=Silent())
 
@@ -88,7 +88,8 @@ def test_a_graph_for_one_row_is_run_alone(tmp_path: Path) -> None:
 
 
 def test_masks_are_known_by_their_usual_names(tmp_path: Path) -> None:
-    """A `transformers` export: the mask and the token types derive from the ids and are no part of a key."""
+    """A `transformers` export takes what its clients send: the mask trims the rows and is no part of a key; the token
+    types are one, since those of a pair of texts are not all zeros."""
     names = ("input_ids", "attention_mask", "token_type_ids")
     values = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in names]
     nodes = [
@@ -101,8 +102,10 @@ def test_masks_are_known_by_their_usual_names(tmp_path: Path) -> None:
     path = add(saved(tmp_path / "t.onnx", model), "t", tmp_path / "mine", tmp_path / "data", Silent())
     roles = {spec.name: (spec.role, spec.of) for spec in load(path).model.inputs}
     assert roles["attention_mask"] == ("mask", "input_ids")
-    assert roles["token_type_ids"] == ("zeros", "input_ids")
-    assert "tokenizer" in path.read_text("utf-8")
+    assert roles["token_type_ids"] == (None, None)
+    trims = {spec.name: spec.trim for spec in load(path).seen.inputs}
+    assert trims == {"input_ids": "attention_mask", "attention_mask": None, "token_type_ids": "attention_mask"}
+    assert "--tokenizer" in path.read_text("utf-8")
 
 
 def test_what_does_not_fit_is_named_and_nothing_is_left(tmp_path: Path) -> None:
