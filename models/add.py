@@ -28,7 +28,7 @@ from models.progress import Say
 from models.publish import workshop
 from models.run import Session
 from models.samples import equal_samples, samples
-from models.search import given_sizes
+from models.search import given_sizes, given_values
 from models.signature import Draft, Run
 from models.text_inputs import Text, clients_of, taking_text, with_mask
 from models.written import text_of
@@ -54,6 +54,7 @@ def add(
     data: Path,
     say: Say,
     dims: Sequence[str] = (),
+    values: Sequence[str] = (),
     tokenizer: Path | None = None,
 ) -> Path:
     """Write `folder/<name>/model.toml` and a copy of the file beside it. Raises SetupError naming what does not fit."""
@@ -69,7 +70,7 @@ def add(
         graph = made / "model.onnx"
         shutil.copyfile(file, graph)
         text = None if tokenizer is None else taking_text(model, tokenizer, made)
-        found = examine(name, model, graph, draft, _hints(dims), say, text)
+        found = examine(name, model, graph, draft, _hints(dims, values), say, text)
         (made / "model.toml").write_text(text_of(found, graph, () if text is None else (text.tokenizer.file,)), "utf-8")
         load(made / "model.toml")  # what was written must be readable
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,9 +111,9 @@ def judged(manifest: Manifest, verdict: Verdict) -> Manifest:
     return manifest
 
 
-def _hints(dims: Sequence[str]) -> Samples:
+def _hints(dims: Sequence[str], values: Sequence[str]) -> Samples:
     try:
-        return Samples(sizes=given_sizes(dims))
+        return Samples(sizes=given_sizes(dims), values=given_values(values))
     except ValueError as error:
         raise SetupError(str(error)) from None
 

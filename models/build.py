@@ -16,10 +16,12 @@ from onnx import ModelProto
 
 from foreseen.artifact import Artifact, Record, write_record
 from foreseen.errors import SetupError
+from foreseen.hints import Samples
 from foreseen.manifest import Manifest, Precision
 from foreseen.nouns import Row
+from foreseen.rows import RowOutputs
 from models import check, exact, heads
-from models.child import prove
+from models.child import find, prove
 from models.fetch import fetch
 from models.gate import Figures, invariance_reasons, reasons, runs_alone
 from models.graphs.graph import to_bytes
@@ -30,6 +32,7 @@ from models.run import Session
 from models.samples import samples
 
 QUICK_ROWS = 48
+REPEATED_ROWS = 16
 BUILDERS = {"bert": "bert", "mpnet": "mpnet", "fingerprint": "fingerprint", "digits": "digits", "onnx": "onnx_file"}
 """What `source.builder` may say → the module of `models.graphs` that does it."""
 
@@ -58,7 +61,22 @@ def prepare(manifest: Manifest, data: Path, folder: Path, say: Say) -> Bench:
     files = folder / "files"
     fetch(manifest.source, data, files, say)
     with say.step(f"make the fp32 graph of {manifest.name}"):
-        return Bench(manifest, folder, files, builder_of(manifest).make(manifest, files))
+        fp32 = builder_of(manifest).make(manifest, files)
+    if _needs_hints(manifest):
+        graph = folder / "fp32.onnx"
+        graph.write_bytes(to_bytes(fp32))
+        with say.step("find inputs that it takes"):
+            manifest = msgspec.structs.replace(manifest, samples=find(graph, manifest, files))
+    return Bench(manifest, folder, files, fp32)
+
+
+def _needs_hints(manifest: Manifest) -> bool:
+    """Whether somebody's own graph is asked numbers or texts of which nothing is said."""
+    own = manifest.source is not None and manifest.source.builder == "onnx" and manifest.samples == Samples()
+    prepared = {i.tokenizer.ids for i in manifest.seen.inputs if i.tokenizer} | {
+        i.image.to for i in manifest.seen.inputs if i.image
+    }
+    return own and any(spec.name not in prepared for spec in manifest.model.keyed)
 
 
 def make(bench: Bench, precision: Precision, say: Say) -> tuple[Artifact, Path]:
@@ -104,6 +122,7 @@ def _quick_figures(bench: Bench, graph: Path, rows: list[Row]) -> Figures:
     fp32 = Session(to_bytes(bench.fp32), bench.manifest.model, "fp32")
     reference = check.vectors(fp32.alone(rows), fp32.signature)
     alone = candidate.alone(rows)
+    _check_repeatable(bench.manifest, candidate, rows, alone)
     cosine = check.cosines(reference, check.vectors(alone, candidate.signature))
     figures = Figures(float(cosine.mean()), float(cosine.min()))
     if runs_alone(bench.manifest):
@@ -113,6 +132,16 @@ def _quick_figures(bench: Bench, graph: Path, rows: list[Row]) -> Figures:
     return msgspec.structs.replace(
         figures, flips=changed.flips, max_difference=changed.max_difference, changed_lengths=lengths
     )
+
+
+def _check_repeatable(manifest: Manifest, session: Session, rows: list[Row], alone: list[RowOutputs]) -> None:
+    """Raises SetupError where a cached model answers the same row twice in two ways."""
+    again = session.alone(rows[:REPEATED_ROWS])
+    if manifest.cacheable and any(check.difference(a, b) for a, b in zip(alone, again, strict=False)):
+        raise SetupError(
+            f"model {manifest.name!r}: two runs of one row differ, so its answers must not be cached: "
+            "set cacheable = false"
+        )
 
 
 def builder_of(manifest: Manifest) -> ModuleType:

@@ -89,9 +89,7 @@ def _find(graph: Path, manifest: Manifest, files: Path) -> None:
     hints, refusal = found(manifest, onnx.load(graph), tries)
     if refusal is not None:
         dims = ", ".join(sorted({d for i in manifest.model.keyed for d in i.shape if isinstance(d, str)} - {BATCH}))
-        advice = (
-            f"say which sizes it takes: --dim NAME=SIZE (its dimensions: {dims})" if dims else "it has no open size"
-        )
+        advice = "say what it takes: --values NAME=LOW,HIGH" + (f" or --dim NAME=SIZE (sizes: {dims})" if dims else "")
         raise SetupError(f"takes no row that was made up ({refusal[:REFUSAL_CHARACTERS]}); {advice}")
     sys.stdout.buffer.write(msgspec.json.encode(hints))
 

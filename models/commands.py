@@ -107,6 +107,10 @@ def add(
         tuple[str, ...],
         Parameter(help="NAME=SIZE[,SIZE]: sizes that a dimension takes, where none are found by trying.", negative=""),
     ] = (),
+    values: Annotated[
+        tuple[str, ...],
+        Parameter(help="NAME=LOW,HIGH: numbers that an input takes, where none are found by trying.", negative=""),
+    ] = (),
     tokenizer: Annotated[
         Path | None, Parameter(help="The model's tokenizer.json: clients then send text in the place of ids.")
     ] = None,
@@ -124,7 +128,7 @@ def add(
     if common.models is None:
         raise SetupError("say where your models are: --models DIR (or FORESEEN_MODELS), and the same for `up`")
     with progress.shown() as say:
-        path = add_file(file, name, common.models, common.data, say, dim, tokenizer)
+        path = add_file(file, name, common.models, common.data, say, dim, values, tokenizer)
     print(f"{path}\nbuild it with: foreseen models build {path.parent.name} --models {common.models}")
 
 

@@ -156,6 +156,21 @@ def _strings(node: NodeProto) -> Iterator[str]:
                 yield item.decode(errors="ignore")
 
 
+def given_values(ranges: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """`NAME=LOW,HIGH` of the command line. Raises ValueError with what is wrong."""
+    values = {}
+    for said in ranges:
+        name, _, numbers = said.rpartition("=")
+        low, _, high = numbers.partition(",")
+        try:
+            values[name] = (float(low), float(high))
+        except ValueError:
+            raise ValueError(f"--values {said}: is not NAME=LOW,HIGH") from None
+        if not name or not values[name][0] < values[name][1]:
+            raise ValueError(f"--values {said}: is not NAME=LOW,HIGH")
+    return values
+
+
 def given_sizes(dims: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """`NAME=SIZE[,SIZE…]` of the command line. Raises ValueError with what is wrong."""
     sizes: dict[str, tuple[int, ...]] = {}

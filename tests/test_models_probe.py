@@ -208,7 +208,7 @@ def test_a_size_that_is_not_found_is_asked_for(tmp_path: Path) -> None:
     """One true line that names the dimension; with `--dim` the same graph is added."""
     nodes = [node("Reshape", ["x", "s"], ["r"]), node("ReduceMax", ["r", "one"], ["y"], keepdims=0)]
     model = graph(nodes, {"x": (FLOAT, ["N", "T"])}, {"y": (FLOAT, ["N", 7])}, s=[-1, 211, 7], one=[1])
-    with pytest.raises(SetupError, match=r"--dim NAME=SIZE \(its dimensions: T\)") as refused:
+    with pytest.raises(SetupError, match=r"--dim NAME=SIZE \(sizes: T\)") as refused:
         added(tmp_path, model)
     assert "\n" not in str(refused.value)
     assert added(tmp_path, model, dims=("T=1477",)).samples.sizes == {"T": (1477,)}

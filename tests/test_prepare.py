@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from PIL import Image as Pillow
 
-from foreseen.artifact import read_file, read_record
+from foreseen.artifact import preparation_digest, read_file, read_record
 from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, SetupError, TooLarge
 from foreseen.key import Framer, key_of, keys_of, keys_of_frames, space_key
@@ -459,3 +460,43 @@ def test_a_table_of_numbers_is_prepared_as_its_rows_are() -> None:
     assert not Preparer(manifest("FP32", ("rows", "n")), {}).columnar
     assert not Preparer(manifest("BYTES", ("rows",)), {}).columnar
     assert not Preparer(manifest(rows="together"), {}).columnar
+
+
+def png(values: Array) -> bytes:
+    buffer = io.BytesIO()
+    Pillow.fromarray(values).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_grey_of_16_bits_is_scaled_to_8() -> None:
+    """Golden pixels: 65535 is white, 32896 is 128 as in a file of 8 bits; nothing above 255 is clipped."""
+    _, preparer = images(width=4, height=1, scale=1.0, resize="nearest")
+    wide = np.array([[0, 257, 32896, 65535]], np.uint16)
+    (seen,) = see(preparer, png(wide))
+    assert seen[0].tolist() == [[0.0, 1.0, 128.0, 255.0]]
+    narrow = np.array([[0, 1, 128, 255]], np.uint8)
+    assert see(preparer, png(narrow))[0].tobytes() == seen.tobytes()
+
+
+def test_orientation_is_applied_where_it_is_declared() -> None:
+    """EXIF orientation 6: the file's first row is the picture's last column. Golden pixels."""
+    values = np.array([[10, 20], [30, 40]], np.uint8)
+    exif = Pillow.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Pillow.fromarray(values).save(buffer, "PNG", exif=exif)
+    for declared, wanted in ((False, [[10.0, 20.0], [30.0, 40.0]]), (True, [[30.0, 10.0], [40.0, 20.0]])):
+        _, preparer = images(width=2, height=2, scale=1.0, resize="nearest", exif=declared)
+        assert see(preparer, buffer.getvalue())[0][0].tolist() == wanted
+
+
+def test_a_later_field_at_its_default_changes_no_digest() -> None:
+    """Golden: models that do not use `exif` keep the digest, hence the entries, that they had before there was one."""
+    nsfw = find("nsfw", PACKAGED)
+    assert preparation_digest(nsfw, ()) == "9aeef237492c12a2011f5c541335a07933bebc51c7da5ea4a0f71afc1df1735a"
+    (image,) = (i for i in nsfw.seen.inputs if i.image is not None)
+    assert image.image is not None
+    turned = replace(image, image=replace(image.image, exif=True))
+    assert preparation_digest(replace(nsfw, client=replace(nsfw.seen, inputs=(turned,))), ()) != preparation_digest(
+        nsfw, ()
+    )
