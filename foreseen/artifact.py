@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from foreseen.errors import SetupError
 from foreseen.manifest import Manifest
+from foreseen.shapes import Shapes
 
 RECORD_NAME = "record.json"
 SERVING_NAME = "serving.json"
@@ -54,6 +55,8 @@ class Record(Struct, frozen=True):
     artifact: Artifact
     row_independent: bool = True
     """Whether the chosen artifact passed the invariance gate; a model that did not is not cached by the row."""
+    shapes: Shapes = Shapes()
+    """Of the batches that it is run in, as the build has chosen or the manifest says."""
 
 
 class Serving(Struct, frozen=True):
@@ -94,7 +97,15 @@ def _digested(part: Any) -> Any:
 
 def preparation_digest(manifest: Manifest, assets: tuple[ArtifactFile, ...]) -> str:
     """Everything between what a client sends and what the graph gets."""
-    parts = {"seen": manifest.seen, "model": manifest.model, "rows": manifest.rows, "single": manifest.batching.single}
+    parts: dict[str, Any] = {
+        "seen": manifest.seen,
+        "model": manifest.model,
+        "rows": manifest.rows,
+        "single": manifest.batching.alone,
+    }
+    batching = manifest.batching
+    if batching.shapes in ("fixed", "auto"):  # another choice is another build
+        parts["shapes"] = (batching.shapes, batching.lengths, batching.fixed_rows)
     parts = _digested(msgspec.to_builtins(parts))
     files = [part.encode() for asset in sorted(assets, key=lambda a: a.name) for part in (asset.name, asset.sha256)]
     return fields_digest(b"foreseen v1 preparation", msgspec.json.encode(parts, order="sorted"), *files)

@@ -50,22 +50,26 @@ def split(tensors: Mapping[str, Array], signature: ModelSignature) -> list[Row]:
     return [Row(parts) for parts in zip(*columns, strict=True)]
 
 
-def stack(rows: Sequence[Row], signature: ModelSignature) -> dict[str, Array]:
-    """One batch of rows: padded along named dimensions to the largest row, derived inputs made."""
+def stack(rows: Sequence[Row], signature: ModelSignature, length: int | None = None) -> dict[str, Array]:
+    """One batch of rows: padded along named dimensions to the largest row or to `length`, derived inputs made."""
     batch: dict[str, Array] = {}
     for index, spec in enumerate(signature.keyed):
         parts = [row.tensors[index] for row in rows]
-        batch[spec.name] = _padded(parts, spec.datatype, spec.pad)
+        widths = None if length is None else [length if isinstance(dim, str) else dim for dim in spec.shape[1:]]
+        batch[spec.name] = _padded(parts, spec.datatype, spec.pad, widths)
         for derived in signature.inputs:
             if derived.of == spec.name:
                 batch[derived.name] = _derived(derived, parts, batch[spec.name].shape)
     return batch
 
 
-def split_outputs(outputs: Mapping[str, Array], rows: Sequence[Row], signature: ModelSignature) -> list[RowOutputs]:
-    """Each row's own outputs of a batch. Raises ModelFailed where they are not what the signature says."""
+def split_outputs(
+    outputs: Mapping[str, Array], rows: Sequence[Row], signature: ModelSignature, length: int | None = None
+) -> list[RowOutputs]:
+    """Each row's own outputs of a batch that was padded to `length`, or to its largest row. Raises ModelFailed where
+    they are not what the signature says."""
     sizes = _padded_sizes(rows, signature)
-    padded = {name: max(s[name] for s in sizes) for name in sizes[0]} if sizes else {}
+    padded = {name: length or max(s[name] for s in sizes) for name in sizes[0]} if sizes else {}
     columns: list[list[Array]] = []
     for spec in signature.outputs:
         wanted = [len(rows) if d == "rows" else padded.get(d, -1) if isinstance(d, str) else d for d in spec.shape]
@@ -240,11 +244,11 @@ def mask_lengths(mask: Array, field: str) -> Array:
     return lengths
 
 
-def _padded(parts: Sequence[Array], datatype: str, pad: int) -> Array:
+def _padded(parts: Sequence[Array], datatype: str, pad: int, widths: Sequence[int] | None = None) -> Array:
     first = parts[0].shape
-    if all(part.shape == first for part in parts):
+    if all(part.shape == first for part in parts) and (widths is None or [*first] == [*widths]):
         return np.concatenate(parts).reshape(len(parts), *first) if first else np.stack(parts)  # a fifth of its time
-    shape = [max(part.shape[axis] for part in parts) for axis in range(len(first))]
+    shape = widths or [max(part.shape[axis] for part in parts) for axis in range(len(first))]
     batch: Array = np.full([len(parts), *shape], pad if datatype != "BYTES" else b"", DATATYPES[datatype].dtype)
     for i, part in enumerate(parts):
         batch[i][_corner(part)] = part

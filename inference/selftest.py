@@ -55,7 +55,7 @@ def prove(runner: Runner, manifest: Manifest) -> Proof:
     A made-up row that the model refuses is left out. Where it refuses all of them there is no proof: the model is
     served, but not cached by the row.
     """
-    lonely = manifest.batching.single or manifest.rows == "together"
+    lonely = manifest.batching.alone or manifest.rows == "together"
     try:
         rows = _taken(runner, manifest)
         if not rows:

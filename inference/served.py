@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
@@ -14,6 +14,7 @@ from foreseen.manifest import Manifest, find
 from foreseen.nouns import Array, Lane, Row
 from foreseen.rows import empty_outputs, split, stack, stack_outputs, tokens, whole_row
 from foreseen.settings import InferenceSettings
+from foreseen.shapes import RAGGED, Shapes
 from inference import gpu, selftest
 from inference.batcher import Batcher
 from inference.metrics import ModelMetrics
@@ -54,13 +55,7 @@ class Served:
         """Load and prove the model off the event loop. Raises SetupError in one line that says what to do."""
         session, limits = await asyncio.to_thread(self._load)
         self._session, self.limits = session, limits
-        single = self.manifest.rows == "together"
-        self._batcher = Batcher(
-            [session] * _instances(self._settings),
-            (lambda _: 1) if single else lambda row: tokens(row, self.manifest.model),
-            limits,
-            self,
-        )
+        self._batcher = Batcher([session] * _instances(self._settings), self._length_of(session.shapes), limits, self)
         self.metrics.watch_queue(lambda: self._batcher.waiting if self._batcher else 0)
         await asyncio.to_thread(self._leave_word, session)
         _log.info("model ready", model=self.manifest.name, **_facts(limits))
@@ -94,6 +89,14 @@ class Served:
             return dict(zip((o.name for o in signature.outputs), computed[0].outputs, strict=True)), computed
         computed = await self._batcher.predict(rows, deadline, lane)
         return stack_outputs([c.outputs for c in computed], signature), computed
+
+    def _length_of(self, shapes: Shapes) -> Callable[[Row], int]:
+        """How long a row is to the batcher: its length in its batch, where that does not depend on its batch-mates."""
+        if self.manifest.rows == "together":
+            return lambda _: 1
+        if shapes.kind == "fixed":
+            return lambda row: shapes.length(tokens(row, self.manifest.model))
+        return lambda row: tokens(row, self.manifest.model)
 
     def ran(self, rows: int, failed: int, padding: int, waits: Sequence[float], seconds: float) -> None:
         """The batcher's Meter."""
@@ -135,13 +138,13 @@ class Served:
         except BaseException:
             session.close()
             raise
-        return session, _limits(settings, manifest, proof.start_tokens)
+        return session, _limits(settings, manifest, proof.start_tokens, session.shapes)
 
 
-def _limits(settings: InferenceSettings, manifest: Manifest, start_tokens: int = 0) -> Limits:
+def _limits(settings: InferenceSettings, manifest: Manifest, start_tokens: int = 0, shapes: Shapes = RAGGED) -> Limits:
     """The settings', else the manifest's. Rows that depend on each other come as one row already."""
     batching = manifest.batching
-    alone = batching.single or manifest.rows == "together"
+    alone = batching.alone or manifest.rows == "together" or shapes.kind == "single"
     wait_ms = batching.wait_ms if settings.wait_ms is None else settings.wait_ms
     return Limits(
         queue_rows=settings.queue_rows,
@@ -149,6 +152,7 @@ def _limits(settings: InferenceSettings, manifest: Manifest, start_tokens: int =
         max_tokens=settings.max_tokens or batching.max_tokens,
         start_tokens=start_tokens,
         wait_seconds=wait_ms / 1000,
+        count=shapes.count if shapes.kind == "fixed" else None,
     )
 
 

@@ -35,6 +35,7 @@ from foreseen.rows import (
     stack_outputs,
     whole_outputs,
 )
+from foreseen.shapes import batches, neutral_row
 from inference import gpu
 from inference.processor import processor_family
 from inference.watchdog import Watchdog
@@ -133,7 +134,10 @@ class Session:
         self._strings = [i.name for i in manifest.model.inputs if i.datatype == "BYTES"]
         self._bound = plan.provider != "cpu" and not self._strings and not _gives_strings(manifest)
         self._watchdog = Watchdog(plan.hung_seconds, plan.hung_grace_seconds)
-        self.digest = model_digest(record.artifact, self.runtime_identity())
+        self.shapes = record.shapes
+        self._neutral = neutral_row(manifest) if self.shapes.kind == "fixed" else None
+        identity = (self.shapes.identity,) if self.shapes.identity else ()
+        self.digest = model_digest(record.artifact, (*self.runtime_identity(), *identity))
 
     def __repr__(self) -> str:
         return f"<Session {self.manifest.name} {self.record.artifact.precision} on {self.provider}>"
@@ -157,14 +161,22 @@ class Session:
         )
 
     def run(self, rows: Sequence[Row]) -> list[RowOutputs]:
-        """The outputs of every row, computed as one batch padded to the longest.
+        """The outputs of every row, computed as one batch padded to the longest, or in the record's fixed shapes.
 
         Raises ModelFailed where outputs are not what the signature says or not finite, BadInput for BYTES that are
         not UTF-8 (ONNX strings are), and whatever ONNX Runtime raises.
         """
         if self.manifest.rows == "together":
             return [self._run_together(row) for row in rows]
-        return self._run_batch(rows)
+        return self._run_batch(rows) if self._neutral is None else self._run_fixed(rows, self._neutral)
+
+    def _run_fixed(self, rows: Sequence[Row], neutral: Row) -> list[RowOutputs]:
+        """Rows in batches of the fixed set, each filled up with the neutral row."""
+        answered: dict[int, RowOutputs] = {}
+        for places, length, count in batches(rows, self.manifest, self.shapes):
+            batch = [rows[at] for at in places] + [neutral] * (count - len(places))
+            answered.update(zip(places, self._run_batch(batch, length), strict=False))
+        return [answered[at] for at in range(len(rows))]
 
     def _run_together(self, row: Row) -> RowOutputs:
         """A row that is a whole request: a tensor per input, derived ones too, with batch axis; so its outputs."""
@@ -177,9 +189,9 @@ class Session:
         stacked = stack_outputs(answered, signature)
         return tuple(stacked[name] for name in self._names)
 
-    def _run_batch(self, rows: Sequence[Row]) -> list[RowOutputs]:
+    def _run_batch(self, rows: Sequence[Row], length: int | None = None) -> list[RowOutputs]:
         signature = self.manifest.model
-        return split_outputs(self._outputs(stack(rows, signature)), rows, signature)
+        return split_outputs(self._outputs(stack(rows, signature, length)), rows, signature, length)
 
     def _outputs(self, feeds: dict[str, Array]) -> dict[str, Array]:
         """One run of the graph, watched."""

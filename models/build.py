@@ -20,7 +20,8 @@ from foreseen.hints import Samples
 from foreseen.manifest import Manifest, Precision
 from foreseen.nouns import Row
 from foreseen.rows import RowOutputs
-from models import check, exact, heads
+from foreseen.shapes import Shapes
+from models import check, exact, heads, shaping
 from models.child import find, prove
 from models.fetch import fetch
 from models.gate import Figures, invariance_reasons, reasons, runs_alone
@@ -105,33 +106,36 @@ def _quick(bench: Bench, data: Path, say: Say) -> Record:
     rows = samples(manifest, bench.files, QUICK_ROWS)
     artifact, made = make(bench, manifest.precisions[0], say)
     with say.step(f"check {artifact.precision} on {len(rows)} rows"):
-        figures = _quick_figures(bench, made / GRAPH_NAME, rows)
+        figures, shapes = _quick_figures(bench, made / GRAPH_NAME, rows)
     if failed := reasons(manifest, figures):
         raise SetupError(
             f"model {manifest.name!r}: {artifact.precision} does not pass its gates ({'; '.join(failed)}); "
             f"measure the others with: foreseen models build {manifest.name} --full --data {data}"
         )
-    record = Record(artifact, row_independent=not invariance_reasons(manifest, figures))
+    record = Record(artifact, row_independent=not invariance_reasons(manifest, figures), shapes=shapes)
     publish(data, artifact, made)
     write_record(data, record)
     return record
 
 
-def _quick_figures(bench: Bench, graph: Path, rows: list[Row]) -> Figures:
-    candidate = Session(graph, bench.manifest.model, bench.manifest.precisions[0])
+def _quick_figures(bench: Bench, graph: Path, rows: list[Row]) -> tuple[Figures, Shapes]:
+    loaded = Session(graph, bench.manifest.model, bench.manifest.precisions[0])
+    shapes, _ = shaping.decide(loaded, bench.manifest, rows)
+    candidate = loaded.in_shapes(bench.manifest, shapes)
     fp32 = Session(to_bytes(bench.fp32), bench.manifest.model, "fp32")
     reference = check.vectors(fp32.alone(rows), fp32.signature)
     alone = candidate.alone(rows)
     _check_repeatable(bench.manifest, candidate, rows, alone)
     cosine = check.cosines(reference, check.vectors(alone, candidate.signature))
     figures = Figures(float(cosine.mean()), float(cosine.min()))
-    if runs_alone(bench.manifest):
-        return figures
+    if runs_alone(bench.manifest) or shapes.kind == "single":
+        return figures, shapes
     changed = check.invariance(candidate, rows, alone, heads.head_of(bench.manifest, reference))
     lengths = tuple(exact.changed(candidate, bench.manifest, rows))
-    return msgspec.structs.replace(
+    figures = msgspec.structs.replace(
         figures, flips=changed.flips, max_difference=changed.max_difference, changed_lengths=lengths
     )
+    return figures, shapes
 
 
 def _check_repeatable(manifest: Manifest, session: Session, rows: list[Row], alone: list[RowOutputs]) -> None:

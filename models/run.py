@@ -8,9 +8,10 @@ from pathlib import Path
 
 import onnxruntime
 
-from foreseen.manifest import ModelSignature, Precision
+from foreseen.manifest import Manifest, ModelSignature, Precision
 from foreseen.nouns import Array, Row
 from foreseen.rows import RowOutputs, firsts_of, row_count, split_outputs, stack, whole_outputs, whole_row
+from foreseen.shapes import Shapes, batches, neutral_row
 from inference.session import aligned, decoded, encoded, session_options
 
 PROVIDERS = ["CPUExecutionProvider"]
@@ -20,6 +21,8 @@ class Session:
     """A loaded graph with the options that the serving session gives its precision."""
 
     def __init__(self, graph: Path | bytes, signature: ModelSignature, precision: Precision, threads: int = 1) -> None:
+        self._fixed: tuple[Manifest, Shapes, Row] | None = None
+        self._is_single = False
         model = graph if isinstance(graph, bytes) else str(graph)
         self._session = onnxruntime.InferenceSession(model, session_options(precision, threads), providers=PROVIDERS)
         self.signature = signature
@@ -34,7 +37,30 @@ class Session:
         """One batch, padded to its longest row. Requests that cannot be cut into rows run one after the other."""
         if not self.signature.has_rows:
             return [self._whole(row) for row in rows]
+        if self._fixed is not None:
+            return self._run_fixed(rows, *self._fixed)
+        if self._is_single:
+            return [split_outputs(self.outputs(self.feeds([row])), [row], self.signature)[0] for row in rows]
         return split_outputs(self.outputs(self.feeds(rows)), rows, self.signature)
+
+    def in_shapes(self, manifest: Manifest, shapes: Shapes) -> Session:
+        """The same loaded graph, run in batches of these shapes."""
+        other = copy.copy(self)
+        other.set_shapes(manifest, shapes)
+        return other
+
+    def set_shapes(self, manifest: Manifest, shapes: Shapes) -> None:
+        """From now on."""
+        self._fixed = (manifest, shapes, neutral_row(manifest)) if shapes.kind == "fixed" else None
+        self._is_single = shapes.kind == "single"
+
+    def _run_fixed(self, rows: Sequence[Row], manifest: Manifest, shapes: Shapes, neutral: Row) -> list[RowOutputs]:
+        answered: dict[int, RowOutputs] = {}
+        for places, length, count in batches(rows, manifest, shapes):
+            batch = [rows[at] for at in places] + [neutral] * (count - len(places))
+            outputs = self.outputs(stack(batch, self.signature, length))
+            answered.update(zip(places, split_outputs(outputs, batch, self.signature, length), strict=False))
+        return [answered[at] for at in range(len(rows))]
 
     def feeds(self, rows: Sequence[Row]) -> dict[str, Array]:
         """What the graph is fed for a batch of rows, or for the one request that cannot be cut into rows."""

@@ -5,6 +5,7 @@ All candidates see the same rows; what they are compared with is the fp32 graph,
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from foreseen.errors import SetupError
 from foreseen.manifest import Manifest, Precision
 from foreseen.nouns import Array, Row
 from foreseen.rows import RowOutputs
-from models import check, exact, heads, labelled
+from foreseen.shapes import Shapes
+from models import check, exact, heads, labelled, shaping
 from models.build import Bench, builder_of, make
 from models.gate import Figures, reasons, runs_alone
 from models.graphs.graph import to_bytes
@@ -24,8 +26,11 @@ from models.progress import Say
 from models.publish import GRAPH_NAME
 from models.run import Session
 from models.samples import samples
+from models.shaping import Shaped
 
 OWN_ROWS = 1024
+TIMED_ROWS = 8
+ROUNDS_OF_ROWS = 4  # about how often each precision runs all rows: alone, in batches, padded, timed
 
 
 class Questions(Struct, frozen=True):
@@ -57,6 +62,10 @@ class Candidate(Struct, frozen=True):
     timings: tuple[Timing, ...] = ()
     nodes: dict[str, int] = {}
     """Execution provider → nodes."""
+    shapes: Shapes = Shapes()
+    """Of the batches that it is run in."""
+    shaped: tuple[Shaped, ...] = ()
+    """What was measured of each kind of shapes, where the manifest leaves the choice."""
 
 
 class Made(Struct, frozen=True):
@@ -71,6 +80,8 @@ def measure(bench: Bench, say: Say, files: labelled.Files | None) -> tuple[str, 
     """Make and measure every precision of the manifest. Gives what was asked, the candidates and what was made."""
     manifest = bench.manifest
     fp32 = Session(to_bytes(bench.fp32), manifest.model, "fp32")
+    with say.step(f"this will take about {_minutes(bench, fp32)} min"):
+        pass
     with say.step("make the questions and the head that labels the answers"):
         asked = _questions(bench, fp32, files)
     with say.step(f"run fp32 on {len(asked.rows)} rows, each alone"):
@@ -83,6 +94,16 @@ def measure(bench: Bench, say: Say, files: labelled.Files | None) -> tuple[str, 
         candidates.append(_candidate(manifest, asked, reference, one, faster[precision], say))
     order = list(manifest.precisions)
     return asked.what, sorted(candidates, key=lambda c: order.index(c.precision)), made
+
+
+def _minutes(bench: Bench, fp32: Session) -> int:
+    """What measuring every precision will take, from the time that a few rows take."""
+    rows = samples(bench.manifest, bench.files, TIMED_ROWS)
+    fp32.alone(rows[:1])
+    began = time.perf_counter()
+    fp32.alone(rows)
+    each = (time.perf_counter() - began) / TIMED_ROWS
+    return max(1, round(each * OWN_ROWS * ROUNDS_OF_ROWS * (1 + len(bench.manifest.precisions)) / 60))
 
 
 def _questions(bench: Bench, fp32: Session, files: labelled.Files | None) -> Questions:
@@ -117,10 +138,13 @@ def _candidate(
     manifest: Manifest, asked: Questions, reference: list[RowOutputs], one: Made, speedup: float, say: Say
 ) -> Candidate:
     precision = one.artifact.precision
+    with say.step(f"measure {precision} in batches of ragged and fixed shapes, and alone"):
+        shapes, shaped = shaping.decide(one.session, manifest, asked.rows)
+    session = one.session.in_shapes(manifest, shapes)
     with say.step(f"compare {precision} with fp32, alone and in batches"):
-        figures, accuracy = compare(manifest, asked, reference, one.session)
+        figures, accuracy = compare(manifest, asked, reference, session)
     with say.step(f"time {precision} at batch sizes and lengths", cells(manifest)) as part:
-        table = timings(one.session, manifest, _middle(asked.rows), part)
+        table = timings(session, manifest, _middle(asked.rows), part)
     failed = reasons(manifest, figures)
     return Candidate(
         precision=next(p for p in manifest.precisions if p == precision),
@@ -133,6 +157,8 @@ def _candidate(
         accuracy=accuracy,
         timings=table,
         nodes=one.session.nodes(),
+        shapes=shapes,
+        shaped=shaped,
     )
 
 

@@ -64,8 +64,11 @@ def outcomes(files: Mapping[str, Path], folder: Path, data: Path) -> list[Outcom
 
 
 def compared(system: Live, manifest: Manifest, file: Path) -> Outcome:
-    """Ask over V2; every row's answer must be the bits that ONNX Runtime gives that row alone."""
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    """Ask over V2; every row's answer must be the bits that ONNX Runtime gives that row alone, on one thread as here:
+    a sum over many trees is cut by the number of threads, so its bits depend on it."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     rows = differ = hits = 0
     for at, count in enumerate(COUNTS):
         asked = equal_samples(manifest, count, seed=at % 2)
