@@ -111,7 +111,7 @@ bench-warm: setup ## imports beside raw Redis mass insertion, computing beside a
 	@$(BIN)/python -c "from tests.models_fixture import built_data; built_data('minilm', 'digits')"
 	@$(BIN)/python -m bench.warm --data build/test-data
 
-verify-exact: setup ## rows through the server are the bits of rows alone: minilm and mpnet (440 MB of wheels), fp32 and int8
+verify-exact: setup ## rows through the server are the bits of rows alone: minilm and mpnet (440 MB of wheels), four precisions, two pools, ragged and fixed
 	@$(BIN)/python -m bench.exact
 
 verify-lease: setup ## 10,000 askers of one cold row at two proxies of four workers, the leader killed: two model rows at most

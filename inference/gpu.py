@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,28 @@ def buckets(max_rows: int, max_tokens: int, longest: int = 512) -> Iterator[tupl
             yield rows, length
             rows *= 2
         length *= 2
+
+
+DETERMINISM = "tf32=0 conv=default workspace=:4096:8"
+"""What of the settings below decides an answer's bits: part of the model digest."""
+_CUDA_OPTIONS = {
+    # Searched kernels differ from session to session (onnxruntime#19822), so that two processes would not answer alike.
+    "cudnn_conv_algo_search": "DEFAULT",
+    "use_tf32": "0",
+    "do_copy_in_default_stream": "1",
+}
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
+
+def providers(chain: Sequence[str], *, graphs: bool) -> list[str | tuple[str, dict[str, str]]]:
+    """The execution providers with options by which every process computes alike; `graphs` asks for CUDA graphs."""
+    options = _CUDA_OPTIONS | ({"enable_cuda_graph": "1"} if graphs else {})
+    return [(name, options) if name == "CUDAExecutionProvider" else name for name in chain]
+
+
+def fix_workspace() -> None:
+    """cuBLAS with a workspace of one size adds up in one order. Before CUDA starts; what somebody has set stands."""
+    os.environ.setdefault(_WORKSPACE, ":4096:8")
 
 
 def device_family(folder: Path = Path("/proc/driver/nvidia/gpus")) -> str:

@@ -134,7 +134,10 @@ class Served:
             proof = selftest.prove(session, manifest)
             self._independent = proof.independent
             if settings.provider != "cpu":
-                selftest.warm(session, manifest, gpu.buckets(self.limits.max_rows, self.limits.max_tokens))
+                fixed = session.shapes.kind == "fixed"
+                shapes = ((1, length) for length in session.shapes.lengths or (1,))
+                ragged = gpu.buckets(self.limits.max_rows, self.limits.max_tokens)
+                selftest.warm(session, manifest, shapes if fixed else ragged)
         except BaseException:
             session.close()
             raise

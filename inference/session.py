@@ -37,6 +37,7 @@ from foreseen.rows import (
 )
 from foreseen.shapes import batches, neutral_row
 from inference import gpu
+from inference.graphs import CudaDevice, Graphs
 from inference.processor import processor_family
 from inference.watchdog import Watchdog
 
@@ -93,6 +94,8 @@ class Plan(Struct, frozen=True):
     """A run that takes longer is told to stop."""
     hung_grace_seconds: float = 5.0
     """One that goes on for so much longer takes the process with it."""
+    cuda_graphs: bool = True
+    """Capture the runs of fixed shapes on CUDA, where the graph allows it."""
 
 
 def session_options(precision: str, threads: int) -> ort.SessionOptions:
@@ -122,7 +125,9 @@ def _options(threads: int, *, guarded: bool) -> ort.SessionOptions:
 class Session:
     """One loaded model. Made by `open_session`."""
 
-    def __init__(self, manifest: Manifest, record: Record, graph: ort.InferenceSession, plan: Plan) -> None:
+    def __init__(
+        self, manifest: Manifest, record: Record, graph: ort.InferenceSession, plan: Plan, *, has_graphs: bool = False
+    ) -> None:
         self.manifest = manifest
         self.record = record
         self.provider: str = graph.get_providers()[0]
@@ -133,6 +138,8 @@ class Session:
         self._names = [output.name for output in manifest.model.outputs]
         self._strings = [i.name for i in manifest.model.inputs if i.datatype == "BYTES"]
         self._bound = plan.provider != "cpu" and not self._strings and not _gives_strings(manifest)
+        self.graphs = Graphs(CudaDevice(graph, self._names)) if has_graphs and self._bound else None
+        """CUDA graphs of the fixed shapes; None on a CPU, in ragged batches, and where a graph cannot be captured."""
         self._watchdog = Watchdog(plan.hung_seconds, plan.hung_grace_seconds)
         self.shapes = record.shapes
         self._neutral = neutral_row(manifest) if self.shapes.kind == "fixed" else None
@@ -151,7 +158,11 @@ class Session:
             return ()
         family: tuple[str, ...] = (processor_family(),)
         if self._plan.provider != "cpu":
-            family = (gpu.device_family(), *gpu.libraries(Path("/proc/self/maps").read_text().splitlines()))
+            family = (
+                gpu.device_family(),
+                gpu.DETERMINISM,
+                *gpu.libraries(Path("/proc/self/maps").read_text().splitlines()),
+            )
         threads = "" if self.manifest.exact else f" threads={self._plan.threads}"
         return (
             "+".join(self._graph.get_providers()),
@@ -205,7 +216,9 @@ class Session:
 
         try:
             with self._watchdog.watch(stop):
-                if self._bound:
+                if self.graphs is not None:
+                    arrays = self.graphs.run(feeds, options)
+                elif self._bound:
                     arrays = gpu.run_bound(self._graph, self._names, feeds, options)
                 else:
                     arrays = self._graph.run(self._names, feeds, options)
@@ -230,17 +243,15 @@ def open_session(manifest: Manifest, data: Path, plan: Plan) -> Session:
         )
     options = session_options(record.artifact.precision, plan.threads)
     if plan.provider != "cpu":
+        gpu.fix_workspace()
         gpu.load_libraries()
     content = read_file(data, record.artifact, record.artifact.graph)
-    try:
-        graph = ort.InferenceSession(content, options, providers=list(chain))
-    except Exception as error:  # noqa: BLE001 -- ONNX Runtime has no common error class
-        raise SetupError(f"model {manifest.name!r}: ONNX Runtime cannot load the artifact: {error}") from None
+    graph, has_graphs = _loaded(manifest, content, options, chain, record.shapes.kind == "fixed" and plan.cuda_graphs)
     graph.disable_fallback()  # it would change the provider, hence the bits, under a digest that names the old one
     _check_signature(manifest, graph)
     if graph.get_providers()[0] != chain[0]:
         raise SetupError(f"provider {plan.provider!r}: {chain[0]} did not start (driver or libraries are missing)")
-    session = Session(manifest, record, graph, plan)
+    session = Session(manifest, record, graph, plan, has_graphs=has_graphs)
     if plan.provider != "cpu":
         _check_fallback(session, plan)
     _log.info(
@@ -252,6 +263,21 @@ def open_session(manifest: Manifest, data: Path, plan: Plan) -> Session:
         digest=session.digest[:8],
     )
     return session
+
+
+def _loaded(
+    manifest: Manifest, content: bytes, options: ort.SessionOptions, chain: Sequence[str], wants_graphs: bool
+) -> tuple[ort.InferenceSession, bool]:
+    """The graph in ONNX Runtime, and whether it may be captured: where it may not, the reason is logged."""
+    if wants_graphs and chain[0] == "CUDAExecutionProvider":
+        try:
+            return ort.InferenceSession(content, options, providers=gpu.providers(chain, graphs=True)), True
+        except Exception as error:  # noqa: BLE001 -- ONNX Runtime has no common error class
+            _log.warning("no CUDA graphs", model=manifest.name, why=str(error).splitlines()[0][:200])
+    try:
+        return ort.InferenceSession(content, options, providers=gpu.providers(chain, graphs=False)), False
+    except Exception as error:  # noqa: BLE001 -- as above
+        raise SetupError(f"model {manifest.name!r}: ONNX Runtime cannot load the artifact: {error}") from None
 
 
 @functools.cache

@@ -15,9 +15,10 @@ import msgspec
 from msgspec.structs import replace
 from onnx import ModelProto
 
+from foreseen.batching import Batching
 from foreseen.errors import SetupError
 from foreseen.hints import Samples
-from foreseen.manifest import Batching, Manifest, load
+from foreseen.manifest import Manifest, load
 from foreseen.nouns import Row
 from foreseen.rows import row_count
 from models import signature as signatures

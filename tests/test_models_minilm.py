@@ -94,17 +94,12 @@ def test_no_batch_and_no_padding_changes_a_bit_at_any_length(sessions: dict[str,
     assert exact.changed(sessions[precision], MANIFEST, random_rows(), rounds=6) == []
 
 
-def reduce_sum(graph: Graph, tokens: str, mask: str) -> str:
-    masked = graph.add("Mul", tokens, graph.add("Unsqueeze", mask, graph.numbers(2)))
-    return graph.add("ReduceSum", masked, graph.numbers(1), keepdims=0)
-
-
 def one_row_product(graph: Graph, tokens: str, mask: str) -> str:
     summed = graph.add("MatMul", graph.add("Unsqueeze", mask, graph.numbers(1)), tokens)
     return graph.add("Squeeze", summed, graph.numbers(1))
 
 
-@pytest.mark.parametrize(("pooled", "wrong"), [(reduce_sum, range(8, 63)), (one_row_product, range(7, 63, 4))])
+@pytest.mark.parametrize(("pooled", "wrong"), [(pool.reduce_sum, range(8, 63)), (one_row_product, range(7, 63, 4))])
 def test_the_same_check_goes_red_on_both_other_pools(bench: Bench, pooled: pool.Sum, wrong: range) -> None:
     """The check can fail: `ReduceSum` at nearly every length, the one-row product at lengths ≡ 3 mod 4."""
     other = Session(to_bytes(bert.make(MANIFEST, bench.files, pooled)), MANIFEST.model, "fp32")

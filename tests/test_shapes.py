@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from onnx import TensorProto, helper
 
 from foreseen.artifact import preparation_digest, read_record, write_record
-from foreseen.manifest import Batching, find, load
+from foreseen.batching import Batching
+from foreseen.manifest import find, load
 from foreseen.nouns import Row
 from foreseen.shapes import RAGGED, SINGLE, Shapes, batches, open_dimension
 from inference.session import Plan, open_session
