@@ -12,7 +12,7 @@ BIN    := $(VENV)/bin
 DATA   ?= data
 PORT   ?= 8000
 
-.PHONY: up setup test test-integrations lint docs dashboards bench-hit bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact bench-isolation chaos chaos-purges soak verify-rolling verify-lease verify-overload verify-jobs bench-jobs mutants clean
+.PHONY: up setup test test-integrations lint docs dashboards bench-hit bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact verify-gpu bench-isolation chaos chaos-purges soak verify-rolling verify-lease verify-overload verify-jobs bench-jobs mutants clean
 
 up: setup ## start everything on this machine: http://127.0.0.1:8000
 	@exec $(BIN)/foreseen up --data $(DATA) --port $(PORT) --model minilm --model fingerprint
@@ -113,6 +113,9 @@ bench-warm: setup ## imports beside raw Redis mass insertion, computing beside a
 
 verify-exact: setup ## rows through the server are the bits of rows alone: minilm and mpnet (440 MB of wheels), four precisions, two pools, ragged and fixed
 	@$(BIN)/python -m bench.exact
+
+verify-gpu: setup ## minilm and mpnet on a GPU (smaller on a CPU): shapes, CUDA graphs, bits, a restart; under eight minutes
+	@$(BIN)/python -m bench.verify_gpu
 
 verify-lease: setup ## 10,000 askers of one cold row at two proxies of four workers, the leader killed: two model rows at most
 	@$(BIN)/python -m tests.leasing --requests 10000 --workers 4 --proxies 2

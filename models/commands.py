@@ -6,7 +6,7 @@ Whatever goes wrong on the operator's side is raised as a SetupError of one line
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from cyclopts import App, Parameter
@@ -25,6 +25,7 @@ app = App(name="models", help="Make models lighter, with evidence.")
 Train = Annotated[Path | None, Parameter(help="CSV (text, label; .gz, .xz) that a logistic head is fitted on.")]
 Test = Annotated[Path | None, Parameter(help="CSV (text, label) that agreement and flips are measured on.")]
 Json = Annotated[bool, Parameter(help="Print JSON and nothing else.", negative="")]
+Provider = Annotated[Literal["cpu", "cuda"], Parameter(help="Where candidates are measured: where they are served.")]
 DEFAULTS = Common()
 
 
@@ -37,6 +38,7 @@ def build(
     ] = False,
     train: Train = None,
     test: Test = None,
+    provider: Provider = "cpu",
     common: Common = DEFAULTS,
 ) -> None:
     """Build a model and put it in force.
@@ -47,6 +49,7 @@ def build(
         The model, as its manifest's folder is called.
     """
     files = _files(train, test)
+    _measure_on(provider)
     manifest = manifests.find(name, common.model_folders)
     with progress.shown() as say:
         if not full and files is None:
@@ -75,7 +78,15 @@ def list_(*, json: Json = False, common: Common = DEFAULTS) -> None:
 
 
 @app.command
-def report(name: str, *, json: Json = False, train: Train = None, test: Test = None, common: Common = DEFAULTS) -> None:
+def report(
+    name: str,
+    *,
+    json: Json = False,
+    train: Train = None,
+    test: Test = None,
+    provider: Provider = "cpu",
+    common: Common = DEFAULTS,
+) -> None:
     """Show what was measured of a built model; what is missing is measured now. The choice in force stays.
 
     Parameters
@@ -86,6 +97,7 @@ def report(name: str, *, json: Json = False, train: Train = None, test: Test = N
     from models.report import measured, path_of, public
 
     files = _files(train, test)
+    _measure_on(provider)
     manifest = manifests.find(name, common.model_folders)
     record = read_record(common.data, name)
     with progress.shown() as say:
@@ -165,6 +177,13 @@ def import_(name: str, file: Path, *, common: Common = DEFAULTS) -> None:
     with progress.shown() as say:
         record = carry.import_(common.data, manifest, file, say)
     tables.show_choice(Console(), record)
+
+
+def _measure_on(provider: Literal["cpu", "cuda"]) -> None:
+    if provider != "cpu":
+        from models.run import measure_on
+
+        measure_on(provider)
 
 
 def _files(train: Path | None, test: Path | None) -> Files | None:

@@ -5,16 +5,33 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import onnxruntime
 
+from foreseen.errors import SetupError
 from foreseen.manifest import Manifest, ModelSignature, Precision
 from foreseen.nouns import Array, Row
 from foreseen.rows import RowOutputs, firsts_of, row_count, split_outputs, stack, whole_outputs, whole_row
 from foreseen.shapes import Shapes, batches, neutral_row
+from inference import gpu
 from inference.session import aligned, decoded, encoded, session_options
 
-PROVIDERS = ["CPUExecutionProvider"]
+Provider = Literal["cpu", "cuda"]
+_providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
+
+
+def measure_on(provider: Provider) -> None:
+    """From now on sessions of this process run there: a report is of the device where the model is served."""
+    if provider == "cuda":
+        gpu.fix_workspace()
+        gpu.load_libraries()
+        chain = ("CUDAExecutionProvider", "CPUExecutionProvider")
+        if chain[0] not in onnxruntime.get_available_providers():
+            raise SetupError("--provider cuda: this onnxruntime has no CUDA provider; install the extra foreseen[gpu]")
+        _providers[:] = gpu.providers(chain, graphs=False)
+    else:
+        _providers[:] = ["CPUExecutionProvider"]
 
 
 class Session:
@@ -24,7 +41,7 @@ class Session:
         self._fixed: tuple[Manifest, Shapes, Row] | None = None
         self._is_single = False
         model = graph if isinstance(graph, bytes) else str(graph)
-        self._session = onnxruntime.InferenceSession(model, session_options(precision, threads), providers=PROVIDERS)
+        self._session = onnxruntime.InferenceSession(model, session_options(precision, threads), providers=_providers)
         self.signature = signature
 
     def of(self, signature: ModelSignature) -> Session:

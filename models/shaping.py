@@ -13,6 +13,7 @@ from typing import get_args
 from msgspec import Struct
 from msgspec.structs import replace
 
+from foreseen.errors import SetupError
 from foreseen.manifest import Manifest
 from foreseen.nouns import Row
 from foreseen.rows import tokens
@@ -47,14 +48,19 @@ class Shaped(Struct, frozen=True):
 
 
 def decide(session: Session, manifest: Manifest, rows: Sequence[Row]) -> tuple[Shapes, tuple[Shaped, ...]]:
-    """The shapes to run in, and what was measured of each kind that the manifest allows. Nothing is measured where it
-    leaves no choice."""
+    """The shapes to run in, and what was measured of each kind where the manifest leaves the choice. Raises SetupError
+    where it asks for a fixed set and there can be none."""
     wanted = manifest.batching.shapes
     if manifest.rows == "together" or manifest.batching.alone:
         return (RAGGED if manifest.rows == "together" else SINGLE), ()
     if wanted == "ragged":
         return RAGGED, ()
-    found = measured(session, manifest, rows, get_args(Kind) if wanted == "auto" else ("fixed",))
+    if wanted == "fixed":
+        try:
+            return fixed_set(session, manifest, rows), ()
+        except ValueError as error:
+            raise SetupError(f"model {manifest.name!r}: batching.shapes: {error}, so there is no fixed set") from None
+    found = measured(session, manifest, rows, get_args(Kind))
     return chosen(found), found
 
 
@@ -62,8 +68,7 @@ def chosen(found: Sequence[Shaped]) -> Shapes:
     """The fastest that is exact, the simpler kind within 5 %; else every row alone."""
     passed = [one for one in found if one.is_exact]
     if not passed:
-        can = [one.shapes for one in found if one.difference is not None]
-        return can[0] if len(found) == 1 and can else SINGLE
+        return SINGLE
     fastest = max(one.rows_per_second or 0.0 for one in passed)
     return next(one.shapes for one in passed if (one.rows_per_second or 0.0) >= LEVEL * fastest)
 

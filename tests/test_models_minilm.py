@@ -12,8 +12,9 @@ import pytest
 
 from foreseen.artifact import model_folder, read_record
 from foreseen.errors import SetupError
-from foreseen.manifest import find
+from foreseen.manifest import Precision, find
 from foreseen.nouns import Array, Row
+from foreseen.shapes import Shapes
 from models import check, exact, heads, labelled, study
 from models.build import Bench, prepare
 from models.gate import Figures, invariance_reasons
@@ -104,6 +105,16 @@ def test_the_same_check_goes_red_on_both_other_pools(bench: Bench, pooled: pool.
     """The check can fail: `ReduceSum` at nearly every length, the one-row product at lengths ≡ 3 mod 4."""
     other = Session(to_bytes(bert.make(MANIFEST, bench.files, pooled)), MANIFEST.model, "fp32")
     assert set(exact.changed(other, MANIFEST, random_rows())) >= set(wrong)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8-rowwise"])
+def test_fixed_shapes_make_the_exporters_pool_exact(bench: Bench, precision: Precision) -> None:
+    """The same `ReduceSum` pool, whose rows change at nearly every length in ragged batches: in fixed shapes no company
+    and no place in the batch changes a bit of any row."""
+    model = quantize(bert.make(MANIFEST, bench.files, pool.reduce_sum), precision)
+    session = Session(to_bytes(model), MANIFEST.model, precision)
+    shapes = Shapes("fixed", (8, 16, 32, 64), (2, 2, 2, 2))
+    assert exact.changed(session.in_shapes(MANIFEST, shapes), MANIFEST, random_rows(), rounds=1) == []
 
 
 def written(path: Path, lines: list[tuple[str, str]]) -> Path:
