@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import subprocess
 import sys
 import time
@@ -87,11 +88,16 @@ def differing(session: Session, count: int) -> tuple[int, int, list[bytes]]:
     return 2 * count, differ, alone
 
 
-def bits_of_a_new_process(name: str, data: Path, provider: str, kind: str, rows: int, count: int) -> bytes:
-    """The bits of the same rows, computed by a process of its own: as after a kill and a restart."""
+def _digest(bits: Sequence[bytes]) -> str:
+    return hashlib.sha256(b"".join(bits)).hexdigest()
+
+
+def bits_of_a_new_process(name: str, data: Path, provider: str, kind: str, rows: int, count: int) -> str:
+    """The digest of the bits of the same rows, computed by a process of its own: as after a kill and a restart."""
     command = [sys.executable, "-m", "bench.verify_gpu", "--bits", name, kind, str(rows), str(count)]
     command += ["--data", str(data), "--provider", provider]
-    return subprocess.run(command, check=True, capture_output=True, timeout=300).stdout
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+    return said.splitlines()[-1]  # logs stand before it
 
 
 def end_to_end(data: Path, provider: str, scale: Scale) -> list[str]:
@@ -148,7 +154,7 @@ def measure_kind(name: str, manifest: Manifest, data: Path, plan: Plan, kind: st
     print(f"{how}: {differ} of {compared} rows differ from the row alone")
     print("\n".join(f"    {line}" for line in measured(session, scale.batches, scale.repeats)), flush=True)
     session.close()
-    again = bits_of_a_new_process(name, data, plan.provider, kind, scale.fixed_rows, scale.rows) == b"".join(alone)
+    again = bits_of_a_new_process(name, data, plan.provider, kind, scale.fixed_rows, scale.rows) == _digest(alone)
     print(f"    another process gives {'the same bits' if again else 'OTHER BITS'}", flush=True)
     return (kind == "fixed" and differ > 0) + (not again)
 
@@ -167,7 +173,7 @@ def main() -> None:
     if settings.bits:
         name, kind, rows, count = settings.bits
         session = opened(_built(name, scale, settings.data, provider), settings.data, plan, kind, int(rows))
-        sys.stdout.buffer.write(b"".join(differing(session, int(count))[2]))
+        print(_digest(differing(session, int(count))[2]))
         session.close()
         return
     wrong, until = 0, time.monotonic() + SECONDS

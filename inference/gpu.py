@@ -19,6 +19,7 @@ import onnxruntime
 import structlog
 
 from foreseen.nouns import Array
+from inference.graphs import Buffers
 
 _log = structlog.get_logger()
 
@@ -141,3 +142,48 @@ def run_bound(session: Any, names: Sequence[str], feeds: Mapping[str, Array], op
     session.run_with_iobinding(binding, options)
     outputs: list[Array] = binding.copy_outputs_to_cpu()
     return outputs
+
+
+class CudaDevice:
+    """A session of ONNX Runtime on a CUDA device, opened with `enable_cuda_graph`."""
+
+    def __init__(self, session: Any, names: Sequence[str], number: int = 0) -> None:
+        self._session = session
+        self._names = names
+        self._number = number
+
+    def plain(self, feeds: Mapping[str, Array], options: Any) -> list[Array]:
+        return run_bound(self._session, self._names, feeds, options)
+
+    def buffers(self, feeds: Mapping[str, Array], outputs: Sequence[Array]) -> Buffers:
+        return _Bound(self._session, self._names, self._number, feeds, outputs)
+
+    def options(self) -> Any:
+        return onnxruntime.RunOptions()
+
+
+class _Bound:
+    """OrtValues on the device, bound once."""
+
+    def __init__(
+        self, session: Any, names: Sequence[str], number: int, feeds: Mapping[str, Array], outputs: Sequence[Array]
+    ) -> None:
+        self._session = session
+        self._binding = session.io_binding()
+        self._inputs = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", number) for name, array in feeds.items()
+        }
+        self._outputs = [
+            onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(array.shape), array.dtype, "cuda", number)
+            for array in outputs
+        ]
+        for name, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for name, value in zip(names, self._outputs, strict=True):
+            self._binding.bind_ortvalue_output(name, value)
+
+    def run(self, feeds: Mapping[str, Array], options: Any) -> list[Array]:
+        for name, array in feeds.items():
+            self._inputs[name].update_inplace(array)
+        self._session.run_with_iobinding(self._binding, options)
+        return [value.numpy() for value in self._outputs]

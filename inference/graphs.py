@@ -12,7 +12,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import onnxruntime
 import structlog
 
 from foreseen.nouns import Array
@@ -89,55 +88,3 @@ class Graphs:
             self.failures.append(f"{[list(s) for _, s in shape]}: {str(error)[:200]}")
             _log.warning("no CUDA graph for a shape; it runs without", why=self.failures[-1])
         return outputs
-
-
-class CudaDevice:
-    """A session of ONNX Runtime on a CUDA device, opened with `enable_cuda_graph`."""
-
-    def __init__(self, session: Any, names: Sequence[str], number: int = 0) -> None:
-        self._session = session
-        self._names = names
-        self._number = number
-
-    def plain(self, feeds: Mapping[str, Array], options: Any) -> list[Array]:
-        binding = self._session.io_binding()
-        for name, array in feeds.items():
-            binding.bind_cpu_input(name, array)
-        for name in self._names:
-            binding.bind_output(name, "cpu")
-        self._session.run_with_iobinding(binding, options)
-        outputs: list[Array] = binding.copy_outputs_to_cpu()
-        return outputs
-
-    def buffers(self, feeds: Mapping[str, Array], outputs: Sequence[Array]) -> Buffers:
-        return _Bound(self._session, self._names, self._number, feeds, outputs)
-
-    def options(self) -> Any:
-        return onnxruntime.RunOptions()
-
-
-class _Bound:
-    """OrtValues on the device, bound once."""
-
-    def __init__(
-        self, session: Any, names: Sequence[str], number: int, feeds: Mapping[str, Array], outputs: Sequence[Array]
-    ) -> None:
-        self._session = session
-        self._binding = session.io_binding()
-        self._inputs = {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", number) for name, array in feeds.items()
-        }
-        self._outputs = [
-            onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(array.shape), array.dtype, "cuda", number)
-            for array in outputs
-        ]
-        for name, value in self._inputs.items():
-            self._binding.bind_ortvalue_input(name, value)
-        for name, value in zip(names, self._outputs, strict=True):
-            self._binding.bind_ortvalue_output(name, value)
-
-    def run(self, feeds: Mapping[str, Array], options: Any) -> list[Array]:
-        for name, array in feeds.items():
-            self._inputs[name].update_inplace(array)
-        self._session.run_with_iobinding(self._binding, options)
-        return [value.numpy() for value in self._outputs]

@@ -37,7 +37,7 @@ from foreseen.rows import (
 )
 from foreseen.shapes import batches, neutral_row
 from inference import gpu
-from inference.graphs import CudaDevice, Graphs
+from inference.graphs import Graphs
 from inference.processor import processor_family
 from inference.watchdog import Watchdog
 
@@ -138,7 +138,7 @@ class Session:
         self._names = [output.name for output in manifest.model.outputs]
         self._strings = [i.name for i in manifest.model.inputs if i.datatype == "BYTES"]
         self._bound = plan.provider != "cpu" and not self._strings and not _gives_strings(manifest)
-        self.graphs = Graphs(CudaDevice(graph, self._names)) if has_graphs and self._bound else None
+        self.graphs = Graphs(gpu.CudaDevice(graph, self._names)) if has_graphs and self._bound else None
         """CUDA graphs of the fixed shapes; None on a CPU, in ragged batches, and where a graph cannot be captured."""
         self._watchdog = Watchdog(plan.hung_seconds, plan.hung_grace_seconds)
         self.shapes = record.shapes
