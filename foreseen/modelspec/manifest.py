@@ -4,11 +4,12 @@ A manifest has two signatures under one name. `[client]` is what clients see (te
 the model process takes (token ids and a mask). Where they are the same, `[client]` is left out. Dimensions are positive
 integers or names; a name stands for a size that differs between requests (shown as -1), and the first dimension of
 every input and output is `"rows"`. Outputs that use the name of an input's dimension are cut to the row's own size.
+Where the manifest says `rows = "together"`, inputs and outputs may have any shape (a scalar, a state whose second axis
+is the batch): the graph gets every request as it was sent.
 """
 
 from __future__ import annotations
 
-import math
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,8 @@ import msgspec
 from msgspec import Struct
 
 from foreseen.errors import SetupError
+from foreseen.modelspec.batching import Batching
+from foreseen.modelspec.hints import Samples, problem
 from foreseen.protocol.datatypes import DATATYPES
 
 Dim = int | str
@@ -52,6 +55,8 @@ class Image(Struct, frozen=True, forbid_unknown_fields=True):
     """… then the mean of its channel is taken off …"""
     std: tuple[float, ...] = ()
     """… and the rest divided by this."""
+    exif: bool = False
+    """Turn the picture as its EXIF orientation says, as viewers show it."""
     max_pixels: int = 40_000_000
     """A picture that says it is larger is refused with 413 before it is decoded."""
 
@@ -133,6 +138,12 @@ class ModelSignature(Struct, frozen=True, forbid_unknown_fields=True):
         """The inputs that rows carry: all but the derived ones."""
         return tuple(i for i in self.inputs if i.role is None)
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether every input and output has rows as its first axis and no other. If not, a request cannot be cut."""
+        shapes = [i.shape for i in self.inputs] + [o.shape for o in self.outputs]
+        return all(shape[:1] == (BATCH,) and BATCH not in shape[1:] for shape in shapes)
+
     def of(self, given: tuple[int, ...] | None) -> ModelSignature:
         """What is asked of the model where only these of the keyed inputs are given, and what is derived of them."""
         if given is None:
@@ -168,7 +179,9 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
     wheels: tuple[Wheel, ...] = ()
     archive: Archive | None = None
     url: str | None = None
-    """A file or a URL that fsspec knows; needs `sha256`."""
+    """A file or a URL that fsspec knows; needs `sha256`. A relative path starts at the manifest's folder."""
+    files: tuple[str, ...] = ()
+    """Files in the manifest's folder that the build needs too, such as tokenizer.json."""
     sha256: str | None = None
     options: dict[str, Any] = {}
 
@@ -184,16 +197,6 @@ class Gates(Struct, frozen=True, forbid_unknown_fields=True):
     """Largest share of rows whose label changes with its batch-mates."""
     max_difference: float | None = 0.0
     """Largest difference of any output element between a row alone and in any batch. 0 asserts bit equality."""
-
-
-class Batching(Struct, frozen=True, forbid_unknown_fields=True):
-    max_rows: int = 32
-    max_tokens: int = 4096
-    """Rows × longest row of one run, padding included; only for models with a named dimension."""
-    wait_ms: float = 0.0
-    """How long an idle session waits for company. 0 for CPUs: batching there gains next to nothing."""
-    single: bool = False
-    """Run every row alone: the declared way to cache a model whose rows are not independent."""
 
 
 class Freshness(Struct, frozen=True, forbid_unknown_fields=True):
@@ -245,6 +248,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """Request parameters that do not change the answer, beside the reserved ones."""
     example: dict[str, list[Any]] = {}
     """Client input → data of one small request, for the readiness check and the docs."""
+    samples: Samples = Samples()
 
     @property
     def seen(self) -> ClientSignature:
@@ -261,20 +265,6 @@ def wire_shape(shape: tuple[Dim, ...]) -> list[int]:
     return [-1 if isinstance(dim, str) else dim for dim in shape]
 
 
-def example_request(manifest: Manifest) -> dict[str, Any]:
-    """A V2 request of the manifest's example: one row, open dimensions as long as the data makes them. An input that it
-    has no example of is all ones."""
-    inputs = []
-    for spec in manifest.seen.inputs:
-        shape = [1 if dim == BATCH else dim for dim in spec.shape]
-        fixed = math.prod(dim for dim in shape if isinstance(dim, int))
-        one = {"BYTES": "1", "BOOL": True}.get(spec.datatype, 1)
-        data = manifest.example.get(spec.name) or [one] * fixed
-        open_ended = [len(data) // fixed if isinstance(dim, str) else dim for dim in shape]
-        inputs.append({"name": spec.name, "shape": open_ended, "datatype": spec.datatype, "data": data})
-    return {"inputs": inputs}
-
-
 def load(path: Path) -> Manifest:
     """Read one manifest. Raises SetupError with the file, the field and what is wrong."""
     try:
@@ -283,10 +273,19 @@ def load(path: Path) -> Manifest:
         raise SetupError(f"{path}: there is no such model manifest") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise SetupError(f"{path}: {error}") from None
-    problem = _problem(manifest)
-    if problem is not None:
-        raise SetupError(f"{path}: {problem}")
-    return msgspec.structs.replace(manifest, client=manifest.seen)  # read by every request
+    found = _problem(manifest)
+    if found is not None:
+        raise SetupError(f"{path}: {found}")
+    source = _placed(manifest.source, path.parent.resolve())
+    return msgspec.structs.replace(manifest, client=manifest.seen, source=source)  # both are read often
+
+
+def _placed(source: Source | None, folder: Path) -> Source | None:
+    """With absolute paths in the place of those that start at the manifest's folder."""
+    if source is None:
+        return None
+    url = source.url if source.url is None or "://" in source.url or "::" in source.url else str(folder / source.url)
+    return msgspec.structs.replace(source, url=url, files=tuple(str(folder / name) for name in source.files))
 
 
 def find(name: str, folders: tuple[Path, ...]) -> Manifest:
@@ -334,9 +333,10 @@ def _problem(manifest: Manifest) -> str | None:
             return f"{where}.datatype: {tensor.datatype!r} is not one of {', '.join(DATATYPES)}"
         if any(isinstance(dim, int) and dim < 0 for dim in tensor.shape):
             return f"{where}.shape: name a dimension whose size differs, do not write a negative number"
-        if not tensor.shape or tensor.shape[0] != BATCH:
-            return f"{where}.shape: the first dimension is {BATCH!r}"
-    return _upstream_problem(manifest) or _model_problem(manifest) or _client_problem(manifest)
+        if tensor.shape[:1] != (BATCH,) and manifest.rows == "each":
+            return f'{where}.shape: the first dimension is {BATCH!r}, unless the manifest says rows = "together"'
+    checks = (_upstream_problem, _model_problem, _client_problem, lambda manifest: problem(manifest.samples))
+    return next((found for check in checks if (found := check(manifest)) is not None), None)
 
 
 def _upstream_problem(manifest: Manifest) -> str | None:
@@ -377,6 +377,8 @@ def _fed(manifest: Manifest) -> set[str]:
 
 
 def _client_problem(manifest: Manifest) -> str | None:
+    if not manifest.model.has_rows and any(i.tokenizer or i.image or i.trim for i in manifest.seen.inputs):
+        return f"client.inputs: tokenizer, image and trim need {BATCH!r} as the first dimension of every model tensor"
     listed = {i.name: i for i in manifest.seen.inputs}
     for i in manifest.seen.inputs:
         where = f"client.inputs.{i.name}"

@@ -34,6 +34,11 @@ def fetch(source: Source, data: Path, folder: Path, say: BuildProgress) -> None:
     if source.url is not None:
         with say.step(f"fetch {source.url}"):
             _fetch_url(source, data, folder)
+    for file in map(Path, source.files):
+        try:
+            shutil.copyfile(file, folder / plain_name(file.name))
+        except OSError as error:
+            raise SetupError(f"source.files: {file}: {error.strerror}") from None
     if source.archive is not None:
         with say.step(f"unpack {source.archive.parts[0]}"):
             _unpack(source.archive, folder)

@@ -45,7 +45,9 @@ def build_full(
             raise SetupError(f"model {manifest.name!r}: no candidate passes the gates ({whys})")
         chosen = next(c for c in candidates if c.precision == report.best)
         one = made[chosen.precision]
-        record = Record(one.artifact, row_independent=not invariance_reasons(manifest, chosen.figures))
+        record = Record(
+            one.artifact, row_independent=not invariance_reasons(manifest, chosen.figures), shapes=chosen.shapes
+        )
         publish(data, one.artifact, one.folder)
         write_record(data, record)
         return record, report
@@ -133,5 +135,9 @@ def _report(manifest: Manifest, what: str, candidates: list[Candidate]) -> Repor
 
 
 def _subject(manifest: Manifest) -> str:
-    parts = (manifest.model, manifest.seen, manifest.source, manifest.gates, manifest.precisions, manifest.exact)
+    source = manifest.source and msgspec.structs.replace(manifest.source, url=None, files=())  # a folder may be moved
+    batching = manifest.batching
+    parts: list[object] = [manifest.model, manifest.seen, source, manifest.gates, manifest.precisions, manifest.exact]
+    if batching.shapes != "ragged":
+        parts += [batching.shapes, batching.lengths, batching.fixed_rows]
     return fields_digest(msgspec.json.encode(parts, order="sorted"))
