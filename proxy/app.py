@@ -18,7 +18,8 @@ from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import secret_check, tag_key
 from foreseen.keys.secret import read_secret
 from foreseen.modelspec.artifact import refuse_optional
-from foreseen.modelspec.manifest import Freshness, find
+from foreseen.modelspec.manifest import find
+from foreseen.modelspec.policy import Freshness
 from foreseen.paths import children_file, model_socket, redis_socket
 from foreseen.proxy.admin.admin import Token
 from foreseen.proxy.admin.heartbeat import Heartbeat

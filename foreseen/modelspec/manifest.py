@@ -18,8 +18,8 @@ import msgspec
 from msgspec import Struct
 
 from foreseen.errors import SetupError
-from foreseen.modelspec.batching import Batching
 from foreseen.modelspec.hints import Samples, problem
+from foreseen.modelspec.policy import Batching, Freshness, Gates
 from foreseen.protocol.datatypes import DATATYPES
 
 Dim = int | str
@@ -184,35 +184,6 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
     """Files in the manifest's folder that the build needs too, such as tokenizer.json."""
     sha256: str | None = None
     options: dict[str, Any] = {}
-
-
-class Gates(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a candidate must reach to be chosen. None leaves a gate out."""
-
-    agreement: float | None = None
-    """Least share of rows whose label agrees with fp32's, 0…1."""
-    cosine: float | None = None
-    """Least mean cosine with fp32 over the texts, 0…1. The report also shows the worst text's."""
-    flips: float = 0.0
-    """Largest share of rows whose label changes with its batch-mates."""
-    max_difference: float | None = 0.0
-    """Largest difference of any output element between a row alone and in any batch. 0 asserts bit equality."""
-
-
-class Freshness(Struct, frozen=True, forbid_unknown_fields=True):
-    """How long entries are fresh and how long they may be answered stale. What is None is taken from the settings.
-
-    Refreshing a pure function wastes the GPU, so there is no soft TTL unless somebody asks for one.
-    """
-
-    soft_seconds: float | None = None
-    """Past this age an entry is answered while one refresh runs in the background."""
-    hard_seconds: float | None = None
-    """Past this age it is not answered without asking the model, but for the two windows below."""
-    stale_while_revalidate_seconds: float | None = None
-    """How long past its freshness an entry is answered while it is refreshed; None: from soft to hard."""
-    stale_if_error_seconds: float | None = None
-    """How long past its freshness an entry is answered where the model fails."""
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
