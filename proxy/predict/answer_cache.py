@@ -235,7 +235,7 @@ class AnswerCache:
         if now >= entry.until:
             return False
         served = entry.served
-        facts, (model, *_) = served.facts, entry.meaning
+        facts, model = served.facts, entry.meaning[0]
         if facts is not entry.facts:
             if facts is None or facts != entry.facts:
                 return False

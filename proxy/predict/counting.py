@@ -10,6 +10,7 @@ from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.predict.access import AccessLog
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.facts import AnswerFacts
+from foreseen.telemetry.meters import Hits
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Lane
 
@@ -21,12 +22,16 @@ class RequestCounter:
         self._metrics = metrics
         self._served = served
         self._access = access
+        self._hits: dict[tuple[str, str], Hits] = {}
 
     def hit(
         self, head: RequestHead, served: ServedModel, near: int, far: int, saved: float, seconds: float
     ) -> None:  # fmt: skip
         """A request all of whose rows were fresh hits of near or far."""
-        self._metrics.hits(head.model, head.protocol).add(near, far, saved, seconds)
+        hits = self._hits.get((head.model, head.protocol))
+        if hits is None:
+            hits = self._hits[head.model, head.protocol] = self._metrics.hits(head.model, head.protocol)
+        hits.add(near, far, saved, seconds)
         stats, took = served.stats, int(seconds * 1e9)
         stats.success += 1
         stats.success_ns += took

@@ -78,18 +78,18 @@ class PendingRequest:
         except ForeseenError:
             self._count_failed_rows()
             raise
-        if not self._waits:
-            return self.finish()
-        if self._known and self._decoded.timeout_seconds is None and self.head.control is NO_CONTROL:
-            self._entry.pending, self.forgotten = self, server.pipeline.flights.forgotten  # type: ignore[union-attr]
-        return None
+        return None if self._waits else self.finish()
 
     def _join(self, leader: PendingRequest) -> bool:
         """Wait for the answers of a request of the same body, unless something was purged since it began, or either
         asks for something of its own. (It halves what a hit of far costs where many ask the same.)"""
         question, server = leader._question, self._server
         assert question is not None
-        if self.head.control is not NO_CONTROL or leader.forgotten != server.pipeline.flights.forgotten:
+        if (
+            not leader.waits
+            or self.head.control is not NO_CONTROL
+            or leader.forgotten != server.pipeline.flights.forgotten
+        ):
             return False
         if not server.in_force(self.served, question.space):
             return False
@@ -107,9 +107,12 @@ class PendingRequest:
         self._done = done
         if self._leader is not None:
             self._leader.followers.append(self)
-        else:
-            self._futures = [wait.future for wait in self._waits.values()]
-            self._resolved()
+            return
+        entry, plain = self._entry, self._known and self.head.control is NO_CONTROL
+        if entry is not None and plain and entry.decoded.timeout_seconds is None:
+            entry.pending, self.forgotten = self, self._server.pipeline.flights.forgotten
+        self._futures = [wait.future for wait in self._waits.values()]
+        self._resolved()
 
     def _resolved(self, _: object = None) -> None:
         """One flight has ended; most that are waited for end together."""
