@@ -40,9 +40,8 @@ from foreseen.proxy.jobs.batch import Batches
 from foreseen.proxy.jobs.predictions import Predictions
 from foreseen.proxy.jobs.ticket_options import TicketOptionsReader
 from foreseen.proxy.jobs.tickets import Jobs
-from foreseen.proxy.predict.access import AccessLog
 from foreseen.proxy.predict.answer_cache import AnswerCache
-from foreseen.proxy.predict.counting import RequestCounter
+from foreseen.proxy.predict.counting import AccessLog, RequestCounter
 from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.serve import Server

@@ -121,7 +121,7 @@ class FastConnection(Connection):
             and not self._paused
             and not self._close
             and not self._force_close
-            and self.may_go_on()
+            and self._request_count < self._most
             and (self.bucket is None or not self.bucket.wait())  # aiohttp's handlers count a refusal
         )
 

@@ -35,7 +35,7 @@ class PendingRequest:
     __slots__ = (
         "_began", "_decoded", "_decoded_at", "_done", "_entry", "_futures", "_id",
         "_keys", "_known", "_leader", "_limit", "_looked", "_prepared", "_prepared_at", "_question", "_raw", "_server",
-        "_started", "_waits", "body", "deadline", "followers", "forgotten", "head", "hit", "lookup", "served", "task",
+        "_waits", "body", "deadline", "followers", "forgotten", "head", "hit", "lookup", "served", "started", "task",
     )  # fmt: skip
 
     def __init__(
@@ -44,7 +44,7 @@ class PendingRequest:
     ) -> None:  # fmt: skip
         """`lookup` is what is known of the body; `raw` are the bytes of the whole request where they may be kept."""
         self._server, self.served, self.head, self.body, self.lookup = server, served, head, body, lookup
-        self._started, self._limit, self.deadline, self._raw = started, deadline, deadline, raw
+        self.started, self._limit, self.deadline, self._raw = started, deadline, deadline, raw
         self._entry: CachedBody | None = None
         self._known = False
         self._decoded: DecodedRequest | None = None
@@ -224,7 +224,7 @@ class PendingRequest:
         """Newly decoded and prepared rows; remembered where their body came before."""
         assert self._decoded is not None
         self._prepared, self._prepared_at, self._known = prepared, time.perf_counter(), False
-        self._server.metrics.stages.add("decode", self._decoded_at - self._started)
+        self._server.metrics.stages.add("decode", self._decoded_at - self.started)
         self._server.metrics.stages.add("prepare", self._prepared_at - self._decoded_at)
         self._entry = self._server.cache.keep(self.lookup, self.served, self._decoded, prepared)
 
@@ -264,7 +264,7 @@ class PendingRequest:
         body, length = rendered.with_id(self._id)
         done = time.perf_counter()
         server.metrics.stages.add("render", done - answered)
-        server.counter.answered(self.head, self.served, facts, self._decoded.lane, done - self._started)
+        server.counter.answered(self.head, self.served, facts, self._decoded.lane, done - self.started)
         return Reply(200, fixed_lines(length) + facts.lines(timing), body)
 
     def _keep(
@@ -283,8 +283,8 @@ class PendingRequest:
 
     def _timing(self, facts: AnswerFacts, answered: float) -> str:
         if self._known and facts.result == "hit":
-            return facts.timing(f"shortcut, answer;dur={1000 * (answered - self._started):.3f}")
-        decoding, preparing = self._decoded_at - self._started, self._prepared_at - self._decoded_at
+            return facts.timing(f"shortcut, answer;dur={1000 * (answered - self.started):.3f}")
+        decoding, preparing = self._decoded_at - self.started, self._prepared_at - self._decoded_at
         answering = answered - self._prepared_at
         return facts.timing(
             f"decode;dur={1000 * decoding:.3f}, prepare;dur={1000 * preparing:.3f}, answer;dur={1000 * answering:.3f}"

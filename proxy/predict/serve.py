@@ -6,11 +6,12 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from foreseen.errors import NotCached
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import steps_of
+from foreseen.proxy.cache.generations import Generations
 from foreseen.proxy.predict.answer_cache import AnswerCache, PreparedRows
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.counting import RequestCounter
@@ -30,19 +31,6 @@ OFF_LOOP_ROWS = 512
 """More rows than these are rendered off the event loop."""
 
 
-class ServerPurges(Protocol):
-    """What a server needs to know of purges."""
-
-    def of(self, model: str, digest: str) -> int | None:
-        """The generation of a model's space; None as long as it cannot be known what was purged."""
-
-    def formerly(self, model: str, digest: str) -> list[int]:
-        """The generations it had before."""
-
-    def was_purged(self, key: Key) -> bool:
-        """Whether this very key was purged not long ago."""
-
-
 class Server:
     """Serves predictions of one proxy process; `PendingRequest` is one request of it."""
 
@@ -56,7 +44,7 @@ class Server:
         *,
         observed: frozenset[str] = frozenset(),
         server_timing: bool = True,
-        purges: ServerPurges,
+        purges: Generations,
     ) -> None:
         self.pipeline = pipeline
         self.metrics = metrics

@@ -14,10 +14,9 @@ from foreseen.modelspec.prepare import Preparer
 from foreseen.proxy.backend.served import ServedModel, WorkerStats
 from foreseen.proxy.cache.generations import Generations
 from foreseen.proxy.fastpath.responder import Responder
-from foreseen.proxy.predict.access import AccessLog
 from foreseen.proxy.predict.answer_cache import AnswerCache
 from foreseen.proxy.predict.ask import RequestHead
-from foreseen.proxy.predict.counting import RequestCounter
+from foreseen.proxy.predict.counting import AccessLog, RequestCounter
 from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pending_request import PendingRequest
 from foreseen.proxy.predict.pipeline import Pipeline
