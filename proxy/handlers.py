@@ -61,6 +61,7 @@ class Handlers:
         exposition: Callable[[], Awaitable[bytes]],
         token: Token,
         stalled: Callable[[], bool],
+        lost: Callable[[], list[str]] = list,
         predictions: Predictions | None = None,
     ) -> None:
         self._served = served
@@ -69,6 +70,7 @@ class Handlers:
         self._settings = settings
         self._exposition = exposition
         self._stalled = stalled
+        self._lost = lost
         self._token = token
         self._predictions = predictions
 
@@ -210,9 +212,12 @@ class Handlers:
 
     async def ready(self, request: web.Request) -> web.Response:
         """Ready once every configured model has been; afterwards readiness is per model. Redis never decides it. A
-        worker whose event loop was more than a second late a moment ago is not."""
+        worker whose event loop was more than a second late a moment ago is not. `lost` names what a store that does
+        not answer costs meanwhile; without such a store it is left out."""
         ready = all(served.been_ready for served in self._served.values()) and not self._stalled()
-        return json_reply({"ready": ready, "live": True}, 200 if ready else 503)
+        told: dict[str, Any] = {"ready": ready, "live": True}
+        lost = self._lost()
+        return json_reply({**told, "lost": lost} if lost else told, 200 if ready else 503)
 
     async def models(self, request: web.Request) -> web.Response:
         """Names of the models served."""

@@ -77,6 +77,8 @@ class ModelFacts(Struct, frozen=True):
     row_independent: bool = True
     identity: str = "digest"
     """What a change of the model shows in: `digest`, `declared`, `version`, or `unobservable`."""
+    artifact: str = ""
+    """The artifact digest; empty of a foreign server."""
 
 
 class ModelProcess:

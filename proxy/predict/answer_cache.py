@@ -179,6 +179,7 @@ class AnswerCache:
     def __init__(self, capacity_bytes: int, near: Near, served: Mapping[str, ServedModel], purges: Purges) -> None:
         self.capacity_bytes = capacity_bytes
         self.bytes = 0
+        self._longest = capacity_bytes // 4
         self._near = near
         self._served = served
         self._purges = purges
@@ -192,7 +193,9 @@ class AnswerCache:
         return len(self._bodies)
 
     def find(self, head: RequestHead, body: bytes) -> Lookup:
-        """What is known of a body under a head that asks this."""
+        """What is known of a body under a head that asks this. One too long to keep is not hashed."""
+        if len(body) > self._longest:
+            return Lookup(None, (head.model, head.protocol, head.header_length, True), body, 0)
         start, own = find_id(body, head.header_length) if head.protocol in HAVE_REQUEST_ID else (0, None)
         length = head.header_length
         if own is None:
@@ -254,7 +257,7 @@ class AnswerCache:
         self, lookup: Lookup, served: ServedModel, decoded: DecodedRequest, prepared: PreparedRows
     ) -> CachedBody | None:
         """Remember what a body came to when it comes for the second time."""
-        if len(lookup.text) > self.capacity_bytes // 4 or not self._came_before(lookup.hash):
+        if len(lookup.text) > self._longest or not self._came_before(lookup.hash):
             return None
         if lookup.id is not None and not self._is_request_id(lookup, decoded):
             return None
@@ -297,7 +300,7 @@ class AnswerCache:
         """Remember a whole request whose reply is its body's, when it comes for the second time. None of its body was
         cut out: what has an id of its own seldom comes again."""
         hashed = xxh3_64_intdigest(raw)
-        if len(raw) > self.capacity_bytes // 4 or not self._came_before(hashed):
+        if len(raw) > self._longest or not self._came_before(hashed):
             return
         if self._bodies.get(entry.hash) is not entry or not entry.until:
             return
@@ -310,7 +313,7 @@ class AnswerCache:
 
     def close(self) -> None:
         """Keep nothing any more: a worker that is about to end has to say so with every answer."""
-        self.capacity_bytes = 0
+        self.capacity_bytes = self._longest = 0
         self._fit()
 
     def _fit(self) -> None:

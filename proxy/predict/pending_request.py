@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from foreseen.errors import DigestMoved, ForeseenError, ModelUnavailable
 from foreseen.proxy.backend.served import ServedModel
@@ -22,10 +23,14 @@ from foreseen.proxy.predict.answer_cache import CachedBody, Lookup, PreparedRows
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.decode import DecodedRequest
 from foreseen.proxy.predict.facts import AnswerFacts
+from foreseen.proxy.predict.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES
 from foreseen.proxy.predict.render import RenderedBody
 from foreseen.proxy.predict.response_bytes import Reply, fixed_lines
-from foreseen.proxy.predict.serve import OFF_LOOP_BYTES, OFF_LOOP_ROWS, OFF_LOOP_TEXT_BYTES, Server
+from foreseen.proxy.predict.serve import Server
 from foreseen.types import Answer, Key, Question
+
+OFF_LOOP_ROWS = 512
+"""More rows than these are rendered off the event loop."""
 
 
 class PendingRequest:
@@ -162,15 +167,18 @@ class PendingRequest:
             if reply is not None:
                 return reply
         answers = await self._answers_anew()
-        many = len(answers) > OFF_LOOP_ROWS
-        answered, rendered = time.perf_counter(), await self._server.off_loop(lambda: self._render(answers), many)
+        answered = time.perf_counter()
+        if len(answers) <= OFF_LOOP_ROWS:
+            return self._reply(answers)
+        rendered = await self._server.heavy.off_loop(partial(self._render, answers))
         return self._reply(answers, rendered, answered)
 
     async def _answers_anew(self) -> list[Answer]:
         """Ask; again where the model's digest moved in between (its preparation may have, too)."""
         server, served = self._server, self.served
         if self._decoded is None:
-            self._decoded = await server.off_loop(self._decode, len(self.body) > OFF_LOOP_BYTES)
+            decoding = partial(codecs.decode, self.head, self.body, served)
+            self._decoded = await server.heavy.run(decoding, len(self.body))
             self._decoded_at, self._id = time.perf_counter(), self._decoded.output_options.id
         for _ in range(4):
             prepared = await self._prepare_anew()
@@ -201,21 +209,18 @@ class PendingRequest:
             return True
         if len(self.body) > (OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES):
             return False
-        self._decoded = codecs.CODECS[self.head.protocol].decode(self.head, self.body, self.served.manifest)
+        self._decoded = codecs.decode(self.head, self.body, self.served)
         self._decoded_at, self._id = time.perf_counter(), self._decoded.output_options.id
         self._use(PreparedRows(preparer, preparer.rows(self._decoded.inputs)))
         return True
-
-    def _decode(self) -> DecodedRequest:
-        return codecs.decode(self.head, self.body, self.served.manifest)
 
     async def _prepare_anew(self) -> PreparedRows:
         """prepare, unless the rows are those of the preparation in force."""
         preparer, decoded, prepared = self.served.preparer(), self._decoded, self._prepared
         assert decoded is not None
         if prepared is None or prepared.preparer is not preparer:
-            heavy = len(self.body) > (OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES)
-            rows = await self._server.off_loop(lambda: preparer.rows(decoded.inputs), heavy)
+            limit = OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES
+            rows = await self._server.heavy.run(lambda: preparer.rows(decoded.inputs), len(self.body), limit)
             prepared = PreparedRows(preparer, rows)
             self._use(prepared)
         return prepared

@@ -139,6 +139,7 @@ async def test_it_describes_itself(inverse: Client) -> None:
     }
     assert parameters == {
         "digest": inverse.served.session.digest,
+        "artifact": inverse.served.session.record.artifact.digest,
         "preparation": inverse.served.session.record.artifact.preparation,
         "precision": "fp32",
         "provider": "CPUExecutionProvider",
@@ -362,6 +363,7 @@ async def test_statistics_count_as_tritons(inverse: Client) -> None:
     spent = stats["inference_stats"]
     assert (spent["success"]["count"], spent["fail"]["count"], spent["cache_hit"]["count"]) == (2, 1, 0)
     assert spent["success"]["ns"] >= spent["compute_infer"]["ns"] > 0
+    assert len({spent[f"compute_{part}"]["count"] for part in ("input", "infer", "output")}) == 1
     assert (await inverse.get("/v2/models/stats"))[1]["model_stats"][0]["name"] == "inverse"
 
 
@@ -486,6 +488,7 @@ def padded(rows: list[np.ndarray]) -> dict[str, tuple[str, np.ndarray]]:
     return {"input_ids": ("INT64", ids), "attention_mask": ("INT64", mask)}
 
 
+@pytest.mark.processes
 async def test_the_process_serves_on_a_unix_socket_until_sigterm() -> None:
     """Started as a command does it: a stale socket is no obstacle, SIGTERM ends it with status 0."""
     data = built_data()
@@ -514,6 +517,7 @@ async def test_the_process_serves_on_a_unix_socket_until_sigterm() -> None:
         assert await process.wait() == 0
 
 
+@pytest.mark.processes
 async def test_the_process_ends_with_what_is_wrong(tmp_path: Path) -> None:
     """A model that cannot be opened ends the process: SetupError goes to the command line."""
     script = (

@@ -311,6 +311,7 @@ def test_a_run_that_does_not_stop_is_given_up() -> None:
     assert told == ["stop"]
 
 
+@pytest.mark.processes
 def test_a_process_with_a_hung_run_ends() -> None:
     """Its supervisor sees a status that is not 0."""
     script = (

@@ -190,6 +190,7 @@ def test_explain_is_for_operators(live: Live, given: dict[str, str]) -> None:
         (["observed", "--url=http://127.0.0.1:9"], "no proxy answers"),
     ],
 )
+@pytest.mark.processes
 def test_errors_on_the_command_line_are_one_line(tmp_path: Path, words: list[str], says: str) -> None:
     """Status 1 and one line that says what to do."""
     done = foreseen(*words, *([f"--data={tmp_path}"] if words[0] == "key" else []), given=b"{")

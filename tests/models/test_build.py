@@ -38,6 +38,7 @@ def built(data: Path, manifest: Manifest) -> str:
     return build(manifest, data, say=SilentProgress()).artifact.digest
 
 
+@pytest.mark.processes
 def test_fingerprint_is_exact_modulo_two_to_the_64(tmp_path: Path) -> None:
     """Against Python's own integers, with rows whose products wrap many times."""
     record = build(with_seal(7), tmp_path, say=SilentProgress())
@@ -51,6 +52,7 @@ def test_fingerprint_is_exact_modulo_two_to_the_64(tmp_path: Path) -> None:
         assert seal.tolist() == [7]
 
 
+@pytest.mark.processes
 def test_the_same_inputs_give_the_same_digest_and_another_seal_another(tmp_path: Path) -> None:
     first, second = built(tmp_path / "a", with_seal(1)), built(tmp_path / "b", with_seal(1))
     assert first == second
@@ -63,6 +65,7 @@ def test_a_seal_that_is_no_integer_of_64_bits_is_refused(tmp_path: Path) -> None
             built(tmp_path, with_seal(seal))
 
 
+@pytest.mark.processes
 def test_a_build_that_breaks_leaves_the_old_artifact_in_force(tmp_path: Path) -> None:
     digest = built(tmp_path, with_seal(1))
     with pytest.raises(SetupError):
@@ -73,6 +76,7 @@ def test_a_build_that_breaks_leaves_the_old_artifact_in_force(tmp_path: Path) ->
     assert not list((tmp_path / "models").glob(".building-*"))
 
 
+@pytest.mark.processes
 def test_what_a_killed_build_left_is_swept_up_and_a_damaged_artifact_is_made_again(tmp_path: Path) -> None:
     record = build(with_seal(1), tmp_path, say=SilentProgress())
     left = tmp_path / "models" / ".building-killed"
@@ -115,6 +119,7 @@ def test_builds_in_one_data_directory_take_turns(tmp_path: Path) -> None:
     assert said == ["wait for another build to finish"]
 
 
+@pytest.mark.processes
 def test_a_gate_that_nothing_passes_is_an_error_and_publishes_nothing(tmp_path: Path) -> None:
     strict = msgspec.structs.replace(DIGITS, precisions=("int8-rowwise",), gates=Gates(cosine=0.9999999))
     with pytest.raises(SetupError, match="does not pass its gates"):
@@ -125,6 +130,7 @@ def test_a_gate_that_nothing_passes_is_an_error_and_publishes_nothing(tmp_path: 
         read_record(tmp_path, "digits")
 
 
+@pytest.mark.processes
 def test_the_full_build_of_digits_reports_its_accuracy_and_takes_the_fastest(tmp_path: Path) -> None:
     """97.2 % of the 360 pictures that were held back; int8 gains nothing on a model this small."""
     record, report = build_full(DIGITS, tmp_path, SilentProgress())
@@ -144,6 +150,7 @@ def test_the_full_build_of_digits_reports_its_accuracy_and_takes_the_fastest(tmp
     assert (folder / "report.svg").read_text("utf-8").startswith("<?xml")
 
 
+@pytest.mark.processes
 def test_a_report_after_a_quick_build_measures_what_is_missing_once_and_keeps_the_choice(tmp_path: Path) -> None:
     record = build(DIGITS, tmp_path, say=SilentProgress())
     report = measured(DIGITS, tmp_path, SilentProgress())
@@ -166,6 +173,7 @@ def test_digits_are_trained_in_integers_that_fp32_holds_exactly() -> None:
     assert ((hidden @ weights["weights"] + weights["offsets"]).argmax(axis=1) == labels).mean() > 0.97
 
 
+@pytest.mark.processes
 def test_an_artifact_that_does_not_run_is_found_in_a_child_process(tmp_path: Path) -> None:
     """A reshape that cannot be, which the checker does not see."""
     graph = Graph()

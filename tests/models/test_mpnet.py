@@ -22,6 +22,8 @@ from foreseen.modelspec.manifest import Manifest, ModelOutput, find
 from foreseen.types import Array, Row
 from tests.models_fixture import PACKAGED
 
+pytestmark = pytest.mark.processes
+
 HIDDEN, HEADS, LAYERS, WIDE, WORDS, PLACES = 16, 4, 2, 24, 50, 42
 CONFIG = {
     "model_type": "mpnet",

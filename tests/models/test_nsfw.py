@@ -17,6 +17,8 @@ from foreseen.modelspec.manifest import find
 from foreseen.types import Array, Row
 from tests.models_fixture import PACKAGED, built_data
 
+pytestmark = pytest.mark.processes
+
 MANIFEST = find("nsfw", PACKAGED)
 MEAN_BGR = np.array([104, 117, 123], np.float32)
 

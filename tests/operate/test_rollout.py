@@ -16,6 +16,8 @@ from foreseen.operate.supervisor import Child
 from foreseen.paths import make_run_folder, model_socket
 from tests.models_fixture import PACKAGED
 
+pytestmark = pytest.mark.processes
+
 READY = 'for flag in "$@"; do printf 1 >&${flag#--ready-fd=}; done; exec sleep 1000'
 BROKEN = "test $# = 0 && exec sleep 1000; exit 1"
 """Fails as long as it is to be announced."""

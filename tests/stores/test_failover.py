@@ -35,6 +35,8 @@ from tests.redis_servers import Server, Watched, cluster, replicated, sentinels,
 from tests.stores.test_redis_tls import PASSWORD, acl_file, all_children
 from tests.stories.test_60_start_and_stop import foreseen
 
+pytestmark = pytest.mark.processes
+
 AS_STATE = ("--appendonly", "yes", "--appendfsync", "always")
 LAST = 2
 """The master of the Cluster that holds the slots of queue and purges."""

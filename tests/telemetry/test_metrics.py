@@ -100,7 +100,7 @@ def test_every_kind_of_far_error_is_expected() -> None:
     assert set(metrics.FAR_ERROR_KINDS) == {
         *(kind for _, kind in kinds._ERRORS),
         *kinds._ERRORS_BY_WORD.values(),
-        *("open", "paused", "moved", "tls"),
+        *("open", "paused", "moved", "tls", "foreign"),
     }
 
 
@@ -213,6 +213,7 @@ print(metrics.exposition().decode(), end="")
 """
 
 
+@pytest.mark.processes
 def test_a_slot_outlives_its_process(tmp_path: Path) -> None:
     """Workers one after the other under one number go on counting in the same files; a live gauge is forgotten."""
     from prometheus_client.multiprocess import mark_process_dead
