@@ -151,3 +151,14 @@ async def test_the_types_that_carry_a_request_are_those_that_the_docs_list() -> 
     assert not undocumented
     assert carriers <= known
     assert len(carriers) <= MAX_TYPES
+
+
+def test_one_line_of_code_writes_the_head_of_a_hit() -> None:
+    """For hits of near and far, fresh and stale, cached and not."""
+    lines = [
+        f"{path.name}: {line}"
+        for path in (ROOT / "proxy").rglob("*.py")
+        for line in path.read_text().splitlines()
+        if "foreseen;hit" in line
+    ]
+    assert len(lines) == 1, lines
