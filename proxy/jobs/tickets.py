@@ -34,12 +34,12 @@ from foreseen.protocol.members import tensor_outputs
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import Control, steps_of
 from foreseen.proxy.jobs.job_notifications import JobNotifications
+from foreseen.proxy.predict import codecs
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.facts import AnswerFacts
 from foreseen.proxy.predict.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES, Heavy
 from foreseen.proxy.predict.pipeline import Pipeline
-from foreseen.proxy.predict.render import render
-from foreseen.proxy.predict.serve import decoded
+from foreseen.proxy.predict.response_bytes import headers_of
 from foreseen.queue.queue import Queue
 from foreseen.queue.queue_types import OPEN_STATES, Extras, JobState
 from foreseen.queue.queue_types import JobView as Stored
@@ -169,7 +169,7 @@ class Jobs:
         Raises QueueFull, QueueUnavailable, KeyReused and what is wrong with the question.
         """
         control, steps, size = ask.control, steps_of(ask.control, served.steps), len(body)
-        asked = await self.heavy.run(lambda: decoded(served, ask, body), size)
+        asked = await self.heavy.run(lambda: codecs.decode(ask, body, served), size)
         if options.batch and (
             asked.output_options.binary or any(output.binary for output in asked.output_options.outputs or ())
         ):
@@ -323,9 +323,10 @@ class Jobs:
         _renderable(served.manifest, answers)
         now = self._pipeline.tiers.clock()
         predictions, size = [answer.prediction for answer in answers], len(seen.record or b"")
-        body, length = await self.heavy.run(lambda: render(served.manifest, predictions, output_options), size)
+        rendered = await self.heavy.run(lambda: codecs.render(served.manifest, predictions, output_options), size)
+        body, length = rendered.with_id(output_options.id)
         facts = AnswerFacts.of(answers, served, now, requested=not {"near", "far"} & set(head.steps))
-        return Fetched(body, length, facts.headers())
+        return Fetched(body, length, dict(headers_of(facts.lines())))
 
     async def cancel(self, ticket: str, scope: str) -> TicketStatus:
         """Cancel a ticket that has not ended, and with the last one its job; how it stands then."""
