@@ -57,8 +57,8 @@ class Preparer:
         if self.columnar and all(name in arrays for name in self._keyed):
             return Columns([arrays[name] for name in self._keyed])
         cut = self._manifest.model.has_rows
-        columns = self._columns(arrays) if cut else arrays
-        given = [name for name in self._keyed if name in columns]
+        columns = self._columns(arrays) if cut else {}
+        given = [name for name in self._keyed if name in (columns if cut else arrays)]
         if not given:
             raise BadInput(f"inputs: none is given that the model answers to; it takes {', '.join(self._inputs)}")
         which = None if len(given) == len(self._keyed) else tuple(self._keyed.index(name) for name in given)
