@@ -3,7 +3,7 @@
 Not yet run on a GPU. Sources: ONNX Runtime's CUDA execution provider, "Using CUDA Graphs": `enable_cuda_graph` asks for
 every node on that provider, no control flow, and inputs and outputs at the same addresses in every run; the run option
 `gpu_graph_id` names the graph, one per shape, an integer above 0, and −1 keeps a run out of capture. The first report
-of what it brings is microsoft/onnxruntime#9978: 4.3 → 2.1 ms at the 95th percentile for 148 M parameters.
+of the gain is microsoft/onnxruntime#9978: 4.3 → 2.1 ms at the 95th percentile for 148 M parameters.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Graphs:
         """Why shapes run without a graph."""
 
     def run(self, feeds: Mapping[str, Array], options: Any) -> list[Array]:
-        """One run at a time: the buffers of a shape are the same for everybody."""
+        """One run at a time: all runs of a shape share its buffers."""
         shape: Shape = tuple((name, array.shape) for name, array in sorted(feeds.items()))
         with self._lock:
             if shape not in self._known and len(self._known) < MOST_GRAPHS:

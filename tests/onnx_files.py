@@ -92,10 +92,10 @@ def _ask(system: Live, manifest: Manifest, rows: Sequence[Row]) -> tuple[dict[st
     tensors = [(i.name, i.datatype, feeds[i.name]) for i in manifest.seen.inputs]
     body, length = wire.render_request(tensors, {}, "x")
     headers = {HEADER_LENGTH: str(length), "Content-Type": BINARY}
-    status, told, content = system.post(f"/v2/models/{manifest.name}/infer", body, headers)
+    status, replied, content = system.post(f"/v2/models/{manifest.name}/infer", body, headers)
     assert status == 200, content[:300]
-    reply = wire.parse_response(content, int(told[HEADER_LENGTH.lower()]))
-    return {output.name: output.array for output in reply.outputs}, told.get("cache-status", "")
+    reply = wire.parse_response(content, int(replied[HEADER_LENGTH.lower()]))
+    return {output.name: output.array for output in reply.outputs}, replied.get("cache-status", "")
 
 
 def _feeds(manifest: Manifest, rows: Sequence[Row]) -> dict[str, Array]:

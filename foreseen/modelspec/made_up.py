@@ -1,6 +1,6 @@
 """A manifest → rows and requests that are made up: valid ones of the declared kinds, the same at every call.
 
-They serve questions that nobody sent: measurements at build time, the self-test, the readiness check. A graph may take
+They serve measurements at build time, the self-test and the readiness check. A graph may take
 other sizes, numbers or texts than those drawn here; the manifest's `[samples]` says which.
 """
 

@@ -77,7 +77,7 @@ def prepare(manifest: Manifest, data: Path, folder: Path, say: BuildProgress) ->
 
 
 def _needs_hints(manifest: Manifest) -> bool:
-    """Whether somebody's own graph is asked numbers or texts of which nothing is said."""
+    """Whether the manifest of an added graph says nothing of the numbers or texts that it takes."""
     own = manifest.source is not None and manifest.source.builder == "onnx" and manifest.samples == Samples()
     prepared = {i.tokenizer.ids for i in manifest.seen.inputs if i.tokenizer} | {
         i.image.to for i in manifest.seen.inputs if i.image

@@ -182,7 +182,7 @@ def _meet(session: GraphSession, manifest: Manifest, group: int, scale: float, c
 
 
 def _pad(session: GraphSession, rows: Sequence[Row], worst: _Worst) -> None:
-    """Every row alone against the same row padded to the largest, with nobody else in the batch."""
+    """Every row alone against the same row padded to the largest, with no other row in the batch."""
     largest = max(rows, key=lambda row: sum(tensor.size for tensor in row.tensors))
     alone = [_answers(session, [row])[0] for row in rows]
     least = _least(alone)
@@ -239,7 +239,7 @@ def tolerance_of(graph: ModelProto) -> float:
 
 
 def random_op(graph: ModelProto) -> str | None:
-    """The first operator anywhere in the graph that draws at random; a dropout draws where it is told to train."""
+    """The first operator anywhere in the graph that draws at random; a dropout draws in training mode."""
     constants = {tensor.name: tensor for tensor in graph.graph.initializer}
     for node in nodes_of(graph):
         if node.op_type in RANDOM_OPS:

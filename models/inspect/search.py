@@ -62,7 +62,7 @@ def _guesses(manifest: Manifest, graph: ModelProto) -> Iterator[Samples]:
 
 
 def _joined(given: Samples, guess: Samples) -> Samples:
-    """What somebody has said stands."""
+    """What the manifest or the flags say is kept."""
     return Samples(guess.sizes | given.sizes, guess.values | given.values, guess.texts | given.texts)
 
 

@@ -106,8 +106,8 @@ async def test_a_request_without_an_axis_of_rows_goes_whole(tmp_path: Path) -> N
         ]
         status, reply, _ = await client.infer({"inputs": inputs})
         assert status == 200, reply
-        told = {output["name"]: (output["shape"], output["data"]) for output in reply["outputs"]}
-        assert told == {
+        answered = {output["name"]: (output["shape"], output["data"]) for output in reply["outputs"]}
+        assert answered == {
             "sum": ([3, 1], [3, 7, 11]),
             "next": ([2, 3, 1], [6, 14, 22, 7, 15, 23]),
             "rate_out": ([], [2]),
