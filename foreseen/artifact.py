@@ -15,6 +15,7 @@ import hashlib
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from blake3 import blake3
@@ -79,11 +80,23 @@ def fields_digest(*fields: bytes) -> str:
     return hasher.hexdigest()
 
 
+ADDED = frozenset({"pair", "types", "prompt"})
+"""Fields of the manifest that came after the first digests were made: while they are None they are left out, so that
+manifests without them keep their digests and their entries."""
+
+
 def preparation_digest(manifest: Manifest, assets: tuple[ArtifactFile, ...]) -> str:
     """Everything between what a client sends and what the graph gets."""
     parts = {"seen": manifest.seen, "model": manifest.model, "rows": manifest.rows, "single": manifest.batching.single}
     files = [part.encode() for asset in sorted(assets, key=lambda a: a.name) for part in (asset.name, asset.sha256)]
-    return fields_digest(b"foreseen v1 preparation", msgspec.json.encode(parts, order="sorted"), *files)
+    plain = _without_added(msgspec.json.decode(msgspec.json.encode(parts)))
+    return fields_digest(b"foreseen v1 preparation", msgspec.json.encode(plain, order="sorted"), *files)
+
+
+def _without_added(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_added(v) for k, v in value.items() if v is not None or k not in ADDED}
+    return [_without_added(one) for one in value] if isinstance(value, list) else value
 
 
 def artifact_digest(precision: str, preparation: str, graph: ArtifactFile) -> str:

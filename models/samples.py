@@ -11,8 +11,10 @@ from PIL import Image as Picture
 from foreseen.datatypes import DATATYPES
 from foreseen.errors import SetupError
 from foreseen.images import pixels
-from foreseen.manifest import ClientInput, Manifest, ModelInput, Tokenizer
+from foreseen.manifest import ClientInput, Manifest, ModelInput, Tokenizer, seconds
 from foreseen.nouns import Array, Row
+from foreseen.prepare import Preparer, tokenizer_of
+from foreseen.wire import InputTensor
 from models.texts import texts
 
 PICTURE_PIXELS = 300
@@ -22,9 +24,20 @@ NAMED_SIZES = (1, 24)
 
 def samples(manifest: Manifest, folder: Path, count: int, seed: int = 1) -> list[Row]:
     """`count` rows. Texts go through the model's own tokenizer in `folder`; other inputs are drawn at random."""
+    if seconds(manifest.seen):
+        return _pairs(manifest, folder, count)
     chance = np.random.default_rng(seed)
     columns = [_column(spec, manifest, folder, count, chance) for spec in manifest.model.keyed]
     return [Row(parts) for parts in zip(*columns, strict=True)]
+
+
+def _pairs(manifest: Manifest, folder: Path, count: int) -> list[Row]:
+    """Rows of two texts each, made by the model's own preparation."""
+    names = {i.tokenizer.file for i in manifest.seen.inputs if i.tokenizer is not None}
+    preparer = Preparer(manifest, {name: (folder / name).read_bytes() for name in names})
+    written = np.array([text.encode() for text in texts(2 * count)], object)
+    firsts = iter((written[:count], written[count:]))
+    return list(preparer.rows([InputTensor(i.name, i.datatype, next(firsts)) for i in manifest.seen.inputs]))
 
 
 def tokenized(manifest: Manifest, folder: Path, written: list[str]) -> list[Row]:
@@ -75,9 +88,6 @@ def _tokenizer(manifest: Manifest, spec: ModelInput) -> Tokenizer | None:
 
 def _ids(step: Tokenizer, folder: Path, written: list[str]) -> list[Array]:
     """Token ids as `prepare` makes them: no padding, cut to `max_tokens`."""
-    from tokenizers import Tokenizer as Loaded
-
-    loaded = Loaded.from_file(str(folder / step.file))
-    loaded.no_padding()
-    loaded.enable_truncation(step.max_tokens)
-    return [np.array(encoding.ids, np.int64) for encoding in loaded.encode_batch(written)]
+    loaded = tokenizer_of({step.file: (folder / step.file).read_bytes()}, step)
+    prompted = [(step.prompt or "") + text for text in written]
+    return [np.array(encoding.ids, np.int64) for encoding in loaded.encode_batch(prompted)]
