@@ -30,7 +30,14 @@ from models.run import Session
 from models.samples import samples
 
 QUICK_ROWS = 48
-BUILDERS = {"bert": "bert", "mpnet": "mpnet", "fingerprint": "fingerprint", "digits": "digits", "onnx": "onnx_file"}
+BUILDERS = {
+    "bert": "bert",
+    "mpnet": "mpnet",
+    "fingerprint": "fingerprint",
+    "digits": "digits",
+    "onnx": "onnx_file",
+    "folder": "hf.folder",
+}
 """What `source.builder` may say → the module of `models.graphs` that does it."""
 
 

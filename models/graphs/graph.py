@@ -39,6 +39,13 @@ class Graph:
         """A 1-d INT64 constant: axes, shapes, starts, ends."""
         return self.constant("i" + "_".join(map(str, values)), np.array(values, np.int64))
 
+    def scalar(self, value: int) -> str:
+        """A 0-d INT64 constant, which Range, CumSum and a Gather that drops an axis want."""
+        name = f"s{value}"
+        if name not in self._constants:
+            self._constants[name] = numpy_helper.from_array(np.array(value, np.int64), name)
+        return name
+
     def number(self, value: float) -> str:
         """A scalar FP32 constant."""
         return self.constant(f"f{value!r}", np.array(value, np.float32))
