@@ -1,6 +1,6 @@
 # The verbs of this project. CI runs `make test`.
 # The first that is new enough, has venv and was built with its profile, which is worth a third; else the first.
-PYTHON ?= $(shell for python in python3 /usr/bin/python3; do $$python -I foreseen/interpreter.py 2>/dev/null && echo $$python && exit; done; echo python3)
+PYTHON ?= $(shell for python in python3 /usr/bin/python3; do $$python -I foreseen/operate/interpreter.py 2>/dev/null && echo $$python && exit; done; echo python3)
 VENV   := .venv
 TRITON := .venv-tritonclient
 MLSERVER := .venv-mlserver
@@ -27,10 +27,12 @@ $(VENV)/installed: pyproject.toml
 	   || { tail -20 $(VENV)/install.log; echo "setup: failed; the whole log is $(VENV)/install.log"; exit 1; }
 	@touch $@
 
-lint: setup ## ruff and mypy --strict
+lint: setup ## ruff, mypy --strict and the import contract
+	@mkdir -p build
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache > build/imports.log || { cat build/imports.log; exit 1; }
 
 $(TRITON)/installed: tests/clients/tritonclient.txt
 	@echo "setup: installing tritonclient into $(TRITON)"

@@ -37,11 +37,11 @@ from rich.table import Table
 from bench.hit import foreseen
 from bench.load import at_once, post
 from bench.rounds import LOAD_CORE, OUT, ROOT, awake, listens, machine, pinned
-from foreseen.manifest import find
-from models.build import prepare
-from models.graphs.graph import to_bytes
-from models.progress import Silent
-from models.publish import workshop
+from foreseen.models.build.build import prepare
+from foreseen.models.build.publish import workshop
+from foreseen.models.graphs.graph import to_bytes
+from foreseen.models.progress import Silent
+from foreseen.modelspec.manifest import find
 from tests.live import sum_of
 from tests.models_fixture import PACKAGED, built_data
 from tests.ports import free_port

@@ -15,14 +15,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from foreseen.manifest import Precision, find
-from foreseen.nouns import Row
+from foreseen.inference.session import Plan, open_session
+from foreseen.models.build.build import build
+from foreseen.models.progress import shown
+from foreseen.modelspec.manifest import Precision, find
 from foreseen.settings import InferenceSettings
-from inference.session import Plan, open_session
-from models.build import build
-from models.progress import shown
+from foreseen.types import Row
+from tests.inference.test_app import listening, padded
 from tests.models_fixture import PACKAGED
-from tests.test_inference_app import listening, padded
 
 PRECISIONS: tuple[Precision, ...] = ("int8-rowwise", "fp32")
 

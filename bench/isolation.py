@@ -25,7 +25,7 @@ from typing import Any
 
 import aiohttp
 
-from foreseen.manifest import find
+from foreseen.modelspec.manifest import find
 from tests.live import Live, started
 from tests.models_fixture import PACKAGED, built_data
 from tests.questions import ask_fingerprint, ask_minilm, numbers

@@ -20,10 +20,10 @@ def main() -> None:
     several = sys.argv[1:] == ["several"]
     if several:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp()
-    from foreseen.exposition import use_slot
     from foreseen.logs import configure
-    from foreseen.metrics import ProxyMetrics
-    from proxy.access import AccessLog
+    from foreseen.proxy.predict.access import AccessLog
+    from foreseen.telemetry.exposition import use_slot
+    from foreseen.telemetry.metrics import ProxyMetrics
 
     use_slot(0)
     configure("info", "bench")

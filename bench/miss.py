@@ -26,12 +26,12 @@ from rich.table import Table
 from bench.load import Took, at_once, in_turn, post
 from bench.parts import parts
 from bench.rounds import LOAD_CORE, OUT, SERVER_CORE, awake, machine
-from foreseen.datatypes import DATATYPES
-from foreseen.manifest import find
-from foreseen.rows import stack
-from foreseen.tensors import array_of_json
-from foreseen.warm.warmer import preparer_of
-from foreseen.wire import InputTensor, render_request
+from foreseen.modelspec.manifest import find
+from foreseen.modelspec.rows import stack
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.tensors import array_of_json
+from foreseen.protocol.wire import InputTensor, render_request
+from foreseen.warm.run.warmer import preparer_of
 from tests.models_fixture import PACKAGED, built_data
 from tests.questions import ask_fingerprint, ask_minilm, numbers
 

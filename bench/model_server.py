@@ -27,19 +27,19 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-import models
-from foreseen import wire
-from foreseen.artifact import read_file, read_record
-from foreseen.manifest import Manifest, find
-from foreseen.nouns import Array, Row
-from foreseen.rows import stack
-from inference.session import session_options
+from foreseen import models
+from foreseen.inference.session import session_options
+from foreseen.modelspec.artifact import read_file, read_record
+from foreseen.modelspec.manifest import Manifest, find
+from foreseen.modelspec.rows import stack
+from foreseen.protocol import wire
+from foreseen.types import Array, Row
 
 SERVE = """
 import sys, structlog
 from pathlib import Path
 from foreseen.settings import InferenceSettings
-from inference.app import serve
+from foreseen.inference.app import serve
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 model, data, uds, threads, instances = sys.argv[1:]
 serve(InferenceSettings(model=model, data=Path(data), uds=Path(uds), threads=int(threads), instances=int(instances)))

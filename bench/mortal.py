@@ -12,11 +12,11 @@ import signal
 from collections.abc import Mapping
 from pathlib import Path
 
-from foreseen.nouns import Array, Lane
+from foreseen.inference.app import start
+from foreseen.inference.served import Served
+from foreseen.inference.waiting import Computed
 from foreseen.settings import InferenceSettings
-from inference.app import start
-from inference.served import Served
-from inference.waiting import Computed
+from foreseen.types import Array, Lane
 
 POISON = 666_666
 

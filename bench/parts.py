@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bench.rounds import ROOT
-from foreseen import valkey
-from foreseen.places import make_run_folder, model_socket, redis_socket
-from foreseen.secret import make_secret
+from foreseen.keys.secret import make_secret
+from foreseen.paths import make_run_folder, model_socket, redis_socket
+from foreseen.stores import valkey
 from tests.ports import free_port
 
 FORESEEN = [sys.executable, "-m", "foreseen.cli"]

@@ -18,8 +18,8 @@ import numpy as np
 import xxhash
 
 from bench.antipattern import SHARED
-from foreseen.nouns import Key, Output, Prediction
-from proxy.near import Near, size_of
+from foreseen.proxy.cache.near import Near, size_of
+from foreseen.types import Key, Output, Prediction
 
 SIZES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Entries that fit, as shares of the distinct keys."""

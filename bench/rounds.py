@@ -24,7 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from foreseen.interpreter import optimized
+from foreseen.operate.interpreter import optimized
 
 SERVER_CORE, LOAD_CORE = "0", "1"
 ROOT = Path(__file__).parent.parent

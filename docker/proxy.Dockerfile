@@ -15,7 +15,7 @@ RUN pip wheel --no-deps --wheel-dir /wheels .
 RUN python -m venv --without-pip /opt/foreseen
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip --python /opt/foreseen install "$(echo /wheels/foreseen-*.whl)[proxy]"
-RUN /opt/foreseen/bin/python -c "import importlib.util as u, proxy.app; assert not u.find_spec('onnxruntime')"
+RUN /opt/foreseen/bin/python -c "import importlib.util as u, foreseen.proxy.app; assert not u.find_spec('onnxruntime')"
 
 FROM python AS proxy
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin foreseen \

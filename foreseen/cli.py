@@ -35,7 +35,7 @@ app = App(
     version=version("foreseen"),
     config=cyclopts.config.Env("FORESEEN_", command=False),
 )
-app.command("models.commands:app", name="models")
+app.command("foreseen.models.commands:app", name="models")
 
 RequestFile = Annotated[Path, Parameter(allow_leading_hyphen=True, env_var=())]
 _UP, _PROXY, _DOCTOR = UpSettings(), ProxySettings(), DoctorSettings()
@@ -49,7 +49,7 @@ def up(settings: UpSettings = _UP) -> None:
     Builds what is not built, prints "ready http://HOST:PORT" when a real prediction has gone through, supervises,
     and on Ctrl-C or SIGTERM stops all of it.
     """
-    from foreseen.up import run
+    from foreseen.operate.up import run
 
     configure(settings.log_level, "up")
     sys.exit(run(settings))
@@ -58,7 +58,7 @@ def up(settings: UpSettings = _UP) -> None:
 @app.command
 def proxy(settings: ProxySettings = _PROXY) -> None:
     """Run one proxy process, in front of model processes that run already."""
-    from proxy.app import run
+    from foreseen.proxy.app import run
 
     configure(settings.log_level, "proxy")
     run(settings)
@@ -67,7 +67,7 @@ def proxy(settings: ProxySettings = _PROXY) -> None:
 @app.command
 def worker(settings: WorkerSettings = _WORKER) -> None:
     """Run one worker on the queue of jobs, in front of model processes that run already."""
-    from proxy.work import run
+    from foreseen.proxy.worker_app import run
 
     configure(settings.log_level, "worker")
     run(settings)
@@ -76,7 +76,7 @@ def worker(settings: WorkerSettings = _WORKER) -> None:
 @app.command
 def jobs(settings: JobsSettings = _JOBS) -> None:
     """Show the queue of jobs and its dead letters; put a dead letter back, or drop it."""
-    from foreseen.jobs import answer
+    from foreseen.operate.jobs_command import answer
 
     print(answer(settings))
 
@@ -84,7 +84,7 @@ def jobs(settings: JobsSettings = _JOBS) -> None:
 @app.command
 def inference(settings: InferenceSettings) -> None:
     """Run one model's own process: a V2 server over ONNX Runtime."""
-    from inference.app import serve
+    from foreseen.inference.app import serve
 
     configure(settings.log_level, f"inference:{settings.model}")
     serve(settings)
@@ -99,7 +99,7 @@ def key(file: RequestFile, /, *, settings: KeySettings) -> None:
     file
         The body of a request as a client would send it; '-' reads stdin.
     """
-    from proxy.offline import keyed
+    from foreseen.proxy.tools.offline import keyed
 
     rows = keyed(file, settings)
     if settings.json:
@@ -121,7 +121,7 @@ def purge(settings: PurgeSettings = _PURGE) -> None:
 
     Ends with status 1 where that is not so, naming the workers that have not.
     """
-    from foreseen.purge import purge as run
+    from foreseen.operate.purge_command import purge as run
 
     print(run(settings))
 
@@ -139,7 +139,7 @@ def explain(first: RequestFile, second: RequestFile, /, *, settings: KeySettings
     second
         The body of another.
     """
-    from proxy.offline import compared, keyed
+    from foreseen.proxy.tools.offline import compared, keyed
 
     rows = list(zip_longest(keyed(first, settings), keyed(second, settings)))
     lacking = ["one request has fewer rows"]
@@ -163,7 +163,7 @@ def observed(*, url: str = "http://127.0.0.1:8000", json: bool = False) -> None:
     json
         Print JSON for machines.
     """
-    from foreseen.observed import read, table
+    from foreseen.operate.observed_command import read, table
 
     summary = read(url)
     print(orjson.dumps(summary).decode() if json else table(summary))
@@ -182,9 +182,9 @@ def warm(*files: Annotated[str, Parameter(env_var=())], settings: WarmSettings) 
         Files, globs, folders, or URLs that fsspec knows.
     """
     try:
-        from foreseen.warm.checks import share_of
-        from foreseen.warm.run import Job, stand_back
-        from foreseen.warm.shown import bar, forecast_table, summary_table
+        from foreseen.warm.run.checks import share_of
+        from foreseen.warm.run.command import Job, stand_back
+        from foreseen.warm.run.console import bar, forecast_table, summary_table
     except ModuleNotFoundError as error:
         raise SetupError(f"{error.name} is not installed; pip install 'foreseen[warm]'") from None
     from rich.console import Console
@@ -219,7 +219,7 @@ def doctor(settings: DoctorSettings = _DOCTOR) -> None:
 
     Ends with status 1 where something must be fixed. Looks and changes nothing.
     """
-    from proxy.doctor import examine
+    from foreseen.proxy.tools.doctor import examine
 
     configure("error", "doctor")
     found = examine(settings)
@@ -247,7 +247,7 @@ def top(*, url: str = "http://127.0.0.1:8000", interval: float = 1.0, once: bool
     json
         Print JSON for machines; with --once.
     """
-    from foreseen import top as view
+    from foreseen.operate import top as view
 
     if json or once:
         now = view.once(url, interval)

@@ -11,11 +11,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-
-def _models_folder() -> Path:
-    import models  # the manifests in the box travel with the distribution
-
-    return Path(models.__file__).parent
+from foreseen.paths import MODELS
 
 
 @Parameter(name="*")
@@ -32,7 +28,7 @@ class Common:
     @property
     def model_folders(self) -> tuple[Path, ...]:
         """Where manifests are looked for, the operator's folder first."""
-        return ((self.models,) if self.models else ()) + (_models_folder(),)
+        return ((self.models,) if self.models else ()) + (MODELS,)
 
 
 @Parameter(name="*")

@@ -11,12 +11,12 @@ import sys
 import uvloop
 from aiohttp import web
 
-from foreseen.connection import Runner
-from foreseen.drain import Ending, announce, drain
-from foreseen.garbage import settle
+from foreseen.inference.handlers import Server
+from foreseen.inference.served import Served
 from foreseen.settings import InferenceSettings
-from inference.handlers import Server
-from inference.served import Served
+from foreseen.web.connection import Runner
+from foreseen.web.drain import Ending, announce, drain
+from foreseen.web.gc_freeze import settle
 
 _SWITCH_SECONDS = 0.0005
 """CPython lets a busy thread keep the interpreter for 5 ms; an instance that has finished a run would wait that long

@@ -22,9 +22,9 @@ from typing import Protocol
 import structlog
 
 from foreseen.errors import DeadlineExceeded, ForeseenError, ModelFailed, ModelUnavailable, Overloaded
-from foreseen.nouns import Lane, Row
-from foreseen.rows import RowOutputs
-from inference.waiting import Asked, Computed, Item, Lanes, Limits
+from foreseen.inference.waiting import Asked, Computed, Item, Lanes, Limits
+from foreseen.modelspec.rows import RowOutputs
+from foreseen.types import Lane, Row
 
 NEWEST_SHARE = 0.2
 """Of the newest run, in what a row is expected to take."""

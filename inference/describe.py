@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from foreseen.manifest import Manifest, ModelInput, ModelOutput, wire_shape
-from inference.session import Session
+from foreseen.inference.session import Session
+from foreseen.modelspec.manifest import Manifest, ModelInput, ModelOutput, wire_shape
 
 EXTENSIONS = ["binary_tensor_data", "model_configuration", "parameters", "statistics"]
 

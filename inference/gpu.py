@@ -1,7 +1,7 @@
 """What a session does differently on a GPU: bound outputs, warm-up by shape, an eye on nodes left to the CPU.
 
 Run with CUDA 13 on an NVIDIA H100 (docs/models.md says what was seen); never with TensorRT.
-`tests/test_inference_gpu.py` runs it where a CUDA provider is present; what needs no GPU in it (the judgement on nodes,
+`tests/inference/test_gpu.py` runs it where a CUDA provider is present; what needs no GPU in it (the judgement on nodes,
 the shapes to warm, the versions of libraries) is tested everywhere.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 import onnxruntime
 import structlog
 
-from foreseen.nouns import Array
+from foreseen.types import Array
 
 _log = structlog.get_logger()
 

@@ -13,11 +13,17 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from foreseen import wire
-from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, ModelUnavailable, UnknownModel, Unsupported
-from foreseen.exposition import CONTENT_TYPE
-from foreseen.http import (
+from foreseen.inference.describe import EXTENSIONS, Stats, config, metadata
+from foreseen.inference.served import Served
+from foreseen.modelspec.manifest import wire_shape
+from foreseen.protocol import wire
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.tensors import raw_of
+from foreseen.settings import InferenceSettings
+from foreseen.telemetry.exposition import CONTENT_TYPE
+from foreseen.types import Array, Lane
+from foreseen.web.http import (
     SERVER,
     Handler,
     as_foreseen,
@@ -28,12 +34,6 @@ from foreseen.http import (
     read_body,
     traceparent,
 )
-from foreseen.manifest import wire_shape
-from foreseen.nouns import Array, Lane
-from foreseen.settings import InferenceSettings
-from foreseen.tensors import raw_of
-from inference.describe import EXTENSIONS, Stats, config, metadata
-from inference.served import Served
 
 _log = structlog.get_logger()
 

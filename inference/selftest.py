@@ -14,12 +14,12 @@ import numpy as np
 import structlog
 from msgspec import Struct
 
-from foreseen.datatypes import DATATYPES
 from foreseen.errors import SetupError
-from foreseen.invariance import difference
-from foreseen.manifest import Manifest, ModelInput
-from foreseen.nouns import Array, Row
-from foreseen.rows import RowOutputs, split, stack
+from foreseen.modelspec.invariance import difference
+from foreseen.modelspec.manifest import Manifest, ModelInput
+from foreseen.modelspec.rows import RowOutputs, split, stack
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.types import Array, Row
 
 _log = structlog.get_logger()
 

@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 
 import structlog
 
-from foreseen.artifact import Serving, write_serving
 from foreseen.errors import ModelUnavailable
-from foreseen.manifest import Manifest, find
-from foreseen.nouns import Array, Lane, Row
-from foreseen.rows import empty_outputs, split, stack, stack_outputs, tokens
+from foreseen.inference import gpu, selftest
+from foreseen.inference.batcher import Batcher
+from foreseen.inference.metrics import ModelMetrics
+from foreseen.inference.session import Plan, Session, open_session, saturates
+from foreseen.inference.waiting import Computed, Limits
+from foreseen.modelspec.artifact import Serving, write_serving
+from foreseen.modelspec.manifest import Manifest, find
+from foreseen.modelspec.rows import empty_outputs, split, stack, stack_outputs, tokens
 from foreseen.settings import InferenceSettings
-from inference import gpu, selftest
-from inference.batcher import Batcher
-from inference.metrics import ModelMetrics
-from inference.session import Plan, Session, open_session, saturates
-from inference.waiting import Computed, Limits
+from foreseen.types import Array, Lane, Row
 
 _log = structlog.get_logger()
 

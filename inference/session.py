@@ -19,14 +19,14 @@ import onnxruntime as ort
 import structlog
 from msgspec import Struct
 
-from foreseen.artifact import Record, model_digest, read_file, read_record
 from foreseen.errors import BadInput, SetupError
-from foreseen.manifest import Manifest, ModelInput, ModelOutput
-from foreseen.nouns import Array, Row
-from foreseen.rows import RowOutputs, split, split_outputs, stack, stack_outputs
-from inference import gpu
-from inference.processor import processor_family
-from inference.watchdog import Watchdog
+from foreseen.inference import gpu
+from foreseen.inference.processor import processor_family
+from foreseen.inference.watchdog import Watchdog
+from foreseen.modelspec.artifact import Record, model_digest, read_file, read_record
+from foreseen.modelspec.manifest import Manifest, ModelInput, ModelOutput
+from foreseen.modelspec.rows import RowOutputs, split, split_outputs, stack, stack_outputs
+from foreseen.types import Array, Row
 
 _log = structlog.get_logger()
 

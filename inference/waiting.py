@@ -16,8 +16,8 @@ from heapq import heapify, heappop, heappush
 
 from msgspec import Struct
 
-from foreseen.nouns import Lane, Row
-from foreseen.rows import RowOutputs
+from foreseen.modelspec.rows import RowOutputs
+from foreseen.types import Lane, Row
 
 
 class Computed(Struct, frozen=True, gc=False):

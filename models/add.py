@@ -14,16 +14,16 @@ from pathlib import Path
 import msgspec
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
-from foreseen.datatypes import BY_DTYPE
 from foreseen.errors import SetupError
-from foreseen.manifest import BATCH, Batching, Dim, Manifest, ModelInput, ModelOutput, ModelSignature, load
-from models import check, heads
-from models.child import prove
-from models.graphs import onnx_file
-from models.progress import Say
-from models.publish import workshop
-from models.run import Session
-from models.samples import samples
+from foreseen.models.build.child import prove
+from foreseen.models.build.publish import workshop
+from foreseen.models.graphs import onnx_file
+from foreseen.models.measure import check, heads
+from foreseen.models.measure.graph_run import Session
+from foreseen.models.measure.samples import samples
+from foreseen.models.progress import Say
+from foreseen.modelspec.manifest import BATCH, Batching, Dim, Manifest, ModelInput, ModelOutput, ModelSignature, load
+from foreseen.protocol.datatypes import BY_DTYPE
 
 PROBED_ROWS = 32
 ROLES = {"attention_mask": "mask", "token_type_ids": "zeros"}
@@ -116,7 +116,7 @@ def _probe(graph: Path, draft: Manifest, files: Path) -> check.Invariance:
 def text_of(draft: Manifest, path: Path, sha256: str, found: check.Invariance | None) -> str:
     """model.toml with its comments."""
     head = (
-        f"# Written by `foreseen models add`; every field is explained in foreseen/manifest.py.\n"
+        f"# Written by `foreseen models add`; every field is explained in foreseen/modelspec/manifest.py.\n"
         f"name = {_quoted(draft.name)}\n"
         f'title = ""\n'
         f"# Candidates in order of preference; there are also fp16, int8-rowwise, int8-dynamic and matmul-nbits.\n"

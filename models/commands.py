@@ -12,13 +12,14 @@ import msgspec
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from foreseen import manifest as manifests
-from foreseen.artifact import Record, read_record
 from foreseen.errors import SetupError
-from foreseen.manifest import Manifest
+from foreseen.models import progress
+from foreseen.models.measure.labelled import Files
+from foreseen.models.report import tables
+from foreseen.modelspec import manifest as manifests
+from foreseen.modelspec.artifact import Record, read_record
+from foreseen.modelspec.manifest import Manifest
 from foreseen.settings import Common
-from models import progress, tables
-from models.labelled import Files
 
 app = App(name="models", help="Make models lighter, with evidence.")
 
@@ -50,11 +51,11 @@ def build(
     manifest = manifests.find(name, common.model_folders)
     with progress.shown() as say:
         if not full and files is None:
-            from models.build import build as build_quick
+            from foreseen.models.build.build import build as build_quick
 
             record = build_quick(manifest, common.data, say=say)
         else:
-            from models.report import build_full
+            from foreseen.models.report.report import build_full
 
             record, report = build_full(manifest, common.data, say, files)
     out = Console()
@@ -83,7 +84,7 @@ def report(name: str, *, json: Json = False, train: Train = None, test: Test = N
     name
         The model, as its manifest's folder is called.
     """
-    from models.report import measured, path_of, public
+    from foreseen.models.report.report import measured, path_of, public
 
     files = _files(train, test)
     manifest = manifests.find(name, common.model_folders)
@@ -112,7 +113,7 @@ def add(
     file
         The ONNX file, weights included.
     """
-    from models.add import add as add_file
+    from foreseen.models.add import add as add_file
 
     if common.models is None:
         raise SetupError("say where your models are: --models DIR (or FORESEEN_MODELS), and the same for `up`")
@@ -132,7 +133,7 @@ def export(name: str, file: Path, *, common: Common = DEFAULTS) -> None:
     file
         The tar file to write.
     """
-    from models import carry
+    from foreseen.models.build import carry
 
     tables.show_choice(Console(), carry.export(common.data, name, file))
 
@@ -148,7 +149,7 @@ def import_(name: str, file: Path, *, common: Common = DEFAULTS) -> None:
     file
         The tar file.
     """
-    from models import carry
+    from foreseen.models.build import carry
 
     manifest = manifests.find(name, common.model_folders)
     with progress.shown() as say:

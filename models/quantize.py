@@ -19,9 +19,9 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from foreseen.errors import SetupError
-from foreseen.manifest import Precision
-from foreseen.nouns import Array
-from models.graphs.graph import MICROSOFT
+from foreseen.models.graphs.graph import MICROSOFT
+from foreseen.modelspec.manifest import Precision
+from foreseen.types import Array
 
 ZERO_POINT = 128  # u8s8: MLAS's MatMulInteger is fastest with unsigned activations
 LARGEST = 127  # symmetric: -128 is left out, so x and -x quantize alike

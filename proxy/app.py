@@ -13,55 +13,55 @@ import structlog
 import uvloop
 from aiohttp import http_parser, web
 
-from foreseen.cluster import far_at
-from foreseen.commands import Entries
-from foreseen.connection import Runner
-from foreseen.drain import Ending, announce, drain
-from foreseen.entry import EntryCodec
 from foreseen.errors import FarError, SetupError
-from foreseen.exposition import use_slot
-from foreseen.garbage import settle
-from foreseen.key import secret_check, tag_key
-from foreseen.limits import Gate, Limits
-from foreseen.listen import BACKLOG, files_for, inherited, listen, listen_admin
-from foreseen.manifest import Freshness, find
-from foreseen.metrics import ProxyMetrics
-from foreseen.places import model_socket, redis_socket
-from foreseen.queue import connect_queue
-from foreseen.queued import Bounds
-from foreseen.records import Records
-from foreseen.secret import read_secret
-from foreseen.servers import access_of
+from foreseen.keys.entry import EntryCodec
+from foreseen.keys.key import secret_check, tag_key
+from foreseen.keys.secret import read_secret
+from foreseen.modelspec.manifest import Freshness, find
+from foreseen.paths import model_socket, redis_socket
+from foreseen.proxy.admin.admin import Token
+from foreseen.proxy.admin.heartbeat import Pulse
+from foreseen.proxy.admin.purge import Purger, admin_application
+from foreseen.proxy.backend.discovery import Upstream, in_front_of, upstream_of
+from foreseen.proxy.backend.isolation import Trials
+from foreseen.proxy.backend.model import ModelProcess
+from foreseen.proxy.backend.served import Served
+from foreseen.proxy.backend.upstream import declared_told
+from foreseen.proxy.cache.freshness import policy_of
+from foreseen.proxy.cache.generations import Generations
+from foreseen.proxy.cache.lease import Leases
+from foreseen.proxy.cache.near import Near
+from foreseen.proxy.cache.tiers import Tiers
+from foreseen.proxy.fastpath.fast_connection import ShortConnection
+from foreseen.proxy.fastpath.fast_path import Road
+from foreseen.proxy.fastpath.known_heads import Heads
+from foreseen.proxy.fastpath.responder import Edge
+from foreseen.proxy.handlers import Handlers
+from foreseen.proxy.jobs.batch import Batches
+from foreseen.proxy.jobs.predictions import Predictions
+from foreseen.proxy.jobs.ticket_options import Manners
+from foreseen.proxy.jobs.tickets import Jobs
+from foreseen.proxy.predict.observe import Observer
+from foreseen.proxy.predict.pipeline import Pipeline
+from foreseen.proxy.predict.replay import Memory
+from foreseen.proxy.predict.serve import Server
+from foreseen.queue.queue import connect_queue
+from foreseen.queue.queue_types import Bounds
+from foreseen.queue.records import Records
+from foreseen.queue.targets import Allowed
 from foreseen.settings import ProxySettings
-from foreseen.state import connect_state
-from foreseen.targets import Allowed
+from foreseen.stores.cluster import far_at
+from foreseen.stores.commands import Entries
+from foreseen.stores.redis_urls import access_of
+from foreseen.stores.state import connect_state
 from foreseen.tasks import end
-from proxy.admin import Token
-from proxy.batch import Batches
-from proxy.connection import ShortConnection
-from proxy.discovery import Upstream, in_front_of, upstream_of
-from proxy.edge import Edge
-from proxy.freshness import policy_of
-from proxy.generations import Generations
-from proxy.handlers import Handlers
-from proxy.heads import Heads
-from proxy.jobs import Jobs
-from proxy.lease import Leases
-from proxy.manners import Manners
-from proxy.model import ModelProcess
-from proxy.near import Near
-from proxy.observe import Observer
-from proxy.pipeline import Pipeline
-from proxy.predictions import Predictions
-from proxy.pulse import Pulse
-from proxy.purge import Purger, admin_application
-from proxy.replay import Memory
-from proxy.road import Road
-from proxy.serve import Server
-from proxy.served import Served
-from proxy.tiers import Tiers
-from proxy.trials import Trials
-from proxy.upstream import declared_told
+from foreseen.telemetry.exposition import use_slot
+from foreseen.telemetry.metrics import ProxyMetrics
+from foreseen.web.connection import Runner
+from foreseen.web.drain import Ending, announce, drain
+from foreseen.web.gc_freeze import settle
+from foreseen.web.limits import Gate, Limits
+from foreseen.web.listen import BACKLOG, files_for, inherited, listen, listen_admin
 
 log = structlog.get_logger()
 

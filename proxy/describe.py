@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from foreseen.datatypes import DATATYPES
-from foreseen.manifest import ClientInput, ClientOutput, wire_shape
-from proxy.served import Served
+from foreseen.modelspec.manifest import ClientInput, ClientOutput, wire_shape
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.proxy.backend.served import Served
 
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "statistics"]
 PLATFORM = "onnx_onnxv1"

@@ -12,10 +12,21 @@ from typing import Any
 from aiohttp import web
 from multidict import CIMultiDict
 
-from foreseen.connection import Connection
 from foreseen.errors import BadRequest, WebhookRefused
-from foreseen.exposition import CONTENT_TYPE
-from foreseen.http import (
+from foreseen.proxy import describe
+from foreseen.proxy.admin.admin import Token, explained
+from foreseen.proxy.backend.served import Served
+from foreseen.proxy.cache.freshness import AT_WILL, Control, control_of
+from foreseen.proxy.fastpath.fast_connection import ShortConnection
+from foreseen.proxy.fastpath.responder import Edge
+from foreseen.proxy.jobs.predictions import Predictions
+from foreseen.proxy.jobs.ticket_options import WEBHOOK, Prefer
+from foreseen.proxy.predict.ask import Ask, Protocol
+from foreseen.proxy.predict.serve import Server
+from foreseen.settings import ProxySettings
+from foreseen.telemetry.exposition import CONTENT_TYPE
+from foreseen.web.connection import Connection
+from foreseen.web.http import (
     SERVER,
     Handler,
     as_foreseen,
@@ -27,17 +38,6 @@ from foreseen.http import (
     route_of,
     traceparent,
 )
-from foreseen.settings import ProxySettings
-from proxy import describe
-from proxy.admin import Token, explained
-from proxy.ask import Ask, Protocol
-from proxy.connection import ShortConnection
-from proxy.edge import Edge
-from proxy.freshness import AT_WILL, Control, control_of
-from proxy.manners import WEBHOOK, Prefer
-from proxy.predictions import Predictions
-from proxy.serve import Server
-from proxy.served import Served
 
 COUNTED = ("/infer", ":predict")
 """Routes that admit a caller themselves, since what they refuse is counted under the model's name."""

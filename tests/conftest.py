@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from foreseen.queue import Queue, connect_queue
+from foreseen.queue.queue import Queue, connect_queue
 from tests.live import Live, started
 from tests.models_fixture import built_data
 from tests.state_server import state_server

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foreseen.entry import EntryCodec
 from foreseen.errors import FarError
-from foreseen.key import Framer, tag_key
-from foreseen.manifest import ModelInput, ModelOutput, ModelSignature
-from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import ALL_STEPS, AT_EASE, Demand, Key, Output, Prediction, Question, Row, Space, Steps, Terms
-from proxy.freshness import Policy
-from proxy.lease import Leases
-from proxy.near import Near
-from proxy.pipeline import Pipeline
-from proxy.tiers import FarTier, Tiers
+from foreseen.keys.entry import EntryCodec
+from foreseen.keys.key import Framer, tag_key
+from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
+from foreseen.proxy.cache.freshness import Policy
+from foreseen.proxy.cache.lease import Leases
+from foreseen.proxy.cache.near import Near
+from foreseen.proxy.cache.tiers import FarTier, Tiers
+from foreseen.proxy.predict.pipeline import Pipeline
+from foreseen.telemetry.metrics import ProxyMetrics
+from foreseen.types import ALL_STEPS, AT_EASE, Demand, Key, Output, Prediction, Question, Row, Space, Steps, Terms
 
 ROOT = b"a root secret of at least 32 bytes"
 DIGEST = "d1"

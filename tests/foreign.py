@@ -12,10 +12,10 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from foreseen.secret import make_secret
+from foreseen.keys.secret import make_secret
+from foreseen.proxy.app import Proxy, _freshness
+from foreseen.proxy.backend.discovery import upstream_of
 from foreseen.settings import ProxySettings
-from proxy.app import Proxy, _freshness
-from proxy.discovery import upstream_of
 from tests.questions import fingerprint
 
 Reply = dict[str, Any]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from foreseen.artifact import (
+from foreseen.modelspec.artifact import (
     Artifact,
     Record,
     artifact_digest,
@@ -16,7 +16,7 @@ from foreseen.artifact import (
     preparation_digest,
     write_record,
 )
-from foreseen.manifest import load
+from foreseen.modelspec.manifest import load
 from foreseen.settings import InferenceSettings
 
 WORDS = """

@@ -28,11 +28,11 @@ from pathlib import Path
 import orjson
 from aiohttp import web
 
-from foreseen.secret import make_secret
+from foreseen.keys.secret import make_secret
 from tests.foreign import Foreign, listening
 from tests.live import Live, fresh
 from tests.questions import ask_fingerprint, fingerprint, numbers
-from tests.test_far import valkey_server
+from tests.stores.test_far import valkey_server
 
 PATH = "/v2/models/fp/infer"
 ROW = numbers(77)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from foreseen.places import model_socket
+from foreseen.paths import model_socket
 from tests.ports import free_port
 
 STORES = {"far": "far.sock", "state": "state.sock"}

@@ -13,10 +13,10 @@ from cyclopts import Parameter
 
 from foreseen import errors
 from foreseen.cli import app
-from foreseen.exposition import FAR_STATE, QUEUE_STATE, WARM_STATE
-from foreseen.metrics import ProxyMetrics
+from foreseen.inference.metrics import ModelMetrics
 from foreseen.settings import NAMES, PURGE_TARGETS
-from inference.metrics import ModelMetrics
+from foreseen.telemetry.exposition import FAR_STATE, QUEUE_STATE, WARM_STATE
+from foreseen.telemetry.metrics import ProxyMetrics
 from tests.openapi import application, operators, page
 
 DOCS = Path(__file__).parent.parent / "docs"

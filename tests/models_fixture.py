@@ -5,13 +5,13 @@ from __future__ import annotations
 import fcntl
 from pathlib import Path
 
-import models
-from foreseen.artifact import artifact_digest, preparation_digest, read_record
+from foreseen import models
 from foreseen.errors import SetupError
-from foreseen.manifest import Manifest, find
-from models.build import build
-from models.progress import Silent
-from models.publish import intact
+from foreseen.models.build.build import build
+from foreseen.models.build.publish import intact
+from foreseen.models.progress import Silent
+from foreseen.modelspec.artifact import artifact_digest, preparation_digest, read_record
+from foreseen.modelspec.manifest import Manifest, find
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "build" / "test-data"

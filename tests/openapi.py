@@ -17,8 +17,8 @@ from typing import Any
 from aiohttp import web
 
 from foreseen import errors
+from foreseen.proxy.app import Proxy
 from foreseen.settings import ProxySettings
-from proxy.app import Proxy
 
 JSON, BINARY, TEXT, LINES = "application/json", "application/octet-stream", "text/plain", "application/jsonl"
 Document = dict[str, Any]

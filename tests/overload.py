@@ -27,8 +27,8 @@ from pathlib import Path
 
 import aiohttp
 
-from foreseen.places import redis_socket
-from foreseen.servers import connect
+from foreseen.paths import redis_socket
+from foreseen.stores.redis_urls import connect
 from tests.live import started
 from tests.models_fixture import built_data
 from tests.questions import ask_minilm

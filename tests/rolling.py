@@ -33,15 +33,15 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from foreseen.entry import EntryCodec
 from foreseen.errors import EntryError
-from foreseen.far import Far
-from foreseen.key import Framer, key_of, space_key, tag_key
-from foreseen.manifest import find
-from foreseen.nouns import Row, Space
-from foreseen.places import redis_socket
-from foreseen.secret import read_secret
-from foreseen.servers import connect
+from foreseen.keys.entry import EntryCodec
+from foreseen.keys.key import Framer, key_of, space_key, tag_key
+from foreseen.keys.secret import read_secret
+from foreseen.modelspec.manifest import find
+from foreseen.paths import redis_socket
+from foreseen.stores.far import Far
+from foreseen.stores.redis_urls import connect
+from foreseen.types import Row, Space
 from tests.live import Live, started
 from tests.models_fixture import PACKAGED, built_data
 from tests.questions import ask_fingerprint, fingerprint, numbers

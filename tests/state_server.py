@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from foreseen import valkey
+from foreseen.stores import valkey
 
 
 @contextlib.contextmanager

@@ -4,6 +4,6 @@ The one thing that other people's programs (Ray, Airflow, a notebook) need is `W
 """
 
 from foreseen.warm.plan import Plan
-from foreseen.warm.warmer import Warmer
+from foreseen.warm.run.warmer import Warmer
 
 __all__ = ["Plan", "Warmer"]

@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 from msgspec import Struct
 
-from foreseen.manifest import Manifest
-from foreseen.nouns import Array, Prediction
-from foreseen.warming import RESULTS
+from foreseen.modelspec.manifest import Manifest
+from foreseen.queue.warm_progress import RESULTS
+from foreseen.types import Array, Prediction
 
 PUBLIC = "public"
 HIT, COMPUTED, IMPORTED, FAILED = range(4)
 
-PARAMETERS_COLUMN = "foreseen.parameters"
+PARAMETERS_COLUMN = "foreseen.modelspec.parameters"
 """Canonical JSON of the request parameters that change a row's answer; only JSONL of V2 requests has it."""
 REJECT_COLUMN = "foreseen.reject"
 """Why a line could not be read; null for those that could."""

@@ -14,10 +14,10 @@ from onnx import ModelProto
 from safetensors.numpy import load_file
 
 from foreseen.errors import SetupError
-from foreseen.manifest import Manifest
-from models.graphs import pool
-from models.graphs.encoder import Encoder, LayerNames, Sizes, Weights
-from models.graphs.graph import Graph
+from foreseen.models.graphs import pool
+from foreseen.models.graphs.encoder import Encoder, LayerNames, Sizes, Weights
+from foreseen.models.graphs.graph import Graph
+from foreseen.modelspec.manifest import Manifest
 
 
 def make(manifest: Manifest, folder: Path, pooled: pool.Sum = pool.exact_sum) -> ModelProto:

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto
 
-from foreseen.manifest import Manifest
-from foreseen.nouns import Array, Row
-from models.graphs.graph import Graph
+from foreseen.models.graphs.graph import Graph
+from foreseen.modelspec.manifest import Manifest
+from foreseen.types import Array, Row
 
 PIXELS, HIDDEN, CLASSES = 64, 256, 10
 ROUNDS = 20

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from foreseen.nouns import Array
-from models.graphs.graph import Graph
+from foreseen.models.graphs.graph import Graph
+from foreseen.types import Array
 
 Weights = Callable[[str], Array]
 """Name in the safetensors file → FP32 array."""

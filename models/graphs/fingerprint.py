@@ -11,9 +11,9 @@ import numpy as np
 from onnx import ModelProto
 
 from foreseen.errors import SetupError
-from foreseen.manifest import Manifest
-from foreseen.nouns import Array
-from models.graphs.graph import Graph
+from foreseen.models.graphs.graph import Graph
+from foreseen.modelspec.manifest import Manifest
+from foreseen.types import Array
 
 COLUMNS = 16
 DIGESTS = 4

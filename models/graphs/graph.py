@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from foreseen.datatypes import DATATYPES
-from foreseen.manifest import Dim, ModelInput, ModelOutput, ModelSignature
-from foreseen.nouns import Array
+from foreseen.modelspec.manifest import Dim, ModelInput, ModelOutput, ModelSignature
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.types import Array
 
 OPSET = 20  # the first with Gelu; LayerNormalization is there since 17
 IR_VERSION = 10  # what ONNX Runtime ≥ 1.19 reads; onnx.helper would write its own newest

@@ -13,12 +13,12 @@ import numpy as np
 from onnx import ModelProto
 from safetensors.numpy import load_file
 
-from foreseen.manifest import Manifest
-from foreseen.nouns import Array
-from models.graphs import pool
-from models.graphs.bert import read_config
-from models.graphs.encoder import Encoder, LayerNames, Sizes, Weights
-from models.graphs.graph import Graph
+from foreseen.models.graphs import pool
+from foreseen.models.graphs.bert import read_config
+from foreseen.models.graphs.encoder import Encoder, LayerNames, Sizes, Weights
+from foreseen.models.graphs.graph import Graph
+from foreseen.modelspec.manifest import Manifest
+from foreseen.types import Array
 
 FIRST_POSITION = 2  # padding_idx 1 is taken, so fairseq's tables count from 2
 FARTHEST = 128  # MPNetEncoder.relative_position_bucket's max_distance, a constant there as well

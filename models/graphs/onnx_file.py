@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
 
 from foreseen.errors import SetupError
-from foreseen.manifest import Manifest
+from foreseen.modelspec.manifest import Manifest
 
 DEFAULT_FILE = "model.onnx"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from models.graphs.graph import Graph
+from foreseen.models.graphs.graph import Graph
 
 Sum = Callable[[Graph, str, str], str]
 """(graph, tokens FP32 [b, s, h], mask FP32 [b, s]) → Σ over unmasked tokens, FP32 [b, h]."""

@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from foreseen.secret import make_secret
+from foreseen.keys.secret import make_secret
 from tests.chaos.events import HELD_SECONDS, KILL_AGAIN_SECONDS, LOOK_SECONDS, Chaos, Kind
 from tests.chaos.load import Asked, Load
 from tests.faults import between

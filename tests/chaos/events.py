@@ -23,9 +23,9 @@ from typing import NamedTuple
 from redis import Redis
 from redis.exceptions import RedisError
 
-from foreseen import valkey
-from foreseen.commands import PREFIX
-from foreseen.places import admin_socket
+from foreseen.paths import admin_socket
+from foreseen.stores import valkey
+from foreseen.stores.commands import PREFIX
 from tests.chaos.load import Load
 from tests.faults import FaultProxy, Faults
 from tests.live import Live

@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
-from foreseen.places import admin_socket
-from foreseen.secret import make_secret
-from proxy.upstream import PROBE_ROWS
+from foreseen.keys.secret import make_secret
+from foreseen.paths import admin_socket
+from foreseen.proxy.backend.upstream import PROBE_ROWS
 from tests.foreign import Foreign, listening
 from tests.live import Live, fresh
 from tests.questions import fingerprint, numbers

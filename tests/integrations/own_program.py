@@ -14,8 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 import ray
 
-import models
-from foreseen.manifest import find
+from foreseen import models
+from foreseen.modelspec.manifest import find
 from foreseen.warm import Plan, Warmer
 
 

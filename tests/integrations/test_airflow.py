@@ -11,7 +11,7 @@ import pytest
 
 from tests.integrations.conftest import ROOT, Run
 from tests.live import Live
-from tests.test_warm import hit, parquet, rows_of
+from tests.warm.test_warm import hit, parquet, rows_of
 
 DAGS = ROOT / "foreseen" / "airflow" / "example_dags"
 PROGRAM = ROOT / "tests" / "integrations" / "one_run.py"

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from tests.integrations.conftest import ROOT, Run
 from tests.live import Live
 from tests.questions import fingerprint
-from tests.test_warm import digest_of, hit, parquet, rows_of
+from tests.warm.test_warm import digest_of, hit, parquet, rows_of
 
 
 def words(live: Live, *more: str) -> list[str]:

@@ -18,12 +18,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from foreseen.datatypes import DATATYPES
 from foreseen.errors import BadInput, BadRequest, TooLarge
-from foreseen.http import inflated
-from foreseen.nouns import WantedOutput
-from foreseen.tensors import raw_of
-from foreseen.wire import OutputTensor, parse_raw, parse_request, render_response
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.tensors import raw_of
+from foreseen.protocol.wire import OutputTensor, parse_raw, parse_request, render_response
+from foreseen.types import WantedOutput
+from foreseen.web.http import inflated
 from tests.live import Live, started
 from tests.questions import ask_fingerprint, ask_minilm, fingerprint, numbers
 from tests.raw import FINGERPRINT, HEADER_LENGTH, MINILM, Reply, ask, binary, exchange, post

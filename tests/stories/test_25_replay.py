@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import msgspec
 import pytest
 
-from foreseen.manifest import find
-from models.build import build
-from models.progress import Silent
+from foreseen.models.build.build import build
+from foreseen.models.progress import Silent
+from foreseen.modelspec.manifest import find
 from tests.live import Live, started, sum_of
 from tests.models_fixture import PACKAGED
 from tests.questions import ask_fingerprint, ask_minilm, fingerprint, numbers

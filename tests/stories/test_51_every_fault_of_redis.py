@@ -19,11 +19,11 @@ import pytest
 from redis import Redis
 from redis.exceptions import BusyLoadingError, RedisError
 
-from foreseen.commands import PREFIX
-from foreseen.entry import EntryCodec
-from foreseen.key import tag_key
-from foreseen.nouns import Key
-from foreseen.secret import make_secret
+from foreseen.keys.entry import EntryCodec
+from foreseen.keys.key import tag_key
+from foreseen.keys.secret import make_secret
+from foreseen.stores.commands import PREFIX
+from foreseen.types import Key
 from tests.doubles import predicted
 from tests.faults import FaultProxy, Faults, between
 from tests.live import Live, fresh

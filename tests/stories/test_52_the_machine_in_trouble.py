@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from foreseen.places import model_socket, redis_socket
-from foreseen.secret import make_secret
+from foreseen.keys.secret import make_secret
+from foreseen.paths import model_socket, redis_socket
 from tests.faults import between
 from tests.live import Live, fresh, started
 from tests.ports import free_port

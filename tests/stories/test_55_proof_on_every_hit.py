@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from foreseen.commands import PREFIX
-from foreseen.places import redis_socket
+from foreseen.paths import redis_socket
+from foreseen.stores.commands import PREFIX
 from tests.live import Live, started
 from tests.questions import ask_fingerprint, fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT, status_of

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from foreseen.places import run_folder
+from foreseen.paths import run_folder
 from tests.live import Live, started
 from tests.questions import ask_fingerprint, fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT

@@ -8,8 +8,8 @@ import signal
 import time
 from pathlib import Path
 
-from foreseen.places import state_socket
-from foreseen.state import connect_state
+from foreseen.paths import state_socket
+from foreseen.stores.state import connect_state
 from tests.live import Live, started
 from tests.questions import ask_fingerprint, numbers
 from tests.rolling import DRAIN_SECONDS, PATH, roll, seal_in, told

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from foreseen.errors import SetupError
-from proxy.discovery import Upstream
+from foreseen.proxy.backend.discovery import Upstream
 from tests.foreign import Foreign, Reply, fronted, listening
 from tests.questions import fingerprint, numbers
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from foreseen.key import Framer
-from foreseen.metrics import ProxyMetrics
-from proxy.quarantine import MAX_SUSPECTS, Quarantine
-from proxy.trials import Trials
+from foreseen.keys.key import Framer
+from foreseen.proxy.backend.isolation import Trials
+from foreseen.proxy.backend.quarantine import MAX_SUSPECTS, Quarantine
+from foreseen.telemetry.metrics import ProxyMetrics
 from tests.doubles import ROOT, SIGNATURE, BrokenFar, Clock, DictFar, row
 from tests.foreign import Foreign, Front, fronted, listening
 from tests.live import Live

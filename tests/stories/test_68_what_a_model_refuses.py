@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from foreseen.http import HEADER_LENGTH
-from foreseen.wire import parse_request, render_request
-from proxy.model import SPLITS
+from foreseen.protocol.wire import parse_request, render_request
+from foreseen.proxy.backend.model import SPLITS
+from foreseen.web.http import HEADER_LENGTH
 from tests.foreign import Foreign, Front, fronted, listening
 
 STRANGE = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}

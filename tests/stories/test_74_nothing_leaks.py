@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from foreseen.places import admin_socket
+from foreseen.paths import admin_socket
 from tests.live import Live, started
 from tests.questions import ask_fingerprint, ask_minilm, numbers
 from tests.stories.test_10_first_question import FINGERPRINT, MINILM

@@ -18,10 +18,10 @@ import aiohttp
 import pytest
 from redis import Redis
 
-from foreseen.places import state_socket
-from foreseen.records import JOB_BYTES, MAC_BYTES, NONCE_BYTES, Records
-from foreseen.secret import read_secret
-from foreseen.transitions import BASE
+from foreseen.keys.secret import read_secret
+from foreseen.paths import state_socket
+from foreseen.queue.records import JOB_BYTES, MAC_BYTES, NONCE_BYTES, Records
+from foreseen.queue.scripts import BASE
 from tests.live import Live, started
 from tests.questions import ask_fingerprint, fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from foreseen.places import state_socket
+from foreseen.paths import state_socket
 from tests.live import Live, started
 from tests.ports import free_port
 from tests.questions import ask_fingerprint, numbers

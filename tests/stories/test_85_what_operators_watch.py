@@ -16,10 +16,10 @@ import pytest
 
 from grafana.make import BOARDS
 from tests.live import Live, started, sum_of
+from tests.project.test_dashboards import queries
 from tests.prometheus import Prometheus, scraping
 from tests.questions import ask_fingerprint, ask_minilm, numbers
 from tests.stories.test_10_first_question import FINGERPRINT, MINILM
-from tests.test_dashboards import queries
 
 CLIENTS = 8
 RULES = Path(__file__).parent.parent.parent / "grafana" / "prometheus" / "rules"
@@ -89,7 +89,7 @@ async def test_the_sum_over_results_is_the_answers_received_also_after_kill_9(wa
 
 def test_a_restarted_worker_takes_over_the_files_of_the_killed_one(watched: Live) -> None:
     """Files are named after the worker's number: three kills later there are as many as before."""
-    from foreseen.places import run_folder
+    from foreseen.paths import run_folder
 
     def files() -> set[str]:
         return {path.name for path in (run_folder(watched.data) / "metrics").glob("*.db")}

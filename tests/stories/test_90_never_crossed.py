@@ -15,20 +15,20 @@ import aiohttp
 import numpy as np
 import xxhash
 
-from foreseen.artifact import read_file, read_record
-from foreseen.entry import EntryCodec
-from foreseen.http import HEADER_LENGTH
-from foreseen.key import Framer, tag_key
-from foreseen.manifest import ModelInput, ModelOutput, ModelSignature, find
-from foreseen.metrics import ProxyMetrics
-from foreseen.nouns import Output, Prediction, Question, Row, Space, Terms
-from foreseen.places import model_socket
-from foreseen.prepare import Preparer
-from foreseen.wire import parse_response, render_request
-from proxy.freshness import Policy
-from proxy.near import Near
-from proxy.pipeline import Pipeline
-from proxy.tiers import Tiers
+from foreseen.keys.entry import EntryCodec
+from foreseen.keys.key import Framer, tag_key
+from foreseen.modelspec.artifact import read_file, read_record
+from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature, find
+from foreseen.modelspec.prepare import Preparer
+from foreseen.paths import model_socket
+from foreseen.protocol.wire import parse_response, render_request
+from foreseen.proxy.cache.freshness import Policy
+from foreseen.proxy.cache.near import Near
+from foreseen.proxy.cache.tiers import Tiers
+from foreseen.proxy.predict.pipeline import Pipeline
+from foreseen.telemetry.metrics import ProxyMetrics
+from foreseen.types import Output, Prediction, Question, Row, Space, Terms
+from foreseen.web.http import HEADER_LENGTH
 from tests.collisions import chosen_pair, second_preimage, seeded_pair
 from tests.doubles import ROOT, DictFar, Limits
 from tests.live import Live
@@ -230,7 +230,7 @@ async def _binary(client: aiohttp.ClientSession, url: str, body: bytes, length: 
 
 async def _embeddings_direct(live: Live, built: Path, texts: list[str], rng: random.Random) -> list[bytes]:
     """From the model process itself, padded, in random batches of neighbours that nobody chose."""
-    import models
+    from foreseen import models
 
     manifest = find("minilm", (Path(models.__file__).parent,))
     artifact = read_record(built, "minilm").artifact
@@ -253,7 +253,7 @@ async def _embeddings_direct(live: Live, built: Path, texts: list[str], rng: ran
 
 
 def preparer_ids(preparer: Preparer, text: str) -> np.ndarray:
-    from foreseen.wire import InputTensor
+    from foreseen.protocol.wire import InputTensor
 
     (row,) = preparer.rows([InputTensor("text", "BYTES", np.array([text.encode()], object))])
     return row.tensors[0]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from foreseen.nouns import Array
-from models.folder.config import Config
-from models.folder.weights import Weights
-from models.graphs.encoder import LayerNames, Sizes
-from models.graphs.graph import Graph
-from models.graphs.hf.writer import Part, Writer, length
-from models.graphs.mpnet import relative_buckets
+from foreseen.models.graphs.encoder import LayerNames, Sizes
+from foreseen.models.graphs.graph import Graph
+from foreseen.models.graphs.hf.config import Config
+from foreseen.models.graphs.hf.weights import Weights
+from foreseen.models.graphs.hf.writer import Part, Writer, length
+from foreseen.models.graphs.mpnet import relative_buckets
+from foreseen.types import Array
 
 
 class Dialect(Struct, frozen=True):

@@ -9,12 +9,12 @@ import math
 
 import numpy as np
 
-from foreseen.nouns import Array
-from models.folder.config import Config
-from models.folder.weights import Weights
-from models.graphs.encoder import Sizes
-from models.graphs.graph import Graph
-from models.graphs.hf.writer import Part, Writer, distances, length
+from foreseen.models.graphs.encoder import Sizes
+from foreseen.models.graphs.graph import Graph
+from foreseen.models.graphs.hf.config import Config
+from foreseen.models.graphs.hf.weights import Weights
+from foreseen.models.graphs.hf.writer import Part, Writer, distances, length
+from foreseen.types import Array
 
 LAYER = "encoder.layer"
 

@@ -6,11 +6,11 @@ attention never looks.
 
 from __future__ import annotations
 
-from models.folder.config import Config
-from models.folder.weights import Weights
-from models.graphs.encoder import Sizes
-from models.graphs.graph import Graph
-from models.graphs.hf.writer import Part, Rotary, Writer, distances, forbid, length, rotary_theta
+from foreseen.models.graphs.encoder import Sizes
+from foreseen.models.graphs.graph import Graph
+from foreseen.models.graphs.hf.config import Config
+from foreseen.models.graphs.hf.weights import Weights
+from foreseen.models.graphs.hf.writer import Part, Rotary, Writer, distances, forbid, length, rotary_theta
 
 
 def longest(config: Config) -> int:

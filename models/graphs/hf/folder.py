@@ -13,14 +13,14 @@ from msgspec import Struct
 from onnx import ModelProto
 
 from foreseen.errors import SetupError
-from foreseen.manifest import Manifest
-from models.folder.config import Config, read
-from models.folder.head import Head, head_of
-from models.folder.weights import Weights, open_weights
-from models.graphs.encoder import Sizes
-from models.graphs.graph import Graph
-from models.graphs.hf import bert, deberta, decoder, heads, modernbert
-from models.graphs.hf.writer import Part, Writer
+from foreseen.models.graphs.encoder import Sizes
+from foreseen.models.graphs.graph import Graph
+from foreseen.models.graphs.hf import bert, deberta, decoder, heads, modernbert
+from foreseen.models.graphs.hf.config import Config, read
+from foreseen.models.graphs.hf.head import Head, head_of
+from foreseen.models.graphs.hf.weights import Weights, open_weights
+from foreseen.models.graphs.hf.writer import Part, Writer
+from foreseen.modelspec.manifest import Manifest
 
 
 class Family(Struct, frozen=True):

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from foreseen.errors import SetupError
-from models.folder.config import Config
-from models.folder.head import Head, dense_layer
-from models.folder.weights import Weights, open_weights
-from models.graphs import pool
-from models.graphs.graph import Graph
-from models.graphs.hf.writer import Writer, activate, known_activation
+from foreseen.models.graphs import pool
+from foreseen.models.graphs.graph import Graph
+from foreseen.models.graphs.hf.config import Config
+from foreseen.models.graphs.hf.head import Head, dense_layer
+from foreseen.models.graphs.hf.weights import Weights, open_weights
+from foreseen.models.graphs.hf.writer import Writer, activate, known_activation
 
 Pool = Callable[[Graph, str, str], str]
 Classifier = Callable[[Writer, Weights, str, Config], str]

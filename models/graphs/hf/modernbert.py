@@ -5,11 +5,11 @@ Source: Warner et al. 2024 and `transformers` modeling_modernbert.py.
 
 from __future__ import annotations
 
-from models.folder.config import Config
-from models.folder.weights import Weights
-from models.graphs.encoder import Sizes
-from models.graphs.graph import Graph
-from models.graphs.hf.writer import Part, Rotary, Writer, distances, forbid, length, rotary_theta
+from foreseen.models.graphs.encoder import Sizes
+from foreseen.models.graphs.graph import Graph
+from foreseen.models.graphs.hf.config import Config
+from foreseen.models.graphs.hf.weights import Weights
+from foreseen.models.graphs.hf.writer import Part, Rotary, Writer, distances, forbid, length, rotary_theta
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 THETAS = {GLOBAL: ("global_rope_theta", 160_000.0), LOCAL: ("local_rope_theta", 10_000.0)}

@@ -9,11 +9,11 @@ import numpy as np
 from msgspec import Struct
 
 from foreseen.errors import SetupError
-from foreseen.nouns import Array
-from models.folder.config import Config
-from models.folder.weights import Weights
-from models.graphs.encoder import MASKED, Encoder, Sizes
-from models.graphs.graph import Graph
+from foreseen.models.graphs.encoder import MASKED, Encoder, Sizes
+from foreseen.models.graphs.graph import Graph
+from foreseen.models.graphs.hf.config import Config
+from foreseen.models.graphs.hf.weights import Weights
+from foreseen.types import Array
 
 ACTIVATIONS = (
     "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh", "sigmoid", "linear", "quick_gelu",

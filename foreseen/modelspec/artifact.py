@@ -1,0 +1,183 @@
+"""`DATA/models/<name>/` ↔ Artifact: what a build leaves behind, a model process loads and a proxy prepares with.
+
+    DATA/models/<name>/record.json          which artifact is in force; replaced atomically, last
+    DATA/models/<name>/serving.json         what the model's process last said of itself; replaced atomically
+    DATA/models/<name>/<digest>/…           the files of one artifact: the graph, the tokenizer; never changed
+
+Two digests. The *artifact digest* is made of the files and of the manifest's answer-changing part, so the same inputs
+give the same digest on every machine. The *model digest*, which is in every key, adds what else can change an answer's
+bits: provider, processor family, runtime version and session options, left out where the manifest says `portable`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from blake3 import blake3
+from msgspec import Struct
+
+from foreseen.errors import SetupError
+from foreseen.modelspec.manifest import Manifest
+
+RECORD_NAME = "record.json"
+SERVING_NAME = "serving.json"
+
+
+class ArtifactFile(Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    """A plain file name, no folders."""
+    sha256: str
+    bytes: int
+
+
+class Artifact(Struct, frozen=True, forbid_unknown_fields=True):
+    """One built model: `graph` is the ONNX file, `assets` what prepare needs (tokenizer.json)."""
+
+    model: str
+    precision: str
+    digest: str
+    """The artifact digest, hex."""
+    preparation: str
+    """Digest of the assets and of the manifest's part that changes answers, hex."""
+    graph: ArtifactFile
+    assets: tuple[ArtifactFile, ...] = ()
+
+
+class Record(Struct, frozen=True):
+    """What lies in `record.json`: the choice in force. The report lies beside it and is read by people only."""
+
+    artifact: Artifact
+    row_independent: bool = True
+    """Whether the chosen artifact passed the invariance gate; a model that did not is not cached by the row."""
+
+
+class Serving(Struct, frozen=True):
+    """What a model's process said of itself when it was last ready, for those who come when it is down.
+
+    The model digest depends on the machine that serves, so it cannot be worked out elsewhere; it counts for as long as
+    the artifact in force is the one that was served.
+    """
+
+    digest: str
+    """The model digest, hex."""
+    artifact: str
+    """The artifact digest, hex."""
+    preparation: str
+    row_independent: bool = True
+
+
+def fields_digest(*fields: bytes) -> str:
+    """BLAKE3 over length-prefixed fields, hex."""
+    hasher = blake3()
+    for field in fields:
+        hasher.update(len(field).to_bytes(8, "little"))
+        hasher.update(field)
+    return hasher.hexdigest()
+
+
+ADDED = frozenset({"pair", "types", "prompt"})
+"""Fields of the manifest that came after the first digests were made: while they are None they are left out, so that
+manifests without them keep their digests and their entries."""
+
+
+def preparation_digest(manifest: Manifest, assets: tuple[ArtifactFile, ...]) -> str:
+    """Everything between what a client sends and what the graph gets."""
+    parts = {"seen": manifest.seen, "model": manifest.model, "rows": manifest.rows, "single": manifest.batching.single}
+    files = [part.encode() for asset in sorted(assets, key=lambda a: a.name) for part in (asset.name, asset.sha256)]
+    plain = _without_added(msgspec.json.decode(msgspec.json.encode(parts)))
+    return fields_digest(b"foreseen v1 preparation", msgspec.json.encode(plain, order="sorted"), *files)
+
+
+def _without_added(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_added(v) for k, v in value.items() if v is not None or k not in ADDED}
+    return [_without_added(one) for one in value] if isinstance(value, list) else value
+
+
+def artifact_digest(precision: str, preparation: str, graph: ArtifactFile) -> str:
+    return fields_digest(b"foreseen v1 artifact", precision.encode(), preparation.encode(), graph.sha256.encode())
+
+
+def model_digest(artifact: Artifact, runtime: tuple[str, ...]) -> str:
+    """`runtime` names provider, processor family, runtime version and session options; empty for portable models."""
+    return fields_digest(b"foreseen v1 model", artifact.digest.encode(), *(part.encode() for part in runtime))
+
+
+def model_folder(data: Path, name: str) -> Path:
+    return data / "models" / name
+
+
+def read_record(data: Path, name: str) -> Record:
+    """The record in force. Raises SetupError that says how to build."""
+    path = model_folder(data, name) / RECORD_NAME
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Record)
+    except FileNotFoundError:
+        raise SetupError(f"model {name!r} is not built; run: foreseen models build {name} --data {data}") from None
+    except msgspec.DecodeError as error:
+        raise SetupError(f"{path}: {error}; run: foreseen models build {name} --data {data}") from None
+
+
+def write_record(data: Path, record: Record) -> None:
+    """Put a record in force: written beside, synced, renamed, so that a reader sees the old one or the new one."""
+    _replace(model_folder(data, record.artifact.model) / RECORD_NAME, record)
+
+
+def read_serving(data: Path, name: str) -> Serving | None:
+    """What the process last said; None where it never ran here or another artifact is in force by now."""
+    try:
+        serving = msgspec.json.decode((model_folder(data, name) / SERVING_NAME).read_bytes(), type=Serving)
+        return serving if serving.artifact == read_record(data, name).artifact.digest else None
+    except (OSError, msgspec.DecodeError, SetupError):
+        return None
+
+
+def write_serving(data: Path, name: str, serving: Serving) -> None:
+    """Raises OSError, for instance where the folder is read-only."""
+    if read_serving(data, name) != serving:
+        _replace(model_folder(data, name) / SERVING_NAME, serving)
+
+
+def _replace(path: Path, document: Struct) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    with beside.open("wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def artifact_file(path: Path) -> ArtifactFile:
+    """Describe a file that a build has just made."""
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return ArtifactFile(path.name, sha256, path.stat().st_size)
+
+
+def read_file(data: Path, artifact: Artifact, file: ArtifactFile) -> bytes:
+    """The bytes of an artifact's file, proved by their sha256.
+
+    Opened without following links; a regular file with one link inside the artifact's folder or nothing, so that no
+    record can make a server read outside of it.
+    """
+    if "/" in file.name or file.name in ("", ".", ".."):
+        raise SetupError(f"model {artifact.model!r}: artifact file name {file.name!r} is not a plain name")
+    path = model_folder(data, artifact.model) / artifact.digest / file.name
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise SetupError(f"{path}: {error.strerror}; rebuild with: foreseen models build {artifact.model}") from None
+    with os.fdopen(handle, "rb") as opened:
+        status = os.fstat(opened.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_size != file.bytes:
+            raise SetupError(f"{path}: not the regular file that the build made; rebuild the model")
+        content = opened.read(file.bytes + 1)
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        raise SetupError(f"{path}: its sha256 is not the recorded one; rebuild the model")
+    return content

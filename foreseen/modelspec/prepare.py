@@ -1,0 +1,233 @@
+"""Client tensors → rows: the declared normalization turns what was sent into what the model sees.
+
+What is keyed is exactly what is sent to the model, so the first asker and the later ones get the same answer. Pure and
+without I/O; heavy (tokenizer, images), so servers run it off their event loop. The only file that imports tokenizers.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from foreseen.errors import BadInput, SetupError
+from foreseen.modelspec.images import pixels
+from foreseen.modelspec.manifest import ClientInput, Manifest, seconds, wire_shape
+from foreseen.modelspec.manifest import Tokenizer as TokenizerStep
+from foreseen.modelspec.normalize import cast, steps_of, texts
+from foreseen.modelspec.rows import mask_lengths
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.wire import InputTensor
+from foreseen.types import Array, Columns, Row
+
+Column = Sequence[Array]
+"""One model input's tensor of every row, without the batch axis."""
+
+
+class Preparer:
+    """Everything between one model's clients and its graph. `assets` are the artifact's files by name."""
+
+    def __init__(self, manifest: Manifest, assets: Mapping[str, bytes]) -> None:
+        self._manifest = manifest
+        self._keyed = tuple(spec.name for spec in manifest.model.keyed)
+        self._inputs = {spec.name: spec for spec in manifest.seen.inputs}
+        self._steps = {spec.name: steps_of(spec) for spec in manifest.seen.inputs}
+        self._masks = {spec.trim for spec in manifest.seen.inputs if spec.trim}
+        self._seconds = seconds(manifest.seen)
+        self._tokenizers = {
+            spec.name: tokenizer_of(assets, spec.tokenizer)
+            for spec in manifest.seen.inputs
+            if spec.tokenizer is not None
+        }
+        self.heavy = bool(self._tokenizers) or any(spec.image for spec in manifest.seen.inputs)
+
+        self.columnar = self._is_columnar()
+        self._texts = TextMemo()
+
+    def rows(self, inputs: Sequence[InputTensor]) -> Sequence[Row]:
+        """The rows of a request. Raises BadInput naming the input, or TooLarge.
+
+        Where the manifest says `rows = "together"` there is one row, whose tensors keep their batch axis.
+        """
+        if self.columnar:
+            return Columns(self.table(inputs))
+        arrays = self._arrays(inputs)
+        if self._manifest.rows == "together":
+            return [Row(tuple(_whole(self._columns(arrays)[name]) for name in self._keyed))]
+        columns = self._columns(arrays)
+        return [Row(parts) for parts in zip(*(columns[name] for name in self._keyed), strict=True)]
+
+    def _is_columnar(self) -> bool:
+        """Whether `table` does what `rows` does: for numbers of fixed shape, in rows that stand alone."""
+        seen = self._inputs.values()
+        shaped = any(spec.tokenizer or spec.image or spec.trim or spec.datatype == "BYTES" for spec in seen)
+        open_ended = any(isinstance(dim, str) for spec in seen for dim in spec.shape[1:])
+        return not (shaped or open_ended) and self._manifest.rows == "each"
+
+    def table(self, inputs: Sequence[InputTensor]) -> list[Array]:
+        """The same rows as one array per keyed input, with their batch axis: for a million rows at a time."""
+        assert self.columnar
+        arrays = self._arrays(inputs)
+        return [arrays[spec.name] for spec in self._manifest.model.keyed]
+
+    def _arrays(self, inputs: Sequence[InputTensor]) -> dict[str, Array]:
+        """All inputs, as the signature wants them and normalized, of one number of rows."""
+        given = {tensor.name: tensor for tensor in inputs}
+        for name in given:
+            if name not in self._inputs:
+                raise BadInput(f"inputs.{name}: there is no such input; the model takes {', '.join(self._inputs)}")
+        arrays = {name: self._checked(spec, given.get(name)) for name, spec in self._inputs.items()}
+        if len({len(array) for array in arrays.values()}) != 1:
+            raise BadInput("inputs: the first dimension (rows) differs between inputs")
+        return arrays
+
+    def _checked(self, spec: ClientInput, tensor: InputTensor | None) -> Array:
+        """One input as the signature wants it, normalized."""
+        field = f"inputs.{spec.name}"
+        if tensor is None:
+            raise BadInput(f"{field}: missing")
+        array, wanted = tensor.array, DATATYPES[spec.datatype]
+        shape = wire_shape(spec.shape)
+        if array.ndim != len(shape) or any(w not in (-1, got) for w, got in zip(shape, array.shape, strict=True)):
+            raise BadInput(f"{field}.shape: is {list(array.shape)}, must be {shape}")
+        if tensor.datatype != spec.datatype:
+            if not spec.cast:
+                raise BadInput(f"{field}.datatype: is {tensor.datatype}, must be {spec.datatype}")
+            array = cast(array, DATATYPES[tensor.datatype], wanted, field)
+        for step in self._steps[spec.name]:
+            array = step(array)
+        return array
+
+    def _columns(self, arrays: Mapping[str, Array]) -> dict[str, Column]:
+        """Client inputs become model inputs: the row's own tensor of each, unpadded."""
+        columns: dict[str, Column] = {}
+        for name, spec in self._inputs.items():
+            array = arrays[name]
+            if spec.tokenizer is not None and spec.tokenizer.pair is not None:
+                columns |= self._pairs(spec, array, arrays[spec.tokenizer.pair])
+            elif spec.tokenizer is not None:
+                columns[spec.tokenizer.ids] = self._tokens(spec, array)
+            elif spec.image is not None:
+                datatype = next(i.datatype for i in self._manifest.model.inputs if i.name == spec.image.to)
+                columns[spec.image.to] = [pixels(one, spec.image, datatype, f"inputs.{name}") for one in array]
+            elif spec.trim is not None:
+                lengths = mask_lengths(arrays[spec.trim], f"inputs.{spec.trim}")
+                columns[name] = [array[i, :length] for i, length in enumerate(lengths.tolist())]
+            elif not spec.ignore and name not in self._masks and name not in self._seconds:
+                columns[name] = [array[i, ...] for i in range(len(array))]
+        return columns
+
+    def _dtype(self, name: str) -> Any:
+        return next(DATATYPES[i.datatype].dtype for i in self._manifest.model.inputs if i.name == name)
+
+    def _tokens(self, spec: ClientInput, array: Array) -> list[Array]:
+        assert spec.tokenizer is not None
+        dtype = self._dtype(spec.tokenizer.ids)
+        known = [self._texts.get((spec.name, text)) for text in array.ravel().tolist()]
+        new = [at for at, ids in enumerate(known) if ids is None]
+        if not new:
+            return known  # type: ignore[return-value]
+        asked = array.ravel()[new]
+        encoded = self._tokenizers[spec.name].encode_batch_fast(_prompted(spec, asked))
+        for at, text, one in zip(new, asked, encoded, strict=True):
+            row = np.array(one.ids, dtype)
+            known[at] = row
+            self._texts.put((spec.name, text), row)
+        return known  # type: ignore[return-value]
+
+    def _pairs(self, spec: ClientInput, queries: Array, documents: Array) -> dict[str, Column]:
+        """Two texts a row → the pair's ids and, where the model takes them, its token types."""
+        assert spec.tokenizer is not None
+        firsts, pairs = queries.ravel().tolist(), list(zip(queries.ravel(), documents.ravel(), strict=True))
+        names = [(spec.name, b"%d:%b%b" % (len(one), one, two)) for one, two in pairs]
+        known = [self._texts.get(name) for name in names]
+        new = [at for at, made in enumerate(known) if made is None]
+        if new:
+            asked = np.array(firsts, object)[new], documents.ravel()[new]
+            for at, made in zip(new, self._encoded_pairs(spec, *asked), strict=True):
+                known[at] = made
+                self._texts.put(names[at], made)
+        columns: dict[str, Column] = {}
+        for index, name in enumerate((spec.tokenizer.ids, spec.tokenizer.types)):
+            if name is not None:
+                columns[name] = [made[index].astype(self._dtype(name)) for made in known if made is not None]
+        return columns
+
+    def _encoded_pairs(self, spec: ClientInput, queries: Array, documents: Array) -> list[Array]:
+        """Ids and token types of every pair, INT64 [2, tokens]. Raises BadInput where a query leaves no room."""
+        assert spec.tokenizer is not None
+        tokenizer = self._tokenizers[spec.name]
+        pairs = list(zip(_prompted(spec, queries), texts(documents, f"inputs.{spec.tokenizer.pair}"), strict=True))
+        try:
+            encoded = tokenizer.encode_batch(pairs)
+        except Exception as error:  # noqa: BLE001 -- tokenizers raises plain Exception; only the cut can fail
+            raise BadInput(
+                f"inputs.{spec.name}: a text is too long: with its second text a row has at most "
+                f"{spec.tokenizer.max_tokens} tokens, and only the second is cut ({error})"
+            ) from None
+        return [np.array([one.ids, one.type_ids], np.int64) for one in encoded]
+
+
+class TextMemo:
+    """Texts of one preparation → their ids, bounded in bytes; the oldest go. The text itself is the proof: it is the
+    dictionary's key. Asked by the event loop and by threads."""
+
+    CAPACITY_BYTES = 16 * 2**20
+    MAX_TEXT_BYTES = 4096
+    OVERHEAD_BYTES = 350
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._ids: dict[tuple[str, bytes], Array] = {}
+        self._lock = threading.Lock()
+
+    def get(self, text: tuple[str, bytes]) -> Array | None:
+        return self._ids.get(text)
+
+    def put(self, text: tuple[str, bytes], ids: Array) -> None:
+        if len(text[1]) > self.MAX_TEXT_BYTES:
+            return
+        ids.flags.writeable = False  # many requests share it
+        with self._lock:
+            if text in self._ids:
+                return
+            self._ids[text] = ids
+            self.bytes += self._size(text, ids)
+            while self.bytes > self.CAPACITY_BYTES:
+                oldest = next(iter(self._ids))
+                self.bytes -= self._size(oldest, self._ids.pop(oldest))
+
+    def _size(self, text: tuple[str, bytes], ids: Array) -> int:
+        return self.OVERHEAD_BYTES + len(text[1]) + ids.nbytes
+
+
+def _whole(column: Column) -> Array:
+    """Rows that belong together, under their batch axis again."""
+    if not column:
+        raise BadInput('inputs: a model with rows = "together" takes at least one row')
+    if len({part.shape for part in column}) > 1:
+        raise BadInput('inputs: rows of a model with rows = "together" must have one length')
+    return np.stack(column)
+
+
+def _prompted(spec: ClientInput, asked: Array) -> list[str]:
+    """Texts as the tokenizer gets them: behind their prompt."""
+    written = texts(asked, f"inputs.{spec.name}")
+    prompt = spec.tokenizer.prompt if spec.tokenizer is not None else None
+    return written if not prompt else [prompt + text for text in written]
+
+
+def tokenizer_of(assets: Mapping[str, bytes], step: TokenizerStep) -> Tokenizer:
+    """The tokenizer as it is used for serving and for measuring: no padding, cut as the manifest says."""
+    # One request's texts do not need several threads, and a thread pool per process fights the model for cores.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if step.file not in assets:
+        raise SetupError(f"the artifact has no {step.file}; rebuild the model")
+    tokenizer = Tokenizer.from_buffer(assets[step.file])
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(step.max_tokens, strategy="longest_first" if step.pair is None else "only_second")
+    return tokenizer

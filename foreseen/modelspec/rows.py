@@ -1,0 +1,259 @@
+"""Batch tensors ↔ rows, on both sides of the model: split, stack, split_outputs, stack_outputs.
+
+Both processes use these, so that a row cut out of one batch is the row that any other batch would have given: the
+proxy splits what clients send and stacks what the model is asked; the model process splits what it is sent, stacks
+its own batches, and does the same with the outputs on the way back.
+
+Named dimensions other than "rows" are padded to the largest of the batch. A row's own size comes from the mask where
+the signature derives one, else from the tensor. Masks are 1…1 0…0; anything else is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from foreseen.errors import BadInput, ModelFailed
+from foreseen.modelspec.manifest import Dim, ModelInput, ModelOutput, ModelSignature
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.tensors import raw_of
+from foreseen.types import Array, Output, Row
+
+RowOutputs = tuple[Array, ...]
+"""The outputs of one row in the signature's order, without the batch axis and cut to the row's own size."""
+RawOutputs = tuple[tuple[Output, ...], tuple[bytes, ...]]
+"""The same as heads and bytes, which is what is kept of them."""
+
+
+def split(tensors: Mapping[str, Array], signature: ModelSignature) -> list[Row]:
+    """The rows of a batch given in `[model]` tensors. Derived inputs may be left out; a mask that is there trims.
+
+    Raises BadInput naming the input: one is missing or too many, datatype or shape do not fit, the batch sizes
+    differ, a mask has a hole or masks everything.
+    """
+    known = {i.name for i in signature.inputs}
+    for name in tensors:
+        if name not in known:
+            raise BadInput(f"inputs.{name}: the model has no such input; it has {', '.join(sorted(known))}")
+    sizes: set[int] = set()
+    for spec in signature.inputs:
+        if spec.name in tensors:
+            _fits(tensors[spec.name], spec)
+            sizes.add(len(tensors[spec.name]))
+        elif spec.role is None:
+            raise BadInput(f"inputs.{spec.name}: missing")
+    if len(sizes) != 1:
+        raise BadInput("inputs: the first dimension (rows) differs between inputs")
+    count = sizes.pop()
+    lengths = _lengths(tensors, signature)
+    columns = [_column(tensors[spec.name], lengths.get(spec.name), count) for spec in signature.keyed]
+    return [Row(parts) for parts in zip(*columns, strict=True)]
+
+
+def stack(rows: Sequence[Row], signature: ModelSignature) -> dict[str, Array]:
+    """One batch of rows: padded along named dimensions to the largest row, derived inputs made."""
+    batch: dict[str, Array] = {}
+    for index, spec in enumerate(signature.keyed):
+        parts = [row.tensors[index] for row in rows]
+        batch[spec.name] = _padded(parts, spec.datatype, spec.pad)
+        for derived in signature.inputs:
+            if derived.of == spec.name:
+                batch[derived.name] = _derived(derived, parts, batch[spec.name].shape)
+    return batch
+
+
+def split_outputs(outputs: Mapping[str, Array], rows: Sequence[Row], signature: ModelSignature) -> list[RowOutputs]:
+    """Each row's own outputs of a batch. Raises ModelFailed where they are not what the signature says."""
+    sizes = _padded_sizes(rows, signature)
+    padded = {name: max(s[name] for s in sizes) for name in sizes[0]} if sizes else {}
+    columns: list[list[Array]] = []
+    for spec in signature.outputs:
+        wanted = [len(rows) if d == "rows" else padded.get(d, -1) if isinstance(d, str) else d for d in spec.shape]
+        array = _answered(outputs, spec, wanted)
+        named = [(axis, d) for axis, d in enumerate(spec.shape[1:]) if isinstance(d, str) and d in padded]
+        if not named:
+            columns.append([array[i, ...] for i in range(len(rows))])
+            continue
+        column = []
+        for i, size in enumerate(sizes):
+            cut = [slice(None)] * (array.ndim - 1)
+            for axis, dim in named:
+                cut[axis] = slice(0, size[dim])
+            column.append(np.ascontiguousarray(array[i][tuple(cut)]))
+        columns.append(column)
+    return list(zip(*columns, strict=True))
+
+
+def raw_outputs(outputs: Mapping[str, Array], rows: Sequence[Row], signature: ModelSignature) -> list[RawOutputs]:
+    """`split_outputs`, as bytes. Rows of one shape share their heads, and are cut out of the batch's own bytes."""
+    if any(DATATYPES[spec.datatype].kind == "s" for spec in signature.outputs) or _names(signature):
+        return [raw_of_outputs(arrays, signature) for arrays in split_outputs(outputs, rows, signature)]
+    heads, columns = [], []
+    for spec in signature.outputs:
+        array = _answered(outputs, spec, [len(rows), *(-1 if isinstance(d, str) else d for d in spec.shape[1:])])
+        heads.append(Output(spec.name, spec.datatype, array.shape[1:]))
+        raw = np.ascontiguousarray(array, DATATYPES[spec.datatype].dtype).tobytes()
+        width = len(raw) // len(rows) if rows else 0
+        columns.append([raw[at * width : (at + 1) * width] for at in range(len(rows))])
+    shared = tuple(heads)
+    return [(shared, data) for data in zip(*columns, strict=True)]
+
+
+def raw_of_outputs(arrays: RowOutputs, signature: ModelSignature) -> RawOutputs:
+    """One row's outputs as heads and bytes."""
+    pairs = list(zip(signature.outputs, arrays, strict=True))
+    heads = tuple(Output(spec.name, spec.datatype, array.shape) for spec, array in pairs)
+    return heads, tuple(raw_of(array, DATATYPES[spec.datatype]) for spec, array in pairs)
+
+
+def whole_outputs(
+    outputs: Mapping[str, Array], signature: ModelSignature, firsts: Mapping[str, int | None]
+) -> RowOutputs:
+    """The outputs of a request whose rows belong together. `firsts` is how many rows each has, None where any may.
+
+    Raises ModelFailed where they are not what the signature says.
+    """
+    whole = []
+    for spec in signature.outputs:
+        wanted = [firsts[spec.name], *(None if isinstance(d, str) else d for d in spec.shape[1:])]
+        whole.append(_answered(outputs, spec, [-1 if dim is None else dim for dim in wanted]))
+    return tuple(whole)
+
+
+def stack_outputs(answered: Sequence[RowOutputs], signature: ModelSignature) -> dict[str, Array]:
+    """The outputs of several rows as one batch, zero-padded along named dimensions."""
+    return {
+        spec.name: _padded([outputs[index] for outputs in answered], spec.datatype, 0)
+        for index, spec in enumerate(signature.outputs)
+    }
+
+
+def empty_outputs(signature: ModelSignature) -> dict[str, Array]:
+    """The outputs of a request with zero rows: named dimensions are 0 too."""
+    return {
+        spec.name: np.empty([0 if isinstance(d, str) else d for d in spec.shape], DATATYPES[spec.datatype].dtype)
+        for spec in signature.outputs
+    }
+
+
+def tokens(row: Row, signature: ModelSignature) -> int:
+    """How long a row is along its named dimension: what decides about padding. 1 where nothing can be padded."""
+    for spec, tensor in zip(signature.keyed, row.tensors, strict=True):
+        for axis, dim in enumerate(spec.shape[1:]):
+            if isinstance(dim, str):
+                return int(tensor.shape[axis])
+    return 1
+
+
+def _answered(outputs: Mapping[str, Array], spec: ModelOutput, wanted: Sequence[int]) -> Array:
+    """One output, held against the signature. -1 is any size."""
+    if spec.name not in outputs:
+        raise ModelFailed(f"outputs.{spec.name}: the model did not answer with it")
+    array = outputs[spec.name]
+    datatype = DATATYPES[spec.datatype]
+    if array.dtype != datatype.dtype:
+        raise ModelFailed(f"outputs.{spec.name}: is {array.dtype}, the signature says {spec.datatype}")
+    fits = len(wanted) == array.ndim and all(w in (-1, got) for w, got in zip(wanted, array.shape, strict=True))
+    if not fits:
+        raise ModelFailed(f"outputs.{spec.name}: has shape {list(array.shape)}, the signature says {list(wanted)}")
+    if datatype.kind == "f" and not np.isfinite(array).all():
+        raise ModelFailed(f"outputs.{spec.name}: holds NaN or infinity")
+    return array
+
+
+def _fits(array: Array, spec: ModelInput) -> None:
+    if array.dtype != DATATYPES[spec.datatype].dtype:
+        raise BadInput(f"inputs.{spec.name}.datatype: must be {spec.datatype}")
+    shape = [-1 if isinstance(d, str) else d for d in spec.shape]
+    if array.ndim != len(shape) or any(w not in (-1, got) for w, got in zip(shape, array.shape, strict=True)):
+        raise BadInput(f"inputs.{spec.name}.shape: is {list(array.shape)}, must be {shape}")
+
+
+def _lengths(tensors: Mapping[str, Array], signature: ModelSignature) -> dict[str, Array]:
+    """How long each row of an input is, where a mask was sent for it or for its dimension: input → INT64 [rows].
+
+    A pair's token types have no mask of their own: they are as long as the ids, with whom they share a dimension.
+    """
+    lengths: dict[str, Array] = {}
+    named: dict[Dim, Array] = {}
+    for derived in signature.inputs:
+        if derived.of is None or derived.name not in tensors:
+            continue
+        given, array = tensors[derived.name], tensors[derived.of]
+        if given.shape != array.shape:
+            raise BadInput(f"inputs.{derived.name}.shape: must be that of {derived.of}, {list(array.shape)}")
+        if derived.role == "zeros":
+            if given.any():
+                raise BadInput(f"inputs.{derived.name}: must be all zeros")
+            continue
+        lengths[derived.of] = mask_lengths(given, f"inputs.{derived.name}")
+        named |= {dim: lengths[derived.of] for dim in derived.shape[1:2] if isinstance(dim, str)}
+    for spec in signature.keyed:
+        if spec.name not in lengths and spec.shape[1:2] and spec.shape[1] in named:
+            lengths[spec.name] = named[spec.shape[1]]
+    return lengths
+
+
+def _column(array: Array, lengths: Array | None, count: int) -> list[Array]:
+    """One input's tensor of every row, cut to the row's length."""
+    if lengths is None:
+        return [array[i, ...] for i in range(count)]  # the Ellipsis keeps 0-d rows arrays, also of BYTES
+    return [array[i, : int(lengths[i])] for i in range(count)]
+
+
+def mask_lengths(mask: Array, field: str) -> Array:
+    """How many ones each row of a mask `[rows, n]` starts with. Raises BadInput unless it is 1…1 0…0."""
+    if mask.ndim != 2:
+        raise BadInput(f"{field}.shape: a mask is [rows, length]")
+    lengths: Array = np.count_nonzero(mask, axis=1)
+    whole = (np.arange(mask.shape[1]) < lengths[:, None]).astype(mask.dtype)
+    if not np.array_equal(whole, mask):
+        raise BadInput(f"{field}: a mask is ones followed by zeros")
+    if mask.shape[0] and not lengths.all():
+        raise BadInput(f"{field}: masks a whole row")
+    return lengths
+
+
+def _padded(parts: Sequence[Array], datatype: str, pad: int) -> Array:
+    first = parts[0].shape
+    if all(part.shape == first for part in parts):
+        return np.concatenate(parts).reshape(len(parts), *first) if first else np.stack(parts)  # a fifth of its time
+    shape = [max(part.shape[axis] for part in parts) for axis in range(len(first))]
+    batch: Array = np.full([len(parts), *shape], pad if datatype != "BYTES" else b"", DATATYPES[datatype].dtype)
+    for i, part in enumerate(parts):
+        batch[i][_corner(part)] = part
+    return batch
+
+
+def _derived(spec: ModelInput, parts: Sequence[Array], shape: tuple[int, ...]) -> Array:
+    made: Array = np.zeros(shape, DATATYPES[spec.datatype].dtype)
+    if spec.role == "mask":
+        for i, part in enumerate(parts):
+            made[i][_corner(part)] = 1
+    return made
+
+
+def _corner(part: Array) -> tuple[slice, ...]:
+    return tuple(slice(0, size) for size in part.shape)
+
+
+def _names(signature: ModelSignature) -> set[str]:
+    """The named dimensions of outputs that rows have sizes of their own in."""
+    inputs = {d for spec in signature.keyed for d in spec.shape[1:] if isinstance(d, str)}
+    return {d for spec in signature.outputs for d in spec.shape[1:] if d in inputs}
+
+
+def _padded_sizes(rows: Sequence[Row], signature: ModelSignature) -> list[dict[str, int]]:
+    """Each row's own size along these; nothing where there are none."""
+    return [_sizes(row, signature) for row in rows] if _names(signature) else []
+
+
+def _sizes(row: Row, signature: ModelSignature) -> dict[str, int]:
+    """The row's own size along every named dimension of its inputs."""
+    sizes: dict[str, int] = {}
+    for spec, tensor in zip(signature.keyed, row.tensors, strict=True):
+        for axis, dim in enumerate(spec.shape[1:]):
+            if isinstance(dim, str):
+                sizes[dim] = int(tensor.shape[axis])
+    return sizes

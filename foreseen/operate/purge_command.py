@@ -1,0 +1,69 @@
+"""A purge as a command → what the running proxies say of it, over the operators' listener."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from foreseen.errors import SetupError
+from foreseen.keys.secret import read_secret
+from foreseen.paths import admin_socket
+from foreseen.settings import PurgeSettings
+
+MARGIN_SECONDS = 10.0
+
+
+class _OverSocket(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("admin", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def purge(settings: PurgeSettings) -> str:
+    """Purge, or take a worker off the register; what was done. Raises SetupError where not, or not everywhere."""
+    if settings.forget is not None:
+        _ask(settings, "/admin/workers/forget", {"worker": settings.forget})
+        return f"{settings.forget} is no longer waited for"
+    given = {"model": settings.model, "digest": settings.digest, "key": settings.key, "all": settings.all or None}
+    target = {kind: what for kind, what in given.items() if what is not None}
+    if len(target) != 1:
+        raise SetupError("give exactly one of --model, --digest, --key and --all")
+    told = _ask(settings, "/admin/purge", {**target, "timeout_seconds": settings.timeout_seconds})
+    return f"purged: generation {told['generation']}, confirmed by {told['workers']} workers"
+
+
+def _ask(settings: PurgeSettings, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    token = read_secret(settings.admin_token_file or settings.data / "admin-token").decode()
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    connection = _connection(settings)
+    try:
+        connection.request("POST", path, orjson.dumps(body), headers)
+        reply = connection.getresponse()
+        document = orjson.loads(reply.read())
+    except (OSError, http.client.HTTPException, orjson.JSONDecodeError) as error:
+        where = settings.admin or admin_socket(settings.data)
+        raise SetupError(f"no proxy answers operators at {where} ({type(error).__name__}); is one running?") from None
+    finally:
+        connection.close()
+    if reply.status != 200:
+        raise SetupError(f"not purged everywhere: {document.get('error')}")
+    return dict(document)
+
+
+def _connection(settings: PurgeSettings) -> http.client.HTTPConnection:
+    timeout = settings.timeout_seconds + MARGIN_SECONDS
+    if settings.admin is None:
+        return _OverSocket(admin_socket(settings.data), timeout)
+    host, _, port = settings.admin.removeprefix("http://").rstrip("/").rpartition(":")
+    if not host or not port.isdigit():
+        raise SetupError(f"--admin {settings.admin}: must be HOST:PORT")
+    return http.client.HTTPConnection(host.strip("[]"), int(port), timeout=timeout)

@@ -1,0 +1,368 @@
+"""Settings → a running system on one machine: Valkey, one process per model, the proxy workers; and its end.
+
+Starts in the order of need, says `ready` when a real prediction has gone through, restarts what ends, replaces what was
+built anew, and all workers on SIGHUP (`fleet.py`). On SIGINT or SIGTERM it stops all of it, proxy first, so that
+requests under way still find a model. Its one TCP port is `--port`; every other listener is a unix socket under the
+data directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import IO, Any
+
+import aiohttp
+import orjson
+import structlog
+
+from foreseen.errors import SetupError
+from foreseen.keys.entry import FAR_OVERHEAD_BYTES, NEAR_OVERHEAD_BYTES
+from foreseen.keys.secret import make_secret
+from foreseen.modelspec.artifact import preparation_digest, read_file, read_record
+from foreseen.modelspec.manifest import Manifest, example_request, find
+from foreseen.operate.rollout import Fleet
+from foreseen.operate.supervisor import STARTED_SECONDS, Child
+from foreseen.paths import make_run_folder, redis_socket, state_socket
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.queue.signing import Signer, make_webhook_secret
+from foreseen.settings import InferenceSettings, ProxySettings, UpSettings, WorkerSettings, arguments
+from foreseen.stores import valkey
+from foreseen.stores.redis_urls import shown
+from foreseen.telemetry.exposition import MULTIPROCESS_FOLDER, forget_worker, prepare_multiprocess
+from foreseen.web.listen import listen, listen_admin
+
+log = structlog.get_logger()
+
+READY_SECONDS = 120.0
+STOP_SECONDS = 15.0
+POLL_SECONDS = 0.1
+FOLLOW_SECONDS = 1.0
+"""Between two looks whether a model was built anew."""
+
+
+def run(settings: UpSettings) -> int:
+    """Run until told to stop; the exit status. Raises SetupError where it cannot start."""
+    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (settings.data / "lock").open("a+") as lock:
+        _take(lock, settings.data)
+        return asyncio.run(_System(settings).run())
+
+
+class _System:
+    """Everything that one `foreseen up` runs."""
+
+    def __init__(self, settings: UpSettings) -> None:
+        self._settings = settings
+        self._models = [_manifest(name, settings) for name in settings.own_models]
+        self._local = [manifest for manifest in self._models if manifest.upstream is None]
+        leave_seconds = settings.drain_seconds + settings.deadline_seconds + STOP_SECONDS
+        self._fleet = Fleet(settings.data, self._worker, self._model_process, leave_seconds)
+        self._stopping = asyncio.Event()
+        self._hangup = asyncio.Event()
+        self._admin: socket.socket | None = None
+        self._worker_flags: list[str] = []
+        self._worker_descriptors: tuple[int, ...] = ()
+        self._worker_environment: dict[str, str] = {}
+
+    async def run(self) -> int:
+        settings = self._settings
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hangup.set)
+        listener = listen(settings.host, settings.port)
+        url = f"http://{_host(settings.host)}:{listener.getsockname()[1]}"
+        try:
+            await self._unless_stopped(self._start(listener, url))
+            if not self._stopping.is_set():
+                print(f"ready {url}", flush=True)
+                await self._watch()
+        finally:
+            listener.close()
+            if self._admin is not None:
+                self._admin.close()
+            await self._stop()
+        return 0 if self._stopping.is_set() else 1
+
+    async def _start(self, listener: socket.socket, url: str) -> None:
+        settings = self._settings
+        make_run_folder(settings.data)
+        for manifest in self._local:
+            await _build(manifest, settings)
+        self._say_defaults(url)
+        if settings.admin_token_file is None:
+            make_secret(settings.data / "admin-token")
+        if settings.webhook_allow:
+            if settings.webhook_secret_file is None:
+                make_webhook_secret(settings.webhook_secret)
+            Signer(settings.webhook_secret)  # raises SetupError now rather than in a worker
+        if settings.redis is None:
+            make_secret(settings.secret_file or settings.data / "secret")
+            await self._start_valkey()
+        state = await self._start_state() if settings.state is None else settings.state
+        for manifest in self._local:
+            await self._fleet.add_model(manifest)
+        await self._start_workers(listener, state)
+        await self._start_job_workers(state)
+        await self._until_predicting(url)
+
+    async def _start_valkey(self) -> None:
+        path = redis_socket(self._settings.data)
+        valkey.end_leftover(path)
+        path.unlink(missing_ok=True)
+        command, file = valkey.command(path, self._settings.far_bytes), path.with_suffix(".log")
+        await self._fleet.add(Child("far", command, log_file=file, healthy_seconds=STARTED_SECONDS))
+        await valkey.until_answering(path, READY_SECONDS)
+
+    async def _start_state(self) -> str:
+        """The address of the state store, with all that it knew before."""
+        path, folder = state_socket(self._settings.data), self._settings.data.resolve() / "state"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        valkey.end_leftover(path)
+        path.unlink(missing_ok=True)
+        command, file = valkey.state_command(path, folder), path.with_suffix(".log")
+        await self._fleet.add(Child("state", command, log_file=file, healthy_seconds=STARTED_SECONDS))
+        await valkey.until_answering(path, READY_SECONDS)
+        return f"unix://{path}"
+
+    def _model_process(self, manifest: Manifest, path: Path) -> Child:
+        own = ("--model=", "--host=", "--port=")  # the proxy's, under the same names
+        flags = [flag for flag in arguments(self._settings, InferenceSettings) if not flag.startswith(own)]
+        command = [*_foreseen(), "inference", f"--model={manifest.name}", f"--uds={path}", *flags]
+        return Child(f"model:{manifest.name}", command)
+
+    async def _start_workers(self, listener: socket.socket, state: str) -> None:
+        settings = self._settings
+        if settings.workers > 1:
+            folder = make_run_folder(settings.data) / "metrics"
+            prepare_multiprocess(folder)
+            os.environ[MULTIPROCESS_FOLDER] = self._worker_environment[MULTIPROCESS_FOLDER] = str(folder)
+        self._admin = admin = listen_admin(settings)
+        self._worker_descriptors = (listener.fileno(), admin.fileno())
+        own = ("--state=", "--redis=", "--admin-port=")
+        flags = [flag for flag in arguments(settings, ProxySettings) if not flag.startswith(own)]
+        self._worker_flags = [*flags, f"--fd={listener.fileno()}", f"--admin-fd={admin.fileno()}"]
+        # every user of the machine sees a command line, and a password in it
+        self._worker_environment["FORESEEN_STATE"] = state
+        if settings.redis is not None:
+            self._worker_environment["FORESEEN_REDIS"] = settings.redis
+        for _ in range(settings.workers):
+            await self._fleet.add_worker()
+
+    def _worker(self, slot: int, links: Mapping[str, Path]) -> Child:
+        """A proxy process; `links` are the places of models that are not where they usually are."""
+        flags = self._worker_flags
+        if links:
+            named = [f"{name}=unix:{links[name]}" if name in links else name for name in self._settings.own_models]
+            flags = [flag for flag in flags if not flag.startswith("--model=")] + [f"--model={one}" for one in named]
+        return Child(
+            f"proxy:{slot}",
+            [*_foreseen(), "proxy", *flags, f"--slot={slot}"],
+            death_signal=signal.SIGTERM,
+            environment=self._worker_environment,
+            pass_fds=self._worker_descriptors,
+            on_end=(lambda _: forget_worker(slot)) if self._settings.workers > 1 else lambda _: None,
+        )
+
+    async def _start_job_workers(self, state: str) -> None:
+        """Workers on the queue of jobs, where there is one."""
+        settings = self._settings
+        if state == "none":
+            return
+        own = ("--state=", "--redis=", "--near-bytes=", "--replay-bytes=", "--admin-port=", "--port=", "--host=")
+        flags = [flag for flag in arguments(settings, WorkerSettings) if not flag.startswith(own)]
+        # The proxies' files of metrics are theirs alone: two processes that write one file leave it unreadable.
+        environment: dict[str, str | None] = {"FORESEEN_STATE": state, MULTIPROCESS_FOLDER: None}
+        if settings.redis is not None:
+            environment["FORESEEN_REDIS"] = settings.redis
+        for number in range(settings.job_workers):
+            command = [*_foreseen(), "worker", *flags]
+            if settings.job_metrics_port is not None:
+                command.append(f"--metrics-port={settings.job_metrics_port + number}")
+            child = Child(
+                f"worker:{number}",
+                command,
+                death_signal=signal.SIGTERM,
+                environment=environment,
+                healthy_seconds=STARTED_SECONDS,
+            )
+            await self._fleet.add(child)
+
+    async def _until_predicting(self, url: str) -> None:
+        """Ask every model its example, through the proxy, until each has answered. An upstream's have none."""
+        async with asyncio.timeout(READY_SECONDS), aiohttp.ClientSession() as client:
+            await self._until_ok(lambda: client.get(f"{url}/v2/health/ready"))
+            for manifest in self._local:
+                model = f"{url}/v2/models/{manifest.name}"
+                await self._until_ok(lambda model=model: client.get(f"{model}/ready"))  # type: ignore[misc]
+                body = orjson.dumps(example_request(manifest))
+                await self._until_ok(lambda model=model, body=body: client.post(f"{model}/infer", data=body))  # type: ignore[misc]
+
+    async def _until_ok(self, ask: Callable[[], AbstractAsyncContextManager[aiohttp.ClientResponse]]) -> None:
+        while True:
+            with contextlib.suppress(aiohttp.ClientError, OSError):
+                async with ask() as reply:
+                    if reply.status == 200:
+                        return
+            failed = next((child for child in self._fleet.children if child.ends >= 3), None)
+            if failed is not None:
+                raise SetupError(f"{failed.name} does not start; its reason stands above")
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _watch(self) -> None:
+        """Until told to stop, or until nothing is left that could answer; on SIGHUP, and when a model was built."""
+        while not self._stopping.is_set() and not all(worker.given_up.is_set() for worker in self._fleet.of("proxy:")):
+            work = self._reload() if self._hangup.is_set() else self._fleet.follow(self._local)
+            await self._unless_stopped(work)
+            if not self._hangup.is_set():
+                waits = [asyncio.ensure_future(event.wait()) for event in (self._stopping, self._hangup)]
+                await asyncio.wait(waits, timeout=FOLLOW_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                for wait in waits:
+                    wait.cancel()
+
+    async def _reload(self) -> None:
+        """SIGHUP: manifests as they are now, models built where that asks for it, then every worker anew."""
+        self._hangup.clear()
+        try:
+            manifests = [_manifest(manifest.name, self._settings) for manifest in self._local]
+            for manifest in manifests:
+                await _build(manifest, self._settings)
+        except SetupError as error:
+            log.error("not reloaded; all goes on as it was", why=str(error))
+            return
+        self._local = manifests
+        rolls = self._fleet.rolls
+        if not await self._fleet.follow(manifests):
+            return
+        if self._fleet.rolls > rolls or await self._fleet.replace_workers():
+            await self._fleet.restart("worker:")
+            log.info("reloaded")
+
+    async def _unless_stopped(self, starting: Coroutine[Any, Any, object]) -> None:
+        work = asyncio.ensure_future(starting)
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                await work
+        except TimeoutError:
+            raise SetupError(
+                f"no prediction went through within {READY_SECONDS:g} seconds; see the log above"
+            ) from None
+        finally:
+            stopping.cancel()
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await work
+
+    async def _stop(self) -> None:
+        """Proxy workers first, then models, then Valkey: the reverse order of need. Nobody is left to wait for on idle
+        connections, hence SIGINT: what is under way is finished, that is all."""
+        for kind in ("proxy:", "worker:", "model:", "far", "state"):
+            await asyncio.gather(*(child.stop(STOP_SECONDS, signal.SIGINT) for child in self._fleet.of(kind)))
+        self._fleet.tidy()
+
+    def _say_defaults(self, url: str) -> None:
+        """The defaults in force, before the ready line: what is kept, where, and who can reach it."""
+        settings = self._settings
+        far = f"{_size(settings.far_bytes)}, embedded Valkey, LFU" if settings.redis is None else shown(settings.redis)
+        reach = (
+            "this machine only" if settings.host in ("127.0.0.1", "localhost", "::1") else "everybody who reaches it"
+        )
+        near = f"{_size(settings.near_bytes)} per worker × {settings.workers}"
+        lines = [
+            f"near     {near}: {_held(self._models, settings.near_bytes, NEAR_OVERHEAD_BYTES)}",
+            f"far      {far}"
+            + (f": {_held(self._models, settings.far_bytes, FAR_OVERHEAD_BYTES)}" if settings.redis is None else ""),
+            f"binding  {url} ({reach})",
+            f"data     {settings.data.resolve()}",
+        ]
+        print("\n".join(lines), flush=True)
+
+
+async def _build(manifest: Manifest, settings: UpSettings) -> None:
+    """Build a model in a process of its own where it is missing or of an older manifest."""
+    if _is_built(manifest, settings.data):
+        return
+    flags = ["--models", str(settings.models)] if settings.models else []
+    process = await asyncio.create_subprocess_exec(
+        *_foreseen(),
+        "models",
+        "build",
+        manifest.name,
+        "--data",
+        str(settings.data),
+        *flags,
+        stdin=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        if await process.wait():
+            raise SetupError(f"model {manifest.name!r} could not be built; its reason stands above")
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+
+
+def _is_built(manifest: Manifest, data: Path) -> bool:
+    try:
+        artifact = read_record(data, manifest.name).artifact
+        for file in (artifact.graph, *artifact.assets):
+            read_file(data, artifact, file)
+    except SetupError:
+        return False
+    return artifact.preparation == preparation_digest(manifest, artifact.assets)
+
+
+def _take(lock: IO[str], data: Path) -> None:
+    """Hold the data directory. A killed instance's lock is gone with it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        holder = lock.read().strip() or "another process"
+        raise SetupError(f"{data} is in use by {holder}; stop it, or give another --data") from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()}")
+    lock.flush()
+
+
+def _manifest(named: str, settings: UpSettings) -> Manifest:
+    if "=" in named:
+        raise SetupError(f"--model {named}: `up` starts the models itself; give addresses to `foreseen proxy`")
+    return find(named, settings.model_folders)
+
+
+def _foreseen() -> list[str]:
+    return [sys.executable, "-m", "foreseen.cli"]
+
+
+def _host(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _held(models: list[Manifest], capacity: int, overhead: int) -> str:
+    """How many rows of each model fit, as far as their outputs have a fixed size."""
+    held = []
+    for manifest in models:
+        size = overhead
+        for output in manifest.model.outputs:
+            dims = [dim for dim in output.shape[1:] if isinstance(dim, int)]
+            elements = 1
+            for dim in dims:
+                elements *= dim
+            size += elements * max(1, DATATYPES[output.datatype].size)
+        held.append(f"about {capacity // size:,} rows of {manifest.name}")
+    return ", ".join(held) or "the upstream's rows, as many as fit"

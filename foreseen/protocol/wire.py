@@ -1,0 +1,305 @@
+"""Open Inference Protocol V2 bodies ↔ tensors, JSON and binary, with no socket anywhere.
+
+Sources: kserve/open-inference-protocol `inference_rest.md`; triton-inference-server/server
+`docs/protocol/extension_binary_data.md` and `extension_classification.md`.
+
+The law of this file: what it lets through is well-formed. Whether it is what the model takes is for others to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+import orjson
+from msgspec import UNSET, Struct
+
+from foreseen.errors import BadInput, BadRequest
+from foreseen.protocol.datatypes import DATATYPES, elements
+from foreseen.protocol.strict_json import load_json, load_plain_json
+from foreseen.protocol.tensors import array_of_json, array_of_raw, checked_shape, datatype_of, json_of_raw, raw_of
+from foreseen.types import Array, WantedOutput
+
+_T = TypeVar("_T")
+
+
+class InputTensor(Struct, frozen=True):
+    """One tensor as it came; `array` has the datatype's dtype and the stated shape. BYTES are objects of `bytes`."""
+
+    name: str
+    datatype: str
+    array: Array
+
+
+class Request(Struct, frozen=True):
+    """An inference request, well-formed but not yet held against any signature."""
+
+    inputs: tuple[InputTensor, ...]
+    id: str | None = None
+    parameters: dict[str, Any] = {}
+    outputs: tuple[WantedOutput, ...] | None = None
+    binary: bool = False
+    """Whether outputs that do not say otherwise are wanted as binary tensors."""
+
+
+class OutputTensor(Struct, frozen=True):
+    """One tensor to render: `raw` is little-endian and row-major, BYTES elements carry a 4-byte length each."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    raw: bytes
+    binary: bool
+
+
+class Response(Struct, frozen=True):
+    """An inference response of a V2 server."""
+
+    model: str
+    version: str | None
+    id: str | None
+    parameters: dict[str, Any]
+    outputs: tuple[InputTensor, ...]
+
+
+class _Tensor(Struct):
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: dict[str, Any] | None = None
+    data: Any = UNSET
+
+
+class _Wanted(Struct):
+    name: str
+    parameters: dict[str, Any] | None = None
+
+
+class _RequestBody(Struct):
+    inputs: list[_Tensor]
+    id: str | None = None
+    parameters: dict[str, Any] | None = None
+    outputs: list[_Wanted] | None = None
+
+
+class _OnlyId(Struct):
+    id: str | None = None
+
+
+_ID = msgspec.json.Decoder(_OnlyId)
+
+
+class _ResponseBody(Struct):
+    model_name: str
+    outputs: list[_Tensor]
+    model_version: str | None = None
+    id: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+# msgspec reads a class's annotations when it first decodes one, and another thread that decodes one meanwhile reads a
+# half-made table: a segmentation fault (seen, with 0.22). Making a decoder reads them now, while there is one thread.
+_READ = [msgspec.json.Decoder(kind) for kind in (_RequestBody, _ResponseBody)]
+
+
+def parse_request(body: bytes, header_length: int | None) -> Request:
+    """An `/infer` body. `header_length` is the `Inference-Header-Content-Length`, None where the header is absent.
+
+    Raises BadRequest or BadInput. A `header_length` of 0 (raw binary) needs the signature: see `parse_raw`.
+    """
+    envelope, tail = _cut(body, header_length)
+    document = _convert(load_json(envelope), _RequestBody)
+    inputs = _tensors(document.inputs, "inputs", tail)
+    if not inputs:
+        raise BadInput("inputs: at least one is needed")
+    parameters = document.parameters or {}
+    wanted = document.outputs
+    if wanted is not None and len({o.name for o in wanted}) != len(wanted):
+        raise BadRequest("outputs: two have the same name")
+    return Request(
+        inputs,
+        document.id or None,  # perf_analyzer sends "" where it means none
+        parameters,
+        tuple(_wanted(o, f"outputs[{i}]") for i, o in enumerate(wanted)) if wanted else None,
+        _flag(parameters, "binary_data_output", "parameters") or False,
+    )
+
+
+def request_id(envelope: bytes) -> str | None:
+    """The `id` of a request that is known to be well-formed, past everything else of it."""
+    return _ID.decode(envelope).id
+
+
+def parse_raw(body: bytes, name: str, datatype: str, shape: Sequence[int]) -> Request:
+    """A raw binary request: the body is the only input's bytes, all outputs are wanted as binary.
+
+    `shape` is the signature's, with -1 for open dimensions, of which there may be one; a BYTES input is one element.
+    """
+    known = DATATYPES[datatype]
+    if list(shape).count(-1) > 1 or (known.kind == "s" and any(dim not in (1, -1) for dim in shape)):
+        raise BadRequest(f"inputs.{name}: a raw binary request cannot hold an input of shape {list(shape)}")
+    if known.kind == "s":
+        array = np.empty([1] * len(shape), object)
+        array[(0,) * len(shape)] = body
+        return Request((InputTensor(name, datatype, array),), binary=True)
+    fixed = elements(tuple(dim for dim in shape if dim != -1)) * known.size
+    rows = len(body) // fixed if fixed else 0
+    full = tuple(rows if dim == -1 else dim for dim in shape)
+    return Request((InputTensor(name, datatype, array_of_raw(body, known, full, f"inputs.{name}")),), binary=True)
+
+
+def parse_response(body: bytes, header_length: int | None, *, ours: bool = False) -> Response:
+    """A V2 server's reply to `/infer`. Raises BadRequest or BadInput: the caller says whose fault that is. `ours`: of
+    our own model process, which gives no member twice."""
+    envelope, tail = _cut(body, header_length)
+    document = _convert(load_plain_json(envelope) if ours else load_json(envelope), _ResponseBody)
+    outputs = _tensors(document.outputs, "outputs", tail)
+    return Response(document.model_name, document.model_version, document.id, document.parameters or {}, outputs)
+
+
+def render_request(
+    inputs: Sequence[tuple[str, str, Array]], parameters: dict[str, Any], request_id: str | None = None
+) -> tuple[bytes, int]:
+    """A request of (name, datatype, array) with every tensor binary: body, header length."""
+    heads, tails = [], []
+    for name, datatype, array in inputs:
+        raw = raw_of(array, DATATYPES[datatype])
+        size = {"binary_data_size": len(raw)}
+        heads.append({"name": name, "shape": array.shape, "datatype": datatype, "parameters": size})
+        tails.append(raw)
+    document: dict[str, Any] = {"parameters": {**parameters, "binary_data_output": True}, "inputs": heads}
+    if request_id is not None:
+        document["id"] = request_id
+    header = orjson.dumps(document)
+    return b"".join((header, *tails)), len(header)
+
+
+def render_json_request(
+    inputs: Sequence[tuple[str, str, Array]], parameters: dict[str, Any], request_id: str | None = None
+) -> bytes:
+    """The same with every tensor as JSON. Raises BadRequest where BYTES are not UTF-8."""
+    tensors = []
+    for name, datatype, array in inputs:
+        known = DATATYPES[datatype]
+        data = json_of_raw(raw_of(array, known), known, array.size, f"inputs.{name}")
+        tensors.append({"name": name, "shape": array.shape, "datatype": datatype, "data": data})
+    document: dict[str, Any] = {"inputs": tensors}
+    if parameters:
+        document["parameters"] = parameters
+    if request_id is not None:
+        document["id"] = request_id
+    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def render_response(
+    model: str,
+    version: str,
+    request_id: str | None,
+    outputs: Sequence[OutputTensor],
+    parameters: dict[str, Any] | None = None,
+) -> tuple[bytes, int | None]:
+    """A response: body, and header length if any tensor is binary.
+
+    Data is emitted flat (Triton's C++ client sizes its buffers from the outer array). Raises BadRequest where BYTES
+    that are not UTF-8 are wanted as JSON.
+    """
+    document: dict[str, Any] = {"model_name": model, "model_version": version}
+    if request_id is not None:
+        document["id"] = request_id
+    if parameters:
+        document["parameters"] = parameters
+    heads, tails = [], []
+    for output in outputs:
+        head: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
+        if output.binary:
+            head["parameters"] = {"binary_data_size": len(output.raw)}
+            tails.append(output.raw)
+        else:
+            datatype, field = DATATYPES[output.datatype], f"outputs.{output.name}"
+            head["data"] = json_of_raw(output.raw, datatype, elements(output.shape), field)
+        heads.append(head)
+    document["outputs"] = heads
+    header = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    if not any(output.binary for output in outputs):
+        return header, None
+    return b"".join((header, *tails)), len(header)
+
+
+def _cut(body: bytes, header_length: int | None) -> tuple[bytes, memoryview | None]:
+    """The JSON part, and the binary tensors behind it where the request says that there may be some."""
+    if header_length is None:
+        return body, None
+    if not 0 < header_length <= len(body):
+        raise BadRequest(f"Inference-Header-Content-Length: is {header_length}, the body has {len(body)} bytes")
+    return body[:header_length], memoryview(body)[header_length:]
+
+
+def _convert(document: Any, kind: type[_T]) -> _T:
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$")
+        raise BadRequest(f"{where.strip('`.') or 'body'}: {what[:1].lower()}{what[1:]}") from None
+
+
+def _tensors(listed: list[_Tensor], part: str, tail: memoryview | None) -> tuple[InputTensor, ...]:
+    """The tensors of a body: JSON data, or binary data in the order of listing."""
+    at, tensors = 0, []
+    for index, tensor in enumerate(listed):
+        field = f"{part}[{index}]"
+        datatype = datatype_of(tensor.datatype, field)
+        shape = checked_shape(tensor.shape, field)
+        size = _binary_size(tensor, field)
+        if size is None and tensor.data is not UNSET:
+            array = array_of_json(tensor.data, datatype, shape, field)
+        elif tail is None:
+            what = (
+                "binary_data_size needs an Inference-Header-Content-Length" if size is not None else "data is missing"
+            )
+            raise BadInput(f"{field}: {what}")
+        else:
+            if size is None:  # it may be left out where it follows from the shape, as OpenVINO's server allows
+                size = elements(shape) * datatype.size if datatype.size else len(tail) - at
+            if at + size > len(tail):
+                raise BadInput(f"{field}: its {size} bytes of binary data end behind the body")
+            array = array_of_raw(tail[at : at + size], datatype, shape, field)
+            at += size
+        tensors.append(InputTensor(tensor.name, tensor.datatype, array))
+    if tail is not None and at != len(tail):
+        raise BadRequest(f"{part}: {len(tail) - at} bytes of binary data belong to no tensor")
+    if len({tensor.name for tensor in tensors}) != len(tensors):
+        raise BadInput(f"{part}: two have the same name")
+    return tuple(tensors)
+
+
+def _binary_size(tensor: _Tensor, field: str) -> int | None:
+    parameters = tensor.parameters or {}
+    if any(name.startswith("shared_memory") for name in parameters):
+        raise BadRequest(f"{field}.parameters: shared memory is not supported")
+    size = parameters.get("binary_data_size")
+    if size is None:
+        return None
+    if type(size) is not int or size < 0:
+        raise BadInput(f"{field}.parameters.binary_data_size: must be a number of bytes")
+    if tensor.data is not UNSET:
+        raise BadInput(f"{field}: has both data and binary_data_size")
+    return size
+
+
+def _wanted(output: _Wanted, field: str) -> WantedOutput:
+    parameters = output.parameters or {}
+    classes = parameters.get("classification")
+    if classes is not None and (type(classes) is not int or classes < 0):
+        raise BadRequest(f"{field}.parameters.classification: must be a number of classes")
+    if any(name.startswith("shared_memory") for name in parameters):
+        raise BadRequest(f"{field}.parameters: shared memory is not supported")
+    return WantedOutput(output.name, _flag(parameters, "binary_data", f"{field}.parameters"), classes or None)
+
+
+def _flag(parameters: dict[str, Any], name: str, field: str) -> bool | None:
+    value = parameters.get(name)
+    if value is not None and type(value) is not bool:
+        raise BadRequest(f"{field}.{name}: must be true or false")
+    return value

@@ -1,0 +1,290 @@
+"""Jobs, tickets and results ↔ the bytes that lie in the state store.
+
+    record = "FSJ1"              magic and format version
+             kind u8             which of the structs below
+             body                MessagePack of the struct's fields in order: length-prefixed throughout
+             tag (16)            keyed BLAKE3 over all before it, cut to 16 bytes
+
+The tag's key never reaches the store, so that whoever can write there can neither forge an answer nor hand one job's to
+another: every record names the job that it belongs to. A question is its rows' canonical frames, which is also what its
+keys are made of. Values are untrusted, types are checked, nothing is pickled.
+
+A ticket's id is base64url(job 16 ‖ nonce 12 ‖ mac 8): who knows no secret can neither guess one nor make one, and what
+proves to be one of ours but is not in the store is not unknown but expired. The mac covers the tenant.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import secrets
+from collections.abc import Sequence
+from hmac import compare_digest
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+from blake3 import blake3
+from msgspec import Struct
+
+from foreseen.errors import EntryError
+from foreseen.keys.explain import FrameInput, read_frame
+from foreseen.modelspec.manifest import ModelSignature
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.types import Answer, Columns, Key, Output, Prediction, Row, Source, StaleReason, Steps, Wish
+
+MAGIC = b"FSJ1"
+TAG_BYTES, JOB_BYTES, NONCE_BYTES, MAC_BYTES, NAME_BYTES = 16, 16, 12, 8, 16
+_CONTEXT, _SAME_CONTEXT = "foreseen v1 job record", "foreseen v1 same question"
+_ONCE_CONTEXT = "foreseen v1 idempotency"
+NEVER_SAME = b""
+"""Of a question that shares its job with nobody."""
+
+T = TypeVar("T", bound=Struct)
+
+
+class Head(Struct, frozen=True, array_like=True):
+    """What a job is, without its rows. `same` is what its question is recognised by; `preparation` made its rows."""
+
+    job: bytes
+    same: bytes
+    scope: str
+    model: str
+    preparation: str
+    rows: int
+    steps: list[str]
+    parameters: bytes = b""
+
+
+class Rows(Struct, frozen=True, array_like=True):
+    """A job's rows, as canonical frames."""
+
+    job: bytes
+    frames: list[bytes]
+
+
+class Ticket(Struct, frozen=True, array_like=True):
+    """How somebody wants a job's answer rendered. `question` is what its job has to be: the same question, or its very
+    own job, so that nobody who can write to the store moves a ticket to another's. `once` names its idempotency key."""
+
+    nonce: bytes
+    scope: str
+    question: bytes
+    wish: Wish
+    once: bytes = b""
+
+    def is_of(self, head: Head) -> bool:
+        return self.scope == head.scope and self.question == (head.same or head.job)
+
+
+class Kept(Struct, frozen=True, array_like=True, gc=False):
+    """One row's answer. `layout` numbers the part's layouts; the rest is as in `Answer` and its `Prediction`."""
+
+    key: bytes
+    layout: int
+    data: tuple[bytes, ...]
+    made_at: float
+    expires_at: float
+    seconds: float
+    source: Source
+    stored: bool
+    why: StaleReason | None
+
+
+class Part(Struct, frozen=True, array_like=True):
+    """Answers that were made in one space. `layouts`: the name, datatype and shape of each output, as often as rows
+    differ in them. No entry has a tag of its own: the record's covers all of them, and the job they are of."""
+
+    digest: str
+    generation: int
+    layouts: list[list[tuple[str, str, tuple[int, ...]]]]
+    rows: list[Kept]
+
+
+class Result(Struct, frozen=True, array_like=True):
+    """A job's answers, in the order of its rows."""
+
+    job: bytes
+    parts: list[Part]
+
+
+class Failure(Struct, frozen=True, array_like=True):
+    """Why a job has no answer, as `/infer` would have said it."""
+
+    job: bytes
+    status: int
+    code: str
+    message: str
+
+
+class Hook(Struct, frozen=True, array_like=True):
+    """Where a ticket's end is to be told besides. The ticket says of which job it is."""
+
+    nonce: bytes
+    scope: str
+    url: str
+
+
+class Item(Struct, frozen=True, array_like=True):
+    """One line of a batch: its caller's name for it, and its ticket, or why it has none."""
+
+    custom_id: str | None
+    job: bytes
+    nonce: bytes
+    failure: Failure | None = None
+
+
+class Batch(Struct, frozen=True, array_like=True):
+    """The lines of a batch, in their order."""
+
+    job: bytes
+    items: list[Item]
+
+
+_KINDS: tuple[type[Struct], ...] = (Head, Rows, Ticket, Result, Failure, Hook, Batch)
+
+
+class Records:
+    """Seals and opens records under keys that derive from the root secret."""
+
+    def __init__(self, root: bytes) -> None:
+        self._key = blake3(root, derive_key_context=_CONTEXT).digest()
+        self._once_key = blake3(root, derive_key_context=_ONCE_CONTEXT).digest()
+        self._same_key = blake3(root, derive_key_context=_SAME_CONTEXT).digest()
+        self._decoders = {kind: msgspec.msgpack.Decoder(kind) for kind in _KINDS}
+        self._encode = msgspec.msgpack.Encoder().encode
+
+    def seal(self, record: Struct) -> bytes:
+        """The bytes of a record."""
+        body = MAGIC + bytes((_KINDS.index(type(record)),)) + self._encode(record)
+        return body + self._tag(body)
+
+    def open(self, kind: type[T], value: bytes) -> T:
+        """A record of this kind. Raises EntryError("length" | "format" | "tag") for anything else."""
+        if len(value) < len(MAGIC) + 1 + TAG_BYTES:
+            raise EntryError("length")
+        if not value.startswith(MAGIC) or value[len(MAGIC)] != _KINDS.index(kind):
+            raise EntryError("format")
+        if not compare_digest(self._tag(value[:-TAG_BYTES]), value[-TAG_BYTES:]):
+            raise EntryError("tag")
+        try:
+            return self._decoders[kind].decode(memoryview(value)[len(MAGIC) + 1 : -TAG_BYTES])  # type: ignore[return-value]
+        except msgspec.MsgspecError:
+            raise EntryError("format") from None
+
+    def open_of(self, kind: type[T], job: bytes, value: bytes) -> T:
+        """The same, of this very job. Raises EntryError("identity") too."""
+        record = self.open(kind, value)
+        if getattr(record, "job", None) != job:
+            raise EntryError("identity")
+        return record
+
+    def same(self, keys: Sequence[Key]) -> bytes:
+        """What a question is recognised by: its rows' keys, which hold tenant, model, digest and generation."""
+        return blake3(b"".join(keys), key=self._same_key).digest()
+
+    def once(self, scope: str, key: str) -> bytes:
+        """The name that a tenant's idempotency key has in the store, which never sees the key."""
+        return blake3(_prefixed(scope.encode(), key.encode()), key=self._once_key).digest()[:NAME_BYTES]
+
+    def fingerprint(self, *parts: bytes) -> bytes:
+        """What tells one request from another, 32 bytes."""
+        return blake3(_prefixed(*parts), key=self._once_key).digest()
+
+    def ticket_id(self, job: bytes, nonce: bytes, scope: str) -> str:
+        return base64.urlsafe_b64encode(job + nonce + self._mac(job, nonce, scope)).decode()
+
+    def read_ticket_id(self, ticket: str, scope: str) -> tuple[bytes, bytes] | None:
+        """Job and nonce of an id that was given to this tenant; None for any other text."""
+        try:
+            raw = base64.b64decode(ticket.encode("ascii"), altchars=b"-_", validate=True)
+        except (UnicodeEncodeError, binascii.Error):
+            return None
+        if len(raw) != JOB_BYTES + NONCE_BYTES + MAC_BYTES or base64.urlsafe_b64encode(raw).decode() != ticket:
+            return None  # Python also reads base64's own alphabet, and padding that is not needed
+        job, nonce = raw[:JOB_BYTES], raw[JOB_BYTES : JOB_BYTES + NONCE_BYTES]
+        return (job, nonce) if compare_digest(raw[-MAC_BYTES:], self._mac(job, nonce, scope)) else None
+
+    def _mac(self, job: bytes, nonce: bytes, scope: str) -> bytes:
+        return blake3(b"ticket" + job + nonce + scope.encode(), key=self._key).digest()[:MAC_BYTES]
+
+    def _tag(self, body: bytes) -> bytes:
+        return blake3(body, key=self._key).digest()[:TAG_BYTES]
+
+
+def part_of(digest: str, generation: int, keys: Sequence[Key], answers: Sequence[Answer]) -> Part:
+    """Answers that were made in one space."""
+    known: dict[tuple[Output, ...], int] = {}
+    rows = []
+    for key, answer in zip(keys, answers, strict=True):
+        p = answer.prediction
+        layout = known.setdefault(p.outputs, len(known))
+        rows.append(
+            Kept(key, layout, p.data, p.made_at, p.expires_at, p.seconds, answer.source, answer.stored, answer.why)
+        )
+    return Part(digest, generation, [[(o.name, o.datatype, o.shape) for o in outputs] for outputs in known], rows)
+
+
+def answers_of(result: Result) -> list[Answer]:
+    """A result's answers. Raises EntryError("format") where they are not what `part_of` makes."""
+    answers: list[Answer] = []
+    for part in result.parts:
+        layouts = [tuple(Output(*output) for output in outputs) for outputs in part.layouts]
+        for row in part.rows:
+            if not (0 <= row.layout < len(layouts) and len(layouts[row.layout]) == len(row.data)):
+                raise EntryError("format")
+            prediction = Prediction(
+                layouts[row.layout], row.data, part.digest, row.made_at, row.expires_at, row.seconds
+            )
+            answers.append(Answer(prediction, row.source, row.stored, why=row.why))
+    return answers
+
+
+def _prefixed(*parts: bytes) -> bytes:
+    return b"".join(len(part).to_bytes(4, "little") + part for part in parts)
+
+
+def rows_of(frames: Sequence[bytes], signature: ModelSignature) -> Sequence[Row]:
+    """The rows that these frames were made of. Raises EntryError for what the signature does not have."""
+    columns = _columns_of(frames, _parts_of(frames[0], signature))
+    if columns is not None:
+        return columns
+    return [Row(tuple(one.array for one in _parts_of(frame, signature))) for frame in frames]
+
+
+def _parts_of(frame: bytes, signature: ModelSignature) -> list[FrameInput]:
+    """A frame's inputs, in the signature's order."""
+    parts = {one.name: one for one in read_frame(frame).inputs}
+    names = [spec.name for spec in signature.keyed]
+    if parts.keys() != set(names):
+        raise EntryError("format")
+    return [parts[name] for name in names]
+
+
+def _columns_of(frames: Sequence[bytes], parts: Sequence[FrameInput]) -> Columns | None:
+    """The rows of frames that differ in numbers alone, read all at once; None where they differ in more."""
+    length = len(frames[0])
+    datatypes = [DATATYPES[part.datatype] for part in parts]
+    if any(datatype.kind in "sb" for datatype in datatypes) or any(len(frame) != length for frame in frames):
+        return None
+    table = np.frombuffer(b"".join(frames), np.uint8).reshape(len(frames), length)
+    alike, columns = np.ones(length, bool), []
+    for part, datatype in zip(parts, datatypes, strict=True):
+        size = part.array.size * datatype.size
+        alike[part.at : part.at + size] = False
+        raw = np.ascontiguousarray(table[:, part.at : part.at + size])
+        columns.append(raw.view(datatype.dtype).reshape(len(frames), *part.shape))
+    return Columns(columns) if (table[:, alike] == table[0, alike]).all() else None
+
+
+def steps_of(head: Head) -> Steps:
+    """Which steps a job takes."""
+    return frozenset(head.steps)  # type: ignore[arg-type] # a sealed record holds what was put in
+
+
+def new_job() -> bytes:
+    return secrets.token_bytes(JOB_BYTES)
+
+
+def new_nonce() -> bytes:
+    return secrets.token_bytes(NONCE_BYTES)

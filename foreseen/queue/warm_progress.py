@@ -1,0 +1,75 @@
+"""What batch runs that write past the proxies tell of themselves, in the state store ↔ what proxies say of them. Pure.
+
+    {fsj1}.warm.runs   hash   run → JSON: model, rows left, rows by result, when it was heard of, by the store's clock
+    {fsj1}.warm.rows   hash   RESULT:MODEL → rows, over all runs
+
+A run tells what it has done in all, and the script adds what is new of that: told twice it counts once. Both are
+bounded: runs that are silent are taken off by those that are not, and counts go with the last run's month.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+from msgspec import Struct
+
+from foreseen.types import Warming
+
+RUNS, ROWS = "{fsj1}.warm.runs", "{fsj1}.warm.rows"
+"""In the slot of the queue, whose client reads them."""
+RESULTS = ("hit", "computed", "imported", "failed")
+ALIVE_SECONDS = 15.0
+"""A run is heard of every second or two; one that has not been for so long is not under way."""
+
+TELL = """
+local run, told, over = ARGV[1], cjson.decode(ARGV[2]), ARGV[3]
+local at = tonumber(redis.call('TIME')[1])
+local known = redis.call('HGET', KEYS[1], run)
+local before = known and cjson.decode(known).rows or cjson.decode(ARGV[4])
+for i, result in ipairs({'hit', 'computed', 'imported', 'failed'}) do
+  local more = told.rows[i] - before[i]
+  if more > 0 then redis.call('HINCRBY', KEYS[2], result .. ':' .. told.model, string.format('%.0f', more)) end
+end
+redis.call('PEXPIRE', KEYS[2], '2592000000')
+told.at = at
+redis.call('HSET', KEYS[1], run, cjson.encode(told))
+if over == '1' then redis.call('HDEL', KEYS[1], run) end
+local all = redis.call('HGETALL', KEYS[1])
+for i = 1, #all, 2 do
+  if cjson.decode(all[i + 1]).at < at - 60 then redis.call('HDEL', KEYS[1], all[i]) end
+end
+redis.call('PEXPIRE', KEYS[1], '60000')
+return 1
+"""
+"""run, its JSON, "1" if it is over, the rows by result that were told before by what the run knows of it."""
+
+
+class Run(Struct):
+    """A run as it tells of itself. `rows` are in the order of `RESULTS`; `left` is None where nobody knows."""
+
+    model: str
+    left: int | None
+    rows: list[int]
+    at: float = 0.0
+
+
+def warming_of(runs: Mapping[bytes, bytes], rows: Mapping[bytes, bytes], now: float) -> Warming:
+    """Both hashes → what is told of them. `now` is the store's clock, Unix seconds."""
+    counted: dict[tuple[str, str], int] = {}
+    for name, value in rows.items():
+        result, _, model = name.decode().partition(":")
+        counted[model, result] = int(value)
+    under_way: dict[str, int] = {}
+    states: dict[tuple[str, str], int] = {}
+    for text in runs.values():
+        try:
+            run = msgspec.json.decode(text, type=Run)
+        except msgspec.DecodeError:  # another version's
+            continue
+        if run.at < now - ALIVE_SECONDS:
+            continue
+        under_way[run.model] = under_way.get(run.model, 0) + 1
+        for state, number in (("done", sum(run.rows)), ("left", run.left or 0)):
+            states[run.model, state] = states.get((run.model, state), 0) + number
+    return Warming(under_way, states, counted)

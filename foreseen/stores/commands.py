@@ -1,0 +1,121 @@
+"""Keys and entries → commands of one key each, wherever they go: one server (`far.py`), or several (`cluster.py`).
+
+Key names in Redis:  `fsn1:` + the 32 bytes of a key  → entry;   `fsn1.secret` → the check value of the root secret;
+`fsn1.lease:` + the 32 bytes of a key → the token of the proxy that computes it just now.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from foreseen.errors import FarError, SetupError
+from foreseen.types import DOWN, FarState, Key
+
+PREFIX = b"fsn1:"
+SECRET_CHECK = b"fsn1.secret"
+LEASE = b"fsn1.lease:"
+_EXTEND = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
+_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+COMMANDS_PER_CALL = 256
+
+Command = tuple[Any, ...]
+"""A command of one key: its name and its words. The key is the first of them, of a script the third."""
+
+
+class Entries(ABC):
+    """Entries by their keys, wherever commands go. Everything raises FarError."""
+
+    @property
+    @abstractmethod
+    def open(self) -> bool:
+        """Whether some of it is not asked, because it failed."""
+
+    @abstractmethod
+    async def each(self, commands: Sequence[Command], *, stores: bool = False) -> list[Any]:
+        """The reply to each command, pipelined; a FarError in its place where it alone failed. `stores`: rest for a
+        while where Redis refuses them."""
+
+    @abstractmethod
+    async def get(self, keys: Sequence[Key]) -> list[bytes | FarError | None]:
+        """The entries of keys, None where there is none, the error where their part of Redis failed."""
+
+    @abstractmethod
+    async def states(self) -> list[FarState]:
+        """What each server says of itself, DOWN where it does not within the budget."""
+
+    @abstractmethod
+    async def time(self) -> float:
+        """Redis' own clock, Unix seconds."""
+
+    @abstractmethod
+    async def close(self) -> None: ...
+
+    async def state(self) -> FarState:
+        """The sums over the servers, the least time that one has run; DOWN where one does not answer."""
+        told = await self.states()
+        if DOWN in told or not told:
+            return DOWN
+        return FarState(
+            memory=sum(one.memory for one in told),
+            memory_limit=sum(one.memory_limit for one in told) if all(one.memory_limit for one in told) else 0,
+            keys=sum(one.keys for one in told),
+            evicted=sum(one.evicted for one in told),
+            expired=sum(one.expired for one in told),
+            policy=min(one.policy for one in told),
+            version=min(one.version for one in told),
+            append_only=any(one.append_only for one in told),
+            uptime=min(one.uptime for one in told),
+            replicas=min(one.replicas for one in told),
+        )
+
+    async def put(self, entries: Sequence[tuple[Key, bytes, int]]) -> None:
+        """Store (key, entry, milliseconds to live), pipelined."""
+        commands = [("SET", PREFIX + key, value, "PX", max(1, milliseconds)) for key, value, milliseconds in entries]
+        await self._all(commands, stores=True)
+
+    async def lease(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> list[bool]:
+        """Which of these nobody else holds: they are this token's now, for so long."""
+        told = await self._in_steps(
+            [("SET", LEASE + key, token, "NX", "PX", milliseconds) for key in keys], stores=True
+        )
+        return [bool(reply) for reply in told]
+
+    async def extend(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> None:
+        """Hold for so long from now what is still this token's."""
+        await self._in_steps([("EVAL", _EXTEND, 1, LEASE + key, token, milliseconds) for key in keys])
+
+    async def release(self, keys: Sequence[Key], token: bytes) -> None:
+        """Let go of what is still this token's."""
+        await self._in_steps([("EVAL", _RELEASE, 1, LEASE + key, token) for key in keys])
+
+    async def forget(self, keys: Sequence[Key]) -> int:
+        """Delete entries; how many there were."""
+        return sum(await self._all([("DEL", PREFIX + key) for key in keys]))
+
+    async def check_secret(self, check: bytes) -> None:
+        """Raises SetupError where this Redis was filled under another root secret: it would miss for ever."""
+        await self._all([("SET", SECRET_CHECK, check, "NX")])
+        if await self.knows(check) is False:
+            raise SetupError(
+                "the root secret is not the one that this Redis was filled with; give --secret-file of the other "
+                "proxies, or empty this Redis (FLUSHALL) if it has no others"
+            )
+
+    async def knows(self, check: bytes) -> bool | None:
+        """Whether this Redis was filled under the root secret of this check value; None where nobody has filled it."""
+        (found,) = await self._all([("GET", SECRET_CHECK)])
+        return None if found is None else bool(found == check)
+
+    async def _in_steps(self, commands: Sequence[Command], *, stores: bool = False) -> list[Any]:
+        steps = range(0, len(commands), COMMANDS_PER_CALL)
+        parts = [await self._all(commands[at : at + COMMANDS_PER_CALL], stores=stores) for at in steps]
+        return [reply for part in parts for reply in part]
+
+    async def _all(self, commands: Sequence[Command], *, stores: bool = False) -> list[Any]:
+        replies = await self.each(commands, stores=stores)
+        for reply in replies:
+            if isinstance(reply, FarError):
+                raise reply
+        return replies

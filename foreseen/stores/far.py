@@ -1,0 +1,234 @@
+"""Commands → replies of one Redis in its cache role: bounded in time, never retried, behind a breaker. It just raises.
+
+What every request asks goes the short way of `resp.py` where it can, the rest through redis-py. Redis 6.2 commands
+only: MGET, GET, SET PX, DEL. redis-py's defaults turn a stalled Redis into a stalled proxy (5 s × 10
+retries, measured), hence `Retry(NoBackoff(), 0)` and short timeouts. A call that times out closes its connection, so
+that no late reply is read by the next caller; the entry's own key would show it if one were.
+
+Which commands those are stands in `commands.py`; whatever is more than one server in `cluster.py`, which asks each of
+them through this file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, cast
+
+import structlog
+from msgspec import Struct
+from redis import exceptions as gone
+from redis._parsers import BaseParser
+from redis.asyncio import Connection, Redis, UnixDomainSocketConnection
+
+from foreseen.errors import FarError
+from foreseen.stores.breaker import Breaker
+from foreseen.stores.commands import PREFIX, SECRET_CHECK, Command, Entries
+from foreseen.stores.error_kinds import kind_of
+from foreseen.stores.redis_pool import Open, Wire
+from foreseen.stores.redis_urls import MAX_CONNECTIONS, execute
+from foreseen.types import DOWN, FarState, Key
+
+STORE_PAUSE_SECONDS = 1.0
+"""How long stores rest after Redis refused one (full, read-only, not permitted); reads go on."""
+
+log = structlog.get_logger()
+
+_REFUSED_STORES = frozenset(("oom", "readonly", "permission", "noreplicas"))
+"""What may be true of stores alone: a pause is enough, and reads go on."""
+
+
+class Moved(Struct, frozen=True):
+    """The reply of a Cluster's node that a key lies elsewhere: for good, or (`once`) while its slot is on its way."""
+
+    address: str
+    slot: int
+    once: bool
+
+
+def _wire(client: Redis) -> Wire | None:
+    """The short way to the same server, None where it takes what only redis-py has: TLS, or a double's connection."""
+    pool = client.connection_pool
+    told, kind = pool.connection_kwargs, pool.connection_class
+    if kind not in (Connection, UnixDomainSocketConnection) or told.get("credential_provider") is not None:
+        return None
+    hello: list[Command] = []
+    if told.get("password") is not None:
+        hello.append(("AUTH", *(told[name] for name in ("username", "password") if told.get(name) is not None)))
+    if told.get("db"):
+        hello.append(("SELECT", told["db"]))
+    opened: Open
+    if kind is UnixDomainSocketConnection:
+        opened = lambda made: asyncio.get_running_loop().create_unix_connection(made, told["path"])  # noqa: E731
+    else:
+        where = told.get("host", "localhost"), told.get("port", 6379)
+        opened = lambda made: asyncio.get_running_loop().create_connection(made, *where)  # noqa: E731
+    return Wire(opened, hello, told["socket_timeout"], BaseParser.parse_error)
+
+
+class Far(Entries):
+    """The far tier on one server. Everything raises at once while the breaker is open."""
+
+    def __init__(self, client: Redis, *, keys_per_call: int = 256, breaker: Breaker | None = None) -> None:
+        self._client = client
+        self._wire = _wire(client)
+        self._keys_per_call = keys_per_call
+        self.breaker = breaker or Breaker()
+        self._probe: asyncio.Task[None] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._no_stores_until = 0.0
+        self._places = asyncio.Semaphore(MAX_CONNECTIONS)
+
+    @property
+    def open(self) -> bool:
+        return self.breaker.open
+
+    async def get(self, keys: Sequence[Key]) -> list[bytes | FarError | None]:
+        """One MGET. More keys than one call takes go side by side."""
+        self._admit()
+        step = self._keys_per_call
+        calls = [self._mget(keys[at : at + step]) for at in range(0, len(keys), step)]
+        if len(calls) == 1:
+            return await calls[0]
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        for part in found:
+            if isinstance(part, BaseException):
+                raise part
+        return [value for part in cast("list[list[bytes | FarError | None]]", found) for value in part]
+
+    async def each(self, commands: Sequence[Command], *, stores: bool = False) -> list[Any]:
+        return [FarError("moved") if isinstance(one, Moved) else one for one in await self.replies(commands, stores)]
+
+    async def replies(self, commands: Sequence[Command], stores: bool = False, asking: bool = False) -> list[Any]:
+        """The same, where a Cluster's node may say Moved. `asking`: another one has sent us here, for this once."""
+        self._admit()
+        if stores and time.monotonic() < self._no_stores_until:
+            raise FarError("paused")
+        sent = [one for command in commands for one in (("ASKING",), command)] if asking else commands
+        told = await self._call(lambda: self._pipelined(sent))
+        told = told[1::2] if asking else told
+        errors = {at: one for at, one in enumerate(told) if isinstance(one, Exception)}
+        for at, error in errors.items():
+            told[at] = _moved(error) or FarError(kind_of(error))
+        failed = next((error for error in errors.values() if _moved(error) is None), None)
+        if failed is not None:
+            self._failed(failed, stores)
+        return list(told)
+
+    async def states(self) -> list[FarState]:
+        """The breaker hears nothing of it: a Redis that may not be asked about itself still serves."""
+        try:
+            return [_state(await self._client.info())]
+        except Exception:  # noqa: BLE001 - as in _call
+            return [DOWN]
+
+    async def time(self) -> float:
+        seconds, micros = await self._call(self._client.time)
+        return float(seconds) + float(micros) / 1e6
+
+    async def close(self) -> None:
+        if self._probe is not None:
+            self._probe.cancel()
+        if self._wire is not None:
+            self._wire.close()
+        await self._client.aclose()
+
+    async def _mget(self, keys: Sequence[Key]) -> list[bytes | FarError | None]:
+        values: list[bytes | FarError | None]
+        values = await self._call(lambda: self._asked(("MGET", *[PREFIX + key for key in keys])))
+        if type(values) is not list or len(values) != len(keys) or not _entries(values):
+            raise self._failed(gone.InvalidResponse())  # damaged on its way, or the reply to another question
+        return values
+
+    async def _asked(self, command: Command) -> Any:
+        (reply,) = await self._pipelined([command])
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    async def _pipelined(self, commands: Sequence[Command]) -> list[Any]:
+        """The replies in order, an exception in the place of what Redis refused."""
+        if self._wire is not None:
+            return await self._wire.ask(commands)
+        pipe = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipe.execute_command(*command)
+        replies: list[Any] = await pipe.execute(raise_on_error=False)
+        return replies
+
+    async def _call(self, command: Callable[[], Awaitable[Any]]) -> Any:
+        """One call in its turn. A place is waited for no longer than the calls before it may take."""
+        async with self._places:
+            self._admit()  # it may have opened while this one waited
+            try:
+                reply = await command()
+            except Exception as error:  # noqa: BLE001 - of damaged bytes redis-py and uvloop raise whatever they trip over
+                raise self._failed(error) from None
+        if not (isinstance(reply, list) and any(isinstance(one, Exception) for one in reply)):
+            self.breaker.succeeded()
+        return reply
+
+    def _admit(self) -> None:
+        if self.breaker.open:
+            raise FarError("open")
+
+    def _failed(self, error: Exception, stores: bool = False) -> FarError:
+        """Classify, count, and open the breaker when it is time."""
+        kind = kind_of(error)
+        if stores and kind in _REFUSED_STORES:
+            self._no_stores_until = time.monotonic() + STORE_PAUSE_SECONDS
+            if kind == "readonly":
+                self._look_up_again()
+        elif self.breaker.failed():
+            log.warning("far: breaker opened", kind=kind)
+            self._probe = asyncio.get_running_loop().create_task(self._probe_until_back())
+        return FarError(kind)
+
+    def _look_up_again(self) -> None:
+        """A server that became a replica keeps its connections: without them the name is looked up anew."""
+        if self._wire is not None:
+            self._wire.close()
+        task = asyncio.get_running_loop().create_task(self._client.connection_pool.disconnect(inuse_connections=False))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _probe_until_back(self) -> None:
+        """Asks what a request would ask: a server that answers PING may still serve no key."""
+        while True:
+            await asyncio.sleep(self.breaker.probe_seconds)
+            try:
+                await execute(self._client, "GET", SECRET_CHECK)
+            except (gone.MovedError, gone.AskError):
+                pass  # it is there, only this key is not
+            except Exception:  # noqa: BLE001, S112 - as in _call
+                continue
+            self.breaker.succeeded()
+            log.warning("far: breaker closed")
+            return
+
+
+def _state(told: Mapping[str, Any]) -> FarState:
+    """What INFO says."""
+    return FarState(
+        memory=int(told["used_memory"]),
+        memory_limit=int(told["maxmemory"]),
+        keys=sum(int(value["keys"]) for name, value in told.items() if name.startswith("db")),
+        evicted=int(told["evicted_keys"]),
+        expired=int(told["expired_keys"]),
+        policy=str(told["maxmemory_policy"]),
+        version=str(told["redis_version"]),
+        append_only=bool(told.get("aof_enabled")),
+        uptime=int(told["uptime_in_seconds"]),
+        replicas=int(told.get("connected_slaves", 0)),
+    )
+
+
+def _entries(values: Sequence[object]) -> bool:
+    return all(value is None or type(value) is bytes for value in values)
+
+
+def _moved(error: Exception) -> Moved | None:
+    if isinstance(error, gone.AskError):  # MovedError is one, too
+        return Moved(f"{error.host}:{error.port}", error.slot_id, not isinstance(error, gone.MovedError))
+    return None

@@ -1,0 +1,120 @@
+"""A chunk of a file → entries, results, and what became of its rows: in this process, or in one of many."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from msgspec import Struct
+
+from foreseen.errors import SetupError
+from foreseen.queue.warm_progress import RESULTS
+from foreseen.settings import WarmSettings
+from foreseen.warm.plan import FAILED, Plan, Warmed
+from foreseen.warm.read.files import DIGEST_COLUMN, File
+from foreseen.warm.read.reader import Chunk
+from foreseen.warm.run.resolve import mapped, outputs_of
+from foreseen.warm.run.via_proxy import Through
+from foreseen.warm.run.warmer import Ready, Warmer
+from foreseen.warm.write.results import Store, store_of
+
+
+class Target(Protocol):
+    """What warms a batch: a Warmer, or a proxy."""
+
+    def warm(self, batch: Any, *, wanted: bool = False) -> Warmed: ...
+    def close(self) -> None: ...
+
+
+class Done(Struct):
+    """What became of one chunk. `counts` are in the order of `RESULTS`; rejects are ready to be written."""
+
+    file: int
+    start: int
+    stop: int
+    counts: list[int]
+    rejects: list[dict[str, Any]]
+
+
+class Worker:
+    """Warms chunk after chunk and stores what it predicted. Idempotent: a chunk may be done again."""
+
+    def __init__(self, settings: WarmSettings, plan: Plan, run: str, target: Target) -> None:
+        self.target = target
+        self._importing = bool(settings.outputs)
+        self._plan = plan
+        self._store: Store | None = store_of(settings, plan, run)
+
+    def do(self, index: int, file: File, chunk: Chunk, ready: Ready | None = None) -> Done:
+        """Entries first, then results. Raises SetupError where the run has to stop."""
+        if self._importing:
+            check_rows(chunk, file.url, self._plan)
+        wanted = self._store is not None
+        if isinstance(self.target, Warmer):
+            warmed = self.target.warm(chunk.batch, wanted=wanted, ready=ready)
+        else:
+            warmed = self.target.warm(chunk.batch, wanted=wanted)
+        if self._store is not None:
+            self._store.write(index, chunk, warmed)
+        counts = np.bincount(warmed.codes, minlength=len(RESULTS)).tolist()
+        rejects = [
+            {"file": file.url, "row": chunk.line(i), "reason": warmed.reasons.get(i, "was not answered")}
+            for i in np.flatnonzero(warmed.codes == FAILED).tolist()
+        ]
+        return Done(index, chunk.start, chunk.stop, counts, rejects)
+
+    def close(self) -> None:
+        if self._store is not None:
+            self._store.close()
+        self.target.close()
+
+
+def target_of(settings: WarmSettings, plan: Plan) -> Target:
+    """What the plan is carried out by; where a proxy is asked this asks it what it serves. Raises SetupError."""
+    return Warmer(plan) if settings.url is None else through_of(settings)[0]
+
+
+def through_of(settings: WarmSettings) -> tuple[Through, Plan]:
+    """A proxy, and the plan as far as one that goes through it needs one. Raises SetupError."""
+    assert settings.url is not None
+    token = None
+    if settings.outputs:
+        path = settings.admin_token_file or settings.data / "admin-token"
+        try:
+            token = path.read_text().strip()
+        except OSError as error:
+            raise SetupError(
+                f"an import is a cache write and needs the proxy's admin token: {path}: {error.strerror}; give "
+                "--admin-token-file (of the proxy: DATA/admin-token), or run where secret and Redis are, without --url"
+            ) from None
+    through = Through(settings.url, settings.model, settings.rows_per_second, settings.patience_seconds)
+    try:
+        manifest = through.manifest
+        through.token = token
+        through.columns = mapped(settings.map, [i.name for i in manifest.seen.inputs], "--map", "input")
+        through.outputs = outputs_of(settings, manifest)
+    except SetupError:
+        through.close()
+        raise
+    plan = Plan(
+        manifest=manifest,
+        digest=through.digest,
+        mode="import" if settings.outputs else "compute",
+        inputs=through.columns,
+        outputs=through.outputs,
+        rows_per_second=settings.rows_per_second,
+    )
+    return through, plan
+
+
+def check_rows(chunk: Chunk, url: str, plan: Plan) -> None:
+    """A digest column is held against the model row by row, before anything of the chunk is written."""
+    if DIGEST_COLUMN not in chunk.batch.schema.names:
+        return
+    strange = set(chunk.batch.column(DIGEST_COLUMN).unique().to_pylist()) - {plan.digest}
+    if strange:
+        other = str(strange.pop())
+        raise SetupError(
+            f"{url}: its rows {chunk.start} to {chunk.stop} hold predictions of model {other[:16]}…, in force is "
+            f"{plan.digest[:16]}…; take them out, or predict them again"
+        )

@@ -1,0 +1,310 @@
+"""Arrow batches → entries in the far tier, and a small table that says what became of each row.
+
+    convert   columns become client tensors                   columns.py
+    prepare, key                                               keys.py, with the proxy's own code
+    far       what is there is skipped: one MGET, or SET NX where outputs are given
+    model     the rest, neighbours in length, at the lowest priority; two requests under way keep the process busy
+    keep      at once after each answer, so that a kill costs one request
+
+Not safe to share between threads; pickle it, or make one for each.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from foreseen.errors import BadInput, EntryError, ModelFailed, SetupError, TooLarge
+from foreseen.keys.entry import EntryCodec
+from foreseen.keys.key import secret_check, space_key, tag_key
+from foreseen.keys.secret import read_secret
+from foreseen.modelspec.artifact import read_file, read_record
+from foreseen.modelspec.manifest import Manifest
+from foreseen.modelspec.prepare import Preparer
+from foreseen.modelspec.rows import split_outputs, stack, tokens
+from foreseen.paths import model_socket, redis_socket
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.tensors import raw_of
+from foreseen.types import Key, Output, Prediction, Row, Space
+from foreseen.warm.plan import COMPUTED, FAILED, HIT, PUBLIC, Plan, Warmed
+from foreseen.warm.read.keys import Keyed, Keyer, given_of
+from foreseen.warm.run.client import Asker
+from foreseen.warm.write.bulk_redis import Pipe
+from foreseen.warm.write.importer import Importer
+
+FIRST_ROWS = 32
+"""Rows of the first request, before it is known how long a row takes."""
+MAX_ROWS = 4096
+UNDER_WAY = 2
+
+
+Ready = tuple[Warmed, dict[Key, tuple[Row, bytes]]]
+"""A batch with its keys, and one row (with its parameters) of each key."""
+
+
+class Warmer:
+    """Warms by the batch: `warmer(table)`. Opens its connections when first called, in whatever process that is."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._open: _Open | None = None
+
+    def __getstate__(self) -> Plan:
+        return self.plan
+
+    def __setstate__(self, plan: Plan) -> None:
+        self.plan, self._open = plan, None
+
+    def __call__(self, table: pa.Table | pa.RecordBatch) -> pa.Table:
+        """One row per row of the table: key, result (hit, computed, imported, failed), reason.
+
+        Raises SetupError where nothing can be done: secret, Redis, model, columns, digest.
+        """
+        batches = table.to_batches() if isinstance(table, pa.Table) else [table]
+        made = [self.warm(batch).table() for batch in batches if batch.num_rows]
+        return pa.concat_tables(made) if made else Warmed([], np.empty(0, np.int8), {}, {}).table()
+
+    def open(self) -> None:
+        """Open the connections now, in this thread. Raises SetupError."""
+        if self._open is None:
+            self._open = _Open(self.plan)
+
+    def ready(self, batch: pa.RecordBatch) -> Ready | None:
+        """Prepare and key a batch for `warm`, in another thread than it if need be: the model waits for nobody's
+        tokenizer. Importing does that by itself."""
+        assert self._open is not None
+        return self._open.seated(batch) if self.plan.mode == "compute" else None
+
+    def warm(self, batch: pa.RecordBatch, *, wanted: bool = False, ready: Ready | None = None) -> Warmed:
+        """The same as a call, with the predictions where they are wanted."""
+        if self._open is None:
+            self._open = _Open(self.plan)
+        if self.plan.mode == "import":
+            return self._open.imported(batch)
+        return self._open.computed(ready or self._open.seated(batch), wanted=wanted)
+
+    def cached(self, batch: pa.RecordBatch) -> Warmed:
+        """Only look: hit, or computed for what would have to be."""
+        if self._open is None:
+            self._open = _Open(self.plan)
+        return self._open.looked(batch)
+
+    def predicted(self, batch: pa.RecordBatch, places: Sequence[int]) -> dict[int, Prediction]:
+        """What the model says of these rows now, cached or not; stores nothing."""
+        if self._open is None:
+            self._open = _Open(self.plan)
+        return self._open.predicted(batch, places)
+
+    def close(self) -> None:
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+
+def preparer_of(manifest: Manifest, data: Any) -> Preparer:
+    """The model's own preparation. Raises SetupError where its assets are not there."""
+    if not any(spec.tokenizer for spec in manifest.seen.inputs):
+        return Preparer(manifest, {})
+    artifact = read_record(data, manifest.name).artifact
+    return Preparer(manifest, {file.name: read_file(data, artifact, file) for file in artifact.assets})
+
+
+class _Open:
+    """What a warmer holds while it works."""
+
+    def __init__(self, plan: Plan) -> None:
+        manifest, root = plan.manifest, read_secret(plan.secret_file or plan.data / "secret")
+        self._plan = plan
+        self._signature = manifest.model
+        self._codec = EntryCodec(tag_key(root))
+        space = space_key(root, Space(PUBLIC, manifest.name, plan.digest, plan.generation))
+        self._keyer = Keyer(manifest, preparer_of(manifest, plan.data), space)
+        self._pipe = Pipe(plan.redis or f"unix://{redis_socket(plan.data)}", plan.patience_seconds)
+        try:
+            self._pipe.check_secret(secret_check(root))
+        except SetupError:
+            self._pipe.close()
+            raise
+        self._lock = threading.Lock()  # one connection to Redis, two threads with answers for it
+        address = plan.model or f"unix:{model_socket(plan.data, manifest.name)}"
+        self._asker = Asker(address, manifest.name, plan.patience_seconds)
+        self._threads = ThreadPoolExecutor(UNDER_WAY, thread_name_prefix="warm")
+        self._importer = Importer(plan, self._codec, self._pipe)
+        self._row_seconds: float | None = None
+        self._not_before = 0.0
+
+    def close(self) -> None:
+        self._threads.shutdown()
+        self._importer.close()
+        self._asker.close()
+        self._pipe.close()
+
+    def imported(self, batch: pa.RecordBatch) -> Warmed:
+        return self._importer.imported(batch, self._keyed)
+
+    def looked(self, batch: pa.RecordBatch) -> Warmed:
+        warmed, seats = self.seated(batch)
+        found = self._found(list(seats))
+        for index, key in enumerate(warmed.keys):
+            if key:
+                warmed.codes[index] = HIT if key in found else COMPUTED
+        return warmed
+
+    def computed(self, ready: Ready, *, wanted: bool) -> Warmed:
+        warmed, seats = ready
+        found = self._found(list(seats))
+        missing = [key for key in seats if key not in found]
+        made, failed = self._ask(missing, seats, keep=True)
+        fresh = set(made)
+        for index, key in enumerate(map(Key, warmed.keys)):
+            if key in failed:
+                warmed.codes[index], warmed.reasons[index] = FAILED, failed[key]
+            elif key in fresh:
+                warmed.codes[index] = COMPUTED
+                fresh.discard(key)  # equal rows are computed once; the others are hits
+            elif key:
+                warmed.codes[index] = HIT
+        if wanted:
+            warmed.predictions = dict([*found.items(), *made.items()])
+        return warmed
+
+    def predicted(self, batch: pa.RecordBatch, places: Sequence[int]) -> dict[int, Prediction]:
+        warmed, seats = self.seated(batch.take(pa.array(places)))
+        made, _ = self._ask(list(seats), seats, keep=False)
+        return {
+            place: made[Key(key)] for place, key in zip(places, warmed.keys, strict=True) if key and Key(key) in made
+        }
+
+    def _keyed(self, batch: pa.RecordBatch, bad: dict[int, str]) -> list[Keyed]:
+        given = given_of(batch, self._plan.manifest, self._plan.inputs, bad)
+        return [keyed for part in given for keyed in self._keyer.keyed(part, bad)]
+
+    def seated(self, batch: pa.RecordBatch) -> Ready:
+        """The batch with its keys, and one row of each key."""
+        bad: dict[int, str] = {}
+        keys: list[bytes] = [b""] * batch.num_rows
+        seats: dict[Key, tuple[Row, bytes]] = {}
+        for part in self._keyed(batch, bad):
+            for i, (place, key) in enumerate(zip(part.places.tolist(), part.keys, strict=True)):
+                keys[place] = key
+                if key not in seats:
+                    seats[key] = part.row(i), part.parameters[i] if part.parameters else b""
+        return Warmed(keys, np.full(batch.num_rows, FAILED, np.int8), bad, {}), seats
+
+    def _found(self, keys: Sequence[Key]) -> dict[Key, Prediction]:
+        """What Redis has and proves to be the entry; the rest is as good as not there."""
+        found, now = {}, time.time()
+        with self._lock:
+            values = self._pipe.get(keys)
+        for key, value in zip(keys, values, strict=True):
+            if value is None:
+                continue
+            try:
+                prediction = self._codec.unpack(key, self._plan.digest, value)
+            except EntryError:
+                continue
+            if prediction.expires_at > now:
+                found[key] = prediction
+        return found
+
+    def _ask(
+        self, keys: Sequence[Key], seats: dict[Key, tuple[Row, bytes]], *, keep: bool
+    ) -> tuple[dict[Key, Prediction], dict[Key, str]]:
+        """The model's answers: sorted by length, in requests of `batch_ms`, two under way."""
+        # Shortest first within one set of parameters: neighbours in length need least padding.
+        queue = sorted(keys, key=lambda key: (seats[key][1], tokens(seats[key][0], self._signature)))
+        made: dict[Key, Prediction] = {}
+        failed: dict[Key, str] = {}
+        flying: list[Future[None]] = []
+        at = 0
+        try:
+            while at < len(queue):
+                size = self._size(len(queue) - at)
+                part = [key for key in queue[at : at + size] if seats[key][1] == seats[queue[at]][1]]
+                at += len(part)
+                if len(flying) == UNDER_WAY:
+                    flying.pop(0).result()
+                flying.append(self._threads.submit(self._part, part, seats, made, failed, keep))
+        finally:
+            for one in flying:
+                one.result()
+        return made, failed
+
+    def _size(self, left: int) -> int:
+        """Rows that take the model `batch_ms`, as far as is known; the last ones are shared out evenly."""
+        seconds = self._row_seconds
+        most = FIRST_ROWS if not seconds else int(self._plan.batch_ms / 1000 / seconds)
+        if self._plan.rows_per_second is not None:
+            most = min(most, max(1, int(self._plan.rows_per_second)))
+        return min(max(most, 1), MAX_ROWS, left)
+
+    def _part(
+        self,
+        keys: Sequence[Key],
+        seats: dict[Key, tuple[Row, bytes]],
+        made: dict[Key, Prediction],
+        failed: dict[Key, str],
+        keep: bool,
+    ) -> None:
+        """One request; where it is refused, its halves, until the culprit stands alone."""
+        rows = [seats[key][0] for key in keys]
+        self._wait_turn(len(rows))
+        try:
+            predictions = self._predict(rows, seats[keys[0]][1])
+        except (BadInput, TooLarge, ModelFailed) as error:
+            if len(keys) == 1:
+                failed[keys[0]] = str(error)
+                return
+            half = len(keys) // 2
+            self._part(keys[:half], seats, made, failed, keep)
+            self._part(keys[half:], seats, made, failed, keep)
+            return
+        answered = dict(zip(keys, predictions, strict=True))
+        if keep:
+            entries = {key: self._codec.pack(key, prediction) for key, prediction in answered.items()}
+            for key in [key for key, entry in entries.items() if len(entry) > self._plan.value_bytes]:
+                failed[key] = f"its entry has {len(entries.pop(key))} bytes, more than --far-value-bytes"
+            with self._lock:
+                self._pipe.put(list(entries), list(entries.values()), [answered[key].expires_at for key in entries])
+        made.update(answered)
+
+    def _wait_turn(self, rows: int) -> None:
+        """Hold the rate: so many rows take so many seconds from now on."""
+        if self._plan.rows_per_second is None:
+            return
+        with self._lock:
+            now = time.monotonic()
+            wait = self._not_before - now
+            self._not_before = max(now, self._not_before) + rows / self._plan.rows_per_second
+        if wait > 0:
+            time.sleep(wait)
+
+    def _predict(self, rows: Sequence[Row], parameters: bytes) -> list[Prediction]:
+        batch = stack(rows, self._signature)
+        asked = [(i.name, i.datatype, batch[i.name]) for i in self._signature.inputs]
+        reply = self._asker.infer(asked, parameters)
+        digest = reply.response.parameters.get("digest")
+        if digest != self._plan.digest:
+            raise SetupError("the model has changed while it was warmed; run the same command again for the new one")
+        told = reply.response.parameters.get("seconds")
+        each = float(told) if isinstance(told, int | float) else reply.seconds / len(rows)
+        outputs = {tensor.name: tensor.array for tensor in reply.response.outputs}
+        answered = split_outputs(outputs, rows, self._signature)
+        self._row_seconds = each if self._row_seconds is None else (self._row_seconds + each) / 2
+        now, plan = time.time(), self._plan
+        predictions = []
+        for arrays in answered:
+            heads = tuple(
+                Output(s.name, s.datatype, a.shape) for s, a in zip(self._signature.outputs, arrays, strict=True)
+            )
+            data = tuple(raw_of(a, DATATYPES[h.datatype]) for h, a in zip(heads, arrays, strict=True))
+            life = plan.ttl_seconds * random.uniform(1 - plan.jitter, 1 + plan.jitter)  # noqa: S311 - spreads expiry
+            predictions.append(Prediction(heads, data, plan.digest, now, now + life, each))
+        return predictions

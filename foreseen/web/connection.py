@@ -1,0 +1,302 @@
+"""aiohttp's connection, with our errors and within a listener's limits; the runner that makes such connections.
+
+aiohttp bounds neither the number of connections, nor the time that a head takes, nor that of a reader that does not
+read: what it has written it flushes for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import Callable
+from http import HTTPStatus
+from math import ceil
+from typing import Any
+
+import orjson
+import structlog
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.web_protocol import RequestHandler
+
+from foreseen.errors import BadRequest, ForeseenError, HeadTimeout, HeadTooLarge, Overloaded, RateLimited
+from foreseen.web.http import JSON, SERVER, error_reply
+from foreseen.web.limits import Bucket, Gate, Limits
+
+TAKEN_BYTES = 64 * 1024
+"""A reader that takes so much of a long reply within `write_seconds` is slow; one that takes less is cut off."""
+ACCEPTED_A_TURN = 64
+"""Each costs 0.1 ms; the others come in the next turn."""
+TAKEN_IN_SECONDS = 1.0
+"""From accepted to a connection; it takes a turn or two."""
+_TOO_MANY = "Too many headers"
+"""How aiohttp's parser says it; it has no class for this."""
+
+Connect = Callable[..., RequestHandler]
+log = structlog.get_logger()
+
+
+class Runner(web.AppRunner):
+    """Runs an application without an access log. Bodies stay as they came, for `read_body` to decode, and what is not
+    valid HTTP gets the same kind of error as everything else."""
+
+    def __init__(
+        self, app: web.Application, connect: Connect | None = None, gate: Gate | None = None, **options: Any
+    ) -> None:
+        # aiohttp takes a gzip body that was cut off for a whole one, and refuses br and zstd before a handler can.
+        super().__init__(app, access_log=None, auto_decompress=False, **options)
+        self._connect = connect or Connection
+        self._gate = Gate(Limits()) if gate is None else gate  # one that nobody has entered is falsy
+
+    def tell_last_answers(self) -> None:
+        """From now on every answer carries `Connection: close`."""
+        assert isinstance(self.server, _Server)
+        self.server.draining = True
+
+    def accept_all(self, listener: socket.socket) -> None:
+        """Take whoever waits at a listener of one of the sites, not only one a turn of the event loop."""
+        assert isinstance(self.server, _Server)
+        self.server.listener = listener
+
+    async def accept_no_more(self) -> None:
+        """Wait until whoever was accepted is among the connections. Others on the same socket are another process's."""
+        assert isinstance(self.server, _Server)
+        self.server.listener = None
+        if self.server.taken:
+            await asyncio.wait(self.server.taken, timeout=TAKEN_IN_SECONDS)
+
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+        return _Server(
+            self._connect,
+            made.request_handler,
+            request_factory=made.request_factory,
+            handler_cancellation=made.handler_cancellation,
+            gate=self._gate,
+            **made._kwargs,  # noqa: SLF001 - aiohttp has no way to name the class of connections
+        )
+
+
+class _Server(web.Server):
+    """`draining`: from now on every answer is the last one of its connection, see `drain.py`. `taken`: they are about
+    to become connections.
+
+    libuv takes one connection from its listener in a turn of the event loop. Where each turn answers many requests, the
+    last of 64 that came together waited for 64 turns, half a second; so the first takes the others in, too.
+    """
+
+    def __init__(self, connect: Connect, handler: Any, **options: Any) -> None:
+        super().__init__(handler, **options)
+        self._connect = connect
+        self.draining = False
+        self.listener: socket.socket | None = None
+        self._looking = False
+        self.taken: set[asyncio.Task[None]] = set()
+
+    def __call__(self) -> RequestHandler:
+        if self.listener is not None and not self._looking:
+            self._looking = True
+            self._loop.call_soon(self._accept_more)
+        return self._connect(self, loop=self._loop, **self._kwargs)
+
+    def _accept_more(self) -> None:
+        self._looking = False
+        listener = self.listener
+        if listener is None:
+            return
+        for _ in range(ACCEPTED_A_TURN):
+            try:
+                accepted, _ = listener.accept()
+            except OSError:  # nobody waits, or it is closed, or no descriptor is left, which libuv knows to handle
+                return
+            accepted.setblocking(False)
+            task = self._loop.create_task(self._take(accepted))
+            self.taken.add(task)
+            task.add_done_callback(self.taken.discard)
+
+    async def _take(self, accepted: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self, accepted)
+        except OSError:
+            accepted.close()  # it has left
+
+
+class Connection(RequestHandler):
+    """aiohttp's protocol, within limits, and with an end that clients are told of. `bucket` is the caller's, None where
+    its rate is not limited."""
+
+    __slots__ = ("_gate", "_head_bytes", "_head_timer", "_most", "_write_timer", "bucket")
+
+    def __init__(self, manager: Any, *, gate: Gate, **options: Any) -> None:
+        limits = gate.limits
+        super().__init__(
+            manager,
+            max_line_size=limits.header_bytes,
+            max_field_size=limits.header_bytes,
+            max_headers=limits.headers,
+            **options,
+        )
+        self._gate = gate
+        self._most = limits.requests or sys.maxsize
+        self.bucket: Bucket | None = None
+        self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        if not self._gate.enter(self, self._loop.time()):
+            self._force_close = True  # what it may send is not read
+            transport.write(raw_reply(Overloaded("there is no room for another connection")))
+            transport.close()
+            return
+        if self._gate.limits.rate:
+            self.bucket = self._gate.bucket(transport.get_extra_info("peername"))
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._gate.leave(self)
+        super().connection_lost(exc)
+        for timer in (self._head_timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._force_close:
+            return
+        waiter = self._waiter
+        # The first bytes may be here before the task that waits for them.
+        if not self._request_count or (waiter is not None and not waiter.done()):
+            if data:
+                self._wait_for_head(len(data))
+        elif self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer, self._head_bytes = None, 0
+
+    def admit(self) -> None:
+        """Take a request out of the caller's bucket. Raises RateLimited. Every request passes here, or where a
+        connection answers by itself, its equal."""
+        bucket = self.bucket
+        if bucket is None:
+            return
+        wait = bucket.wait()
+        if wait:
+            self._gate.count("rate")
+            raise RateLimited("more requests than one address may send", retry_after=ceil(wait))
+        bucket.take()
+
+    @property
+    def draining(self) -> bool:
+        """Whether the process is about to end: an answer has to carry `Connection: close`."""
+        manager = self._manager
+        return isinstance(manager, _Server) and manager.draining
+
+    @property
+    def between_requests(self) -> bool:
+        """Whether nothing was asked that is not answered."""
+        return self._waiter is not None and not self._waiter.done() and not self._messages
+
+    def may_go_on(self) -> bool:
+        """Whether another request may follow on this connection after the one that has come."""
+        return self._request_count < self._most
+
+    def rests_since(self) -> float | None:
+        """The event loop's time since when it only waits for a request, or for the rest of its head."""
+        return self._next_keepalive_close_time - self._keepalive_timeout if self.between_requests else None
+
+    async def finish_response(self, request: Any, resp: Any, start_time: float | None) -> Any:
+        """The last one says so; what of it is not read is not flushed for ever."""
+        if not self.may_go_on() or (self.draining and not self._messages):  # what is pipelined is answered before
+            resp.force_close()
+        answered = await super().finish_response(request, resp, start_time)
+        if not resp.keep_alive:
+            self._watch_reader(self.transport)
+        return answered
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader(self.transport)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._write_timer is not None and self.transport is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def force_close(self) -> None:
+        transport = self.transport
+        super().force_close()
+        self._watch_reader(transport)
+
+    def _wait_for_head(self, more: int) -> None:
+        limits = self._gate.limits
+        self._head_bytes += more
+        if self._head_bytes > limits.head_bytes:
+            self._refuse("head-size", HeadTooLarge(f"the head is above the limit of {limits.head_bytes} bytes"))
+        elif self._head_timer is None:
+            self._head_timer = self._loop.call_later(limits.head_seconds, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        if self.rests_since() is not None:
+            late = HeadTimeout(f"the request's head did not arrive within {self._gate.limits.head_seconds:g} seconds")
+            self._refuse("head", late)
+
+    def _refuse(self, limit: str, error: ForeseenError) -> None:
+        self._gate.count(limit)
+        if self.transport is not None:
+            self.transport.write(raw_reply(error))
+        self.force_close()
+
+    def _watch_reader(self, transport: Any) -> None:
+        """Look again in a while, where something is written that is not sent yet."""
+        if transport is None or self._write_timer is not None:
+            return
+        left = transport.get_write_buffer_size()
+        if left:
+            seconds = self._gate.limits.write_seconds
+            self._write_timer = self._loop.call_later(seconds, self._look_at_reader, transport, left)
+
+    def _look_at_reader(self, transport: Any, before: int) -> None:
+        self._write_timer = None
+        left = transport.get_write_buffer_size()
+        if left and before - left < TAKEN_BYTES:
+            self._gate.count("write")
+            transport.abort()
+        else:
+            self._watch_reader(transport)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What aiohttp answers by itself. Its own text repeats parts of the request, and so does what it logs."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("part of a reply is sent; an error cannot follow")
+        error: ForeseenError
+        if status >= 500:
+            log.error("internal error", route="unmatched", error=type(exc).__name__, exc_info=exc)
+            error = ForeseenError("internal error")
+        elif isinstance(exc, LineTooLong) or _TOO_MANY in (message or ""):
+            self._gate.count("head-size")
+            error = HeadTooLarge("the request has too many header fields, or too long ones")
+        else:
+            error = BadRequest("the request is not valid HTTP")
+        reply = error_reply(error)
+        reply.force_close()
+        return reply
+
+
+def raw_reply(error: ForeseenError) -> bytes:
+    """An error as bytes, for where no request is read; the connection ends with it."""
+    body = orjson.dumps({"error": str(error), "code": error.code})
+    retry = "" if error.retry_after is None else f"Retry-After: {error.retry_after}\r\n"
+    head = (
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\nServer: {SERVER}\r\nContent-Type: {JSON}\r\n"
+        f"{retry}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode("ascii") + body

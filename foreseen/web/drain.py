@@ -1,0 +1,93 @@
+"""A server that is to end → one that no client has lost a request to.
+
+It stops accepting, answers whatever comes on the connections that are open, and says `Connection: close` with each
+answer (RFC 9112 section 9.6). Idle connections live on for a while, since a client may be sending on one this very
+moment; those that are still idle then are closed, as at the end of their keep-alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import structlog
+
+from foreseen.web.connection import Connection, Runner
+
+LOOK_SECONDS = 0.02
+"""Between two looks whether a connection is left, and before the listener closes."""
+
+log = structlog.get_logger()
+
+
+class Ending:
+    """How this process is to end: SIGTERM asks for a gentle end, SIGINT or a second signal for one at once."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.at_once = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._gently)
+        loop.add_signal_handler(signal.SIGINT, self._now)
+
+    def _gently(self) -> None:
+        if self.begun.is_set():
+            self.at_once.set()
+        self.begun.set()
+
+    def _now(self) -> None:
+        self.begun.set()
+        self.at_once.set()
+
+    async def unless_at_once(self, drained: Coroutine[Any, Any, None]) -> None:
+        """Drain, unless it is to end at once or until it is."""
+        draining = asyncio.ensure_future(drained)
+        hurrying = asyncio.ensure_future(self.at_once.wait())
+        await asyncio.wait((draining, hurrying), return_when=asyncio.FIRST_COMPLETED)
+        hurrying.cancel()
+        draining.cancel()
+        await asyncio.gather(draining, hurrying, return_exceptions=True)
+
+
+def announce(descriptor: int | None) -> None:
+    """Tell the supervisor that this process is ready, so that the one before it may go."""
+    if descriptor is not None:
+        with contextlib.suppress(OSError):  # it has given up waiting
+            os.write(descriptor, b"1")
+        os.close(descriptor)
+
+
+async def drain(runner: Runner, idle_seconds: float, busy_seconds: float) -> None:
+    """Stop listening and let connections end: idle ones within the first, requests under way within both.
+
+    What is left then, `runner.cleanup()` ends.
+    """
+    server = runner.server
+    if server is None:
+        return
+    runner.tell_last_answers()
+    await asyncio.sleep(LOOK_SECONDS)  # the next turns of the event loop accept all that wait to be
+    for site in list(runner.sites):
+        await site.stop()
+    await runner.accept_no_more()
+    if not await _until(lambda: not server.connections, idle_seconds):
+        for connection in server.connections:
+            if isinstance(connection, Connection) and connection.between_requests:
+                connection.force_close()
+    if not await _until(lambda: not server.connections, busy_seconds):
+        log.warning("requests under way are ended", connections=len(server.connections))
+
+
+async def _until(done: Callable[[], bool], seconds: float) -> bool:
+    """Whether it was so within so long."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    while not done():
+        if loop.time() >= end:
+            return False
+        await asyncio.sleep(LOOK_SECONDS)
+    return True

@@ -1,0 +1,71 @@
+"""Host and port → a listening socket, or one line that names the port."""
+
+from __future__ import annotations
+
+import resource
+import socket
+
+import structlog
+
+from foreseen.errors import SetupError
+from foreseen.paths import admin_socket, make_run_folder
+from foreseen.settings import ProxySettings
+
+BACKLOG = 1024
+OTHER_FILES = 256
+"""What a worker needs beside its callers' connections: Redis, models, logs, metrics; and some to spare."""
+
+log = structlog.get_logger()
+
+
+def listen(host: str, port: int, flag: str = "--port") -> socket.socket:
+    """A listening, non-blocking socket. Raises SetupError naming the port, and the flag to say another, where it is
+    taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise SetupError(f"cannot listen on {host}:{port}: {reason}; choose another with {flag}") from None
+    listener.listen(BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+def listen_admin(settings: ProxySettings) -> socket.socket:
+    """The operators' listener: a unix socket under the data directory, or a TCP port where one is asked for."""
+    if settings.admin_port is not None:
+        return listen(settings.host, settings.admin_port, "--admin-port")
+    make_run_folder(settings.data)
+    path = admin_socket(settings.data)
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    path.chmod(0o600)
+    listener.listen(BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+def inherited(descriptor: int) -> socket.socket:
+    """A listening socket that the supervisor made."""
+    listener = socket.socket(fileno=descriptor)
+    listener.setblocking(False)
+    return listener
+
+
+def files_for(connections: int) -> int:
+    """How many connections this process has open files for, at most so many. Raises its soft limit as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return connections
+    most = max(1, soft - OTHER_FILES)
+    log.warning("fewer connections than wanted: open files are limited", files=soft, connections=most)
+    return most

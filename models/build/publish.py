@@ -1,0 +1,80 @@
+"""Finished files → an artifact in its place, whole or not at all.
+
+Everything is made in `DATA/models/.building-<random>/` and renamed. What is in force is the record, written last, so a
+build that breaks at any point leaves the old artifact serving.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from foreseen.errors import SetupError
+from foreseen.models.progress import Say
+from foreseen.modelspec.artifact import (
+    Artifact,
+    artifact_digest,
+    artifact_file,
+    model_folder,
+    preparation_digest,
+    read_file,
+)
+from foreseen.modelspec.manifest import Manifest, Precision
+
+GRAPH_NAME = "model.onnx"
+WORKSHOP_PREFIX = ".building-"
+
+
+@contextmanager
+def workshop(data: Path, say: Say) -> Iterator[Path]:
+    """A folder to build in, gone afterwards. One build at a time per data directory; killed builds are swept up."""
+    root = data / "models"
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with say.step("wait for another build to finish"):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in root.glob(f"{WORKSHOP_PREFIX}*"):
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(dir=root, prefix=WORKSHOP_PREFIX) as folder:
+            yield Path(folder)
+
+
+def describe(manifest: Manifest, precision: Precision, graph: Path, assets: Sequence[Path]) -> Artifact:
+    """The artifact that these files are."""
+    files = tuple(artifact_file(path) for path in assets)
+    preparation = preparation_digest(manifest, files)
+    described = artifact_file(graph)
+    digest = artifact_digest(precision, preparation, described)
+    return Artifact(manifest.name, precision, digest, preparation, described, files)
+
+
+def publish(data: Path, artifact: Artifact, made: Path) -> None:
+    """Move the folder `made`, which holds exactly the artifact's files, to where the artifact's digest says."""
+    place = model_folder(data, artifact.model) / artifact.digest
+    if intact(data, artifact):
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for path in made.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    if place.exists():  # damaged: put aside inside the workshop, which is swept
+        place.rename(made.with_name(f"{made.name}-damaged"))
+    made.rename(place)
+
+
+def intact(data: Path, artifact: Artifact) -> bool:
+    """Whether all files of an artifact are in place and are what they should be."""
+    try:
+        for file in (artifact.graph, *artifact.assets):
+            read_file(data, artifact, file)
+    except SetupError:
+        return False
+    return True

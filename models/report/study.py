@@ -1,0 +1,177 @@
+"""A fetched model → figures of every candidate precision, measured on this machine.
+
+All candidates see the same rows; what they are compared with is the fp32 graph, each row run alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from msgspec import Struct
+
+from foreseen.errors import SetupError
+from foreseen.models.build.build import Bench, builder_of, make
+from foreseen.models.build.publish import GRAPH_NAME
+from foreseen.models.graphs.graph import to_bytes
+from foreseen.models.measure import check, exact, heads, labelled
+from foreseen.models.measure.gate import Figures, reasons, runs_alone
+from foreseen.models.measure.graph_run import Session
+from foreseen.models.measure.measure import Timing, cells, speedups, timings
+from foreseen.models.measure.samples import samples
+from foreseen.models.progress import Say
+from foreseen.modelspec.artifact import Artifact
+from foreseen.modelspec.manifest import Manifest, Precision
+from foreseen.modelspec.rows import RowOutputs
+from foreseen.types import Array, Row
+
+OWN_ROWS = 1024
+
+
+class Questions(Struct, frozen=True):
+    """What candidates are asked, and who turns answers into labels."""
+
+    rows: list[Row]
+    head: check.Head
+    what: str
+    """In words, for the report: which rows, which head."""
+    truth: Array | None = None
+    """The right label of every row, INT64 [n], where somebody knows it."""
+
+
+class Candidate(Struct, frozen=True):
+    """One precision of one model, as `report.json` holds it."""
+
+    precision: Precision
+    passed: bool
+    why: str
+    """Why it lost, or won."""
+    digest: str | None = None
+    """The artifact digest; None where it could not be made."""
+    bytes: int | None = None
+    speedup: float | None = None
+    """fp32 time / its time, one row of 64 tokens, one thread, interleaved medians."""
+    figures: Figures = Figures()
+    accuracy: float | None = None
+    """Share of rows whose label is the true one, where that is known."""
+    timings: tuple[Timing, ...] = ()
+    nodes: dict[str, int] = {}
+    """Execution provider → nodes."""
+
+
+class Report(Struct, frozen=True):
+    """What was measured of a model on this machine."""
+
+    model: str
+    best: str | None
+    """The precision that a full build takes; None where nothing passes."""
+    candidates: list[Candidate]
+    asked: str
+    """Which rows, which head."""
+    subject: str
+    """Digest of what decides the figures beside the machine: the manifest's model, sources, gates and precisions."""
+    processor: str
+    runtime: str
+
+
+class Made(Struct, frozen=True):
+    """A candidate that was made: the artifact, and the folder of exactly its files."""
+
+    artifact: Artifact
+    folder: Path
+    session: Session
+
+
+def measure(bench: Bench, say: Say, files: labelled.Files | None) -> tuple[str, list[Candidate], dict[str, Made]]:
+    """Make and measure every precision of the manifest. Gives what was asked, the candidates and what was made."""
+    manifest = bench.manifest
+    fp32 = Session(to_bytes(bench.fp32), manifest.model, "fp32")
+    with say.step("make the questions and the head that labels the answers"):
+        asked = _questions(bench, fp32, files)
+    with say.step(f"run fp32 on {len(asked.rows)} rows, each alone"):
+        reference = fp32.alone(asked.rows)
+    made, lost = _made(bench, say)
+    with say.step("time one row, candidates interleaved"):
+        faster = speedups(fp32, {name: one.session for name, one in made.items()}, manifest, _middle(asked.rows))
+    candidates = list(lost)
+    for precision, one in made.items():
+        candidates.append(_candidate(manifest, asked, reference, one, faster[precision], say))
+    order = list(manifest.precisions)
+    return asked.what, sorted(candidates, key=lambda c: order.index(c.precision)), made
+
+
+def _questions(bench: Bench, fp32: Session, files: labelled.Files | None) -> Questions:
+    if files is not None:
+        rows, truth, head, what = labelled.questions(bench.manifest, bench.files, fp32, files)
+        return Questions(rows, head, what, truth)
+    own = getattr(builder_of(bench.manifest), "truth", None)
+    if own is not None:
+        rows, truth = own()
+        return Questions(rows, heads.largest, f"{len(rows)} labelled rows that the builder holds back", truth)
+    rows = samples(bench.manifest, bench.files, OWN_ROWS)
+    vectors = check.vectors(fp32.alone(rows), bench.manifest.model)
+    head = heads.head_of(bench.manifest, vectors)
+    name = "the model's own head" if head is heads.largest else "a seeded k-means head"
+    return Questions(rows, head, f"{len(rows)} rows that the build makes, {name}")
+
+
+def _made(bench: Bench, say: Say) -> tuple[dict[str, Made], list[Candidate]]:
+    made: dict[str, Made] = {}
+    lost = []
+    for precision in bench.manifest.precisions:
+        try:
+            artifact, folder = make(bench, precision, say)
+        except SetupError as error:
+            lost.append(Candidate(precision, passed=False, why=str(error)))
+        else:
+            made[precision] = Made(artifact, folder, Session(folder / GRAPH_NAME, bench.manifest.model, precision))
+    return made, lost
+
+
+def _candidate(
+    manifest: Manifest, asked: Questions, reference: list[RowOutputs], one: Made, speedup: float, say: Say
+) -> Candidate:
+    precision = one.artifact.precision
+    with say.step(f"compare {precision} with fp32, alone and in batches"):
+        figures, accuracy = compare(manifest, asked, reference, one.session)
+    with say.step(f"time {precision} at batch sizes and lengths", cells(manifest)) as part:
+        table = timings(one.session, manifest, _middle(asked.rows), part)
+    failed = reasons(manifest, figures)
+    return Candidate(
+        precision=next(p for p in manifest.precisions if p == precision),
+        passed=not failed,
+        why="; ".join(failed),
+        digest=one.artifact.digest,
+        bytes=one.artifact.graph.bytes,
+        speedup=round(speedup, 3),
+        figures=figures,
+        accuracy=accuracy,
+        timings=table,
+        nodes=one.session.nodes(),
+    )
+
+
+def compare(
+    manifest: Manifest, asked: Questions, reference: list[RowOutputs], session: Session
+) -> tuple[Figures, float | None]:
+    """Agreement with fp32, batch invariance, and accuracy where the truth is known."""
+    alone = session.alone(asked.rows)
+    wanted, got = check.vectors(reference, manifest.model), check.vectors(alone, manifest.model)
+    cosine = check.cosines(wanted, got)
+    changed = None if runs_alone(manifest) else check.invariance(session, asked.rows, alone, asked.head)
+    labels = asked.head(got)
+    figures = Figures(
+        cosine=float(cosine.mean()),
+        least_cosine=float(cosine.min()),
+        flips=changed.flips if changed else None,
+        max_difference=changed.max_difference if changed else None,
+        changed_lengths=tuple(exact.changed(session, manifest, asked.rows)),
+        agreement=float(np.mean(labels == asked.head(wanted))),
+        fp32_difference=max(check.difference(a, b) for a, b in zip(reference, alone, strict=True)),
+    )
+    return figures, None if asked.truth is None else float(np.mean(labels == asked.truth))
+
+
+def _middle(rows: list[Row]) -> Row:
+    """A row of median size: its values feed the timing runs."""
+    return sorted(rows, key=lambda row: sum(tensor.size for tensor in row.tensors))[len(rows) // 2]

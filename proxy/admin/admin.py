@@ -1,0 +1,70 @@
+"""Routes for operators: shut without a token, compared in constant time, every call logged."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from hmac import compare_digest
+from pathlib import Path
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from foreseen.errors import SetupError, Unauthorized
+from foreseen.keys.explain import read_frame
+from foreseen.keys.secret import read_secret
+from foreseen.types import Explanation
+
+log = structlog.get_logger()
+
+
+class Token:
+    """The operators' token, or none, which opens nothing."""
+
+    def __init__(self, path: Path, *, required: bool) -> None:
+        try:
+            self._token = read_secret(path)
+        except SetupError:
+            if required:
+                raise
+            self._token = b""
+
+    def check(self, request: web.Request, verb: str) -> str:
+        """Who asks. Raises Unauthorized. Every call is logged, whoever made it; one without the token as a warning."""
+        given = request.headers.get("Authorization", "").encode()
+        passed = bool(self._token) and compare_digest(given, b"Bearer " + self._token)
+        actor = actor_of(request)
+        (log.info if passed else log.warning)("admin", verb=verb, actor=actor, passed=passed)
+        if not passed:
+            raise Unauthorized("this route needs the admin token", headers={"WWW-Authenticate": "Bearer"})
+        return actor
+
+
+def actor_of(request: web.Request) -> str:
+    """Who is at the other end: an address or, on a unix socket, the user and process that opened it."""
+    if request.remote:
+        return request.remote
+    opened = request.transport.get_extra_info("socket") if request.transport is not None else None
+    if opened is None or opened.family != socket.AF_UNIX:
+        return "unknown"
+    pid, uid, _ = struct.unpack("3i", opened.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return f"uid {uid}, process {pid}"
+
+
+def explained(rows: list[Explanation], model: str, digest: str) -> dict[str, Any]:
+    """What `explain` answers: every row's key, frame, place and, for a miss, its reason."""
+    now = time.time()
+    return {"model": model, "digest": digest, "rows": [_row(row, now) for row in rows]}
+
+
+def _row(row: Explanation, now: float) -> dict[str, Any]:
+    document: dict[str, Any] = {"key": row.key.hex(), "where": row.where, "frame": read_frame(row.frame).shown()}
+    if row.reason is not None:
+        document["reason"] = row.reason
+    if row.prediction is not None:
+        document["age"] = max(0, int(now - row.prediction.made_at))
+        document["ttl"] = int(row.prediction.expires_at - now)
+        document["seconds"] = row.prediction.seconds
+    return document

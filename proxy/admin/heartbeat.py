@@ -1,0 +1,135 @@
+"""A worker's pulse: once a second its gauges, its tallies and how late its event loop woke; and its exposition.
+
+Gauges are set here and not at a scrape, since with several workers a scrape meets one of them and tells of all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from math import inf
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from foreseen.errors import QueueUnavailable
+from foreseen.proxy.predict.pipeline import Pipeline
+from foreseen.telemetry.exposition import exposition
+from foreseen.telemetry.metrics import ProxyMetrics
+from foreseen.types import AWAY, FarState, Standing
+
+BEAT_SECONDS = 0.25
+"""How often the event loop is asked whether it wakes in time."""
+BEATS_PER_TAKE = 4
+QUEUE_SECONDS = 1.0
+"""How long a scrape waits for the queue."""
+STALL_SECONDS, RECOVERY_SECONDS = 1.0, 2.0
+"""An event loop that woke so late is no place to send requests to, until it has been in time for so long."""
+log = structlog.get_logger()
+_STATM = Path("/proc/self/statm")
+
+
+class Ready(Protocol):
+    @property
+    def ready(self) -> bool: ...
+
+
+class Pulse:
+    """Of one proxy process. `far_state` asks Redis about itself and is None where there is no far tier."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        served: Mapping[str, Ready],
+        metrics: ProxyMetrics,
+        *,
+        breaker_open: Callable[[], bool],
+        far_state: Callable[[], Awaitable[FarState]] | None,
+        versions: Callable[[], Mapping[str, str]] | None = None,
+        connections: Callable[[], int] = lambda: 0,
+        queue: Callable[[], Awaitable[Standing]] | None = None,
+    ) -> None:
+        self._pipeline = pipeline
+        self._served = served
+        self._metrics = metrics
+        self._breaker_open = breaker_open
+        self._far_state = far_state
+        self._versions = versions
+        self._connections = connections
+        self._queue = queue
+        self._scraping = asyncio.Lock()
+        self._cpu_seconds = 0.0
+        self._expected: set[str] = set()
+        self._due = inf
+        self._stalled_until = 0.0
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the event loop is, or was a moment ago, more than a second late."""
+        now = time.monotonic()
+        return now < self._stalled_until or now - self._due > STALL_SECONDS
+
+    async def beat(self) -> None:
+        """For ever."""
+        while True:
+            self.take()
+            for _ in range(BEATS_PER_TAKE):
+                self._due = time.monotonic() + BEAT_SECONDS
+                await asyncio.sleep(BEAT_SECONDS)
+                now = time.monotonic()
+                self._metrics.loop_lag.add(max(0.0, now - self._due))
+                if now - self._due > STALL_SECONDS:
+                    log.warning("stalled", seconds=round(now - self._due, 3))
+                    self._stalled_until = now + RECOVERY_SECONDS
+
+    def take(self) -> None:
+        """Set the gauges, bring in the tallies."""
+        metrics, tiers = self._metrics, self._pipeline.tiers
+        metrics.near_bytes.set(tiers.near.bytes)
+        metrics.near_entries.set(len(tiers.near))
+        metrics.connections.set(self._connections())
+        metrics.tasks.set(len(asyncio.all_tasks()))
+        metrics.aloft.set(len(self._pipeline.flights))
+        metrics.far_pending.set(tiers.pending_bytes)
+        metrics.breaker_open.set(self._breaker_open())
+        new = set(self._served) - self._expected  # those of an upstream come later
+        metrics.expect(new)
+        self._expected |= new
+        for name, served in self._served.items():
+            metrics.model_ready.labels(name).set(served.ready)
+        cpu_seconds = time.process_time()
+        metrics.cpu_seconds.inc(cpu_seconds - self._cpu_seconds)
+        self._cpu_seconds = cpu_seconds
+        metrics.resident.set(_resident_bytes())
+        metrics.flush()
+
+    async def exposition(self) -> bytes:
+        """The Prometheus text, exact at this moment: every answer that was sent is counted in it. One at a time, in a
+        thread: many scrapers take their turn and not the event loop's."""
+        async with self._scraping:
+            self.take()
+            far = await self._far_state() if self._far_state is not None else None
+            versions = self._versions() if self._versions is not None else None
+            queue = await self._standing()
+            models = tuple(self._served)
+            return await asyncio.to_thread(exposition, self._metrics.registry, far, versions, queue, models)
+
+    async def _standing(self) -> Standing | None:
+        """How the queue is, where there is one; AWAY where it does not say so in time for a scrape."""
+        if self._queue is None:
+            return None
+        try:
+            async with asyncio.timeout(QUEUE_SECONDS):
+                return await self._queue()
+        except (QueueUnavailable, TimeoutError):
+            return AWAY
+
+
+def _resident_bytes() -> int:
+    try:
+        return int(_STATM.read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

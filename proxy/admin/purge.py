@@ -1,0 +1,148 @@
+"""An operator's word → a purge that every registered worker has confirmed, or the names of those that have not.
+
+Routes of a listener of their own: a unix socket under the data directory, or `--admin-port`. What changes something is
+logged at level warning, with who asked: an audit that `--log-level` does not turn off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import structlog
+from aiohttp import web
+from msgspec import Struct
+
+from foreseen.errors import BadRequest, FarError, NotConfirmed, StateUnavailable
+from foreseen.protocol.strict_json import load_json
+from foreseen.proxy.admin.admin import Token
+from foreseen.proxy.cache.generations import is_gone
+from foreseen.proxy.cache.tiers import Tiers
+from foreseen.stores.state import Kind, State
+from foreseen.types import Key
+from foreseen.web.http import errors, json_reply, read_body
+
+LOOK_SECONDS = 0.01
+BODY_BYTES = 4096
+MOST_SECONDS = 300.0
+
+log = structlog.get_logger()
+
+
+class Purged(Struct, frozen=True):
+    """A purge that is over: nobody serves anything older."""
+
+    generation: int
+    workers: int
+
+
+class Purger:
+    """Purges, through the state store, and waits for the workers."""
+
+    def __init__(self, state: State | None, tiers: Tiers) -> None:
+        self._state = state
+        self._tiers = tiers
+
+    async def purge(self, kind: Kind, what: str, seconds: float, actor: str = "") -> Purged:
+        """Raises StateUnavailable, and NotConfirmed after so many seconds; then it is in force wherever it is known."""
+        state = self._store()
+        generation = await state.purge(kind, what)
+        shown = what[:12] if kind in ("digest", "key") else what
+        until = asyncio.get_running_loop().time() + seconds
+        while True:
+            workers = await self._living(state)
+            missing = sorted(name for name, confirmed in workers.items() if confirmed < generation)
+            if not missing or asyncio.get_running_loop().time() >= until:
+                break
+            await asyncio.sleep(LOOK_SECONDS)
+        log.warning(
+            "purge", actor=actor, kind=kind, what=shown, generation=generation, workers=len(workers), missing=missing
+        )
+        if missing:
+            raise NotConfirmed(f"purged, but not confirmed by {', '.join(missing)}")
+        if kind == "key":
+            try:
+                await self._tiers.delete_far([Key(bytes.fromhex(what))])
+            except FarError as error:
+                raise NotConfirmed(f"forgotten by every worker, but not deleted in Redis: {error.kind}") from None
+        return Purged(generation, len(workers))
+
+    async def forget_worker(self, worker: str, actor: str = "") -> None:
+        """An operator knows that a worker on another machine has ended."""
+        await self._store().leave(worker)
+        log.warning("worker forgotten", actor=actor, worker=worker[:64])
+
+    async def workers(self) -> dict[str, int]:
+        return await self._living(self._store())
+
+    async def _living(self, state: State) -> dict[str, int]:
+        """What the registered workers have confirmed; those that have certainly ended are taken off."""
+        workers = await state.workers()
+        for worker in [name for name in workers if is_gone(name)]:
+            await state.leave(worker)
+            del workers[worker]
+        return workers
+
+    def _store(self) -> State:
+        if self._state is None:
+            raise StateUnavailable("this proxy runs without a state store; start it with --state")
+        return self._state
+
+
+def admin_application(purger: Purger, token: Token, body_seconds: float) -> web.Application:
+    """The operators' listener: POST /admin/purge, GET /admin/workers, POST /admin/workers/forget."""
+
+    async def asked(request: web.Request, verb: str) -> tuple[dict[str, Any], str]:
+        actor = token.check(request, verb)
+        document = load_json(await read_body(request, body_seconds))
+        if not isinstance(document, dict):
+            raise BadRequest("body: expected an object")
+        return document, actor
+
+    async def purge(request: web.Request) -> web.Response:
+        """Purge one of `model`, `digest`, `key` and `all` (true); workers confirm within `timeout_seconds`."""
+        document, actor = await asked(request, "purge")
+        kind, what = target_of(document)
+        seconds = document.get("timeout_seconds", 5.0)
+        if type(seconds) not in (int, float) or not 0 <= seconds <= MOST_SECONDS:
+            raise BadRequest(f"timeout_seconds: must be a number from 0 to {MOST_SECONDS:g}")
+        done = await purger.purge(kind, what, seconds, actor)
+        return json_reply({"generation": done.generation, "workers": done.workers})
+
+    async def workers(request: web.Request) -> web.Response:
+        """The registered workers and the last purge that each has confirmed."""
+        token.check(request, "workers")
+        return json_reply({"workers": await purger.workers()})
+
+    async def forget(request: web.Request) -> web.Response:
+        """A `worker` of another machine has ended without saying so, and is not waited for any more."""
+        document, actor = await asked(request, "forget-worker")
+        worker = document.get("worker")
+        if type(worker) is not str or not worker:
+            raise BadRequest("worker: name one, as GET /admin/workers does")
+        await purger.forget_worker(worker, actor)
+        return json_reply({"forgotten": worker})
+
+    app = web.Application(middlewares=[errors], client_max_size=BODY_BYTES)
+    app.router.add_post("/admin/purge", purge)
+    app.router.add_get("/admin/workers", workers)
+    app.router.add_post("/admin/workers/forget", forget)
+    return app
+
+
+def target_of(document: dict[str, Any]) -> tuple[Kind, str]:
+    """What a purge is of: exactly one of model, digest, key and all. Raises BadRequest."""
+    given = [kind for kind in ("model", "digest", "key", "all") if document.get(kind) not in (None, False)]
+    unknown = document.keys() - {"model", "digest", "key", "all", "timeout_seconds"}
+    if len(given) != 1 or unknown:
+        raise BadRequest("body: give exactly one of model, digest, key and all, and timeout_seconds if you like")
+    kind, what = given[0], document[given[0]]
+    if kind == "all":
+        if what is not True:
+            raise BadRequest("all: must be true")
+        return "all", ""
+    if type(what) is not str or not what or len(what) > 256:
+        raise BadRequest(f"{kind}: must be a text")
+    if kind == "key" and (len(what) != 64 or set(what) - set("0123456789abcdef")):
+        raise BadRequest("key: must be 64 hexadecimal digits, as `foreseen key` and explain show it")
+    return cast("Kind", kind), what

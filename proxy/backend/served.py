@@ -1,0 +1,171 @@
+"""What one model is to the proxy: manifest, preparation, process and the space that is in force.
+
+A watcher asks the process who it is until it is ready, and keeps asking: a new digest is a new space. Preparation
+(tokenizer, normalization) runs here while the digest is the process's word, so the two compare notes: a process that
+was built with another preparation is not asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from foreseen.errors import ModelUnavailable, SetupError
+from foreseen.keys.key import Framer
+from foreseen.modelspec.artifact import preparation_digest, read_file, read_record
+from foreseen.modelspec.manifest import Manifest
+from foreseen.modelspec.prepare import Preparer
+from foreseen.proxy.backend.model import Facts, ModelProcess
+from foreseen.proxy.cache.freshness import Policy
+from foreseen.types import ALL_STEPS, Prediction, Row, Space, Steps, Terms
+
+log = structlog.get_logger()
+
+WATCH_SECONDS = 1.0
+WATCH_SECONDS_AT_START = 0.1
+PUBLIC = "public"
+FORMER_DIGESTS = 8
+"""How many digests back a miss can be explained by a new one."""
+
+
+@dataclass(slots=True)
+class Stats:
+    """Triton's statistics extension, of this worker: counts and nanoseconds."""
+
+    success: int = 0
+    success_ns: int = 0
+    fail: int = 0
+    fail_ns: int = 0
+    cache_hit: int = 0
+    cache_hit_ns: int = 0
+    cache_miss: int = 0
+    cache_miss_ns: int = 0
+    rows: int = 0
+    computed_rows: int = 0
+    computed_requests: int = 0
+    last_ms: int = 0
+
+
+class Served:
+    """One model of this proxy."""
+
+    def __init__(self, manifest: Manifest, process: ModelProcess, data: Path, freshness: Policy) -> None:
+        self.manifest = manifest
+        self.process = process
+        self.framer = Framer(manifest.model)
+        self.freshness = freshness
+        self.stats = Stats()
+        self.facts: Facts | None = None
+        self.been_ready = False
+        self.reachable = False
+        self.why = "its process has not answered yet"
+        self.former: deque[str] = deque(maxlen=FORMER_DIGESTS)
+        self._data = data
+        self._preparer: Preparer | None = None
+        self._preparation: str | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether a miss would be answered now. Hits need only that the model has ever said its digest."""
+        return self.facts is not None and self.reachable
+
+    @property
+    def steps(self) -> Steps:
+        """What may be done with this model's answers; a model that may not be cached goes straight through."""
+        independent = self.facts is None or self.facts.row_independent or self.manifest.rows == "together"
+        return ALL_STEPS if self.manifest.cacheable and independent else frozenset(("model",))
+
+    @property
+    def ours(self) -> bool:
+        """Whether its process is our own; see `ModelProcess`."""
+        return self.process.ours
+
+    @property
+    def bypass_reason(self) -> str:
+        return "rows-not-independent" if self.manifest.cacheable else "not-cacheable"
+
+    async def predict(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Prediction]:
+        """Ask the process; see `ModelProcess.predict`."""
+        return await self.process.predict(rows, parameters, terms)
+
+    def keyed(self, manifest: Manifest) -> Served:
+        """The same model with its rows keyed otherwise. It is ready after its first `refresh`."""
+        other = Served(manifest, self.process, self._data, self.freshness)
+        other.stats, other.former = self.stats, self.former
+        return other
+
+    def space(self) -> Space:
+        """The key space in force. Raises ModelUnavailable until the process has said its digest."""
+        if self.facts is None:
+            raise ModelUnavailable(f"model {self.manifest.name!r} is not ready: {self.why}")
+        return Space(PUBLIC, self.manifest.name, self.facts.digest)
+
+    @property
+    def preparation(self) -> str:
+        """What rows are prepared by, as a digest; empty where nobody has said."""
+        return self._preparation or ""
+
+    def preparer(self) -> Preparer:
+        """Raises ModelUnavailable until the preparation is known to be the process's own."""
+        if self._preparer is None:
+            raise ModelUnavailable(f"model {self.manifest.name!r} is not ready: {self.why}")
+        return self._preparer
+
+    async def refresh(self) -> None:
+        """Ask the process who it is; a digest that differs is in force from now on.
+
+        A process that cannot be reached keeps the facts that it had: its answers stay valid, hits keep flowing.
+        """
+        try:
+            facts = await self.process.facts()
+        except ModelUnavailable as error:
+            self.reachable, self.why = False, str(error)
+            return
+        except SetupError as error:
+            self._not_ready(str(error))
+            return
+        if self._preparer is None or facts.preparation not in (None, self._preparation):
+            problem = self._load_preparation(facts)
+            if problem is not None:
+                self._not_ready(problem)
+                return
+        if self.facts is not None and facts.digest != self.facts.digest:
+            self.former.append(self.facts.digest)
+            self.process.quarantine.clear()
+            self.process.renew()
+        if self.facts is None or facts.digest != self.facts.digest:
+            log.info("model ready", model=self.manifest.name, digest=facts.digest[:12], precision=facts.precision)
+        self.facts, self.been_ready, self.reachable, self.why = facts, True, True, ""
+
+    def _not_ready(self, why: str) -> None:
+        if why != self.why:
+            log.error("model not ready", model=self.manifest.name, why=why)
+        self.why, self.facts = why, None
+
+    async def watch(self) -> None:
+        while True:
+            await self.refresh()
+            await asyncio.sleep(WATCH_SECONDS if self.ready else WATCH_SECONDS_AT_START)
+
+    def _load_preparation(self, facts: Facts) -> str | None:
+        """Read the assets in force; what is wrong, or None."""
+        try:
+            record = read_record(self._data, self.manifest.name) if self._needs_assets() else None
+            files = record.artifact.assets if record else ()
+            assets = {file.name: read_file(self._data, record.artifact, file) for file in files} if record else {}
+            preparation = preparation_digest(self.manifest, files)
+            if facts.preparation not in (None, preparation):
+                return "its process was built with another preparation (model.toml or tokenizer); rebuild or restart it"
+            self._preparer = Preparer(self.manifest, assets)
+        except SetupError as error:
+            return str(error)
+        self._preparation = preparation
+        return None
+
+    def _needs_assets(self) -> bool:
+        return any(spec.tokenizer for spec in self.manifest.seen.inputs)

@@ -1,0 +1,170 @@
+"""What was purged → the generations that this worker's spaces have, and its word that it has seen them.
+
+Until the state store has been read once, nobody can say what was purged while this worker was away: it answers past the
+cache. Afterwards it goes on with what it knows where the store does not answer; a purge is not acknowledged then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import structlog
+
+from foreseen.errors import StateUnavailable
+from foreseen.stores.state import KEPT_PURGES, RECENT_MICROSECONDS, Purge, State, generation_of
+from foreseen.types import Key
+
+AGAIN_SECONDS = 0.2
+MAX_SPACES = 4096
+FORMER_PURGES = 8
+"""How many purges back a miss can be explained by one."""
+
+log = structlog.get_logger()
+
+Forget = Callable[[Sequence[Key] | None], Awaitable[None]]
+"""Forgets these keys, or everything; returns when nothing older can come back."""
+
+
+class Generations:
+    """This worker's knowledge of purges. Without a state store everything is generation 0."""
+
+    def __init__(self, state: State | None, forget: Forget) -> None:
+        self.worker = worker_name()
+        self.ready = asyncio.Event()
+        """Set when the store has been read once."""
+        self._state = state
+        self._forget = forget
+        self._known: dict[str, int] = {}
+        self._of: dict[tuple[str, str], int] = {}
+        """What was worked out of it, until it changes: asked for by every request."""
+        self._before: deque[dict[str, int]] = deque(maxlen=FORMER_PURGES)
+        self._purged_keys: OrderedDict[Key, None] = OrderedDict()
+        self._leaving = False
+        if state is None:
+            self.ready.set()
+
+    def of(self, model: str, digest: str) -> int | None:
+        """The generation of a model's space; None as long as it cannot be known."""
+        generation = self._of.get((model, digest))
+        if generation is None and self.ready.is_set():
+            if len(self._of) >= MAX_SPACES:
+                self._of.clear()
+            generation = self._of[model, digest] = generation_of(self._known, model, digest)
+        return generation
+
+    def formerly(self, model: str, digest: str) -> list[int]:
+        """The generations that a model's space had before, as far as this worker remembers, the newest first."""
+        now = generation_of(self._known, model, digest)
+        before = {generation_of(known, model, digest) for known in self._before} | {0}
+        return sorted((generation for generation in before if generation < now), reverse=True)
+
+    def was_purged(self, key: Key) -> bool:
+        """Whether this very key was purged not long ago."""
+        return key in self._purged_keys
+
+    async def follow(self) -> None:
+        """Register, catch up, then apply and confirm every purge as it comes, until `leave`."""
+        if self._state is None:
+            return
+        down = False
+        while (
+            not self._leaving
+        ):  # a cancellation may get lost between an answer of Redis and its timeout (CPython 3.11)
+            try:
+                await self._catch_up(self._state)
+                if down:
+                    log.warning("state: back")
+                down = False
+                while not self._leaving:
+                    purges = await self._state.next(self._last)
+                    if purges:
+                        await self._apply(purges)
+                        await self._state.confirm(self.worker, self._last)
+            except StateUnavailable:
+                if not down and not self._leaving:
+                    log.warning("state: not reachable; purges are not seen")
+                down = True
+                await asyncio.sleep(AGAIN_SECONDS)
+
+    async def leave(self) -> None:
+        """This worker answers nobody any more."""
+        self._leaving = True
+        if self._state is not None:
+            try:
+                await self._state.leave(self.worker)
+            except StateUnavailable:
+                log.warning("state: not reachable; this worker stays registered", worker=self.worker)
+            await self._state.close()
+
+    @property
+    def _last(self) -> int:
+        return self._known.get("last", 0)
+
+    async def _catch_up(self, state: State) -> None:
+        """Registered before it reads: a purge that comes in between waits for this worker."""
+        await state.register(self.worker)
+        await state.raise_to(self._known)
+        told = await state.generations()
+        since = self._last or max(0, told.get("last", 0) - RECENT_MICROSECONDS)
+        purges = await state.since(since)
+        newest = purges[-1].generation if purges else self._last
+        if self.ready.is_set() and (len(purges) >= KEPT_PURGES or newest < told.get("last", 0)):
+            await self._forget(None)  # the log is not whole: a key's purge may be missing
+        await self._apply(purges)
+        for name, value in told.items():
+            self._known[name] = max(self._known.get(name, 0), value)
+        self._of.clear()
+        self.ready.set()
+        await state.confirm(self.worker, self._last)
+
+    async def _apply(self, purges: Sequence[Purge]) -> None:
+        if any(purge.kind != "key" for purge in purges):
+            self._before.append(dict(self._known))
+        for purge in purges:
+            if purge.kind != "key":
+                self._known[f"{purge.kind}:{purge.what}"] = purge.generation
+                self._of.clear()
+        keys = [Key(bytes.fromhex(purge.what)) for purge in purges if purge.kind == "key"]
+        self._purged_keys |= dict.fromkeys(keys)
+        while len(self._purged_keys) > KEPT_PURGES:
+            self._purged_keys.popitem(last=False)
+        if any(purge.kind == "all" for purge in purges):
+            await self._forget(None)
+        if keys:
+            await self._forget(keys)
+        if purges:
+            self._known["last"] = max(self._last, purges[-1].generation)
+
+
+def worker_name() -> str:
+    """Who this worker is, and what proves that it is gone: HOST/PID/START/NAMESPACE."""
+    return f"{socket.gethostname()}/{os.getpid()}/{_started(os.getpid())}/{_namespace()}"
+
+
+def is_gone(worker: str) -> bool:
+    """Whether a worker has certainly ended. Of another machine's or container's nothing is certain."""
+    _, pid, started, namespace = worker.rsplit("/", 3)
+    return namespace == _namespace() and _started(int(pid)) != started
+
+
+def _started(pid: int) -> str:
+    """When a process was started, in the kernel's ticks; empty where there is none, or only its remains."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else fields[19]
+
+
+def _namespace() -> str:
+    """This boot of this machine, and which process ids count here."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+        return f"{boot}-{Path('/proc/self/ns/pid').readlink().name.strip('pid:[]')}"
+    except OSError:
+        return socket.gethostname()

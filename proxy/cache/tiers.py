@@ -1,0 +1,293 @@
+"""Near and far as the pair that the story uses: look, prove, keep.
+
+Failing open is policy and lives here and in `pipeline.py`: far may be slow, full, lying or gone, and costs time but
+never an answer. Adapters just raise; what they raise becomes a miss with a reason, counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol, assert_never
+
+from msgspec import Struct
+
+from foreseen.errors import EntryError, FarError
+from foreseen.keys.entry import EntryCodec
+from foreseen.keys.key import Framer, SpaceKey, keys_of_frames, space_key
+from foreseen.proxy.cache.clock import SteadyClock
+from foreseen.proxy.cache.freshness import Ask, Dead, Fresh, Policy, Stale, decide, fresh, kept_for
+from foreseen.proxy.cache.near import Near
+from foreseen.telemetry.metrics import ProxyMetrics
+from foreseen.types import AT_EASE, Answer, Demand, Key, Missed, Prediction, Row, Source, Space, Trip
+
+MAX_SPACES = 4096
+FORGOTTEN_SECONDS = 60.0
+COLD, DEAD, FAR_DOWN = Missed("cold"), Missed("expired"), Missed("far-down")
+
+
+class FarTier(Protocol):
+    """What is needed of the far tier. All raise FarError; a look-up may also tell it of some keys alone."""
+
+    async def get(self, keys: Sequence[Key]) -> list[bytes | FarError | None]: ...
+    async def put(self, entries: Sequence[tuple[Key, bytes, int]]) -> None: ...
+    async def forget(self, keys: Sequence[Key]) -> int: ...
+
+
+class Limits(Protocol):
+    """The settings that bound the tiers and the pipeline."""
+
+    @property
+    def waiting_rows(self) -> int: ...
+    @property
+    def far_value_bytes(self) -> int: ...
+    @property
+    def far_pending_bytes(self) -> int: ...
+
+
+class Looked(Struct, frozen=True):
+    """What a tier had, why the rest is missing, and how long it took (None where it was not asked)."""
+
+    found: Mapping[Key, Answer]
+    missing: Mapping[Key, Missed]
+    seconds: float | None = None
+    stale: bool = False
+    """Whether an answer that was found is stale."""
+
+
+class Tiers:
+    """The tiers of one proxy process, and the identities under which entries lie there."""
+
+    def __init__(
+        self,
+        *,
+        root: bytes,
+        codec: EntryCodec,
+        near: Near,
+        far: FarTier | None,
+        metrics: ProxyMetrics,
+        limits: Limits,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self.near = near
+        self.clock = SteadyClock() if clock is None else clock
+        self.pending_bytes = 0
+        self._root = root
+        self._codec = codec
+        self._far = far
+        self._metrics = metrics
+        self._limits = limits
+        self._spaces: dict[Space, SpaceKey] = {}
+        self._stores: set[asyncio.Task[None]] = set()
+        self._forgotten: dict[Key, float] = {}
+
+    def keys(self, space: Space, framer: Framer, rows: Sequence[Row], parameters: bytes) -> list[Key]:
+        """key: the identity of every row."""
+        return self.keys_of(space, framer.frames(rows, parameters))
+
+    def keys_of(self, space: Space, frames: Sequence[bytes]) -> list[Key]:
+        """The same, of rows whose frames are made."""
+        return keys_of_frames(self.space_key(space), frames)
+
+    def look_near(self, keys: Iterable[Key], policy: Policy, demand: Demand = AT_EASE) -> Looked:
+        """near: what this process remembers of these keys. Of what it never knew nothing is said."""
+        now, get, at_ease = self.clock(), self.near.get, demand is AT_EASE
+        found: dict[Key, Answer] = {}
+        missing: dict[Key, Missed] = {}
+        stale = False
+        for key in keys:
+            if key in found or key in missing:
+                continue
+            prediction = get(key)
+            if prediction is None:
+                continue
+            if at_ease and fresh(prediction.expires_at, now):  # what `judge` would say, at a fifth of its price
+                found[key] = Answer(prediction, "near")
+                continue
+            judged = judge(prediction, "near", now, policy, demand)
+            if isinstance(judged, Answer):
+                found[key] = judged
+                stale = stale or judged.why is not None
+                continue
+            missing[key] = judged
+            if judged == DEAD:
+                self.near.forget(key)
+        return Looked(found, missing, None, stale)
+
+    async def look_far(self, space: Space, keys: Sequence[Key], policy: Policy, demand: Demand = AT_EASE) -> Looked:
+        """far: what Redis has of these keys and proves to be them. A failure is a miss of all."""
+        if self._far is None:
+            return Looked({}, dict.fromkeys(keys, COLD))
+        started = time.perf_counter()
+        try:
+            values = await self._far.get(keys)
+        except FarError as error:
+            self._metrics.far_errors.labels(error.kind).inc()
+            return Looked({}, dict.fromkeys(keys, FAR_DOWN), time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self._metrics.far_seconds.of("get").add(seconds)
+        self._metrics.stages.add("far", seconds)
+        now, trip = self.clock(), Trip(seconds)
+        found: dict[Key, Answer] = {}
+        missing: dict[Key, Missed] = {}
+        for failed in {id(value): value for value in values if isinstance(value, FarError)}.values():
+            self._metrics.far_errors.labels(failed.kind).inc()
+        for key, value in zip(keys, values, strict=True):
+            proved = self._proved(space, key, None if key in self._forgotten else value)
+            judged = proved if isinstance(proved, Missed) else judge(proved, "far", now, policy, demand, trip)
+            if isinstance(judged, Missed):
+                missing[key] = judged
+            else:
+                found[key] = judged
+        return Looked(found, missing, seconds)
+
+    def _proved(self, space: Space, key: Key, value: bytes | FarError | None) -> Prediction | Missed:
+        """The prediction of a far value that proves to be the entry asked for; else why it is a miss."""
+        if value is None:
+            return COLD
+        if isinstance(value, FarError):
+            return FAR_DOWN
+        try:
+            return self._codec.unpack(key, space.digest, value)
+        except EntryError as error:
+            self._metrics.verify_failed.labels(error.reason).inc()
+            return Missed("verify-failed")
+
+    def keep(
+        self,
+        fresh: Sequence[tuple[Key, Prediction]],
+        policy: Policy,
+        began: float,
+        stored: Callable[[], None] = lambda: None,
+    ) -> bool:
+        """keep: near now, far behind the answer's back. True where all of it is kept somewhere. What was
+        forgotten since its computation began stays so. `stored` is called when far has it, or will not have it."""
+        wanted = [one for one in fresh if self._forgotten.get(one[0], -1.0) < began] if self._forgotten else fresh
+        kept = [self.keep_near(key, prediction) for key, prediction in wanted]
+        sent = self._keep_far(wanted, policy, stored)
+        return bool(wanted) and (sent or all(kept)) and len(wanted) == len(fresh)
+
+    def keep_near(self, key: Key, prediction: Prediction) -> bool:
+        before = self.near.evictions
+        kept = bool(self.near.capacity_bytes) and self.near.put(key, prediction)
+        if self.near.evictions > before:
+            self._metrics.evictions.inc(self.near.evictions - before)
+        return kept
+
+    def _keep_far(self, fresh: Sequence[tuple[Key, Prediction]], policy: Policy, stored: Callable[[], None]) -> bool:
+        """Send entries off, within the bounds on one entry and on all that are under way; True where all went."""
+        if self._far is None or not fresh:
+            stored()
+            return False
+        sizes = [self._codec.size(prediction) for _, prediction in fresh]
+        for size, times in Counter(sizes).items():
+            self._metrics.entry_bytes.add(size, times)
+        storable = [pair for pair, size in zip(fresh, sizes, strict=True) if size <= self._limits.far_value_bytes]
+        total = sum(size for size in sizes if size <= self._limits.far_value_bytes)
+        if len(storable) < len(fresh):
+            self._metrics.dropped.labels("large").inc(len(fresh) - len(storable))
+        if self.pending_bytes + total > self._limits.far_pending_bytes:
+            self._metrics.dropped.labels("pending").inc(len(storable))
+            stored()
+            return False
+        self.pending_bytes += total
+        task = asyncio.get_running_loop().create_task(self._store(self._far, storable, policy, total))
+        self._stores.add(task)  # the loop itself holds tasks only weakly
+        task.add_done_callback(self._stores.discard)
+        task.add_done_callback(lambda _: stored())
+        return len(storable) == len(fresh)
+
+    async def _store(self, far: FarTier, fresh: Sequence[tuple[Key, Prediction]], policy: Policy, size: int) -> None:
+        await asyncio.sleep(0)  # the answer goes first: packing and sending this cost as much as the reply
+        started, now = time.perf_counter(), self.clock()
+        try:
+            await far.put(self._entries(fresh, policy, now))
+            self._metrics.far_seconds.of("put").add(time.perf_counter() - started)
+        except FarError as error:
+            self._metrics.far_errors.labels(error.kind).inc()
+            self._metrics.dropped.labels("far").inc(len(fresh))
+        finally:
+            self.pending_bytes -= size
+
+    async def put_far(self, entries: Sequence[tuple[Key, Prediction]], policy: Policy) -> None:
+        """Store entries in far before anything else happens. Raises FarError, also where there is no far."""
+        if self._far is None:
+            raise FarError("none")
+        now, limit = self.clock(), self._limits.far_value_bytes
+        small = [(key, p) for key, p in entries if self._codec.size(p) <= limit]
+        await self._far.put(self._entries(small, policy, now))
+
+    def _entries(
+        self, fresh: Sequence[tuple[Key, Prediction]], policy: Policy, now: float
+    ) -> list[tuple[Key, bytes, int]]:
+        """What far is to store: packed, each with how long it lives in ms; not what is over already."""
+        lives = [int(kept_for(p.expires_at, now, policy) * 1000) for _, p in fresh]
+        entries = self._codec.pack_all(fresh)
+        return [(key, entry, life) for (key, _), entry, life in zip(fresh, entries, lives, strict=True) if life > 0]
+
+    def space_key(self, space: Space) -> SpaceKey:
+        key = self._spaces.get(space)
+        if key is None:
+            if len(self._spaces) >= MAX_SPACES:  # old digests and generations are never asked for again
+                self._spaces.clear()
+            key = self._spaces[space] = space_key(self._root, space)
+        return key
+
+    async def forget(self, keys: Sequence[Key] | None) -> None:
+        """Keys, or everything in near, were purged. Far is not asked for these keys for a while: by then their entries
+        are deleted there. Returns when no store can bring an older one back."""
+        if keys is None:
+            self.near.clear()
+            return
+        loop = asyncio.get_running_loop()
+        for key in keys:
+            self.near.forget(key)
+            self._forgotten[key] = loop.time()
+        loop.call_later(FORGOTTEN_SECONDS, self._remember, list(keys))
+        stores = set(self._stores)
+        if stores:
+            await asyncio.wait(stores)
+
+    def _remember(self, keys: Sequence[Key]) -> None:
+        """Far may be asked for these keys again."""
+        until = asyncio.get_running_loop().time() - FORGOTTEN_SECONDS / 2
+        for key in keys:
+            if self._forgotten.get(key, until) < until:
+                del self._forgotten[key]
+
+    async def delete_far(self, keys: Sequence[Key]) -> None:
+        """Delete entries in far. Raises FarError."""
+        if self._far is not None:
+            await self._far.forget(keys)
+
+    async def close(self, seconds: float) -> None:
+        """Let stores finish, at most so long."""
+        if self._stores:
+            await asyncio.wait(self._stores, timeout=seconds)
+
+
+def judge(
+    prediction: Prediction, tier: Source, now: float, policy: Policy, demand: Demand, trip: Trip | None = None
+) -> Answer | Missed:
+    """The answer that a tier's entry makes for a request of this demand, or why it makes none."""
+    decision = decide(prediction.made_at, prediction.expires_at, now, policy, demand)
+    match decision:
+        case Fresh():
+            return Answer(prediction, tier, trip=trip)
+        case Stale(why):
+            return Answer(prediction, "stale", trip=trip, why=why)
+        case Ask(reason, spare):
+            return Missed(reason, Answer(prediction, "stale", trip=trip, why="stale-if-error") if spare else None)
+        case Dead():
+            return DEAD
+        case _:
+            assert_never(decision)
+
+
+def both(near: Missed, far: Missed) -> Missed:
+    """What both tiers say of a row: the reason that tells more, and the spare that is younger."""
+    reason = near.reason if far.reason == "cold" else far.reason
+    spares = [missed.spare for missed in (near, far) if missed.spare is not None]
+    return Missed(reason, max(spares, key=lambda spare: spare.prediction.made_at, default=None))

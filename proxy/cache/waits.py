@@ -1,0 +1,91 @@
+"""A question's rows that are aloft → its answers, when they have landed or its deadline has come."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from msgspec import Struct
+
+from foreseen.errors import DeadlineExceeded
+from foreseen.proxy.cache.flight import Landing
+from foreseen.types import Answer, Key
+
+
+class Wait(Struct, frozen=True):
+    """A row that is waited for; `joined` where it was aloft already."""
+
+    landing: Landing
+    joined: bool
+
+
+async def until_landed(waits: Iterable[Wait], deadline: float) -> None:
+    """Wait for flights without owning them: a waiter that is cancelled leaves them aloft.
+
+    One after another: rows of one flight land together, and one that is there already costs next to nothing. A callback
+    for each of them, as `asyncio.wait` has it, costs more than keeping them.
+    """
+    pending = [wait.landing for wait in waits if not wait.landing.done()]
+    if not pending:
+        return
+    loop = asyncio.get_running_loop()
+    late = False
+
+    def over() -> None:
+        nonlocal late
+        late = True
+        _wake(turn)
+
+    turn: asyncio.Future[None] = loop.create_future()
+    alarm = loop.call_at(deadline, over)
+    try:
+        for landing in pending:
+            while not (landing.done() or late):
+                turn = loop.create_future()
+                woken = functools.partial(_wake, turn)
+                landing.add_done_callback(woken)
+                try:
+                    await turn
+                finally:
+                    landing.remove_done_callback(woken)
+    finally:
+        alarm.cancel()
+
+
+def _wake(turn: asyncio.Future[None], _: object = None) -> None:
+    if not turn.done():
+        turn.set_result(None)
+
+
+def cut_short(waits: Iterable[Wait], deadline: float) -> bool:
+    """Whether a flight that was joined ended at its own deadline while ours is still to come: then we ask again."""
+    if asyncio.get_running_loop().time() >= deadline:
+        return False
+    return any(
+        wait.joined and wait.landing.done() and isinstance(wait.landing.exception(), DeadlineExceeded) for wait in waits
+    )
+
+
+def in_order(
+    keys: Sequence[Key],
+    found: Mapping[Key, Answer],
+    waits: Mapping[Key, Wait],
+    spare: Callable[[Key], Answer | None],
+) -> list[Answer]:
+    """One answer per row. A row that the model answered for somebody else's asking, or for an equal row of the same
+    batch, is `collapsed`; one that is still aloft gets its spare. Raises what a flight ended with, DeadlineExceeded."""
+    answers = []
+    asked: set[Key] = set()
+    for key in keys:
+        answer = found.get(key)
+        if answer is None:
+            wait = waits[key]
+            answer = wait.landing.result() if wait.landing.done() else spare(key)
+            if answer is None:
+                raise DeadlineExceeded("the answer did not come before the deadline")
+            if answer.source == "model" and (wait.joined or key in asked):
+                answer = Answer(answer.prediction, "collapsed", answer.stored, answer.trip)
+            asked.add(key)
+        answers.append(answer)
+    return answers

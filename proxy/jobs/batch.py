@@ -1,0 +1,219 @@
+"""`POST /v2/predictions:batch`: many questions, one ticket; every line is a job of its own, and has its own end.
+
+The batch is opened, its lines become jobs that name it, and it is closed with the list of them; it ends when they all
+have. A line that asks nothing, or cannot be taken, is that line's error and no other's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+
+import orjson
+from aiohttp import web
+
+from foreseen.errors import (
+    BadRequest,
+    EntryError,
+    ForeseenError,
+    InProgress,
+    PredictionGone,
+    QueueUnavailable,
+)
+from foreseen.proxy.backend.served import PUBLIC
+from foreseen.proxy.fastpath.responder import Edge
+from foreseen.proxy.jobs.jsonl import BadLine, Line, lines_of
+from foreseen.proxy.jobs.ticket_options import Manners, Prefer, accepted
+from foreseen.proxy.jobs.tickets import BATCH, Fetched, Jobs, Manner, Promised
+from foreseen.proxy.predict.ask import Ask
+from foreseen.queue.queue import Queue
+from foreseen.queue.records import Batch, Failure, Head, Item, Records, Ticket, new_job, new_nonce
+from foreseen.types import Wish
+from foreseen.web.http import SERVER, expect, json_reply, read_body
+
+JSON_LINES = "application/jsonl"
+SUBMITTING = 16
+"""Lines of one batch that are prepared and stored at a time."""
+SLICE_ITEMS = 128
+"""Results that are read and rendered at a time."""
+FILLING_SECONDS = 600.0
+"""A batch that is not closed by then was left by a proxy that died: its idempotency key is new again."""
+OFF_LOOP_BYTES = 32 * 1024
+
+
+class Batches:
+    """The routes of batches, on one proxy process."""
+
+    def __init__(
+        self,
+        manners: Manners,
+        jobs: Jobs,
+        queue: Queue,
+        records: Records,
+        edge: Edge,
+        *,
+        most_lines: int,
+        body_seconds: float,
+    ) -> None:
+        self._manners = manners
+        self._jobs = jobs
+        self._queue = queue
+        self._records = records
+        self._edge = edge
+        self._most_lines = most_lines
+        self._body_seconds = body_seconds
+
+    def add_to(self, app: web.Application) -> None:
+        """Add the route."""
+        app.router.add_route("POST", "/v2/predictions:batch", self.submit_batch, expect_handler=expect)
+
+    async def submit_batch(self, request: web.Request) -> web.Response:
+        """Submit JSON Lines, one request each, and get one ticket. Its result is JSON Lines in the same order.
+
+        `Idempotency-Key` and `Foreseen-Webhook` are understood as on `/infer` with `Prefer: respond-async`.
+        """
+        body = await read_body(request, self._body_seconds)
+        manner = self._manners.of(request, body)
+        promised = await self._used(manner)
+        if promised is None:
+            lines = await _lines(body, self._most_lines)
+            promised = await self._taken(lines, manner)
+        prefer = Prefer(request)
+        if prefer.wait:
+            await self._jobs.until(promised.id, PUBLIC, prefer.wait)
+        told = {"id": promised.id, "state": promised.state, "items": promised.rows}
+        return json_reply(told, 202, accepted(promised.id))
+
+    async def _used(self, manner: Manner) -> Promised | None:
+        """The batch that an idempotency key stands for, None where it is new. Raises KeyReused, InProgress."""
+        promised = await self._jobs.used(PUBLIC, manner)
+        if promised is None:
+            return None
+        seen = await self._queue.see(*self._jobs.read_id(promised.id, PUBLIC), record=True)
+        if seen is None:
+            return None
+        if seen.record is None and seen.state == "running":
+            if time.time() - seen.created_at < FILLING_SECONDS:
+                raise InProgress("Idempotency-Key: the request is being taken in this moment", retry_after=1)
+            await self._queue.forget_once(manner.once)
+            return None
+        return promised
+
+    async def _taken(self, lines: Sequence[Line | BadLine], manner: Manner) -> Promised:
+        job, nonce, seal = new_job(), new_nonce(), self._records.seal
+        head = seal(Head(job, b"", PUBLIC, BATCH, "", len(lines), []))
+        ticket = seal(Ticket(nonce, PUBLIC, job, Wish(), manner.once))
+        extras = self._jobs.extras(manner, nonce, PUBLIC)
+        given = await self._queue.batch(job, nonce, head, ticket, len(lines), extras)
+        if given.nonce != nonce:  # the same request, at the same time
+            raise InProgress("Idempotency-Key: the request is being taken in this moment", retry_after=1)
+        try:
+            items = await self._items(lines, job)
+            await self._queue.close_batch(job, seal(Batch(job, items)), sum(item.failure is not None for item in items))
+        except BaseException:
+            await self._give_up(job, nonce, manner)
+            raise
+        return Promised(self._records.ticket_id(job, nonce, PUBLIC), "running", BATCH, len(lines))
+
+    async def _give_up(self, job: bytes, nonce: bytes, manner: Manner) -> None:
+        """Nothing was promised: the batch is not there, and what it has submitted already is nobody's."""
+        try:
+            await self._queue.cancel(job, nonce)
+            if manner.once:
+                await self._queue.forget_once(manner.once)
+        except QueueUnavailable:
+            return
+
+    async def _items(self, lines: Sequence[Line | BadLine], batch: bytes) -> list[Item]:
+        items: list[Item] = [Item(None, b"", b"")] * len(lines)
+        numbered = iter(enumerate(lines))
+
+        async def take() -> None:
+            for number, line in numbered:
+                items[number] = await self._item(line, batch)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(SUBMITTING):
+                group.create_task(take())
+        return items
+
+    async def _item(self, line: Line | BadLine, batch: bytes) -> Item:
+        """One line as a job. Raises QueueUnavailable, which ends the whole batch: nothing is promised yet."""
+        try:
+            if isinstance(line, BadLine):
+                raise line.error
+            ask, manner = Ask(line.model, line.version, line.protocol), Manner(batch=batch, at_once=False)
+            promised = await self._jobs.submit(self._edge.find(line.model, line.version), ask, line.body, manner)
+            if promised is None:
+                raise BadRequest("the line asks for nothing that can wait: no rows, or part of a sequence")
+        except QueueUnavailable:
+            raise
+        except ForeseenError as error:
+            return Item(line.custom_id, b"", b"", Failure(b"", error.status, error.code, str(error)))
+        return Item(line.custom_id, *self._jobs.read_id(promised.id, PUBLIC))
+
+    async def result(self, request: web.Request, batch: Batch) -> web.StreamResponse:
+        """Every item's result, a line each, in the order in which they were asked."""
+        reply = web.StreamResponse(headers={"Server": SERVER, "Content-Type": JSON_LINES})
+        await reply.prepare(request)
+        for items in _sliced(batch.items):
+            await reply.write(b"".join(await self._told(items)))
+        await reply.write_eof()
+        return reply
+
+    async def _told(self, items: Sequence[Item]) -> list[bytes]:
+        jobs = [(item.job, item.nonce) for item in items if item.failure is None]
+        seen = iter(await self._queue.see_all(jobs))
+        told = []
+        for item in items:
+            try:
+                if item.failure is not None:
+                    raise _Said(item.failure)
+                one = next(seen)
+                if one is None:
+                    raise PredictionGone("the prediction has expired")
+                fetched = await self._jobs.fetched(item.job, item.nonce, PUBLIC, one)
+                assert isinstance(fetched, Fetched), "no item of a batch is a batch"
+                told.append(_line(item.custom_id, fetched.body, None))
+            except QueueUnavailable:
+                raise
+            except ForeseenError as error:
+                told.append(_line(item.custom_id, None, error))
+        return told
+
+    async def cancel(self, ticket: str) -> None:
+        """Cancel the items of a batch that was cancelled."""
+        job, nonce = self._jobs.read_id(ticket, PUBLIC)
+        seen = await self._queue.see(job, nonce, record=True)
+        if seen is None or seen.record is None:
+            return
+        try:
+            batch = self._records.open_of(Batch, job, seen.record)
+        except EntryError:
+            return
+        await self._queue.cancel_all([(item.job, item.nonce) for item in batch.items if item.failure is None])
+
+
+class _Said(ForeseenError):
+    """What was wrong with a line when it was submitted."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.status, self.code = failure.status, failure.code  # type: ignore[misc]
+
+
+async def _lines(body: bytes, most: int) -> list[Line | BadLine]:
+    return lines_of(body, most) if len(body) <= OFF_LOOP_BYTES else await asyncio.to_thread(lines_of, body, most)
+
+
+def _line(name: str | None, body: bytes | None, error: ForeseenError | None) -> bytes:
+    head = b'{"custom_id":' + orjson.dumps(name)
+    if error is not None:
+        told = {"status_code": error.status, "code": error.code, "message": str(error)}
+        return head + b',"response":null,"error":' + orjson.dumps(told) + b"}\n"
+    return head + b',"response":{"status_code":200,"body":' + (body or b"null") + b'},"error":null}\n'
+
+
+def _sliced(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    return (items[at : at + SLICE_ITEMS] for at in range(0, len(items), SLICE_ITEMS))

@@ -1,0 +1,25 @@
+"""What a request's head asks of the predict routes: the noun that both roads of a request share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from foreseen.proxy.cache.freshness import AT_WILL, Control
+
+Protocol = Literal["v2", "v1"]
+
+
+class Ask(Struct, frozen=True):
+    """A head that was understood. What it leaves open, the body and the clock decide."""
+
+    model: str
+    version: str | None
+    protocol: Protocol
+    header_length: int | None = None
+    """`Inference-Header-Content-Length`, None where it is absent."""
+    seconds: float = 30.0
+    """How long the request has, from its first byte to its answer."""
+    control: Control = AT_WILL
+    traceparent: str | None = None

@@ -1,0 +1,143 @@
+"""A request's bytes → what is asked and how the answer is to look, for V2 and V1. Pure.
+
+V1 sources: TensorFlow Serving's REST API (`instances`, columnar `inputs`, `b64`) and KServe's V1 protocol.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+
+from foreseen.errors import BadInput, BadRequest
+from foreseen.modelspec.manifest import ClientInput, Manifest, wire_shape
+from foreseen.modelspec.parameters import counting, in_sequence, lane_of
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.strict_json import load_json
+from foreseen.protocol.tensors import array_of_json, checked_shape
+from foreseen.protocol.wire import InputTensor, Request, parse_raw, parse_request
+from foreseen.proxy.predict.render import wanted_outputs
+from foreseen.types import Lane, Wish
+
+
+class Asked(Struct, frozen=True):
+    """A decoded request. `parameters` is canonical JSON of those that may change the answer, empty for none."""
+
+    inputs: tuple[InputTensor, ...]
+    wish: Wish
+    parameters: bytes = b""
+    sequence: bool = False
+    """Part of a stateful sequence: not to be cached."""
+    timeout_seconds: float | None = None
+    lane: Lane = "online"
+
+
+def decode_v2(body: bytes, header_length: int | None, manifest: Manifest) -> Asked:
+    """An `/infer` body. Raises BadRequest or BadInput naming the field."""
+    request = _raw(body, manifest) if header_length == 0 else parse_request(body, header_length)
+    wish = Wish("v2", request.id, request.outputs, request.binary)
+    wanted_outputs(manifest, wish)  # an unknown output is refused before anything is asked
+    parameters = request.parameters
+    return Asked(
+        request.inputs,
+        wish,
+        counting(parameters, manifest),
+        in_sequence(parameters),
+        _timeout(parameters),
+        lane_of(parameters),
+    )
+
+
+def decode_v1(body: bytes, manifest: Manifest) -> Asked:
+    """A `:predict` body: row `instances` or columnar `inputs`. Raises BadRequest or BadInput naming the field."""
+    document = load_json(body)
+    if not isinstance(document, dict):
+        raise BadRequest("body: expected an object with instances or inputs")
+    if ("instances" in document) == ("inputs" in document):
+        raise BadRequest("body: give either instances (by row) or inputs (by column)")
+    specs = manifest.seen.inputs
+    if "instances" in document:
+        wish, columns = Wish("v1"), _columns_of_instances(document["instances"], specs)
+    else:
+        wish, columns = Wish("v1-columns"), _columns_of_inputs(document["inputs"], specs)
+    return Asked(tuple(_v1_tensor(spec, columns[spec.name]) for spec in specs), wish)
+
+
+def _raw(body: bytes, manifest: Manifest) -> Request:
+    specs = manifest.seen.inputs
+    if len(specs) != 1:
+        raise BadRequest(f"a raw binary request is for models with one input; this one has {len(specs)}")
+    return parse_raw(body, specs[0].name, specs[0].datatype, wire_shape(specs[0].shape))
+
+
+def _timeout(parameters: dict[str, Any]) -> float | None:
+    """The `timeout` parameter, microseconds; 0 means none (Triton)."""
+    value = parameters.get("timeout")
+    if value is None:
+        return None
+    if type(value) is not int or value < 0:
+        raise BadRequest("parameters.timeout: must be a number of microseconds")
+    return value / 1e6 if value else None
+
+
+def _columns_of_instances(instances: Any, specs: tuple[ClientInput, ...]) -> dict[str, list[Any]]:
+    if type(instances) is not list:
+        raise BadRequest("instances: must be a list")
+    names = {spec.name for spec in specs}
+    columns: dict[str, list[Any]] = {spec.name: [] for spec in specs}
+    for index, instance in enumerate(instances):
+        named = type(instance) is dict and instance.keys() != {"b64"}
+        if named and instance.keys() != names:
+            raise BadInput(f"instances[{index}]: must have exactly {', '.join(sorted(names))}")
+        if not named and len(specs) != 1:
+            raise BadInput(f"instances[{index}]: must be an object of {', '.join(sorted(names))}")
+        for spec in specs:
+            columns[spec.name].append(instance[spec.name] if named else instance)
+    return columns
+
+
+def _columns_of_inputs(inputs: Any, specs: tuple[ClientInput, ...]) -> dict[str, list[Any]]:
+    columns = inputs if type(inputs) is dict else {specs[0].name: inputs}
+    if columns.keys() != {spec.name for spec in specs}:
+        raise BadInput(f"inputs: must have exactly {', '.join(sorted(spec.name for spec in specs))}")
+    for name, column in columns.items():
+        if type(column) is not list:
+            raise BadInput(f"inputs.{name}: must be a list")
+    return columns
+
+
+def _v1_tensor(spec: ClientInput, column: list[Any]) -> InputTensor:
+    """V1 states no shapes: they are read off the first elements, and the rest must agree."""
+    field, datatype = f"inputs.{spec.name}", DATATYPES[spec.datatype]
+    shape, level = [], column
+    for dim in wire_shape(spec.shape):
+        shape.append(len(level) if type(level) is list else 0)
+        level = level[0] if type(level) is list and level else [None] * max(dim, 0)
+    if not column:
+        shape = [0, *(max(dim, 0) for dim in wire_shape(spec.shape)[1:])]
+    checked = checked_shape(shape, field)
+    if datatype.kind != "s":
+        return InputTensor(spec.name, spec.datatype, array_of_json(column, datatype, checked, field))
+    flat: list[Any] = column
+    for size in checked[1:]:
+        if any(type(part) is not list or len(part) != size for part in flat):
+            raise BadInput(f"{field}: is ragged, or not nested as the model's input is")
+        flat = [item for part in flat for item in part]
+    array = np.empty(len(flat), object)
+    array[:] = [_bytes_of(item, field) for item in flat]
+    return InputTensor(spec.name, spec.datatype, array.reshape(checked))
+
+
+def _bytes_of(value: Any, field: str) -> bytes:
+    """A V1 string, or the bytes of `{"b64": …}`."""
+    if type(value) is str:
+        return value.encode()
+    if type(value) is dict and value.keys() == {"b64"} and type(value["b64"]) is str:
+        try:
+            return base64.b64decode(value["b64"], validate=True)
+        except (binascii.Error, ValueError):
+            raise BadInput(f"{field}: b64 is not base64") from None
+    raise BadInput(f'{field}: takes strings or {{"b64": "…"}} only')

@@ -1,0 +1,107 @@
+"""Rows with the outputs that a batch run computed → entries, for operators; no model is asked.
+
+The body is a V2 request: the model's inputs, its outputs as further inputs called `output.NAME`, and in the parameter
+`digest` which model computed them. `foreseen.made_at` and `foreseen.seconds` may say when, and at what cost, each was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from msgspec import Struct
+
+from foreseen.errors import BadInput, FarError, FarUnavailable, ModelFailed
+from foreseen.modelspec.manifest import Manifest
+from foreseen.modelspec.parameters import counting
+from foreseen.modelspec.rows import raw_outputs
+from foreseen.protocol.wire import InputTensor, parse_request
+from foreseen.proxy.cache.freshness import expiry_of
+from foreseen.proxy.predict.pipeline import Pipeline
+from foreseen.types import Array, Key, Prediction, Row, Space
+
+PREFIX = "output."
+MADE_AT, SECONDS = "foreseen.made_at", "foreseen.seconds"
+
+
+class Brought(Struct, frozen=True):
+    """A decoded body. `inputs` and `parameters` are what a request for the same rows would have."""
+
+    inputs: tuple[InputTensor, ...]
+    outputs: Mapping[str, Array]
+    facts: Mapping[str, Array]
+    parameters: bytes
+    digest: str
+
+
+def decode_brought(body: bytes, header_length: int | None, manifest: Manifest) -> Brought:
+    """Raises BadRequest or BadInput naming the field."""
+    request = parse_request(body, header_length)
+    told = dict(request.parameters)
+    digest = told.pop("digest", None)
+    if not isinstance(digest, str):
+        raise BadInput("parameters.digest: say which model computed the outputs")
+    given = {tensor.name: tensor.array for tensor in request.inputs}
+    outputs = {name.removeprefix(PREFIX): array for name, array in given.items() if name.startswith(PREFIX)}
+    for tensor in request.inputs:
+        spec = next((o for o in manifest.model.outputs if PREFIX + o.name == tensor.name), None)
+        if spec is not None and tensor.datatype != spec.datatype:
+            raise BadInput(f"inputs.{tensor.name}.datatype: is {tensor.datatype}, must be {spec.datatype}")
+    facts = {name: given[name] for name in (MADE_AT, SECONDS) if name in given}
+    inputs = tuple(t for t in request.inputs if not t.name.startswith(PREFIX) and t.name not in facts)
+    return Brought(inputs, outputs, facts, counting(told, manifest), digest)
+
+
+def predictions_of(brought: Brought, rows: Sequence[Row], manifest: Manifest, now: float) -> list[Prediction]:
+    """Each row's prediction, not yet with a life. Raises BadInput where they are not what the model answers."""
+    signature = manifest.model
+    try:
+        raw = raw_outputs(brought.outputs, rows, signature)
+    except (ModelFailed, KeyError) as error:
+        raise BadInput(f"inputs: the outputs are not those of {manifest.name!r}: {error}") from None
+    made_at, seconds = _fact(brought, MADE_AT, len(rows), now), _fact(brought, SECONDS, len(rows), 0.0)
+    made = []
+    for i, (heads, data) in enumerate(raw):
+        when = min(float(made_at[i]), now)
+        made.append(Prediction(heads, data, brought.digest, when, when, float(seconds[i])))
+    return made
+
+
+async def bring(
+    pipeline: Pipeline, space: Space, rows: Sequence[Row], parameters: bytes, predictions: Sequence[Prediction]
+) -> list[int]:
+    """Store what is not there yet; the numbers of the rows that were. Raises FarUnavailable: nothing is promised then.
+
+    It returns when far has them: whoever imports goes on with the next rows and never comes back to these.
+    """
+    tiers, model = pipeline.tiers, pipeline.models[space.model]
+    keys = tiers.keys(space, model.framer, rows, parameters)
+    looked = await tiers.look_far(space, list(dict.fromkeys(keys)), model.freshness)
+    if any(missed.reason == "far-down" for missed in looked.missing.values()):
+        raise FarUnavailable("the far tier does not answer, so nothing can be imported")
+    fresh: dict[Key, Prediction] = {}
+    had: list[int] = []
+    for i, (key, prediction) in enumerate(zip(keys, predictions, strict=True)):
+        if key in looked.found or key in fresh:
+            had.append(i)
+            continue
+        expires_at = expiry_of(prediction.made_at, model.freshness)
+        fresh[key] = Prediction(
+            prediction.outputs, prediction.data, prediction.digest, prediction.made_at, expires_at, prediction.seconds
+        )
+    if not fresh:
+        return had
+    try:
+        await tiers.put_far(list(fresh.items()), model.freshness)
+    except FarError:
+        raise FarUnavailable("the far tier does not answer, so these rows were not imported") from None
+    return had
+
+
+def _fact(brought: Brought, name: str, rows: int, default: float) -> Array:
+    given = brought.facts.get(name)
+    if given is None:
+        return np.full(rows, default)
+    if given.dtype.kind not in "fiu" or given.shape != (rows,) or not np.isfinite(given).all():
+        raise BadInput(f"inputs.{name}: must be a finite number for each row")
+    return given

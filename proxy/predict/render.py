@@ -1,0 +1,164 @@
+"""Answers and a wish → the reply's body: rows in order, the wanted outputs in the wanted encoding.
+
+Output selection, binary or JSON, classification and V1 or V2 are all made here, of the stored tensors, so that none of
+them is part of a key. Nothing in a body is request-specific but the echoed id: a hit's body equals the miss's.
+"""
+
+from __future__ import annotations
+
+import base64
+import heapq
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+from msgspec import Struct
+
+from foreseen.errors import BadRequest
+from foreseen.modelspec.manifest import ClientOutput, Manifest, wire_shape
+from foreseen.protocol.datatypes import DATATYPES, elements
+from foreseen.protocol.tensors import array_of_raw, raw_of
+from foreseen.protocol.wire import OutputTensor, render_response
+from foreseen.types import Array, Prediction, WantedOutput, Wish
+
+MAX_CLASSES = 1_000_000
+
+
+def render(manifest: Manifest, predictions: Sequence[Prediction], wish: Wish) -> tuple[bytes, int | None]:
+    """The body, and the length of its JSON part where binary tensors follow. Raises BadRequest."""
+    if wish.protocol != "v2":
+        return _render_v1(manifest, predictions, wish), None
+    outputs = [_tensor(manifest, predictions, wanted, wish) for wanted in wanted_outputs(manifest, wish)]
+    return render_response(manifest.name, manifest.version, wish.id, outputs)
+
+
+class Drawn(Struct, frozen=True):
+    """A rendered reply to requests that wish the same: `before` and `after` the place of the request's id."""
+
+    predictions: Sequence[Prediction]
+    before: bytes
+    after: bytes
+    length: int | None
+    """Of its JSON part, without an id."""
+
+    def of(self, predictions: Sequence[Prediction]) -> bool:
+        """Whether these would be rendered to the same bytes."""
+        own = self.predictions
+        return len(own) == len(predictions) and all(
+            one is other or (one.data == other.data and one.outputs == other.outputs)
+            for one, other in zip(own, predictions, strict=True)
+        )
+
+    def reply(self, request_id: bytes | None) -> tuple[bytes, int | None]:
+        """As `render`; `request_id` is plain: its own JSON but for the quotes."""
+        if request_id is None:
+            return self.before + self.after, self.length
+        member = b',"id":"%b"' % request_id
+        return b"".join((self.before, member, self.after)), self.length and self.length + len(member)
+
+
+def draw(manifest: Manifest, predictions: Sequence[Prediction], wish: Wish) -> Drawn:
+    """A rendered reply, whatever the id. Raises BadRequest."""
+    if wish.protocol != "v2":
+        return Drawn(predictions, _render_v1(manifest, predictions, wish), b"", None)
+    body, length = render(manifest, predictions, Wish(wish.protocol, None, wish.outputs, wish.binary))
+    before = orjson.dumps({"model_name": manifest.name, "model_version": manifest.version})[:-1]
+    assert body.startswith(before)
+    return Drawn(predictions, before, body[len(before) :], length)
+
+
+def wanted_outputs(manifest: Manifest, wish: Wish) -> tuple[WantedOutput, ...]:
+    """What is to be rendered: what was asked for, or all of it. Raises BadRequest for an unknown output."""
+    known = {output.name for output in manifest.seen.outputs}
+    if wish.outputs is None:
+        return tuple(WantedOutput(output.name) for output in manifest.seen.outputs)
+    for wanted in wish.outputs:
+        if wanted.name not in known:
+            raise BadRequest(f"outputs.{wanted.name[:64]}: there is no such output; the model has {', '.join(known)}")
+    return wish.outputs
+
+
+def _tensor(manifest: Manifest, predictions: Sequence[Prediction], wanted: WantedOutput, wish: Wish) -> OutputTensor:
+    spec = _spec(manifest, wanted.name)
+    binary = wish.binary if wanted.binary is None else wanted.binary
+    raw, shape = _joined(manifest, predictions, spec)
+    if wanted.classification is None:
+        return OutputTensor(wanted.name, spec.datatype, shape, raw, binary)
+    classes = _classes(array_of_raw(raw, DATATYPES[spec.datatype], shape, wanted.name), wanted.classification, spec)
+    return OutputTensor(wanted.name, "BYTES", classes.shape, raw_of(classes, DATATYPES["BYTES"]), binary)
+
+
+def _joined(manifest: Manifest, predictions: Sequence[Prediction], spec: ClientOutput) -> tuple[bytes, tuple[int, ...]]:
+    """All rows of one output as one tensor's bytes and shape; rows of different sizes are zero-padded again."""
+    if not predictions:
+        return b"", tuple(0 if dim == -1 else dim for dim in wire_shape(spec.shape))
+    place = next(i for i, output in enumerate(predictions[0].outputs) if output.name == spec.name)
+    shapes = {prediction.outputs[place].shape for prediction in predictions}
+    if manifest.rows == "together":
+        return predictions[0].data[place], shapes.pop()
+    if len(shapes) == 1:
+        return b"".join([prediction.data[place] for prediction in predictions]), (len(predictions), *shapes.pop())
+    datatype = DATATYPES[spec.datatype]
+    largest = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
+    batch: Array = np.full((len(predictions), *largest), b"" if datatype.kind == "s" else 0, datatype.dtype)
+    for i, prediction in enumerate(predictions):
+        part = array_of_raw(prediction.data[place], datatype, prediction.outputs[place].shape, spec.name)
+        batch[i][tuple(slice(0, size) for size in part.shape)] = part
+    return raw_of(batch, datatype), batch.shape
+
+
+def _classes(array: Array, count: int, spec: ClientOutput) -> Array:
+    """The classification extension: `[rows, n]` BYTES of "value:index[:label]", the largest first.
+
+    Values are printed as Triton does (`std::to_string`: six decimals for floats).
+    """
+    if DATATYPES[spec.datatype].kind not in "if":
+        raise BadRequest(f"outputs.{spec.name}.parameters.classification: {spec.datatype} cannot be ranked")
+    flat = array.reshape(len(array), elements(array.shape[1:]))  # of no rows, -1 would not say how many
+    count = min(count, flat.shape[1], MAX_CLASSES)
+    made = np.empty((len(flat), count), object)
+    for i, row in enumerate(flat):
+        values = row.tolist()
+        best = heapq.nsmallest(count, range(len(values)), key=lambda at: (-values[at], at))
+        for j, at in enumerate(best):
+            value = f"{values[at]:.6f}" if isinstance(values[at], float) else str(values[at])
+            label = f":{spec.labels[at]}" if at < len(spec.labels) else ""
+            made[i, j] = f"{value}:{at}{label}".encode()
+    return made
+
+
+def _render_v1(manifest: Manifest, predictions: Sequence[Prediction], wish: Wish) -> bytes:
+    """`{"predictions": [...]}` by row, or `{"outputs": ...}` by column; one output stands without its name."""
+    columns: dict[str, Any] = {}
+    for wanted in wanted_outputs(manifest, wish):
+        spec = _spec(manifest, wanted.name)
+        raw, shape = _joined(manifest, predictions, spec)
+        array = array_of_raw(raw, DATATYPES[spec.datatype], shape, wanted.name)
+        columns[wanted.name] = _v1_values(array, spec)
+    single = next(iter(columns.values())) if len(columns) == 1 else None
+    if wish.protocol == "v1-columns":
+        return orjson.dumps({"outputs": columns if single is None else single}, option=orjson.OPT_SERIALIZE_NUMPY)
+    if single is not None:
+        return orjson.dumps({"predictions": single}, option=orjson.OPT_SERIALIZE_NUMPY)
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return orjson.dumps({"predictions": rows}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _v1_values(array: Array, spec: ClientOutput) -> Any:
+    if DATATYPES[spec.datatype].kind == "s":
+        return _nested_text(array.tolist())
+    return np.ascontiguousarray(array, np.float32) if spec.datatype in ("BF16", "FP16") else np.ascontiguousarray(array)
+
+
+def _nested_text(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_nested_text(item) for item in value]
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"b64": base64.b64encode(value).decode()}
+
+
+def _spec(manifest: Manifest, name: str) -> ClientOutput:
+    return next(output for output in manifest.seen.outputs if output.name == name)

@@ -1,0 +1,281 @@
+"""A configured, perhaps running system → findings, each one line with its fix. It looks and changes nothing.
+
+`must`: Foreseen does not work, or not as it promises, until this is fixed. `note`: it works; somebody should know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import resource
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+
+from foreseen.errors import SetupError
+from foreseen.keys.secret import read_secret
+from foreseen.modelspec.artifact import read_record
+from foreseen.modelspec.manifest import find
+from foreseen.operate.interpreter import optimized
+from foreseen.operate.scrape import Scrape, scrape
+from foreseen.paths import model_socket
+from foreseen.proxy.tools.doctor_stores import redis, state
+from foreseen.proxy.tools.finding import Finding, Grade, numbers, size
+from foreseen.settings import DoctorSettings
+from foreseen.web.listen import BACKLOG, OTHER_FILES
+
+MIN_FILES = 1024
+EARLIEST_UNIX_SECONDS = 1_735_689_600.0
+"""2025-01-01: a machine that starts without its time thinks that it is 1970."""
+PROBE_SECONDS = 3.0
+OVERHEAD = 1.3
+"""What a full near or Redis takes beyond its own count: allocators, fragments."""
+_FLOOR = re.compile(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?(?:>=|==)([0-9][0-9.]*)")
+_EXTRA = re.compile(r"""extra == ['"](\w+)['"]""")
+_OURS = frozenset(("proxy", "cpu"))
+"""Extras of a machine that serves; those of builds and development are not its business."""
+
+
+def examine(settings: DoctorSettings) -> list[Finding]:
+    """Everything that can be looked at from here."""
+    return asyncio.run(_all(settings))
+
+
+async def _all(settings: DoctorSettings) -> list[Finding]:
+    found = [*versions(), *interpreter(optimized()), *clock(time.time()), *backlog()]
+    found += files(resource.getrlimit(resource.RLIMIT_NOFILE)[1], settings.connections)
+    found += [*secret(settings), *memory(settings, memory_bytes()), *workers(settings.workers, os.cpu_count() or 1)]
+    for store in (redis, state):
+        found += [one async for one in store(settings)]
+    for named in settings.model or (() if settings.upstream else ("minilm",)):
+        found += [one async for one in model(named, settings)]
+    if settings.upstream is not None:
+        found += [one async for one in upstream(settings.upstream)]
+    found += await asyncio.to_thread(lambda: list(running(settings)))
+    return found
+
+
+def versions(installed: Callable[[str], str] = version) -> Iterator[Finding]:
+    """Python and every library at or above its floor, which is a security floor."""
+    low = []
+    for requirement in requires("foreseen") or ():
+        wanted, _, marker = requirement.partition(";")
+        floor, extra = _FLOOR.match(wanted.strip()), _EXTRA.search(marker)
+        if floor is None or (extra is not None and extra[1] not in _OURS):
+            continue
+        try:
+            have = installed(floor[1])
+        except PackageNotFoundError:
+            if extra is None:
+                low.append(f"{floor[1]} is missing")
+            continue
+        if numbers(have) < numbers(floor[2]):
+            low.append(f"{floor[1]} {have} is below {floor[2]}")
+    python = ".".join(map(str, sys.version_info[:3]))
+    if low:
+        fix = "install foreseen anew into an environment of its own"
+        yield Finding("must", "versions", ", ".join(low), fix)
+    else:
+        yield Finding("ok", "versions", f"foreseen {installed('foreseen')}, Python {python}, libraries at their floors")
+
+
+def interpreter(fast: bool) -> Iterator[Finding]:
+    """Only what is wrong: its version is told with the libraries'."""
+    if not fast:
+        fix = "take the distribution's Python, or build yours with --enable-optimizations; make the environment anew"
+        yield Finding("note", "interpreter", "Python was built without its profile: it takes 1.4 times as long", fix)
+
+
+def clock(now: float) -> Iterator[Finding]:
+    if now < EARLIEST_UNIX_SECONDS:
+        told = f"this machine thinks that it is {time.strftime('%Y-%m-%d', time.gmtime(now))}"
+        yield Finding("must", "clock", f"{told}; entries would expire at once", "run NTP (timedatectl set-ntp true)")
+    else:
+        yield Finding("ok", "clock", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now)))
+
+
+def files(limit: int, connections: int) -> Iterator[Finding]:
+    """Every connection is a file. `limit` is the hard one: a worker raises its soft limit by itself."""
+    fix = f"LimitNOFILE={connections + OTHER_FILES} of its unit, or ulimit -Hn; or fewer --connections"
+    if limit == resource.RLIM_INFINITY or limit >= connections + OTHER_FILES:
+        told = "unlimited" if limit == resource.RLIM_INFINITY else f"{limit} open files"
+        yield Finding("ok", "files", f"{told}, enough for --connections {connections}")
+        return
+    grade: Grade = "must" if limit < MIN_FILES else "note"
+    has = max(1, limit - OTHER_FILES)
+    yield Finding(grade, "files", f"{limit} open files: a worker takes {has} connections, not {connections}", fix)
+
+
+def backlog(path: Path = Path("/proc/sys/net/core/somaxconn")) -> Iterator[Finding]:
+    """What waits to be accepted; more are dropped and come again after a second."""
+    try:
+        limit = int(path.read_text())
+    except (OSError, ValueError):
+        return
+    if limit < BACKLOG:
+        fix = f"sysctl net.core.somaxconn={BACKLOG}"
+        yield Finding("note", "backlog", f"the kernel queues {limit} connections, not {BACKLOG}", fix)
+
+
+def secret(settings: DoctorSettings) -> Iterator[Finding]:
+    path = settings.secret_file or settings.data / "secret"
+    try:
+        read_secret(path)
+    except SetupError as error:
+        said, _, fix = str(error).partition("; ")
+        if settings.redis is None and not path.exists():
+            yield Finding("note", "secret", f"{path}: not there yet", "nothing: `foreseen up` makes it")
+        else:
+            yield Finding("must", "secret", said, fix or "give the proxy's user access")
+    else:
+        yield Finding("ok", "secret", f"{path}, for its owner alone")
+
+
+def memory(settings: DoctorSettings, there: int | None) -> Iterator[Finding]:
+    """Near of every worker and the embedded Redis, full, in what this machine or container has."""
+    wanted = settings.near_bytes * settings.workers
+    parts = f"near {size(settings.near_bytes)} × {settings.workers}"
+    if settings.redis is None:
+        wanted, parts = wanted + settings.far_bytes, f"{parts} and Valkey {size(settings.far_bytes)}"
+    if there is None:
+        return
+    told = f"{parts} may grow to {size(int(wanted * OVERHEAD))} of {size(there)}"
+    fix = "lower --near-bytes, --far-bytes or --workers"
+    if wanted * OVERHEAD > there:
+        yield Finding("must", "memory", f"{told}; the kernel would end a process", fix)
+    elif wanted * OVERHEAD > there * 0.7:
+        yield Finding("note", "memory", f"{told}, models come on top", fix)
+    else:
+        yield Finding("ok", "memory", told)
+
+
+def workers(count: int, cores: int) -> Iterator[Finding]:
+    if count < 1:
+        yield Finding("must", "workers", f"{count} workers answer nothing", "--workers 1 or more")
+    elif count > cores:
+        fix = f"--workers {cores} or fewer; models want cores, too"
+        yield Finding("note", "workers", f"{count} workers share {cores} cores and only get in each other's way", fix)
+    else:
+        yield Finding("ok", "workers", f"{count} on {cores} cores")
+
+
+async def model(named: str, settings: DoctorSettings) -> AsyncIterator[Finding]:
+    """Whether it is known, built, reachable, ready, and runs where it was meant to."""
+    name, _, address = named.partition("=")
+    what = f"model {name}"
+    try:
+        found = find(name, settings.model_folders)
+        if found.upstream is not None and not address:
+            async for one in upstream(found.upstream, what):
+                yield one
+            return
+        if not address:
+            read_record(settings.data, name)
+    except SetupError as error:
+        said, _, fix = str(error).partition("; ")
+        yield Finding("must", what, said, fix.removeprefix("run: ") or "see foreseen models list")
+        return
+    told = await _ask(address or f"unix:{model_socket(settings.data, name)}", name)
+    if told is None:
+        if not address and not model_socket(settings.data, name).exists():
+            yield Finding("note", what, "built, its process is not running", "foreseen up starts it")
+        else:
+            fix = "see its process's log; hits go on, misses get 503"
+            yield Finding("must", what, f"{address or 'its process'} does not answer, or is not ready", fix)
+        return
+    provider = str(told.get("provider", ""))
+    if settings.provider != "cpu" and provider and settings.provider not in provider.lower():
+        fix = "install foreseen[gpu] and its CUDA, or say --provider cpu"
+        yield Finding("must", what, f"meant for {settings.provider}, runs on {provider}", fix)
+    elif told.get("row_independent") is False:
+        fix = "see foreseen models report; it is asked straight through"
+        yield Finding("note", what, "its rows depend on each other: nothing of it is cached", fix)
+    else:
+        yield Finding(
+            "ok", what, f"ready, {provider or 'provider unknown'}, digest {str(told.get('digest', '?'))[:12]}"
+        )
+
+
+async def upstream(address: str, what: str = "upstream") -> AsyncIterator[Finding]:
+    """Whether the server that the proxy stands in front of is ready."""
+    try:
+        url = f"{address.rstrip('/')}/v2/health/ready"
+        async with asyncio.timeout(PROBE_SECONDS), aiohttp.ClientSession() as client, client.get(url) as reply:
+            status = reply.status
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+        yield Finding("must", what, f"{address} does not answer", "start it, or mend --upstream; see docs/upstream.md")
+        return
+    if status == 200:
+        yield Finding("ok", what, f"{address} is ready")
+    else:
+        yield Finding("must", what, f"{address} is not ready (status {status})", "see its log")
+
+
+async def _ask(address: str, name: str) -> dict[str, Any] | None:
+    """What a model process says of itself under `parameters`, None where it is not there or not ready."""
+    connector = aiohttp.UnixConnector(address.removeprefix("unix:")) if address.startswith("unix:") else None
+    base = "http://model" if connector else address.rstrip("/")
+    try:
+        async with asyncio.timeout(PROBE_SECONDS), aiohttp.ClientSession(connector=connector) as client:
+            async with client.get(f"{base}/v2/models/{name}/ready") as reply:
+                if reply.status != 200:
+                    return None
+            async with client.get(f"{base}/v2/models/{name}") as reply:
+                document = orjson.loads(await reply.read())
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+        return None
+    told = document.get("parameters") if isinstance(document, dict) else None
+    return told if isinstance(told, dict) else {}
+
+
+def running(settings: DoctorSettings) -> Iterator[Finding]:
+    """What a running proxy has counted."""
+    try:
+        now = scrape(settings.url)
+    except SetupError:
+        yield Finding("note", "proxy", f"no proxy answers at {settings.url}", "start one, or say --url")
+        return
+    yield from counted(now, settings.url)
+
+
+def counted(now: Scrape, url: str) -> Iterator[Finding]:
+    trouble = False
+    for name in now.values("foreseen_model_ready", "model"):
+        if now.one("foreseen_model_ready", model=name) == 0:
+            trouble = True
+            yield Finding("must", "proxy", f"it does not reach model {name}", "see runbook: ForeseenModelDown")
+    if now.total("foreseen_far_breaker_open"):
+        trouble = True
+        yield Finding("must", "proxy", "it does not ask Redis, which failed", "see runbook: ForeseenStoreDown")
+    wrong = now.total("foreseen_verify_failed_total")
+    if wrong:
+        trouble = True
+        yield Finding(
+            "must", "proxy", f"{wrong:.0f} far entries did not prove themselves", "see runbook: ForeseenVerifyFailed"
+        )
+    if not trouble:
+        answered = now.total("foreseen_requests_total")
+        yield Finding(
+            "ok", "proxy", f"{url}, {now.total('foreseen_workers'):.0f} workers, {answered:.0f} requests so far"
+        )
+
+
+def memory_bytes() -> int | None:
+    """What this machine or, if less, this container has."""
+    limits = []
+    for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        try:
+            limits.append(int(path.read_text()))
+        except (OSError, ValueError):  # "max"
+            continue
+    with contextlib.suppress(OSError, ValueError):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(limits, default=None)

@@ -1,0 +1,134 @@
+"""Wires a worker process together and runs it: a proxy that takes its questions from the queue. It listens nowhere,
+unless its metrics are asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import structlog
+import uvloop
+from aiohttp import web
+
+from foreseen.errors import SetupError
+from foreseen.proxy.app import Proxy, upstream_for
+from foreseen.proxy.cache.generations import is_gone
+from foreseen.proxy.jobs.deliveries import Deliveries
+from foreseen.proxy.jobs.prefork import worked_in_child
+from foreseen.proxy.jobs.webhook_payloads import Events
+from foreseen.proxy.jobs.webhooks import Caller
+from foreseen.proxy.jobs.worker import Worker
+from foreseen.queue.signing import Signer
+from foreseen.settings import WorkerSettings
+from foreseen.tasks import end
+from foreseen.telemetry.exposition import CONTENT_TYPE
+from foreseen.web.connection import Runner
+from foreseen.web.gc_freeze import settle
+from foreseen.web.http import SERVER, errors
+from foreseen.web.listen import listen
+
+KNOWN_SECONDS = 5.0
+
+log = structlog.get_logger()
+
+
+async def _run(settings: WorkerSettings) -> None:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    # What is fetched goes through the state store, so a near tier of its own would only cost memory.
+    proxy = Proxy(replace(settings, near_bytes=0, replay_bytes=0, observe=()), await upstream_for(settings))
+    if proxy.queue is None:
+        raise SetupError("a worker needs the state store that the proxies have; give --state")
+    proxy.metrics.workers.set(0)  # of proxies; those of the queue are told by the queue
+    async with _watched(proxy, settings), proxy.running(), _telling(proxy):
+        worker = Worker(
+            proxy.generations.worker,
+            proxy.queue,
+            proxy.records,
+            proxy.pipeline,
+            proxy.served,
+            proxy.generations,
+            most_rows=settings.job_rows,
+            is_gone=is_gone,
+        )
+        await _until_known(proxy, stopping)
+        settle()
+        working = asyncio.create_task(worker.run())
+        log.info("working", models=list(proxy.served))
+        stopped = asyncio.create_task(stopping.wait())
+        await asyncio.wait((working, stopped), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        worker.stop()
+        await working
+
+
+@asynccontextmanager
+async def _watched(proxy: Proxy, settings: WorkerSettings) -> AsyncIterator[None]:
+    """Show what this worker counts, where a port is given. Raises SetupError where it is taken."""
+    if settings.metrics_port is None:
+        yield
+        return
+
+    async def metrics(_: web.Request) -> web.Response:
+        text = await proxy.pulse.exposition()
+        return web.Response(body=text, headers={"Server": SERVER, "Content-Type": CONTENT_TYPE})
+
+    application = web.Application(middlewares=[errors])
+    application.router.add_get("/metrics", metrics)
+    runner = Runner(application, keepalive_timeout=settings.keepalive_seconds)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listen(settings.host, settings.metrics_port, "--metrics-port")).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def _telling(proxy: Proxy) -> AsyncIterator[None]:
+    """Deliver webhooks meanwhile, where they are allowed. Raises SetupError where there is no secret for them."""
+    settings, jobs, queue = proxy.settings, proxy.jobs, proxy.queue
+    if not proxy.webhooks or jobs is None or queue is None:
+        yield
+        return
+    seconds = settings.webhook_seconds
+    caller = Caller(proxy.webhooks, Signer(settings.webhook_secret), seconds=seconds)
+    deliveries = Deliveries(
+        queue.outbox,
+        Events(jobs, proxy.records),
+        caller,
+        tries=settings.webhook_tries,
+        at_once=settings.webhook_calls,
+        seconds=seconds,
+    )
+    running = asyncio.create_task(deliveries.run())
+    try:
+        yield
+    finally:
+        await end(running)
+        await deliveries.close(seconds)
+        await caller.close()
+
+
+async def _until_known(proxy: Proxy, stopping: asyncio.Event) -> None:
+    """Wait a moment for every model: jobs that come before it would be put back for as long as one that fails."""
+    until = asyncio.get_running_loop().time() + KNOWN_SECONDS
+    while not all(served.ready for served in proxy.served.values()) and not stopping.is_set():
+        if asyncio.get_running_loop().time() > until:
+            log.warning("not every model is ready; its jobs are put back until it is")
+            return
+        await asyncio.sleep(0.02)
+
+
+def run(settings: WorkerSettings) -> None:
+    """Work until SIGTERM or SIGINT, in a child that is replaced where it is killed.
+
+    Raises SetupError where something is not as it must be.
+    """
+    if worked_in_child():
+        uvloop.run(_run(settings))

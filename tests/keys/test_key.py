@@ -1,0 +1,214 @@
+"""Keys: golden vectors that freeze every byte, and the property that every field counts and nothing else does."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foreseen.keys.key import Framer, key_of, keys_of, keys_of_frames, secret_check, space_key, tag_key
+from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
+from foreseen.types import Array, Row, Space
+
+ROOT = bytes(range(32))
+GOLDEN = Path(__file__).parent.parent / "golden" / "keys.json"
+OUTPUTS = (ModelOutput("y", "FP32", ("rows",)),)
+
+
+def signature(*inputs: tuple[str, str, tuple[int | str, ...]]) -> ModelSignature:
+    return ModelSignature(
+        tuple(ModelInput(name, datatype, ("rows", *shape)) for name, datatype, shape in inputs), OUTPUTS
+    )
+
+
+def texts(*items: bytes) -> Array:
+    array = np.empty(len(items), object)
+    array[:] = items
+    return array
+
+
+CASES: dict[str, tuple[ModelSignature, Row, bytes, Space]] = {
+    "sixteen numbers": (
+        signature(("x", "INT64", (4,))),
+        Row((np.array([1, -2, 3, 2**62], np.int64),)),
+        b"",
+        Space("public", "fingerprint", "aa"),
+    ),
+    "two inputs, sorted by name": (
+        signature(("z", "FP32", (2,)), ("a", "UINT8", ())),
+        Row((np.array([0.5, -0.0], np.float32), np.array(7, np.uint8))),
+        b"",
+        Space("public", "m", "bb"),
+    ),
+    "token ids": (
+        signature(("input_ids", "INT64", ("tokens",))),
+        Row((np.array([101, 7592, 102], np.int64),)),
+        b"",
+        Space("public", "minilm", "cc", 5),
+    ),
+    "texts with parameters": (
+        signature(("t", "BYTES", (2,))),
+        Row((texts(b"ab", b""),)),
+        b'{"k":1}',
+        Space("tenant-1", "m", "dd"),
+    ),
+    "a tensor of halves": (
+        signature(("h", "FP16", (2, 1))),
+        Row((np.array([[1.5], [2.5]], np.float16),)),
+        b"",
+        Space("public", "m", "ee"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden_vectors(name: str) -> None:
+    """Frame and key are what they were when the file was made. A change here empties every cache in the field."""
+    shape, row, parameters, space = CASES[name]
+    golden = json.loads(GOLDEN.read_text())[name]
+    frame = Framer(shape).frame(row, parameters)
+    assert frame.hex() == golden["frame"]
+    assert key_of(space_key(ROOT, space), frame).hex() == golden["key"]
+
+
+def test_derived_keys_are_golden_too() -> None:
+    """The tag key and the secret's check value; neither is the root or a space key."""
+    golden = json.loads(GOLDEN.read_text())["derived"]
+    assert {"tag": tag_key(ROOT).hex(), "check": secret_check(ROOT).hex()} == golden
+    assert len({ROOT, tag_key(ROOT), space_key(ROOT, Space("", "", ""))}) == 3
+
+
+def test_a_frame_read_by_hand() -> None:
+    """The grammar of the docstring, byte by byte."""
+    frame = Framer(signature(("ab", "INT16", (2,)))).frame(Row((np.array([1, -1], np.int16),)), b"{}")
+    assert frame == (
+        b"fsn1" + struct.pack("<I", 2) + b"{}" + struct.pack("<H", 2) + b"ab" + bytes([7, 1])
+        + struct.pack("<Q", 2) + struct.pack("<Q", 4) + b"\x01\x00\xff\xff"
+    )  # fmt: skip
+
+
+FIELDS: list[Any] = [
+    ("scope", {"space": Space("tenant", "m", "d")}),
+    ("model", {"space": Space("public", "n", "d")}),
+    ("digest", {"space": Space("public", "m", "e")}),
+    ("generation", {"space": Space("public", "m", "d", 1)}),
+    ("root", {"root": bytes(32)}),
+    ("name", {"signature": signature(("y", "INT32", (4,)))}),
+    ("datatype", {"signature": signature(("x", "UINT32", (4,))), "row": Row((np.arange(4, dtype=np.uint32),))}),
+    ("shape", {"row": Row((np.arange(4, dtype=np.int32).reshape(2, 2),))}),
+    ("rank", {"row": Row((np.arange(4, dtype=np.int32).reshape(4, 1),))}),
+    ("value", {"row": Row((np.array([0, 1, 2, 4], np.int32),))}),
+    ("order", {"row": Row((np.array([3, 2, 1, 0], np.int32),))}),
+    ("parameters", {"parameters": b'{"a":1}'}),
+]
+
+
+def made(**changed: Any) -> bytes:
+    shape = changed.get("signature", signature(("x", "INT32", (4,))))
+    row = changed.get("row", Row((np.arange(4, dtype=np.int32),)))
+    space = changed.get("space", Space("public", "m", "d"))
+    key = space_key(changed.get("root", ROOT), space)
+    return key_of(key, Framer(shape).frame(row, changed.get("parameters", b"")))
+
+
+def test_every_field_counts() -> None:
+    """Thirteen questions that differ in one field each: thirteen keys."""
+    assert len({made(), *(made(**changed) for _, changed in FIELDS)}) == len(FIELDS) + 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Space("ab", "c", "d"), Space("a", "bc", "d")),
+        (Space("a", "bc", "d"), Space("a", "b", "cd")),
+        (Space("", "a", "b"), Space("a", "", "b")),
+    ],
+)
+def test_fields_do_not_run_into_each_other(one: Space, other: Space) -> None:
+    """Length prefixes: joined without them, these would be one space."""
+    assert space_key(ROOT, one) != space_key(ROOT, other)
+
+
+def test_two_inputs_do_not_run_into_each_other() -> None:
+    """What one input lacks is not made up for by the next."""
+    two = signature(("a", "BYTES", (1,)), ("b", "BYTES", (1,)))
+    framer = Framer(two)
+    assert framer.frame(Row((texts(b"xy"), texts(b"")))) != framer.frame(Row((texts(b"x"), texts(b"y"))))
+    one = Framer(signature(("a", "BYTES", (2,))))
+    assert one.frame(Row((texts(b"xy", b""),))) != one.frame(Row((texts(b"x", b"y"),)))
+
+
+def test_memory_order_and_byte_order_do_not_count() -> None:
+    """Fortran order, strides and views: the same numbers are the same frame."""
+    framer = Framer(signature(("x", "INT32", (2, 3))))
+    plain = np.arange(6, dtype=np.int32).reshape(2, 3)
+    strided = np.zeros((2, 6), np.int32)
+    strided[:, ::2] = plain
+    views = [plain, np.asfortranarray(plain), strided[:, ::2], plain.astype(">i4").astype("<i4")]
+    assert len({framer.frame(Row((view,))) for view in views}) == 1
+
+
+def test_known_heads_are_bounded() -> None:
+    """Clients choose lengths; what is remembered of them has an end, and frames stay right beyond it."""
+    framer = Framer(signature(("x", "INT8", ("tokens",))))
+    frames = {framer.frame(Row((np.zeros(n, np.int8),))) for n in range(framer.MAX_HEADS + 50)}
+    assert len(frames) == framer.MAX_HEADS + 50
+    assert len(framer._heads) == framer.MAX_HEADS
+
+
+_VALUES = st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=6)
+
+
+@given(_VALUES, _VALUES)
+def test_two_rows_share_a_frame_only_if_they_are_equal(one: list[int], other: list[int]) -> None:
+    """No two different tensors have one frame."""
+    framer = Framer(signature(("x", "INT32", ("n",))))
+    frames = [framer.frame(Row((np.array(values, np.int32),))) for values in (one, other)]
+    assert (frames[0] == frames[1]) == (one == other)
+
+
+@given(st.binary(min_size=1, max_size=64), st.integers(0, 63), st.integers(1, 255))
+def test_any_changed_byte_of_a_frame_changes_the_key(frame: bytes, at: int, change: int) -> None:
+    """The digest covers all of it."""
+    at %= len(frame)
+    other = frame[:at] + bytes([frame[at] ^ change]) + frame[at + 1 :]
+    key = space_key(ROOT, Space("public", "m", "d"))
+    assert key_of(key, frame) != key_of(key, other)
+
+
+def regenerate() -> None:
+    """Write the golden file anew: only with a new format version."""
+    golden: dict[str, Any] = {"derived": {"tag": tag_key(ROOT).hex(), "check": secret_check(ROOT).hex()}}
+    for name, (shape, row, parameters, space) in CASES.items():
+        frame = Framer(shape).frame(row, parameters)
+        golden[name] = {"frame": frame.hex(), "key": key_of(space_key(ROOT, space), frame).hex()}
+    GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    regenerate()
+
+
+@pytest.mark.parametrize("shapes", [[(4,)], [(2, 3), ()], [(0,), (2,)]])
+@pytest.mark.parametrize("parameters", [b"", b'{"k":1}'])
+def test_frames_and_keys_by_the_column_are_the_same(shapes: list[tuple[int, ...]], parameters: bytes) -> None:
+    """A million rows at a time have the identities that they have one by one."""
+    dice = np.random.default_rng(0)
+    names = ["z", "a"]
+    one = signature(*((name, "FP32", shape) for name, shape in zip(names, shapes, strict=False)))
+    columns = [dice.random((7, *shape), np.float32) for shape in shapes]
+    rows = [Row(parts) for parts in zip(*([c[i, ...] for i in range(7)] for c in columns), strict=True)]
+    alone = Framer(one).frames(rows, parameters)
+    lines = Framer(one).table(columns, parameters)
+    space = space_key(ROOT, Space("public", "m", "aa"))
+    assert [line.tobytes() for line in lines] == alone
+    assert keys_of(space, lines) == [key_of(space, frame) for frame in alone]
+    assert Framer(one).column_frames(columns, parameters) == alone
+    assert keys_of_frames(space, alone) == keys_of(space, lines)
+    assert Framer(one).column_frames([column[:0] for column in columns]) == []

@@ -1,0 +1,261 @@
+"""The short road: known bodies, those who come while one is being looked up, deadlines, purges, moved digests."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from foreseen.errors import DigestMoved
+from foreseen.modelspec.manifest import Manifest
+from foreseen.modelspec.prepare import Preparer
+from foreseen.proxy.backend.served import Served, Stats
+from foreseen.proxy.cache.generations import Generations
+from foreseen.proxy.fastpath.fast_path import Road, UnderWay
+from foreseen.proxy.fastpath.responder import Edge, Told
+from foreseen.proxy.predict.ask import Ask
+from foreseen.proxy.predict.observe import Observer
+from foreseen.proxy.predict.pipeline import Pipeline
+from foreseen.proxy.predict.replay import Memory
+from foreseen.proxy.predict.serve import Server
+from foreseen.settings import ProxySettings
+from foreseen.telemetry.metrics import ProxyMetrics
+from foreseen.types import ALL_STEPS, Space, Steps
+from tests.doubles import DIGEST, DictFar, ScriptedModel, pipeline
+from tests.proxy.predict.test_decode_render import manifest
+
+ASK = Ask("m", None, "v2", seconds=20)
+
+
+class Plain:
+    """What is needed of a served model."""
+
+    bypass_reason = "not-cacheable"
+    steps: Steps = ALL_STEPS
+
+    def __init__(self, model: ScriptedModel) -> None:
+        self.manifest: Manifest = manifest([("x", "INT64", ["rows", 2])], [("y", "INT64", ["rows", 1])])
+        self.model = model
+        self.stats = Stats()
+        self.own = Preparer(self.manifest, {})
+
+    @property
+    def facts(self) -> Space:
+        return self.space()
+
+    def space(self) -> Space:
+        return Space("public", "m", self.model.digest)
+
+    def preparer(self) -> Preparer:
+        return self.own
+
+    async def refresh(self) -> None:
+        """The model says who it is."""
+
+
+class System:
+    """A road over a scripted model and a far tier in a dict."""
+
+    def __init__(self, *, near_bytes: int = 0, far: DictFar | None = None) -> None:
+        self.model = ScriptedModel()
+        self.far = far or DictFar()
+        self.pipeline: Pipeline = pipeline(self.model, self.far, near_bytes=near_bytes)
+        self.metrics: ProxyMetrics = self.pipeline._metrics
+        self.served = Plain(self.model)
+        server = Server(
+            self.pipeline,
+            Observer(self.pipeline, self.metrics, 0.0),
+            self.metrics,
+            purges=Generations(None, self.pipeline.forget),
+            shortcut_bytes=10**6,
+        )
+        self.server = server
+        tiers = self.pipeline.tiers
+        self.edge = Edge(
+            served={"m": cast(Served, self.served)},
+            server=server,
+            metrics=self.metrics,
+            settings=ProxySettings(data=Path("/nowhere"), access_log_hits=0.0),
+            tiers=tiers,
+            memory=Memory(tiers.near, 0, tiers.clock),
+        )
+        self.road = Road(self.edge)
+
+    def ask(self, body: bytes, ask: Ask = ASK) -> asyncio.Future[str]:
+        """Set out; the whole reply as text, when it comes."""
+        told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def then(reply: bytes | Told) -> None:
+            assert not told.done(), "answered twice"
+            told.set_result(text_of(reply))
+
+        reply = self.road.set_out(ask, body, None, then)
+        if not isinstance(reply, UnderWay):
+            then(reply)
+        return told
+
+    async def known(self, body: bytes) -> None:
+        """A body that has been answered before, and is stored in far."""
+        for _ in range(3):
+            await self.ask(body)
+        await self.pipeline.tiers.close(5)
+
+    def counted(self, metric: str, **labels: str) -> float:
+        self.metrics.flush()
+        return self.metrics.registry.get_sample_value(metric, labels) or 0.0
+
+
+def text_of(reply: bytes | Told) -> str:
+    if isinstance(reply, bytes):
+        return reply.decode()
+    return f"{reply.status}\n" + "\n".join(": ".join(one) for one in reply.headers) + "\n\n" + reply.body.decode()
+
+
+def body(*rows: tuple[int, int], own: str | None = None, **more: Any) -> bytes:
+    flat = ",".join(str(number) for row in rows for number in row)
+    head = "" if own is None else f'"id":"{own}",'
+    tail = "".join(f',"{name}":{text}' for name, text in more.items())
+    return (
+        f'{{{head}"inputs":[{{"name":"x","shape":[{len(rows)},2],"datatype":"INT64","data":[{flat}]}}]{tail}}}'.encode()
+    )
+
+
+def status(reply: str) -> str:
+    found = re.search("Cache-Status: (.*)", reply)
+    return found[1].strip() if found else ""
+
+
+async def test_requests_of_one_known_body_share_a_look_up() -> None:
+    """A hundred at once under ids of their own: one MGET, a hundred replies, each with its id, each counted."""
+    system = System()
+    await system.known(body((4, 2), own="first"))
+    looked, hits = len(system.far.gets), system.counted("foreseen_rows_total", model="m", result="far")
+    told = await asyncio.gather(*(system.ask(body((4, 2), own=f"n{n}")) for n in range(100)))
+    assert len(system.far.gets) == looked + 1
+    assert all(f'"id":"n{n}"' in reply and '"data":[42]' in reply for n, reply in enumerate(told))
+    assert {status(reply).split(";ttl")[0] for reply in told} == {"foreseen;hit"}
+    assert {status(reply).split("detail=")[1] for reply in told} == {"far"}
+    assert system.counted("foreseen_rows_total", model="m", result="far") == hits + 100
+    assert system.model.rows == 1
+
+
+async def test_who_joins_a_visit_that_turns_out_a_miss_is_collapsed() -> None:
+    """The entry is gone from far: one model call, the first is a miss, the others are collapsed, all with their ids."""
+    system = System()
+    await system.known(body((4, 2), own="first"))
+    system.far.values.clear()
+    told = await asyncio.gather(*(system.ask(body((4, 2), own=f"n{n}")) for n in range(5)))
+    assert [status(reply) for reply in told] == [
+        "foreseen;fwd=miss;stored",
+        *["foreseen;fwd=miss;stored;collapsed"] * 4,
+    ]
+    assert all(f'"id":"n{n}"' in reply for n, reply in enumerate(told))
+    assert system.model.rows == 2
+
+
+async def test_everybody_has_a_deadline_of_his_own() -> None:
+    """The one who boarded first gives up first; who joined later waits on and gets the answer; nobody gets two."""
+    system = System()
+    await system.known(body((4, 2)))
+    system.far.values.clear()
+    system.model.gate.clear()
+    first = system.ask(body((4, 2)), Ask("m", None, "v2", seconds=0.02))
+    second = system.ask(body((4, 2)))
+    assert (await first).startswith("504\n")
+    assert not second.done()
+    system.model.gate.set()
+    assert '"data":[42]' in await second
+    assert not system.road._under_way
+    assert system.counted("foreseen_rows_total", model="m", result="error") == 1
+
+
+async def test_a_bodys_own_timeout_is_kept_and_such_requests_share_nothing() -> None:
+    """`timeout` of a body counts from each request's own beginning."""
+    system = System()
+    asked = body((4, 2), parameters='{"timeout":20000}')
+    await system.known(asked)
+    system.far.values.clear()
+    system.model.gate.clear()
+    told = [system.ask(asked) for _ in range(3)]
+    assert all(reply.startswith("504\n") for reply in await asyncio.gather(*told))
+    system.model.gate.set()
+    await system.pipeline.close(5)
+
+
+async def test_nobody_joins_a_visit_that_boarded_before_a_purge() -> None:
+    """Purged while it is being looked up: those aboard get what lands, who comes after asks anew."""
+    system = System()
+    await system.known(body((4, 2)))
+    system.far.values.clear()
+    system.model.gate.clear()
+    before = system.ask(body((4, 2)))
+    await asyncio.wait_for(system.model.entered.wait(), 5)
+    await system.pipeline.forget(list(system.pipeline.flights._aloft))
+    after = system.ask(body((4, 2)))
+    system.model.gate.set()
+    await asyncio.gather(before, after)
+    assert system.model.calls == [1, 1, 1]
+
+
+async def test_another_digest_takes_nothing_of_the_old_one() -> None:
+    """The model comes back as another: known rows are keyed in its space, and asked anew."""
+    system = System(near_bytes=100_000)
+    await system.known(body((4, 2)))
+    assert status(await system.ask(body((4, 2)))).endswith("detail=near")
+    system.model.digest = "d2"
+    assert status(await system.ask(body((4, 2)))) == "foreseen;fwd=miss;stored"
+    system.model.digest = DIGEST
+    assert status(await system.ask(body((4, 2)))).endswith("detail=near")
+
+
+async def test_a_digest_that_moves_while_it_is_asked_is_asked_again() -> None:
+    """The flight ends with the news; the request starts anew and is answered by the new one."""
+    system = System()
+    await system.known(body((4, 2)))
+    system.far.values.clear()
+    moved = [DigestMoved("d2")]
+    answer = system.model.predict
+
+    async def once(*asked: Any) -> Any:
+        if moved:
+            system.model.digest = "d2"
+            raise moved.pop()
+        return await answer(*asked)
+
+    system.model.predict = once  # type: ignore[method-assign]
+    told = await asyncio.gather(*(system.ask(body((4, 2), own=f"n{n}")) for n in range(3)))
+    assert all('"data":[42]' in reply for reply in told)
+
+
+async def test_another_preparation_is_asked_anew() -> None:
+    """Rows are good for the preparation that made them."""
+    system = System()
+    await system.known(body((4, 2)))
+    entry = next(iter(system.server.shortcuts._entries.values()))
+    system.served.own = Preparer(system.served.manifest, {})
+    assert '"data":[42]' in await system.ask(body((4, 2)))
+    assert next(iter(system.server.shortcuts._entries.values())) is not entry
+
+
+@pytest.mark.parametrize("near_bytes", [0, 100_000])
+async def test_known_and_unknown_bodies_are_answered_alike(near_bytes: int) -> None:
+    """Single rows, batches and rows that repeat within one, again and again: the same numbers every time."""
+    system = System(near_bytes=near_bytes)
+    asked = [body((n, 1)) for n in range(5)] + [body(*((n, 1) for n in range(5))), body((1, 1), (2, 1), (1, 1))]
+    wanted = [[10 * n + 1] for n in range(5)] + [[10 * n + 1 for n in range(5)], [11, 21, 11]]
+    for _ in range(6):
+        for one, numbers in zip(asked, wanted, strict=True):
+            assert f'"data":[{",".join(map(str, numbers))}]' in await system.ask(one)
+    assert system.model.rows == 5
+
+
+async def test_the_timer_of_deadlines_goes_with_the_last_request() -> None:
+    """One timer for all; none is left where nobody waits past it."""
+    system = System()
+    await system.known(body((4, 2)))
+    assert not system.road._under_way
+    system.road._sweep()
+    assert system.road._timer is None
