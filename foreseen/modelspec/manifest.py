@@ -167,6 +167,10 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
     url: str | None = None
     """A file or a URL that fsspec knows; needs `sha256`."""
     sha256: str | None = None
+    folder: str | None = None
+    """A folder on this machine, relative to model.toml's own; needs `files`."""
+    files: dict[str, str] = {}
+    """Path inside the folder → sha256."""
     options: dict[str, Any] = {}
 
 
@@ -281,6 +285,9 @@ def load(path: Path) -> Manifest:
     problem = _problem(manifest)
     if problem is not None:
         raise SetupError(f"{path}: {problem}")
+    if manifest.source is not None and manifest.source.folder is not None:
+        beside = str(path.parent.absolute() / manifest.source.folder)
+        manifest = msgspec.structs.replace(manifest, source=msgspec.structs.replace(manifest.source, folder=beside))
     return msgspec.structs.replace(manifest, client=manifest.seen)  # read by every request
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from foreseen.models.graphs import onnx_write
 from foreseen.modelspec.manifest import Dim, ModelInput, ModelOutput, ModelSignature
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.types import Array
@@ -67,7 +68,7 @@ class Graph:
         )
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(graph, producer_name="foreseen", opset_imports=opsets, ir_version=IR_VERSION)
-        onnx.checker.check_model(model)
+        onnx_write.check(model)
         return model
 
 

@@ -18,6 +18,7 @@ from foreseen.protocol.wire import InputTensor
 from foreseen.types import Array, Row
 
 PICTURE_PIXELS = 300
+QUERY_WORDS = 3  # queries are not cut, so they must leave room in the shortest rows
 NAMED_SIZES = (1, 24)
 """Least and largest size of a named dimension that nothing else decides."""
 
@@ -35,9 +36,11 @@ def _pairs(manifest: Manifest, folder: Path, count: int) -> list[Row]:
     """Rows of two texts each, made by the model's own preparation."""
     names = {i.tokenizer.file for i in manifest.seen.inputs if i.tokenizer is not None}
     preparer = Preparer(manifest, {name: (folder / name).read_bytes() for name in names})
-    written = np.array([text.encode() for text in texts(2 * count)], object)
-    firsts = iter((written[:count], written[count:]))
-    return list(preparer.rows([InputTensor(i.name, i.datatype, next(firsts)) for i in manifest.seen.inputs]))
+    written, second = texts(2 * count), seconds(manifest.seen)
+    asked = [" ".join(text.split()[:QUERY_WORDS]) for text in written[count:]]
+    given = [(spec, written[:count] if spec.name in second else asked) for spec in manifest.seen.inputs]
+    columns = [(spec, np.array([text.encode() for text in column], object)) for spec, column in given]
+    return list(preparer.rows([InputTensor(spec.name, spec.datatype, column) for spec, column in columns]))
 
 
 def tokenized(manifest: Manifest, folder: Path, written: list[str]) -> list[Row]:
