@@ -83,8 +83,11 @@ def prepare(manifest: Manifest, data: Path, folder: Path, say: Say) -> Bench:
 
 def write_fp32(manifest: Manifest, files: Path, graph: Path, say: Say) -> None:
     """Make the fp32 graph and write it into a file. Raises SetupError."""
-    with say.step(f"make the fp32 graph of {manifest.name}"):
-        onnx_write.write(builder_of(manifest).make(manifest, files), graph)
+    builder = builder_of(manifest)
+    count = getattr(builder, "parts", None)
+    with say.step(f"make the fp32 graph of {manifest.name}", count and count(files)) as advance:
+        model = builder.make(manifest, files) if count is None else builder.make(manifest, files, advance)
+        onnx_write.write(model, graph)
 
 
 def make(bench: Bench, precision: Precision, say: Say) -> tuple[Artifact, Path]:
@@ -148,7 +151,8 @@ def _quick_figures(bench: Bench, graph: Path, rows: list[Row]) -> Figures:
 def builder_of(manifest: Manifest) -> ModuleType:
     """The module of `foreseen.models.graphs` that makes the fp32 graph: it has `make(manifest, folder)`.
 
-    A builder that trains also has `truth()`: rows that it held back and their labels.
+    A builder that trains also has `truth()`: rows that it held back and their labels. One that reads large weights has
+    `parts(folder)`, how many tensors there are, and `make` then takes what to call after each.
     """
     name = manifest.source.builder if manifest.source else ""
     if name not in BUILDERS:

@@ -1,7 +1,9 @@
-"""Runs in `.venv-torch`: writes a small folder of seeded random weights, and what torch answers with it.
+"""Runs in `.venv-torch`: writes small folders of seeded random weights, and what torch answers with them.
 
-python torch_folders.py all FOLDER              → FOLDER/<architecture>-<head> and its .npz, for all of them
-python torch_folders.py encode MODEL FILE       → FILE: what sentence-transformers' encode makes of TEXTS
+python torch_folders.py all FOLDER         → FOLDER/<architecture>-<head> and its .npz, for all of them
+python torch_folders.py encode MODEL FILE  → FILE: what sentence-transformers' encode makes of TEXTS
+python torch_folders.py golden FOLDER      → FOLDER/<architecture>.npz: tiny models and their answers, which are
+                                             kept in tests/golden/folders so that `make test` needs no torch
 """
 
 from __future__ import annotations
@@ -206,9 +208,57 @@ def everything(folder: Path) -> None:
     cross(folder / "bert-Pair", folder / "bert-cross.npz")
 
 
+TINY = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+TINY_DISTIL = {"vocab_size": 40, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}
+SPECIAL = {
+    "distilbert": TINY_DISTIL,
+    "qwen3": {"head_dim": 8},
+    "electra": {"embedding_size": 8},
+    "modernbert": {"num_hidden_layers": 3, "local_attention": 4},
+}
+GRAIN = 64  # weights are multiples of 1/64: they pack well
+
+
+def golden(folder: Path) -> None:
+    """Config, weights, ids and answers of a tiny classifier of every architecture, in one file each."""
+    folder.mkdir(exist_ok=True)
+    numbers = {label: number for number, label in LABELS.items()}
+    for kind, (name, fields) in ARCHITECTURES.items():
+        small = {key: TINY.get(key, value) for key, value in fields.items()} | {"max_position_embeddings": 24}
+        config = getattr(transformers, f"{name}Config")(
+            **small | SPECIAL.get(kind, {}), id2label=LABELS, label2id=numbers
+        )
+        model = shaken(getattr(transformers, f"{name}ForSequenceClassification")(config))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.round(parameter * GRAIN) / GRAIN)
+        np.savez_compressed(folder / f"{kind}.npz", **_golden_arrays(model, kind))
+
+
+def _golden_arrays(model: Any, kind: str) -> dict[str, Any]:
+    padding = model.config.pad_token_id or 0
+    ids = torch.randint(4, 40, (3, 17))
+    mask = torch.ones_like(ids)
+    for row, length in ((1, 9), (2, 2)):
+        ids[row, length:], mask[row, length:] = padding, 0
+    given = {"input_ids": ids, "attention_mask": mask}
+    if kind in ("bert", "electra"):
+        given["token_type_ids"] = (torch.arange(17)[None] > torch.tensor([[6], [4], [0]])).long() * mask
+    with torch.no_grad():
+        logits, last = model(**given).logits, model.base_model(**given).last_hidden_state
+    weights = {f"weight:{name}": value.numpy() for name, value in model.state_dict().items() if value.ndim}
+    packed = {name: np.round(value * GRAIN).astype(np.int16) for name, value in weights.items()}
+    arrays = {name: value.numpy() for name, value in given.items()}
+    model.config.architectures = [type(model).__name__]
+    config = np.array(model.config.to_json_string())
+    return {"config": config, **packed, **arrays, "logits": logits.numpy(), "tokens": last.numpy()}
+
+
 if __name__ == "__main__":
     command, *words = sys.argv[1:]
     if command == "all":
         everything(Path(words[0]))
+    elif command == "golden":
+        golden(Path(words[0]))
     elif command == "encode":
         encode(Path(words[0]), Path(words[1]))

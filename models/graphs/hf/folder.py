@@ -6,6 +6,7 @@ manifest's first, `embedding` FP32 [rows, d] or `logits` FP32 [rows, labels] or 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -46,12 +47,20 @@ FAMILIES = {
 """`model_type` of config.json → who writes it."""
 
 
-def make(manifest: Manifest, folder: Path) -> ModelProto:
-    """The fp32 graph. Raises SetupError naming the file and the field or tensor that does not fit."""
+def parts(folder: Path) -> int:
+    """How many tensors the weights have, for the progress."""
+    return sum(1 for _ in open_weights(folder))
+
+
+def make(manifest: Manifest, folder: Path, advance: Callable[[], None] = lambda: None) -> ModelProto:
+    """The fp32 graph; `advance` is called for every tensor that was read.
+
+    Raises SetupError naming the file and the field or tensor that does not fit.
+    """
     config = read(folder / "config.json")
     kind = family(config)
     head = head_of(manifest.source.options if manifest.source else {})
-    whole = open_weights(folder)
+    whole = open_weights(folder, advance)
     weights = encoder_weights(whole, kind)
     types = any(spec.name == "token_type_ids" for spec in manifest.model.inputs)
     graph = Graph()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +51,16 @@ class Place(Struct, frozen=True):
 class Weights:
     """Name → FP32 array. Raises SetupError that names the tensor or the file."""
 
-    def __init__(self, places: dict[str, Place], prefix: str = "") -> None:
+    def __init__(self, places: dict[str, Place], prefix: str = "", advance: Callable[[], None] = lambda: None) -> None:
         self._places = places
         self._prefix = prefix
+        self._advance = advance
 
     def __call__(self, name: str) -> Array:
         place = self._find(name)
         if place is None:
             raise SetupError(f"the weights hold no tensor {self._prefix}{name!r}")
+        self._advance()
         if math.prod(place.shape) == 0:
             return np.zeros(place.shape, np.float32)
         stored = np.memmap(place.file, DTYPES[place.dtype], "r", place.start, place.shape)
@@ -78,7 +80,7 @@ class Weights:
 
     def under(self, prefix: str) -> Weights:
         """The tensors whose names start with `prefix`, which is left out of the names."""
-        return Weights(self._places, self._prefix + prefix)
+        return Weights(self._places, self._prefix + prefix, self._advance)
 
     def _find(self, name: str) -> Place | None:
         found = self._places.get(self._prefix + name)
@@ -89,10 +91,10 @@ class Weights:
         return found
 
 
-def open_weights(folder: Path) -> Weights:
-    """The weights of a folder, whole or in shards."""
+def open_weights(folder: Path, advance: Callable[[], None] = lambda: None) -> Weights:
+    """The weights of a folder, whole or in shards; `advance` is called for every tensor that is read."""
     if (folder / ONE_FILE).is_file():
-        return Weights(_places(folder / ONE_FILE))
+        return Weights(_places(folder / ONE_FILE), advance=advance)
     if not (folder / INDEX).is_file():
         raise SetupError(
             f"{folder}: holds no {ONE_FILE}; a pickled pytorch_model.bin is never opened: "
@@ -101,7 +103,7 @@ def open_weights(folder: Path) -> Weights:
     places: dict[str, Place] = {}
     for name in shards(folder):
         places |= _places(folder / name)
-    return Weights(places)
+    return Weights(places, advance=advance)
 
 
 def shards(folder: Path) -> list[str]:
