@@ -1,4 +1,4 @@
-"""Tiny Hugging Face folders, written out of `tests/golden/folders`: models of seeded random weights and torch's answers.
+"""Tiny Hugging Face folders out of `tests/golden/folders`: models of seeded random weights and torch's answers.
 
 `.venv-torch/bin/python tests/integrations/torch_folders.py golden tests/golden/folders` makes these files again.
 """

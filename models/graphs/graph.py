@@ -67,6 +67,8 @@ class Graph:
     def model(self, signature: ModelSignature) -> ModelProto:
         """The finished, checked model with the inputs and outputs of a manifest's `[model]` part."""
         model = self._model
+        for listed in (model.opset_import, model.graph.node, model.graph.input, model.graph.output):
+            del listed[:]  # a graph may be written on and finished again
         model.ir_version, model.producer_name = IR_VERSION, "foreseen"
         model.opset_import.extend([helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)])
         model.graph.name = "foreseen"

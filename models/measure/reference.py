@@ -28,11 +28,7 @@ TOLERANCE = 1e-4
 
 def compare(session: Session, manifest: Manifest, files: Path, reference: Path) -> float:
     """The largest difference of any element. Raises SetupError where it is above 1e-4 or the file does not fit."""
-    arrays = _read(reference)
-    try:
-        rows = _rows(manifest, files, arrays)
-    except ForeseenError as error:
-        raise SetupError(f"{reference.name}: {error}") from None
+    arrays, rows = _read(reference), rows_of(manifest, files, reference)
     wanted = {spec.name: at for at, spec in enumerate(manifest.model.outputs) if spec.name in arrays}
     if not wanted or not rows:
         names = ", ".join(spec.name for spec in manifest.model.outputs)
@@ -41,9 +37,19 @@ def compare(session: Session, manifest: Manifest, files: Path, reference: Path) 
     return max(_difference(reference.name, name, arrays[name], answered, at) for name, at in wanted.items())
 
 
+def rows_of(manifest: Manifest, files: Path, reference: Path) -> list[Row]:
+    """The file's inputs as rows. `files` holds the tokenizer. Raises SetupError where they do not fit."""
+    try:
+        return _rows(manifest, files, _read(reference))
+    except ForeseenError as error:
+        raise SetupError(f"{reference.name}: {error}") from None
+
+
 def _difference(file: str, name: str, known: Array, answered: Sequence[RowOutputs], at: int) -> float:
     if len(known) != len(answered):
         raise SetupError(f"{file}: {name} has {len(known)} rows, the inputs have {len(answered)}")
+    if not np.isfinite(known).all():
+        raise SetupError(f"{file}: {name} holds NaN or infinity")
     largest, scale = 0.0, max(1.0, float(np.abs(known).max(initial=0.0)))
     for row, outputs in zip(known, answered, strict=True):
         made = np.asarray(outputs[at], np.float64)

@@ -84,7 +84,7 @@ def test_a_cross_encoder_takes_pairs(tmp_path: Path) -> None:
 
 
 def test_an_archive_or_url_holds_the_same_model(tmp_path: Path) -> None:
-    """A zip with the model in a folder, a wheel, a URL of a folder and a URL of a zip: the same files, the same graph."""
+    """A zip with the model in a folder, a wheel, a URL of a folder and one of a zip: the same files."""
     folder = written(tmp_path / "c", "electra")
     (folder / "pytorch_model.bin").write_bytes(b"a pickle that nobody opens")
     archive = tmp_path / "m_c-1.0-py3-none-any.whl"
