@@ -33,6 +33,7 @@ from foreseen.modelspec.manifest import Manifest, Precision
 from foreseen.types import Row
 
 QUICK_ROWS = 48
+TOO_LARGE = 'it is larger than the 2.1 GB of an ONNX file; take precisions = ["int8-rowwise"]'
 BUILDERS = {
     "bert": "bert",
     "mpnet": "mpnet",
@@ -87,7 +88,8 @@ def write_fp32(manifest: Manifest, files: Path, graph: Path, say: Say) -> None:
     count = getattr(builder, "parts", None)
     with say.step(f"make the fp32 graph of {manifest.name}", count and count(files)) as advance:
         model = builder.make(manifest, files) if count is None else builder.make(manifest, files, advance)
-        onnx_write.write(model, graph)
+        write = onnx_write.write_apart if onnx_write.is_large(model) else onnx_write.write
+        write(model, graph)
 
 
 def make(bench: Bench, precision: Precision, say: Say) -> tuple[Artifact, Path]:
@@ -96,6 +98,8 @@ def make(bench: Bench, precision: Precision, say: Say) -> tuple[Artifact, Path]:
     made.mkdir()
     graph = made / GRAPH_NAME
     with say.step(f"make {precision}"):
+        if precision == "fp32" and onnx_write.data_of(bench.graph).exists():
+            raise SetupError(f"fp32 of {bench.manifest.name}: {TOO_LARGE}")
         if precision == "fp32":
             shutil.copyfile(bench.graph, graph)
         else:

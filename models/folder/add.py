@@ -15,6 +15,7 @@ from foreseen.models.build.publish import workshop
 from foreseen.models.folder.describe import FOLDER, Described, describe, read_by_build
 from foreseen.models.folder.locate import name_of, opened
 from foreseen.models.folder.text import text_of
+from foreseen.models.graphs import onnx_write
 from foreseen.models.measure import check, heads, reference
 from foreseen.models.measure.graph_run import Session
 from foreseen.models.measure.samples import samples
@@ -85,7 +86,8 @@ def _proved(described: Described, files: Path, graph: Path, say: Say) -> str:
             reference.compare(session, manifest, files, files / reference.NAME)
     with say.step("probe whether rows depend on their batch-mates"):
         found = _probed(session, manifest, files)
-    return text_of(described, found)
+    large = onnx_write.data_of(graph).exists()
+    return text_of(described, found, "int8-rowwise" if large else "fp32")
 
 
 def _probed(session: Session, manifest: Manifest, files: Path) -> check.Invariance:

@@ -11,16 +11,16 @@ from foreseen.models.measure.check import Invariance
 from foreseen.modelspec.manifest import ClientInput, ClientOutput, ModelInput, ModelOutput, Tokenizer
 
 
-def text_of(described: Described, found: Invariance) -> str:
-    """The file's whole text. `found` is what the probe measured."""
+def text_of(described: Described, found: Invariance, precision: str) -> str:
+    """The file's whole text. `found` is what the probe measured, `precision` the first candidate."""
     manifest, source = described.manifest, described.manifest.source
     assert source is not None
     options = ", ".join(f"{name} = {_value(value)}" for name, value in source.options.items())
     parts = [
         f"# Written by `foreseen models add`. {described.kind}.",
         f"name = {_value(manifest.name)}",
-        "# Candidates in order of preference; there are also int8-rowwise, matmul-nbits, fp16 and int8-dynamic.",
-        'precisions = ["fp32"]\n',
+        "# Candidates in order of preference: fp32, int8-rowwise, matmul-nbits, fp16, int8-dynamic.",
+        f"precisions = [{_value(precision)}]\n",
         f'[source]\nbuilder = "folder"\nfolder = {_value(source.folder)} # beside this file',
         f"options = {{ {options} }}\n",
         "[source.files] # and their sha256",

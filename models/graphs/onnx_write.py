@@ -35,6 +35,37 @@ def write(model: ModelProto, path: Path) -> None:
         file.write(tail + after)
 
 
+def write_apart(model: ModelProto, path: Path) -> None:
+    """Write the model with its large tensors in a second file beside it, to measure one that no ONNX file can hold."""
+    light = ModelProto()
+    light.CopyFrom(_without(model, ModelProto, ModelProto.GRAPH_FIELD_NUMBER))
+    light.graph.CopyFrom(_without(model.graph, GraphProto, GraphProto.INITIALIZER_FIELD_NUMBER))
+    with data_of(path).open("xb") as file:
+        for tensor in model.graph.initializer:
+            if tensor.ByteSize() < LARGE_BYTES or not tensor.raw_data:
+                light.graph.initializer.append(tensor)
+                continue
+            place = light.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            place.data_location = TensorProto.EXTERNAL
+            raw = tensor.raw_data
+            said = {"location": data_of(path).name, "offset": str(file.tell()), "length": str(len(raw))}
+            for key, value in said.items():
+                place.external_data.add(key=key, value=value)
+            file.write(raw)
+    write(light, path)
+
+
+def data_of(path: Path) -> Path:
+    """Where `write_apart` puts the data of a graph."""
+    return path.with_name(f"{path.name}.data")
+
+
+def is_large(model: ModelProto) -> bool:
+    """Whether the model is larger than one ONNX file can be. (Near the limit, its nodes are counted as 16 MB.)"""
+    size: int = sum(tensor.ByteSize() + 16 for tensor in model.graph.initializer)
+    return size + (16 << 20) > LARGEST_BYTES
+
+
 def check(model: ModelProto) -> None:
     """`onnx.checker` without its copy of the model: large tensors are shown to it as inputs, which need no data."""
     light = ModelProto()

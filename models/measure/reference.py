@@ -64,7 +64,7 @@ def _difference(file: str, name: str, known: Array, answered: Sequence[RowOutput
 
 def _read(path: Path) -> dict[str, Array]:
     try:
-        with np.load(path, allow_pickle=False) as loaded:
+        with np.load(path) as loaded:  # numpy refuses objects, which would be pickles
             return {name: loaded[name] for name in loaded.files}
     except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
         raise SetupError(f"{path}: cannot be read as an .npz file: {error}") from None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import msgspec
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from foreseen.errors import SetupError
 from foreseen.models.build.build import build
 from foreseen.models.folder.add import add
 from foreseen.models.folder.locate import is_folder, name_of
+from foreseen.models.graphs import onnx_write
 from foreseen.models.progress import Silent
 from foreseen.modelspec.manifest import Manifest, find, load
 from tests.hf_folders import dense, golden, sentence, written
@@ -135,6 +137,17 @@ def test_a_reference_is_kept_and_proved_at_every_build(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match=r"reference\.npz: logits differs by 0\.001"):
         add(str(tmp_path / "c"), "other", tmp_path / "mine", tmp_path / "data", Silent(), known)
     assert not (tmp_path / "mine" / "other").exists()
+
+
+def test_a_model_that_no_onnx_file_can_hold_is_built_in_int8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fp32 graph is measured with its data in a second file; as a candidate it is refused by name."""
+    monkeypatch.setattr(onnx_write, "LARGE_BYTES", 1000)
+    monkeypatch.setattr(onnx_write, "LARGEST_BYTES", 1 << 24)
+    manifest = added(tmp_path, written(tmp_path / "c", "roberta"))
+    assert manifest.precisions == ("int8-rowwise",)
+    assert build(manifest, tmp_path / "data", say=Silent()).artifact.precision == "int8-rowwise"
+    with pytest.raises(SetupError, match=r"fp32 of c: it is larger than the 2\.1 GB"):
+        build(msgspec.structs.replace(manifest, precisions=("fp32",)), tmp_path / "data", say=Silent())
 
 
 def test_files_that_changed_after_they_were_added_are_refused(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ import onnxruntime
 import pytest
 
 from foreseen.errors import SetupError
+from foreseen.inference.session import session_options
 from foreseen.models.graphs.graph import Graph, to_bytes
 from foreseen.models.graphs.hf import folder as builder
 from foreseen.models.graphs.hf.bert import DIALECTS
 from foreseen.models.graphs.hf.heads import POOLS
+from foreseen.models.quantize import quantize
 from foreseen.modelspec.manifest import Dim, Manifest, ModelInput, ModelOutput, ModelSignature, Source
 from foreseen.types import Array
 from tests.hf_folders import KINDS, dense, golden, sentence, written
@@ -125,6 +127,17 @@ def test_a_row_is_the_same_bits_in_every_batch(tmp_path: Path, kind: str) -> Non
         length = int(arrays["attention_mask"][row].sum())
         (alone,) = session.run(None, {name: array[row : row + 1, :length] for name, array in feeds.items()})
         assert alone.tobytes() == together[row : row + 1].tobytes()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8-rowwise"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_lighter_precisions_can_be_made_of_every_architecture(tmp_path: Path, kind: str, precision: Any) -> None:
+    arrays = golden(kind)
+    one = manifest({"task": "classification"}, 3, types="token_type_ids" in arrays)
+    made = quantize(builder.make(one, written(tmp_path / kind, kind)), precision)
+    session = onnxruntime.InferenceSession(to_bytes(made), session_options(precision, 1))
+    (answered,) = session.run(None, {spec.name: arrays[spec.name] for spec in one.model.inputs})
+    assert np.abs(answered - arrays["logits"]).max() < 0.1
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,15 @@ def test_large_weights_are_checked_by_what_uses_them() -> None:
         onnx_write.check(model)
 
 
+def test_large_tensors_in_a_second_file(tmp_path: Path) -> None:
+    """What is measured of a model that no ONNX file can hold: the same graph, its large data beside it."""
+    model = graph(5000)
+    onnx_write.write_apart(model, tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").stat().st_size < 1000
+    (read,), (made,) = onnx.load(tmp_path / "m.onnx").graph.initializer, model.graph.initializer
+    assert (read.name, read.raw_data, list(read.dims)) == (made.name, made.raw_data, list(made.dims))
+
+
 def test_what_no_onnx_file_can_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_write, "LARGEST_BYTES", 1000)
     with pytest.raises(SetupError, match="an ONNX file has at most"):
