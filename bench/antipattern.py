@@ -40,7 +40,7 @@ from bench.rounds import LOAD_CORE, OUT, ROOT, awake, listens, machine, pinned
 from foreseen.models.build.build import prepare
 from foreseen.models.build.publish import workshop
 from foreseen.models.graphs.graph import to_bytes
-from foreseen.models.progress import Silent
+from foreseen.models.progress import SilentProgress
 from foreseen.modelspec.manifest import find
 from tests.live import sum_of
 from tests.models_fixture import PACKAGED, built_data
@@ -236,8 +236,8 @@ def web_single(folder: Path) -> Iterator[str]:
     port = free_port()
     (folder / "single").mkdir()
     data = built_data()
-    with workshop(data, Silent()) as bench:
-        made = prepare(find("minilm", PACKAGED), data, bench, Silent())
+    with workshop(data, SilentProgress()) as bench:
+        made = prepare(find("minilm", PACKAGED), data, bench, SilentProgress())
         (folder / "single" / "model.onnx").write_bytes(to_bytes(made.fp32))
         (folder / "single" / "tokenizer.json").write_bytes((made.files / "tokenizer.json").read_bytes())
     command = [sys.executable, "-c", WEB_SINGLE, str(folder / "single"), str(port)]

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from foreseen.inference.session import Plan, open_session
+from foreseen.inference.session import SessionPlan, open_session
 from foreseen.models.build.build import build
 from foreseen.models.progress import shown
 from foreseen.modelspec.manifest import Precision, find
@@ -43,7 +43,7 @@ async def compare(name: str, precision: Precision, data: Path, times: int) -> tu
         answers = await asyncio.gather(*(client.binary(padded(request)) for request in requests))
         runs = client.served.runs
     together = np.concatenate([answer.outputs[0].array for answer in answers])
-    alone = open_session(manifest, data, Plan())
+    alone = open_session(manifest, data, SessionPlan())
     differ = sum(
         alone.run([Row((row,))])[0][0].tobytes() != embedding.tobytes()
         for row, embedding in zip(rows, together, strict=True)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from foreseen.inference.app import start
-from foreseen.inference.served import Served
+from foreseen.inference.served import LoadedModel
 from foreseen.inference.waiting import Computed
 from foreseen.settings import InferenceSettings
 from foreseen.types import Array, Lane
@@ -21,7 +21,7 @@ from foreseen.types import Array, Lane
 POISON = 666_666
 
 
-class Mortal(Served):
+class Mortal(LoadedModel):
     """Ends the process in the middle of a batch that has poison in it."""
 
     async def answer(

@@ -11,7 +11,7 @@ from bench.rounds import ROOT
 from foreseen.errors import SetupError
 from foreseen.models.add import add
 from foreseen.models.build.build import build
-from foreseen.models.progress import Silent
+from foreseen.models.progress import SilentProgress
 from foreseen.modelspec.artifact import read_record
 from foreseen.modelspec.manifest import find
 
@@ -31,12 +31,12 @@ def made() -> tuple[Path, Path]:
         if not (FOLDER / name / "model.toml").exists():
             file = DATA / f"{name}.onnx"
             save(_graph(name), file)
-            add(file, name, FOLDER, DATA, Silent())
+            add(file, name, FOLDER, DATA, SilentProgress())
         manifest = find(name, (FOLDER,))
         try:
             read_record(DATA, name)
         except SetupError:
-            build(manifest, DATA, quick=True, say=Silent())
+            build(manifest, DATA, quick=True, say=SilentProgress())
     return DATA, FOLDER
 
 

@@ -43,7 +43,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foreseen import models
-from foreseen.inference.session import Plan, open_session, session_options
+from foreseen.inference.session import SessionPlan, open_session, session_options
 from foreseen.keys.secret import make_secret
 from foreseen.modelspec.artifact import read_file, read_record, read_serving
 from foreseen.modelspec.manifest import find
@@ -54,7 +54,7 @@ from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import array_of_json
 from foreseen.stores import valkey
 from foreseen.warm.run.warmer import preparer_of
-from foreseen.warm.write.bulk_redis import Pipe
+from foreseen.warm.write.bulk_redis import BulkRedis
 from tests.ports import free_port
 
 PACKAGED = (Path(models.__file__).parent,)
@@ -108,8 +108,8 @@ class System:
         pipe._ask(b"FLUSHALL")  # noqa: SLF001
         pipe.close()
 
-    def pipe(self) -> Pipe:
-        return Pipe(f"unix://{redis_socket(self.data)}")
+    def pipe(self) -> BulkRedis:
+        return BulkRedis(f"unix://{redis_socket(self.data)}")
 
     def close(self) -> None:
         for process in (self.proxy, self.inference, self.far):
@@ -205,7 +205,7 @@ def bench_import(built: Path, rows: int) -> dict[str, Any]:
 def write_digits(data: Path, file: Path, rows: int) -> None:
     """Rows that no other equals, and what the model's own session says of them."""
     manifest = find("digits", PACKAGED)
-    session = open_session(manifest, data, Plan())
+    session = open_session(manifest, data, SessionPlan())
     dice = np.random.default_rng(0)
     serving = read_serving(data, "digits")
     assert serving is not None

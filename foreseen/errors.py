@@ -76,6 +76,13 @@ class UnknownModel(ForeseenError):
         super().__init__(f"Request for unknown model: '{model}'{at} is not found")
 
 
+class UnknownTarget(ForeseenError):
+    """A purge names a model or digest that is not served and that neither the state store nor an artifact knows."""
+
+    status, code = 404, "unknown_target"
+    fix = "See `foreseen models list`; `--even-if-unknown` writes the purge anyway."
+
+
 class MethodNotAllowed(ForeseenError):
     """The route exists, the method does not; `Allow` lists those that do."""
 

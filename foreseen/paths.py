@@ -44,5 +44,10 @@ def admin_socket(data: Path) -> Path:
     return run_folder(data) / "admin.sock"
 
 
+def children_file(data: Path) -> Path:
+    """What the supervisor's children are like."""
+    return run_folder(data) / "children.json"
+
+
 def redis_socket(data: Path) -> Path:
     return run_folder(data) / "far.sock"

@@ -74,7 +74,7 @@ class Columns(Sequence[Row]):
         return (Row(tuple(array[at, ...] for array in arrays)) for at in range(len(self)))
 
 
-class Demand(Struct, frozen=True, cache_hash=True):
+class MaxAge(Struct, frozen=True, cache_hash=True):
     """How old an answer may be for a request, in seconds and in RFC 9111's words; None where it does not say."""
 
     max_age: float | None = None
@@ -84,18 +84,18 @@ class Demand(Struct, frozen=True, cache_hash=True):
     stale_if_error: float | None = None
 
 
-AT_EASE = Demand()
+ANY_AGE = MaxAge()
 """Takes what the model's policy allows."""
 
 
-class Terms(Struct, frozen=True):
+class RequestOptions(Struct, frozen=True):
     """Under which terms a question is asked. `deadline` is on the event loop's clock, in seconds."""
 
     deadline: float
     lane: Lane = "online"
     steps: Steps = ALL_STEPS
     traceparent: str | None = None
-    demand: Demand = AT_EASE
+    age_limits: MaxAge = ANY_AGE
 
 
 class Question(Struct, frozen=True):
@@ -103,7 +103,7 @@ class Question(Struct, frozen=True):
 
     space: Space
     rows: Sequence[Row]
-    terms: Terms
+    options: RequestOptions
     parameters: bytes = b""
 
 
@@ -115,7 +115,7 @@ class WantedOutput(Struct, frozen=True):
     classification: int | None = None
 
 
-class Wish(Struct, frozen=True):
+class OutputOptions(Struct, frozen=True):
     """How an answer is to look. Nothing in it is part of a key."""
 
     protocol: Literal["v2", "v1", "v1-columns"] = "v2"
@@ -149,7 +149,7 @@ class Prediction(Struct, frozen=True, gc=False):
     seconds: float
 
 
-class Trip(Struct, frozen=True):
+class TierSeconds(Struct, frozen=True):
     """How long the flight that brought an answer spent in each tier, in seconds; None where it did not call."""
 
     far: float | None = None
@@ -173,12 +173,12 @@ class Answer(Struct, frozen=True, gc=False):
     prediction: Prediction
     source: Source
     stored: bool = False
-    trip: Trip | None = None
+    trip: TierSeconds | None = None
     why: StaleReason | None = None
     """Why a `stale` answer was given all the same."""
 
 
-class Missed(Struct, frozen=True, gc=False):
+class Miss(Struct, frozen=True, gc=False):
     """Why a tier has no answer to a row; `spare` is one that is better than an error."""
 
     reason: str
@@ -198,9 +198,11 @@ class FarState(Struct, frozen=True):
     append_only: bool
     uptime: int = 0
     replicas: int = 0
+    writable: bool = True
+    """Whether its last write to disk succeeded."""
 
 
-class Warming(Struct, frozen=True):
+class WarmRunStatus(Struct, frozen=True):
     """What batch runs that write past the proxies do: runs under way by model, their rows by model and state (done,
     left), and rows of all runs that there were by model and result."""
 
@@ -209,7 +211,7 @@ class Warming(Struct, frozen=True):
     rows: dict[tuple[str, str], int] = {}
 
 
-class Standing(Struct, frozen=True):
+class QueueStatus(Struct, frozen=True):
     """What the state store tells of the queue of jobs: counts since it began (`state:*` now), the age of its oldest job
     in seconds, dead letters, webhooks that are not delivered, workers that were heard of a moment ago; and of warming.
     """
@@ -219,10 +221,10 @@ class Standing(Struct, frozen=True):
     dead: int
     webhooks: int = 0
     workers: int = 0
-    warming: Warming = Warming()
+    warming: WarmRunStatus = WarmRunStatus()
 
 
-AWAY = Standing({}, 0.0, 0)
+AWAY = QueueStatus({}, 0.0, 0)
 """The standing of a queue that did not answer: this very one, since a new queue has nothing to tell either."""
 
 

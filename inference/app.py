@@ -11,11 +11,11 @@ import sys
 import uvloop
 from aiohttp import web
 
-from foreseen.inference.handlers import Server
-from foreseen.inference.served import Served
+from foreseen.inference.handlers import ModelRoutes
+from foreseen.inference.served import LoadedModel
 from foreseen.settings import InferenceSettings
-from foreseen.web.connection import Runner
-from foreseen.web.drain import Ending, announce, drain
+from foreseen.web.connection import AppRunner
+from foreseen.web.drain import Shutdown, announce, drain, serve_orphaned
 from foreseen.web.gc_freeze import settle
 
 _SWITCH_SECONDS = 0.0005
@@ -28,10 +28,10 @@ _KEEPALIVE_SECONDS = 3600.0
 _SHUTDOWN_SECONDS = 30.0
 
 
-async def start(settings: InferenceSettings, served: Served) -> Runner:
+async def start(settings: InferenceSettings, served: LoadedModel) -> AppRunner:
     """Listen. The model opens separately; `cleanup()` of what this returns stops listening and finishes requests."""
-    runner = Runner(
-        Server(served, settings).application(),
+    runner = AppRunner(
+        ModelRoutes(served, settings).application(),
         handler_cancellation=True,  # a caller that hangs up gives its place in the queue back
         keepalive_timeout=_KEEPALIVE_SECONDS,
         shutdown_timeout=_SHUTDOWN_SECONDS,
@@ -47,8 +47,8 @@ async def start(settings: InferenceSettings, served: Served) -> Runner:
 
 
 async def _serve(settings: InferenceSettings) -> None:
-    served = Served(settings)
-    ending = Ending()
+    served = LoadedModel(settings)
+    ending = Shutdown()
     runner = await start(settings, served)
     opening = asyncio.ensure_future(served.open())
     waiting = asyncio.ensure_future(ending.begun.wait())
@@ -59,6 +59,8 @@ async def _serve(settings: InferenceSettings) -> None:
             settle()
             announce(settings.ready_fd)
             await waiting
+            if ending.is_orphaned:  # the proxies that are left still ask
+                await ending.unless_at_once(serve_orphaned(runner, settings.drain_seconds + settings.deadline_seconds))
             await ending.unless_at_once(drain(runner, settings.drain_seconds, settings.deadline_seconds))
     finally:
         await runner.cleanup()

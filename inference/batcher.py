@@ -22,7 +22,7 @@ from typing import Protocol
 import structlog
 
 from foreseen.errors import DeadlineExceeded, ForeseenError, ModelFailed, ModelUnavailable, Overloaded
-from foreseen.inference.waiting import Asked, Computed, Item, Lanes, Limits
+from foreseen.inference.waiting import BatchLimits, Computed, Lanes, PendingRow, QueuedRequest
 from foreseen.modelspec.rows import RowOutputs
 from foreseen.types import Lane, Row
 
@@ -36,7 +36,7 @@ _now = time.monotonic
 """The event loop's clock, asyncio's and uvloop's; uvloop's own `time()` is cached and in whole milliseconds."""
 
 
-class Runner(Protocol):
+class BatchRunner(Protocol):
     """What computes: called from one thread per instance, so possibly from several at once."""
 
     def run(self, rows: Sequence[Row], /) -> list[RowOutputs]: ...
@@ -63,8 +63,8 @@ class _Ran:
 class _Instance:
     """One thread that runs one batch at a time. `inbox` wakes it with a batch, None ends it."""
 
-    def __init__(self, runner: Runner, number: int, batcher: Batcher) -> None:
-        self.inbox: SimpleQueue[list[Item] | None] = SimpleQueue()
+    def __init__(self, runner: BatchRunner, number: int, batcher: Batcher) -> None:
+        self.inbox: SimpleQueue[list[PendingRow] | None] = SimpleQueue()
         self._runner = runner
         self._batcher = batcher
         self.thread = threading.Thread(target=self._work, name=f"instance-{number}", daemon=True)
@@ -82,7 +82,11 @@ class Batcher:
     """Takes requests, gives answers. Made on a running event loop; `close` it to end its threads."""
 
     def __init__(
-        self, runners: Sequence[Runner], length: Callable[[Row], int], limits: Limits, meter: Meter | None = None
+        self,
+        runners: Sequence[BatchRunner],
+        length: Callable[[Row], int],
+        limits: BatchLimits,
+        meter: Meter | None = None,
     ) -> None:
         self._length = length
         self._limits = limits
@@ -125,7 +129,7 @@ class Batcher:
             return []
         now = _now()
         self._admit(len(rows), deadline, now, lane)
-        asked = Asked(self._loop.create_future(), lane, len(rows), now, deadline)
+        asked = QueuedRequest(self._loop.create_future(), lane, len(rows), now, deadline)
         self._lanes.add(asked, rows, [self._length(row) for row in rows])
         self._dispatch_soon()
         self._wake_at(deadline)
@@ -182,7 +186,7 @@ class Batcher:
         if self._closing and not self.running and not self.waiting:
             self._drained.set()
 
-    def _take(self, instance: _Instance) -> list[Item]:
+    def _take(self, instance: _Instance) -> list[PendingRow]:
         """The instance's next batch; where there is none it is idle from now on. On the loop."""
         taken = self._lanes.take(_now(), lambda: self._idle.append(instance))
         _too_late(taken.late)
@@ -192,7 +196,7 @@ class Batcher:
             self._company = self._loop.call_at(taken.again_at, self._dispatch)
         return taken.batch
 
-    def ended(self, instance: _Instance, batch: list[Item], started: float, ran: _Ran) -> list[Item]:
+    def ended(self, instance: _Instance, batch: list[PendingRow], started: float, ran: _Ran) -> list[PendingRow]:
         """A run has ended: the instance's next batch, if any is waiting. In the instance's thread."""
         for item, outcome in zip(batch, ran.outcomes, strict=True):
             if isinstance(outcome, ForeseenError):
@@ -215,7 +219,7 @@ class Batcher:
         if deadline is not None:
             self._wake_at(deadline)
 
-    def _on_ended(self, batch: list[Item], started: float, ran: _Ran, late: list[Asked]) -> None:
+    def _on_ended(self, batch: list[PendingRow], started: float, ran: _Ran, late: list[QueuedRequest]) -> None:
         """Give out the answers; then see whether the instance that found nothing has something by now."""
         _too_late(late)
         waits = [max(started - item.asked.since, 0.0) for item in batch]
@@ -233,7 +237,7 @@ class Batcher:
         self._dispatch()
 
 
-def _run(runner: Runner, rows: list[Row]) -> _Ran:
+def _run(runner: BatchRunner, rows: list[Row]) -> _Ran:
     """One run; if it fails, each row alone once, so that one poisoned row fails its own request and no other."""
     started = time.perf_counter()
     try:
@@ -258,13 +262,13 @@ def _as_failure(error: Exception) -> ForeseenError:
     return ModelFailed("the model could not compute this input")
 
 
-def _padding(batch: list[Item]) -> int:
+def _padding(batch: list[PendingRow]) -> int:
     """Tokens of the batch that are nobody's."""
     lengths = [item.length for item in batch]
     return len(lengths) * max(lengths) - sum(lengths)
 
 
-def _give(item: Item, computed: Computed) -> None:
+def _give(item: PendingRow, computed: Computed) -> None:
     asked = item.asked
     asked.answers[item.index] = computed
     asked.open -= 1
@@ -272,11 +276,11 @@ def _give(item: Item, computed: Computed) -> None:
         asked.future.set_result([answer for answer in asked.answers if answer is not None])
 
 
-def _fail(asked: Asked, error: ForeseenError) -> None:
+def _fail(asked: QueuedRequest, error: ForeseenError) -> None:
     if not asked.future.done():
         asked.future.set_exception(error)
 
 
-def _too_late(late: list[Asked]) -> None:
+def _too_late(late: list[QueuedRequest]) -> None:
     for asked in late:
         _fail(asked, DeadlineExceeded("the deadline passed in the model's queue"))

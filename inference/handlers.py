@@ -1,4 +1,4 @@
-"""V2 requests → one `Served` model → replies: the routes of the model process.
+"""V2 requests → one `LoadedModel` model → replies: the routes of the model process.
 
 Whoever calls it directly sends `[model]` tensors; the proxy in front shows `[client]` ones under the same name.
 """
@@ -14,8 +14,8 @@ import structlog
 from aiohttp import web
 
 from foreseen.errors import BadInput, ModelUnavailable, UnknownModel, Unsupported
-from foreseen.inference.describe import EXTENSIONS, Stats, config, metadata
-from foreseen.inference.served import Served
+from foreseen.inference.describe import EXTENSIONS, ModelStats, config, metadata
+from foreseen.inference.served import LoadedModel
 from foreseen.modelspec.manifest import wire_shape
 from foreseen.protocol import wire
 from foreseen.protocol.datatypes import DATATYPES
@@ -38,13 +38,13 @@ from foreseen.web.http import (
 _log = structlog.get_logger()
 
 
-class Server:
+class ModelRoutes:
     """The routes."""
 
-    def __init__(self, served: Served, settings: InferenceSettings) -> None:
+    def __init__(self, served: LoadedModel, settings: InferenceSettings) -> None:
         self._served = served
         self._settings = settings
-        self._stats = Stats()
+        self._stats = ModelStats()
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[self._count], client_max_size=self._settings.body_bytes)
@@ -118,7 +118,7 @@ class Server:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         text = await asyncio.to_thread(self._served.metrics.exposition)
-        return web.Response(body=text, headers={"Server": SERVER, "Content-Type": CONTENT_TYPE})
+        return web.Response(body=text, headers={"ModelRoutes": SERVER, "Content-Type": CONTENT_TYPE})
 
     async def _infer(self, request: web.Request) -> web.Response:
         started = time.perf_counter()

@@ -24,13 +24,13 @@ from foreseen.types import Array, Row
 _log = structlog.get_logger()
 
 _LENGTHS = (4, 7, 13, 16)
-"""Of the made-up rows: 7 is ≡ 3 mod 4, where an inexact pool shows (DESIGN.md section 5)."""
+"""Of the made-up rows: 7 is ≡ 3 mod 4, where an inexact pool shows (docs/architecture.md, Exactness)."""
 _SHORT, _LONG = 8, 64
 _TIMINGS = 5
 _LEAST_START_TOKENS, _MOST_START_TOKENS = 2, 256
 
 
-class Runner(Protocol):
+class RowRunner(Protocol):
     """What answers rows: a session, or a scripted one in tests."""
 
     def run(self, rows: Sequence[Row], /) -> list[RowOutputs]: ...
@@ -49,7 +49,7 @@ class Proof(Struct, frozen=True):
     """What starting a run costs, in tokens: the batcher pads as long as that is cheaper than another run."""
 
 
-def prove(runner: Runner, manifest: Manifest) -> Proof:
+def prove(runner: RowRunner, manifest: Manifest) -> Proof:
     """Run example rows alone, alone again and together. Raises SetupError where a run fails or breaks its promise."""
     rows = example_rows(manifest)
     try:
@@ -89,7 +89,7 @@ def refuse_saturation(manifest: Manifest) -> NoReturn:
     )
 
 
-def warm(runner: Runner, manifest: Manifest, shapes: Iterable[tuple[int, int]]) -> None:
+def warm(runner: RowRunner, manifest: Manifest, shapes: Iterable[tuple[int, int]]) -> None:
     """Run made-up batches of (rows, length), so that no request pays for the first run of its shape."""
     for count, length in shapes:
         runner.run(_prepared([_made_up(manifest, length)] * count, manifest))
@@ -109,7 +109,7 @@ def example_rows(manifest: Manifest) -> list[Row]:
     return [unit for row in rows for unit in _prepared([row], manifest)]
 
 
-def _start_tokens(runner: Runner, manifest: Manifest) -> int:
+def _start_tokens(runner: RowRunner, manifest: Manifest) -> int:
     """Fixed cost of a run over cost per token, from the best times of a short and a long row."""
     if not _padded(manifest) or manifest.rows == "together":
         return _LEAST_START_TOKENS
@@ -120,7 +120,7 @@ def _start_tokens(runner: Runner, manifest: Manifest) -> int:
     return int(min(max((short - per_token * _SHORT) / per_token, _LEAST_START_TOKENS), _MOST_START_TOKENS))
 
 
-def _best_seconds(runner: Runner, row: Row) -> float:
+def _best_seconds(runner: RowRunner, row: Row) -> float:
     rows, best = [row], float("inf")
     for _ in range(_TIMINGS):
         started = time.perf_counter()

@@ -12,8 +12,8 @@ from foreseen.errors import ModelUnavailable
 from foreseen.inference import gpu, selftest
 from foreseen.inference.batcher import Batcher
 from foreseen.inference.metrics import ModelMetrics
-from foreseen.inference.session import Plan, Session, open_session, saturates
-from foreseen.inference.waiting import Computed, Limits
+from foreseen.inference.session import Session, SessionPlan, open_session, saturates
+from foreseen.inference.waiting import BatchLimits, Computed
 from foreseen.modelspec.artifact import Serving, write_serving
 from foreseen.modelspec.manifest import Manifest, find
 from foreseen.modelspec.rows import empty_outputs, split, stack, stack_outputs, tokens
@@ -23,7 +23,7 @@ from foreseen.types import Array, Lane, Row
 _log = structlog.get_logger()
 
 
-class Served:
+class LoadedModel:
     """The model of this process. `session` and `batcher` raise ModelUnavailable until `open` is through."""
 
     def __init__(self, settings: InferenceSettings) -> None:
@@ -117,9 +117,9 @@ class Served:
         assert self._session is not None
         return self._session.record.row_independent and self._independent
 
-    def _load(self) -> tuple[Session, Limits]:
+    def _load(self) -> tuple[Session, BatchLimits]:
         settings, manifest = self._settings, self.manifest
-        plan = Plan(settings.provider, settings.threads, settings.fallback, settings.run_seconds)
+        plan = SessionPlan(settings.provider, settings.threads, settings.fallback, settings.run_seconds)
         session = open_session(manifest, settings.data, plan)
         try:
             eight_bit = session.record.artifact.precision.startswith("int8")
@@ -135,12 +135,12 @@ class Served:
         return session, _limits(settings, manifest, proof.start_tokens)
 
 
-def _limits(settings: InferenceSettings, manifest: Manifest, start_tokens: int = 0) -> Limits:
+def _limits(settings: InferenceSettings, manifest: Manifest, start_tokens: int = 0) -> BatchLimits:
     """The settings', else the manifest's. Rows that depend on each other come as one row already."""
     batching = manifest.batching
     alone = batching.single or manifest.rows == "together"
     wait_ms = batching.wait_ms if settings.wait_ms is None else settings.wait_ms
-    return Limits(
+    return BatchLimits(
         queue_rows=settings.queue_rows,
         max_rows=1 if alone else settings.max_rows or batching.max_rows,
         max_tokens=settings.max_tokens or batching.max_tokens,
@@ -154,5 +154,5 @@ def _instances(settings: InferenceSettings) -> int:
     return settings.instances or max(len(os.sched_getaffinity(0)) // max(settings.threads, 1), 1)
 
 
-def _facts(limits: Limits) -> dict[str, float]:
+def _facts(limits: BatchLimits) -> dict[str, float]:
     return {"max_rows": limits.max_rows, "max_tokens": limits.max_tokens, "start_tokens": limits.start_tokens}

@@ -62,7 +62,7 @@ _SATURATION_PROBE = (
 """A graph of one node, compressed: see `saturates`. A test makes it again with `onnx.helper` and compares."""
 
 
-class Plan(Struct, frozen=True):
+class SessionPlan(Struct, frozen=True):
     """How a session is to run: what the settings say, without where they come from."""
 
     provider: Provider = "cpu"
@@ -103,7 +103,7 @@ def _options(threads: int, *, guarded: bool) -> ort.SessionOptions:
 class Session:
     """One loaded model. Made by `open_session`."""
 
-    def __init__(self, manifest: Manifest, record: Record, graph: ort.InferenceSession, plan: Plan) -> None:
+    def __init__(self, manifest: Manifest, record: Record, graph: ort.InferenceSession, plan: SessionPlan) -> None:
         self.manifest = manifest
         self.record = record
         self.provider: str = graph.get_providers()[0]
@@ -179,7 +179,7 @@ class Session:
         self._watchdog.close()
 
 
-def open_session(manifest: Manifest, data: Path, plan: Plan) -> Session:
+def open_session(manifest: Manifest, data: Path, plan: SessionPlan) -> Session:
     """Load the artifact in force. Raises SetupError in one line that says what to do."""
     record = read_record(data, manifest.name)
     chain = _CHAINS[plan.provider]
@@ -254,7 +254,7 @@ def _check_signature(manifest: Manifest, graph: ort.InferenceSession) -> None:
             raise SetupError(f"model.inputs: the graph takes {sorted(have)}")
 
 
-def _check_fallback(session: Session, plan: Plan) -> None:
+def _check_fallback(session: Session, plan: SessionPlan) -> None:
     left = gpu.unexpected(session.nodes)
     if not left:
         return

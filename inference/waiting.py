@@ -28,7 +28,7 @@ class Computed(Struct, frozen=True, gc=False):
     queued: float
 
 
-class Limits(Struct, frozen=True):
+class BatchLimits(Struct, frozen=True):
     """What a batch may hold and the queue may grow to."""
 
     queue_rows: int = 4096
@@ -42,7 +42,7 @@ class Limits(Struct, frozen=True):
     """How long an idle instance waits for company."""
 
 
-class Asked:
+class QueuedRequest:
     """One request: rows are `waiting` until a run takes them, `open` until they are answered."""
 
     __slots__ = ("answers", "deadline", "future", "lane", "open", "since", "waiting")
@@ -59,19 +59,19 @@ class Asked:
         self.waiting: dict[int, Entry] = {}
 
 
-class Item:
+class PendingRow:
     """One row of a request, at `index` of it."""
 
     __slots__ = ("asked", "index", "length", "row")
 
-    def __init__(self, asked: Asked, index: int, row: Row, length: int) -> None:
+    def __init__(self, asked: QueuedRequest, index: int, row: Row, length: int) -> None:
         self.asked = asked
         self.index = index
         self.row = row
         self.length = length
 
 
-Entry = tuple[int, float, int, Item]
+Entry = tuple[int, float, int, PendingRow]
 """(length, deadline, number, item): sorts by length, then by urgency. Numbers are unique, so items never compare."""
 
 
@@ -80,7 +80,7 @@ class Waiting:
 
     def __init__(self) -> None:
         self._by_length: list[Entry] = []
-        self._by_deadline: list[tuple[float, int, Asked]] = []
+        self._by_deadline: list[tuple[float, int, QueuedRequest]] = []
         self._number = 0
 
     def __len__(self) -> int:
@@ -90,22 +90,22 @@ class Waiting:
         """Rows that are at least as urgent."""
         return sum(len(asked.waiting) for due, _, asked in self._by_deadline if due <= deadline)
 
-    def add(self, asked: Asked, rows: Sequence[Row], lengths: list[int]) -> None:
+    def add(self, asked: QueuedRequest, rows: Sequence[Row], lengths: list[int]) -> None:
         heappush(self._by_deadline, (asked.deadline, self._number, asked))
         for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            entry = (length, asked.deadline, self._number, Item(asked, index, row, length))
+            entry = (length, asked.deadline, self._number, PendingRow(asked, index, row, length))
             asked.waiting[self._number] = entry
             self._number += 1
             insort(self._by_length, entry)
 
-    def drop(self, asked: Asked) -> None:
+    def drop(self, asked: QueuedRequest) -> None:
         """Forget the rows of a request that no run has taken."""
         for entry in asked.waiting.values():
             del self._by_length[bisect_left(self._by_length, entry)]
         asked.waiting.clear()
         self._compact()
 
-    def urgent(self) -> Asked | None:
+    def urgent(self) -> QueuedRequest | None:
         """The request with the earliest deadline that has rows waiting."""
         while self._by_deadline:
             asked = self._by_deadline[0][2]
@@ -114,7 +114,7 @@ class Waiting:
             heappop(self._by_deadline)
         return None
 
-    def take(self, limits: Limits) -> list[Item]:
+    def take(self, limits: BatchLimits) -> list[PendingRow]:
         """The next batch: the most urgent row and its neighbours in length."""
         asked = self.urgent()
         if asked is None:
@@ -135,18 +135,18 @@ class Waiting:
             heapify(self._by_deadline)
 
 
-class Taken(Struct, frozen=True):
+class TakenBatch(Struct, frozen=True):
     """What `Lanes.take` found: a batch, requests that are too late, and when to look again if company is waited for."""
 
-    batch: list[Item]
-    late: list[Asked]
+    batch: list[PendingRow]
+    late: list[QueuedRequest]
     again_at: float | None = None
 
 
 class Lanes:
     """Both lanes behind one lock, held for microseconds. Online rows go first, and lanes share no batch."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: BatchLimits) -> None:
         self._limits = limits
         self._lock = threading.Lock()
         self._lanes: dict[Lane, Waiting] = {"online": Waiting(), "background": Waiting()}
@@ -159,7 +159,7 @@ class Lanes:
     def __repr__(self) -> str:
         return ", ".join(f"{len(waiting)} {lane}" for lane, waiting in self._lanes.items())
 
-    def add(self, asked: Asked, rows: Sequence[Row], lengths: list[int]) -> None:
+    def add(self, asked: QueuedRequest, rows: Sequence[Row], lengths: list[int]) -> None:
         with self._lock:
             self._lanes[asked.lane].add(asked, rows, lengths)
 
@@ -169,11 +169,11 @@ class Lanes:
             mine = self._lanes[lane].before(deadline)
             return mine if lane == "online" else mine + len(self._lanes["online"])
 
-    def drop(self, asked: Asked) -> None:
+    def drop(self, asked: QueuedRequest) -> None:
         with self._lock:
             self._lanes[asked.lane].drop(asked)
 
-    def take(self, now: float, idle: Callable[[], None]) -> Taken:
+    def take(self, now: float, idle: Callable[[], None]) -> TakenBatch:
         """The next batch. Where there is none `idle` is called before anybody else can add a row."""
         with self._lock:
             late = self._late(now)
@@ -184,12 +184,12 @@ class Lanes:
                 again_at = asked.since + self._limits.wait_seconds
                 if self.patient and len(waiting) < self._limits.max_rows and again_at > now:
                     idle()
-                    return Taken([], late, again_at)
-                return Taken(waiting.take(self._limits), late)
+                    return TakenBatch([], late, again_at)
+                return TakenBatch(waiting.take(self._limits), late)
             idle()
-            return Taken([], late)
+            return TakenBatch([], late)
 
-    def late(self, now: float) -> list[Asked]:
+    def late(self, now: float) -> list[QueuedRequest]:
         """Drop the requests whose deadline has passed with rows still waiting, and return them."""
         with self._lock:
             return self._late(now)
@@ -200,7 +200,7 @@ class Lanes:
             urgent = [asked.deadline for waiting in self._lanes.values() if (asked := waiting.urgent()) is not None]
         return min(urgent, default=None)
 
-    def _late(self, now: float) -> list[Asked]:
+    def _late(self, now: float) -> list[QueuedRequest]:
         late = []
         for waiting in self._lanes.values():
             while (asked := waiting.urgent()) is not None and asked.deadline <= now:
@@ -209,7 +209,7 @@ class Lanes:
         return late
 
 
-def _neighbours(rows: list[Entry], at: int, limits: Limits) -> tuple[int, int]:
+def _neighbours(rows: list[Entry], at: int, limits: BatchLimits) -> tuple[int, int]:
     """The range of `rows` around `at` that makes the best batch.
 
     It grows by whichever neighbour needs less padding, as far as the limits allow. Of the ranges on the way the one is

@@ -10,20 +10,25 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+import structlog
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from foreseen.logs import Format, configure
+
+log = structlog.get_logger()
 
 Advance = Callable[[], None]
 """Call it once per finished part of a step."""
 
 
-class Say(Protocol):
+class BuildProgress(Protocol):
     """What a build tells its progress to."""
 
     def step(self, what: str, parts: int | None = None) -> AbstractContextManager[Advance]: ...
 
 
-class Silent:
+class SilentProgress:
     """Says nothing: for tests and programs."""
 
     @contextmanager
@@ -32,7 +37,7 @@ class Silent:
         yield _nothing
 
 
-class Lines:
+class LineProgress:
     """One line per finished step with its seconds: for pipes, logs and CI."""
 
     def __init__(self, console: Console) -> None:
@@ -47,7 +52,18 @@ class Lines:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-class Live:
+class LogProgress:
+    """The same as lines of the log: for a system whose stderr is read by a collector."""
+
+    @contextmanager
+    def step(self, what: str, parts: int | None = None) -> Iterator[Advance]:
+        del parts
+        began = time.monotonic()
+        yield _nothing
+        log.info("build", step=what, seconds=round(time.monotonic() - began, 1))
+
+
+class LiveProgress:
     """A spinner, a bar where the number of parts is known, and the time each step has taken."""
 
     def __init__(self, progress: Progress) -> None:
@@ -61,15 +77,19 @@ class Live:
 
 
 @contextmanager
-def shown() -> Iterator[Say]:
+def shown(form: Format | None = None) -> Iterator[BuildProgress]:
     """The progress for whoever is watching stderr."""
+    if form == "json":
+        configure("info", "build", form)
+        yield LogProgress()
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield Lines(console)
+        yield LineProgress(console)
         return
     columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}", markup=False), BarColumn(20))
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        yield Live(progress)
+        yield LiveProgress(progress)
 
 
 def _nothing() -> None:

@@ -18,28 +18,30 @@ from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import secret_check, tag_key
 from foreseen.keys.secret import read_secret
 from foreseen.modelspec.manifest import Freshness, find
-from foreseen.paths import model_socket, redis_socket
+from foreseen.paths import children_file, model_socket, redis_socket
 from foreseen.proxy.admin.admin import Token
-from foreseen.proxy.admin.heartbeat import Pulse
+from foreseen.proxy.admin.heartbeat import Heartbeat
 from foreseen.proxy.admin.purge import Purger, admin_application
+from foreseen.proxy.admin.purge_targets import Targets
 from foreseen.proxy.backend.discovery import Upstream, in_front_of, upstream_of
-from foreseen.proxy.backend.isolation import Trials
+from foreseen.proxy.backend.isolation import IsolationLock
 from foreseen.proxy.backend.model import ModelProcess
-from foreseen.proxy.backend.served import Served
+from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.backend.upstream import declared_told
 from foreseen.proxy.cache.freshness import policy_of
 from foreseen.proxy.cache.generations import Generations
 from foreseen.proxy.cache.lease import Leases
 from foreseen.proxy.cache.near import Near
+from foreseen.proxy.cache.purge_mark import PurgeMark
 from foreseen.proxy.cache.tiers import Tiers
 from foreseen.proxy.fastpath.fast_connection import ShortConnection
-from foreseen.proxy.fastpath.fast_path import Road
-from foreseen.proxy.fastpath.known_heads import Heads
-from foreseen.proxy.fastpath.responder import Edge
+from foreseen.proxy.fastpath.fast_path import FastPath
+from foreseen.proxy.fastpath.known_heads import KnownHeads
+from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.handlers import Handlers
 from foreseen.proxy.jobs.batch import Batches
 from foreseen.proxy.jobs.predictions import Predictions
-from foreseen.proxy.jobs.ticket_options import Manners
+from foreseen.proxy.jobs.ticket_options import TicketOptionsReader
 from foreseen.proxy.jobs.tickets import Jobs
 from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pipeline import Pipeline
@@ -51,16 +53,17 @@ from foreseen.queue.records import Records
 from foreseen.queue.targets import Allowed
 from foreseen.settings import ProxySettings
 from foreseen.stores.cluster import far_at
-from foreseen.stores.commands import Entries
+from foreseen.stores.owned import OwnedEntries
 from foreseen.stores.redis_urls import access_of
 from foreseen.stores.state import connect_state
 from foreseen.tasks import end
+from foreseen.telemetry.child_states import ChildState, read_children
 from foreseen.telemetry.exposition import use_slot
 from foreseen.telemetry.metrics import ProxyMetrics
-from foreseen.web.connection import Runner
-from foreseen.web.drain import Ending, announce, drain
+from foreseen.web.connection import AppRunner
+from foreseen.web.drain import Shutdown, announce, drain
 from foreseen.web.gc_freeze import settle
-from foreseen.web.limits import Gate, Limits
+from foreseen.web.limits import Gate, ListenerLimits
 from foreseen.web.listen import BACKLOG, files_for, inherited, listen, listen_admin
 
 log = structlog.get_logger()
@@ -86,12 +89,11 @@ class Proxy:
         use_slot(settings.slot)
         self.metrics = ProxyMetrics(on=settings.metrics)
         self.upstream = upstream
-        self.trials = Trials() if upstream is None else upstream.trials
+        self.trials = IsolationLock() if upstream is None else upstream.trials
         self.served = {} if upstream is None else upstream.served
         self.served |= {served.manifest.name: served for served in map(self._serve, settings.own_models)}
-        self.far = _far(settings)
+        self.far = _far(settings, secret_check(root))
         self.trials.among(self.far, root, self.metrics)
-        self._check = secret_check(root)
         tiers = Tiers(
             root=root,
             codec=EntryCodec(tag_key(root)),
@@ -105,7 +107,7 @@ class Proxy:
         self.state = None if given is None else connect_state(given, access, replicas)
         leases = Leases(self.far, self.metrics, settings.lease_ms / 1000)
         self.pipeline = Pipeline(tiers, self.served, self.metrics, settings.waiting_rows, settings.miss_rows, leases)
-        self.generations = Generations(self.state, self.pipeline.forget)
+        self.generations = Generations(self.state, self.pipeline.forget, PurgeMark(self.far, root))
         self.server = Server(
             self.pipeline,
             Observer(self.pipeline, self.metrics, settings.observe_tolerance),
@@ -123,21 +125,24 @@ class Proxy:
             self.jobs = Jobs(self.queue, self.records, self.pipeline, self.served, self.generations, self.metrics)
         self.memory = memory = Memory(tiers.near, settings.replay_bytes, tiers.clock)
         self.gate = Gate(_limits(settings), lambda limit: self.metrics.limited.labels(limit).inc())
-        self.pulse = Pulse(
+        self.heartbeat = Heartbeat(
             self.pipeline,
             self.served,
             self.metrics,
             breaker_open=lambda: self.far is not None and self.far.open,
             far_state=self.far.state if self.far is not None else None,
+            far_foreign=lambda: self.far is not None and self.far.foreign,
             versions=self._versions if settings.triton_metrics else None,
             connections=self.gate.__len__,
             queue=self.queue.standing if self.queue is not None else None,
+            children=self._children,
         )
         token = Token(
             settings.admin_token_file or settings.data / "admin-token", required=settings.admin_token_file is not None
         )
-        self.admin = admin_application(Purger(self.state, tiers), token, settings.body_seconds)
-        self.edge = Edge(
+        self.targets = Targets(self.state, self.served, settings.data)
+        self.admin = admin_application(Purger(self.state, tiers), self.targets, token, settings.body_seconds)
+        self.edge = Responder(
             served=self.served,
             server=self.server,
             metrics=self.metrics,
@@ -145,16 +150,17 @@ class Proxy:
             tiers=tiers,
             memory=memory,
         )
-        self.road, self.heads = Road(self.edge), Heads(settings.body_bytes)
+        self.road, self.heads = FastPath(self.edge), KnownHeads(settings.body_bytes)
         self.application = Handlers(
             served=self.served,
             server=self.server,
             edge=self.edge,
             settings=settings,
             token=token,
-            exposition=self.pulse.exposition,
+            exposition=self.heartbeat.exposition,
             predictions=self._predictions(),
-            stalled=lambda: self.pulse.stalled,
+            stalled=lambda: self.heartbeat.stalled,
+            lost=self._lost,
         ).application()
 
     def _predictions(self) -> Predictions | None:
@@ -162,9 +168,9 @@ class Proxy:
         jobs, queue, settings = self.jobs, self.queue, self.settings
         if jobs is None or queue is None:
             return None
-        manners = Manners(jobs, self.webhooks)
+        ticket_options = TicketOptionsReader(jobs, self.webhooks)
         batches = Batches(
-            manners,
+            ticket_options,
             jobs,
             queue,
             self.records,
@@ -172,18 +178,21 @@ class Proxy:
             most_lines=settings.batch_lines,
             body_seconds=settings.body_seconds,
         )
-        return Predictions(jobs, self.edge, manners, batches)
+        return Predictions(jobs, self.edge, ticket_options, batches)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Watch the models; at the end let flights land and close every connection."""
-        await self._check_secret()
+        await self._look_at_far()
         if self.upstream is not None:
             watchers = [asyncio.create_task(self.upstream.follow())]
         else:
             watchers = [asyncio.create_task(served.watch()) for served in self.served.values()]
-        watchers.append(asyncio.create_task(self.pulse.beat()))
+        watchers.append(asyncio.create_task(self.heartbeat.beat()))
         watchers.append(asyncio.create_task(self.generations.follow()))
+        watchers.append(asyncio.create_task(self.targets.follow()))
+        if self.far is not None:
+            watchers.append(asyncio.create_task(self.far.follow()))
         try:
             async with asyncio.timeout(STATE_SECONDS):
                 await self.generations.ready.wait()
@@ -197,6 +206,7 @@ class Proxy:
             self.metrics.flush()  # what the last flights counted
             if self.jobs is not None:
                 await self.jobs.close()
+            await self.targets.note()
             await self.generations.leave()
             for served in self.served.values():
                 await served.process.close()
@@ -214,18 +224,33 @@ class Proxy:
             await asyncio.sleep(KNOWN_POLL_SECONDS)
         await self.generations.ready.wait()
 
+    def _children(self) -> list[ChildState]:
+        """The supervisor's children, where there is a supervisor: it passes the listening socket."""
+        return [] if self.settings.fd is None else read_children(children_file(self.settings.data))
+
+    def _lost(self) -> list[str]:
+        """What does not work just now, though predictions are answered."""
+        lost = []
+        if self.far is not None and (self.far.foreign or self.far.open):
+            lost.append("far (Redis): misses of near go to the models")
+        if not self.generations.reachable:
+            lost.append("state store: no job is taken, no result can be fetched, no purge is acknowledged")
+        if not self.generations.ready.is_set():
+            lost.append("state store: never reached, so nothing is answered from the cache")
+        return lost
+
     def _versions(self) -> dict[str, str]:
         return {name: served.manifest.version for name, served in self.served.items()}
 
-    async def _check_secret(self) -> None:
+    async def _look_at_far(self) -> None:
         if self.far is None:
             return
         try:
-            await self.far.check_secret(self._check)
+            await self.far.look()
         except FarError as error:
             log.warning("far: not reachable at start; answering without it", kind=error.kind)
 
-    def _serve(self, named: str) -> Served:
+    def _serve(self, named: str) -> ServedModel:
         name, _, address = named.partition("=")
         manifest = find(name, self.settings.model_folders)
         if manifest.upstream is not None and not address:
@@ -240,7 +265,9 @@ class Proxy:
             quarantine_seconds=self.settings.quarantine_seconds,
             trials=self.trials,
         )
-        return Served(manifest, process, self.settings.data, policy_of(manifest.freshness, _freshness(self.settings)))
+        return ServedModel(
+            manifest, process, self.settings.data, policy_of(manifest.freshness, _freshness(self.settings))
+        )
 
 
 async def upstream_for(settings: ProxySettings) -> Upstream | None:
@@ -249,9 +276,9 @@ async def upstream_for(settings: ProxySettings) -> Upstream | None:
 
 
 async def _run(settings: ProxySettings) -> None:
-    ending = Ending()
+    ending = Shutdown()
     proxy = Proxy(settings, await upstream_for(settings))
-    runner = Runner(
+    runner = AppRunner(
         proxy.application,
         proxy.connect if settings.short_road else None,
         proxy.gate,
@@ -269,7 +296,7 @@ async def _run(settings: ProxySettings) -> None:
         site = web.SockSite(runner, listener, backlog=BACKLOG)
         await site.start()
         runner.accept_all(listener)
-        operators = Runner(proxy.admin, keepalive_timeout=settings.keepalive_seconds)
+        operators = AppRunner(proxy.admin, keepalive_timeout=settings.keepalive_seconds)
         await operators.setup()
         try:
             admin = listen_admin(settings) if settings.admin_fd is None else inherited(settings.admin_fd)
@@ -296,17 +323,18 @@ def run(settings: ProxySettings) -> None:
     uvloop.run(_run(settings))
 
 
-def _far(settings: ProxySettings) -> Entries | None:
+def _far(settings: ProxySettings, check: bytes) -> OwnedEntries | None:
     if settings.redis == "none":
         return None
     url = settings.redis or f"unix://{redis_socket(settings.data)}"
     budget_seconds = settings.far_budget_ms / 1000
-    return far_at(url, budget_seconds, keys_per_call=settings.far_keys, access=access_of(settings))
+    entries = far_at(url, budget_seconds, keys_per_call=settings.far_keys, access=access_of(settings))
+    return OwnedEntries(entries, check)
 
 
-def _limits(settings: ProxySettings) -> Limits:
+def _limits(settings: ProxySettings) -> ListenerLimits:
     """Of the public listener. Every connection is an open file."""
-    return Limits(
+    return ListenerLimits(
         connections=files_for(settings.connections),
         requests=settings.connection_requests,
         head_bytes=settings.head_bytes,

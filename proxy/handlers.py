@@ -15,13 +15,13 @@ from multidict import CIMultiDict
 from foreseen.errors import BadRequest, WebhookRefused
 from foreseen.proxy import describe
 from foreseen.proxy.admin.admin import Token, explained
-from foreseen.proxy.backend.served import Served
-from foreseen.proxy.cache.freshness import AT_WILL, Control, control_of
+from foreseen.proxy.backend.served import ServedModel
+from foreseen.proxy.cache.freshness import NO_CONTROL, Control, control_of
 from foreseen.proxy.fastpath.fast_connection import ShortConnection
-from foreseen.proxy.fastpath.responder import Edge
+from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.jobs.predictions import Predictions
 from foreseen.proxy.jobs.ticket_options import WEBHOOK, Prefer
-from foreseen.proxy.predict.ask import Ask, Protocol
+from foreseen.proxy.predict.ask import Protocol, RequestHead
 from foreseen.proxy.predict.serve import Server
 from foreseen.settings import ProxySettings
 from foreseen.telemetry.exposition import CONTENT_TYPE
@@ -52,13 +52,14 @@ class Handlers:
     def __init__(
         self,
         *,
-        served: Mapping[str, Served],
+        served: Mapping[str, ServedModel],
         server: Server,
-        edge: Edge,
+        edge: Responder,
         settings: ProxySettings,
         exposition: Callable[[], Awaitable[bytes]],
         token: Token,
         stalled: Callable[[], bool],
+        lost: Callable[[], list[str]] = list,
         predictions: Predictions | None = None,
     ) -> None:
         self._served = served
@@ -67,6 +68,7 @@ class Handlers:
         self._settings = settings
         self._exposition = exposition
         self._stalled = stalled
+        self._lost = lost
         self._token = token
         self._predictions = predictions
 
@@ -89,7 +91,7 @@ class Handlers:
             for method in ("POST", "QUERY"):
                 route(method, f"{model}/infer", self.infer, expect_handler=expect)
             app.router.add_post(f"{model}/explain", self.explain)
-            app.router.add_post(f"{model}/import", self.bring)
+            app.router.add_post(f"{model}/import", self.import_rows)
         app.router.add_get("/v1/models", self.v1_models)
         v1 = "/v1/models/{model:[^/:]+}"  # GET …:predict is a method that is not allowed, and no model of that name
         for model in (v1, v1 + "/versions/{version:[^/:]+}"):
@@ -131,7 +133,9 @@ class Handlers:
                 connection.learn(request, ask, told)
         return web.Response(body=told.body, status=told.status, headers=CIMultiDict(told.headers))
 
-    async def _ticket(self, request: web.Request, ask: Ask, body: bytes, started: float) -> web.StreamResponse | None:
+    async def _ticket(
+        self, request: web.Request, ask: RequestHead, body: bytes, started: float
+    ) -> web.StreamResponse | None:
         """The 202 of a request that prefers one; None where it is answered at once."""
         if self._predictions is not None and "Prefer" in request.headers:
             ticket = await self._predictions.submit(request, ask, body, started)
@@ -145,12 +149,12 @@ class Handlers:
         """Operators only: where the rows of an `/infer` body are, or why they would be misses."""
         return await self._explain(request, "v2")
 
-    async def bring(self, request: web.Request) -> web.Response:
+    async def import_rows(self, request: web.Request) -> web.Response:
         """Operators only: store what a batch run has computed, as `foreseen warm --url --outputs` sends it."""
         self._token.check(request, "import")
         served = self._find(request)
         body = await read_body(request, self._settings.body_seconds)
-        rows, had = await self._server.bring(served, header_length(request), body)
+        rows, had = await self._server.import_rows(served, header_length(request), body)
         return json_reply({"model": served.manifest.name, "rows": rows, "had": had})
 
     async def v1_explain(self, request: web.Request) -> web.Response:
@@ -165,16 +169,16 @@ class Handlers:
         rows = await self._server.explain(served, ask, body)
         return json_reply(explained(rows, served.manifest.name, served.space().digest))
 
-    def _ask(self, request: web.Request, protocol: Protocol, seconds: float | None = None) -> Ask:
+    def _ask(self, request: web.Request, protocol: Protocol, seconds: float | None = None) -> RequestHead:
         """What the request's head asks. Raises BadRequest."""
         path = request.match_info
-        return Ask(
+        return RequestHead(
             path["model"],
             path.get("version"),
             protocol,
             header_length(request) if protocol == "v2" else None,
             self._seconds(request) if seconds is None else seconds,
-            AT_WILL if seconds is not None else self._control(request),
+            NO_CONTROL if seconds is not None else self._control(request),
             traceparent(request),
         )
 
@@ -190,7 +194,7 @@ class Handlers:
     def _control(self, request: web.Request) -> Control:
         """What the request's Cache-Control asks for, unless the operator does not let clients decide."""
         lines = request.headers.getall("Cache-Control", ())
-        return control_of(", ".join(lines)) if lines and not self._settings.ignore_client_cache_control else AT_WILL
+        return control_of(", ".join(lines)) if lines and not self._settings.ignore_client_cache_control else NO_CONTROL
 
     async def alive(self, request: web.Request) -> web.Response:
         """Something answers here."""
@@ -206,9 +210,12 @@ class Handlers:
 
     async def ready(self, request: web.Request) -> web.Response:
         """Ready once every configured model has been; afterwards readiness is per model. Redis never decides it. A
-        worker whose event loop was more than a second late a moment ago is not."""
+        worker whose event loop was more than a second late a moment ago is not. `lost` names what a store that does
+        not answer costs meanwhile; without such a store it is left out."""
         ready = all(served.been_ready for served in self._served.values()) and not self._stalled()
-        return json_reply({"ready": ready, "live": True}, 200 if ready else 503)
+        told: dict[str, Any] = {"ready": ready, "live": True}
+        lost = self._lost()
+        return json_reply({**told, "lost": lost} if lost else told, 200 if ready else 503)
 
     async def models(self, request: web.Request) -> web.Response:
         """Names of the models served."""
@@ -265,7 +272,7 @@ class Handlers:
         text = await self._find(request).process.exposition()
         return web.Response(body=text, headers={"Server": SERVER, "Content-Type": CONTENT_TYPE})
 
-    def _find(self, request: web.Request) -> Served:
+    def _find(self, request: web.Request) -> ServedModel:
         return self._edge.find(request.match_info["model"], request.match_info.get("version"))
 
 

@@ -19,14 +19,14 @@ from foreseen.proxy.app import Proxy, upstream_for
 from foreseen.proxy.cache.generations import is_gone
 from foreseen.proxy.jobs.deliveries import Deliveries
 from foreseen.proxy.jobs.prefork import worked_in_child
-from foreseen.proxy.jobs.webhook_payloads import Events
+from foreseen.proxy.jobs.webhook_payloads import WebhookPayloads
 from foreseen.proxy.jobs.webhooks import Caller
-from foreseen.proxy.jobs.worker import Worker
+from foreseen.proxy.jobs.worker import JobWorker
 from foreseen.queue.signing import Signer
 from foreseen.settings import WorkerSettings
 from foreseen.tasks import end
 from foreseen.telemetry.exposition import CONTENT_TYPE
-from foreseen.web.connection import Runner
+from foreseen.web.connection import AppRunner
 from foreseen.web.gc_freeze import settle
 from foreseen.web.http import SERVER, errors
 from foreseen.web.listen import listen
@@ -46,7 +46,7 @@ async def _run(settings: WorkerSettings) -> None:
         raise SetupError("a worker needs the state store that the proxies have; give --state")
     proxy.metrics.workers.set(0)  # of proxies; those of the queue are told by the queue
     async with _watched(proxy, settings), proxy.running(), _telling(proxy):
-        worker = Worker(
+        worker = JobWorker(
             proxy.generations.worker,
             proxy.queue,
             proxy.records,
@@ -75,12 +75,12 @@ async def _watched(proxy: Proxy, settings: WorkerSettings) -> AsyncIterator[None
         return
 
     async def metrics(_: web.Request) -> web.Response:
-        text = await proxy.pulse.exposition()
+        text = await proxy.heartbeat.exposition()
         return web.Response(body=text, headers={"Server": SERVER, "Content-Type": CONTENT_TYPE})
 
     application = web.Application(middlewares=[errors])
     application.router.add_get("/metrics", metrics)
-    runner = Runner(application, keepalive_timeout=settings.keepalive_seconds)
+    runner = AppRunner(application, keepalive_timeout=settings.keepalive_seconds)
     await runner.setup()
     try:
         await web.SockSite(runner, listen(settings.host, settings.metrics_port, "--metrics-port")).start()
@@ -100,7 +100,7 @@ async def _telling(proxy: Proxy) -> AsyncIterator[None]:
     caller = Caller(proxy.webhooks, Signer(settings.webhook_secret), seconds=seconds)
     deliveries = Deliveries(
         queue.outbox,
-        Events(jobs, proxy.records),
+        WebhookPayloads(jobs, proxy.records),
         caller,
         tries=settings.webhook_tries,
         at_once=settings.webhook_calls,

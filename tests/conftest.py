@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,6 +13,44 @@ from foreseen.queue.queue import Queue, connect_queue
 from tests.live import Live, started
 from tests.models_fixture import built_data
 from tests.state_server import state_server
+
+STARTS_PROCESSES = frozenset({"built", "live", "own", "state_url", "store", "queue"})
+"""Fixtures that start processes; other tests that do carry the marker `processes` themselves."""
+_SPAWNS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system"})
+_guarded: list[str] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make check` runs with --in-process."""
+    parser.addoption("--in-process", action="store_true", help="Only tests that start no other process.")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what starts processes by its fixtures, and every story; leave it out where --in-process is given."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if not STARTS_PROCESSES.isdisjoint(fixtures) or "stories" in item.path.parts:
+            item.add_marker("processes")
+    if config.getoption("--in-process"):
+        left_out = [item for item in items if item.get_closest_marker("processes")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("processes")]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A test without the marker that starts a process fails, so that the marker stays true."""
+    if config.getoption("--in-process"):
+        sys.addaudithook(_refuse_processes)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Name the test that the audit hook speaks of."""
+    _guarded[:] = [item.nodeid]
+
+
+def _refuse_processes(event: str, _: object) -> None:
+    if event in _SPAWNS and _guarded:
+        raise AssertionError(f"{_guarded[0]} starts a process: give it the marker `processes`")
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,19 @@ from foreseen.proxy.cache.near import Near
 from foreseen.proxy.cache.tiers import FarTier, Tiers
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.telemetry.metrics import ProxyMetrics
-from foreseen.types import ALL_STEPS, AT_EASE, Demand, Key, Output, Prediction, Question, Row, Space, Steps, Terms
+from foreseen.types import (
+    ALL_STEPS,
+    ANY_AGE,
+    Key,
+    MaxAge,
+    Output,
+    Prediction,
+    Question,
+    RequestOptions,
+    Row,
+    Space,
+    Steps,
+)
 
 ROOT = b"a root secret of at least 32 bytes"
 DIGEST = "d1"
@@ -35,7 +47,7 @@ class ScriptedModel:
         self.framer = Framer(SIGNATURE)
         self.freshness = freshness or Policy(ttl_seconds)
         self.calls: list[int] = []
-        self.asked: list[Terms] = []
+        self.asked: list[RequestOptions] = []
         self.digest = DIGEST
         self.error: Exception | None = None
         self.gate = asyncio.Event()
@@ -46,9 +58,9 @@ class ScriptedModel:
     def rows(self) -> int:
         return sum(self.calls)
 
-    async def predict(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Prediction]:
+    async def predict(self, rows: Sequence[Row], parameters: bytes, options: RequestOptions) -> list[Prediction]:
         self.calls.append(len(rows))
-        self.asked.append(terms)
+        self.asked.append(options)
         self.entered.set()
         await self.gate.wait()
         if self.error is not None:
@@ -206,10 +218,12 @@ def question(
     model: str = "m",
     scope: str = "public",
     parameters: bytes = b"",
-    demand: Demand = AT_EASE,
+    age_limits: MaxAge = ANY_AGE,
 ) -> Question:
     deadline = asyncio.get_running_loop().time() + seconds
-    return Question(Space(scope, model, digest), rows, Terms(deadline, "online", steps, demand=demand), parameters)
+    return Question(
+        Space(scope, model, digest), rows, RequestOptions(deadline, "online", steps, age_limits=age_limits), parameters
+    )
 
 
 def numbered(count: int) -> list[Key]:

@@ -9,7 +9,7 @@ from foreseen import models
 from foreseen.errors import SetupError
 from foreseen.models.build.build import build
 from foreseen.models.build.publish import intact
-from foreseen.models.progress import Silent
+from foreseen.models.progress import SilentProgress
 from foreseen.modelspec.artifact import artifact_digest, preparation_digest, read_record
 from foreseen.modelspec.manifest import Manifest, find
 
@@ -26,7 +26,7 @@ def built_data(*names: str) -> Path:
         for name in names or ("fingerprint", "minilm"):
             manifest = find(name, PACKAGED)
             if not _in_force(manifest):
-                build(manifest, DATA, quick=True, say=Silent())
+                build(manifest, DATA, quick=True, say=SilentProgress())
     return DATA
 
 

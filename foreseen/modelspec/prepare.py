@@ -90,8 +90,8 @@ class Preparer:
         field = f"inputs.{spec.name}"
         if tensor is None:
             raise BadInput(f"{field}: missing")
-        array, wanted = tensor.array, DATATYPES[spec.datatype]
-        shape = wire_shape(spec.shape)
+        wanted, shape = DATATYPES[spec.datatype], wire_shape(spec.shape)
+        array = _one_per_row(tensor.array, spec)
         if array.ndim != len(shape) or any(w not in (-1, got) for w, got in zip(shape, array.shape, strict=True)):
             raise BadInput(f"{field}.shape: is {list(array.shape)}, must be {shape}")
         if tensor.datatype != spec.datatype:
@@ -170,6 +170,15 @@ class Preparer:
                 f"{spec.tokenizer.max_tokens} tokens, and only the second is cut ({error})"
             ) from None
         return [np.array([one.ids, one.type_ids], np.int64) for one in encoded]
+
+
+def _one_per_row(array: Array, spec: ClientInput) -> Array:
+    """[N, 1], as Triton's clients send one element per row, is [N]; and texts [N] are [N, 1] where that is wanted."""
+    if len(spec.shape) == 1 and array.ndim == 2 and array.shape[1] == 1:
+        return array[:, 0]
+    if spec.datatype == "BYTES" and spec.shape[1:] == (1,) and array.ndim == 1:
+        return array[:, None]
+    return array
 
 
 class TextMemo:

@@ -21,6 +21,7 @@ from foreseen.modelspec.artifact import read_record
 from foreseen.modelspec.manifest import Manifest
 from foreseen.operate.supervisor import Child
 from foreseen.paths import model_socket
+from foreseen.telemetry.child_states import ChildState
 
 log = structlog.get_logger()
 
@@ -28,7 +29,7 @@ READY_SECONDS = 120.0
 """How long a new process may take until it is ready; then the old one stays."""
 
 
-class Model(Struct):
+class SupervisedModel(Struct):
     """A model's process, what it was started for, where it listens, and the link by which workers find it."""
 
     child: Child
@@ -38,7 +39,7 @@ class Model(Struct):
     link: Path
 
 
-class Fleet:
+class Rollout:
     """What runs. `worker` makes a process for a slot and the links of models that have moved, `model` one for a
     manifest and a socket; neither starts it. `leave_seconds`: what a process that was told to end may take."""
 
@@ -56,9 +57,14 @@ class Fleet:
         self._worker = worker
         self._model = model
         self._leave_seconds = leave_seconds
-        self._models: dict[str, Model] = {}
+        self._models: dict[str, SupervisedModel] = {}
         self._numbers = itertools.count(1)
         self._refused: dict[str, str] = {}
+
+    def states(self) -> list[ChildState]:
+        """What runs and what does not. Of two in one place (a successor that gets ready) the newer counts."""
+        known = {child.name: ChildState(child.name, child.is_running, child.all_ends) for child in self.children}
+        return list(known.values())
 
     def of(self, *kinds: str) -> list[Child]:
         return [child for child in self.children if child.name.startswith(kinds)]
@@ -113,7 +119,13 @@ class Fleet:
         for old in self.of(*kinds):
             await old.stop(self._leave_seconds)
             self.children.remove(old)
-            await self.add(old.like())
+            new = old.like()
+            self.children.append(new)
+            try:
+                await new.start()
+            except OSError as error:
+                log.error("not started; tried again", child=new.name, why=error.strerror)
+                new.keep()
 
     async def _renew(self, manifest: Manifest) -> bool:
         """Whether a model's new process has taken the old one's place."""
@@ -137,10 +149,13 @@ class Fleet:
     async def _ready(self, new: Child) -> bool:
         """Start a process and wait until it is ready; where it does not get so, it is ended."""
         self.children.append(new)
-        await new.start(announced=True)
-        if await new.until_ready(READY_SECONDS):
-            return True
-        log.error("a new process did not get ready; the old one stays", child=new.name)
+        try:
+            await new.start(announced=True)
+            if await new.until_ready(READY_SECONDS):
+                return True
+            log.error("a new process did not get ready; the old one stays", child=new.name)
+        except OSError as error:
+            log.error("a new process was not started; the old one stays", child=new.name, why=error.strerror)
         self.children.remove(new)
         await new.stop(self._leave_seconds)
         return False
@@ -150,12 +165,12 @@ class Fleet:
         self.children.remove(old)
         log.info("replaced", child=old.name, by=new.name)
 
-    def _made(self, manifest: Manifest) -> Model:
+    def _made(self, manifest: Manifest) -> SupervisedModel:
         name, artifact = manifest.name, read_record(self._data, manifest.name).artifact
         socket = model_socket(self._data, f"{name}.{next(self._numbers)}")
         socket.unlink(missing_ok=True)
         child, link = self._model(manifest, socket), model_socket(self._data, name)
-        return Model(child, artifact.digest, artifact.preparation, socket, link)
+        return SupervisedModel(child, artifact.digest, artifact.preparation, socket, link)
 
     def _next_worker(self) -> Child:
         """In the lowest slot that is free: counts of a slot go on, whoever is in it."""

@@ -6,6 +6,7 @@ that passes here. Refusals are BadInput and name the field.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -33,15 +34,19 @@ def checked_shape(shape: Sequence[int], field: str) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def array_of_json(data: Any, datatype: Datatype, shape: tuple[int, ...], field: str) -> Array:
+def array_of_json(data: Any, datatype: Datatype, shape: tuple[int, ...], field: str, *, missing: bool = False) -> Array:
     """A tensor of its JSON data, which is flat or nested as the shape says.
 
     Integers may be spelled `1`, `1.0` or `1e0`; floats are rounded to the datatype and stay finite; BYTES are strings.
+    With `missing` a null among floats is NaN; whether the input takes NaN is for preparation to say.
     """
     if type(data) is not list:
         raise BadInput(f"{field}.data: must be a list")
     flat = _flat(data, shape, field)
     kinds = set(map(type, flat))
+    if missing and datatype.kind == "f" and type(None) in kinds:
+        flat = [math.nan if value is None else value for value in flat]
+        kinds = kinds - {type(None)} | {float}
     if datatype.kind == "s":
         return _strings(flat, kinds, shape, field)
     if datatype.kind == "b":
@@ -51,7 +56,9 @@ def array_of_json(data: Any, datatype: Datatype, shape: tuple[int, ...], field: 
     if not kinds <= {int, float}:
         strange = sorted(kind.__name__ for kind in kinds - {int, float})
         raise BadInput(f"{field}.data: {datatype.name} takes numbers only, not {', '.join(strange)}")
-    return (_integers if datatype.kind == "i" else _floats)(flat, kinds, datatype, field).reshape(shape)
+    if datatype.kind == "i":
+        return _integers(flat, kinds, datatype, field).reshape(shape)
+    return _floats(flat, datatype, field, missing).reshape(shape)
 
 
 def array_of_raw(raw: bytes | memoryview, datatype: Datatype, shape: tuple[int, ...], field: str) -> Array:
@@ -133,11 +140,12 @@ def _integers(flat: list[Any], kinds: set[type], datatype: Datatype, field: str)
         raise BadInput(f"{field}.data: an integer does not fit {datatype.name}") from None
 
 
-def _floats(flat: list[Any], kinds: set[type], datatype: Datatype, field: str) -> Array:
+def _floats(flat: list[Any], datatype: Datatype, field: str, missing: bool) -> Array:
     # Through float64, so that `16777217`, `16777217.0` and `16777217e0` are the same number for every float datatype.
     with np.errstate(over="ignore"):
-        array = np.array(flat, np.float64).astype(datatype.dtype)
-    if not np.isfinite(array).all():
+        given = np.array(flat, np.float64)
+        array = given.astype(datatype.dtype)
+    if not (np.isfinite(array) | (missing & ~np.isfinite(given))).all():
         raise BadInput(f"{field}.data: a number overflows {datatype.name}")
     return array
 

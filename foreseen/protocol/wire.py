@@ -253,7 +253,7 @@ def _tensors(listed: list[_Tensor], part: str, tail: memoryview | None) -> tuple
         shape = checked_shape(tensor.shape, field)
         size = _binary_size(tensor, field)
         if size is None and tensor.data is not UNSET:
-            array = array_of_json(tensor.data, datatype, shape, field)
+            array = array_of_json(tensor.data, datatype, shape, field, missing=part == "inputs")
         elif tail is None:
             what = (
                 "binary_data_size needs an Inference-Header-Content-Length" if size is not None else "data is missing"

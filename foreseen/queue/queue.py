@@ -22,14 +22,14 @@ from foreseen.queue.outbox import HOOKS, Outbox
 from foreseen.queue.queue_types import (
     PLAIN,
     Bounds,
+    ClaimedJob,
     Company,
     Delivered,
-    Ended,
     Extras,
-    Given,
-    Handed,
+    IssuedTicket,
+    JobEnd,
+    JobView,
     PutBack,
-    Seen,
     delivered_of,
     fields_of,
     seen_of,
@@ -40,7 +40,7 @@ from foreseen.queue.warm_progress import ROWS, RUNS, TELL, Run, warming_of
 from foreseen.stores.command_batching import Grouped
 from foreseen.stores.master_locator import client_at, moves_of
 from foreseen.stores.redis_urls import BY_ADDRESS, Access
-from foreseen.types import Standing
+from foreseen.types import QueueStatus
 
 BUDGET_SECONDS = 2.0
 """A store that takes longer is stopped, as far as a client that submits or polls can tell."""
@@ -82,7 +82,7 @@ class Queue:
         count: int,
         size: int,
         extras: Extras = PLAIN,
-    ) -> Given:
+    ) -> IssuedTicket:
         """Store a job and its first ticket, or another ticket of the job that has the same question already. When this
         returns it is stored. `size` is reserved for it, in bytes. The ticket given is another, older one where the
         idempotency key has been used.
@@ -98,7 +98,7 @@ class Queue:
 
     async def batch(
         self, job: bytes, nonce: bytes, head: bytes, ticket: bytes, count: int, extras: Extras = PLAIN
-    ) -> Given:
+    ) -> IssuedTicket:
         """Open a batch of so many items, which name it when they are submitted. Raises as `submit`."""
         told = await self._run(
             "batch", job, nonce, head, ticket, count, self.bounds.bytes, *self._life,
@@ -119,7 +119,7 @@ class Queue:
         """An idempotency key is new again."""
         await self._ask("DEL", f"{BASE}.once:".encode() + once)
 
-    def _given(self, told: list[bytes]) -> Given:
+    def _given(self, told: list[bytes]) -> IssuedTicket:
         match told[1]:
             case b"jobs":
                 raise QueueFull(f"the queue is full: {self.bounds.jobs} jobs wait")
@@ -127,14 +127,14 @@ class Queue:
                 raise QueueFull(f"the queue is full: {self.bounds.bytes} bytes of jobs and results are kept")
             case b"reused":
                 raise KeyReused("Idempotency-Key: belongs to a request with another body")
-        return Given(told[0], told[1].decode(), told[2], told[3])  # type: ignore[arg-type]
+        return IssuedTicket(told[0], told[1].decode(), told[2], told[3])  # type: ignore[arg-type]
 
-    async def see(self, job: bytes, nonce: bytes, *, record: bool = False) -> Seen | None:
+    async def see(self, job: bytes, nonce: bytes, *, record: bool = False) -> JobView | None:
         """A job as a ticket sees it, with the record of its end if asked for; None where there is no such ticket."""
         way = self._fetched if record else self._grouped  # a record may be large
         return seen_of(await self._told(way.ask("HMGET", _at(job), *fields_of(nonce, record=record))))
 
-    async def see_all(self, tickets: Sequence[tuple[bytes, bytes]]) -> list[Seen | None]:
+    async def see_all(self, tickets: Sequence[tuple[bytes, bytes]]) -> list[JobView | None]:
         """The same of many, with their records, in one go."""
         pipe = self._client.pipeline(transaction=False)
         for job, nonce in tickets:
@@ -191,19 +191,19 @@ class Queue:
 
     async def begin(
         self, worker: str, messages: Iterable[tuple[bytes, bytes]], most_alone: int, company: Company = "many"
-    ) -> list[Handed]:
+    ) -> list[ClaimedJob]:
         """Take jobs aboard: what each is to be, with its records."""
         flat = [part for pair in messages for part in pair]
         call = self._scripts["begin"](keys=[BASE], args=[worker, company, most_alone, *flat])  # its reply holds rows
         told = await self._call(call)
-        return [Handed(verdict.decode(), *rest) for verdict, *rest in told]
+        return [ClaimedJob(verdict.decode(), *rest) for verdict, *rest in told]
 
     async def beat(self, worker: str, aboard: Iterable[tuple[bytes, bytes, int]]) -> list[bytes]:
         """Say that these messages' jobs are alive, and how many of their rows are done; those that are not its own."""
         flat = [part for one in aboard for part in one]
         return list(await self._run("beat", worker, *flat)) if flat else []
 
-    async def finish(self, worker: str, ended: Sequence[Ended]) -> int:
+    async def finish(self, worker: str, ended: Sequence[JobEnd]) -> int:
         """End jobs; how many of them had not ended before."""
         keep, dead = self._life[1], _ms(self.bounds.dead_seconds)
         flat: list[Any] = []
@@ -238,7 +238,7 @@ class Queue:
 
     # What operators ask.
 
-    async def standing(self) -> Standing:
+    async def standing(self) -> QueueStatus:
         """Everything that is told of the queue. Raises QueueUnavailable."""
         pipe = self._client.pipeline(transaction=False)
         pipe.hgetall(COUNTS)
@@ -252,7 +252,7 @@ class Queue:
         now = clock[0] + clock[1] / 1e6
         age = max(0.0, now - oldest[0][1] / 1000) if oldest else 0.0
         counted = {name.decode(): int(value) for name, value in counts.items()}
-        return Standing(counted, age, dead, webhooks, await self._alive(), warming_of(runs, rows, now))
+        return QueueStatus(counted, age, dead, webhooks, await self._alive(), warming_of(runs, rows, now))
 
     async def warms(self, name: str, run: Run, before: list[int], *, over: bool) -> None:
         """How far a batch run is; `before` is what it has told of its rows already, as far as it knows."""

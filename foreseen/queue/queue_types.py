@@ -31,7 +31,7 @@ class Delivered(Struct, frozen=True):
     bytes: int
 
 
-class Handed(Struct, frozen=True):
+class ClaimedJob(Struct, frozen=True):
     """A job as a worker gets it. `head` and `rows` are sealed records, empty where there is nothing to run."""
 
     verdict: Verdict
@@ -42,7 +42,7 @@ class Handed(Struct, frozen=True):
     rows: bytes
 
 
-class Ended(Struct, frozen=True):
+class JobEnd(Struct, frozen=True):
     """A job's end: its record, until when it is fresh (Unix seconds), and what its dead letter says, if it is one."""
 
     message: bytes
@@ -63,7 +63,7 @@ class PutBack(Struct, frozen=True):
     suspect: bool = False
 
 
-class Seen(Struct, frozen=True):
+class JobView(Struct, frozen=True):
     """A job and one of its tickets, as they stand. Times are Unix seconds; records are sealed, None where missing."""
 
     state: JobState
@@ -94,7 +94,7 @@ class Extras(Struct, frozen=True):
 PLAIN = Extras()
 
 
-class Given(Struct, frozen=True):
+class IssuedTicket(Struct, frozen=True):
     """A ticket as it was handed out: its job, that one's state and head (sealed), and its nonce."""
 
     job: bytes
@@ -109,7 +109,7 @@ def fields_of(nonce: bytes, *, record: bool) -> list[bytes]:
     return [name.encode() + nonce if name.endswith(":") else name.encode() for name in fields]
 
 
-def seen_of(got: list[bytes | None]) -> Seen | None:
+def seen_of(got: list[bytes | None]) -> JobView | None:
     """Their values → what they say; None where there is no such job or ticket."""
     s, v, n, d, c, b, e, a, nb, ticket, cancelled, head, *r = got
     if s is None or ticket is None:
@@ -119,7 +119,7 @@ def seen_of(got: list[bytes | None]) -> Seen | None:
     version, rows, done, attempts = (int(number or 0) for number in (v, n, d, a))
     result = r[0] if r else None
     created = int(c or 0) / 1000
-    return Seen(
+    return JobView(
         state, version, rows, done, created, begun, ended, attempts, ticket, head or b"", result, int(nb or 0)
     )  # fmt: skip
 

@@ -31,7 +31,7 @@ from foreseen.errors import EntryError
 from foreseen.keys.explain import FrameInput, read_frame
 from foreseen.modelspec.manifest import ModelSignature
 from foreseen.protocol.datatypes import DATATYPES
-from foreseen.types import Answer, Columns, Key, Output, Prediction, Row, Source, StaleReason, Steps, Wish
+from foreseen.types import Answer, Columns, Key, Output, OutputOptions, Prediction, Row, Source, StaleReason, Steps
 
 MAGIC = b"FSJ1"
 TAG_BYTES, JOB_BYTES, NONCE_BYTES, MAC_BYTES, NAME_BYTES = 16, 16, 12, 8, 16
@@ -70,14 +70,14 @@ class Ticket(Struct, frozen=True, array_like=True):
     nonce: bytes
     scope: str
     question: bytes
-    wish: Wish
+    output_options: OutputOptions
     once: bytes = b""
 
     def is_of(self, head: Head) -> bool:
         return self.scope == head.scope and self.question == (head.same or head.job)
 
 
-class Kept(Struct, frozen=True, array_like=True, gc=False):
+class RowResult(Struct, frozen=True, array_like=True, gc=False):
     """One row's answer. `layout` numbers the part's layouts; the rest is as in `Answer` and its `Prediction`."""
 
     key: bytes
@@ -98,7 +98,7 @@ class Part(Struct, frozen=True, array_like=True):
     digest: str
     generation: int
     layouts: list[list[tuple[str, str, tuple[int, ...]]]]
-    rows: list[Kept]
+    rows: list[RowResult]
 
 
 class Result(Struct, frozen=True, array_like=True):
@@ -125,7 +125,7 @@ class Hook(Struct, frozen=True, array_like=True):
     url: str
 
 
-class Item(Struct, frozen=True, array_like=True):
+class BatchLine(Struct, frozen=True, array_like=True):
     """One line of a batch: its caller's name for it, and its ticket, or why it has none."""
 
     custom_id: str | None
@@ -138,7 +138,7 @@ class Batch(Struct, frozen=True, array_like=True):
     """The lines of a batch, in their order."""
 
     job: bytes
-    items: list[Item]
+    items: list[BatchLine]
 
 
 _KINDS: tuple[type[Struct], ...] = (Head, Rows, Ticket, Result, Failure, Hook, Batch)
@@ -220,7 +220,7 @@ def part_of(digest: str, generation: int, keys: Sequence[Key], answers: Sequence
         p = answer.prediction
         layout = known.setdefault(p.outputs, len(known))
         rows.append(
-            Kept(key, layout, p.data, p.made_at, p.expires_at, p.seconds, answer.source, answer.stored, answer.why)
+            RowResult(key, layout, p.data, p.made_at, p.expires_at, p.seconds, answer.source, answer.stored, answer.why)
         )
     return Part(digest, generation, [[(o.name, o.datatype, o.shape) for o in outputs] for outputs in known], rows)
 

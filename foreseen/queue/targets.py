@@ -35,7 +35,7 @@ _URL = re.compile(
 """RFC 3986 without user names, fragments and everything that two parsers read differently."""
 
 
-class Target(Struct, frozen=True):
+class WebhookTarget(Struct, frozen=True):
     """Where a webhook goes. `host` is lower case, an IPv6 address without brackets; `path` holds the query too."""
 
     scheme: str
@@ -56,7 +56,7 @@ class _Rule(Struct, frozen=True):
     host: str
     port: int | None
 
-    def allows(self, target: Target, ports: frozenset[int]) -> bool:
+    def allows(self, target: WebhookTarget, ports: frozenset[int]) -> bool:
         if target.scheme != self.scheme or target.port not in (ports if self.port is None else {self.port}):
             return False
         if self.host.startswith("*."):
@@ -84,7 +84,7 @@ class Allowed:
     def __bool__(self) -> bool:
         return bool(self._rules)
 
-    def target(self, url: str) -> Target:
+    def target(self, url: str) -> WebhookTarget:
         """The target of a URL. Raises WebhookRefused, which never says what the allow-list holds."""
         target = target_of(url)
         if not any(rule.allows(target, self._ports) for rule in self._rules):
@@ -100,7 +100,7 @@ class Allowed:
         return None if (address, port) in self._places else why_not(address, self._networks)
 
 
-def target_of(url: str) -> Target:
+def target_of(url: str) -> WebhookTarget:
     """A URL as a target, allowed or not. Raises WebhookRefused."""
     match = _URL.fullmatch(url) if len(url) <= MAX_URL else None
     if match is None:
@@ -110,7 +110,7 @@ def target_of(url: str) -> Target:
     scheme, port = match["scheme"].lower(), match["port"]
     number = int(port) if port else _HTTPS_PORT if scheme == "https" else 80
     path = match["path"]
-    return Target(
+    return WebhookTarget(
         scheme, _host(match["v6"] or match["name"]), _port(number), path if path.startswith("/") else f"/{path}"
     )
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import Struct
 
-from foreseen.types import Warming
+from foreseen.types import WarmRunStatus
 
 RUNS, ROWS = "{fsj1}.warm.runs", "{fsj1}.warm.rows"
 """In the slot of the queue, whose client reads them."""
@@ -54,7 +54,7 @@ class Run(Struct):
     at: float = 0.0
 
 
-def warming_of(runs: Mapping[bytes, bytes], rows: Mapping[bytes, bytes], now: float) -> Warming:
+def warming_of(runs: Mapping[bytes, bytes], rows: Mapping[bytes, bytes], now: float) -> WarmRunStatus:
     """Both hashes → what is told of them. `now` is the store's clock, Unix seconds."""
     counted: dict[tuple[str, str], int] = {}
     for name, value in rows.items():
@@ -72,4 +72,4 @@ def warming_of(runs: Mapping[bytes, bytes], rows: Mapping[bytes, bytes], now: fl
         under_way[run.model] = under_way.get(run.model, 0) + 1
         for state, number in (("done", sum(run.rows)), ("left", run.left or 0)):
             states[run.model, state] = states.get((run.model, state), 0) + number
-    return Warming(under_way, states, counted)
+    return WarmRunStatus(under_way, states, counted)

@@ -15,7 +15,7 @@ import structlog
 
 from foreseen.errors import FarError
 from foreseen.stores.commands import PREFIX, Command, Entries
-from foreseen.stores.far import Far, Moved
+from foreseen.stores.far import Far, SlotMoved
 from foreseen.stores.redis_urls import BY_ADDRESS, SLOTS, Access, Whereabouts, connect, several, slot_of
 from foreseen.tasks import end
 from foreseen.types import DOWN, FarState, Key
@@ -35,12 +35,12 @@ def far_at(url: str, budget_seconds: float, *, keys_per_call: int = 256, access:
     many = several(url)
     if many is None:
         return one(url)
-    return Spread(
-        lambda: many.whereabouts(budget_seconds, access), lambda address: one(many.server(address)), budget_seconds
+    return ShardedFar(
+        lambda: many.explain_rows(budget_seconds, access), lambda address: one(many.server(address)), budget_seconds
     )
 
 
-class Spread(Entries):
+class ShardedFar(Entries):
     """Entries over several servers."""
 
     def __init__(
@@ -83,13 +83,13 @@ class Spread(Entries):
         await self._ask(places, commands, replies, stores)
         again = defaultdict[tuple[str, bool], list[int]](list)
         for at, reply in enumerate(replies):
-            if isinstance(reply, Moved):
+            if isinstance(reply, SlotMoved):
                 again[reply.address, reply.once].append(at)
                 if not reply.once:
                     self._owners[reply.slot] = reply.address
         if again:
             await self._ask(again, commands, replies, stores)
-        replies = [FarError("moved") if isinstance(reply, Moved) else reply for reply in replies]
+        replies = [FarError("moved") if isinstance(reply, SlotMoved) else reply for reply in replies]
         if again or any(isinstance(reply, FarError) for reply in replies):
             self._doubted.set()
         return replies

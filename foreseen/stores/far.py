@@ -26,7 +26,7 @@ from foreseen.errors import FarError
 from foreseen.stores.breaker import Breaker
 from foreseen.stores.commands import PREFIX, SECRET_CHECK, Command, Entries
 from foreseen.stores.error_kinds import kind_of
-from foreseen.stores.redis_pool import Open, Wire
+from foreseen.stores.redis_pool import Open, RedisPool
 from foreseen.stores.redis_urls import MAX_CONNECTIONS, execute
 from foreseen.types import DOWN, FarState, Key
 
@@ -39,7 +39,7 @@ _REFUSED_STORES = frozenset(("oom", "readonly", "permission", "noreplicas"))
 """What may be true of stores alone: a pause is enough, and reads go on."""
 
 
-class Moved(Struct, frozen=True):
+class SlotMoved(Struct, frozen=True):
     """The reply of a Cluster's node that a key lies elsewhere: for good, or (`once`) while its slot is on its way."""
 
     address: str
@@ -47,7 +47,7 @@ class Moved(Struct, frozen=True):
     once: bool
 
 
-def _wire(client: Redis) -> Wire | None:
+def _wire(client: Redis) -> RedisPool | None:
     """The short way to the same server, None where it takes what only redis-py has: TLS, or a double's connection."""
     pool = client.connection_pool
     told, kind = pool.connection_kwargs, pool.connection_class
@@ -64,7 +64,7 @@ def _wire(client: Redis) -> Wire | None:
     else:
         where = told.get("host", "localhost"), told.get("port", 6379)
         opened = lambda made: asyncio.get_running_loop().create_connection(made, *where)  # noqa: E731
-    return Wire(opened, hello, told["socket_timeout"], BaseParser.parse_error)
+    return RedisPool(opened, hello, told["socket_timeout"], BaseParser.parse_error)
 
 
 class Far(Entries):
@@ -98,7 +98,9 @@ class Far(Entries):
         return [value for part in cast("list[list[bytes | FarError | None]]", found) for value in part]
 
     async def each(self, commands: Sequence[Command], *, stores: bool = False) -> list[Any]:
-        return [FarError("moved") if isinstance(one, Moved) else one for one in await self.replies(commands, stores)]
+        return [
+            FarError("moved") if isinstance(one, SlotMoved) else one for one in await self.replies(commands, stores)
+        ]
 
     async def replies(self, commands: Sequence[Command], stores: bool = False, asking: bool = False) -> list[Any]:
         """The same, where a Cluster's node may say Moved. `asking`: another one has sent us here, for this once."""
@@ -198,7 +200,7 @@ class Far(Entries):
         while True:
             await asyncio.sleep(self.breaker.probe_seconds)
             try:
-                await execute(self._client, "GET", SECRET_CHECK)
+                await execute(self._client, "MGET", SECRET_CHECK)
             except (gone.MovedError, gone.AskError):
                 pass  # it is there, only this key is not
             except Exception:  # noqa: BLE001, S112 - as in _call
@@ -221,6 +223,7 @@ def _state(told: Mapping[str, Any]) -> FarState:
         append_only=bool(told.get("aof_enabled")),
         uptime=int(told["uptime_in_seconds"]),
         replicas=int(told.get("connected_slaves", 0)),
+        writable=told.get("aof_last_write_status", "ok") == "ok" and told.get("rdb_last_bgsave_status", "ok") == "ok",
     )
 
 
@@ -228,7 +231,7 @@ def _entries(values: Sequence[object]) -> bool:
     return all(value is None or type(value) is bytes for value in values)
 
 
-def _moved(error: Exception) -> Moved | None:
+def _moved(error: Exception) -> SlotMoved | None:
     if isinstance(error, gone.AskError):  # MovedError is one, too
-        return Moved(f"{error.host}:{error.port}", error.slot_id, not isinstance(error, gone.MovedError))
+        return SlotMoved(f"{error.host}:{error.port}", error.slot_id, not isinstance(error, gone.MovedError))
     return None

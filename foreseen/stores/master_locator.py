@@ -18,7 +18,16 @@ from redis import exceptions as gone
 from redis.asyncio import Connection, ConnectionPool, Redis
 
 from foreseen.errors import FarError
-from foreseen.stores.redis_urls import BY_ADDRESS, MAX_CONNECTIONS, Access, Several, connect, execute, several, slot_of
+from foreseen.stores.redis_urls import (
+    BY_ADDRESS,
+    MAX_CONNECTIONS,
+    Access,
+    RedisHosts,
+    connect,
+    execute,
+    several,
+    slot_of,
+)
 
 LOOK_SECONDS = 1.0
 """How long an answer who the master is holds."""
@@ -31,10 +40,10 @@ WAIT_SECONDS = 1.0
 log = structlog.get_logger()
 
 
-class Place:
+class MasterLocator:
     """Where the slot of a key is. `moves` counts the servers that it has been on."""
 
-    def __init__(self, many: Several, key: str, access: Access) -> None:
+    def __init__(self, many: RedisHosts, key: str, access: Access) -> None:
         self.moves = 0
         self._many = many
         self._slot = slot_of(key.encode())
@@ -66,7 +75,7 @@ class Place:
     async def _look(self) -> None:
         """Where nobody says, the last answer holds on: without Sentinels there is no failover either."""
         try:
-            told = await self._many.whereabouts(ASK_SECONDS, self._access)
+            told = await self._many.explain_rows(ASK_SECONDS, self._access)
         except FarError as error:
             if error.kind != self._why:
                 log.warning("state: nobody says where it is", kind=error.kind)
@@ -87,10 +96,10 @@ class Place:
         self._why = "" if where else "clusterdown"
 
 
-class MasterPool(ConnectionPool):
+class FailoverPool(ConnectionPool):
     """Connections to wherever the place is now: one that led elsewhere is made anew when it is taken."""
 
-    def __init__(self, place: Place, **options: Any) -> None:
+    def __init__(self, place: MasterLocator, **options: Any) -> None:
         super().__init__(**options)
         self.place = place
 
@@ -114,13 +123,13 @@ def client_at(url: str, key: str, budget_seconds: float, access: Access = BY_ADD
         return connect(url, budget_seconds, access)
     pool = connect(many.server("localhost:0"), budget_seconds, access).connection_pool
     options = {**pool.connection_kwargs, "connection_class": pool.connection_class}
-    return Redis.from_pool(MasterPool(Place(many, key, access), max_connections=MAX_CONNECTIONS, **options))
+    return Redis.from_pool(FailoverPool(MasterLocator(many, key, access), max_connections=MAX_CONNECTIONS, **options))
 
 
 def moves_of(client: Redis) -> int:
     """How often the client's server has changed. Raises nothing; 0 for one that cannot."""
     pool = client.connection_pool
-    return pool.place.moves if isinstance(pool, MasterPool) else 0
+    return pool.place.moves if isinstance(pool, FailoverPool) else 0
 
 
 async def waited(client: Redis, replicas: int, *words: Any) -> Any:

@@ -28,8 +28,8 @@ class NotResp(ConnectionError):
     """What came is not the protocol, or not an answer to what was asked."""
 
 
-class _Connection(asyncio.Protocol):
-    def __init__(self, wire: Wire) -> None:
+class _RedisConnection(asyncio.Protocol):
+    def __init__(self, wire: RedisPool) -> None:
         self._wire = wire
         self._reader = hiredis.Reader(replyError=wire.error)
         self._transport: asyncio.Transport | None = None
@@ -94,7 +94,7 @@ def _give_up(waiting: asyncio.Future[list[Any]]) -> None:
         waiting.set_exception(TimeoutError())
 
 
-class Wire:
+class RedisPool:
     """The connections to one Redis: as many as there are calls at a time, the latest used first."""
 
     def __init__(
@@ -105,7 +105,7 @@ class Wire:
         self.error = error
         self._open = opened
         self._hello = hello
-        self._idle: dict[_Connection, None] = {}
+        self._idle: dict[_RedisConnection, None] = {}
 
     def __repr__(self) -> str:
         return f"<Wire {len(self._idle)} idle>"
@@ -121,7 +121,7 @@ class Wire:
         self._idle[connection] = None
         return replies
 
-    def forget(self, connection: _Connection) -> None:
+    def forget(self, connection: _RedisConnection) -> None:
         self._idle.pop(connection, None)
 
     def close(self) -> None:
@@ -129,10 +129,10 @@ class Wire:
         for connection in list(self._idle):
             connection.close()
 
-    async def _connected(self) -> _Connection:
+    async def _connected(self) -> _RedisConnection:
         async with asyncio.timeout(self.seconds):
-            _, protocol = await self._open(lambda: _Connection(self))
-        connection = cast("_Connection", protocol)
+            _, protocol = await self._open(lambda: _RedisConnection(self))
+        connection = cast("_RedisConnection", protocol)
         if self._hello:
             for reply in await connection.ask(b"".join(map(hiredis.pack_command, self._hello)), len(self._hello)):
                 if isinstance(reply, Exception):

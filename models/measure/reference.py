@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from foreseen.errors import ForeseenError, SetupError
-from foreseen.models.measure.graph_run import Session
+from foreseen.models.measure.graph_run import GraphSession
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
 from foreseen.modelspec.rows import RowOutputs, split
@@ -26,7 +26,7 @@ TOLERANCE = 1e-4
 """Largest difference, of numbers up to 1; larger ones may differ by as much of the largest."""
 
 
-def compare(session: Session, manifest: Manifest, files: Path, reference: Path) -> float:
+def compare(session: GraphSession, manifest: Manifest, files: Path, reference: Path) -> float:
     """The largest difference of any element. Raises SetupError where it is above 1e-4 or the file does not fit."""
     arrays, rows = _read(reference), rows_of(manifest, files, reference)
     wanted = {spec.name: at for at, spec in enumerate(manifest.model.outputs) if spec.name in arrays}

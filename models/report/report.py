@@ -21,7 +21,7 @@ from foreseen.models.build.build import prepare
 from foreseen.models.build.publish import publish, workshop
 from foreseen.models.measure import labelled
 from foreseen.models.measure.gate import invariance_reasons
-from foreseen.models.progress import Say
+from foreseen.models.progress import BuildProgress
 from foreseen.models.report import plot, study, tables
 from foreseen.models.report.study import Candidate, Report
 from foreseen.modelspec.artifact import Record, fields_digest, model_folder, read_record, write_record
@@ -31,7 +31,9 @@ TABLE_COLUMNS = 100
 LEVEL = 0.9  # within 10 % the manifest's order wins, so that a fleet does not split its keys by timing noise
 
 
-def build_full(manifest: Manifest, data: Path, say: Say, files: labelled.Files | None = None) -> tuple[Record, Report]:
+def build_full(
+    manifest: Manifest, data: Path, say: BuildProgress, files: labelled.Files | None = None
+) -> tuple[Record, Report]:
     """Make and measure every candidate, put the fastest that passes in force. Raises SetupError if none passes."""
     with workshop(data, say) as folder:
         bench = prepare(manifest, data, folder, say)
@@ -49,7 +51,7 @@ def build_full(manifest: Manifest, data: Path, say: Say, files: labelled.Files |
         return record, report
 
 
-def measured(manifest: Manifest, data: Path, say: Say, files: labelled.Files | None = None) -> Report:
+def measured(manifest: Manifest, data: Path, say: BuildProgress, files: labelled.Files | None = None) -> Report:
     """The report of a built model; what is missing is measured now. The choice in force stays."""
     read_record(data, manifest.name)
     kept = read(manifest, data, files)

@@ -15,10 +15,10 @@ from foreseen.models.build.build import Bench, builder_of, make
 from foreseen.models.build.publish import GRAPH_NAME
 from foreseen.models.measure import check, exact, heads, labelled
 from foreseen.models.measure.gate import Figures, reasons, runs_alone
-from foreseen.models.measure.graph_run import Session
+from foreseen.models.measure.graph_run import GraphSession
 from foreseen.models.measure.measure import Timing, cells, speedups, timings
 from foreseen.models.measure.samples import samples
-from foreseen.models.progress import Say
+from foreseen.models.progress import BuildProgress
 from foreseen.modelspec.artifact import Artifact
 from foreseen.modelspec.manifest import Manifest, Precision
 from foreseen.modelspec.rows import RowOutputs
@@ -73,18 +73,20 @@ class Report(Struct, frozen=True):
     runtime: str
 
 
-class Made(Struct, frozen=True):
+class MadeCandidate(Struct, frozen=True):
     """A candidate that was made: the artifact, and the folder of exactly its files."""
 
     artifact: Artifact
     folder: Path
-    session: Session
+    session: GraphSession
 
 
-def measure(bench: Bench, say: Say, files: labelled.Files | None) -> tuple[str, list[Candidate], dict[str, Made]]:
+def measure(
+    bench: Bench, say: BuildProgress, files: labelled.Files | None
+) -> tuple[str, list[Candidate], dict[str, MadeCandidate]]:
     """Make and measure every precision of the manifest. Gives what was asked, the candidates and what was made."""
     manifest = bench.manifest
-    fp32 = Session(bench.graph, manifest.model, "fp32")
+    fp32 = GraphSession(bench.graph, manifest.model, "fp32")
     with say.step("make the questions and the head that labels the answers"):
         asked = _questions(bench, fp32, files)
     with say.step(f"run fp32 on {len(asked.rows)} rows, each alone"):
@@ -99,7 +101,7 @@ def measure(bench: Bench, say: Say, files: labelled.Files | None) -> tuple[str, 
     return asked.what, sorted(candidates, key=lambda c: order.index(c.precision)), made
 
 
-def _questions(bench: Bench, fp32: Session, files: labelled.Files | None) -> Questions:
+def _questions(bench: Bench, fp32: GraphSession, files: labelled.Files | None) -> Questions:
     if files is not None:
         rows, truth, head, what = labelled.questions(bench.manifest, bench.files, fp32, files)
         return Questions(rows, head, what, truth)
@@ -114,8 +116,8 @@ def _questions(bench: Bench, fp32: Session, files: labelled.Files | None) -> Que
     return Questions(rows, head, f"{len(rows)} rows that the build makes, {name}")
 
 
-def _made(bench: Bench, say: Say) -> tuple[dict[str, Made], list[Candidate]]:
-    made: dict[str, Made] = {}
+def _made(bench: Bench, say: BuildProgress) -> tuple[dict[str, MadeCandidate], list[Candidate]]:
+    made: dict[str, MadeCandidate] = {}
     lost = []
     for precision in bench.manifest.precisions:
         try:
@@ -123,12 +125,19 @@ def _made(bench: Bench, say: Say) -> tuple[dict[str, Made], list[Candidate]]:
         except SetupError as error:
             lost.append(Candidate(precision, passed=False, why=str(error)))
         else:
-            made[precision] = Made(artifact, folder, Session(folder / GRAPH_NAME, bench.manifest.model, precision))
+            made[precision] = MadeCandidate(
+                artifact, folder, GraphSession(folder / GRAPH_NAME, bench.manifest.model, precision)
+            )
     return made, lost
 
 
 def _candidate(
-    manifest: Manifest, asked: Questions, reference: list[RowOutputs], one: Made, speedup: float, say: Say
+    manifest: Manifest,
+    asked: Questions,
+    reference: list[RowOutputs],
+    one: MadeCandidate,
+    speedup: float,
+    say: BuildProgress,
 ) -> Candidate:
     precision = one.artifact.precision
     with say.step(f"compare {precision} with fp32, alone and in batches"):
@@ -151,7 +160,7 @@ def _candidate(
 
 
 def compare(
-    manifest: Manifest, asked: Questions, reference: list[RowOutputs], session: Session
+    manifest: Manifest, asked: Questions, reference: list[RowOutputs], session: GraphSession
 ) -> tuple[Figures, float | None]:
     """Agreement with fp32, batch invariance, and accuracy where the truth is known."""
     alone = session.alone(asked.rows)

@@ -25,7 +25,7 @@ class Token:
 
     def __init__(self, path: Path, *, required: bool) -> None:
         try:
-            self._token = read_secret(path)
+            self._token = read_secret(path, "admin token")
         except SetupError:
             if required:
                 raise

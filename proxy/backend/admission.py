@@ -26,7 +26,7 @@ LANES: tuple[Lane, ...] = ("online", "background")
 Waiter = tuple[int, asyncio.Future[None]]
 
 
-class Turnstile:
+class Admission:
     """Lets in so many rows of one model at a time. `inside` are being computed, `waiting` wait, both in rows."""
 
     def __init__(self, limit: int, most_waiting: int) -> None:
@@ -127,7 +127,7 @@ class _Turn:
 
     __slots__ = ("_deadline", "_lane", "_stile", "_weight")
 
-    def __init__(self, stile: Turnstile, weight: int, deadline: float, lane: Lane) -> None:
+    def __init__(self, stile: Admission, weight: int, deadline: float, lane: Lane) -> None:
         self._stile = stile
         self._weight = weight
         self._deadline = deadline

@@ -1,8 +1,8 @@
 """A V2 server's address → its models as models of this proxy: found at start, followed while they change.
 
 A model that appears there appears here; one whose rows prove independent is keyed by the row from then on; one
-whose signature changes is another model under the same name. What is put in force is a new `Served`, so that a request
-that is under way ends under the manifest that it was decoded by.
+whose signature changes is another model under the same name. What is put in force is a new `ServedModel`, so that a
+request that is under way ends under the manifest that it was decoded by.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from msgspec import structs
 
 from foreseen.errors import SetupError
 from foreseen.modelspec.manifest import Freshness, Manifest, find, names
-from foreseen.proxy.backend.isolation import Trials
-from foreseen.proxy.backend.served import WATCH_SECONDS, WATCH_SECONDS_AT_START, Served
-from foreseen.proxy.backend.upstream import Told, UpstreamProcess, told_of
+from foreseen.proxy.backend.isolation import IsolationLock
+from foreseen.proxy.backend.served import WATCH_SECONDS, WATCH_SECONDS_AT_START, ServedModel
+from foreseen.proxy.backend.upstream import UpstreamMetadata, UpstreamProcess, told_of
 from foreseen.proxy.cache.freshness import policy_of
 from foreseen.settings import ProxySettings
 
@@ -32,15 +32,15 @@ LOOK_SECONDS = 5.0
 """For models that are new there."""
 _REQUEST_SECONDS = 5.0
 
-Serve = Callable[[Told], Served]
+Serve = Callable[[UpstreamMetadata], ServedModel]
 
 
 class Upstream:
     """The models of one server. `names` are those to serve, none for all that it lists; `serve` makes one of ours."""
 
-    def __init__(self, address: str, names: Sequence[str], serve: Serve, trials: Trials | None = None) -> None:
-        self.served: dict[str, Served] = {}
-        self.trials = trials or Trials()
+    def __init__(self, address: str, names: Sequence[str], serve: Serve, trials: IsolationLock | None = None) -> None:
+        self.served: dict[str, ServedModel] = {}
+        self.trials = trials or IsolationLock()
         self._address = address.rstrip("/")
         self._names = tuple(names)
         self._serve = serve
@@ -119,7 +119,7 @@ class Upstream:
                 )
             await asyncio.sleep(WATCH_SECONDS if one.ready and process.settled else WATCH_SECONDS_AT_START)
 
-    async def _renew(self, name: str, one: Served, process: UpstreamProcess) -> None:
+    async def _renew(self, name: str, one: ServedModel, process: UpstreamProcess) -> None:
         if process.told.manifest.model != one.manifest.model:
             new = self._serve(process.told)
             log.warning("upstream model has another signature", model=name)
@@ -146,7 +146,7 @@ class Upstream:
         names = [one.get("name") if isinstance(one, dict) else one for one in listed]
         return list(dict.fromkeys(name for name in names if isinstance(name, str)))
 
-    async def _told(self, name: str) -> Told:
+    async def _told(self, name: str) -> UpstreamMetadata:
         metadata = await self._json("GET", f"/v2/models/{name}")
         if not isinstance(metadata, dict):
             raise SetupError(f"model {name!r}: the upstream {self._address} has no metadata of it")
@@ -175,9 +175,9 @@ async def upstream_of(settings: ProxySettings, defaults: Freshness) -> Upstream 
     if not address.startswith(("http://", "https://")):
         raise SetupError(f"--upstream {address}: is not http://host:port")
 
-    trials = Trials()
+    trials = IsolationLock()
 
-    def serve(told: Told) -> Served:
+    def serve(told: UpstreamMetadata) -> ServedModel:
         known = told.manifest.name in names(folders)  # the manifests in the box are not of this server's models
         manifest = find(told.manifest.name, folders) if known else None
         return in_front_of(address, told, settings, defaults, manifest, trials)
@@ -189,12 +189,12 @@ async def upstream_of(settings: ProxySettings, defaults: Freshness) -> Upstream 
 
 def in_front_of(
     address: str,
-    told: Told,
+    told: UpstreamMetadata,
     settings: ProxySettings,
     defaults: Freshness,
     manifest: Manifest | None,
-    trials: Trials | None = None,
-) -> Served:
+    trials: IsolationLock | None = None,
+) -> ServedModel:
     """A model of somebody else's server; `manifest` is the operator's own word on it."""
     process = UpstreamProcess(
         told,
@@ -209,4 +209,4 @@ def in_front_of(
         trials=trials,
     )
     own = manifest or told.manifest
-    return Served(own, process, settings.data, policy_of(own.freshness, defaults))
+    return ServedModel(own, process, settings.data, policy_of(own.freshness, defaults))

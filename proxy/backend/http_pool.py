@@ -34,7 +34,7 @@ class Unreadable(LineError):
     """What came is not a reply as we understand it."""
 
 
-class Told(Struct, frozen=True):
+class HttpReply(Struct, frozen=True):
     """A reply. Header names are in lower case."""
 
     status: int
@@ -42,13 +42,13 @@ class Told(Struct, frozen=True):
     body: bytes
 
 
-class _Connection(asyncio.Protocol):
+class _HttpConnection(asyncio.Protocol):
     """One request at a time. `idle` once the reply is whole and another request may follow."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: HttpPool) -> None:
         self._line = line
         self._transport: asyncio.Transport | None = None
-        self._waiting: asyncio.Future[Told] | None = None
+        self._waiting: asyncio.Future[HttpReply] | None = None
         self._parts: list[bytes] = []
         self._missing = 0
         self._status = 0
@@ -58,14 +58,14 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are of no common class
 
-    async def ask(self, head: bytes, body: bytes) -> Told:
+    async def ask(self, head: bytes, body: bytes) -> HttpReply:
         """Raises Broken, Unreadable. Whoever is cancelled meanwhile takes the connection along."""
         if self._lost or self._transport is None:
             raise NotReached
         waiting = self._waiting = asyncio.get_running_loop().create_future()
         self._transport.writelines((head, body))
         try:
-            told: Told = await waiting
+            told: HttpReply = await waiting
         except BaseException:
             self.close()
             raise
@@ -102,7 +102,7 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _read(self, data: bytes) -> Told | None:
+    def _read(self, data: bytes) -> HttpReply | None:
         """The reply where it is whole now. Raises ValueError or KeyError where it is none."""
         if not self._missing:
             data = b"".join((*self._parts, data))
@@ -123,21 +123,21 @@ class _Connection(asyncio.Protocol):
             raise ValueError
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts = []
-        return Told(self._status, self._headers, body)
+        return HttpReply(self._status, self._headers, body)
 
 
-class Line:
+class HttpPool:
     """The connections to one socket: as many as there are requests at a time, the latest used first."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._idle: dict[_Connection, None] = {}
+        self._idle: dict[_HttpConnection, None] = {}
         self._closed = False
 
     def __repr__(self) -> str:
         return f"<Line {self._path} {len(self._idle)} idle>"
 
-    async def post(self, target: str, headers: Mapping[str, str], body: bytes) -> Told:
+    async def post(self, target: str, headers: Mapping[str, str], body: bytes) -> HttpReply:
         """One exchange. Raises NotReached, Broken, Unreadable. The caller bounds its time, by cancelling it."""
         lines = [f"POST {target} HTTP/1.1\r\nHost: model\r\nContent-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -145,13 +145,13 @@ class Line:
         connection = self._idle.popitem()[0] if self._idle else await self._connected()
         return await connection.ask(head, body)
 
-    def park(self, connection: _Connection) -> None:
+    def park(self, connection: _HttpConnection) -> None:
         if self._closed:
             connection.close()
         else:
             self._idle[connection] = None
 
-    def forget(self, connection: _Connection) -> None:
+    def forget(self, connection: _HttpConnection) -> None:
         self._idle.pop(connection, None)
 
     def close(self) -> None:
@@ -160,10 +160,10 @@ class Line:
         for connection in list(self._idle):
             connection.close()
 
-    async def _connected(self) -> _Connection:
+    async def _connected(self) -> _HttpConnection:
         try:
             _, connection = await asyncio.get_running_loop().create_unix_connection(
-                lambda: _Connection(self), self._path
+                lambda: _HttpConnection(self), self._path
             )
         except OSError:
             raise NotReached from None

@@ -24,7 +24,7 @@ PAUSE_SECONDS = (0.01, 0.05)
 """Between two looks whether it is one's turn."""
 
 
-class Trials:
+class IsolationLock:
     """Of one process. Until it is told of a Redis, whoever is tried has to be alone in this process only."""
 
     def __init__(self) -> None:

@@ -38,11 +38,11 @@ from foreseen.modelspec.manifest import Manifest, ModelSignature
 from foreseen.modelspec.rows import raw_of_outputs, raw_outputs, stack, whole_outputs
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.wire import Response, parse_response, render_request
-from foreseen.proxy.backend.http_pool import Broken, Line, NotReached, Told, Unreadable
-from foreseen.proxy.backend.isolation import Trials
+from foreseen.proxy.backend.http_pool import Broken, HttpPool, HttpReply, NotReached, Unreadable
+from foreseen.proxy.backend.isolation import IsolationLock
 from foreseen.proxy.backend.quarantine import Quarantine
 from foreseen.proxy.backend.retry_budget import RetryBudget
-from foreseen.types import Array, Prediction, Row, Terms
+from foreseen.types import Array, Prediction, RequestOptions, Row
 from foreseen.web.http import BINARY, HEADER_LENGTH
 
 log = structlog.get_logger()
@@ -66,7 +66,7 @@ class ConnectionBroke(ModelUnavailable):
     """The connection ended after the question was sent: its rows were aboard."""
 
 
-class Facts(Struct, frozen=True):
+class ModelFacts(Struct, frozen=True):
     """What a model process says of itself in its metadata's `parameters`."""
 
     digest: str
@@ -77,6 +77,8 @@ class Facts(Struct, frozen=True):
     row_independent: bool = True
     identity: str = "digest"
     """What a change of the model shows in: `digest`, `declared`, `version`, or `unobservable`."""
+    artifact: str = ""
+    """The artifact digest; empty of a foreign server."""
 
 
 class ModelProcess:
@@ -95,9 +97,9 @@ class ModelProcess:
         rows_per_request: int,
         requests: int,
         quarantine_seconds: float = 600.0,
-        trials: Trials | None = None,
+        trials: IsolationLock | None = None,
     ) -> None:
-        self._trials = trials or Trials()
+        self._trials = trials or IsolationLock()
         self.quarantine = Quarantine(Framer(manifest.model), quarantine_seconds)
         self._manifest = manifest
         self._signature = manifest.model
@@ -106,21 +108,21 @@ class ModelProcess:
         self._places = asyncio.Semaphore(requests)
         self._retries, self._splits = RetryBudget(), RetryBudget(SPLITS)
         self._session: aiohttp.ClientSession | None = None
-        self._line = Line(address.removeprefix("unix:")) if address.startswith("unix:") else None
+        self._line = HttpPool(address.removeprefix("unix:")) if address.startswith("unix:") else None
         self._ids = map(f"{secrets.token_hex(8)}-{{:x}}".format, itertools.count())
         self._path = f"/v2/models/{manifest.name}/infer"
         self._base = "http://model" if address.startswith("unix:") else address.rstrip("/")
 
-    async def predict(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Prediction]:
+    async def predict(self, rows: Sequence[Row], parameters: bytes, options: RequestOptions) -> list[Prediction]:
         """One prediction per row, in order. More rows than one request takes go as several, side by side.
 
         Raises ModelUnavailable, Overloaded, DeadlineExceeded, ModelFailed, or BadInput where the model itself refuses;
         RowsRefused where some rows are in quarantine or refused by themselves, with what the others got.
         """
         if not self.quarantine:
-            outcomes = await self._outcomes(rows, parameters, terms)
+            outcomes = await self._outcomes(rows, parameters, options)
         else:
-            outcomes = await self._around_suspects(rows, parameters, terms)
+            outcomes = await self._around_suspects(rows, parameters, options)
         answered = [outcome for outcome in outcomes if isinstance(outcome, Prediction)]
         if len(answered) == len(outcomes):
             return answered
@@ -128,18 +130,18 @@ class ModelProcess:
             raise outcomes[0]  # type: ignore[misc] # it is no prediction
         raise RowsRefused(outcomes)
 
-    async def _outcomes(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Outcome]:
+    async def _outcomes(self, rows: Sequence[Row], parameters: bytes, options: RequestOptions) -> list[Outcome]:
         """One per row, in order, whatever it takes in requests."""
         parts = self._parts(rows)
         if len(parts) == 1:
-            return await self._predict(rows, parameters, terms)
+            return await self._predict(rows, parameters, options)
         answered: dict[int, Outcome] = {}
         waiting = iter(parts)
 
         async def ask() -> ForeseenError | None:
             for part in waiting:
                 try:
-                    outcomes = await self._predict([rows[at] for at in part], parameters, terms)
+                    outcomes = await self._predict([rows[at] for at in part], parameters, options)
                 except ForeseenError as error:
                     return error
                 answered.update(zip(part, outcomes, strict=True))
@@ -151,7 +153,7 @@ class ModelProcess:
                 raise error
         return [answered[at] for at in range(len(rows))]
 
-    async def facts(self) -> Facts:
+    async def facts(self) -> ModelFacts:
         """What the process says of itself. Raises ModelUnavailable unless it is there and ready."""
         return self._facts(await self._metadata())
 
@@ -171,12 +173,12 @@ class ModelProcess:
             raise ModelUnavailable(f"model {name!r} describes itself in a way that cannot be read")
         return document
 
-    def _facts(self, metadata: dict[str, Any]) -> Facts:
+    def _facts(self, metadata: dict[str, Any]) -> ModelFacts:
         told = metadata.get("parameters", {})
         if not isinstance(told.get("digest"), str):
             raise ModelUnavailable(f"model {self._manifest.name!r} does not say its digest")
-        known = {field: told[field] for field in Facts.__struct_fields__ if field in told}
-        return Facts(**known)
+        known = {field: told[field] for field in ModelFacts.__struct_fields__ if field in told}
+        return ModelFacts(**known)
 
     async def exposition(self) -> bytes:
         """What the process counts, in the Prometheus text format. Raises ModelUnavailable."""
@@ -192,7 +194,7 @@ class ModelProcess:
         """Another process has taken the address over: who holds a connection to the old one uses it no more."""
         if self._line is not None:
             self._line.close()
-            self._line = Line(self._address.removeprefix("unix:"))
+            self._line = HttpPool(self._address.removeprefix("unix:"))
 
     async def close(self) -> None:
         if self._line is not None:
@@ -200,11 +202,11 @@ class ModelProcess:
         if self._session is not None:
             await self._session.close()
 
-    async def _predict(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Outcome]:
+    async def _predict(self, rows: Sequence[Row], parameters: bytes, options: RequestOptions) -> list[Outcome]:
         """One request. Where the model refuses it, its halves: its rows are of many callers, and whoever asks for what
         the model cannot answer is not to spoil the others' answers."""
         try:
-            return await self._predict_together(rows, parameters, terms)
+            return await self._predict_together(rows, parameters, options)
         except (BadInput, ModelFailed, TooLarge) as error:
             if len(rows) == 1:
                 return [error]
@@ -214,59 +216,59 @@ class ModelProcess:
         outcomes: list[Outcome] = []
         for part in (rows[:half], rows[half:]):
             try:
-                outcomes += await self._predict(part, parameters, terms)
+                outcomes += await self._predict(part, parameters, options)
             except ForeseenError as error:
                 outcomes += [error] * len(part)
         return outcomes
 
-    async def _predict_together(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Outcome]:
+    async def _predict_together(self, rows: Sequence[Row], parameters: bytes, options: RequestOptions) -> list[Outcome]:
         """One request. Where its connection breaks, once more as it was: a prediction is a pure function of its rows.
         Where the process has ended, one by one."""
         try:
-            return [*await self._ask_among_others(rows, parameters, terms)]
+            return [*await self._ask_among_others(rows, parameters, options)]
         except ConnectionBroke:
             if not self._retries.spend():  # it would add to what broke it
                 raise
         with contextlib.suppress(ModelUnavailable):  # an idle connection may be closed just when it is used
-            return [*await self._ask_among_others(rows, parameters, terms)]
-        return await self._one_by_one(rows, parameters, terms)
+            return [*await self._ask_among_others(rows, parameters, options)]
+        return await self._one_by_one(rows, parameters, options)
 
-    async def _around_suspects(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Outcome]:
+    async def _around_suspects(self, rows: Sequence[Row], parameters: bytes, options: RequestOptions) -> list[Outcome]:
         """Whoever has ended the process before is asked alone or not at all; the rest as ever."""
         places = [at for at, row in enumerate(rows) if self.quarantine.crashes(row, parameters)]
         rest = [at for at in range(len(rows)) if at not in set(places)]
         outcomes: dict[int, Outcome] = {}
         if rest:
-            answered = await self._outcomes([rows[at] for at in rest], parameters, terms)
+            answered = await self._outcomes([rows[at] for at in rest], parameters, options)
             outcomes.update(zip(rest, answered, strict=True))
-        tried = await self._one_by_one([rows[at] for at in places], parameters, terms)
+        tried = await self._one_by_one([rows[at] for at in places], parameters, options)
         outcomes.update(zip(places, tried, strict=True))
         return [outcomes[at] for at in range(len(rows))]
 
-    async def _one_by_one(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Outcome]:
+    async def _one_by_one(self, rows: Sequence[Row], parameters: bytes, options: RequestOptions) -> list[Outcome]:
         """Each row with nobody else aboard; who ends the process is tried once more when the others have answers."""
         outcomes: dict[int, Outcome] = {}
         waiting = list(range(len(rows)))
         while waiting:
             for at in waiting:
-                outcome = await self._alone(rows[at], parameters, terms)
+                outcome = await self._alone(rows[at], parameters, options)
                 if outcome is not None:
                     outcomes[at] = outcome
             waiting = [at for at in waiting if at not in outcomes]
         return [outcomes[at] for at in range(len(rows))]
 
-    async def _alone(self, row: Row, parameters: bytes, terms: Terms) -> Outcome | None:
+    async def _alone(self, row: Row, parameters: bytes, options: RequestOptions) -> Outcome | None:
         """One row's prediction or refusal; None where it has ended the process for the first time."""
         refusal = self.quarantine.refusal(row, parameters)
         if refusal is not None:
             return refusal
         while True:
-            await self._until_there(terms)
+            await self._until_there(options)
             try:
                 turn = self._trials.turn(self._manifest.name)
-                async with asyncio.timeout_at(terms.deadline), self.quarantine.alone(turn):
+                async with asyncio.timeout_at(options.deadline), self.quarantine.alone(turn):
                     await self._metadata()  # whoever had the turn before may have ended it
-                    predictions = await self._ask([row], parameters, terms)
+                    predictions = await self._ask([row], parameters, options)
             except TimeoutError:
                 raise DeadlineExceeded(f"model {self._manifest.name!r} did not answer before the deadline") from None
             except ConnectionBroke:
@@ -278,36 +280,38 @@ class ModelProcess:
             self.quarantine.cleared(row, parameters)
             return predictions[0]
 
-    async def _until_there(self, terms: Terms) -> None:
+    async def _until_there(self, options: RequestOptions) -> None:
         """Wait for a process that is being started again. Raises ModelUnavailable at the deadline."""
         while True:
             try:
                 await self._metadata()
             except ModelUnavailable:
                 pause = random.uniform(*RETURN_SECONDS)  # noqa: S311 - so that two proxies seldom try at once
-                if asyncio.get_running_loop().time() + pause >= terms.deadline:
+                if asyncio.get_running_loop().time() + pause >= options.deadline:
                     raise
                 await asyncio.sleep(pause)
             else:
                 return
 
-    async def _ask_among_others(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Prediction]:
+    async def _ask_among_others(
+        self, rows: Sequence[Row], parameters: bytes, options: RequestOptions
+    ) -> list[Prediction]:
         try:
-            async with asyncio.timeout_at(terms.deadline), self.quarantine.among_others():
-                return await self._ask(rows, parameters, terms)
+            async with asyncio.timeout_at(options.deadline), self.quarantine.among_others():
+                return await self._ask(rows, parameters, options)
         except TimeoutError:
             raise DeadlineExceeded(f"model {self._manifest.name!r} did not answer before the deadline") from None
 
-    async def _ask(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Prediction]:
+    async def _ask(self, rows: Sequence[Row], parameters: bytes, options: RequestOptions) -> list[Prediction]:
         """One request as it is. Raises ConnectionBroke where it was aboard when the connection ended."""
         batch = whole_batch(rows[0], self._signature) if self._together(rows) else stack(rows, self._signature)
-        left = terms.deadline - asyncio.get_running_loop().time()
+        left = options.deadline - asyncio.get_running_loop().time()
         if left <= 0:
             raise DeadlineExceeded("the deadline passed before the model was asked")
         tensors = [(i.name, i.datatype, batch[i.name]) for i in self._signature.inputs]
         request_id = next(self._ids)
         started = time.perf_counter()
-        response = await self._asked(tensors, orjson.loads(parameters) if parameters else {}, terms, request_id)
+        response = await self._asked(tensors, orjson.loads(parameters) if parameters else {}, options, request_id)
         return self._predictions(response, rows, request_id, time.perf_counter() - started)
 
     # What follows is how this kind of server is asked; `upstream.py` says it of any other.
@@ -321,10 +325,12 @@ class ModelProcess:
         step = 1 if self._together(rows) else self._rows_per_request
         return [range(at, min(at + step, len(rows))) for at in range(0, len(rows), step)]
 
-    async def _asked(self, tensors: Tensors, parameters: dict[str, Any], terms: Terms, request_id: str) -> Response:
-        left = terms.deadline - asyncio.get_running_loop().time()
-        told = {"timeout": max(1, int(left * 1e6)), "priority": 1 if terms.lane == "online" else 2}
-        return await self._asked_binary(tensors, parameters | told, terms, request_id)
+    async def _asked(
+        self, tensors: Tensors, parameters: dict[str, Any], options: RequestOptions, request_id: str
+    ) -> Response:
+        left = options.deadline - asyncio.get_running_loop().time()
+        told = {"timeout": max(1, int(left * 1e6)), "priority": 1 if options.lane == "online" else 2}
+        return await self._asked_binary(tensors, parameters | told, options, request_id)
 
     def _digest(self, response: Response) -> str:
         """Which version of the model made a reply. Raises ModelFailed where it belongs to another question."""
@@ -340,16 +346,16 @@ class ModelProcess:
     # From here on all are alike.
 
     async def _asked_binary(
-        self, tensors: Tensors, parameters: dict[str, Any], terms: Terms, request_id: str
+        self, tensors: Tensors, parameters: dict[str, Any], options: RequestOptions, request_id: str
     ) -> Response:
         body, length = render_request(tensors, parameters, request_id)
-        return await self._post(body, {HEADER_LENGTH: str(length), "Content-Type": BINARY}, terms)
+        return await self._post(body, {HEADER_LENGTH: str(length), "Content-Type": BINARY}, options)
 
-    async def _post(self, body: bytes, headers: dict[str, str], terms: Terms) -> Response:
+    async def _post(self, body: bytes, headers: dict[str, str], options: RequestOptions) -> Response:
         """One exchange, without a bound on its time: whoever calls has one."""
         name = self._manifest.name
-        if terms.traceparent is not None:
-            headers["traceparent"] = terms.traceparent
+        if options.traceparent is not None:
+            headers["traceparent"] = options.traceparent
         try:
             async with self._places:
                 self._retries.sent()
@@ -367,14 +373,14 @@ class ModelProcess:
             raise ModelFailed(f"model {name!r}: its reply cannot be read ({type(error).__name__})") from None
         return self._read(told)
 
-    async def _exchange(self, body: bytes, headers: dict[str, str]) -> Told:
+    async def _exchange(self, body: bytes, headers: dict[str, str]) -> HttpReply:
         if self._line is not None:
             return await self._line.post(self._path, headers, body)
         async with self._client().post(self._base + self._path, data=body, headers=headers) as reply:
             told = {name.lower(): value for name, value in reply.headers.items()}
-            return Told(reply.status, told, await reply.read())
+            return HttpReply(reply.status, told, await reply.read())
 
-    def _read(self, told: Told) -> Response:
+    def _read(self, told: HttpReply) -> Response:
         name = self._manifest.name
         if told.status != 200:
             raise _refusal(name, told.status, told.body, told.headers.get("retry-after"))

@@ -27,7 +27,7 @@ MAX_CRASHES = 2
 MAX_SUSPECTS = 4096
 
 
-class Suspect(Struct, frozen=True):
+class SuspectedRow(Struct, frozen=True):
     crashes: int
     until: float
 
@@ -40,7 +40,7 @@ class Quarantine:
         self._seconds = seconds
         self._clock = clock
         self._secret = secrets.token_bytes(32)
-        self._suspects: OrderedDict[bytes, Suspect] = OrderedDict()
+        self._suspects: OrderedDict[bytes, SuspectedRow] = OrderedDict()
         self._turn = asyncio.Lock()
         self._aboard = 0
         self._trying = False
@@ -71,7 +71,7 @@ class Quarantine:
         name = self._name(row, parameters)
         before = self._suspects.pop(name, None)
         crashes = 1 if before is None else before.crashes + 1
-        self._suspects[name] = Suspect(crashes, self._clock() + self._seconds)
+        self._suspects[name] = SuspectedRow(crashes, self._clock() + self._seconds)
         while len(self._suspects) > MAX_SUSPECTS:
             self._suspects.popitem(last=False)
 
@@ -116,7 +116,7 @@ class Quarantine:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _known(self, name: bytes) -> Suspect | None:
+    def _known(self, name: bytes) -> SuspectedRow | None:
         suspect = self._suspects.get(name)
         if suspect is not None and suspect.until <= self._clock():
             del self._suspects[name]

@@ -20,9 +20,9 @@ from foreseen.keys.key import Framer
 from foreseen.modelspec.artifact import preparation_digest, read_file, read_record
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
-from foreseen.proxy.backend.model import Facts, ModelProcess
+from foreseen.proxy.backend.model import ModelFacts, ModelProcess
 from foreseen.proxy.cache.freshness import Policy
-from foreseen.types import ALL_STEPS, Prediction, Row, Space, Steps, Terms
+from foreseen.types import ALL_STEPS, Prediction, RequestOptions, Row, Space, Steps
 
 log = structlog.get_logger()
 
@@ -34,7 +34,7 @@ FORMER_DIGESTS = 8
 
 
 @dataclass(slots=True)
-class Stats:
+class WorkerStats:
     """Triton's statistics extension, of this worker: counts and nanoseconds."""
 
     success: int = 0
@@ -51,7 +51,7 @@ class Stats:
     last_ms: int = 0
 
 
-class Served:
+class ServedModel:
     """One model of this proxy."""
 
     def __init__(self, manifest: Manifest, process: ModelProcess, data: Path, freshness: Policy) -> None:
@@ -59,8 +59,8 @@ class Served:
         self.process = process
         self.framer = Framer(manifest.model)
         self.freshness = freshness
-        self.stats = Stats()
-        self.facts: Facts | None = None
+        self.stats = WorkerStats()
+        self.facts: ModelFacts | None = None
         self.been_ready = False
         self.reachable = False
         self.why = "its process has not answered yet"
@@ -89,13 +89,13 @@ class Served:
     def bypass_reason(self) -> str:
         return "rows-not-independent" if self.manifest.cacheable else "not-cacheable"
 
-    async def predict(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Prediction]:
+    async def predict(self, rows: Sequence[Row], parameters: bytes, options: RequestOptions) -> list[Prediction]:
         """Ask the process; see `ModelProcess.predict`."""
-        return await self.process.predict(rows, parameters, terms)
+        return await self.process.predict(rows, parameters, options)
 
-    def keyed(self, manifest: Manifest) -> Served:
+    def keyed(self, manifest: Manifest) -> ServedModel:
         """The same model with its rows keyed otherwise. It is ready after its first `refresh`."""
-        other = Served(manifest, self.process, self._data, self.freshness)
+        other = ServedModel(manifest, self.process, self._data, self.freshness)
         other.stats, other.former = self.stats, self.former
         return other
 
@@ -152,7 +152,7 @@ class Served:
             await self.refresh()
             await asyncio.sleep(WATCH_SECONDS if self.ready else WATCH_SECONDS_AT_START)
 
-    def _load_preparation(self, facts: Facts) -> str | None:
+    def _load_preparation(self, facts: ModelFacts) -> str | None:
         """Read the assets in force; what is wrong, or None."""
         try:
             record = read_record(self._data, self.manifest.name) if self._needs_assets() else None

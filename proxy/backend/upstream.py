@@ -25,9 +25,9 @@ from foreseen.modelspec.rows import RowOutputs
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import array_of_raw
 from foreseen.protocol.wire import Response, render_json_request
-from foreseen.proxy.backend.isolation import Trials
-from foreseen.proxy.backend.model import Facts, ModelProcess, Tensors
-from foreseen.types import Prediction, Row, Terms
+from foreseen.proxy.backend.isolation import IsolationLock
+from foreseen.proxy.backend.model import ModelFacts, ModelProcess, Tensors
+from foreseen.types import Prediction, RequestOptions, Row
 from foreseen.web.http import JSON
 
 log = structlog.get_logger()
@@ -40,7 +40,7 @@ PROBE_PAUSE_SECONDS = 5.0
 Rows = Literal["each", "together"]
 
 
-class Told(Struct, frozen=True):
+class UpstreamMetadata(Struct, frozen=True):
     """What a server's metadata say of a model."""
 
     manifest: Manifest
@@ -57,7 +57,7 @@ class Verdict(Struct, frozen=True):
     why: str
 
 
-def told_of(name: str, metadata: Mapping[str, Any]) -> Told:
+def told_of(name: str, metadata: Mapping[str, Any]) -> UpstreamMetadata:
     """A model's metadata as a manifest. Raises SetupError that says what is missing."""
     if not is_name(name):
         raise SetupError(f"model {name!r}: only letters, digits, '.', '_' and '-' can stand in its name")
@@ -72,7 +72,7 @@ def told_of(name: str, metadata: Mapping[str, Any]) -> Told:
         tuple(ModelInput(tensor, datatype, _dims(tensor, shape)) for tensor, datatype, shape in inputs),
         tuple(ModelOutput(tensor, datatype, _dims(tensor, shape)) for tensor, datatype, shape in outputs),
     )
-    return Told(
+    return UpstreamMetadata(
         Manifest(name, signature, version=_newest(versions), rows="together"),
         {tensor: dim if dim >= 0 else -1 if batched else None for tensor, _, (dim, *_) in outputs},
         digest if isinstance(digest, str) else None,
@@ -80,10 +80,10 @@ def told_of(name: str, metadata: Mapping[str, Any]) -> Told:
     )
 
 
-def declared_told(manifest: Manifest) -> Told:
+def declared_told(manifest: Manifest) -> UpstreamMetadata:
     """What an operator's manifest says of a model: everything but its version."""
     firsts = dict.fromkeys((spec.name for spec in manifest.model.outputs), -1)
-    return Told(manifest, firsts, None, versioned=False)
+    return UpstreamMetadata(manifest, firsts, None, versioned=False)
 
 
 class UpstreamProcess(ModelProcess):
@@ -97,7 +97,7 @@ class UpstreamProcess(ModelProcess):
 
     def __init__(
         self,
-        told: Told,
+        told: UpstreamMetadata,
         address: str,
         *,
         manifest: Manifest | None,
@@ -107,7 +107,7 @@ class UpstreamProcess(ModelProcess):
         rows_per_request: int,
         requests: int,
         quarantine_seconds: float,
-        trials: Trials | None = None,
+        trials: IsolationLock | None = None,
     ) -> None:
         self.told = told
         self.declared = manifest
@@ -154,7 +154,7 @@ class UpstreamProcess(ModelProcess):
             await asyncio.gather(self._probe, return_exceptions=True)
         await super().close()
 
-    def _facts(self, metadata: dict[str, Any]) -> Facts:
+    def _facts(self, metadata: dict[str, Any]) -> ModelFacts:
         """Raises ModelUnavailable where the server has no such model any more, SetupError where it is another one."""
         name = self._manifest.name
         self.told = told = self._told(name, metadata)
@@ -171,9 +171,9 @@ class UpstreamProcess(ModelProcess):
         verdict = self._verdicts.get(digest)
         dependent = verdict is not None and verdict.independent is False
         single = self.rows == "together"
-        return Facts(digest, None, row_independent=single or not dependent, identity=self._identity())
+        return ModelFacts(digest, None, row_independent=single or not dependent, identity=self._identity())
 
-    def _told(self, name: str, metadata: dict[str, Any]) -> Told:
+    def _told(self, name: str, metadata: dict[str, Any]) -> UpstreamMetadata:
         """A manifest of the operator's may say of a tensor what the metadata leave out, but not otherwise."""
         if self.declared is None:
             return told_of(name, metadata)
@@ -234,11 +234,13 @@ class UpstreamProcess(ModelProcess):
     def _firsts(self, rows: int) -> Mapping[str, int | None]:
         return {name: rows if first == -1 else first for name, first in self.told.firsts.items()}
 
-    async def _asked(self, tensors: Tensors, parameters: dict[str, Any], terms: Terms, request_id: str) -> Response:
+    async def _asked(
+        self, tensors: Tensors, parameters: dict[str, Any], options: RequestOptions, request_id: str
+    ) -> Response:
         """Binary tensors where the server takes them, JSON where not; which of the two, its first answer shows."""
         if self._binary is not False:
             try:
-                response = await self._asked_binary(tensors, parameters, terms, request_id)
+                response = await self._asked_binary(tensors, parameters, options, request_id)
             except (BadInput, ModelFailed):
                 if self._binary:
                     raise
@@ -249,7 +251,7 @@ class UpstreamProcess(ModelProcess):
             body = render_json_request(tensors, parameters, request_id)
         except BadRequest as error:
             raise BadInput(f"{error}; the server behind takes JSON only") from None
-        response = await self._post(body, {"Content-Type": JSON}, terms)
+        response = await self._post(body, {"Content-Type": JSON}, options)
         self._binary = False
         return response
 
@@ -271,10 +273,10 @@ class UpstreamProcess(ModelProcess):
         tell("upstream probed", model=name, rows_independent=verdict.independent, why=verdict.why)
 
     async def _probed(self, rows: list[Row]) -> tuple[str, Verdict]:
-        terms = Terms(asyncio.get_running_loop().time() + PROBE_DEADLINE_SECONDS, "background")
-        alone = [(await self._ask([row], b"", terms))[0] for row in rows]
+        options = RequestOptions(asyncio.get_running_loop().time() + PROBE_DEADLINE_SECONDS, "background")
+        alone = [(await self._ask([row], b"", options))[0] for row in rows]
         try:
-            batches = [await self._ask(rows, b"", terms), (await self._ask(rows[::-1], b"", terms))[::-1]]
+            batches = [await self._ask(rows, b"", options), (await self._ask(rows[::-1], b"", options))[::-1]]
         except (BadInput, ModelFailed) as error:
             return alone[0].digest, Verdict(False, f"a batch is refused: {error}")
         versions = {prediction.digest for prediction in (*alone, *batches[0], *batches[1])}

@@ -16,7 +16,7 @@ UP, DOWN = 0.2, 0.7
 """Weight of a reading that is above and below the mean: slow to give far up, quick to take it back."""
 
 
-class Pace:
+class FarSkipPolicy:
     """Of one worker."""
 
     def __init__(self) -> None:

@@ -15,19 +15,19 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from foreseen.errors import ModelUnavailable
-from foreseen.types import AT_EASE, Answer, Demand, Key, Lane, Missed, Row, Space, Steps
+from foreseen.types import ANY_AGE, Answer, Key, Lane, MaxAge, Miss, Row, Space, Steps
 
-Landing = asyncio.Future[Answer]
+RowFuture = asyncio.Future[Answer]
 
 
-class Party(NamedTuple):
+class FlightKey(NamedTuple):
     """Who may share a cabin: rows that differ in one of these are asked apart."""
 
     space: Space
     parameters: bytes
     lane: Lane
     steps: Steps
-    demand: Demand = AT_EASE
+    age_limits: MaxAge = ANY_AGE
 
     @property
     def computes(self) -> bool:
@@ -35,116 +35,116 @@ class Party(NamedTuple):
         return not self.steps & {"near", "far"}
 
 
-class Seat(Struct, frozen=True):
+class Waiter(Struct, frozen=True):
     row: Row
-    landing: Landing
-    asker: int
+    future: RowFuture
+    client: int
     """Equal of rows that somebody asks for together."""
 
 
-class Cabin:
+class FlightBatch:
     """Those that leave together. `deadline` is the latest aboard, on the event loop's clock; `missed` is
     what tiers said of its keys so far."""
 
-    __slots__ = ("began", "deadline", "departed", "missed", "party", "seats", "traceparent")
+    __slots__ = ("began", "deadline", "departed", "flight_key", "missed", "traceparent", "waiters")
 
-    def __init__(self, party: Party) -> None:
-        self.party = party
+    def __init__(self, flight_key: FlightKey) -> None:
+        self.flight_key = flight_key
         self.deadline = 0.0
         self.began = asyncio.get_running_loop().time()
         self.departed = False
         self.traceparent: str | None = None
-        self.seats: dict[Key, Seat] = {}
-        self.missed: dict[Key, Missed] = {}
+        self.waiters: dict[Key, Waiter] = {}
+        self.missed: dict[Key, Miss] = {}
 
     def __repr__(self) -> str:
-        return f"<Cabin {self.party.space.model} {self.party.lane} {len(self.seats)} rows>"
+        return f"<FlightBatch {self.flight_key.space.model} {self.flight_key.lane} {len(self.waiters)} rows>"
 
 
 class Flights:
     """What is aloft. `fly` carries one cabin and lands its keys; what it leaves aloft, or raises, crashes."""
 
-    def __init__(self, fly: Callable[[Cabin], Awaitable[None]]) -> None:
+    def __init__(self, fly: Callable[[FlightBatch], Awaitable[None]]) -> None:
         self._fly = fly
         self.forgotten = 0
         """How many keys were forgotten, ever."""
-        self._aloft: dict[Key, Cabin] = {}
-        self._boarding: dict[Party, Cabin] = {}
+        self._in_flight: dict[Key, FlightBatch] = {}
+        self._collecting: dict[FlightKey, FlightBatch] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._askers = itertools.count()
+        self._client_numbers = itertools.count()
 
-    def join(self, key: Key, party: Party) -> Landing | None:
+    def join(self, key: Key, flight_key: FlightKey) -> RowFuture | None:
         """The landing of a key that is already aloft or boarding, where it suits this party."""
-        cabin = self._aloft.get(key)
-        return cabin.seats[key].landing if cabin is not None and _suits(cabin, party) else None
+        batch = self._in_flight.get(key)
+        return batch.waiters[key].future if batch is not None and _suits(batch, flight_key) else None
 
     def spare(self, key: Key) -> Answer | None:
         """The stale answer of a key that is aloft, for somebody who cannot wait any longer."""
-        cabin = self._aloft.get(key)
-        missed = None if cabin is None else cabin.missed.get(key)
+        batch = self._in_flight.get(key)
+        missed = None if batch is None else batch.missed.get(key)
         return None if missed is None else missed.spare
 
-    def board(
+    def add(
         self,
         key: Key,
         row: Row,
-        party: Party,
+        flight_key: FlightKey,
         deadline: float,
         traceparent: str | None = None,
-        missed: Missed | None = None,
-    ) -> Landing:
+        missed: Miss | None = None,
+    ) -> RowFuture:
         """Take a row aboard; it leaves at the end of this turn of the event loop.
 
         A key that is already aloft gets a second flight (`no-cache` asks for that); later ones join the newer, unless
         that one asks no model.
         """
-        return self.board_all({key: row}, party, deadline, traceparent, {} if missed is None else {key: missed})[0]
+        return self.add_all({key: row}, flight_key, deadline, traceparent, {} if missed is None else {key: missed})[0]
 
-    def board_all(
+    def add_all(
         self,
         rows: Mapping[Key, Row],
-        party: Party,
+        flight_key: FlightKey,
         deadline: float,
         traceparent: str | None,
-        missed: Mapping[Key, Missed],
-    ) -> list[Landing]:
+        missed: Mapping[Key, Miss],
+    ) -> list[RowFuture]:
         """The same of many rows; `missed` is what tiers have said of some."""
         loop = asyncio.get_running_loop()
-        aloft, asks_model, landings = self._aloft, "model" in party.steps, []
-        cabin, asker = self._boarding.get(party), next(self._askers)
+        in_flight, asks_model, futures = self._in_flight, "model" in flight_key.steps, []
+        batch, client = self._collecting.get(flight_key), next(self._client_numbers)
         for key, row in rows.items():
-            if cabin is None or key in cabin.seats:
-                cabin = self._boarding[party] = Cabin(party)
-                loop.call_soon(self._depart, cabin)
-            landing: Landing = loop.create_future()
-            landings.append(landing)
-            cabin.seats[key] = Seat(row, landing, asker)
-            if asks_model or key not in aloft:
-                aloft[key] = cabin
+            if batch is None or key in batch.waiters:
+                batch = self._collecting[flight_key] = FlightBatch(flight_key)
+                loop.call_soon(self._depart, batch)
+            future: RowFuture = loop.create_future()
+            futures.append(future)
+            batch.waiters[key] = Waiter(row, future, client)
+            if asks_model or key not in in_flight:
+                in_flight[key] = batch
             if key in missed:
-                cabin.missed[key] = missed[key]
-            cabin.deadline = max(cabin.deadline, deadline)
-            cabin.traceparent = cabin.traceparent or traceparent
-        return landings
+                batch.missed[key] = missed[key]
+            batch.deadline = max(batch.deadline, deadline)
+            batch.traceparent = batch.traceparent or traceparent
+        return futures
 
-    def land(self, cabin: Cabin, key: Key, answer: Answer) -> None:
+    def resolve(self, batch: FlightBatch, key: Key, answer: Answer) -> None:
         """Hand a key's answer to everybody aboard."""
-        landing = self._leave(cabin, key)
-        if not landing.done():
-            landing.set_result(answer)
+        future = self._leave(batch, key)
+        if not future.done():
+            future.set_result(answer)
 
-    def crash(self, cabin: Cabin, keys: Iterable[Key], error: Exception) -> None:
+    def fail(self, batch: FlightBatch, keys: Iterable[Key], error: Exception) -> None:
         """Hand an error to everybody aboard of these keys; the next asker starts anew."""
         for key in keys:
-            landing = self._leave(cabin, key)
-            if not landing.done():
-                landing.set_exception(error)
-                landing.exception()  # mark it seen: where everybody has left, nobody would
+            future = self._leave(batch, key)
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # mark it seen: where everybody has left, nobody would
 
     def forget(self, key: Key) -> None:
         """Nobody joins a flight of this key from now on; those aboard keep their seats."""
         self.forgotten += 1
-        self._aloft.pop(key, None)
+        self._in_flight.pop(key, None)
 
     async def drain(self, seconds: float) -> None:
         """Wait for what is aloft, at most so long, then end it."""
@@ -155,44 +155,44 @@ class Flights:
                 task.cancel()
 
     def __len__(self) -> int:
-        return len(self._aloft)
+        return len(self._in_flight)
 
     def __repr__(self) -> str:
-        return f"<Flights {len(self._aloft)} keys aloft, {len(self._tasks)} tasks>"
+        return f"<Flights {len(self._in_flight)} keys in flight, {len(self._tasks)} tasks>"
 
-    def _leave(self, cabin: Cabin, key: Key) -> Landing:
-        if self._aloft.get(key) is cabin:
-            del self._aloft[key]
-        return cabin.seats[key].landing
+    def _leave(self, batch: FlightBatch, key: Key) -> RowFuture:
+        if self._in_flight.get(key) is batch:
+            del self._in_flight[key]
+        return batch.waiters[key].future
 
-    def _depart(self, cabin: Cabin) -> None:
-        if self._boarding.get(cabin.party) is cabin:
-            del self._boarding[cabin.party]
-        cabin.departed = True
-        task = asyncio.get_running_loop().create_task(self._carry(cabin))
+    def _depart(self, batch: FlightBatch) -> None:
+        if self._collecting.get(batch.flight_key) is batch:
+            del self._collecting[batch.flight_key]
+        batch.departed = True
+        task = asyncio.get_running_loop().create_task(self._carry(batch))
         self._tasks.add(task)  # the loop itself holds tasks only weakly
         task.add_done_callback(self._tasks.discard)
 
-    async def _carry(self, cabin: Cabin) -> None:
+    async def _carry(self, batch: FlightBatch) -> None:
         error: Exception = ModelUnavailable("the proxy is stopping")
         try:
-            await self._fly(cabin)
+            await self._fly(batch)
         except Exception as raised:  # noqa: BLE001 - whatever it was belongs to those aboard
             error = raised
         finally:
-            self.crash(cabin, [key for key, seat in cabin.seats.items() if not seat.landing.done()], error)
+            self.fail(batch, [key for key, waiter in batch.waiters.items() if not waiter.future.done()], error)
 
 
-def _suits(cabin: Cabin, party: Party) -> bool:
+def _suits(batch: FlightBatch, flight_key: FlightKey) -> bool:
     """Whether all that a flight may land is what the party would take."""
-    there = cabin.party
-    if there == party:
-        return not (cabin.departed and there.computes)
-    if ("model" in there.steps) != ("model" in party.steps):  # only-if-cached waits for no model, nor ends others' wait
+    there = batch.flight_key
+    if there == flight_key:
+        return not (batch.departed and there.computes)
+    if ("model" in there.steps) != ("model" in flight_key.steps):  # only-if-cached never waits for a model request
         return False
     if there.computes:
-        return not (party.computes and cabin.departed)
-    if party.computes:
+        return not (flight_key.computes and batch.departed)
+    if flight_key.computes:
         return False
-    strict = there.demand.max_stale is None and there.demand.stale_if_error is None
-    return there.demand == party.demand or (party.demand == AT_EASE and strict)
+    strict = there.age_limits.max_stale is None and there.age_limits.stale_if_error is None
+    return there.age_limits == flight_key.age_limits or (flight_key.age_limits == ANY_AGE and strict)

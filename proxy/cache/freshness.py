@@ -19,7 +19,7 @@ from typing import assert_never
 from msgspec import Struct
 
 from foreseen.modelspec.manifest import Freshness
-from foreseen.types import AT_EASE, Demand, StaleReason, Steps
+from foreseen.types import ANY_AGE, MaxAge, StaleReason, Steps
 
 TTL_JITTER = 0.1
 """Entries made together do not expire together."""
@@ -49,10 +49,10 @@ class Control(Struct, frozen=True):
     no_cache: bool = False
     no_store: bool = False
     only_if_cached: bool = False
-    demand: Demand = AT_EASE
+    age_limits: MaxAge = ANY_AGE
 
 
-AT_WILL = Control()
+NO_CONTROL = Control()
 """Nothing is asked for: the policy decides."""
 
 
@@ -66,7 +66,7 @@ class Stale(Struct, frozen=True):
     why: StaleReason
 
 
-class Ask(Struct, frozen=True):
+class Recompute(Struct, frozen=True):
     """Ask the model. `spare`: where that fails, the entry is better than an error."""
 
     reason: str
@@ -74,38 +74,38 @@ class Ask(Struct, frozen=True):
     spare: bool
 
 
-class Dead(Struct, frozen=True):
+class Expired(Struct, frozen=True):
     """Older than anybody may want: forget it."""
 
 
-Decision = Fresh | Stale | Ask | Dead
+Decision = Fresh | Stale | Recompute | Expired
 
 
-def decide(made_at: float, expires_at: float, now: float, policy: Policy, demand: Demand) -> Decision:
+def decide(made_at: float, expires_at: float, now: float, policy: Policy, age_limits: MaxAge) -> Decision:
     """What may be done with an entry. All times are Unix seconds of one clock."""
     left = expires_at - now
     if left <= 0 and -left >= policy.kept_seconds:
-        return Dead()
-    if demand is AT_EASE or demand == AT_EASE:
+        return Expired()
+    if age_limits is ANY_AGE or age_limits == ANY_AGE:
         if left > 0:
             return Fresh()
         if -left <= policy.revalidate_seconds:
             return Stale("stale-while-revalidate")
-        return Ask("expired", -left <= policy.if_error_seconds)
+        return Recompute("expired", -left <= policy.if_error_seconds)
     wanted = left
-    if demand.max_age is not None:
-        wanted = min(wanted, demand.max_age - age_of(made_at, now))
-    if demand.min_fresh is not None:
-        wanted -= demand.min_fresh
-    if left > 0 and wanted + (demand.max_stale or 0.0) >= 0:
+    if age_limits.max_age is not None:
+        wanted = min(wanted, age_limits.max_age - age_of(made_at, now))
+    if age_limits.min_fresh is not None:
+        wanted -= age_limits.min_fresh
+    if left > 0 and wanted + (age_limits.max_stale or 0.0) >= 0:
         return Fresh()
-    strict = demand.max_age is not None or demand.min_fresh is not None
-    if demand.max_stale is not None and left <= 0 and -wanted <= demand.max_stale:
+    strict = age_limits.max_age is not None or age_limits.min_fresh is not None
+    if age_limits.max_stale is not None and left <= 0 and -wanted <= age_limits.max_stale:
         return Stale("stale-while-revalidate" if -left <= policy.revalidate_seconds else "max-stale")
-    if not strict and demand.max_stale is None and -left <= policy.revalidate_seconds:
+    if not strict and age_limits.max_stale is None and -left <= policy.revalidate_seconds:
         return Stale("stale-while-revalidate")
-    limit = policy.if_error_seconds if demand.stale_if_error is None else demand.stale_if_error
-    return Ask("expired" if left <= 0 else "asked", 0 < limit >= -left)
+    limit = policy.if_error_seconds if age_limits.stale_if_error is None else age_limits.stale_if_error
+    return Recompute("expired" if left <= 0 else "asked", 0 < limit >= -left)
 
 
 def fresh(expires_at: float, now: float) -> bool:
@@ -128,7 +128,7 @@ def usable(decision: Decision) -> bool:
     match decision:
         case Fresh() | Stale():
             return True
-        case Ask() | Dead():
+        case Recompute() | Expired():
             return False
         case _:
             assert_never(decision)
@@ -167,7 +167,7 @@ def control_of(header: str) -> Control:
         "no-cache" in given,
         "no-store" in given,
         "only-if-cached" in given,
-        Demand(
+        MaxAge(
             _seconds(given.get("max-age")),
             math.inf if any_stale else _seconds(given.get("max-stale")),
             _seconds(given.get("min-fresh")),
@@ -178,7 +178,7 @@ def control_of(header: str) -> Control:
 
 def steps_of(control: Control, steps: Steps) -> Steps:
     """The steps of a request: what the model allows, less what the request forbids."""
-    if control is AT_WILL:
+    if control is NO_CONTROL:
         return steps
     if control.no_cache:
         steps -= {"near", "far"}

@@ -19,7 +19,7 @@ from math import inf
 from typing import Any, Protocol
 
 from foreseen.errors import DeadlineExceeded, FarError
-from foreseen.proxy.cache.flight import Cabin
+from foreseen.proxy.cache.flight import FlightBatch
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Key, Prediction, Steps
 
@@ -65,17 +65,17 @@ class Leases:
         self._row_seconds: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def divide(self, cabin: Cabin, keys: Sequence[Key], look: Look, compute: Compute) -> None:
+    async def divide(self, batch: FlightBatch, keys: Sequence[Key], look: Look, compute: Compute) -> None:
         """See to it that all keys are landed: by `compute`, or by `look` when another proxy has computed them.
 
         Raises DeadlineExceeded at the cabin's deadline, and what `compute` raises.
         """
-        model, shared = cabin.party.space.model, cabin.party.steps >= SHARED_STEPS
+        model, shared = batch.flight_key.space.model, batch.flight_key.steps >= SHARED_STEPS
         if self._far is None or not shared or not self.worth(model, len(keys)):
             return await compute(keys, _nothing)
-        left, pauses, count, tries = list(keys), _Pauses(cabin.deadline), self._metrics.leases.labels, TRIES
+        left, pauses, count, tries = list(keys), _Pauses(batch.deadline), self._metrics.leases.labels, TRIES
         while True:
-            lease = Lease(self._far, self._lease_seconds, cabin.deadline, self._metrics)
+            lease = Lease(self._far, self._lease_seconds, batch.deadline, self._metrics)
             won, tries = await self._asked(lease, left, tries)
             before = len(left)
             # After the lease, since that may have been let go with the entry there.

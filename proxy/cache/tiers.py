@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, assert_never
 
@@ -18,14 +18,17 @@ from foreseen.errors import EntryError, FarError
 from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import Framer, SpaceKey, keys_of_frames, space_key
 from foreseen.proxy.cache.clock import SteadyClock
-from foreseen.proxy.cache.freshness import Ask, Dead, Fresh, Policy, Stale, decide, fresh, kept_for
+from foreseen.proxy.cache.freshness import Expired, Fresh, Policy, Recompute, Stale, decide, fresh, kept_for
 from foreseen.proxy.cache.near import Near
 from foreseen.telemetry.metrics import ProxyMetrics
-from foreseen.types import AT_EASE, Answer, Demand, Key, Missed, Prediction, Row, Source, Space, Trip
+from foreseen.types import ANY_AGE, Answer, Key, MaxAge, Miss, Prediction, Row, Source, Space, TierSeconds
 
 MAX_SPACES = 4096
-FORGOTTEN_SECONDS = 60.0
-COLD, DEAD, FAR_DOWN = Missed("cold"), Missed("expired"), Missed("far-down")
+MAX_FORGOTTEN = 100_000
+"""Purged keys that are remembered; before there are more, the state store purges everything instead."""
+SKEW_SECONDS = 2.0
+"""An entry that another machine made so shortly after its key was purged may be one of before, by that one's clock."""
+COLD, DEAD, FAR_DOWN = Miss("cold"), Miss("expired"), Miss("far-down")
 
 
 class FarTier(Protocol):
@@ -36,7 +39,7 @@ class FarTier(Protocol):
     async def forget(self, keys: Sequence[Key]) -> int: ...
 
 
-class Limits(Protocol):
+class TierLimits(Protocol):
     """The settings that bound the tiers and the pipeline."""
 
     @property
@@ -47,14 +50,21 @@ class Limits(Protocol):
     def far_pending_bytes(self) -> int: ...
 
 
-class Looked(Struct, frozen=True):
+class LookResult(Struct, frozen=True):
     """What a tier had, why the rest is missing, and how long it took (None where it was not asked)."""
 
     found: Mapping[Key, Answer]
-    missing: Mapping[Key, Missed]
+    missing: Mapping[Key, Miss]
     seconds: float | None = None
     stale: bool = False
     """Whether an answer that was found is stale."""
+
+
+class Forgotten(Struct, frozen=True, gc=False):
+    """A key that was purged: when this process heard of it (its loop's seconds), and when it was (Unix seconds)."""
+
+    at: float
+    purged_at: float
 
 
 class Tiers:
@@ -68,7 +78,7 @@ class Tiers:
         near: Near,
         far: FarTier | None,
         metrics: ProxyMetrics,
-        limits: Limits,
+        limits: TierLimits,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self.near = near
@@ -81,7 +91,7 @@ class Tiers:
         self._limits = limits
         self._spaces: dict[Space, SpaceKey] = {}
         self._stores: set[asyncio.Task[None]] = set()
-        self._forgotten: dict[Key, float] = {}
+        self._forgotten: OrderedDict[Key, Forgotten] = OrderedDict()
 
     def keys(self, space: Space, framer: Framer, rows: Sequence[Row], parameters: bytes) -> list[Key]:
         """key: the identity of every row."""
@@ -91,11 +101,11 @@ class Tiers:
         """The same, of rows whose frames are made."""
         return keys_of_frames(self.space_key(space), frames)
 
-    def look_near(self, keys: Iterable[Key], policy: Policy, demand: Demand = AT_EASE) -> Looked:
+    def look_near(self, keys: Iterable[Key], policy: Policy, age_limits: MaxAge = ANY_AGE) -> LookResult:
         """near: what this process remembers of these keys. Of what it never knew nothing is said."""
-        now, get, at_ease = self.clock(), self.near.get, demand is AT_EASE
+        now, get, at_ease = self.clock(), self.near.get, age_limits is ANY_AGE
         found: dict[Key, Answer] = {}
-        missing: dict[Key, Missed] = {}
+        missing: dict[Key, Miss] = {}
         stale = False
         for key in keys:
             if key in found or key in missing:
@@ -106,7 +116,7 @@ class Tiers:
             if at_ease and fresh(prediction.expires_at, now):  # what `judge` would say, at a fifth of its price
                 found[key] = Answer(prediction, "near")
                 continue
-            judged = judge(prediction, "near", now, policy, demand)
+            judged = judge(prediction, "near", now, policy, age_limits)
             if isinstance(judged, Answer):
                 found[key] = judged
                 stale = stale or judged.why is not None
@@ -114,46 +124,52 @@ class Tiers:
             missing[key] = judged
             if judged == DEAD:
                 self.near.forget(key)
-        return Looked(found, missing, None, stale)
+        return LookResult(found, missing, None, stale)
 
-    async def look_far(self, space: Space, keys: Sequence[Key], policy: Policy, demand: Demand = AT_EASE) -> Looked:
+    async def look_far(
+        self, space: Space, keys: Sequence[Key], policy: Policy, age_limits: MaxAge = ANY_AGE
+    ) -> LookResult:
         """far: what Redis has of these keys and proves to be them. A failure is a miss of all."""
         if self._far is None:
-            return Looked({}, dict.fromkeys(keys, COLD))
+            return LookResult({}, dict.fromkeys(keys, COLD))
         started = time.perf_counter()
         try:
             values = await self._far.get(keys)
         except FarError as error:
             self._metrics.far_errors.labels(error.kind).inc()
-            return Looked({}, dict.fromkeys(keys, FAR_DOWN), time.perf_counter() - started)
+            return LookResult({}, dict.fromkeys(keys, FAR_DOWN), time.perf_counter() - started)
         seconds = time.perf_counter() - started
         self._metrics.far_seconds.of("get").add(seconds)
         self._metrics.stages.add("far", seconds)
-        now, trip = self.clock(), Trip(seconds)
+        now, trip = self.clock(), TierSeconds(seconds)
         found: dict[Key, Answer] = {}
-        missing: dict[Key, Missed] = {}
+        missing: dict[Key, Miss] = {}
         for failed in {id(value): value for value in values if isinstance(value, FarError)}.values():
             self._metrics.far_errors.labels(failed.kind).inc()
         for key, value in zip(keys, values, strict=True):
-            proved = self._proved(space, key, None if key in self._forgotten else value)
-            judged = proved if isinstance(proved, Missed) else judge(proved, "far", now, policy, demand, trip)
-            if isinstance(judged, Missed):
+            proved = self._proved(space, key, value)
+            judged = proved if isinstance(proved, Miss) else judge(proved, "far", now, policy, age_limits, trip)
+            if isinstance(judged, Miss):
                 missing[key] = judged
             else:
                 found[key] = judged
-        return Looked(found, missing, seconds)
+        return LookResult(found, missing, seconds)
 
-    def _proved(self, space: Space, key: Key, value: bytes | FarError | None) -> Prediction | Missed:
+    def _proved(self, space: Space, key: Key, value: bytes | FarError | None) -> Prediction | Miss:
         """The prediction of a far value that proves to be the entry asked for; else why it is a miss."""
         if value is None:
             return COLD
         if isinstance(value, FarError):
             return FAR_DOWN
         try:
-            return self._codec.unpack(key, space.digest, value)
+            prediction = self._codec.unpack(key, space.digest, value)
         except EntryError as error:
             self._metrics.verify_failed.labels(error.reason).inc()
-            return Missed("verify-failed")
+            return Miss("verify-failed")
+        forgotten = self._forgotten.get(key)
+        if forgotten is not None and prediction.made_at <= forgotten.purged_at + SKEW_SECONDS:
+            return COLD  # not deleted yet, or somebody has put it back
+        return prediction
 
     def keep(
         self,
@@ -164,10 +180,14 @@ class Tiers:
     ) -> bool:
         """keep: near now, far behind the answer's back. True where all of it is kept somewhere. What was
         forgotten since its computation began stays so. `stored` is called when far has it, or will not have it."""
-        wanted = [one for one in fresh if self._forgotten.get(one[0], -1.0) < began] if self._forgotten else fresh
+        wanted = [one for one in fresh if not self._forgotten_since(one[0], began)] if self._forgotten else fresh
         kept = [self.keep_near(key, prediction) for key, prediction in wanted]
         sent = self._keep_far(wanted, policy, stored)
         return bool(wanted) and (sent or all(kept)) and len(wanted) == len(fresh)
+
+    def _forgotten_since(self, key: Key, began: float) -> bool:
+        forgotten = self._forgotten.get(key)
+        return forgotten is not None and forgotten.at >= began
 
     def keep_near(self, key: Key, prediction: Prediction) -> bool:
         before = self.near.evictions
@@ -235,27 +255,21 @@ class Tiers:
             key = self._spaces[space] = space_key(self._root, space)
         return key
 
-    async def forget(self, keys: Sequence[Key] | None) -> None:
-        """Keys, or everything in near, were purged. Far is not asked for these keys for a while: by then their entries
-        are deleted there. Returns when no store can bring an older one back."""
+    async def forget(self, keys: Mapping[Key, float] | None) -> None:
+        """Keys, by when they were purged (Unix seconds), or everything in near. From then on an entry that was made
+        before is none, for as long as it could live. Returns when no store can bring an older one back."""
         if keys is None:
             self.near.clear()
             return
-        loop = asyncio.get_running_loop()
-        for key in keys:
+        now = asyncio.get_running_loop().time()
+        for key, purged_at in keys.items():
             self.near.forget(key)
-            self._forgotten[key] = loop.time()
-        loop.call_later(FORGOTTEN_SECONDS, self._remember, list(keys))
+            self._forgotten[key] = Forgotten(now, purged_at)
+        while len(self._forgotten) > MAX_FORGOTTEN:
+            self._forgotten.popitem(last=False)
         stores = set(self._stores)
         if stores:
             await asyncio.wait(stores)
-
-    def _remember(self, keys: Sequence[Key]) -> None:
-        """Far may be asked for these keys again."""
-        until = asyncio.get_running_loop().time() - FORGOTTEN_SECONDS / 2
-        for key in keys:
-            if self._forgotten.get(key, until) < until:
-                del self._forgotten[key]
 
     async def delete_far(self, keys: Sequence[Key]) -> None:
         """Delete entries in far. Raises FarError."""
@@ -269,25 +283,30 @@ class Tiers:
 
 
 def judge(
-    prediction: Prediction, tier: Source, now: float, policy: Policy, demand: Demand, trip: Trip | None = None
-) -> Answer | Missed:
+    prediction: Prediction,
+    tier: Source,
+    now: float,
+    policy: Policy,
+    age_limits: MaxAge,
+    trip: TierSeconds | None = None,
+) -> Answer | Miss:
     """The answer that a tier's entry makes for a request of this demand, or why it makes none."""
-    decision = decide(prediction.made_at, prediction.expires_at, now, policy, demand)
+    decision = decide(prediction.made_at, prediction.expires_at, now, policy, age_limits)
     match decision:
         case Fresh():
             return Answer(prediction, tier, trip=trip)
         case Stale(why):
             return Answer(prediction, "stale", trip=trip, why=why)
-        case Ask(reason, spare):
-            return Missed(reason, Answer(prediction, "stale", trip=trip, why="stale-if-error") if spare else None)
-        case Dead():
+        case Recompute(reason, spare):
+            return Miss(reason, Answer(prediction, "stale", trip=trip, why="stale-if-error") if spare else None)
+        case Expired():
             return DEAD
         case _:
             assert_never(decision)
 
 
-def both(near: Missed, far: Missed) -> Missed:
+def both(near: Miss, far: Miss) -> Miss:
     """What both tiers say of a row: the reason that tells more, and the spare that is younger."""
     reason = near.reason if far.reason == "cold" else far.reason
     spares = [missed.spare for missed in (near, far) if missed.spare is not None]
-    return Missed(reason, max(spares, key=lambda spare: spare.prediction.made_at, default=None))
+    return Miss(reason, max(spares, key=lambda spare: spare.prediction.made_at, default=None))

@@ -9,24 +9,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from msgspec import Struct
 
 from foreseen.errors import DeadlineExceeded
-from foreseen.proxy.cache.flight import Landing
+from foreseen.proxy.cache.flight import RowFuture
 from foreseen.types import Answer, Key
 
 
 class Wait(Struct, frozen=True):
     """A row that is waited for; `joined` where it was aloft already."""
 
-    landing: Landing
+    future: RowFuture
     joined: bool
 
 
-async def until_landed(waits: Iterable[Wait], deadline: float) -> None:
+async def until_resolved(waits: Iterable[Wait], deadline: float) -> None:
     """Wait for flights without owning them: a waiter that is cancelled leaves them aloft.
 
     One after another: rows of one flight land together, and one that is there already costs next to nothing. A callback
     for each of them, as `asyncio.wait` has it, costs more than keeping them.
     """
-    pending = [wait.landing for wait in waits if not wait.landing.done()]
+    pending = [wait.future for wait in waits if not wait.future.done()]
     if not pending:
         return
     loop = asyncio.get_running_loop()
@@ -40,15 +40,15 @@ async def until_landed(waits: Iterable[Wait], deadline: float) -> None:
     turn: asyncio.Future[None] = loop.create_future()
     alarm = loop.call_at(deadline, over)
     try:
-        for landing in pending:
-            while not (landing.done() or late):
+        for future in pending:
+            while not (future.done() or late):
                 turn = loop.create_future()
                 woken = functools.partial(_wake, turn)
-                landing.add_done_callback(woken)
+                future.add_done_callback(woken)
                 try:
                     await turn
                 finally:
-                    landing.remove_done_callback(woken)
+                    future.remove_done_callback(woken)
     finally:
         alarm.cancel()
 
@@ -63,7 +63,7 @@ def cut_short(waits: Iterable[Wait], deadline: float) -> bool:
     if asyncio.get_running_loop().time() >= deadline:
         return False
     return any(
-        wait.joined and wait.landing.done() and isinstance(wait.landing.exception(), DeadlineExceeded) for wait in waits
+        wait.joined and wait.future.done() and isinstance(wait.future.exception(), DeadlineExceeded) for wait in waits
     )
 
 
@@ -81,7 +81,7 @@ def in_order(
         answer = found.get(key)
         if answer is None:
             wait = waits[key]
-            answer = wait.landing.result() if wait.landing.done() else spare(key)
+            answer = wait.future.result() if wait.future.done() else spare(key)
             if answer is None:
                 raise DeadlineExceeded("the answer did not come before the deadline")
             if answer.source == "model" and (wait.joined or key in asked):

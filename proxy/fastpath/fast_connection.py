@@ -16,10 +16,10 @@ from typing import Any
 
 from aiohttp import web
 
-from foreseen.proxy.fastpath.fast_path import Road, UnderWay
-from foreseen.proxy.fastpath.known_heads import END_OF_HEAD, Heads, is_traced, may_be_learned
-from foreseen.proxy.fastpath.responder import Told
-from foreseen.proxy.predict.ask import Ask
+from foreseen.proxy.fastpath.fast_path import FastPath, PendingReply
+from foreseen.proxy.fastpath.known_heads import END_OF_HEAD, KnownHeads, is_traced, may_be_learned
+from foreseen.proxy.fastpath.responder import RenderedReply
+from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.replay import MAX_REQUEST_BYTES
 from foreseen.proxy.predict.response_bytes import reply_head
 from foreseen.proxy.predict.shortcut import Found
@@ -46,7 +46,7 @@ class ShortConnection(Connection):
         "_road", "_under_way", "_wanted", "_whole",
     )  # fmt: skip
 
-    def __init__(self, manager: Any, road: Road, heads: Heads, **options: Any) -> None:
+    def __init__(self, manager: Any, road: FastPath, heads: KnownHeads, **options: Any) -> None:
         super().__init__(manager, **options)
         self._road = road
         self._edge = road.edge
@@ -58,7 +58,7 @@ class ShortConnection(Connection):
         self._held: list[bytes] = []
         self._have = self._wanted = 0
         self._holding: asyncio.TimerHandle | None = None
-        self._under_way: UnderWay | None = None
+        self._under_way: PendingReply | None = None
         self._back: list[bytes] = []
         self._done: asyncio.Future[None] | None = None
 
@@ -91,7 +91,7 @@ class ShortConnection(Connection):
     def between_requests(self) -> bool:
         return self._under_way is None and not self._wanted and super().between_requests
 
-    def learn(self, request: web.Request, ask: Ask, told: Told) -> None:
+    def learn(self, request: web.Request, ask: RequestHead, told: RenderedReply) -> None:
         """What aiohttp's reading of a request was; called by handlers once it is answered."""
         if not self._account_for(request) or told.reply is None or not may_be_learned(request):
             return
@@ -160,17 +160,17 @@ class ShortConnection(Connection):
         found = self._edge.find_whole(known.ask, held, known.whole - known.head)
         self._answer(known.ask, b"".join(held) if found is None else found.text, None, found)
 
-    def _answer(self, ask: Ask, body: bytes, raw: bytes | None, found: Found | None = None) -> None:
+    def _answer(self, ask: RequestHead, body: bytes, raw: bytes | None, found: Found | None = None) -> None:
         """A whole request, recognised: its answer now, or when what it waits for is here."""
         self._admitted()
         self._manager.requests_count += 1  # type: ignore[union-attr]
         told = self._road.set_out(ask, body, raw, self._answered, found)
-        if isinstance(told, UnderWay):
+        if isinstance(told, PendingReply):
             self._under_way = told
         else:
             self._send(told)
 
-    def _answered(self, told: bytes | Told) -> None:
+    def _answered(self, told: bytes | RenderedReply) -> None:
         """The request that was under way has its answer."""
         self._under_way = None
         if self.transport is not None:
@@ -189,7 +189,7 @@ class ShortConnection(Connection):
         if self.bucket is not None:
             self.bucket.take()
 
-    def _send(self, told: bytes | Told) -> None:
+    def _send(self, told: bytes | RenderedReply) -> None:
         last = self.draining and not self._back  # what was pipelined behind it is answered before
         if isinstance(told, bytes):
             self._write(told.replace(b"\r\nDate: ", b"\r\nConnection: close\r\nDate: ", 1) if last else told)

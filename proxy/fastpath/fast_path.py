@@ -11,46 +11,46 @@ import math
 import time
 from collections.abc import Callable
 
-from foreseen.proxy.fastpath.responder import Aboard, Edge, Told
-from foreseen.proxy.predict.ask import Ask
+from foreseen.proxy.fastpath.responder import RenderedReply, Responder, WaitingRequest
+from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.serve import Visit
 from foreseen.proxy.predict.shortcut import Found
 
-Then = Callable[[bytes | Told], None]
+Then = Callable[[bytes | RenderedReply], None]
 
 
-class Road:
+class FastPath:
     """The short road of one proxy process, and the requests that are under way on it. One timer serves all their
     deadlines: nearly every request is answered long before its own."""
 
-    def __init__(self, edge: Edge) -> None:
+    def __init__(self, edge: Responder) -> None:
         self.edge = edge
-        self._under_way: set[UnderWay] = set()
+        self._under_way: set[PendingReply] = set()
         self._due = math.inf
         self._timer: asyncio.TimerHandle | None = None
 
     def set_out(
-        self, ask: Ask, body: bytes, raw: bytes | None, then: Then, found: Found | None = None
-    ) -> bytes | Told | UnderWay:
+        self, ask: RequestHead, body: bytes, raw: bytes | None, then: Then, found: Found | None = None
+    ) -> bytes | RenderedReply | PendingReply:
         """The reply, or the request under way, which tells `then` its reply. `raw` are the bytes of the whole request
         where they may be replayed, `found` is what is known of the body where it was looked up. Bytes are a whole
         reply."""
         started = time.perf_counter()
         deadline = asyncio.get_running_loop().time() + ask.seconds
         told = self.edge.at_once(ask, body, raw, started, deadline, found)
-        if type(told) is bytes or type(told) is Told:
+        if type(told) is bytes or type(told) is RenderedReply:
             return told
-        under_way = UnderWay(self, ask, body, started, deadline, then)
+        under_way = PendingReply(self, ask, body, started, deadline, then)
         under_way.wait(told)  # type: ignore[arg-type] # narrowed above, at a tenth of the price of isinstance
         return under_way
 
-    def expect(self, under_way: UnderWay) -> None:
+    def expect(self, under_way: PendingReply) -> None:
         """Tell a request when its deadline comes, unless it has landed."""
         self._under_way.add(under_way)
         if under_way.deadline < self._due:
             self._set(under_way.deadline)
 
-    def landed(self, under_way: UnderWay) -> None:
+    def landed(self, under_way: PendingReply) -> None:
         self._under_way.discard(under_way)
 
     def _set(self, due: float) -> None:
@@ -67,22 +67,24 @@ class Road:
         self._set(min((one.deadline for one in self._under_way), default=math.inf))
 
 
-class UnderWay:
+class PendingReply:
     """A request that waits for flights, or for a task of its own. `deadline` is the one it waits for now."""
 
     __slots__ = ("_aboard", "_ask", "_body", "_deadline", "_road", "_started", "_task", "_then", "deadline")
 
-    def __init__(self, road: Road, ask: Ask, body: bytes, started: float, deadline: float, then: Then) -> None:
+    def __init__(
+        self, road: FastPath, ask: RequestHead, body: bytes, started: float, deadline: float, then: Then
+    ) -> None:
         self._road = road
         self._ask = ask
         self._body = body
         self._started = started
         self._deadline = self.deadline = deadline
         self._then = then
-        self._aboard: Aboard | None = None
-        self._task: asyncio.Task[Told] | None = None
+        self._aboard: WaitingRequest | None = None
+        self._task: asyncio.Task[RenderedReply] | None = None
 
-    def wait(self, aboard: Aboard | None) -> None:
+    def wait(self, aboard: WaitingRequest | None) -> None:
         """For the flights of a visit; where there is none, for a task that answers from the start."""
         self._aboard = aboard
         if aboard is None:
@@ -108,7 +110,7 @@ class UnderWay:
         else:
             self._then(told)
 
-    def _answered(self, task: asyncio.Task[Told]) -> None:
+    def _answered(self, task: asyncio.Task[RenderedReply]) -> None:
         if not task.cancelled():
             self._then(task.result())
 
@@ -120,7 +122,7 @@ class Landings:
 
     def __init__(self, visit: Visit) -> None:
         self._visit = visit
-        self._left = [wait.landing for wait in visit.journey.waits.values()]
+        self._left = [wait.future for wait in visit.journey.waits.values()]
         self._landed(None)
 
     def _landed(self, _: object) -> None:
@@ -132,7 +134,7 @@ class Landings:
                 return
             left.pop()
         visit = self._visit
-        if visit.entry is not None and visit.entry.aloft is visit:
-            visit.entry.aloft = None
+        if visit.entry is not None and visit.entry.in_flight is visit:
+            visit.entry.in_flight = None
         for arrive in visit.waiting:
             arrive()

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from aiohttp import web
 from msgspec import structs
 
-from foreseen.proxy.predict.ask import Ask
+from foreseen.proxy.predict.ask import RequestHead
 from foreseen.web.http import TRACEPARENT
 
 END_OF_HEAD = b"\r\n\r\n"
@@ -44,29 +44,29 @@ _NAMED = re.compile(rb"\r\n(?i:traceparent|%b):" % _NAMES)
 _LENGTHS = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
 
 
-class Recognised(NamedTuple):
+class KnownHead(NamedTuple):
     """What a known head asks, and how many bytes it and its whole request have."""
 
-    ask: Ask
+    ask: RequestHead
     head: int
     whole: int
     again: bool = True
     """Whether these very bytes may come again: not where they name a request or its trace."""
 
 
-class Heads:
+class KnownHeads:
     """The known heads of one proxy process, bounded; the oldest go."""
 
     def __init__(self, body_bytes: int) -> None:
         """`body_bytes` is the limit on a body: a head of a longer one is not recognised, so that aiohttp refuses it."""
         self._body_bytes = body_bytes
-        self._asks: dict[bytes, Ask] = {}
-        self._recognised: dict[bytes, Recognised] = {}
+        self._asks: dict[bytes, RequestHead] = {}
+        self._recognised: dict[bytes, KnownHead] = {}
 
     def __len__(self) -> int:
         return len(self._asks)
 
-    def learn(self, head: bytes, ask: Ask) -> None:
+    def learn(self, head: bytes, ask: RequestHead) -> None:
         """Remember what a head asks. `head` ends with its empty line."""
         plain, _ = _untraced(head)
         cut = _cut(plain)
@@ -82,7 +82,7 @@ class Heads:
         if len(self._asks) > MAX_HEADS:
             del self._asks[next(iter(self._asks))]
 
-    def of(self, data: bytes) -> Recognised | None:
+    def of(self, data: bytes) -> KnownHead | None:
         """What the request asks that these bytes begin with, where its head is known. The body may still be missing."""
         end = data.find(END_OF_HEAD, 0, MAX_HEAD_BYTES)
         if end < 0:
@@ -91,7 +91,7 @@ class Heads:
         known = self._recognised.get(head)
         return self._recognise(head) if known is None else known
 
-    def _recognise(self, head: bytes) -> Recognised | None:
+    def _recognise(self, head: bytes) -> KnownHead | None:
         plain, traceparent = _untraced(head)
         cut = _cut(plain)
         ask = None if cut is None else self._asks.get(cut[0])
@@ -100,10 +100,10 @@ class Heads:
         if plain is not head:
             if traceparent is not None:
                 ask = structs.replace(ask, traceparent=traceparent)
-            return Recognised(ask, len(head), len(head) + cut[1], again=False)
+            return KnownHead(ask, len(head), len(head) + cut[1], again=False)
         if len(self._recognised) >= MAX_HEADS:
             self._recognised.clear()
-        made = self._recognised[head] = Recognised(ask, len(head), len(head) + cut[1])
+        made = self._recognised[head] = KnownHead(ask, len(head), len(head) + cut[1])
         return made
 
 

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from foreseen.errors import ForeseenError, UnknownModel
-from foreseen.proxy.backend.served import Served
-from foreseen.proxy.cache.freshness import AT_WILL
+from foreseen.proxy.backend.served import ServedModel
+from foreseen.proxy.cache.freshness import NO_CONTROL
 from foreseen.proxy.cache.tiers import Tiers
 from foreseen.proxy.predict.access import AccessLog
-from foreseen.proxy.predict.ask import Ask
+from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.replay import MAX_ROWS, REPLAY, SHORTCUT, Kept, Memory
 from foreseen.proxy.predict.response_bytes import hit_reply
 from foreseen.proxy.predict.serve import NOBODY_JOINS, Hit, Reply, Server, Visit
@@ -32,7 +32,7 @@ Headers = list[tuple[str, str]]
 _TIMING = b"Server-Timing: decode;dur=%.3f, prepare;dur=%.3f, answer;dur=%.3f%b"
 
 
-class Told(NamedTuple):
+class RenderedReply(NamedTuple):
     """A reply, but for the headers that its connection adds. `reply` is what it was made of, None of an error."""
 
     status: int
@@ -41,7 +41,7 @@ class Told(NamedTuple):
     reply: Reply | None = None
 
 
-class Aboard(NamedTuple):
+class WaitingRequest(NamedTuple):
     """A request that waits for a visit, its own or one that it joined; `own` is its plain id."""
 
     visit: Visit
@@ -50,13 +50,13 @@ class Aboard(NamedTuple):
     joined: bool
 
 
-class Edge:
+class Responder:
     """Answers, counts and logs predict requests of one proxy process."""
 
     def __init__(
         self,
         *,
-        served: Mapping[str, Served],
+        served: Mapping[str, ServedModel],
         server: Server,
         metrics: ProxyMetrics,
         settings: ProxySettings,
@@ -72,7 +72,7 @@ class Edge:
         self._server_timing = settings.server_timing
         self._access = AccessLog(settings.access_log_hits)
 
-    def find(self, name: str, version: str | None) -> Served:
+    def find(self, name: str, version: str | None) -> ServedModel:
         """A served model. Raises UnknownModel."""
         served = self._served.get(name)
         if served is None:
@@ -81,7 +81,7 @@ class Edge:
             raise UnknownModel(name, version[:32])
         return served
 
-    async def answer(self, ask: Ask, body: bytes, started: float, deadline: float) -> Told:
+    async def answer(self, ask: RequestHead, body: bytes, started: float, deadline: float) -> RenderedReply:
         """The reply to a request, whatever becomes of it. `started` is on the clock that measures durations."""
         try:
             served = self.find(ask.model, ask.version)
@@ -90,22 +90,28 @@ class Edge:
             return self.failed(ask.model, ask.protocol, error, started, ask.traceparent)
 
     def at_once(
-        self, ask: Ask, body: bytes, raw: bytes | None, started: float, deadline: float, found: Found | None = None
-    ) -> bytes | Told | Aboard | None:
+        self,
+        ask: RequestHead,
+        body: bytes,
+        raw: bytes | None,
+        started: float,
+        deadline: float,
+        found: Found | None = None,
+    ) -> bytes | RenderedReply | WaitingRequest | None:
         """The same as far as it needs no waiting; see `Server.at_once`. Bytes are a whole reply. `raw` are the bytes of
         the request where they may be replayed; `found` is what is known of the body, where it was looked up."""
         try:
             served = self.find(ask.model, ask.version)
             found = found or self._server.shortcuts.find(ask, body)
             entry, visit = found.entry, None
-            if entry is not None and entry.served is served and ask.control is AT_WILL:
+            if entry is not None and entry.served is served and ask.control is NO_CONTROL:
                 if entry.kept is not None:
                     now = self._clock()
                     if entry.kept.stands(self._near, now):
                         return self._again(entry.kept, ask, found.id, raw, now, started)
                     entry.kept = None
-                if entry.aloft is not None and self._server.may_join(entry.aloft):
-                    return Aboard(entry.aloft, found.id, deadline, joined=True)
+                if entry.in_flight is not None and self._server.may_join(entry.in_flight):
+                    return WaitingRequest(entry.in_flight, found.id, deadline, joined=True)
                 if entry.drawn is not None and entry.known.preparer is served.preparer():
                     visit = self._server.again(served, ask, deadline, found, entry)
             if visit is None:
@@ -114,25 +120,29 @@ class Edge:
             return self.failed(ask.model, ask.protocol, error, started, ask.traceparent)
         if visit is None:
             return None
-        aboard = Aboard(visit, visit.own, visit.journey.question.terms.deadline, joined=False)
+        aboard = WaitingRequest(visit, visit.own, visit.journey.question.options.deadline, joined=False)
         if not visit.journey.waits:
             return self.arrived(ask, aboard, started, raw)
         if visit.entry is not None and visit.forgotten != NOBODY_JOINS:
-            visit.entry.aloft = visit
+            visit.entry.in_flight = visit
         return aboard
 
-    def find_whole(self, ask: Ask, pieces: Sequence[bytes], length: int) -> Found | None:
+    def find_whole(self, ask: RequestHead, pieces: Sequence[bytes], length: int) -> Found | None:
         """What is known of a large body in the pieces that it came in; None where it is not known."""
         return self._server.shortcuts.find_whole(ask, pieces, length)
 
-    def _again(self, kept: Kept, ask: Ask, own: bytes | None, raw: bytes | None, now: float, started: float) -> bytes:
+    def _again(
+        self, kept: Kept, ask: RequestHead, own: bytes | None, raw: bytes | None, now: float, started: float
+    ) -> bytes:
         """A kept reply to a body that is known."""
         if own is None and raw is not None and self._memory is not None and self._memory.worth_keeping(raw):
             self._memory.keep(raw, kept.as_replay())
         kept.count(time.perf_counter() - started, ask.traceparent)
         return kept.at(now, own)
 
-    def arrived(self, ask: Ask, aboard: Aboard, started: float, raw: bytes | None = None) -> bytes | Told | None:
+    def arrived(
+        self, ask: RequestHead, aboard: WaitingRequest, started: float, raw: bytes | None = None
+    ) -> bytes | RenderedReply | None:
         """The reply of a request all of whose rows are there; None where `answer` has to be asked anew. `raw` are its
         bytes, where they may be replayed."""
         visit, own, deadline, joined = aboard
@@ -149,7 +159,7 @@ class Edge:
         except Exception as error:  # noqa: BLE001 - this is the edge
             return self.failed(ask.model, ask.protocol, error, started, ask.traceparent)
 
-    def _hit_of(self, ask: Ask, visit: Visit, answers: Sequence[Answer], raw: bytes | None) -> Hit | None:
+    def _hit_of(self, ask: RequestHead, visit: Visit, answers: Sequence[Answer], raw: bytes | None) -> Hit | None:
         """What answers have in common that are all fresh hits; else None. What near has is kept for the next time."""
         far, saved, until, made_at, trip = 0, 0.0, math.inf, math.inf, 0.0
         for answer in answers:
@@ -176,7 +186,7 @@ class Edge:
             self._memory.keep(raw, replay)
         return Hit(drawn, len(answers) - far, far, saved, until, made_at, trip if far else None)
 
-    def _hit(self, ask: Ask, visit: Visit, hit: Hit, own: bytes | None, started: float) -> bytes:
+    def _hit(self, ask: RequestHead, visit: Visit, hit: Hit, own: bytes | None, started: float) -> bytes:
         """The reply where every row is a fresh hit: what facts and headers would make of it, much cheaper."""
         done, times, drawn = time.perf_counter(), visit.times, hit.drawn
         seconds, timing = done - started, b""
@@ -199,7 +209,7 @@ class Edge:
 
     def failed(
         self, model: str, protocol: str, error: Exception, started: float, traceparent: str | None = None
-    ) -> Told:
+    ) -> RenderedReply:
         """The reply that an error becomes."""
         known = error if isinstance(error, ForeseenError) else internal(error, f"/{protocol}/models/{{model}}")
         name = model if model in self._served else "other"  # a label is a served model or this: paths are data
@@ -212,31 +222,31 @@ class Edge:
         self._metrics.requests.labels(name, protocol, str(known.status)).inc()
         self._access.told(name, protocol, known.status, "error", 0, seconds, code=known.code, traceparent=traceparent)
         headers, body = error_body(known)
-        return Told(known.status, list(headers.items()), body)
+        return RenderedReply(known.status, list(headers.items()), body)
 
-    def accepted(self, ask: Ask, rows: int, started: float) -> None:
+    def accepted(self, ask: RequestHead, rows: int, started: float) -> None:
         """A request that was answered with a ticket."""
         seconds = time.perf_counter() - started
         self._metrics.requests.labels(ask.model, ask.protocol, "202").inc()
         self._metrics.request_seconds.of(ask.model, "accepted").add(seconds)
         self._access.told(ask.model, ask.protocol, 202, "accepted", rows, seconds, traceparent=ask.traceparent)
 
-    def _told(self, ask: Ask, reply: Reply, started: float) -> Told:
+    def _told(self, ask: RequestHead, reply: Reply, started: float) -> RenderedReply:
         self._metrics.requests.labels(ask.model, ask.protocol, "200").inc()
         seconds, rows = time.perf_counter() - started, len(reply.answers)
         self._access.told(ask.model, ask.protocol, 200, reply.result, rows, seconds, traceparent=ask.traceparent)
-        return Told(200, [*_fixed(reply.length), *reply.headers.items()], reply.body, reply)
+        return RenderedReply(200, [*_fixed(reply.length), *reply.headers.items()], reply.body, reply)
 
     def replayed(self, request: bytes) -> bytes | None:
         """The kept reply to these very bytes, counted and logged."""
         return None if self._memory is None else self._memory.reply(request)
 
-    def remember(self, ask: Ask, raw: bytes, reply: Reply) -> None:
+    def remember(self, ask: RequestHead, raw: bytes, reply: Reply) -> None:
         """Keep the reply to a request that aiohttp read and near answered, for when its very bytes come again."""
         answers, question = reply.answers, reply.question
         if self._memory is None or question is None or reply.result != "hit" or len(answers) > MAX_ROWS:
             return
-        if question.terms.lane == "background":  # what is replayed counts as an online hit
+        if question.options.lane == "background":  # what is replayed counts as an online hit
             return
         if any(answer.source != "near" for answer in answers) or not self._memory.worth_keeping(raw):
             return
@@ -246,7 +256,7 @@ class Edge:
 
     def _kept(
         self,
-        ask: Ask,
+        ask: RequestHead,
         space: Space,
         keys: Sequence[Key],
         predictions: Sequence[Prediction],

@@ -22,14 +22,14 @@ from foreseen.errors import (
     QueueUnavailable,
 )
 from foreseen.proxy.backend.served import PUBLIC
-from foreseen.proxy.fastpath.responder import Edge
-from foreseen.proxy.jobs.jsonl import BadLine, Line, lines_of
-from foreseen.proxy.jobs.ticket_options import Manners, Prefer, accepted
-from foreseen.proxy.jobs.tickets import BATCH, Fetched, Jobs, Manner, Promised
-from foreseen.proxy.predict.ask import Ask
+from foreseen.proxy.fastpath.responder import Responder
+from foreseen.proxy.jobs.jsonl import BadLine, RequestLine, lines_of
+from foreseen.proxy.jobs.ticket_options import Prefer, TicketOptionsReader, accepted
+from foreseen.proxy.jobs.tickets import BATCH, Fetched, Jobs, TicketIssued, TicketOptions
+from foreseen.proxy.predict.ask import RequestHead
 from foreseen.queue.queue import Queue
-from foreseen.queue.records import Batch, Failure, Head, Item, Records, Ticket, new_job, new_nonce
-from foreseen.types import Wish
+from foreseen.queue.records import Batch, BatchLine, Failure, Head, Records, Ticket, new_job, new_nonce
+from foreseen.types import OutputOptions
 from foreseen.web.http import SERVER, expect, json_reply, read_body
 
 JSON_LINES = "application/jsonl"
@@ -47,16 +47,16 @@ class Batches:
 
     def __init__(
         self,
-        manners: Manners,
+        ticket_options: TicketOptionsReader,
         jobs: Jobs,
         queue: Queue,
         records: Records,
-        edge: Edge,
+        edge: Responder,
         *,
         most_lines: int,
         body_seconds: float,
     ) -> None:
-        self._manners = manners
+        self._ticket_options = ticket_options
         self._jobs = jobs
         self._queue = queue
         self._records = records
@@ -74,20 +74,20 @@ class Batches:
         `Idempotency-Key` and `Foreseen-Webhook` are understood as on `/infer` with `Prefer: respond-async`.
         """
         body = await read_body(request, self._body_seconds)
-        manner = self._manners.of(request, body)
-        promised = await self._used(manner)
+        options = self._ticket_options.of(request, body)
+        promised = await self._used(options)
         if promised is None:
             lines = await _lines(body, self._most_lines)
-            promised = await self._taken(lines, manner)
+            promised = await self._taken(lines, options)
         prefer = Prefer(request)
         if prefer.wait:
             await self._jobs.until(promised.id, PUBLIC, prefer.wait)
         told = {"id": promised.id, "state": promised.state, "items": promised.rows}
         return json_reply(told, 202, accepted(promised.id))
 
-    async def _used(self, manner: Manner) -> Promised | None:
+    async def _used(self, options: TicketOptions) -> TicketIssued | None:
         """The batch that an idempotency key stands for, None where it is new. Raises KeyReused, InProgress."""
-        promised = await self._jobs.used(PUBLIC, manner)
+        promised = await self._jobs.used(PUBLIC, options)
         if promised is None:
             return None
         seen = await self._queue.see(*self._jobs.read_id(promised.id, PUBLIC), record=True)
@@ -96,15 +96,15 @@ class Batches:
         if seen.record is None and seen.state == "running":
             if time.time() - seen.created_at < FILLING_SECONDS:
                 raise InProgress("Idempotency-Key: the request is being taken in this moment", retry_after=1)
-            await self._queue.forget_once(manner.once)
+            await self._queue.forget_once(options.once)
             return None
         return promised
 
-    async def _taken(self, lines: Sequence[Line | BadLine], manner: Manner) -> Promised:
+    async def _taken(self, lines: Sequence[RequestLine | BadLine], options: TicketOptions) -> TicketIssued:
         job, nonce, seal = new_job(), new_nonce(), self._records.seal
         head = seal(Head(job, b"", PUBLIC, BATCH, "", len(lines), []))
-        ticket = seal(Ticket(nonce, PUBLIC, job, Wish(), manner.once))
-        extras = self._jobs.extras(manner, nonce, PUBLIC)
+        ticket = seal(Ticket(nonce, PUBLIC, job, OutputOptions(), options.once))
+        extras = self._jobs.extras(options, nonce, PUBLIC)
         given = await self._queue.batch(job, nonce, head, ticket, len(lines), extras)
         if given.nonce != nonce:  # the same request, at the same time
             raise InProgress("Idempotency-Key: the request is being taken in this moment", retry_after=1)
@@ -112,21 +112,21 @@ class Batches:
             items = await self._items(lines, job)
             await self._queue.close_batch(job, seal(Batch(job, items)), sum(item.failure is not None for item in items))
         except BaseException:
-            await self._give_up(job, nonce, manner)
+            await self._give_up(job, nonce, options)
             raise
-        return Promised(self._records.ticket_id(job, nonce, PUBLIC), "running", BATCH, len(lines))
+        return TicketIssued(self._records.ticket_id(job, nonce, PUBLIC), "running", BATCH, len(lines))
 
-    async def _give_up(self, job: bytes, nonce: bytes, manner: Manner) -> None:
+    async def _give_up(self, job: bytes, nonce: bytes, options: TicketOptions) -> None:
         """Nothing was promised: the batch is not there, and what it has submitted already is nobody's."""
         try:
             await self._queue.cancel(job, nonce)
-            if manner.once:
-                await self._queue.forget_once(manner.once)
+            if options.once:
+                await self._queue.forget_once(options.once)
         except QueueUnavailable:
             return
 
-    async def _items(self, lines: Sequence[Line | BadLine], batch: bytes) -> list[Item]:
-        items: list[Item] = [Item(None, b"", b"")] * len(lines)
+    async def _items(self, lines: Sequence[RequestLine | BadLine], batch: bytes) -> list[BatchLine]:
+        items: list[BatchLine] = [BatchLine(None, b"", b"")] * len(lines)
         numbered = iter(enumerate(lines))
 
         async def take() -> None:
@@ -138,20 +138,23 @@ class Batches:
                 group.create_task(take())
         return items
 
-    async def _item(self, line: Line | BadLine, batch: bytes) -> Item:
+    async def _item(self, line: RequestLine | BadLine, batch: bytes) -> BatchLine:
         """One line as a job. Raises QueueUnavailable, which ends the whole batch: nothing is promised yet."""
         try:
             if isinstance(line, BadLine):
                 raise line.error
-            ask, manner = Ask(line.model, line.version, line.protocol), Manner(batch=batch, at_once=False)
-            promised = await self._jobs.submit(self._edge.find(line.model, line.version), ask, line.body, manner)
+            ask, options = (
+                RequestHead(line.model, line.version, line.protocol),
+                TicketOptions(batch=batch, at_once=False),
+            )
+            promised = await self._jobs.submit(self._edge.find(line.model, line.version), ask, line.body, options)
             if promised is None:
                 raise BadRequest("the line asks for nothing that can wait: no rows, or part of a sequence")
         except QueueUnavailable:
             raise
         except ForeseenError as error:
-            return Item(line.custom_id, b"", b"", Failure(b"", error.status, error.code, str(error)))
-        return Item(line.custom_id, *self._jobs.read_id(promised.id, PUBLIC))
+            return BatchLine(line.custom_id, b"", b"", Failure(b"", error.status, error.code, str(error)))
+        return BatchLine(line.custom_id, *self._jobs.read_id(promised.id, PUBLIC))
 
     async def result(self, request: web.Request, batch: Batch) -> web.StreamResponse:
         """Every item's result, a line each, in the order in which they were asked."""
@@ -162,7 +165,7 @@ class Batches:
         await reply.write_eof()
         return reply
 
-    async def _told(self, items: Sequence[Item]) -> list[bytes]:
+    async def _told(self, items: Sequence[BatchLine]) -> list[bytes]:
         jobs = [(item.job, item.nonce) for item in items if item.failure is None]
         seen = iter(await self._queue.see_all(jobs))
         told = []
@@ -203,7 +206,7 @@ class _Said(ForeseenError):
         self.status, self.code = failure.status, failure.code  # type: ignore[misc]
 
 
-async def _lines(body: bytes, most: int) -> list[Line | BadLine]:
+async def _lines(body: bytes, most: int) -> list[RequestLine | BadLine]:
     return lines_of(body, most) if len(body) <= OFF_LOOP_BYTES else await asyncio.to_thread(lines_of, body, most)
 
 
@@ -215,5 +218,5 @@ def _line(name: str | None, body: bytes | None, error: ForeseenError | None) -> 
     return head + b',"response":{"status_code":200,"body":' + (body or b"null") + b'},"error":null}\n'
 
 
-def _sliced(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+def _sliced(items: Sequence[BatchLine]) -> Iterator[Sequence[BatchLine]]:
     return (items[at : at + SLICE_ITEMS] for at in range(0, len(items), SLICE_ITEMS))

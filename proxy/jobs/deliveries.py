@@ -30,7 +30,7 @@ CROWDED_SECONDS = 2.0
 log = structlog.get_logger()
 
 
-class Box(Protocol):
+class DeliveryQueue(Protocol):
     """Where deliveries wait."""
 
     async def claim(self, most: int, lease_seconds: float) -> list[Claimed]: ...
@@ -38,7 +38,7 @@ class Box(Protocol):
     async def put_off(self, claimed: Claimed, seconds: float, *, failed: bool) -> bool: ...
 
 
-class Clerk(Protocol):
+class PayloadWriter(Protocol):
     """Who writes what is to be said."""
 
     async def write(self, claimed: Claimed) -> Delivery | None:
@@ -62,8 +62,8 @@ class Deliveries:
 
     def __init__(
         self,
-        box: Box,
-        clerk: Clerk,
+        box: DeliveryQueue,
+        clerk: PayloadWriter,
         calls: Calls,
         *,
         tries: int,

@@ -25,10 +25,10 @@ MOST_WAITERS = 4096
 log = structlog.get_logger()
 
 
-class Watch:
+class JobSubscription:
     """One waiter's eye on one job; on its end alone, if it wants no more."""
 
-    def __init__(self, news: News, end_alone: bool) -> None:
+    def __init__(self, news: JobNotifications, end_alone: bool) -> None:
         self._news = news
         self.end_alone = end_alone
         self.changed = asyncio.Event()
@@ -42,25 +42,25 @@ class Watch:
         self.changed.clear()
 
 
-class News:
+class JobNotifications:
     """Who waits for which job."""
 
     def __init__(self, queue: Queue) -> None:
         self.listening = False
         self.closing = False
         self._queue = queue
-        self._watches = defaultdict[bytes, set[Watch]](set)
+        self._watches = defaultdict[bytes, set[JobSubscription]](set)
         self._waiters = 0
         self._follower: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
-    def of(self, job: bytes, *, end_alone: bool = False) -> Iterator[Watch]:
+    def of(self, job: bytes, *, end_alone: bool = False) -> Iterator[JobSubscription]:
         """Watch a job, or its end; begin before looking, so that no change falls in between. Raises Overloaded."""
         if self._waiters >= MOST_WAITERS:
             raise Overloaded(f"{MOST_WAITERS} callers wait for predictions already")
         if self._follower is None:
             self._follower = asyncio.get_running_loop().create_task(self._follow())
-        watch = Watch(self, end_alone)
+        watch = JobSubscription(self, end_alone)
         self._watches[job].add(watch)
         self._waiters += 1
         try:

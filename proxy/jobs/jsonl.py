@@ -27,7 +27,7 @@ _URL = re.compile(
 )
 
 
-class Line(Struct, frozen=True):
+class RequestLine(Struct, frozen=True):
     """What one line asks."""
 
     custom_id: str | None
@@ -59,7 +59,7 @@ class _Envelope(Struct):
 _DECODER = msgspec.json.Decoder(_Envelope)
 
 
-def lines_of(body: bytes, most: int) -> list[Line | BadLine]:
+def lines_of(body: bytes, most: int) -> list[RequestLine | BadLine]:
     """The lines in their order, blank ones left out. Raises TooLarge, and BadRequest where there is none."""
     if body.count(b"\n") > most + 1:
         raise TooLarge(f"the batch has more than {most} lines")
@@ -72,7 +72,7 @@ def lines_of(body: bytes, most: int) -> list[Line | BadLine]:
     return lines
 
 
-def _line(text: bytes, names: set[str]) -> Line | BadLine:
+def _line(text: bytes, names: set[str]) -> RequestLine | BadLine:
     name = None
     try:
         try:
@@ -94,11 +94,11 @@ def _take(name: str, names: set[str]) -> None:
     names.add(name)
 
 
-def _asked(envelope: _Envelope, text: bytes) -> Line:
+def _asked(envelope: _Envelope, text: bytes) -> RequestLine:
     if envelope.url is None:
         if envelope.model is None:
             raise BadRequest("model: is missing, or url")
-        return Line(envelope.custom_id, envelope.model, envelope.version, "v2", text)
+        return RequestLine(envelope.custom_id, envelope.model, envelope.version, "v2", text)
     match = _URL.fullmatch(envelope.url)
     if match is None:
         raise BadRequest("url: must be /v2/models/MODEL/infer or /v1/models/MODEL:predict")
@@ -108,4 +108,4 @@ def _asked(envelope: _Envelope, text: bytes) -> Line:
         raise BadRequest("body: is missing")
     model, version = match["v2"] or match["v1"], match["version"] or match["version1"]
     protocol: Literal["v2", "v1"] = "v2" if match["v2"] else "v1"
-    return Line(envelope.custom_id, unquote(model), version and unquote(version), protocol, bytes(envelope.body))
+    return RequestLine(envelope.custom_id, unquote(model), version and unquote(version), protocol, bytes(envelope.body))

@@ -16,11 +16,11 @@ from msgspec import structs
 
 from foreseen.errors import BadRequest, ForeseenError, PredictionGone, UnknownPrediction
 from foreseen.proxy.backend.served import PUBLIC
-from foreseen.proxy.fastpath.responder import Edge
+from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.jobs.batch import Batches
-from foreseen.proxy.jobs.ticket_options import Manners, Prefer, accepted
-from foreseen.proxy.jobs.tickets import BATCH, Jobs, Prediction
-from foreseen.proxy.predict.ask import Ask
+from foreseen.proxy.jobs.ticket_options import Prefer, TicketOptionsReader, accepted
+from foreseen.proxy.jobs.tickets import BATCH, Jobs, TicketStatus
+from foreseen.proxy.predict.ask import RequestHead
 from foreseen.queue.records import Batch
 from foreseen.web.http import SERVER, expect, infer_reply, json_reply
 
@@ -34,10 +34,10 @@ EVENTS = "text/event-stream"
 class Predictions:
     """The routes of predictions, on one proxy process."""
 
-    def __init__(self, jobs: Jobs, edge: Edge, manners: Manners, batches: Batches) -> None:
+    def __init__(self, jobs: Jobs, edge: Responder, ticket_options: TicketOptionsReader, batches: Batches) -> None:
         self._jobs = jobs
         self._edge = edge
-        self._manners = manners
+        self._ticket_options = ticket_options
         self._batches = batches
 
     def add_to(self, app: web.Application) -> None:
@@ -48,7 +48,9 @@ class Predictions:
         add("DELETE", "/v2/predictions/{id}", self.cancel_prediction, expect_handler=expect)
         self._batches.add_to(app)
 
-    async def submit(self, request: web.Request, ask: Ask, body: bytes, started: float) -> web.StreamResponse | None:
+    async def submit(
+        self, request: web.Request, ask: RequestHead, body: bytes, started: float
+    ) -> web.StreamResponse | None:
         """The 202 of a request that prefers one; None where it does not, or is better answered at once.
 
         Raises what is wrong with the question, QueueFull, QueueUnavailable.
@@ -56,8 +58,8 @@ class Predictions:
         prefer = Prefer(request)
         if not prefer.respond_async:
             return None
-        served, manner = self._edge.find(ask.model, ask.version), self._manners.of(request, body)
-        ticket = await self._jobs.used(PUBLIC, manner) or await self._jobs.submit(served, ask, body, manner)
+        served, options = self._edge.find(ask.model, ask.version), self._ticket_options.of(request, body)
+        ticket = await self._jobs.used(PUBLIC, options) or await self._jobs.submit(served, ask, body, options)
         if ticket is None:
             return None
         self._edge.accepted(ask, ticket.rows, started)
@@ -141,7 +143,7 @@ class Predictions:
                 return
 
 
-def document(seen: Prediction) -> dict[str, Any]:
+def document(seen: TicketStatus) -> dict[str, Any]:
     """A ticket's body. Times are Unix seconds; `error` is there where the prediction has failed. A batch tells of its
     items instead of model and rows, and how many of those have ended without an answer."""
     told: dict[str, Any] = {"id": seen.id, "state": seen.state}
@@ -161,7 +163,7 @@ def document(seen: Prediction) -> dict[str, Any]:
     return told
 
 
-def _not_expired(seen: Prediction) -> None:
+def _not_expired(seen: TicketStatus) -> None:
     """Of a batch that has, there are results of what had run."""
     if seen.state == "expired" and seen.model != BATCH:
         raise PredictionGone("the prediction was not computed in time")

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from foreseen.errors import BadRequest, WebhookRefused
 from foreseen.proxy.backend.served import PUBLIC
-from foreseen.proxy.jobs.tickets import Jobs, Manner
+from foreseen.proxy.jobs.tickets import Jobs, TicketOptions
 from foreseen.queue.targets import Allowed
 
 WEBHOOK = "Foreseen-Webhook"
@@ -57,18 +57,18 @@ def _preferences(text: str) -> dict[str, str]:
     return found
 
 
-class Manners:
+class TicketOptionsReader:
     """Reads the manner in which a request asks for a ticket."""
 
     def __init__(self, jobs: Jobs, webhooks: Allowed) -> None:
         self._jobs = jobs
         self._webhooks = webhooks
 
-    def of(self, request: web.Request, body: bytes) -> Manner:
+    def of(self, request: web.Request, body: bytes) -> TicketOptions:
         """Raises BadRequest, WebhookRefused."""
         lengths = ",".join(request.headers.getall("Inference-Header-Content-Length", ()))
         parts = (request.path.encode(), lengths.encode(), body)
-        return self._jobs.manner(PUBLIC, self._webhook(request), _key(request), *parts)
+        return self._jobs.options(PUBLIC, self._webhook(request), _key(request), *parts)
 
     def _webhook(self, request: web.Request) -> str | None:
         """Where a ticket's end is to be told besides, None where nowhere."""

@@ -30,17 +30,17 @@ from foreseen.errors import (
 from foreseen.keys.entry import FAR_OVERHEAD_BYTES
 from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.datatypes import DATATYPES
-from foreseen.proxy.backend.served import Served
+from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import Control, steps_of
-from foreseen.proxy.jobs.job_notifications import News
-from foreseen.proxy.predict.ask import Ask
-from foreseen.proxy.predict.facts import Facts
+from foreseen.proxy.jobs.job_notifications import JobNotifications
+from foreseen.proxy.predict.ask import RequestHead
+from foreseen.proxy.predict.facts import AnswerFacts
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.render import render
 from foreseen.proxy.predict.serve import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES, decoded
 from foreseen.queue.queue import Queue
 from foreseen.queue.queue_types import OPEN_STATES, Extras, JobState
-from foreseen.queue.queue_types import Seen as Stored
+from foreseen.queue.queue_types import JobView as Stored
 from foreseen.queue.records import (
     NEVER_SAME,
     Batch,
@@ -56,7 +56,7 @@ from foreseen.queue.records import (
     new_nonce,
 )
 from foreseen.telemetry.metrics import ProxyMetrics
-from foreseen.types import ALL_STEPS, AT_EASE, Answer, Key, Question, Space, Steps, Terms
+from foreseen.types import ALL_STEPS, ANY_AGE, Answer, Key, Question, RequestOptions, Space, Steps
 
 BATCH = ""
 """The model of a batch's head: it has many, or none."""
@@ -69,14 +69,14 @@ R = TypeVar("R", bound=Struct)
 log = structlog.get_logger()
 
 
-class Purges(Protocol):
+class JobPurges(Protocol):
     """What is needed of purges."""
 
     def of(self, model: str, digest: str) -> int | None: ...
-    def was_purged(self, key: Key) -> bool: ...
+    def purged_since(self, key: Key, made_at: float) -> bool: ...
 
 
-class Manner(Struct, frozen=True):
+class TicketOptions(Struct, frozen=True):
     """How a ticket is asked for, besides its question: where its end is told, the batch that it is an item of, the name
     and fingerprint of an idempotency key (empty where there is none), and whether an answer at once will do instead."""
 
@@ -87,10 +87,10 @@ class Manner(Struct, frozen=True):
     at_once: bool = True
 
 
-PLAINLY = Manner()
+PLAINLY = TicketOptions()
 
 
-class Promised(Struct, frozen=True):
+class TicketIssued(Struct, frozen=True):
     """A ticket as it was handed out."""
 
     id: str
@@ -99,7 +99,7 @@ class Promised(Struct, frozen=True):
     rows: int
 
 
-class Prediction(Struct, frozen=True):
+class TicketStatus(Struct, frozen=True):
     """A ticket and its job, as they stand. Times are Unix seconds. `failure` is there where the state is `failed`."""
 
     id: str
@@ -145,11 +145,11 @@ class Jobs:
         queue: Queue,
         records: Records,
         pipeline: Pipeline,
-        served: Mapping[str, Served],
-        purges: Purges,
+        served: Mapping[str, ServedModel],
+        purges: JobPurges,
         metrics: ProxyMetrics,
     ) -> None:
-        self.news = News(queue)
+        self.news = JobNotifications(queue)
         self._queue = queue
         self._records = records
         self._pipeline = pipeline
@@ -157,7 +157,9 @@ class Jobs:
         self._purges = purges
         self._metrics = metrics
 
-    async def submit(self, served: Served, ask: Ask, body: bytes, manner: Manner = PLAINLY) -> Promised | None:
+    async def submit(
+        self, served: ServedModel, ask: RequestHead, body: bytes, options: TicketOptions = PLAINLY
+    ) -> TicketIssued | None:
         """A ticket for a question; None where it is better answered at once: near and far know every row (and the
         manner allows it), it has none, it must not wait for the model, or belongs to a sequence.
 
@@ -165,7 +167,9 @@ class Jobs:
         """
         control, steps, size = ask.control, steps_of(ask.control, served.steps), len(body)
         asked = await _off_loop(lambda: decoded(served, ask, body), size > OFF_LOOP_BYTES)
-        if manner.batch and (asked.wish.binary or any(output.binary for output in asked.wish.outputs or ())):
+        if options.batch and (
+            asked.output_options.binary or any(output.binary for output in asked.output_options.outputs or ())
+        ):
             raise BadRequest("parameters: binary outputs cannot stand in a line of a batch's result")
         if asked.sequence or "model" not in steps:
             return None
@@ -175,9 +179,9 @@ class Jobs:
         frames, scope = served.framer.frames(rows, asked.parameters), space.scope
         keys = self._pipeline.keyed(space, frames)
         question = Question(space, rows, self._terms(steps, control), asked.parameters)
-        if not rows or (manner.at_once and await self._is_known(question, keys)):
-            return await self.used(scope, manner)  # the same request may have been here, and be answered, meanwhile
-        shared = steps == ALL_STEPS and control.demand == AT_EASE
+        if not rows or (options.at_once and await self._is_known(question, keys)):
+            return await self.used(scope, options)  # the same request may have been here, and be answered, meanwhile
+        shared = steps == ALL_STEPS and control.age_limits == ANY_AGE
         same = self._records.same(keys) if shared else NEVER_SAME
         for sharing in (same, NEVER_SAME) if same else (NEVER_SAME,):
             job, nonce, seal = new_job(), new_nonce(), self._records.seal
@@ -185,50 +189,52 @@ class Jobs:
                 job, sharing, scope, served.manifest.name, preparation, len(rows), sorted(steps), asked.parameters
             )
             sealed = seal(Rows(job, frames))
-            ticket = seal(Ticket(nonce, scope, sharing or job, asked.wish, manner.once))
+            ticket = seal(Ticket(nonce, scope, sharing or job, asked.output_options, options.once))
             room = len(sealed) + 1024 + len(rows) * _row_bytes(served.manifest)
-            extras = self.extras(manner, nonce, scope)
+            extras = self.extras(options, nonce, scope)
             given = await self._queue.submit(sharing, job, nonce, seal(head), sealed, ticket, len(rows), room, extras)
             if given.nonce != nonce:
-                return await self.promised(given.job, given.nonce, scope, manner.once)
+                return await self.promised(given.job, given.nonce, scope, options.once)
             if given.job == job or self._is_same(given.job, given.head, same):
                 id_ = self._records.ticket_id(given.job, nonce, scope)
-                return Promised(id_, given.state, head.model, len(rows))
+                return TicketIssued(id_, given.state, head.model, len(rows))
         raise AssertionError("a job that is shared with nobody is its own")
 
-    def extras(self, manner: Manner, nonce: bytes, scope: str) -> Extras:
+    def extras(self, options: TicketOptions, nonce: bytes, scope: str) -> Extras:
         """What the store keeps of a manner."""
         hook = b""
-        if manner.webhook is not None:
-            hook = self._records.seal(Hook(nonce, scope, manner.webhook))
-        return Extras(hook, manner.batch, manner.once, manner.fingerprint)
+        if options.webhook is not None:
+            hook = self._records.seal(Hook(nonce, scope, options.webhook))
+        return Extras(hook, options.batch, options.once, options.fingerprint)
 
-    def manner(self, scope: str, webhook: str | None, key: str | None, *request: bytes) -> Manner:
+    def options(self, scope: str, webhook: str | None, key: str | None, *request: bytes) -> TicketOptions:
         """A manner with an idempotency key for a request, which is told from others by these parts of it."""
         if key is None:
-            return Manner(webhook)
+            return TicketOptions(webhook)
         parts = (webhook or "").encode(), *request
-        return Manner(webhook, once=self._records.once(scope, key), fingerprint=self._records.fingerprint(*parts))
+        return TicketOptions(
+            webhook, once=self._records.once(scope, key), fingerprint=self._records.fingerprint(*parts)
+        )
 
-    async def used(self, scope: str, manner: Manner) -> Promised | None:
+    async def used(self, scope: str, options: TicketOptions) -> TicketIssued | None:
         """The ticket that an idempotency key stands for; None where it is new or its ticket is forgotten.
 
         Raises KeyReused where it stands for another request.
         """
-        known = await self._queue.used(manner.once) if manner.once else None
+        known = await self._queue.used(options.once) if options.once else None
         if known is None or await self._queue.see(known[1], known[2]) is None:
             return None
-        if known[0] != manner.fingerprint:
+        if known[0] != options.fingerprint:
             raise KeyReused("Idempotency-Key: belongs to a request with another body")
-        return await self.promised(known[1], known[2], scope, manner.once)
+        return await self.promised(known[1], known[2], scope, options.once)
 
-    async def promised(self, job: bytes, nonce: bytes, scope: str, once: bytes) -> Promised:
+    async def promised(self, job: bytes, nonce: bytes, scope: str, once: bytes) -> TicketIssued:
         """A ticket that the store says an idempotency key stands for: it must be one that was made for this key."""
         seen = await self._see(job, nonce)
         head = self._open(Head, job, seen.head)
         if self._open_ticket(head, nonce, scope, seen.ticket).once != once:
             raise self._tampered(EntryError("identity"))
-        return Promised(self._records.ticket_id(job, nonce, scope), seen.state, head.model, seen.rows)
+        return TicketIssued(self._records.ticket_id(job, nonce, scope), seen.state, head.model, seen.rows)
 
     def _is_same(self, job: bytes, head: bytes, same: bytes) -> bool:
         """Whether the job that the store takes for this question's really is: it could have been tampered with."""
@@ -238,7 +244,7 @@ class Jobs:
             self._metrics.verify_failed.labels(error.reason).inc()
             return False
 
-    async def look(self, ticket: str, scope: str) -> Prediction:
+    async def look(self, ticket: str, scope: str) -> TicketStatus:
         """How a ticket stands. Raises UnknownPrediction, PredictionGone, QueueUnavailable."""
         job, nonce = self.read_id(ticket, scope)
         seen = await self._see(job, nonce)
@@ -247,7 +253,7 @@ class Jobs:
         failure = None
         if seen.state == "failed":
             failure = self._open(Failure, job, (await self._see(job, nonce, record=True)).record)
-        return Prediction(
+        return TicketStatus(
             ticket, seen.state, seen.version, head.model, seen.rows, seen.done, seen.created_at, seen.begun_at,
             seen.ended_at, seen.attempts, failure, seen.unsuccessful,
         )  # fmt: skip
@@ -259,7 +265,7 @@ class Jobs:
             raise UnknownPrediction("there is no such prediction")
         return known
 
-    async def until(self, ticket: str, scope: str, seconds: float, version: int | None = None) -> Prediction:
+    async def until(self, ticket: str, scope: str, seconds: float, version: int | None = None) -> TicketStatus:
         """Wait until a ticket has ended, or is of a later version than this; how it stands then."""
         job, _ = self.read_id(ticket, scope)
         loop = asyncio.get_running_loop()
@@ -295,7 +301,7 @@ class Jobs:
         if seen.state in OPEN_STATES:
             raise NotFinished(f"the prediction is {seen.state}", retry_after=1)
         head = self._open(Head, job, seen.head)
-        wish = self._open_ticket(head, nonce, scope, seen.ticket).wish
+        output_options = self._open_ticket(head, nonce, scope, seen.ticket).output_options
         if head.model == BATCH and seen.record is not None:  # whose items have ends of their own, however it ended
             return self._open(Batch, job, seen.record)
         match seen.state:
@@ -314,11 +320,11 @@ class Jobs:
         _renderable(served.manifest, answers)
         now = self._pipeline.tiers.clock()
         predictions, heavy = [answer.prediction for answer in answers], len(seen.record or b"") > OFF_LOOP_BYTES
-        body, length = await _off_loop(lambda: render(served.manifest, predictions, wish), heavy)
-        facts = Facts.of(answers, served, now, requested=not {"near", "far"} & set(head.steps))
+        body, length = await _off_loop(lambda: render(served.manifest, predictions, output_options), heavy)
+        facts = AnswerFacts.of(answers, served, now, requested=not {"near", "far"} & set(head.steps))
         return Fetched(body, length, facts.headers())
 
-    async def cancel(self, ticket: str, scope: str) -> Prediction:
+    async def cancel(self, ticket: str, scope: str) -> TicketStatus:
         """Cancel a ticket that has not ended, and with the last one its job; how it stands then."""
         job, nonce = self.read_id(ticket, scope)
         if not await self._queue.cancel(job, nonce):
@@ -329,21 +335,21 @@ class Jobs:
         await self.news.close()
         await self._queue.close()
 
-    def _terms(self, steps: Steps, control: Control) -> Terms:
+    def _terms(self, steps: Steps, control: Control) -> RequestOptions:
         """Those of the look whether a question needs a job at all."""
         deadline = asyncio.get_running_loop().time() + LOOK_SECONDS
-        return Terms(deadline, steps=steps & {"near", "far"}, demand=control.demand)
+        return RequestOptions(deadline, steps=steps & {"near", "far"}, age_limits=control.age_limits)
 
     async def _is_known(self, question: Question, keys: Sequence[Key]) -> bool:
         """Whether near and far have every row, in time. Questions that become jobs are mostly new as a whole: far is
         asked for the first row that near lacks, and only where it has that one for the rest."""
-        terms, tiers = question.terms, self._pipeline.tiers
-        if not terms.steps:
+        options, tiers = question.options, self._pipeline.tiers
+        if not options.steps:
             return False
         lacking = next((key for key in keys if tiers.near.peek(key) is None), None)
-        if lacking is not None and len(keys) > 1 and "far" in terms.steps:
+        if lacking is not None and len(keys) > 1 and "far" in options.steps:
             policy = self._pipeline.models[question.space.model].freshness
-            if not (await tiers.look_far(question.space, [lacking], policy, terms.demand)).found:
+            if not (await tiers.look_far(question.space, [lacking], policy, options.age_limits)).found:
                 return False
         try:
             await self._pipeline.answer(question, keys)
@@ -351,7 +357,7 @@ class Jobs:
             return False
         return True
 
-    def _in_force(self, served: Served) -> Space:
+    def _in_force(self, served: ServedModel) -> Space:
         """The model's space, with what was purged. Raises ModelUnavailable where that is not known."""
         space = served.space()
         generation = self._purges.of(space.model, space.digest)
@@ -363,7 +369,7 @@ class Jobs:
         """Raises PredictionGone where something of a result was purged after it was made."""
         for part in result.parts:
             purged = (self._purges.of(model, part.digest) or 0) > part.generation
-            if purged or any(self._purges.was_purged(Key(row.key)) for row in part.rows):
+            if purged or any(self._purges.purged_since(Key(row.key), row.made_at) for row in part.rows):
                 raise PredictionGone("the prediction was purged")
 
     async def _see(self, job: bytes, nonce: bytes, *, record: bool = False) -> Stored:

@@ -9,7 +9,7 @@ import structlog
 
 from foreseen.errors import EntryError, PredictionGone, UnknownPrediction
 from foreseen.proxy.jobs.predictions import document
-from foreseen.proxy.jobs.tickets import Jobs, Prediction
+from foreseen.proxy.jobs.tickets import Jobs, TicketStatus
 from foreseen.proxy.jobs.webhooks import Delivery
 from foreseen.queue.outbox import Claimed
 from foreseen.queue.records import Hook, Records
@@ -17,7 +17,7 @@ from foreseen.queue.records import Hook, Records
 log = structlog.get_logger()
 
 
-class Events:
+class WebhookPayloads:
     """Writes the events of webhooks."""
 
     def __init__(self, jobs: Jobs, records: Records) -> None:
@@ -45,7 +45,7 @@ class Events:
         return event(hook.url, told) if told.ended else None
 
 
-def event(url: str, told: Prediction) -> Delivery:
+def event(url: str, told: TicketStatus) -> Delivery:
     """The event of a ticket's end. The same end gives the same bytes under the same webhook-id, however often it is
     sent; a second end, after an operator's retry, is another event."""
     ended_at = told.ended_at or told.created_at

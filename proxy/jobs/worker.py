@@ -30,14 +30,14 @@ from foreseen.errors import (
     QueueUnavailable,
     TooLarge,
 )
-from foreseen.proxy.backend.served import Served
-from foreseen.proxy.jobs.tickets import Purges
+from foreseen.proxy.backend.served import ServedModel
+from foreseen.proxy.jobs.tickets import JobPurges
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.queue.queue import Queue
-from foreseen.queue.queue_types import Company, Delivered, Ended, Handed, PutBack
+from foreseen.queue.queue_types import ClaimedJob, Company, Delivered, JobEnd, PutBack
 from foreseen.queue.records import Failure, Head, Part, Records, Result, Rows, part_of, rows_of, steps_of
 from foreseen.tasks import end
-from foreseen.types import Question, Space, Terms
+from foreseen.types import Question, RequestOptions, Space
 
 MOST_ALONE = 3
 FEW = 16
@@ -63,7 +63,7 @@ log = structlog.get_logger()
 
 
 @dataclass(eq=False)
-class Aboard:
+class RunningJob:
     """A job that this worker has, from its delivery until its end is stored."""
 
     message: bytes
@@ -75,7 +75,7 @@ class Aboard:
     parts: list[Part] = field(default_factory=list)
 
 
-class Worker:
+class JobWorker:
     """The consumer of one worker process."""
 
     def __init__(
@@ -84,8 +84,8 @@ class Worker:
         queue: Queue,
         records: Records,
         pipeline: Pipeline,
-        served: Mapping[str, Served],
-        purges: Purges,
+        served: Mapping[str, ServedModel],
+        purges: JobPurges,
         *,
         most_rows: int,
         is_gone: Callable[[str], bool],
@@ -98,10 +98,10 @@ class Worker:
         self._purges = purges
         self._most_rows = most_rows
         self._is_gone = is_gone
-        self._aboard: dict[bytes, Aboard] = {}
+        self._aboard: dict[bytes, RunningJob] = {}
         self._waiting: dict[bytes, Delivered] = {}
         self._suspects: dict[bytes, tuple[Company, Delivered]] = {}
-        self._ended: list[tuple[Aboard, Ended | PutBack]] = []
+        self._ended: list[tuple[RunningJob, JobEnd | PutBack]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._to_store = asyncio.Event()
@@ -190,8 +190,8 @@ class Worker:
             self._changed.clear()
             await self._changed.wait()
 
-    def _place(self, handed: Handed, delivered: Delivered) -> None:
-        one = Aboard(handed.message, handed.job, min(delivered.rows, SLICE_ROWS), delivered.bytes)
+    def _place(self, handed: ClaimedJob, delivered: Delivered) -> None:
+        one = RunningJob(handed.message, handed.job, min(delivered.rows, SLICE_ROWS), delivered.bytes)
         match handed.verdict:
             case "few" | "alone":
                 self._suspects[handed.job] = handed.verdict, delivered
@@ -212,7 +212,7 @@ class Worker:
 
     # Carrying them.
 
-    async def _carry(self, one: Aboard, handed: Handed) -> None:
+    async def _carry(self, one: RunningJob, handed: ClaimedJob) -> None:
         """One job, from its records to its end."""
         try:
             head = self._records.open_of(Head, one.job, handed.head)
@@ -228,7 +228,7 @@ class Worker:
             log.error("internal error", job=one.job.hex()[:12], error=type(error).__name__, exc_info=error)
             self._judge(one, handed, ForeseenError("internal error"))
 
-    async def _answer(self, one: Aboard, head: Head, frames: Sequence[bytes]) -> None:
+    async def _answer(self, one: RunningJob, head: Head, frames: Sequence[bytes]) -> None:
         """Ask for all rows, slice by slice."""
         served = self._served.get(head.model)
         if served is None:
@@ -242,7 +242,7 @@ class Worker:
             if one.lost:
                 raise QueueUnavailable("the job is somebody else's by now, or was cancelled")
 
-    async def _asked(self, served: Served, head: Head, frames: Sequence[bytes]) -> Part:
+    async def _asked(self, served: ServedModel, head: Head, frames: Sequence[bytes]) -> Part:
         """The answers to some rows in the space that is in force now; once more where the digest moved."""
         rows = rows_of(frames, served.manifest.model)
         for _ in range(2):
@@ -252,8 +252,8 @@ class Worker:
                 raise QueueUnavailable("the state store has not been read yet")
             space = Space(head.scope, space.model, space.digest, generation)
             deadline = asyncio.get_running_loop().time() + ATTEMPT_SECONDS
-            terms = Terms(deadline, "background", steps_of(head) - {"near"})
-            question, keys = Question(space, rows, terms, head.parameters), self._pipeline.keyed(space, frames)
+            options = RequestOptions(deadline, "background", steps_of(head) - {"near"})
+            question, keys = Question(space, rows, options, head.parameters), self._pipeline.keyed(space, frames)
             try:
                 answers = await self._pipeline.answer(question, keys)
             except DigestMoved:
@@ -266,12 +266,12 @@ class Worker:
                 return part_of(space.digest, generation, keys, answers)
         raise ModelUnavailable(f"model {head.model!r} is changing its version")
 
-    def _succeeded(self, one: Aboard) -> Ended:
+    def _succeeded(self, one: RunningJob) -> JobEnd:
         record = self._records.seal(Result(one.job, one.parts))
         fresh = min((row.expires_at for part in one.parts for row in part.rows), default=0.0)
-        return Ended(one.message, one.job, "succeeded", record, fresh)
+        return JobEnd(one.message, one.job, "succeeded", record, fresh)
 
-    def _judge(self, one: Aboard, handed: Handed, error: ForeseenError) -> None:
+    def _judge(self, one: RunningJob, handed: ClaimedJob, error: ForeseenError) -> None:
         """What an error means for a job: its end or another try, alone where others aboard may be the cause."""
         tries, company = handed.attempts, len(self._aboard) > 1
         match error:
@@ -288,7 +288,7 @@ class Worker:
             case _:
                 self._end(one, PutBack(one.message, one.job, _backoff(tries, error), tried=True))
 
-    def _fail(self, one: Aboard, handed: Handed, error: ForeseenError, *, dead: bool) -> None:
+    def _fail(self, one: RunningJob, handed: ClaimedJob, error: ForeseenError, *, dead: bool) -> None:
         record = self._records.seal(Failure(one.job, error.status, error.code, str(error)))
         letter = b""
         if dead:
@@ -300,11 +300,11 @@ class Worker:
             told = {"model": model, "code": error.code, "error": str(error), "at": time.time()}
             letter = msgspec.json.encode(told)
             log.error("dead letter", job=one.job.hex(), model=model, code=error.code)
-        self._end(one, Ended(one.message, one.job, "failed", record, letter=letter))
+        self._end(one, JobEnd(one.message, one.job, "failed", record, letter=letter))
 
     # Storing what became of them.
 
-    def _end(self, one: Aboard, what: Ended | PutBack) -> None:
+    def _end(self, one: RunningJob, what: JobEnd | PutBack) -> None:
         self._ended.append((one, what))
         self._to_store.set()
 
@@ -319,19 +319,19 @@ class Worker:
                     self._aboard.pop(one.job, None)
                 self._changed.set()
 
-    def _next_batch(self) -> list[tuple[Aboard, Ended | PutBack]]:
+    def _next_batch(self) -> list[tuple[RunningJob, JobEnd | PutBack]]:
         size, count = 0, 0
         for _, what in self._ended[:FLUSH_JOBS]:
-            size += len(what.record) if isinstance(what, Ended) else 0
+            size += len(what.record) if isinstance(what, JobEnd) else 0
             count += 1
             if size > FLUSH_BYTES:
                 break
         batch, self._ended = self._ended[:count], self._ended[count:]
         return batch
 
-    async def _store(self, batch: Sequence[Ended | PutBack]) -> None:
+    async def _store(self, batch: Sequence[JobEnd | PutBack]) -> None:
         """Until it is stored: nothing that was computed is thrown away because the store was restarted."""
-        ended = [one for one in batch if isinstance(one, Ended)]
+        ended = [one for one in batch if isinstance(one, JobEnd)]
         back = [one for one in batch if isinstance(one, PutBack)]
         while True:
             try:

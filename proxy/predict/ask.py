@@ -6,12 +6,12 @@ from typing import Literal
 
 from msgspec import Struct
 
-from foreseen.proxy.cache.freshness import AT_WILL, Control
+from foreseen.proxy.cache.freshness import NO_CONTROL, Control
 
 Protocol = Literal["v2", "v1"]
 
 
-class Ask(Struct, frozen=True):
+class RequestHead(Struct, frozen=True):
     """A head that was understood. What it leaves open, the body and the clock decide."""
 
     model: str
@@ -21,5 +21,5 @@ class Ask(Struct, frozen=True):
     """`Inference-Header-Content-Length`, None where it is absent."""
     seconds: float = 30.0
     """How long the request has, from its first byte to its answer."""
-    control: Control = AT_WILL
+    control: Control = NO_CONTROL
     traceparent: str | None = None

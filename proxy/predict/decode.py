@@ -20,14 +20,14 @@ from foreseen.protocol.strict_json import load_json
 from foreseen.protocol.tensors import array_of_json, checked_shape
 from foreseen.protocol.wire import InputTensor, Request, parse_raw, parse_request
 from foreseen.proxy.predict.render import wanted_outputs
-from foreseen.types import Lane, Wish
+from foreseen.types import Lane, OutputOptions
 
 
-class Asked(Struct, frozen=True):
+class DecodedRequest(Struct, frozen=True):
     """A decoded request. `parameters` is canonical JSON of those that may change the answer, empty for none."""
 
     inputs: tuple[InputTensor, ...]
-    wish: Wish
+    output_options: OutputOptions
     parameters: bytes = b""
     sequence: bool = False
     """Part of a stateful sequence: not to be cached."""
@@ -35,15 +35,15 @@ class Asked(Struct, frozen=True):
     lane: Lane = "online"
 
 
-def decode_v2(body: bytes, header_length: int | None, manifest: Manifest) -> Asked:
+def decode_v2(body: bytes, header_length: int | None, manifest: Manifest) -> DecodedRequest:
     """An `/infer` body. Raises BadRequest or BadInput naming the field."""
     request = _raw(body, manifest) if header_length == 0 else parse_request(body, header_length)
-    wish = Wish("v2", request.id, request.outputs, request.binary)
-    wanted_outputs(manifest, wish)  # an unknown output is refused before anything is asked
+    output_options = OutputOptions("v2", request.id, request.outputs, request.binary)
+    wanted_outputs(manifest, output_options)  # an unknown output is refused before anything is asked
     parameters = request.parameters
-    return Asked(
+    return DecodedRequest(
         request.inputs,
-        wish,
+        output_options,
         counting(parameters, manifest),
         in_sequence(parameters),
         _timeout(parameters),
@@ -51,7 +51,7 @@ def decode_v2(body: bytes, header_length: int | None, manifest: Manifest) -> Ask
     )
 
 
-def decode_v1(body: bytes, manifest: Manifest) -> Asked:
+def decode_v1(body: bytes, manifest: Manifest) -> DecodedRequest:
     """A `:predict` body: row `instances` or columnar `inputs`. Raises BadRequest or BadInput naming the field."""
     document = load_json(body)
     if not isinstance(document, dict):
@@ -60,10 +60,10 @@ def decode_v1(body: bytes, manifest: Manifest) -> Asked:
         raise BadRequest("body: give either instances (by row) or inputs (by column)")
     specs = manifest.seen.inputs
     if "instances" in document:
-        wish, columns = Wish("v1"), _columns_of_instances(document["instances"], specs)
+        output_options, columns = OutputOptions("v1"), _columns_of_instances(document["instances"], specs)
     else:
-        wish, columns = Wish("v1-columns"), _columns_of_inputs(document["inputs"], specs)
-    return Asked(tuple(_v1_tensor(spec, columns[spec.name]) for spec in specs), wish)
+        output_options, columns = OutputOptions("v1-columns"), _columns_of_inputs(document["inputs"], specs)
+    return DecodedRequest(tuple(_v1_tensor(spec, columns[spec.name]) for spec in specs), output_options)
 
 
 def _raw(body: bytes, manifest: Manifest) -> Request:
@@ -120,7 +120,8 @@ def _v1_tensor(spec: ClientInput, column: list[Any]) -> InputTensor:
         shape = [0, *(max(dim, 0) for dim in wire_shape(spec.shape)[1:])]
     checked = checked_shape(shape, field)
     if datatype.kind != "s":
-        return InputTensor(spec.name, spec.datatype, array_of_json(column, datatype, checked, field))
+        array = array_of_json(column, datatype, checked, field, missing=spec.nonfinite)
+        return InputTensor(spec.name, spec.datatype, array)
     flat: list[Any] = column
     for size in checked[1:]:
         if any(type(part) is not list or len(part) != size for part in flat):

@@ -8,10 +8,10 @@ from foreseen.keys.key import key_of
 from foreseen.proxy.cache.freshness import Policy
 from foreseen.proxy.cache.tiers import Tiers, judge
 from foreseen.proxy.predict.pipeline import Pipeline
-from foreseen.types import AT_EASE, Answer, Explanation, Key, Prediction, Question, Space
+from foreseen.types import ANY_AGE, Answer, Explanation, Key, Prediction, Question, Space
 
 
-async def whereabouts(
+async def explain_rows(
     pipeline: Pipeline,
     question: Question,
     former: Sequence[Space],
@@ -21,7 +21,7 @@ async def whereabouts(
     `purged` where only the generation differs; so does a key that was purged itself."""
     framer = pipeline.models[question.space.model].framer
     frames = framer.frames(question.rows, question.parameters)
-    bypassed = question.terms.steps == {"model"}
+    bypassed = question.options.steps == {"model"}
     return [
         await _row(pipeline, question.space, key, frame, () if bypassed else former, bypassed, was_purged)
         for key, frame in zip(pipeline.keys(question), frames, strict=True)
@@ -41,7 +41,7 @@ async def _row(
         return Explanation(key, frame, "nowhere", "bypassed")
     tiers, policy = pipeline.tiers, pipeline.models[space.model].freshness
     known = tiers.near.peek(key)
-    if known is not None and isinstance(judge(known, "near", tiers.clock(), policy, AT_EASE), Answer):
+    if known is not None and isinstance(judge(known, "near", tiers.clock(), policy, ANY_AGE), Answer):
         return Explanation(key, frame, "near", prediction=known)
     far = await _far_says(tiers, space, key, policy)
     if isinstance(far, Prediction):

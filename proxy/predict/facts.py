@@ -6,12 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from foreseen.proxy.backend.served import Served
+from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import age_of
 from foreseen.types import Answer
 
 
-class Facts:
+class AnswerFacts:
     """What a request's answers have in common, for headers and labels."""
 
     __slots__ = ("_answers", "_now", "_status", "result", "sources")
@@ -27,8 +27,14 @@ class Facts:
 
     @classmethod
     def of(
-        cls, answers: Sequence[Answer], served: Served, now: float, why_bypassed: str | None = None, *, requested: bool
-    ) -> Facts:
+        cls,
+        answers: Sequence[Answer],
+        served: ServedModel,
+        now: float,
+        why_bypassed: str | None = None,
+        *,
+        requested: bool,
+    ) -> AnswerFacts:
         """`hit` stands in Cache-Status only where every row is one, stale or not; `requested`: no-cache was."""
         sources = Counter[str](answer.source for answer in answers)
         hits = sources["near"] + sources["far"] + sources["stale"]

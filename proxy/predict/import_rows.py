@@ -24,7 +24,7 @@ PREFIX = "output."
 MADE_AT, SECONDS = "foreseen.made_at", "foreseen.seconds"
 
 
-class Brought(Struct, frozen=True):
+class ImportBody(Struct, frozen=True):
     """A decoded body. `inputs` and `parameters` are what a request for the same rows would have."""
 
     inputs: tuple[InputTensor, ...]
@@ -34,7 +34,7 @@ class Brought(Struct, frozen=True):
     digest: str
 
 
-def decode_brought(body: bytes, header_length: int | None, manifest: Manifest) -> Brought:
+def decode_import(body: bytes, header_length: int | None, manifest: Manifest) -> ImportBody:
     """Raises BadRequest or BadInput naming the field."""
     request = parse_request(body, header_length)
     told = dict(request.parameters)
@@ -49,10 +49,10 @@ def decode_brought(body: bytes, header_length: int | None, manifest: Manifest) -
             raise BadInput(f"inputs.{tensor.name}.datatype: is {tensor.datatype}, must be {spec.datatype}")
     facts = {name: given[name] for name in (MADE_AT, SECONDS) if name in given}
     inputs = tuple(t for t in request.inputs if not t.name.startswith(PREFIX) and t.name not in facts)
-    return Brought(inputs, outputs, facts, counting(told, manifest), digest)
+    return ImportBody(inputs, outputs, facts, counting(told, manifest), digest)
 
 
-def predictions_of(brought: Brought, rows: Sequence[Row], manifest: Manifest, now: float) -> list[Prediction]:
+def predictions_of(brought: ImportBody, rows: Sequence[Row], manifest: Manifest, now: float) -> list[Prediction]:
     """Each row's prediction, not yet with a life. Raises BadInput where they are not what the model answers."""
     signature = manifest.model
     try:
@@ -67,7 +67,7 @@ def predictions_of(brought: Brought, rows: Sequence[Row], manifest: Manifest, no
     return made
 
 
-async def bring(
+async def import_rows(
     pipeline: Pipeline, space: Space, rows: Sequence[Row], parameters: bytes, predictions: Sequence[Prediction]
 ) -> list[int]:
     """Store what is not there yet; the numbers of the rows that were. Raises FarUnavailable: nothing is promised then.
@@ -98,7 +98,7 @@ async def bring(
     return had
 
 
-def _fact(brought: Brought, name: str, rows: int, default: float) -> Array:
+def _fact(brought: ImportBody, name: str, rows: int, default: float) -> Array:
     given = brought.facts.get(name)
     if given is None:
         return np.full(rows, default)

@@ -36,16 +36,16 @@ class Observer:
         if missing:
             known |= (await tiers.look_far(question.space, missing, policy)).found
         cached = {key: answer.prediction for key, answer in known.items()}
-        answers = await self._pipeline.straight(question)
+        answers = await self._pipeline.bypass(question)
         fresh = dict(zip(keys, (answer.prediction for answer in answers), strict=True))
         for prediction in fresh.values():
             if prediction.digest != question.space.digest:
                 raise DigestMoved(prediction.digest)
         self._count(model, cached, fresh, len(keys))
         new = [key for key in fresh if key not in cached]
-        if "keep" in question.terms.steps:
-            living = self._pipeline.living(model, (fresh[key] for key in new))
-            tiers.keep(list(zip(new, living, strict=True)), policy, began)
+        if "keep" in question.options.steps:
+            with_expiry = self._pipeline.with_expiry(model, (fresh[key] for key in new))
+            tiers.keep(list(zip(new, with_expiry, strict=True)), policy, began)
         return answers
 
     def _count(self, model: str, cached: Mapping[Key, Prediction], fresh: Mapping[Key, Prediction], rows: int) -> None:

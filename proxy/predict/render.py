@@ -20,17 +20,21 @@ from foreseen.modelspec.manifest import ClientOutput, Manifest, wire_shape
 from foreseen.protocol.datatypes import DATATYPES, elements
 from foreseen.protocol.tensors import array_of_raw, raw_of
 from foreseen.protocol.wire import OutputTensor, render_response
-from foreseen.types import Array, Prediction, WantedOutput, Wish
+from foreseen.types import Array, OutputOptions, Prediction, WantedOutput
 
 MAX_CLASSES = 1_000_000
 
 
-def render(manifest: Manifest, predictions: Sequence[Prediction], wish: Wish) -> tuple[bytes, int | None]:
+def render(
+    manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions
+) -> tuple[bytes, int | None]:
     """The body, and the length of its JSON part where binary tensors follow. Raises BadRequest."""
-    if wish.protocol != "v2":
-        return _render_v1(manifest, predictions, wish), None
-    outputs = [_tensor(manifest, predictions, wanted, wish) for wanted in wanted_outputs(manifest, wish)]
-    return render_response(manifest.name, manifest.version, wish.id, outputs)
+    if output_options.protocol != "v2":
+        return _render_v1(manifest, predictions, output_options), None
+    outputs = [
+        _tensor(manifest, predictions, wanted, output_options) for wanted in wanted_outputs(manifest, output_options)
+    ]
+    return render_response(manifest.name, manifest.version, output_options.id, outputs)
 
 
 class Drawn(Struct, frozen=True):
@@ -58,30 +62,36 @@ class Drawn(Struct, frozen=True):
         return b"".join((self.before, member, self.after)), self.length and self.length + len(member)
 
 
-def draw(manifest: Manifest, predictions: Sequence[Prediction], wish: Wish) -> Drawn:
+def draw(manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions) -> Drawn:
     """A rendered reply, whatever the id. Raises BadRequest."""
-    if wish.protocol != "v2":
-        return Drawn(predictions, _render_v1(manifest, predictions, wish), b"", None)
-    body, length = render(manifest, predictions, Wish(wish.protocol, None, wish.outputs, wish.binary))
+    if output_options.protocol != "v2":
+        return Drawn(predictions, _render_v1(manifest, predictions, output_options), b"", None)
+    body, length = render(
+        manifest,
+        predictions,
+        OutputOptions(output_options.protocol, None, output_options.outputs, output_options.binary),
+    )
     before = orjson.dumps({"model_name": manifest.name, "model_version": manifest.version})[:-1]
     assert body.startswith(before)
     return Drawn(predictions, before, body[len(before) :], length)
 
 
-def wanted_outputs(manifest: Manifest, wish: Wish) -> tuple[WantedOutput, ...]:
+def wanted_outputs(manifest: Manifest, output_options: OutputOptions) -> tuple[WantedOutput, ...]:
     """What is to be rendered: what was asked for, or all of it. Raises BadRequest for an unknown output."""
     known = {output.name for output in manifest.seen.outputs}
-    if wish.outputs is None:
+    if output_options.outputs is None:
         return tuple(WantedOutput(output.name) for output in manifest.seen.outputs)
-    for wanted in wish.outputs:
+    for wanted in output_options.outputs:
         if wanted.name not in known:
             raise BadRequest(f"outputs.{wanted.name[:64]}: there is no such output; the model has {', '.join(known)}")
-    return wish.outputs
+    return output_options.outputs
 
 
-def _tensor(manifest: Manifest, predictions: Sequence[Prediction], wanted: WantedOutput, wish: Wish) -> OutputTensor:
+def _tensor(
+    manifest: Manifest, predictions: Sequence[Prediction], wanted: WantedOutput, output_options: OutputOptions
+) -> OutputTensor:
     spec = _spec(manifest, wanted.name)
-    binary = wish.binary if wanted.binary is None else wanted.binary
+    binary = output_options.binary if wanted.binary is None else wanted.binary
     raw, shape = _joined(manifest, predictions, spec)
     if wanted.classification is None:
         return OutputTensor(wanted.name, spec.datatype, shape, raw, binary)
@@ -128,16 +138,16 @@ def _classes(array: Array, count: int, spec: ClientOutput) -> Array:
     return made
 
 
-def _render_v1(manifest: Manifest, predictions: Sequence[Prediction], wish: Wish) -> bytes:
+def _render_v1(manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions) -> bytes:
     """`{"predictions": [...]}` by row, or `{"outputs": ...}` by column; one output stands without its name."""
     columns: dict[str, Any] = {}
-    for wanted in wanted_outputs(manifest, wish):
+    for wanted in wanted_outputs(manifest, output_options):
         spec = _spec(manifest, wanted.name)
         raw, shape = _joined(manifest, predictions, spec)
         array = array_of_raw(raw, DATATYPES[spec.datatype], shape, wanted.name)
         columns[wanted.name] = _v1_values(array, spec)
     single = next(iter(columns.values())) if len(columns) == 1 else None
-    if wish.protocol == "v1-columns":
+    if output_options.protocol == "v1-columns":
         return orjson.dumps({"outputs": columns if single is None else single}, option=orjson.OPT_SERIALIZE_NUMPY)
     if single is not None:
         return orjson.dumps({"predictions": single}, option=orjson.OPT_SERIALIZE_NUMPY)

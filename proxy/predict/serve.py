@@ -16,21 +16,21 @@ from msgspec import Struct
 
 from foreseen.errors import BadInput, DigestMoved, ForeseenError, ModelUnavailable, NotCached, StateUnavailable
 from foreseen.modelspec.prepare import Preparer
-from foreseen.proxy.backend.served import Served
+from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import steps_of
 from foreseen.proxy.cache.waits import Wait
-from foreseen.proxy.predict.ask import Ask
-from foreseen.proxy.predict.decode import Asked, decode_v1, decode_v2
-from foreseen.proxy.predict.explain_rows import whereabouts
-from foreseen.proxy.predict.facts import Facts
-from foreseen.proxy.predict.import_rows import bring, decode_brought, predictions_of
+from foreseen.proxy.predict.ask import RequestHead
+from foreseen.proxy.predict.decode import DecodedRequest, decode_v1, decode_v2
+from foreseen.proxy.predict.explain_rows import explain_rows
+from foreseen.proxy.predict.facts import AnswerFacts
+from foreseen.proxy.predict.import_rows import decode_import, import_rows, predictions_of
 from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pipeline import SLICE_ROWS, Journey, Pipeline
 from foreseen.proxy.predict.render import Drawn, draw, render
 from foreseen.proxy.predict.shortcut import Entry, Found, Known, Shortcuts, plain_id
 from foreseen.telemetry.meters import Hits
 from foreseen.telemetry.metrics import ProxyMetrics
-from foreseen.types import ALL_STEPS, Answer, Explanation, Key, Lane, Prediction, Question, Space, Steps, Terms
+from foreseen.types import ALL_STEPS, Answer, Explanation, Key, Lane, Prediction, Question, RequestOptions, Space, Steps
 
 T = TypeVar("T")
 
@@ -83,8 +83,8 @@ class Hit(Struct, frozen=True):
 class Visit(Struct):
     """A request on its way: decoded, keyed and aboard, but not answered yet."""
 
-    served: Served
-    asked: Asked
+    served: ServedModel
+    asked: DecodedRequest
     journey: Journey
     times: Times
     requested: bool
@@ -100,7 +100,7 @@ class Visit(Struct):
     """What all who take this visit are answered, where all of it turns out to be hits."""
 
 
-class Purges(Protocol):
+class ServerPurges(Protocol):
     """What a server needs to know of purges."""
 
     def of(self, model: str, digest: str) -> int | None:
@@ -110,7 +110,7 @@ class Purges(Protocol):
         """The generations it had before."""
 
     def was_purged(self, key: Key) -> bool:
-        """Whether this very key was purged not long ago."""
+        """Whether this very key was ever purged."""
 
 
 class Server:
@@ -124,7 +124,7 @@ class Server:
         *,
         observed: frozenset[str] = frozenset(),
         server_timing: bool = True,
-        purges: Purges,
+        purges: ServerPurges,
         shortcut_bytes: int = 0,
     ) -> None:
         self.shortcuts = Shortcuts(shortcut_bytes)
@@ -136,7 +136,7 @@ class Server:
         self._purges = purges
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="prepare")
 
-    async def answer(self, served: Served, ask: Ask, body: bytes, deadline: float) -> Reply:
+    async def answer(self, served: ServedModel, ask: RequestHead, body: bytes, deadline: float) -> Reply:
         """Body → reply. Raises ForeseenError; the rows it concerns are counted as errors."""
         times, found = Times(time.perf_counter()), self.shortcuts.find(ask, body)
         preparer, entry = served.preparer(), self._entry(found, served)
@@ -154,11 +154,13 @@ class Server:
         facts = self._facts(served, asked, question, answers, requested=ask.control.no_cache)
         many = len(answers) > OFF_LOOP_ROWS
         predictions = [answer.prediction for answer in answers]
-        wish = asked.wish if entry is None else entry.wish(found.id)
-        rendered, length = await self._off_loop(lambda: render(served.manifest, predictions, wish), many)
+        output_options = asked.output_options if entry is None else entry.output_options(found.id)
+        rendered, length = await self._off_loop(lambda: render(served.manifest, predictions, output_options), many)
         return self._reply(served, facts, times, answered, (rendered, length), question, keys, answers)
 
-    def at_once(self, served: Served, ask: Ask, body: bytes, deadline: float, found: Found) -> Visit | None:
+    def at_once(
+        self, served: ServedModel, ask: RequestHead, body: bytes, deadline: float, found: Found
+    ) -> Visit | None:
         """The same as far as it needs no waiting: near was looked at, and what it lacks has boarded. None where nothing
         is begun and `answer` has to be asked: for large bodies that are not known, for what goes past the cache, and in
         the background lane, whose rows are counted apart: here, and where replies are kept, nobody has to ask for it.
@@ -174,7 +176,7 @@ class Server:
             times.decoded = time.perf_counter()
             known = Known(preparer, preparer.rows(asked.inputs))
             times.prepared = time.perf_counter()
-            own = None if asked.wish.id is None else plain_id(asked.wish.id)
+            own = None if asked.output_options.id is None else plain_id(asked.output_options.id)
             entry = self.shortcuts.keep(found, served, asked, known)
         else:
             asked, known, own = entry.asked, entry.known, found.id
@@ -192,7 +194,7 @@ class Server:
             raise
         return Visit(served, asked, journey, times, ask.control.no_cache, own, entry, NOBODY_JOINS, [])
 
-    def again(self, served: Served, ask: Ask, deadline: float, found: Found, entry: Entry) -> Visit | None:
+    def again(self, served: ServedModel, ask: RequestHead, deadline: float, found: Found, entry: Entry) -> Visit | None:
         """`at_once` for a body that is known and asks for nothing special, in the space that its keys are of."""
         known, asked = entry.known, entry.asked
         space = known.space
@@ -205,15 +207,15 @@ class Server:
             return None
         if asked.timeout_seconds is not None:
             deadline = min(deadline, _now() + asked.timeout_seconds)
-        terms = Terms(deadline, asked.lane, ALL_STEPS, ask.traceparent)
-        question = Question(space, known.rows, terms, known.parameters)
+        options = RequestOptions(deadline, asked.lane, ALL_STEPS, ask.traceparent)
+        question = Question(space, known.rows, options, known.parameters)
         try:
             journey = self._pipeline.set_out(question, known.keys)
         except ForeseenError:
             self._count_errors(served, len(known.keys))
             raise
         forgotten = self._pipeline.flights.forgotten
-        return Visit(served, asked, journey, Times(journey.boarded), False, found.id, entry, forgotten, [])
+        return Visit(served, asked, journey, Times(journey.joined_at), False, found.id, entry, forgotten, [])
 
     def may_join(self, visit: Visit) -> bool:
         """Whether a request of the same known body may wait for this visit's answers: its space is in force, nothing
@@ -225,11 +227,13 @@ class Server:
     def joined(self, visit: Visit, own: bytes | None, deadline: float) -> Visit:
         """The same visit as one who joined it sees it: its rows were aloft already, its deadline is another."""
         served, asked, journey, times, requested, _, entry, forgotten, waiting, hit = msgspec.structs.astuple(visit)
-        waits = {key: Wait(wait.landing, True) for key, wait in journey.waits.items()}
+        waits = {key: Wait(wait.future, True) for key, wait in journey.waits.items()}
         old = journey.question
-        terms = Terms(deadline, old.terms.lane, old.terms.steps, old.terms.traceparent, old.terms.demand)
-        question = Question(old.space, old.rows, terms, old.parameters)
-        journey = Journey(question, journey.keys, journey.looked, waits, journey.boarded)
+        options = RequestOptions(
+            deadline, old.options.lane, old.options.steps, old.options.traceparent, old.options.age_limits
+        )
+        question = Question(old.space, old.rows, options, old.parameters)
+        journey = Journey(question, journey.keys, journey.looked, waits, journey.joined_at)
         return Visit(served, asked, journey, times, requested, own, entry, forgotten, waiting, hit)
 
     def landed(self, visit: Visit) -> list[Answer] | None:
@@ -248,11 +252,11 @@ class Server:
         served, journey = visit.served, visit.journey
         answered = time.perf_counter()
         facts = self._facts(served, visit.asked, journey.question, answers, requested=visit.requested)
-        wish = visit.asked.wish if visit.entry is None else visit.entry.wish(visit.own)
-        rendered = render(served.manifest, [answer.prediction for answer in answers], wish)
+        output_options = visit.asked.output_options if visit.entry is None else visit.entry.output_options(visit.own)
+        rendered = render(served.manifest, [answer.prediction for answer in answers], output_options)
         return self._reply(served, facts, visit.times, answered, rendered, journey.question, journey.keys, answers)
 
-    def _entry(self, found: Found, served: Served) -> Entry | None:
+    def _entry(self, found: Found, served: ServedModel) -> Entry | None:
         """What is known of a body, where it is of this served model as it is prepared now."""
         entry = found.entry
         if entry is None or entry.served is not served or entry.known.preparer is not served.preparer():
@@ -262,29 +266,35 @@ class Server:
     def drawn(self, visit: Visit, predictions: Sequence[Prediction]) -> Drawn | None:
         """The rendered body, whatever the id; None where the request has one that has to be quoted. What a known body
         was rendered to before is good for predictions of the same bytes."""
-        if visit.own is None and visit.asked.wish.id is not None:
+        if visit.own is None and visit.asked.output_options.id is not None:
             return None
         entry, started = visit.entry, time.perf_counter()
         if entry is not None and entry.drawn is not None and entry.drawn.of(predictions):
             return entry.drawn
-        drawn = draw(visit.served.manifest, predictions, visit.asked.wish)
+        drawn = draw(visit.served.manifest, predictions, visit.asked.output_options)
         if entry is not None:
             self.shortcuts.draw(entry, drawn)
         self._metrics.stages.add("render", time.perf_counter() - started)
         return drawn
 
     def _facts(
-        self, served: Served, asked: Asked, question: Question | None, answers: Sequence[Answer], *, requested: bool
-    ) -> Facts:
+        self,
+        served: ServedModel,
+        asked: DecodedRequest,
+        question: Question | None,
+        answers: Sequence[Answer],
+        *,
+        requested: bool,
+    ) -> AnswerFacts:
         why = "sequence" if asked.sequence else None if question is None else self._unknown(question.space)
-        facts = Facts.of(answers, served, self._pipeline.tiers.clock(), why, requested=requested)
+        facts = AnswerFacts.of(answers, served, self._pipeline.tiers.clock(), why, requested=requested)
         self._count(served, facts, answers, asked.lane)
         return facts
 
     def _reply(
         self,
-        served: Served,
-        facts: Facts,
+        served: ServedModel,
+        facts: AnswerFacts,
         times: Times,
         answered: float,
         rendered: tuple[bytes, int | None],
@@ -305,36 +315,36 @@ class Server:
         self._observe(served, facts.result, done - times.started, len(answers), computed)
         return Reply(*rendered, headers, facts.result, question, keys, answers)
 
-    def in_force(self, served: Served, space: Space) -> bool:
+    def in_force(self, served: ServedModel, space: Space) -> bool:
         """Whether this is the space that a question would be asked in now."""
         facts = served.facts
         if facts is None or facts.digest != space.digest:
             return False
         return self._purges.of(space.model, space.digest) == space.generation
 
-    def space(self, served: Served) -> Space:
+    def space(self, served: ServedModel) -> Space:
         """The space in force: of the digest that the process says, in the generation that purges have left."""
         return self._in_force(served.space())
 
-    async def explain(self, served: Served, ask: Ask, body: bytes) -> list[Explanation]:
+    async def explain(self, served: ServedModel, ask: RequestHead, body: bytes) -> list[Explanation]:
         """Where the rows of a request are, or why they would be misses. Asks no model and changes nothing."""
         asked = await self._off_loop(lambda: decoded(served, ask, body), len(body) > OFF_LOOP_BYTES)
         known = await self._known(served.preparer(), asked, len(body))
         space = self.space(served)
         steps: Steps = frozenset(("model",)) if asked.sequence else served.steps
-        question = Question(space, known.rows, Terms(_now() + ask.seconds, steps=steps), asked.parameters)
+        question = Question(space, known.rows, RequestOptions(_now() + ask.seconds, steps=steps), asked.parameters)
         former = [self._in_force(Space(space.scope, space.model, digest)) for digest in served.former]
         before = self._purges.formerly(space.model, space.digest)
         former += [Space(space.scope, space.model, space.digest, generation) for generation in before]
-        return await whereabouts(self._pipeline, question, former, self._purges.was_purged)
+        return await explain_rows(self._pipeline, question, former, self._purges.was_purged)
 
-    async def bring(self, served: Served, header_length: int | None, body: bytes) -> tuple[int, list[int]]:
+    async def import_rows(self, served: ServedModel, header_length: int | None, body: bytes) -> tuple[int, list[int]]:
         """Store what a batch run has computed: how many rows, and which of them were there. Asks no model.
 
         Raises BadInput (also for another model's predictions), StateUnavailable, FarUnavailable.
         """
         heavy = len(body) > OFF_LOOP_BYTES
-        brought = await self._off_loop(lambda: decode_brought(body, header_length, served.manifest), heavy)
+        brought = await self._off_loop(lambda: decode_import(body, header_length, served.manifest), heavy)
         space = self.space(served)
         if brought.digest != space.digest:
             told = f"the outputs are of model {brought.digest[:16]}…, in force is {space.digest[:16]}…"
@@ -346,13 +356,13 @@ class Server:
         preparer, at = served.preparer(), self._pipeline.tiers.clock()
         rows = await self._off_loop(lambda: preparer.rows(brought.inputs), heavy)
         predictions = await self._off_loop(lambda: predictions_of(brought, rows, served.manifest, at), heavy)
-        had = await bring(self._pipeline, space, rows, brought.parameters, predictions)
+        had = await import_rows(self._pipeline, space, rows, brought.parameters, predictions)
         self._metrics.imported_rows.labels(space.model, "had").inc(len(had))
         self._metrics.imported_rows.labels(space.model, "stored").inc(len(rows) - len(had))
         return len(rows), had
 
     async def _ask(
-        self, served: Served, ask: Ask, asked: Asked, known: Known, size: int, deadline: float
+        self, served: ServedModel, ask: RequestHead, asked: DecodedRequest, known: Known, size: int, deadline: float
     ) -> tuple[Question | None, Sequence[Key], list[Answer]]:
         """Ask; again where the model's digest moved in between (its preparation may have, too)."""
         for last in (False, False, False, True):
@@ -376,17 +386,17 @@ class Server:
         raise ModelUnavailable(f"model {served.manifest.name!r} is changing its version")
 
     def _question(
-        self, served: Served, space: Space, ask: Ask, asked: Asked, known: Known, deadline: float
+        self, served: ServedModel, space: Space, ask: RequestHead, asked: DecodedRequest, known: Known, deadline: float
     ) -> Question:
         if asked.timeout_seconds is not None:
             deadline = min(deadline, _now() + asked.timeout_seconds)
         past = asked.sequence or self._unknown(space) is not None
         steps = steps_of(ask.control, frozenset(("model",)) if past else served.steps)
-        terms = Terms(deadline, asked.lane, steps, ask.traceparent, ask.control.demand)
-        return Question(space, known.rows, terms, asked.parameters)
+        options = RequestOptions(deadline, asked.lane, steps, ask.traceparent, ask.control.age_limits)
+        return Question(space, known.rows, options, asked.parameters)
 
     async def _answer(self, question: Question, known: Known) -> tuple[Sequence[Key], list[Answer]]:
-        steps = question.terms.steps
+        steps = question.options.steps
         if not steps:
             raise NotCached("only-if-cached: answers of this model are not cached")
         if {"model"} < steps and question.space.model in self._observed:
@@ -412,7 +422,7 @@ class Server:
         """Why the cache is not asked, where it is because nobody can say what was purged."""
         return "state-unavailable" if self._purges.of(space.model, space.digest) is None else None
 
-    async def _known(self, preparer: Preparer, asked: Asked, size: int) -> Known:
+    async def _known(self, preparer: Preparer, asked: DecodedRequest, size: int) -> Known:
         limit = OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES
         return Known(preparer, await self._off_loop(lambda: preparer.rows(asked.inputs), size > limit))
 
@@ -421,7 +431,7 @@ class Server:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    def _count_errors(self, served: Served, rows: int, lane: Lane = "online") -> None:
+    def _count_errors(self, served: ServedModel, rows: int, lane: Lane = "online") -> None:
         self._count_rows(served.manifest.name, "error", rows, lane)
 
     def _count_rows(self, model: str, result: str, rows: int, lane: Lane) -> None:
@@ -429,7 +439,7 @@ class Server:
         if lane == "background":
             self._metrics.background_rows.labels(model, result).inc(rows)
 
-    def _count(self, served: Served, facts: Facts, answers: Sequence[Answer], lane: Lane) -> None:
+    def _count(self, served: ServedModel, facts: AnswerFacts, answers: Sequence[Answer], lane: Lane) -> None:
         name = served.manifest.name
         for source, rows in facts.sources.items():
             self._count_rows(name, source, rows, lane)
@@ -437,7 +447,7 @@ class Server:
         if saved:
             self._metrics.saved_seconds.labels(name).inc(saved)
 
-    def count_again(self, served: Served, hits: Hits, near: int, far: int, saved: float, seconds: float) -> None:
+    def count_again(self, served: ServedModel, hits: Hits, near: int, far: int, saved: float, seconds: float) -> None:
         """One kept reply that is sent again: everything that a hit counts."""
         hits.add(near, far, saved, seconds)
         stats, took = served.stats, int(seconds * 1e9)
@@ -448,7 +458,7 @@ class Server:
         stats.cache_hit += 1
         stats.cache_hit_ns += took
 
-    def _observe(self, served: Served, result: str, seconds: float, rows: int, computed: int) -> None:
+    def _observe(self, served: ServedModel, result: str, seconds: float, rows: int, computed: int) -> None:
         self._metrics.request_seconds.of(served.manifest.name, result).add(seconds)
         stats, took = served.stats, int(seconds * 1e9)
         stats.success += 1
@@ -468,7 +478,7 @@ class Server:
         self._threads.shutdown(wait=False)
 
 
-def decoded(served: Served, ask: Ask, body: bytes) -> Asked:
+def decoded(served: ServedModel, ask: RequestHead, body: bytes) -> DecodedRequest:
     """decode: what a body asks. Raises BadRequest or BadInput naming the field."""
     if ask.protocol == "v1":
         return decode_v1(body, served.manifest)

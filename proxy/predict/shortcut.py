@@ -22,12 +22,12 @@ from xxhash import xxh3_64_intdigest
 
 from foreseen.modelspec.prepare import Preparer
 from foreseen.protocol.wire import request_id
-from foreseen.proxy.backend.served import Served
-from foreseen.proxy.predict.ask import Ask
-from foreseen.proxy.predict.decode import Asked
+from foreseen.proxy.backend.served import ServedModel
+from foreseen.proxy.predict.ask import RequestHead
+from foreseen.proxy.predict.decode import DecodedRequest
 from foreseen.proxy.predict.render import Drawn
 from foreseen.proxy.predict.replay import Kept
-from foreseen.types import Key, Row, Space, Wish
+from foreseen.types import Key, OutputOptions, Row, Space
 
 MAX_HINTS = 16_384
 WINDOW_BYTES = 4096
@@ -61,9 +61,11 @@ class Known(Struct):
 class Entry:
     """What a body came to. `drawn` is the body of its last reply, `kept` the whole of it where near had every row."""
 
-    __slots__ = ("aloft", "asked", "drawn", "hint", "kept", "known", "served", "size", "text", "way")
+    __slots__ = ("asked", "drawn", "hint", "in_flight", "kept", "known", "served", "size", "text", "way")
 
-    def __init__(self, way: Way, text: bytes, hint: int, served: Served, asked: Asked, known: Known) -> None:
+    def __init__(
+        self, way: Way, text: bytes, hint: int, served: ServedModel, asked: DecodedRequest, known: Known
+    ) -> None:
         self.way = way
         self.text = text
         self.hint = hint
@@ -72,15 +74,19 @@ class Entry:
         self.known = known
         self.drawn: Drawn | None = None
         self.kept: Kept | None = None
-        self.aloft: Any = None
+        self.in_flight: Any = None
         """The visit of this body that has not landed yet, which others may join."""
         tensors = sum(tensor.nbytes for row in known.rows for tensor in row.tensors)
         self.size = OVERHEAD_BYTES + ROW_BYTES * len(known.rows) + len(text) + tensors
 
-    def wish(self, own: bytes | None) -> Wish:
+    def output_options(self, own: bytes | None) -> OutputOptions:
         """The wish of a request whose id was this, None where none was cut out."""
-        wish = self.asked.wish
-        return wish if own is None else Wish(wish.protocol, own.decode(), wish.outputs, wish.binary)
+        output_options = self.asked.output_options
+        return (
+            output_options
+            if own is None
+            else OutputOptions(output_options.protocol, own.decode(), output_options.outputs, output_options.binary)
+        )
 
 
 class Found(NamedTuple):
@@ -109,7 +115,7 @@ class Shortcuts:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def find(self, ask: Ask, body: bytes) -> Found:
+    def find(self, ask: RequestHead, body: bytes) -> Found:
         """What is known of a body under a head that asks this."""
         start, own = _id_of(ask, body)
         length = ask.header_length
@@ -124,7 +130,7 @@ class Shortcuts:
             entry = None
         return Found(entry, way, text, hint, own, start)
 
-    def find_whole(self, ask: Ask, pieces: Sequence[bytes], length: int) -> Found | None:
+    def find_whole(self, ask: RequestHead, pieces: Sequence[bytes], length: int) -> Found | None:
         """The same of a large body in the pieces that it came in; None where there is none of just these bytes."""
         start = b"".join(piece[:START_BYTES] for piece in pieces[:2])[:START_BYTES]
         if len(start) < START_BYTES:
@@ -140,7 +146,7 @@ class Shortcuts:
             at += len(piece)
         return Found(entry, way, text, entry.hint) if at == len(text) else None
 
-    def keep(self, found: Found, served: Served, asked: Asked, known: Known) -> Entry | None:
+    def keep(self, found: Found, served: ServedModel, asked: DecodedRequest, known: Known) -> Entry | None:
         """Remember what a body came to when it comes for the second time."""
         if len(found.text) > self.capacity_bytes // 4 or not self._seen(found.hint):
             return None
@@ -196,7 +202,7 @@ def plain_id(own: str) -> bytes | None:
     return own.encode() if own.isascii() and _PLAIN.fullmatch(own.encode()) else None
 
 
-def _is_the_requests(found: Found, asked: Asked) -> bool:
+def _is_the_requests(found: Found, asked: DecodedRequest) -> bool:
     """Whether what was cut out is the request's own id, not that of something within it: another one in its place, of
     the same length, is then the request's."""
     assert found.id is not None
@@ -204,10 +210,10 @@ def _is_the_requests(found: Found, asked: Asked) -> bool:
     length = found.way[2]
     body = found.text[: found.start] + other + found.text[found.start :]
     read = request_id(body if length is None else body[: length + len(other)])
-    return asked.wish.id == found.id.decode() and read == other.decode()
+    return asked.output_options.id == found.id.decode() and read == other.decode()
 
 
-def _id_of(ask: Ask, body: bytes) -> tuple[int, bytes | None]:
+def _id_of(ask: RequestHead, body: bytes) -> tuple[int, bytes | None]:
     """Where the first member `id` of a V2 body has its characters, and these, where they are plain."""
     if ask.protocol != "v2" or ask.header_length == 0:
         return 0, None

@@ -30,7 +30,7 @@ from foreseen.stores.state import generation_of, read_generations
 from foreseen.types import Key, Space
 
 
-class Keyed(Struct, frozen=True):
+class KeyedRow(Struct, frozen=True):
     """One row of a request file: its frame, and its key where the digest is known."""
 
     space: Space
@@ -38,7 +38,7 @@ class Keyed(Struct, frozen=True):
     key: Key
 
 
-def keyed(file: Path, settings: KeySettings) -> list[Keyed]:
+def keyed(file: Path, settings: KeySettings) -> list[KeyedRow]:
     """The rows of a request file, `-` for stdin. Raises SetupError or BadRequest."""
     manifest = find(settings.model, settings.model_folders)
     body = _decoded(sys.stdin.buffer.read() if str(file) == "-" else _read(file))
@@ -51,10 +51,10 @@ def keyed(file: Path, settings: KeySettings) -> list[Keyed]:
     space = Space(PUBLIC, manifest.name, digest, _generation(manifest.name, digest, settings.data))
     own = space_key(read_secret(settings.secret_file or settings.data / "secret"), space)
     frames = Framer(manifest.model).frames(rows, asked.parameters)
-    return [Keyed(space, read_frame(frame), key_of(own, frame)) for frame in frames]
+    return [KeyedRow(space, read_frame(frame), key_of(own, frame)) for frame in frames]
 
 
-def compared(one: Keyed, other: Keyed) -> list[str]:
+def compared(one: KeyedRow, other: KeyedRow) -> list[str]:
     """The fields in which two rows' entries differ; empty where they share one."""
     found = [
         f"{field}: {left[:16]} ≠ {right[:16]}"

@@ -23,8 +23,8 @@ from msgspec.structs import replace
 from foreseen.errors import SetupError
 from foreseen.inference.app import start
 from foreseen.inference.batcher import Batcher
-from foreseen.inference.served import Served
-from foreseen.inference.session import Plan, open_session
+from foreseen.inference.served import LoadedModel
+from foreseen.inference.session import SessionPlan, open_session
 from foreseen.modelspec.artifact import read_record, read_serving, write_record
 from foreseen.modelspec.manifest import find
 from foreseen.protocol import wire
@@ -39,7 +39,7 @@ Reply = tuple[int, dict[str, Any], Any]
 class Client:
     """Asks one running model process; replies are (status, document, headers)."""
 
-    def __init__(self, http: aiohttp.ClientSession, base: str, model: str, served: Served) -> None:
+    def __init__(self, http: aiohttp.ClientSession, base: str, model: str, served: LoadedModel) -> None:
         self.http = http
         self.base = base
         self.model = model
@@ -87,7 +87,7 @@ async def until(happened: Callable[[], bool]) -> None:
 
 @asynccontextmanager
 async def listening(settings: InferenceSettings, *, ready: bool = True) -> AsyncIterator[Client]:
-    served = Served(settings)
+    served = LoadedModel(settings)
     runner = await start(settings, served)
     if ready:
         await served.open()
@@ -139,6 +139,7 @@ async def test_it_describes_itself(inverse: Client) -> None:
     }
     assert parameters == {
         "digest": inverse.served.session.digest,
+        "artifact": inverse.served.session.record.artifact.digest,
         "preparation": inverse.served.session.record.artifact.preparation,
         "precision": "fp32",
         "provider": "CPUExecutionProvider",
@@ -362,6 +363,7 @@ async def test_statistics_count_as_tritons(inverse: Client) -> None:
     spent = stats["inference_stats"]
     assert (spent["success"]["count"], spent["fail"]["count"], spent["cache_hit"]["count"]) == (2, 1, 0)
     assert spent["success"]["ns"] >= spent["compute_infer"]["ns"] > 0
+    assert len({spent[f"compute_{part}"]["count"] for part in ("input", "infer", "output")}) == 1
     assert (await inverse.get("/v2/models/stats"))[1]["model_stats"][0]["name"] == "inverse"
 
 
@@ -456,7 +458,7 @@ async def test_fingerprints_are_exact() -> None:
 async def test_minilm_rows_are_bit_identical_whoever_shares_their_batch() -> None:
     """Row-wise int8 through the server, random concurrent batches to 32 rows: all 384 floats as alone, lengths 4–62."""
     manifest = find("minilm", PACKAGED)
-    alone = open_session(manifest, built_data(), Plan())
+    alone = open_session(manifest, built_data(), SessionPlan())
     assert alone.record.artifact.precision == "int8-rowwise"
     dice = np.random.default_rng(2)
     lengths = dice.permutation(np.tile(np.arange(4, 63), 6))
@@ -486,6 +488,7 @@ def padded(rows: list[np.ndarray]) -> dict[str, tuple[str, np.ndarray]]:
     return {"input_ids": ("INT64", ids), "attention_mask": ("INT64", mask)}
 
 
+@pytest.mark.processes
 async def test_the_process_serves_on_a_unix_socket_until_sigterm() -> None:
     """Started as a command does it: a stale socket is no obstacle, SIGTERM ends it with status 0."""
     data = built_data()
@@ -514,6 +517,7 @@ async def test_the_process_serves_on_a_unix_socket_until_sigterm() -> None:
         assert await process.wait() == 0
 
 
+@pytest.mark.processes
 async def test_the_process_ends_with_what_is_wrong(tmp_path: Path) -> None:
     """A model that cannot be opened ends the process: SetupError goes to the command line."""
     script = (

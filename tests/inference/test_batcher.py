@@ -12,7 +12,7 @@ import pytest
 
 from foreseen.errors import BadInput, DeadlineExceeded, ModelFailed, ModelUnavailable, Overloaded
 from foreseen.inference.batcher import Batcher
-from foreseen.inference.waiting import Computed, Limits
+from foreseen.inference.waiting import BatchLimits, Computed
 from foreseen.modelspec.rows import RowOutputs
 from foreseen.types import Row
 
@@ -98,7 +98,7 @@ def soon(seconds: float = 60.0) -> float:
 async def batcher_of(
     *runners: ScriptedRunner, meter: CountingMeter | None = None, **limits: float
 ) -> AsyncIterator[Batcher]:
-    batcher = Batcher(runners, length_of, Limits(**limits), meter)  # type: ignore[arg-type]
+    batcher = Batcher(runners, length_of, BatchLimits(**limits), meter)  # type: ignore[arg-type]
     try:
         yield batcher
     finally:
@@ -116,7 +116,7 @@ async def turn() -> None:
 Ask = Callable[..., "asyncio.Task[list[Computed]]"]
 
 
-def asker(batcher: Batcher) -> Ask:
+def client(batcher: Batcher) -> Ask:
     def ask(*rows: Row, deadline: float | None = None, lane: str = "online") -> asyncio.Task[list[Computed]]:
         return asyncio.ensure_future(batcher.predict(rows, soon() if deadline is None else deadline, lane))  # type: ignore[arg-type]
 
@@ -136,7 +136,7 @@ async def test_rows_that_arrive_during_a_run_are_the_next_batch() -> None:
     """An instance that becomes idle takes all that is waiting, at once."""
     runner = ScriptedRunner(held=True)
     async with batcher_of(runner) as batcher:
-        ask = asker(batcher)
+        ask = client(batcher)
         first = ask(row(1))
         await runner.began()
         rest = [ask(row(n)) for n in (2, 3, 4)]
@@ -188,7 +188,7 @@ async def test_neighbours_in_length_run_together() -> None:
     """Rows that need much padding wait for another run, rows that need little come along."""
     runner = ScriptedRunner(held=True)
     async with batcher_of(runner, start_tokens=8) as batcher:
-        ask = asker(batcher)
+        ask = client(batcher)
         first = ask(row(0))
         await runner.began()
         tasks = [ask(row(n, length)) for n, length in ((1, 10), (2, 40), (3, 12), (4, 41), (5, 9))]
@@ -202,7 +202,7 @@ async def test_the_earliest_deadline_runs_first() -> None:
     """The most urgent row decides which batch is next, whenever it came."""
     runner = ScriptedRunner(held=True)
     async with batcher_of(runner, max_rows=1) as batcher:
-        ask = asker(batcher)
+        ask = client(batcher)
         tasks = [ask(row(0))]
         await runner.began()
         tasks += [ask(row(n), deadline=soon(100 - n)) for n in (1, 2, 3)]
@@ -216,7 +216,7 @@ async def test_online_runs_before_background() -> None:
     """Background rows run when no online row waits, however early their deadline, and never in its batch."""
     runner = ScriptedRunner(held=True)
     async with batcher_of(runner) as batcher:
-        ask = asker(batcher)
+        ask = client(batcher)
         tasks = [ask(row(0))]
         await runner.began()
         tasks += [ask(row(1), lane="background", deadline=soon(10)), ask(row(2)), ask(row(3))]
@@ -230,7 +230,7 @@ async def test_a_deadline_that_passes_in_the_queue_is_answered_and_never_run() -
     """A busy instance does not keep a late request from its 504, and does not run it afterwards."""
     runner = ScriptedRunner(held=True)
     async with batcher_of(runner) as batcher:
-        ask = asker(batcher)
+        ask = client(batcher)
         first = ask(row(1))
         await runner.began()
         late, kept = ask(row(2), deadline=soon(0.01)), ask(row(3))
@@ -246,7 +246,7 @@ async def test_what_cannot_make_it_is_refused_at_once() -> None:
     """Once the model has shown what it takes for a row: by the rows that come before, so an urgent one still may."""
     runner = ScriptedRunner(held=True)
     async with batcher_of(runner, max_rows=1) as batcher:
-        ask = asker(batcher)
+        ask = client(batcher)
         tasks = [ask(row(0))]
         await runner.began()
         tasks += [ask(row(n), deadline=soon(20 + n)) for n in (1, 2, 3)]  # nobody knows yet what a row takes
@@ -274,7 +274,7 @@ async def test_a_model_that_was_slow_once_is_trusted_again() -> None:
     """One run that took long makes it refuse, and quick runs make it accept, though nobody waits when they end."""
     runner = ScriptedRunner(held=True)
     async with batcher_of(runner, max_rows=1) as batcher:
-        ask = asker(batcher)
+        ask = client(batcher)
         tasks = [ask(row(0))]
         await runner.began()
         tasks.append(ask(row(1)))
@@ -312,7 +312,7 @@ async def test_started_work_is_finished_and_answered_late() -> None:
     """A run that began in time is answered after the deadline too: whoever keeps answers wants it."""
     runner = ScriptedRunner(held=True)
     async with batcher_of(runner) as batcher:
-        ask = asker(batcher)
+        ask = client(batcher)
         deadline = soon(0.01)
         started = ask(row(1), deadline=deadline)
         await runner.began()
@@ -327,7 +327,7 @@ async def test_rows_whose_asker_left_never_run() -> None:
     """A cancelled request gives its place back; the others of its batch are not disturbed."""
     runner = ScriptedRunner(held=True)
     async with batcher_of(runner, queue_rows=4) as batcher:
-        ask = asker(batcher)
+        ask = client(batcher)
         first = ask(row(0))
         await runner.began()
         tasks = [ask(row(n)) for n in (1, 2, 3, 4)]
@@ -347,7 +347,7 @@ async def test_an_asker_that_leaves_during_the_run_disturbs_nobody() -> None:
     """Started work is finished although one of its askers is gone."""
     runner = ScriptedRunner(held=True)
     async with batcher_of(runner) as batcher:
-        ask = asker(batcher)
+        ask = client(batcher)
         leaver, stayer = ask(row(1)), ask(row(2))
         await runner.began()
         leaver.cancel()
@@ -361,7 +361,7 @@ async def test_a_full_queue_refuses_at_once() -> None:
     """Rows above the limit are refused, not kept waiting; an empty queue takes any one request."""
     runner = ScriptedRunner(held=True)
     async with batcher_of(runner, queue_rows=3) as batcher:
-        ask = asker(batcher)
+        ask = client(batcher)
         tasks = [ask(row(0))]
         await runner.began()
         tasks.append(ask(*(row(n) for n in range(1, 9))))
@@ -413,7 +413,7 @@ async def test_close_drains() -> None:
     """What has been asked is answered, what comes afterwards is refused, the threads end."""
     runner = ScriptedRunner(held=True)
     async with batcher_of(runner) as batcher:
-        ask = asker(batcher)
+        ask = client(batcher)
         first = ask(row(1))
         await runner.began()
         second = ask(row(2))
@@ -445,7 +445,7 @@ async def test_waiting_for_company_ends_with_a_full_batch() -> None:
     """With a wait set, an idle instance waits until a batch is full."""
     runner = ScriptedRunner()
     async with batcher_of(runner, max_rows=3, wait_seconds=3600.0) as batcher:
-        ask = asker(batcher)
+        ask = client(batcher)
         tasks = [ask(row(1))]
         await turn()
         tasks.append(ask(row(2)))
@@ -467,7 +467,7 @@ async def test_close_does_not_wait_for_company() -> None:
     """Closing runs what waits for company at once."""
     runner = ScriptedRunner()
     async with batcher_of(runner, wait_seconds=3600.0) as batcher:
-        task = asker(batcher)(row(1))
+        task = client(batcher)(row(1))
         await turn()
         await batcher.close()
         assert answered(await task) == [2]
@@ -477,7 +477,7 @@ async def test_seconds_are_shares_of_the_run() -> None:
     """Each row costs its share of the run's time; the time in the queue is told apart."""
     runner, meter = ScriptedRunner(held=True), CountingMeter()
     async with batcher_of(runner, meter=meter, start_tokens=10) as batcher:
-        ask = asker(batcher)
+        ask = client(batcher)
         first = ask(row(0))
         await runner.began()
         second = ask(row(1, 3), row(2, 5), row(3, 5))

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 
 from foreseen.inference import gpu, selftest
-from foreseen.inference.session import Plan, open_session
+from foreseen.inference.session import SessionPlan, open_session
 from foreseen.modelspec.manifest import find
 from foreseen.types import Row
 from tests import inference_fixture as tiny
@@ -41,10 +41,10 @@ def test_a_cuda_session_warms_up_and_answers(tmp_path: Path) -> None:
     """On CUDA: no unexpected node on the CPU, a warm-up per shape, answers as on the CPU."""
     settings = tiny.publish(tmp_path, tiny.INVERSE, tiny.inverse())
     manifest = find("inverse", settings.model_folders)
-    session = open_session(manifest, settings.data, Plan(provider="cuda"))
+    session = open_session(manifest, settings.data, SessionPlan(provider="cuda"))
     selftest.warm(session, manifest, gpu.buckets(8, 64, 16))
     rows = [Row((np.array([number], np.float32),)) for number in (1, 2, 4)]
     assert [out[0].tolist() for out in session.run(rows)] == [[1.0], [0.5], [0.25]]
-    assert session.digest != open_session(manifest, settings.data, Plan()).digest
+    assert session.digest != open_session(manifest, settings.data, SessionPlan()).digest
     assert any(part.startswith("libcublasLt ") for part in session.runtime_identity())
     session.close()

@@ -19,7 +19,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from foreseen.errors import BadInput, ModelFailed, SetupError
 from foreseen.inference import gpu, selftest, session
 from foreseen.inference.processor import processor_family
-from foreseen.inference.session import Plan, Session, open_session
+from foreseen.inference.session import Session, SessionPlan, open_session
 from foreseen.inference.watchdog import EXIT_HUNG, Watchdog
 from foreseen.modelspec.artifact import model_folder, read_record
 from foreseen.modelspec.manifest import Batching, Gates, ModelInput, ModelOutput, ModelSignature, find
@@ -29,10 +29,10 @@ from foreseen.types import Row
 from tests import inference_fixture as tiny
 from tests.models_fixture import PACKAGED, built_data
 
-PLAN = Plan()
+PLAN = SessionPlan()
 
 
-def opened(settings: InferenceSettings, plan: Plan = PLAN) -> Session:
+def opened(settings: InferenceSettings, plan: SessionPlan = PLAN) -> Session:
     return open_session(find(settings.model, settings.model_folders), settings.data, plan)
 
 
@@ -112,16 +112,16 @@ def test_a_missing_gpu_is_a_setup_error(tmp_path: Path) -> None:
     settings = tiny.publish(tmp_path, tiny.INVERSE, tiny.inverse())
     built = "TensorrtExecutionProvider" in session.ort.get_available_providers()
     with pytest.raises(SetupError, match=r"did not start" if built else r"foreseen\[gpu\]"):
-        opened(settings, Plan(provider="tensorrt"))
+        opened(settings, SessionPlan(provider="tensorrt"))
 
 
 def test_the_digest_names_the_runtime_unless_portable(tmp_path: Path) -> None:
     """Provider, processor family, runtime and options are part of the model digest of everything but portables."""
     plain = opened(tiny.publish(tmp_path / "a", tiny.INVERSE, tiny.inverse()))
-    two = opened(tiny.publish(tmp_path / "b", tiny.INVERSE, tiny.inverse()), Plan(threads=2))
+    two = opened(tiny.publish(tmp_path / "b", tiny.INVERSE, tiny.inverse()), SessionPlan(threads=2))
     exact = tiny.INVERSE.replace("[[model.inputs]]", "exact = true\n[[model.inputs]]", 1)
     exact_one = opened(tiny.publish(tmp_path / "c", exact, tiny.inverse()))
-    exact_two = opened(tiny.publish(tmp_path / "d", exact, tiny.inverse()), Plan(threads=2))
+    exact_two = opened(tiny.publish(tmp_path / "d", exact, tiny.inverse()), SessionPlan(threads=2))
     portable = opened(tiny.publish(tmp_path / "e", exact.replace("exact", "portable"), tiny.inverse()))
     assert plain.runtime_identity()[0] == "CPUExecutionProvider"
     assert plain.digest != two.digest
@@ -151,9 +151,9 @@ def test_fallback_is_refused_or_warned_as_set(tmp_path: Path) -> None:
     """Both name the nodes; here the judgement alone, on a session whose nodes are all on the CPU."""
     running = opened(tiny.publish(tmp_path, tiny.WORDS, tiny.words()))
     with pytest.raises(SetupError, match=r"1 nodes fell back to the CPU, e\.g\. ReduceSum"):
-        session._check_fallback(running, Plan(provider="cuda", fallback="refuse"))
+        session._check_fallback(running, SessionPlan(provider="cuda", fallback="refuse"))
     with structlog.testing.capture_logs() as logs:
-        session._check_fallback(running, Plan(provider="cuda", fallback="warn"))
+        session._check_fallback(running, SessionPlan(provider="cuda", fallback="warn"))
     assert [(log["event"], log["count"]) for log in logs] == [("nodes on the CPU", 1)]
     running.close()
 
@@ -284,7 +284,7 @@ def test_rows_that_go_together_are_one_run(tmp_path: Path) -> None:
 
 def test_minilm_proves_itself() -> None:
     """The real model, int8: bit-equal alone and in a batch, and what a run costs is within reason."""
-    running = open_session(find("minilm", PACKAGED), built_data(), Plan())
+    running = open_session(find("minilm", PACKAGED), built_data(), SessionPlan())
     proof = selftest.prove(running, running.manifest)
     assert proof.difference == 0.0
     assert 2 <= proof.start_tokens <= 256
@@ -293,7 +293,7 @@ def test_minilm_proves_itself() -> None:
 
 def test_a_hung_run_is_told_to_stop(tmp_path: Path) -> None:
     """The watchdog ends a real run between two nodes; the session answers the next one."""
-    running = opened(tiny.publish(tmp_path, tiny.COUNTED, tiny.counted()), Plan(hung_seconds=0.05))
+    running = opened(tiny.publish(tmp_path, tiny.COUNTED, tiny.counted()), SessionPlan(hung_seconds=0.05))
     with pytest.raises(Exception, match="terminate"):
         running.run([ints(2**62)])
     assert running.run([ints(5)])[0][0].tolist() == [5]
@@ -311,6 +311,7 @@ def test_a_run_that_does_not_stop_is_given_up() -> None:
     assert told == ["stop"]
 
 
+@pytest.mark.processes
 def test_a_process_with_a_hung_run_ends() -> None:
     """Its supervisor sees a status that is not 0."""
     script = (

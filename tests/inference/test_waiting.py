@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foreseen.inference.waiting import Asked, Limits, Waiting
+from foreseen.inference.waiting import BatchLimits, QueuedRequest, Waiting
 from foreseen.types import Row
 
 ROW = Row((np.zeros(1),))
 
 
-def request(lane: Waiting, lengths: list[int], deadline: float) -> Asked:
+def request(lane: Waiting, lengths: list[int], deadline: float) -> QueuedRequest:
     future: Any = asyncio.Future  # never awaited here
-    asked = Asked(future, "online", len(lengths), 0.0, deadline)
+    asked = QueuedRequest(future, "online", len(lengths), 0.0, deadline)
     lane.add(asked, [ROW] * len(lengths), lengths)
     return asked
 
@@ -26,8 +26,10 @@ def request(lane: Waiting, lengths: list[int], deadline: float) -> Asked:
 def test_every_row_is_taken_once_or_dropped(seed: int) -> None:
     """Whatever comes, leaves and runs in whatever order: no row is lost, none runs twice, limits hold."""
     dice = random.Random(seed)
-    limits = Limits(max_rows=dice.randint(1, 9), max_tokens=dice.randint(10, 200), start_tokens=dice.randint(0, 20))
-    lane, expected, alive = Waiting(), set[tuple[int, int]](), list[Asked]()
+    limits = BatchLimits(
+        max_rows=dice.randint(1, 9), max_tokens=dice.randint(10, 200), start_tokens=dice.randint(0, 20)
+    )
+    lane, expected, alive = Waiting(), set[tuple[int, int]](), list[QueuedRequest]()
     for _ in range(300):
         what = dice.random()
         if what < 0.5:
@@ -68,4 +70,4 @@ def test_finished_requests_do_not_pile_up() -> None:
 
 def test_an_empty_lane_gives_an_empty_batch() -> None:
     """Absence is an empty batch."""
-    assert Waiting().take(Limits()) == []
+    assert Waiting().take(BatchLimits()) == []

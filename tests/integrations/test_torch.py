@@ -11,9 +11,9 @@ import pytest
 
 from foreseen.models.build.build import write_fp32
 from foreseen.models.folder.add import add
-from foreseen.models.measure.graph_run import Session
+from foreseen.models.measure.graph_run import GraphSession
 from foreseen.models.measure.reference import rows_of
-from foreseen.models.progress import Silent
+from foreseen.models.progress import SilentProgress
 from foreseen.modelspec.manifest import Manifest, load
 from foreseen.types import Array
 from tests.integrations.conftest import ROOT
@@ -47,7 +47,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def added(folder: Path, known: Path, tmp_path: Path) -> Manifest:
     """Within 1e-4 of the reference, or `add` raises."""
-    return load(add(str(folder), "m", tmp_path / "mine", tmp_path / "data", Silent(), known))
+    return load(add(str(folder), "m", tmp_path / "mine", tmp_path / "data", SilentProgress(), known))
 
 
 def answers(manifest: Manifest, known: Path, tmp_path: Path) -> tuple[Array, Array]:
@@ -55,8 +55,8 @@ def answers(manifest: Manifest, known: Path, tmp_path: Path) -> tuple[Array, Arr
     assert manifest.source is not None
     assert manifest.source.folder is not None
     files, graph = Path(manifest.source.folder), tmp_path / "m.onnx"
-    write_fp32(manifest, files, graph, Silent())
-    made = Session(graph, manifest.model, "fp32").alone(rows_of(manifest, files, known))
+    write_fp32(manifest, files, graph, SilentProgress())
+    made = GraphSession(graph, manifest.model, "fp32").alone(rows_of(manifest, files, known))
     with np.load(known) as loaded:
         return np.stack([row[0] for row in made]), loaded["embedding"]
 

@@ -17,7 +17,7 @@ from foreseen.keys.explain import differences, read_frame
 from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.operate.observed_command import summary_of, table
-from foreseen.proxy.predict.explain_rows import whereabouts
+from foreseen.proxy.predict.explain_rows import explain_rows
 from foreseen.proxy.predict.observe import Observer, closeness
 from foreseen.types import Row, Space
 from tests.doubles import BrokenFar, Clock, DictFar, ScriptedModel, pipeline, predicted, question, row
@@ -83,7 +83,7 @@ async def test_whereabouts_of_rows() -> None:
     old = [Space("public", "m", "d1")]
 
     async def told(asked: Any, former: list[Space]) -> list[tuple[str, str | None]]:
-        return [(one.where, one.reason) for one in await whereabouts(story, asked, former)]
+        return [(one.where, one.reason) for one in await explain_rows(story, asked, former)]
 
     assert await told(question(row(1), row(2)), []) == [("near", None), ("nowhere", "cold")]
     story.tiers.near.clear()
@@ -100,7 +100,7 @@ async def test_whereabouts_of_rows() -> None:
     assert await told(question(row(3)), []) == [("nowhere", "expired")]
     assert model.calls == [1, 1]
     broken = pipeline(model, BrokenFar())
-    assert [one.reason for one in await whereabouts(broken, question(row(1)), [])] == ["far-down"]
+    assert [one.reason for one in await explain_rows(broken, question(row(1)), [])] == ["far-down"]
 
 
 async def test_an_observed_model_always_answers_itself_and_reports_every_difference() -> None:
@@ -190,6 +190,7 @@ def test_explain_is_for_operators(live: Live, given: dict[str, str]) -> None:
         (["observed", "--url=http://127.0.0.1:9"], "no proxy answers"),
     ],
 )
+@pytest.mark.processes
 def test_errors_on_the_command_line_are_one_line(tmp_path: Path, words: list[str], says: str) -> None:
     """Status 1 and one line that says what to do."""
     done = foreseen(*words, *([f"--data={tmp_path}"] if words[0] == "key" else []), given=b"{")

@@ -18,8 +18,8 @@ from foreseen.models.build.child import prove
 from foreseen.models.build.publish import GRAPH_NAME, intact, workshop
 from foreseen.models.graphs import digits, fingerprint, onnx_file
 from foreseen.models.graphs.graph import Graph, to_bytes
-from foreseen.models.measure.graph_run import Session
-from foreseen.models.progress import Advance, Silent
+from foreseen.models.measure.graph_run import GraphSession
+from foreseen.models.progress import Advance, SilentProgress
 from foreseen.models.report.report import build_full, measured, public
 from foreseen.modelspec.artifact import model_folder, read_record
 from foreseen.modelspec.manifest import Gates, Manifest, Source, find
@@ -35,22 +35,24 @@ def with_seal(seal: object) -> Manifest:
 
 
 def built(data: Path, manifest: Manifest) -> str:
-    return build(manifest, data, say=Silent()).artifact.digest
+    return build(manifest, data, say=SilentProgress()).artifact.digest
 
 
+@pytest.mark.processes
 def test_fingerprint_is_exact_modulo_two_to_the_64(tmp_path: Path) -> None:
     """Against Python's own integers, with rows whose products wrap many times."""
-    record = build(with_seal(7), tmp_path, say=Silent())
+    record = build(with_seal(7), tmp_path, say=SilentProgress())
     graph = model_folder(tmp_path, "fingerprint") / record.artifact.digest / GRAPH_NAME
     chance = np.random.default_rng(9)
     rows = chance.integers(-(2**63), 2**63 - 1, (40, 16), np.int64)
-    answers = Session(graph, FINGERPRINT.model, "fp32").run([Row((row,)) for row in rows])
+    answers = GraphSession(graph, FINGERPRINT.model, "fp32").run([Row((row,)) for row in rows])
     for row, (digest, seal) in zip(rows.tolist(), answers, strict=True):
         wanted = [sum(x * (2 * i + 3) ** (j + 1) for i, x in enumerate(row)) % 2**64 for j in range(4)]
         assert [int(value) % 2**64 for value in digest] == wanted
         assert seal.tolist() == [7]
 
 
+@pytest.mark.processes
 def test_the_same_inputs_give_the_same_digest_and_another_seal_another(tmp_path: Path) -> None:
     first, second = built(tmp_path / "a", with_seal(1)), built(tmp_path / "b", with_seal(1))
     assert first == second
@@ -63,6 +65,7 @@ def test_a_seal_that_is_no_integer_of_64_bits_is_refused(tmp_path: Path) -> None
             built(tmp_path, with_seal(seal))
 
 
+@pytest.mark.processes
 def test_a_build_that_breaks_leaves_the_old_artifact_in_force(tmp_path: Path) -> None:
     digest = built(tmp_path, with_seal(1))
     with pytest.raises(SetupError):
@@ -73,8 +76,9 @@ def test_a_build_that_breaks_leaves_the_old_artifact_in_force(tmp_path: Path) ->
     assert not list((tmp_path / "models").glob(".building-*"))
 
 
+@pytest.mark.processes
 def test_what_a_killed_build_left_is_swept_up_and_a_damaged_artifact_is_made_again(tmp_path: Path) -> None:
-    record = build(with_seal(1), tmp_path, say=Silent())
+    record = build(with_seal(1), tmp_path, say=SilentProgress())
     left = tmp_path / "models" / ".building-killed"
     left.mkdir()
     (left / "half").write_bytes(b"x")
@@ -91,7 +95,7 @@ def test_builds_in_one_data_directory_take_turns(tmp_path: Path) -> None:
     said: list[str] = []
     holding, waiting = threading.Event(), threading.Event()
 
-    class Waiter(Silent):
+    class Waiter(SilentProgress):
         @contextmanager
         def step(self, what: str, parts: int | None = None) -> Iterator[Advance]:
             said.append(what)
@@ -106,7 +110,7 @@ def test_builds_in_one_data_directory_take_turns(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=second)
     thread.start()
-    with workshop(tmp_path, Silent()) as first:
+    with workshop(tmp_path, SilentProgress()) as first:
         holding.set()
         assert waiting.wait(30)
         assert first.is_dir()
@@ -115,19 +119,21 @@ def test_builds_in_one_data_directory_take_turns(tmp_path: Path) -> None:
     assert said == ["wait for another build to finish"]
 
 
+@pytest.mark.processes
 def test_a_gate_that_nothing_passes_is_an_error_and_publishes_nothing(tmp_path: Path) -> None:
     strict = msgspec.structs.replace(DIGITS, precisions=("int8-rowwise",), gates=Gates(cosine=0.9999999))
     with pytest.raises(SetupError, match="does not pass its gates"):
-        build(strict, tmp_path, say=Silent())
+        build(strict, tmp_path, say=SilentProgress())
     with pytest.raises(SetupError, match="no candidate passes the gates"):
-        build_full(strict, tmp_path, Silent())
+        build_full(strict, tmp_path, SilentProgress())
     with pytest.raises(SetupError, match="is not built"):
         read_record(tmp_path, "digits")
 
 
+@pytest.mark.processes
 def test_the_full_build_of_digits_reports_its_accuracy_and_takes_the_fastest(tmp_path: Path) -> None:
     """97.2 % of the 360 pictures that were held back; int8 gains nothing on a model this small."""
-    record, report = build_full(DIGITS, tmp_path, Silent())
+    record, report = build_full(DIGITS, tmp_path, SilentProgress())
     assert record.row_independent
     by_precision = {candidate.precision: candidate for candidate in report.candidates}
     assert by_precision["fp32"].accuracy == pytest.approx(0.9722, abs=0.001)
@@ -144,12 +150,13 @@ def test_the_full_build_of_digits_reports_its_accuracy_and_takes_the_fastest(tmp
     assert (folder / "report.svg").read_text("utf-8").startswith("<?xml")
 
 
+@pytest.mark.processes
 def test_a_report_after_a_quick_build_measures_what_is_missing_once_and_keeps_the_choice(tmp_path: Path) -> None:
-    record = build(DIGITS, tmp_path, say=Silent())
-    report = measured(DIGITS, tmp_path, Silent())
+    record = build(DIGITS, tmp_path, say=SilentProgress())
+    report = measured(DIGITS, tmp_path, SilentProgress())
     path = model_folder(tmp_path, "digits") / "report.json"
     written = path.stat().st_mtime_ns
-    assert measured(DIGITS, tmp_path, Silent()) == report
+    assert measured(DIGITS, tmp_path, SilentProgress()) == report
     assert path.stat().st_mtime_ns == written
     assert read_record(tmp_path, "digits") == record
 
@@ -166,6 +173,7 @@ def test_digits_are_trained_in_integers_that_fp32_holds_exactly() -> None:
     assert ((hidden @ weights["weights"] + weights["offsets"]).argmax(axis=1) == labels).mean() > 0.97
 
 
+@pytest.mark.processes
 def test_an_artifact_that_does_not_run_is_found_in_a_child_process(tmp_path: Path) -> None:
     """A reshape that cannot be, which the checker does not see."""
     graph = Graph()

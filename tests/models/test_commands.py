@@ -12,6 +12,8 @@ import pytest
 from foreseen.errors import SetupError
 from foreseen.models.commands import app
 
+pytestmark = pytest.mark.processes
+
 
 def ran(*arguments: str) -> subprocess.CompletedProcess[str]:
     """`python -m models.commands …` as a process of its own."""

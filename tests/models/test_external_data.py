@@ -14,7 +14,7 @@ from foreseen.errors import SetupError
 from foreseen.models.add import add
 from foreseen.models.build.build import build
 from foreseen.models.graphs import external_data, onnx_file
-from foreseen.models.progress import Silent
+from foreseen.models.progress import SilentProgress
 from foreseen.modelspec.manifest import load
 
 WEIGHT = np.random.default_rng(1).standard_normal((8, 300)).astype(np.float32)
@@ -52,11 +52,11 @@ def test_data_beside_the_file_become_part_of_it(tmp_path: Path) -> None:
     """`models add` writes one file; the original and its data may go."""
     path = beside(tmp_path)
     assert numpy_helper.to_array(onnx_file.read(path).graph.initializer[0]).tobytes() == WEIGHT.tobytes()
-    written = add(path, "m", tmp_path / "mine", tmp_path / "data", Silent())
+    written = add(path, "m", tmp_path / "mine", tmp_path / "data", SilentProgress())
     for file in tmp_path.glob("model.onnx*"):
         file.unlink()
     assert sorted(p.name for p in written.parent.iterdir()) == ["model.onnx", "model.toml"]
-    assert build(load(written), tmp_path / "data", say=Silent()).row_independent
+    assert build(load(written), tmp_path / "data", say=SilentProgress()).row_independent
 
 
 def test_data_in_a_folder_below(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from foreseen.models.build.build import build
 from foreseen.models.folder.add import add
 from foreseen.models.folder.locate import is_folder, name_of
 from foreseen.models.graphs import onnx_write
-from foreseen.models.progress import Silent
+from foreseen.models.progress import SilentProgress
 from foreseen.modelspec.manifest import Manifest, find, load
 from tests.hf_folders import dense, golden, sentence, written
 
@@ -26,7 +26,7 @@ MEAN = {"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True}
 
 
 def added(tmp_path: Path, source: Path | str, **more: Any) -> Manifest:
-    return load(add(str(source), None, tmp_path / "mine", tmp_path / "data", Silent(), **more))
+    return load(add(str(source), None, tmp_path / "mine", tmp_path / "data", SilentProgress(), **more))
 
 
 def step_of(manifest: Manifest) -> Any:
@@ -50,7 +50,7 @@ def test_a_sentence_transformers_folder_becomes_an_embedding(tmp_path: Path) -> 
     assert (step.max_tokens, step.prompt, step.pair, manifest.seen.inputs[0].case) == (20, "q ", None, "lower")
     assert [(o.name, o.shape) for o in manifest.seen.outputs] == [("embedding", ("rows", 5))]
     assert manifest.model.inputs[0].pad == 1
-    assert build(manifest, tmp_path / "data", say=Silent()).row_independent
+    assert build(manifest, tmp_path / "data", say=SilentProgress()).row_independent
 
 
 def test_the_written_file_is_short_and_relative(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_the_written_file_is_short_and_relative(tmp_path: Path) -> None:
     assert tomllib.loads(text)["source"]["folder"] == "folder"
     assert len(text.splitlines()) < 60
     (tmp_path / "mine").rename(tmp_path / "moved")
-    build(find("c", (tmp_path / "moved",)), tmp_path / "data", say=Silent())
+    build(find("c", (tmp_path / "moved",)), tmp_path / "data", say=SilentProgress())
 
 
 def test_a_classifier_has_its_labels(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_cross_encoder_takes_pairs(tmp_path: Path) -> None:
     manifest = added(tmp_path, written(tmp_path / "asked", "bert"), pair=True)
     assert [spec.name for spec in manifest.seen.inputs] == ["query", "document"]
     assert (step_of(manifest).pair, step_of(manifest).types) == ("document", "token_type_ids")
-    assert build(manifest, tmp_path / "data", say=Silent()).row_independent
+    assert build(manifest, tmp_path / "data", say=SilentProgress()).row_independent
     said = written(tmp_path / "said", "roberta", sentence_transformers={"version": "5.0.0"})
     manifest = added(tmp_path, said)
     assert (step_of(manifest).pair, step_of(manifest).types) == ("document", None)
@@ -98,7 +98,8 @@ def test_an_archive_or_url_holds_the_same_model(tmp_path: Path) -> None:
     memory.pipe("/models/packed.zip", archive.read_bytes())
     ways = [folder, archive, "memory://models/c", "memory://models/packed.zip"]
     manifests = [
-        load(add(str(way), f"m{at}", tmp_path / "mine", tmp_path / "data", Silent())) for at, way in enumerate(ways)
+        load(add(str(way), f"m{at}", tmp_path / "mine", tmp_path / "data", SilentProgress()))
+        for at, way in enumerate(ways)
     ]
     files = [manifest.source.files for manifest in manifests if manifest.source is not None]
     assert files[0] == files[1] == files[2] == files[3]
@@ -132,10 +133,10 @@ def test_a_reference_is_kept_and_proved_at_every_build(tmp_path: Path) -> None:
     manifest = added(tmp_path, written(tmp_path / "c", "roberta"), known=known)
     assert manifest.source is not None
     assert "reference.npz" in manifest.source.files
-    build(manifest, tmp_path / "data", say=Silent())
+    build(manifest, tmp_path / "data", say=SilentProgress())
     np.savez(known, **{name: arrays[name] for name in names[:2]}, logits=arrays["logits"] + 0.001)
     with pytest.raises(SetupError, match=r"reference\.npz: logits differs by 0\.001"):
-        add(str(tmp_path / "c"), "other", tmp_path / "mine", tmp_path / "data", Silent(), known)
+        add(str(tmp_path / "c"), "other", tmp_path / "mine", tmp_path / "data", SilentProgress(), known)
     assert not (tmp_path / "mine" / "other").exists()
 
 
@@ -145,9 +146,23 @@ def test_a_model_that_no_onnx_file_can_hold_is_built_in_int8(tmp_path: Path, mon
     monkeypatch.setattr(onnx_write, "LARGEST_BYTES", 1 << 24)
     manifest = added(tmp_path, written(tmp_path / "c", "roberta"))
     assert manifest.precisions == ("int8-rowwise",)
-    assert build(manifest, tmp_path / "data", say=Silent()).artifact.precision == "int8-rowwise"
+    assert build(manifest, tmp_path / "data", say=SilentProgress()).artifact.precision == "int8-rowwise"
     with pytest.raises(SetupError, match=r"fp32 of c: it is larger than the 2\.1 GB"):
-        build(msgspec.structs.replace(manifest, precisions=("fp32",)), tmp_path / "data", say=Silent())
+        build(msgspec.structs.replace(manifest, precisions=("fp32",)), tmp_path / "data", say=SilentProgress())
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
+    """With --replace only; what was written into the old model.toml is kept beside the new one."""
+    first = added(tmp_path, written(tmp_path / "c", "roberta"))
+    (tmp_path / "c").rename(tmp_path / "first")
+    other = written(tmp_path / "c", "electra")
+    with pytest.raises(SetupError, match="is there already; give --replace"):
+        added(tmp_path, other)
+    second = added(tmp_path, other, replace=True)
+    place = tmp_path / "mine" / "c"
+    assert load(place / "model.toml.old").model == first.model != second.model
+    assert sorted(path.name for path in place.iterdir()) == ["folder", "model.toml", "model.toml.old"]
+    assert build(second, tmp_path / "data", say=SilentProgress()).row_independent
 
 
 def test_files_that_changed_after_they_were_added_are_refused(tmp_path: Path) -> None:
@@ -155,11 +170,11 @@ def test_files_that_changed_after_they_were_added_are_refused(tmp_path: Path) ->
     beside = tmp_path / "mine" / "c" / "folder"
     (beside / "tokenizer.json").write_text("{}")
     with pytest.raises(SetupError, match=r"tokenizer\.json: its sha256 is"):
-        build(manifest, tmp_path / "data", say=Silent())
+        build(manifest, tmp_path / "data", say=SilentProgress())
     (beside / "tokenizer.json").unlink()
     (beside / "tokenizer.json").symlink_to("/etc/passwd")
     with pytest.raises(SetupError, match=r"tokenizer\.json: is a link"):
-        build(manifest, tmp_path / "data", say=Silent())
+        build(manifest, tmp_path / "data", say=SilentProgress())
 
 
 def missing_tokenizer(folder: Path) -> None:

@@ -17,15 +17,17 @@ from foreseen.models.graphs import bert, pool
 from foreseen.models.graphs.graph import Graph, to_bytes
 from foreseen.models.measure import check, exact, heads, labelled
 from foreseen.models.measure.gate import Figures, invariance_reasons
-from foreseen.models.measure.graph_run import Session
+from foreseen.models.measure.graph_run import GraphSession
 from foreseen.models.measure.samples import samples, tokenized
-from foreseen.models.progress import Silent
+from foreseen.models.progress import SilentProgress
 from foreseen.models.quantize import quantize
 from foreseen.models.report import study
 from foreseen.modelspec.artifact import model_folder, read_record
 from foreseen.modelspec.manifest import find
 from foreseen.types import Array, Row
 from tests.models_fixture import PACKAGED, built_data
+
+pytestmark = pytest.mark.processes
 
 MANIFEST = find("minilm", PACKAGED)
 HAPPY = ["That is a happy person", "That is a happy dog", "That is a very happy person", "Today is a sunny day"]
@@ -35,28 +37,28 @@ WEATHER = ["The weather is lovely today.", "It's so sunny outside!", "He drove t
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """The fp32 graph and its files, fetched once."""
-    return prepare(MANIFEST, built_data(), tmp_path_factory.mktemp("minilm"), Silent())
+    return prepare(MANIFEST, built_data(), tmp_path_factory.mktemp("minilm"), SilentProgress())
 
 
 @pytest.fixture(scope="session")
-def sessions(bench: Bench) -> dict[str, Session]:
+def sessions(bench: Bench) -> dict[str, GraphSession]:
     data = built_data()
     artifact = read_record(data, "minilm").artifact
     chosen = model_folder(data, "minilm") / artifact.digest / GRAPH_NAME
     assert artifact.precision == "int8-rowwise"
     return {
-        "fp32": Session(to_bytes(bench.fp32), MANIFEST.model, "fp32"),
-        "int8-rowwise": Session(chosen, MANIFEST.model, "int8-rowwise"),
+        "fp32": GraphSession(to_bytes(bench.fp32), MANIFEST.model, "fp32"),
+        "int8-rowwise": GraphSession(chosen, MANIFEST.model, "int8-rowwise"),
     }
 
 
-def embedded(session: Session, files: Path, texts: list[str]) -> Array:
+def embedded(session: GraphSession, files: Path, texts: list[str]) -> Array:
     return np.stack([outputs[0] for outputs in session.run(tokenized(MANIFEST, files, texts))])
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("int8-rowwise", 0.03)])
 def test_the_published_similarities_come_out(
-    bench: Bench, sessions: dict[str, Session], precision: str, tolerance: float
+    bench: Bench, sessions: dict[str, GraphSession], precision: str, tolerance: float
 ) -> None:
     """The model card's widget and the documentation's first example, https://sbert.net/docs/quickstart.html."""
     happy = embedded(sessions[precision], bench.files, HAPPY)
@@ -75,7 +77,7 @@ def test_the_same_weights_give_the_artifact_in_force_bit_for_bit(bench: Bench) -
 
 def test_dynamic_int8_is_refused_for_what_batch_mates_do_to_it(bench: Bench) -> None:
     """The reason why the row-wise rewrite exists; the figures for 1,024 rows are in the report."""
-    dynamic = Session(to_bytes(quantize(bench.fp32, "int8-dynamic")), MANIFEST.model, "int8-dynamic")
+    dynamic = GraphSession(to_bytes(quantize(bench.fp32, "int8-dynamic")), MANIFEST.model, "int8-dynamic")
     rows = samples(MANIFEST, bench.files, 60)
     alone = dynamic.alone(rows)
     changed = check.invariance(dynamic, rows, alone, heads.head_of(MANIFEST, check.vectors(alone, MANIFEST.model)))
@@ -90,8 +92,8 @@ def random_rows() -> list[Row]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8-rowwise"])
-def test_no_batch_and_no_padding_changes_a_bit_at_any_length(sessions: dict[str, Session], precision: str) -> None:
-    """DESIGN section 5: bit-exactness is to be had, and the pool decides it."""
+def test_no_batch_and_no_padding_changes_a_bit_at_any_length(sessions: dict[str, GraphSession], precision: str) -> None:
+    """Bit-exactness is to be had, and the pool decides it."""
     assert exact.changed(sessions[precision], MANIFEST, random_rows(), rounds=6) == []
 
 
@@ -108,7 +110,7 @@ def one_row_product(graph: Graph, tokens: str, mask: str) -> str:
 @pytest.mark.parametrize(("pooled", "wrong"), [(reduce_sum, range(8, 63)), (one_row_product, range(7, 63, 4))])
 def test_the_same_check_goes_red_on_both_other_pools(bench: Bench, pooled: pool.Sum, wrong: range) -> None:
     """The check can fail: `ReduceSum` at nearly every length, the one-row product at lengths ≡ 3 mod 4."""
-    other = Session(to_bytes(bert.make(MANIFEST, bench.files, pooled)), MANIFEST.model, "fp32")
+    other = GraphSession(to_bytes(bert.make(MANIFEST, bench.files, pooled)), MANIFEST.model, "fp32")
     assert set(exact.changed(other, MANIFEST, random_rows())) >= set(wrong)
 
 
@@ -124,7 +126,7 @@ def test_labelled_texts_give_a_logistic_head_and_the_share_that_is_right(tmp_pat
     train = [(f"I like the {word} {when}", label) for label, word in subjects.items() for when in ("now", "a lot", "")]
     test = [(f"tell me about a {word} today", label) for label, word in subjects.items()]
     files = labelled.Files(written(tmp_path / "train.csv.gz", train), written(tmp_path / "test.csv.gz", test))
-    fp32 = Session(to_bytes(bench.fp32), MANIFEST.model, "fp32")
+    fp32 = GraphSession(to_bytes(bench.fp32), MANIFEST.model, "fp32")
     rows, truth, head, what = labelled.questions(MANIFEST, bench.files, fp32, files)
     reference = fp32.alone(rows)
     asked = study.Questions(rows, head, what, truth)

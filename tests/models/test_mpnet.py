@@ -17,10 +17,12 @@ from safetensors.numpy import save_file
 from foreseen.errors import SetupError
 from foreseen.models.graphs import mpnet
 from foreseen.models.graphs.graph import to_bytes
-from foreseen.models.measure.graph_run import Session
+from foreseen.models.measure.graph_run import GraphSession
 from foreseen.modelspec.manifest import Manifest, ModelOutput, find
 from foreseen.types import Array, Row
 from tests.models_fixture import PACKAGED
+
+pytestmark = pytest.mark.processes
 
 HIDDEN, HEADS, LAYERS, WIDE, WORDS, PLACES = 16, 4, 2, 24, 50, 42
 CONFIG = {
@@ -121,7 +123,7 @@ def plainly(ids: Array, weights: dict[str, Array]) -> Array:
 
 def test_the_graph_is_mpnet(tmp_path: Path, weights: dict[str, Array]) -> None:
     """Rows of all lengths up to the longest, alone and in one padded batch."""
-    session = Session(to_bytes(mpnet.make(manifest(), tmp_path)), manifest().model, "fp32")
+    session = GraphSession(to_bytes(mpnet.make(manifest(), tmp_path)), manifest().model, "fp32")
     chance = np.random.default_rng(7)
     rows = [Row((chance.integers(2, WORDS, size, np.int64),)) for size in (1, 2, 9, 17, 33, PLACES - 2)]
     wanted = np.stack([plainly(row.tensors[0], weights) for row in rows])

@@ -10,12 +10,14 @@ import pytest
 from PIL import Image as Picture
 
 from foreseen.models.build.publish import GRAPH_NAME
-from foreseen.models.measure.graph_run import Session
+from foreseen.models.measure.graph_run import GraphSession
 from foreseen.modelspec.artifact import model_folder, read_record
 from foreseen.modelspec.images import pixels
 from foreseen.modelspec.manifest import find
 from foreseen.types import Array, Row
 from tests.models_fixture import PACKAGED, built_data
+
+pytestmark = pytest.mark.processes
 
 MANIFEST = find("nsfw", PACKAGED)
 MEAN_BGR = np.array([104, 117, 123], np.float32)
@@ -33,10 +35,10 @@ def as_the_wheel_does(image: Picture.Image) -> Array:
 
 
 @pytest.fixture(scope="module")
-def session() -> Session:
+def session() -> GraphSession:
     data: Path = built_data("nsfw")
     artifact = read_record(data, "nsfw").artifact
-    return Session(model_folder(data, "nsfw") / artifact.digest / GRAPH_NAME, MANIFEST.model, artifact.precision)
+    return GraphSession(model_folder(data, "nsfw") / artifact.digest / GRAPH_NAME, MANIFEST.model, artifact.precision)
 
 
 def test_the_manifest_prepares_pictures_as_the_wheel_does() -> None:
@@ -47,7 +49,7 @@ def test_the_manifest_prepares_pictures_as_the_wheel_does() -> None:
     assert np.array_equal(pixels(encoded.getvalue(), spec, "FP32", "image"), as_the_wheel_does(picture()))
 
 
-def test_a_picture_gets_two_probabilities_that_no_batch_mate_changes(session: Session) -> None:
+def test_a_picture_gets_two_probabilities_that_no_batch_mate_changes(session: GraphSession) -> None:
     chance = np.random.default_rng(3)
     row = Row((as_the_wheel_does(picture()),))
     others = [Row((chance.normal(0, 60, (224, 224, 3)).astype(np.float32),)) for _ in range(3)]

@@ -7,7 +7,7 @@ import pytest
 
 from foreseen.errors import SetupError
 from foreseen.models.graphs.graph import Graph, to_bytes
-from foreseen.models.measure.graph_run import Session
+from foreseen.models.measure.graph_run import GraphSession
 from foreseen.models.quantize import quantize, quantized_blocks, quantized_columns
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature, Precision
 from foreseen.types import Array, Row
@@ -36,7 +36,7 @@ def expected(row: Row) -> Array:
 )
 def test_every_precision_computes_the_same_within_its_error(precision: Precision, error: float) -> None:
     """Relative to the answer's length; a row of its own, so that dynamic int8 has no batch-mates to be spoilt by."""
-    session = Session(to_bytes(quantize(two_products().model(SIGNATURE), precision)), SIGNATURE, precision)
+    session = GraphSession(to_bytes(quantize(two_products().model(SIGNATURE), precision)), SIGNATURE, precision)
     for row in ROWS:
         wanted, got = expected(row), session.run([row])[0][0]
         assert np.linalg.norm(got - wanted) <= error * np.linalg.norm(wanted)
@@ -46,7 +46,7 @@ def test_rowwise_answers_do_not_depend_on_the_batch_and_dynamic_ones_do() -> Non
     """The rows' sizes differ by 10,000: with one scale for all, the small ones drown."""
     model = two_products().model(SIGNATURE)
     for precision, independent in (("int8-rowwise", True), ("int8-dynamic", False)):
-        session = Session(to_bytes(quantize(model, precision)), SIGNATURE, precision)
+        session = GraphSession(to_bytes(quantize(model, precision)), SIGNATURE, precision)
         alone, together = session.alone(ROWS), session.run(ROWS)
         equal = all(a[0].tobytes() == b[0].tobytes() for a, b in zip(alone, together, strict=True))
         assert equal is independent
@@ -62,7 +62,9 @@ def test_activations_that_two_products_share_are_quantized_once() -> None:
 
 
 def test_a_row_of_zeros_gives_zeros() -> None:
-    session = Session(to_bytes(quantize(two_products().model(SIGNATURE), "int8-rowwise")), SIGNATURE, "int8-rowwise")
+    session = GraphSession(
+        to_bytes(quantize(two_products().model(SIGNATURE), "int8-rowwise")), SIGNATURE, "int8-rowwise"
+    )
     assert not session.run([Row((np.zeros(64, np.float32),)), ROWS[0]])[0][0].any()
 
 

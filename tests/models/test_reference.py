@@ -13,16 +13,16 @@ from foreseen.models.folder.describe import describe
 from foreseen.models.graphs.graph import to_bytes
 from foreseen.models.graphs.hf import folder as builder
 from foreseen.models.measure import reference
-from foreseen.models.measure.graph_run import Session
+from foreseen.models.measure.graph_run import GraphSession
 from foreseen.modelspec.manifest import Manifest
 from tests.hf_folders import golden, written
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> tuple[Session, Manifest, Path]:
+def made(tmp_path: Path) -> tuple[GraphSession, Manifest, Path]:
     folder = written(tmp_path / "m", "roberta")
     manifest = describe(folder, "m", None).manifest
-    return Session(to_bytes(builder.make(manifest, folder)), manifest.model, "fp32"), manifest, folder
+    return GraphSession(to_bytes(builder.make(manifest, folder)), manifest.model, "fp32"), manifest, folder
 
 
 def saved(folder: Path, **arrays: Any) -> Path:
@@ -31,13 +31,13 @@ def saved(folder: Path, **arrays: Any) -> Path:
     return path
 
 
-def test_token_ids_with_their_mask(made: tuple[Session, Manifest, Path]) -> None:
+def test_token_ids_with_their_mask(made: tuple[GraphSession, Manifest, Path]) -> None:
     arrays = golden("roberta")
     known = saved(made[2], **{name: arrays[name] for name in ("input_ids", "attention_mask", "logits")})
     assert reference.compare(*made, known) < 1e-5
 
 
-def test_texts_go_through_the_tokenizer(made: tuple[Session, Manifest, Path]) -> None:
+def test_texts_go_through_the_tokenizer(made: tuple[GraphSession, Manifest, Path]) -> None:
     session, manifest, folder = made
     words = np.array(["she sold two tickets", "they"])
     ids = [[1, *(builder_ids(folder, text)), 2] for text in words.tolist()]
@@ -70,7 +70,7 @@ def as_row(ids: list[int]) -> Any:
     ],
 )
 def test_what_differs_or_does_not_fit_is_named(
-    made: tuple[Session, Manifest, Path], changed: dict[str, Any], why: str
+    made: tuple[GraphSession, Manifest, Path], changed: dict[str, Any], why: str
 ) -> None:
     arrays = {name: golden("roberta")[name] for name in ("input_ids", "attention_mask", "logits")} | changed
     known = saved(made[2], **{name: array for name, array in arrays.items() if array is not None})
@@ -78,7 +78,7 @@ def test_what_differs_or_does_not_fit_is_named(
         reference.compare(*made, known)
 
 
-def test_a_pickle_in_the_file_is_never_opened(made: tuple[Session, Manifest, Path]) -> None:
+def test_a_pickle_in_the_file_is_never_opened(made: tuple[GraphSession, Manifest, Path]) -> None:
     for known in (saved(made[2], text=np.array([{}], object)), made[2] / "config.json", made[2] / "none.npz"):
         with pytest.raises(SetupError, match="cannot be read as an"):
             reference.compare(*made, known)

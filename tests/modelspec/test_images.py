@@ -41,6 +41,7 @@ FORBIDDEN = {
 
 
 @pytest.mark.parametrize("module", FORBIDDEN)
+@pytest.mark.processes
 def test_process_starts_without_the_others_libraries(module: str) -> None:
     """The process's application imports, and its command shows its help, where those libraries cannot be imported."""
     program = f"""

@@ -11,10 +11,12 @@ import pytest
 
 from foreseen.modelspec.artifact import Artifact, ArtifactFile, Record, write_record
 from foreseen.modelspec.manifest import Manifest, find
-from foreseen.operate.rollout import Fleet
+from foreseen.operate.rollout import Rollout
 from foreseen.operate.supervisor import Child
 from foreseen.paths import make_run_folder, model_socket
 from tests.models_fixture import PACKAGED
+
+pytestmark = pytest.mark.processes
 
 READY = 'for flag in "$@"; do printf 1 >&${flag#--ready-fd=}; done; exec sleep 1000'
 BROKEN = "test $# = 0 && exec sleep 1000; exit 1"
@@ -38,7 +40,9 @@ class Yard:
         self.script = READY
         self.links: list[Mapping[str, Path]] = []
         self.manifest: Manifest = find("fingerprint", PACKAGED)
-        self.fleet = Fleet(data, self._worker, lambda manifest, _: process(f"model:{manifest.name}", self.script), 5.0)
+        self.fleet = Rollout(
+            data, self._worker, lambda manifest, _: process(f"model:{manifest.name}", self.script), 5.0
+        )
 
     def _worker(self, slot: int, links: Mapping[str, Path]) -> Child:
         self.links.append(links)

@@ -13,7 +13,7 @@ from foreseen.operate import top
 from foreseen.operate.scrape import Scrape, parse
 from foreseen.telemetry.exposition import exposition
 from foreseen.telemetry.metrics import ProxyMetrics
-from foreseen.types import AWAY, DOWN, FarState, Standing, Warming
+from foreseen.types import AWAY, DOWN, FarState, QueueStatus, WarmRunStatus
 from tests.live import Live
 from tests.questions import ask_fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT
@@ -21,7 +21,7 @@ from tests.stories.test_10_first_question import FINGERPRINT
 UP = FarState(2**20, 2**30, 3, 7, 2, "allkeys-lfu", "7.2", append_only=False)
 
 
-def at(metrics: ProxyMetrics, seconds: float, far: FarState | None = UP, queue: Standing | None = None) -> Scrape:
+def at(metrics: ProxyMetrics, seconds: float, far: FarState | None = UP, queue: QueueStatus | None = None) -> Scrape:
     """A scrape as of a moment."""
     metrics.flush()
     return Scrape(seconds, parse(exposition(metrics.registry, far, queue=queue, models=["m"]).decode()).samples)
@@ -124,9 +124,9 @@ def test_the_command_for_machines_and_for_people(live: Live) -> None:
 
 def test_the_queue_has_a_line_where_there_is_one(metrics: ProxyMetrics) -> None:
     """What waits, since when, who works, what is dead; red where nobody works; "down" where it does not answer."""
-    before = at(metrics, 10.0, queue=Standing({"ended:succeeded": 10}, 0.0, 0))
+    before = at(metrics, 10.0, queue=QueueStatus({"ended:succeeded": 10}, 0.0, 0))
     counts = {"state:queued": 7, "state:running": 2, "ended:succeeded": 30}
-    now = top.told(before, at(metrics, 12.0, queue=Standing(counts, 12.5, 1)))
+    now = top.told(before, at(metrics, 12.0, queue=QueueStatus(counts, 12.5, 1)))
     assert now["queue"] == {
         "state": "up", "queued": 7, "running": 2, "oldest_seconds": 12.5, "workers": 0, "dead_letters": 1,
         "succeeded_per_second": 10.0, "webhooks_waiting": 0,
@@ -140,12 +140,12 @@ def test_the_queue_has_a_line_where_there_is_one(metrics: ProxyMetrics) -> None:
 
 def test_batch_runs_have_a_line_while_there_are_any(metrics: ProxyMetrics) -> None:
     """Runs past the proxy with their rows done and left, and what comes through it."""
-    before = at(metrics, 10.0, queue=Standing({}, 0.0, 0))
+    before = at(metrics, 10.0, queue=QueueStatus({}, 0.0, 0))
     assert "warm" not in shown(top.told(before, before))
     metrics.background_rows.labels("m", "model").inc(30)
     metrics.imported_rows.labels("m", "stored").inc(8)
-    runs = Warming({"m": 1}, {("m", "done"): 400, ("m", "left"): 600}, {("m", "computed"): 400})
-    now = top.told(before, at(metrics, 12.0, queue=Standing({}, 0.0, 0, warming=runs)))
+    runs = WarmRunStatus({"m": 1}, {("m", "done"): 400, ("m", "left"): 600}, {("m", "computed"): 400})
+    now = top.told(before, at(metrics, 12.0, queue=QueueStatus({}, 0.0, 0, warming=runs)))
     line = next(line for line in shown(now).splitlines() if "warm" in line)
     for said in ("1 runs, 400 rows done, 600 left", "rows/s 200.0", "15.0/s asked, 4.0/s imported"):
         assert said in line

@@ -37,6 +37,7 @@ def promtool(*words: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.processes
 def test_rules_and_their_cases_pass() -> None:
     """`promtool check rules` and `promtool test rules`."""
     promtool("check", "rules", *(str(path) for path in (FOLDER / "rules").glob("*.yml")))

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.processes
+
 COMMANDS = (["models", "list", "--json"], ["models", "list"], ["--help"])
 
 

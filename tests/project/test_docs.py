@@ -22,7 +22,19 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MADE = ("cli.md", "errors.md", "http.md", "metrics.md", "settings.md")
 """By code; tests/project/test_project.py holds them against it."""
 OURS = [page for page in PAGES if page.name not in MADE]
-OTHERS = {"--build", "--detach", "--only", "--rm", "--scale", "--seconds", "--seed", "foreseen_warm"}
+OTHERS = {
+    "--build",
+    "--detach",
+    "--find-links",
+    "--index",
+    "--wheel-dir",
+    "--only",
+    "--rm",
+    "--scale",
+    "--seconds",
+    "--seed",
+    "foreseen_warm",
+}
 """Flags of docker, of benchmarks and of chaos, and the name of a DAG."""
 
 
@@ -64,6 +76,7 @@ def test_what_readers_are_told_exists(page: Path) -> None:
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
+@pytest.mark.processes
 def test_the_scrape_configuration_of_the_docs_is_one(tmp_path: Path) -> None:
     """`promtool check config` takes it as it stands, with the rules where they are; its paths are routes."""
     (found,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "operating.md").read_text(), re.DOTALL)

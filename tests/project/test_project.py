@@ -44,6 +44,7 @@ def imported(tree: ast.Module) -> frozenset[str]:
     return frozenset(names)
 
 
+@pytest.mark.processes
 def test_imports_go_one_way() -> None:
     """The contract in pyproject.toml places every module on a floor and forbids cycles, within rooms too."""
     command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]

@@ -382,6 +382,7 @@ def test_a_damaged_request_is_a_request_or_refused(data: st.DataObject) -> None:
     assert request.inputs
 
 
+@pytest.mark.processes
 def test_nothing_is_left_to_be_read_when_threads_decode() -> None:
     """msgspec reads annotations, in Python, when a class is first decoded; two threads that did so at a time ended
     a process by a segmentation fault. After the import there is nothing left to read."""

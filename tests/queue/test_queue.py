@@ -17,9 +17,9 @@ from redis.asyncio import ConnectionPool, Redis, UnixDomainSocketConnection
 from foreseen.errors import EntryError, ModelUnavailable, QueueFull, QueueUnavailable, StateUnavailable
 from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
-from foreseen.proxy.jobs.worker import MOST_ALONE, Worker
+from foreseen.proxy.jobs.worker import MOST_ALONE, JobWorker
 from foreseen.queue.queue import Queue, connect_queue
-from foreseen.queue.queue_types import Bounds, Ended, PutBack
+from foreseen.queue.queue_types import Bounds, JobEnd, PutBack
 from foreseen.queue.records import (
     Failure,
     Head,
@@ -35,7 +35,7 @@ from foreseen.queue.records import (
 )
 from foreseen.queue.scripts import BASE
 from foreseen.stores.state import State
-from foreseen.types import ALL_STEPS, Answer, Output, Prediction, Row, Space, Wish
+from foreseen.types import ALL_STEPS, Answer, Output, OutputOptions, Prediction, Row, Space
 from tests.doubles import DIGEST, ROOT, SIGNATURE, DictFar, ScriptedModel, numbered, pipeline, predicted, row, value_of
 
 BOUNDS = Bounds(jobs=100, bytes=10_000_000, job_seconds=60.0, result_seconds=60.0)
@@ -57,7 +57,7 @@ async def submit(queue: Queue, value: int = 1, same: bytes = b"", model: str = "
     job, nonce = new_job(), new_nonce()
     head = Head(job, same, "public", model, "p", 1, sorted(ALL_STEPS))
     sealed = RECORDS.seal(Rows(job, FRAMER.frames([row(value)])))
-    ticket = RECORDS.seal(Ticket(nonce, "public", same or job, Wish()))
+    ticket = RECORDS.seal(Ticket(nonce, "public", same or job, OutputOptions()))
     given = await queue.submit(same, job, nonce, RECORDS.seal(head), sealed, ticket, 1, 2000)
     return given.job, given.nonce
 
@@ -88,16 +88,18 @@ def served(model: ScriptedModel) -> Any:
     )
 
 
-PURGES: Any = SimpleNamespace(of=lambda model, digest: 0, was_purged=lambda key: False)
+PURGES: Any = SimpleNamespace(of=lambda model, digest: 0, purged_since=lambda key, made_at: False)
 
 
 @contextlib.asynccontextmanager
 async def working(
     queue: Queue, model: ScriptedModel, name: str = "w", gone: frozenset[str] = frozenset()
-) -> AsyncIterator[Worker]:
+) -> AsyncIterator[JobWorker]:
     """A worker that works; who is in `gone` has certainly ended."""
     story = pipeline(model, DictFar(), near_bytes=0)
-    worker = Worker(name, queue, RECORDS, story, {"m": served(model)}, PURGES, most_rows=100, is_gone=gone.__contains__)
+    worker = JobWorker(
+        name, queue, RECORDS, story, {"m": served(model)}, PURGES, most_rows=100, is_gone=gone.__contains__
+    )
     task = asyncio.create_task(worker.run())
     try:
         yield worker
@@ -155,9 +157,9 @@ async def test_a_late_end_changes_nothing(queue: Queue) -> None:
     (one,) = await take(queue, "w1")
     (claimed,) = await queue.claim("w2", "w1", 0.0, 10)
     await queue.begin("w2", [(claimed.message, job)], MOST_ALONE, "few")
-    assert await queue.finish("w1", [Ended(one.message, job, "failed", b"early")]) == 0  # it is w2's by now
-    assert await queue.finish("w1", [Ended(one.message, job, "succeeded", b"r")]) == 1  # an answer is an answer
-    assert await queue.finish("w2", [Ended(one.message, job, "failed", b"late")]) == 0
+    assert await queue.finish("w1", [JobEnd(one.message, job, "failed", b"early")]) == 0  # it is w2's by now
+    assert await queue.finish("w1", [JobEnd(one.message, job, "succeeded", b"r")]) == 1  # an answer is an answer
+    assert await queue.finish("w2", [JobEnd(one.message, job, "failed", b"late")]) == 0
     assert await state_of(queue, job, nonce) == "succeeded"
     assert await ended(queue) == {"succeeded": 1}
     assert await queue.mine("w2") == []
@@ -315,7 +317,7 @@ async def test_a_part_of_a_worker_that_fails_ends_the_worker(queue: Queue, monke
     await submit(queue)
     story = pipeline(ScriptedModel(), DictFar(), near_bytes=0)
     models = {"m": served(ScriptedModel())}
-    worker = Worker("w", queue, RECORDS, story, models, PURGES, most_rows=100, is_gone=bool)
+    worker = JobWorker("w", queue, RECORDS, story, models, PURGES, most_rows=100, is_gone=bool)
     with pytest.raises(KeyError, match=call):
         await asyncio.wait_for(worker.run(), 20)
     await story.close(1.0)

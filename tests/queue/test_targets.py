@@ -9,7 +9,7 @@ from yarl import URL
 
 from foreseen.errors import SetupError, WebhookRefused
 from foreseen.queue.addresses import why_not
-from foreseen.queue.targets import Allowed, Target, target_of
+from foreseen.queue.targets import Allowed, WebhookTarget, target_of
 
 FORBIDDEN = {
     "0.0.0.0": "unspecified",
@@ -105,9 +105,11 @@ def test_networks_open_what_is_named_and_nothing_else() -> None:
 
 def test_a_url_has_one_reading() -> None:
     """Scheme and host in lower case, the port always there, path and query as they were given."""
-    assert target_of("HTTPS://Hooks.Example:8443/a%20b?c=d") == Target("https", "hooks.example", 8443, "/a%20b?c=d")
-    assert target_of("https://hooks.example") == Target("https", "hooks.example", 443, "/")
-    assert target_of("http://[2606:4700:0::1]?q") == Target("http", "2606:4700::1", 80, "/?q")
+    assert target_of("HTTPS://Hooks.Example:8443/a%20b?c=d") == WebhookTarget(
+        "https", "hooks.example", 8443, "/a%20b?c=d"
+    )
+    assert target_of("https://hooks.example") == WebhookTarget("https", "hooks.example", 443, "/")
+    assert target_of("http://[2606:4700:0::1]?q") == WebhookTarget("http", "2606:4700::1", 80, "/?q")
     assert target_of("http://[2606:4700:0::1]?q").url == "http://[2606:4700::1]:80/?q"
 
 

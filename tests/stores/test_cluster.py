@@ -15,13 +15,15 @@ from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
 from foreseen.errors import FarError, SetupError
-from foreseen.stores.cluster import Spread, far_at
+from foreseen.stores.cluster import ShardedFar, far_at
 from foreseen.stores.commands import PREFIX, Entries
 from foreseen.stores.far import Far
 from foreseen.stores.redis_urls import shown, slot_of
 from foreseen.types import DOWN, Key
 from tests.doubles import numbered
 from tests.redis_servers import Server, cluster, replicated, sentinels, until
+
+pytestmark = pytest.mark.processes
 
 BUDGET_SECONDS = 0.2
 RECOVERY_SECONDS = 2.0
@@ -64,9 +66,8 @@ def test_slots_are_those_of_the_cluster() -> None:
 async def test_entries_are_spread_over_the_masters_and_come_back_in_order(three: list[Server]) -> None:
     """500 keys: each master holds some, one pipeline each; what is deleted is gone; the secret's check passes."""
     far, keys = far_at(f"redis+cluster://{three[1].address}", BUDGET_SECONDS), numbered(500)
-    await far.check_secret(CHECK)
-    with pytest.raises(SetupError):
-        await far.check_secret(b"another")
+    assert await far.claim(CHECK)
+    assert not await far.claim(b"another")
     await far.put(entries(keys[::2]))
     assert await far.get(keys) == [None if at % 2 else b"value of " + key for at, key in enumerate(keys)]
     held = []
@@ -191,7 +192,7 @@ async def test_sentinels_name_the_master_and_a_failover_is_followed(tmp_path: Pa
     with sentinels(tmp_path) as watched:
         master, (replica,), (watcher,) = watched.master, watched.replicas, watched.watchers
         far, keys = far_at(f"redis+sentinel://127.0.0.1:1,{watcher.address}/cache", BUDGET_SECONDS), numbered(100)
-        await far.check_secret(CHECK)
+        assert await far.claim(CHECK)
         await far.put(entries(keys))
         replicated(master, replica)
         master.signal(signal.SIGSTOP)
@@ -254,7 +255,7 @@ async def test_a_server_that_is_no_cluster_is_no_cluster(tmp_path: Path) -> None
     async def nonsense() -> list[tuple[int, int, str]]:
         raise FarError("refused")
 
-    far = Spread(nonsense, lambda address: Far(None), 0.02)  # type: ignore[arg-type]
+    far = ShardedFar(nonsense, lambda address: Far(None), 0.02)  # type: ignore[arg-type]
     with pytest.raises(FarError):
         await far.get(numbered(1))
     await far.close()

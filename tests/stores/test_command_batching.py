@@ -18,6 +18,8 @@ from foreseen.stores.master_locator import WAIT_SECONDS
 from foreseen.stores.redis_urls import connect
 from tests.redis_servers import Server, serving
 
+pytestmark = pytest.mark.processes
+
 SECONDS = 0.5
 
 

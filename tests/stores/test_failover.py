@@ -25,7 +25,7 @@ from foreseen.stores.cluster import far_at
 from foreseen.stores.master_locator import client_at
 from foreseen.stores.redis_urls import Access, access_of, master_at, slot_of
 from foreseen.stores.state import State, connect_state
-from foreseen.warm.write.bulk_redis import Pipe
+from foreseen.warm.write.bulk_redis import BulkRedis
 from tests.doubles import DictFar, ScriptedModel, numbered, pipeline
 from tests.live import started
 from tests.proxy.cache.test_generations import following
@@ -34,6 +34,8 @@ from tests.queue.test_queue import BOUNDS, ended, result, submit, until_ended, w
 from tests.redis_servers import Server, Watched, cluster, replicated, sentinels, until
 from tests.stores.test_redis_tls import PASSWORD, acl_file, all_children
 from tests.stories.test_60_start_and_stop import foreseen
+
+pytestmark = pytest.mark.processes
 
 AS_STATE = ("--appendonly", "yes", "--appendfsync", "always")
 LAST = 2
@@ -276,7 +278,7 @@ def test_a_batch_run_fills_the_master_that_sentinels_name(tmp_path: Path) -> Non
         master = master_at(watched.url)
         assert master == f"redis://{watched.master.address}/0"
         assert master_at(watched.url.replace("://", "://u:p@")) == f"redis://u:p@{watched.master.address}/0"
-        with contextlib.closing(Pipe(master)) as pipe:
+        with contextlib.closing(BulkRedis(master)) as pipe:
             assert pipe.get(numbered(1)) == [None]
     assert master_at(master) == master
     for url, said in (

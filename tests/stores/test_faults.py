@@ -13,6 +13,8 @@ import pytest
 from tests.faults import FaultProxy, Faults, between, cut_replies
 from tests.stores.test_far import valkey_server
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

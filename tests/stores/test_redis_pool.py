@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from foreseen.stores.redis_pool import NotResp, Wire, Words
+from foreseen.stores.redis_pool import NotResp, RedisPool, Words
 
 MGET = [("MGET", b"k")]
 VALUE = b"*1\r\n$5\r\nvalue\r\n"
@@ -45,11 +45,11 @@ class Scripted:
 @contextlib.asynccontextmanager
 async def wire_to(
     scripted: Scripted, folder: Path, hello: Sequence[Words] = (), seconds: float = 20.0
-) -> AsyncIterator[Wire]:
+) -> AsyncIterator[RedisPool]:
     path = str(folder / "s")
     server = await asyncio.start_unix_server(scripted.serve, path)
     loop = asyncio.get_running_loop()
-    wire = Wire(lambda made: loop.create_unix_connection(made, path), hello, seconds, ValueError)
+    wire = RedisPool(lambda made: loop.create_unix_connection(made, path), hello, seconds, ValueError)
     async with server, asyncio.timeout(30):
         yield wire
         wire.close()

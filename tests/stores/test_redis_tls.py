@@ -26,6 +26,8 @@ from tests.questions import ask_fingerprint, fingerprint, numbers
 from tests.redis_servers import certificates, cluster, serving_tls, until
 from tests.stories.test_60_start_and_stop import foreseen
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parent.parent.parent
 BUDGET_SECONDS = 0.5
 PASSWORD = "p4ssword-of-a-test"
@@ -77,7 +79,7 @@ async def state(secured: Secured) -> AsyncIterator[State]:
 async def test_the_cache_role_needs_no_more(far: Entries) -> None:
     """Everything that far does, over TLS, under the user of the ACL file."""
     keys = numbered(5)
-    await far.check_secret(b"check")
+    assert await far.claim(b"check")
     assert await far.knows(b"check") is True
     await far.put([(key, b"v" + key, 60_000) for key in keys])
     assert await far.get(keys) == [b"v" + key for key in keys]

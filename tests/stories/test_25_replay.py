@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from foreseen.models.build.build import build
-from foreseen.models.progress import Silent
+from foreseen.models.progress import SilentProgress
 from foreseen.modelspec.manifest import find
 from tests.live import Live, started, sum_of
 from tests.models_fixture import PACKAGED
@@ -237,4 +237,4 @@ def with_seal(live: Live, seal: int) -> None:
     manifest = find("fingerprint", PACKAGED)
     assert manifest.source is not None
     source = msgspec.structs.replace(manifest.source, options={"seal": seal})
-    build(msgspec.structs.replace(manifest, source=source), live.data, quick=True, say=Silent())
+    build(msgspec.structs.replace(manifest, source=source), live.data, quick=True, say=SilentProgress())

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from foreseen.paths import run_folder
 from tests.live import Live, started
 from tests.questions import ask_fingerprint, fingerprint, numbers
@@ -87,6 +89,22 @@ def test_an_unknown_model_is_one_line_that_lists_the_known(tmp_path: Path) -> No
     done = foreseen("up", f"--data={tmp_path}", "--port=0", "--model=nope")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "minilm" in done.stderr
+
+
+def test_nothing_is_imported_from_the_current_directory(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders and files there that are called as our packages and libraries do not reach the child processes."""
+    elsewhere = tmp_path / "elsewhere"
+    for folder in ("models", "proxy", "inference", "foreseen"):
+        (elsewhere / folder).mkdir(parents=True)
+    executed = tmp_path / "executed"
+    for module in ("msgspec", "aiohttp", "json"):
+        (elsewhere / f"{module}.py").write_text(f"open({str(executed)!r}, 'w').close()\nraise SystemExit(3)")
+    monkeypatch.chdir(elsewhere)
+    with started(built, tmp_path / "data", models=["fingerprint"]) as system:
+        assert system.post(FINGERPRINT, ask_fingerprint(numbers(1)))[0] == 200
+    assert not executed.exists()
 
 
 def test_sigterm_stops_all_of_it(built: Path, tmp_path: Path) -> None:

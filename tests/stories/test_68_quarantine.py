@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from foreseen.keys.key import Framer
-from foreseen.proxy.backend.isolation import Trials
+from foreseen.proxy.backend.isolation import IsolationLock
 from foreseen.proxy.backend.quarantine import MAX_SUSPECTS, Quarantine
 from foreseen.telemetry.metrics import ProxyMetrics
 from tests.doubles import ROOT, SIGNATURE, BrokenFar, Clock, DictFar, row
@@ -210,7 +210,7 @@ async def test_two_proxies_do_not_try_at_one_time(tmp_path: Path) -> None:
 async def test_who_gets_the_turn_of_one_that_ended_the_process_is_not_suspected(tmp_path: Path) -> None:
     """It was there when he began to wait, and is not when his turn comes: he waits for its return, and nobody says that
     he has ended it."""
-    far, elsewhere = DictFar(), Trials()
+    far, elsewhere = DictFar(), IsolationLock()
     elsewhere.among(far, ROOT, ProxyMetrics())
     async with mortal(tmp_path / "data") as (foreign, front):
         front.proxy.trials.among(far, ROOT, front.proxy.metrics)
@@ -229,12 +229,12 @@ async def test_who_gets_the_turn_of_one_that_ended_the_process_is_not_suspected(
 async def test_a_turn_is_waited_for_and_a_redis_in_trouble_is_not(tmp_path: Path) -> None:
     """Of two processes one waits until the other is done; without Redis, or with one that fails, nobody waits."""
     far, metrics, told = DictFar(), ProxyMetrics(), []
-    one, two, apart, broken = Trials(), Trials(), Trials(), Trials()
+    one, two, apart, broken = IsolationLock(), IsolationLock(), IsolationLock(), IsolationLock()
     one.among(far, ROOT, metrics)
     two.among(far, ROOT, metrics)
     broken.among(BrokenFar(), ROOT, metrics)
 
-    async def tried(name: str, trials: Trials, model: str = "m") -> None:
+    async def tried(name: str, trials: IsolationLock, model: str = "m") -> None:
         async with trials.turn(model):
             told.append(name)
 

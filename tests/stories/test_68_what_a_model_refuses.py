@@ -106,27 +106,27 @@ async def test_what_is_no_number_is_502_in_every_encoding_and_is_not_kept(
 ) -> None:
     """JSON has no word for NaN and infinity, and an encoding does not change an answer: V2 in and out of JSON and
     binary, and V1, get the same error with the output's name; the model is asked each time, until it is mended."""
-    async with floats(tmp_path / "data", binary=binary) as (foreign, asker):
+    async with floats(tmp_path / "data", binary=binary) as (foreign, client):
         foreign.strange = STRANGE[strange]
         bad = [BAD, 4]
-        ways = [asker.v2(bad), asker.v2(bad, binary=True), asker.v2_binary(bad), asker.v1(bad)]
+        ways = [client.v2(bad), client.v2(bad, binary=True), client.v2_binary(bad), client.v1(bad)]
         for way in ways:
             status, cached, told = await way
             assert (status, told["code"], "hit" in cached) == (502, "model_failed", False)
             assert "NaN" in told["error"] or not binary
         assert foreign.asked == [1] * 4
         foreign.mended = True
-        assert await asker.v2(bad) == (200, "foreseen;fwd=miss;stored", [6.5, 2.0])
-        assert (await asker.v2(bad, binary=True))[2] == [6.5, 2.0]
+        assert await client.v2(bad) == (200, "foreseen;fwd=miss;stored", [6.5, 2.0])
+        assert (await client.v2(bad, binary=True))[2] == [6.5, 2.0]
 
 
 @pytest.mark.parametrize("strange", [float("nan"), None], ids=["NaN", "400"])
 async def test_who_asks_at_the_same_time_is_answered(tmp_path: Path, strange: float | None) -> None:
     """Thirty callers aboard one flight, one of them with a row that the model refuses: 29 answers, kept; one error."""
-    async with floats(tmp_path / "data", binary=True) as (foreign, asker):
+    async with floats(tmp_path / "data", binary=True) as (foreign, client):
         foreign.strange = strange
         rows = [[number, 2 * number] for number in range(20, 49)]
-        told = await asyncio.gather(*(asker.v2(row) for row in [*rows[:15], [BAD, 0], *rows[15:]]))
+        told = await asyncio.gather(*(client.v2(row) for row in [*rows[:15], [BAD, 0], *rows[15:]]))
         (refused,) = [one for one in told if one[0] != 200]
         assert (refused[0], refused[2]["code"]) == (
             (502, "model_failed") if strange is not None else (400, "bad_input")
@@ -134,17 +134,17 @@ async def test_who_asks_at_the_same_time_is_answered(tmp_path: Path, strange: fl
         assert [one[2] for one in told if one[0] == 200] == [[row[0] / 2, row[0]] for row in rows]
         asked = len(foreign.asked)
         assert asked <= 1 + 2 * 5
-        assert {(await asker.v2(row))[1].split(";")[1] for row in rows} == {"hit"}
-        assert (await asker.v2(rows[0], [BAD, 0], rows[1]))[0] in (400, 502)
+        assert {(await client.v2(row))[1].split(";")[1] for row in rows} == {"hit"}
+        assert (await client.v2(rows[0], [BAD, 0], rows[1]))[0] in (400, 502)
         assert len(foreign.asked) == asked + 1
 
 
 async def test_a_model_that_refuses_everything_is_not_asked_without_end(tmp_path: Path) -> None:
     """All of 256 rows are bad: what is asked beyond that is bounded, and so it is the next time."""
-    async with floats(tmp_path / "data", binary=True) as (foreign, asker):
-        assert (await asker.v2(*[[BAD, number] for number in range(256)]))[0] == 502
+    async with floats(tmp_path / "data", binary=True) as (foreign, client):
+        assert (await client.v2(*[[BAD, number] for number in range(256)]))[0] == 502
         assert len(foreign.asked) <= 1 + 1.2 * SPLITS  # what is sent earns a tenth
         foreign.asked.clear()
         for _ in range(20):
-            assert (await asker.v2(*[[BAD, number] for number in range(256)]))[0] == 502
+            assert (await client.v2(*[[BAD, number] for number in range(256)]))[0] == 502
         assert len(foreign.asked) <= 20 * 1.5

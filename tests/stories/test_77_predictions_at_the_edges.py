@@ -197,7 +197,7 @@ async def test_nobody_who_did_not_ask_gets_a_202(many: Live) -> None:
     """The same rows at the same time, a third of the askers with Prefer: all others get 200 and the right answer,
     whoever came first; as many 202 are counted as were asked for and given."""
     before = many.metric("foreseen_requests_total", code="202")
-    manners: list[dict[str, str]] = [{"Prefer": "respond-async"}, {}, {"Prefer": "wait=9"}]
+    ticket_options: list[dict[str, str]] = [{"Prefer": "respond-async"}, {}, {"Prefer": "wait=9"}]
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
 
         async def one(seed: int, headers: dict[str, str]) -> tuple[int, bool]:
@@ -207,6 +207,6 @@ async def test_nobody_who_did_not_ask_gets_a_202(many: Live) -> None:
                 return reply.status, "outputs" in told and told["outputs"][0]["data"] == fingerprint(numbers(seed))
 
         chosen = [next(seeds) for _ in range(60)]
-        told = await asyncio.gather(*(one(seed, headers) for seed in chosen for headers in manners))
+        told = await asyncio.gather(*(one(seed, headers) for seed in chosen for headers in ticket_options))
     assert {one for number, one in enumerate(told) if number % 3} == {(200, True)}
     assert many.metric("foreseen_requests_total", code="202") - before == [status for status, _ in told].count(202)

@@ -27,7 +27,7 @@ from foreseen.proxy.cache.near import Near
 from foreseen.proxy.cache.tiers import Tiers
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.telemetry.metrics import ProxyMetrics
-from foreseen.types import Output, Prediction, Question, Row, Space, Terms
+from foreseen.types import Output, Prediction, Question, RequestOptions, Row, Space
 from foreseen.web.http import HEADER_LENGTH
 from tests.collisions import chosen_pair, second_preimage, seeded_pair
 from tests.doubles import ROOT, DictFar, Limits
@@ -50,7 +50,7 @@ class Hashing:
     def __init__(self) -> None:
         self.rows = 0
 
-    async def predict(self, rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Prediction]:
+    async def predict(self, rows: Sequence[Row], parameters: bytes, options: RequestOptions) -> list[Prediction]:
         self.rows += len(rows)
         await asyncio.sleep(0)  # give another question the chance to join a flight that is not its own
         now = time.time()
@@ -72,8 +72,8 @@ def story(model: Hashing, far: DictFar) -> Pipeline:
 
 
 async def ask(one: Pipeline, *tensors: np.ndarray) -> list[bytes]:
-    terms = Terms(asyncio.get_running_loop().time() + 20)
-    answers = await one.answer(Question(Space("public", "m", "d"), tuple(Row((t.ravel(),)) for t in tensors), terms))
+    options = RequestOptions(asyncio.get_running_loop().time() + 20)
+    answers = await one.answer(Question(Space("public", "m", "d"), tuple(Row((t.ravel(),)) for t in tensors), options))
     return [answer.prediction.data[0] for answer in answers]
 
 
@@ -204,11 +204,11 @@ async def test_twenty_thousand_random_requests_are_bit_identical_fresh_and_from_
                 flat = (await reply.json())["outputs"][0]["data"]
             assert flat == [value for row in picked for value in fingerprint(row)]
 
-        async def asker() -> None:
+        async def client() -> None:
             for _ in range(20_000 // 16):
                 await (check_texts() if rng.random() < 0.3 else check_numbers())
 
-        await asyncio.gather(*(asker() for _ in range(16)))
+        await asyncio.gather(*(client() for _ in range(16)))
     fresh = await _embeddings_direct(live, built, texts, rng)
     assert fresh == alone
 

@@ -12,9 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from foreseen.inference.metrics import ModelMetrics
 from foreseen.telemetry.exposition import FAR_STATE, QUEUE_STATE, exposition
-from foreseen.telemetry.meters import Hits, Kept, Tallies, Tally
+from foreseen.telemetry.meters import CachedChildren, Hits, Tallies, Tally
 from foreseen.telemetry.metrics import REQUEST_RESULTS, ROW_RESULTS, ProxyMetrics
-from foreseen.types import AWAY, DOWN, FarState, Standing, Warming
+from foreseen.types import AWAY, DOWN, FarState, QueueStatus, WarmRunStatus
 
 BOUNDS = (0.001, 0.01, 0.1)
 UP = FarState(10, 100, 3, 7, 2, "allkeys-lfu", "7.2", append_only=False, uptime=9)
@@ -76,7 +76,7 @@ def test_hits_are_counted_as_their_metrics_would_be(at_once: bool) -> None:
 
 def test_a_child_is_looked_up_once() -> None:
     """The same values give the same object, without a call into the library."""
-    kept = Kept(Counter("c", "", ("a", "b"), registry=CollectorRegistry()))
+    kept = CachedChildren(Counter("c", "", ("a", "b"), registry=CollectorRegistry()))
     assert kept.labels("x", "y") is kept.labels("x", "y")
     assert kept.labels("x", "y") is not kept.labels("y", "x")
 
@@ -100,7 +100,7 @@ def test_every_kind_of_far_error_is_expected() -> None:
     assert set(metrics.FAR_ERROR_KINDS) == {
         *(kind for _, kind in kinds._ERRORS),
         *kinds._ERRORS_BY_WORD.values(),
-        *("open", "paused", "moved", "tls"),
+        *("open", "paused", "moved", "tls", "foreign"),
     }
 
 
@@ -124,12 +124,12 @@ def test_redis_tells_of_itself_or_is_down() -> None:
 def test_the_queue_tells_of_itself_or_is_away() -> None:
     """With an answer all of its families are there, a new queue's too; without one only `foreseen_queue_up 0`."""
     registry = CollectorRegistry()
-    new = exposition(registry, queue=Standing({}, 0.0, 0)).decode()
+    new = exposition(registry, queue=QueueStatus({}, 0.0, 0)).decode()
     assert {name for name, _, _, _ in QUEUE_STATE} == {
         line.split("{")[0].split(" ")[0] for line in new.splitlines() if line[0] != "#"
     }
     assert "foreseen_queue_up 1.0" in new
-    told = exposition(registry, queue=Standing({"state:queued": 3, "hook:failed": 2}, 1.5, 1, 4, 2)).decode()
+    told = exposition(registry, queue=QueueStatus({"state:queued": 3, "hook:failed": 2}, 1.5, 1, 4, 2)).decode()
     for line in (
         'foreseen_jobs{state="queued"} 3.0',
         "foreseen_jobs_oldest_seconds 1.5",
@@ -146,12 +146,12 @@ def test_batch_runs_are_told_of_served_models_only() -> None:
     """Zeros before the first; afterwards what they say; a model that is not served makes no series, a store that is
     away none at all."""
     registry = CollectorRegistry()
-    new = samples(exposition(registry, queue=Standing({}, 0.0, 0), models=["m"]))
+    new = samples(exposition(registry, queue=QueueStatus({}, 0.0, 0), models=["m"]))
     ours = {name: value for name, value in new.items() if name.startswith("foreseen_warm")}
     assert len(ours) == 1 + 2 + 4
     assert set(ours.values()) == {0}
-    runs = Warming({"m": 2}, {("m", "done"): 5, ("m", "left"): 7}, {("m", "hit"): 5, ("evil", "hit"): 9})
-    told = samples(exposition(registry, queue=Standing({}, 0.0, 0, warming=runs), models=["m"]))
+    runs = WarmRunStatus({"m": 2}, {("m", "done"): 5, ("m", "left"): 7}, {("m", "hit"): 5, ("evil", "hit"): 9})
+    told = samples(exposition(registry, queue=QueueStatus({}, 0.0, 0, warming=runs), models=["m"]))
     assert told['foreseen_warm_runs{model="m"}'] == 2
     assert told['foreseen_warm_run_rows{model="m",state="left"}'] == 7
     assert told['foreseen_warm_rows_total{model="m",result="hit"}'] == 5
@@ -213,6 +213,7 @@ print(metrics.exposition().decode(), end="")
 """
 
 
+@pytest.mark.processes
 def test_a_slot_outlives_its_process(tmp_path: Path) -> None:
     """Workers one after the other under one number go on counting in the same files; a live gauge is forgotten."""
     from prometheus_client.multiprocess import mark_process_dead

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from foreseen.paths import redis_socket
-from foreseen.warm.write.bulk_redis import Pipe
+from foreseen.warm.write.bulk_redis import BulkRedis
 from tests.live import Live
 from tests.warm.test_warm import digest_of, hit, parquet, predicted, rows_of
 
@@ -114,7 +114,7 @@ def test_missing_permission(live: Live, tmp_path: Path, out: Path) -> None:
     (tmp_path / "secret").write_bytes(b"x" * 32)
     (tmp_path / "secret").chmod(0)
     assert "Permission denied" in line(live, file, f"--secret-file={tmp_path / 'secret'}", before=UNPRIVILEGED)
-    pipe = Pipe(f"unix://{redis_socket(live.data)}")
+    pipe = BulkRedis(f"unix://{redis_socket(live.data)}")
     try:
         pipe._ask(b"ACL", b"SETUSER", b"reader", b"on", b">pass", b"~*", b"+get", b"+mget")
         said = line(live, file, f"--redis=unix://reader:pass@{redis_socket(live.data)}")

@@ -10,10 +10,10 @@ import pytest
 
 from foreseen.queue.queue import Queue, connect_queue
 from foreseen.queue.warm_progress import RUNS
-from foreseen.types import Warming
+from foreseen.types import WarmRunStatus
 from foreseen.warm.run.checkpoint import Progress
 from foreseen.warm.run.command import Job
-from foreseen.warm.run.progress_reporter import NOTHING, Teller
+from foreseen.warm.run.progress_reporter import NOTHING, ProgressReporter
 from tests.live import Live
 from tests.questions import ask_fingerprint, numbers
 from tests.state_server import state_server
@@ -85,12 +85,12 @@ def test_a_run_through_the_proxy_is_counted_by_it(live: Live, tmp_path: Path) ->
 
 async def test_what_is_told_twice_counts_once(queue: Queue) -> None:
     """An attempt that goes on, a reply that was lost, a store that had forgotten the run: each row counts once."""
-    first = Teller(None, "run", "m")
+    first = ProgressReporter(None, "run", "m")
     first.started(100, Progress())
     first.moved(Progress(hit=10, computed=20))
     await first.tell(queue, over=True)
-    assert (await queue.standing()).warming == Warming({}, {}, {("m", "hit"): 10, ("m", "computed"): 20})
-    again = Teller(None, "run", "m")
+    assert (await queue.standing()).warming == WarmRunStatus({}, {}, {("m", "hit"): 10, ("m", "computed"): 20})
+    again = ProgressReporter(None, "run", "m")
     again.started(100, Progress(hit=10, computed=20))
     await again.tell(queue)
     again.moved(Progress(hit=10, computed=50))
@@ -111,18 +111,18 @@ async def test_a_silent_run_is_not_under_way(queue: Queue) -> None:
     await queue._client.hset(RUNS, "old", '{"model": "m", "left": 1, "rows": [1, 0, 0, 0], "at": 1000}')
     await queue._client.hset(RUNS, "strange", '{"at": 1000}')
     assert (await queue.standing()).warming.runs == {}
-    other = Teller(None, "new", "m")
+    other = ProgressReporter(None, "new", "m")
     other.started(None, Progress(hit=5))
     await other.tell(queue)
     assert await queue._client.hkeys(RUNS) == [b"new"]
-    assert (await queue.standing()).warming == Warming({"m": 1}, {("m", "done"): 5, ("m", "left"): 0}, {})
+    assert (await queue.standing()).warming == WarmRunStatus({"m": 1}, {("m", "done"): 5, ("m", "left"): 0}, {})
 
 
 @pytest.mark.parametrize("url", [None, "unix:///nowhere/state.sock", "ftp://x"])
 def test_a_store_that_is_away_costs_the_run_nothing(url: str | None) -> None:
     """No error, and no thread is left."""
-    teller = Teller(url, "run", "m")
-    teller.started(10, Progress())
-    teller.moved(Progress(hit=1))
-    teller.close()
+    reporter = ProgressReporter(url, "run", "m")
+    reporter.started(10, Progress())
+    reporter.moved(Progress(hit=1))
+    reporter.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "tell"]

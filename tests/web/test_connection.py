@@ -13,17 +13,17 @@ import uvloop
 from aiohttp import web
 
 from foreseen.proxy.fastpath.fast_connection import HOLD_SECONDS, ShortConnection
-from foreseen.proxy.fastpath.fast_path import Road
-from foreseen.proxy.fastpath.known_heads import END_OF_HEAD, TRACES, Heads
-from foreseen.proxy.fastpath.responder import Edge, Told
-from foreseen.proxy.predict.ask import Ask
+from foreseen.proxy.fastpath.fast_path import FastPath
+from foreseen.proxy.fastpath.known_heads import END_OF_HEAD, TRACES, KnownHeads
+from foreseen.proxy.fastpath.responder import RenderedReply, Responder
+from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.serve import Reply, Visit
 from foreseen.proxy.predict.shortcut import Found
-from foreseen.web.connection import Runner
+from foreseen.web.connection import AppRunner
 from foreseen.web.drain import drain
 from foreseen.web.listen import listen
 
-ASK = Ask("m", None, "v2")
+ASK = RequestHead("m", None, "v2")
 JSON = [("Server", "foreseen"), ("Content-Type", "application/json")]
 OPENING = b"POST /x HTTP/1.1\r\nHost: h\r\n"
 
@@ -33,8 +33,8 @@ def request(body: bytes = b"question", **headers: str) -> bytes:
     return "\r\n".join(lines).encode() + END_OF_HEAD + body
 
 
-def told(body: bytes) -> Told:
-    return Told(200, JSON, body, Reply(body, None, {}, "hit", None, (), ()))
+def told(body: bytes) -> RenderedReply:
+    return RenderedReply(200, JSON, body, Reply(body, None, {}, "hit", None, (), ()))
 
 
 class ScriptedEdge:
@@ -53,13 +53,19 @@ class ScriptedEdge:
         body = self.kept.get(raw)
         return None if body is None else b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
 
-    def remember(self, ask: Ask, raw: bytes, reply: Reply) -> None:
+    def remember(self, ask: RequestHead, raw: bytes, reply: Reply) -> None:
         if self.keeps:
             self.kept[raw] = b"replayed " + raw.partition(END_OF_HEAD)[2]
 
     def at_once(
-        self, ask: Ask, body: bytes, raw: bytes | None, started: float, deadline: float, found: Found | None = None
-    ) -> bytes | Told | Visit | None:
+        self,
+        ask: RequestHead,
+        body: bytes,
+        raw: bytes | None,
+        started: float,
+        deadline: float,
+        found: Found | None = None,
+    ) -> bytes | RenderedReply | Visit | None:
         self.asked.append(body)
         self.traces.append(ask.traceparent)
         self.entered.set()
@@ -67,13 +73,13 @@ class ScriptedEdge:
             self.kept[raw] = b"replayed " + body
         return None if body.startswith(b"late") else told(b"road " + body)
 
-    def find_whole(self, ask: Ask, pieces: Sequence[bytes], length: int) -> Found | None:
+    def find_whole(self, ask: RequestHead, pieces: Sequence[bytes], length: int) -> Found | None:
         assert sum(map(len, pieces)) == length
         text = b"".join(pieces)
         known = text.startswith(b"known")
         return Found(None, ("m", "v2", None, True), text, 0) if known else None
 
-    async def answer(self, ask: Ask, body: bytes, started: float, deadline: float) -> Told:
+    async def answer(self, ask: RequestHead, body: bytes, started: float, deadline: float) -> RenderedReply:
         await self.gate.wait()
         return told(b"road " + body)
 
@@ -83,14 +89,14 @@ class Served:
 
     def __init__(self) -> None:
         self.edge = ScriptedEdge()
-        self.heads = Heads(body_bytes=1_000_000)
+        self.heads = KnownHeads(body_bytes=1_000_000)
         self.reached: list[bytes] = []
         self.open: list[ShortConnection] = []
         self.port = 0
-        self.runner: Runner
+        self.runner: AppRunner
 
     def connect(self, manager: Any, **options: Any) -> ShortConnection:
-        self.open.append(ShortConnection(manager, Road(cast(Edge, self.edge)), self.heads, **options))
+        self.open.append(ShortConnection(manager, FastPath(cast(Responder, self.edge)), self.heads, **options))
         return self.open[-1]
 
     async def answer(self, asked: web.Request) -> web.Response:
@@ -106,7 +112,7 @@ async def serving() -> AsyncIterator[Served]:
     served = Served()
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", served.answer)
-    served.runner = runner = Runner(app, served.connect, shutdown_timeout=5)
+    served.runner = runner = AppRunner(app, served.connect, shutdown_timeout=5)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     served.port = runner.addresses[0][1]
@@ -173,7 +179,7 @@ async def test_the_very_same_bytes_are_replayed() -> None:
 @pytest.mark.parametrize("at", range(len(request()) - len(b"question")))
 async def test_a_head_that_differs_in_one_byte_is_another(at: int) -> None:
     """Every byte but the digits of Content-Length counts; what aiohttp makes of it is aiohttp's."""
-    heads = Heads(body_bytes=1000)
+    heads = KnownHeads(body_bytes=1000)
     known = request()[: -len(b"question")]
     heads.learn(known, ASK)
     changed = known[:at] + bytes([known[at] ^ 1]) + known[at + 1 :]
@@ -188,7 +194,7 @@ async def test_a_head_that_differs_in_one_byte_is_another(at: int) -> None:
 )
 async def test_a_length_is_plain_digits(length: bytes) -> None:
     """There is one way to read a length that is recognised; all others are for aiohttp."""
-    heads = Heads(body_bytes=2**40)
+    heads = KnownHeads(body_bytes=2**40)
     heads.learn(OPENING + b"Content-Length: 8\r\n\r\n", ASK)
     assert heads.of(OPENING + b"Content-Length: " + length + END_OF_HEAD + b"question") is None
 
@@ -206,14 +212,14 @@ async def test_a_length_is_plain_digits(length: bytes) -> None:
 )
 async def test_heads_with_two_readings_are_not_learned(head: bytes) -> None:
     """Where the length does not stand once, plainly, in a head of usual size, aiohttp reads every one."""
-    heads = Heads(body_bytes=1000)
+    heads = KnownHeads(body_bytes=1000)
     heads.learn(head, ASK)
     assert len(heads) == 0
 
 
 async def test_other_lengths_in_a_head_are_bytes_like_all_others() -> None:
     """A binary request's second length counts with every byte; only the body's own length may differ."""
-    heads = Heads(body_bytes=1000)
+    heads = KnownHeads(body_bytes=1000)
     head = OPENING + b"Inference-Header-Content-Length: 5\r\nContent-Length: 8\r\n\r\n"
     heads.learn(head, ASK)
     assert heads.of(head.replace(b": 8", b": 12")) is not None
@@ -222,7 +228,7 @@ async def test_other_lengths_in_a_head_are_bytes_like_all_others() -> None:
 
 async def test_heads_are_bounded_and_a_body_above_the_limit_is_aiohttps() -> None:
     """The oldest go; a length above the limit on bodies is not recognised, so it is refused where it always was."""
-    heads = Heads(body_bytes=1000)
+    heads = KnownHeads(body_bytes=1000)
     for n in range(2000):
         heads.learn(b"POST /%d HTTP/1.1\r\nHost: h\r\nContent-Length: 8\r\n\r\n" % n, ASK)
     assert len(heads) == 1024
@@ -505,7 +511,7 @@ def test_who_comes_with_many_others_is_let_in_with_them(all_of_them: bool) -> No
     others not taken in with the first."""
 
     async def turns() -> int:
-        runner = Runner(web.Application())
+        runner = AppRunner(web.Application())
         await runner.setup()
         listener = listen("127.0.0.1", 0)
         await web.SockSite(runner, listener).start()
@@ -530,7 +536,7 @@ def test_who_comes_to_a_process_that_is_told_to_end_is_left_to_another(monkeypat
     monkeypatch.setattr("foreseen.web.connection.ACCEPTED_A_TURN", 1)
 
     async def left() -> tuple[int, int]:
-        runner = Runner(web.Application())
+        runner = AppRunner(web.Application())
         await runner.setup()
         shared = listen("127.0.0.1", 0)
         await web.SockSite(runner, shared.dup()).start()

@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
-from foreseen.web.connection import Runner
-from foreseen.web.drain import Ending, drain
+from foreseen.web.connection import AppRunner
+from foreseen.web.drain import Shutdown, drain
 
 PATIENCE_SECONDS = 20.0
 
@@ -28,7 +28,7 @@ class Site:
         self.answered = 0
         app = web.Application()
         app.router.add_post("/", self._answer)
-        self.runner = Runner(app)
+        self.runner = AppRunner(app)
         self.port = 0
         self.clients: list[Client] = []
 
@@ -160,7 +160,7 @@ async def test_a_request_that_never_ends_does_not_hold_up_the_end() -> None:
 @pytest.mark.parametrize(("sent", "at_once"), [(["TERM"], False), (["INT"], True), (["TERM", "TERM"], True)])
 async def test_how_it_is_to_end(sent: list[str], at_once: bool) -> None:
     """SIGTERM is gentle; SIGINT, or a second signal, is not."""
-    ending = Ending()
+    ending = Shutdown()
     for name in sent:
         os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
         await asyncio.wait_for(ending.begun.wait(), PATIENCE_SECONDS)

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from foreseen.web.limits import IDLE_SECONDS, MAX_ADDRESSES, Bucket, Buckets, Gate, Limits, network_of
+from foreseen.web.limits import IDLE_SECONDS, MAX_ADDRESSES, Bucket, Buckets, Gate, ListenerLimits, network_of
 
 
 class Clock:
@@ -97,7 +97,7 @@ class Guest:
 def test_who_has_rested_longest_makes_room() -> None:
     """Not who is at work, and not who has only just come."""
     told = Counter[str]()
-    gate = Gate(Limits(connections=3), lambda limit: told.update([limit]))
+    gate = Gate(ListenerLimits(connections=3), lambda limit: told.update([limit]))
     old, busy, young = Guest(1.0), Guest(None), Guest(99.9)
     assert all(gate.enter(guest, 100.0) for guest in (old, busy, young))
     assert gate.enter(Guest(None), 100.0)
@@ -113,5 +113,5 @@ def test_who_has_rested_longest_makes_room() -> None:
 
 def test_no_limit_lets_all_in() -> None:
     """The listeners of our own processes."""
-    gate = Gate(Limits())
+    gate = Gate(ListenerLimits())
     assert all(gate.enter(Guest(0.0), 0.0) for _ in range(1000))

@@ -19,11 +19,11 @@ from foreseen.modelspec.prepare import Preparer
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.wire import InputTensor
 from foreseen.types import Array, Key, Row
-from foreseen.warm.plan import PARAMETERS_COLUMN, REJECT_COLUMN
+from foreseen.warm.plan import LINE_COLUMN, PARAMETERS_COLUMN, REJECT_COLUMN
 from foreseen.warm.read.columns import columns_for, fixed, ragged, tensor
 
 
-class Given(Struct, frozen=True):
+class ClientBatch(Struct, frozen=True):
     """The good rows of a batch as client tensors. `places[i]` is where row i stands in the batch."""
 
     places: Array
@@ -31,12 +31,12 @@ class Given(Struct, frozen=True):
     parameters: list[bytes]
     """One per row, or empty for none at all."""
 
-    def part(self, low: int, high: int) -> Given:
+    def part(self, low: int, high: int) -> ClientBatch:
         cut = [InputTensor(t.name, t.datatype, t.array[low:high]) for t in self.tensors]
-        return Given(self.places[low:high], cut, self.parameters[low:high])
+        return ClientBatch(self.places[low:high], cut, self.parameters[low:high])
 
 
-class Keyed(Struct, frozen=True):
+class KeyedBatch(Struct, frozen=True):
     """Rows with their keys; `row(i)` is what the model is asked about row i."""
 
     places: Array
@@ -45,15 +45,18 @@ class Keyed(Struct, frozen=True):
     parameters: list[bytes]
 
 
-def given_of(batch: pa.RecordBatch, manifest: Manifest, mapped: Mapping[str, str], bad: dict[int, str]) -> list[Given]:
+def given_of(
+    batch: pa.RecordBatch, manifest: Manifest, mapped: Mapping[str, str], bad: dict[int, str]
+) -> list[ClientBatch]:
     """The batch as client tensors, in one part, or in one per row where rows differ in size. Rows that cannot become
     any go into `bad`. Raises SetupError for a column that is missing or can never be the input."""
-    names = batch.schema.names
-    if REJECT_COLUMN in names:
+    have = batch.schema.names
+    names = [name for name in have if name not in (REJECT_COLUMN, LINE_COLUMN, PARAMETERS_COLUMN)]
+    if REJECT_COLUMN in have:
         whys = batch.column(REJECT_COLUMN).to_pylist()
         bad.update({index: why for index, why in enumerate(whys) if why is not None})
     parameters: list[bytes] = []
-    if PARAMETERS_COLUMN in names:
+    if PARAMETERS_COLUMN in have:
         parameters = [value or b"" for value in batch.column(PARAMETERS_COLUMN).to_pylist()]
     specs = manifest.seen.inputs
     masks = {spec.trim for spec in specs if spec.trim}
@@ -64,7 +67,7 @@ def given_of(batch: pa.RecordBatch, manifest: Manifest, mapped: Mapping[str, str
         if len(places) < batch.num_rows:
             made = {name: array[places] for name, array in made.items()}
         arrays = [InputTensor(s.name, s.datatype, made.get(s.name, _blank(s, len(places)))) for s in specs]
-        return [Given(places, arrays, [parameters[i] for i in places] if parameters else [])]
+        return [ClientBatch(places, arrays, [parameters[i] for i in places] if parameters else [])]
     columns = {s.name: ragged(batch, columns_for(s, names, mapped)[0], s, bad) for s in wanted if not fixed(s)}
     tables = {s.name: tensor(batch, columns_for(s, names, mapped), s, bad) for s in wanted if fixed(s)}
     parts = []
@@ -73,7 +76,7 @@ def given_of(batch: pa.RecordBatch, manifest: Manifest, mapped: Mapping[str, str
             continue
         row = {n: c[i] for n, c in columns.items()} | {n: t[i] for n, t in tables.items()}
         arrays = [InputTensor(s.name, s.datatype, _with_rows(s, row, specs)) for s in specs]
-        parts.append(Given(np.array([i]), arrays, parameters[i : i + 1]))
+        parts.append(ClientBatch(np.array([i]), arrays, parameters[i : i + 1]))
     return parts
 
 
@@ -85,7 +88,7 @@ class Keyer:
         self._framer = Framer(manifest.model)
         self._space = space
 
-    def keyed(self, given: Given, bad: dict[int, str]) -> list[Keyed]:
+    def keyed(self, given: ClientBatch, bad: dict[int, str]) -> list[KeyedBatch]:
         """Usually one part; rows that prepare refuses go into `bad`."""
         if not len(given.places):
             return []
@@ -98,15 +101,15 @@ class Keyer:
             half = len(given.places) // 2
             return self.keyed(given.part(0, half), bad) + self.keyed(given.part(half, len(given.places)), bad)
 
-    def _prepared(self, given: Given) -> Keyed:
+    def _prepared(self, given: ClientBatch) -> KeyedBatch:
         if self._preparer.columnar and not any(given.parameters):
             columns = self._preparer.table(given.tensors)
             keys = keys_of(self._space, self._framer.table(columns))
-            return Keyed(given.places, keys, lambda i: Row(tuple(c[i, ...] for c in columns)), given.parameters)
+            return KeyedBatch(given.places, keys, lambda i: Row(tuple(c[i, ...] for c in columns)), given.parameters)
         rows = self._preparer.rows(given.tensors)
         parameters = given.parameters or [b""] * len(rows)
         frames = (self._framer.frame(row, more) for row, more in zip(rows, parameters, strict=True))
-        return Keyed(given.places, [key_of(self._space, frame) for frame in frames], rows.__getitem__, parameters)
+        return KeyedBatch(given.places, [key_of(self._space, frame) for frame in frames], rows.__getitem__, parameters)
 
 
 def _is_there(spec: ClientInput, names: Sequence[str], mapped: Mapping[str, str], masks: set[str]) -> bool:

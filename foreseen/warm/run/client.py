@@ -31,7 +31,7 @@ BACKGROUND = 2
 _T = TypeVar("_T")
 
 
-class Reply(Struct, frozen=True):
+class ClientReply(Struct, frozen=True):
     """An answered question: its tensors, what `Cache-Status` said, and how long it took."""
 
     response: Response
@@ -39,7 +39,7 @@ class Reply(Struct, frozen=True):
     seconds: float
 
 
-class Asker:
+class V2Client:
     """One V2 server at `unix:/path` or `http://host:port`."""
 
     def __init__(self, address: str, model: str, patience_seconds: float) -> None:
@@ -64,14 +64,16 @@ class Asker:
         document = orjson.loads(body)
         return document if isinstance(document, dict) else {}
 
-    def infer(self, tensors: Sequence[tuple[str, str, Array]], parameters: bytes) -> Reply:
+    def infer(self, tensors: Sequence[tuple[str, str, Array]], parameters: bytes) -> ClientReply:
         """Raises BadInput (mend the input), ModelFailed (this input fails), or SetupError when patience is over."""
         asked: dict[str, Any] = {**(orjson.loads(parameters) if parameters else {}), "priority": BACKGROUND}
         body, length = render_request(tensors, asked)
         headers = {HEADER_LENGTH: str(length), "Content-Type": "application/octet-stream"}
         return self._patiently(lambda: self._infer(body, headers))
 
-    def bring(self, tensors: Sequence[tuple[str, str, Array]], parameters: dict[str, Any], token: str) -> list[int]:
+    def import_rows(
+        self, tensors: Sequence[tuple[str, str, Array]], parameters: dict[str, Any], token: str
+    ) -> list[int]:
         """Hand over rows with their outputs; which of them the proxy had. Raises as `infer` does."""
         body, length = render_request(tensors, parameters)
         headers = {HEADER_LENGTH: str(length), "Authorization": f"Bearer {token}"}
@@ -90,7 +92,7 @@ class Asker:
                 time.sleep(pause)
                 pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
-    def _infer(self, body: bytes, headers: dict[str, str]) -> Reply:
+    def _infer(self, body: bytes, headers: dict[str, str]) -> ClientReply:
         started = time.perf_counter()
         told, content = self._post("infer", body, headers)
         length = told.get(HEADER_LENGTH.lower())
@@ -98,7 +100,7 @@ class Asker:
             response = parse_response(content, int(length) if length else None)
         except (BadRequest, ValueError) as error:
             raise ModelFailed(f"the reply cannot be read: {error}") from None
-        return Reply(response, told.get("cache-status", ""), time.perf_counter() - started)
+        return ClientReply(response, told.get("cache-status", ""), time.perf_counter() - started)
 
     def _post(self, verb: str, body: bytes, headers: dict[str, str]) -> tuple[dict[str, str], bytes]:
         """Headers and body of a reply with status 200; what else it may be is raised."""

@@ -26,7 +26,7 @@ from foreseen.warm.plan import Plan
 from foreseen.warm.read.files import File
 from foreseen.warm.read.reader import Chunk, chunks
 from foreseen.warm.run.sched_idle import only_when_idle
-from foreseen.warm.run.warm_worker import Done, Worker, target_of
+from foreseen.warm.run.warm_worker import Done, WarmWorker, target_of
 
 READER_CPUS, ACTOR_CPUS = 0.25, 0.5
 """Both mostly wait: for the disk, for the model, for Redis. Different, so that Ray does not make one of the two."""
@@ -46,7 +46,7 @@ _CHUNK = pa.schema(
 )
 
 
-class Order(Struct, frozen=True, kw_only=True):
+class RayRun(Struct, frozen=True, kw_only=True):
     """Everything that readers and actors are told; it travels. `done` holds (file, start) of chunks to leave out."""
 
     settings: WarmSettings
@@ -57,7 +57,7 @@ class Order(Struct, frozen=True, kw_only=True):
     chunk_rows: int
     done: frozenset[tuple[int, int]]
 
-    def shared(self, workers: int) -> Order:
+    def shared(self, workers: int) -> RayRun:
         """The same as other processes can carry it out: paths from the root on, and each its share of the rate."""
         paths = ("data", "models", "secret_file", "admin_token_file", "out")
         folders = {name: getattr(self.settings, name) for name in paths}
@@ -72,7 +72,7 @@ class Order(Struct, frozen=True, kw_only=True):
         return structs.replace(self, settings=settings, plan=plan, files=files, wanted=wanted)
 
 
-def read(table: pa.Table, order: Order) -> Iterator[pa.Table]:
+def read(table: pa.Table, order: RayRun) -> Iterator[pa.Table]:
     """Files by number → their chunks, one a table, whole ones that were done left out."""
     for index in table.column("file").to_pylist():
         file = order.files[index]
@@ -84,14 +84,14 @@ def read(table: pa.Table, order: Order) -> Iterator[pa.Table]:
             yield _row(index, 0, 0, b"", str(error))
 
 
-class Actor:
-    """One Worker, in whatever process Ray has put it."""
+class RayActor:
+    """One WarmWorker, in whatever process Ray has put it."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: RayRun) -> None:
         if order.settings.stand_back and not order.settings.outputs:
             only_when_idle()
         self._order = order
-        self._worker: Worker | None = None
+        self._worker: WarmWorker | None = None
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Chunks → what became of each: a packed `Done`, or the line to stop with."""
@@ -105,7 +105,7 @@ class Actor:
         try:
             if self._worker is None:
                 target = target_of(order.settings, order.plan)
-                self._worker = Worker(order.settings, order.plan, order.run, target)
+                self._worker = WarmWorker(order.settings, order.plan, order.run, target)
             chunk = Chunk(row["start"], row["stop"], _unpacked(row["batch"]))
             return msgspec.msgpack.encode(self._worker.do(index, order.files[index], chunk)), None
         except SetupError as error:
@@ -137,7 +137,7 @@ class Cluster:
                 raise SetupError(f"ray: {said}; mend RAY_ADDRESS, or unset it for this machine alone") from None
         self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
-    def done(self, order: Order) -> Iterator[Done]:
+    def done(self, order: RayRun) -> Iterator[Done]:
         """Every chunk that is not done, in the order in which they get done. Raises SetupError."""
         data = self._ray.data
         context = data.DataContext.get_current()
@@ -149,7 +149,7 @@ class Cluster:
             data.from_items([{"file": i} for i in range(len(order.files))], override_num_blocks=len(order.files))
             .map_batches(read, fn_args=(order,), batch_size=1, batch_format="pyarrow", num_cpus=READER_CPUS)
             .map_batches(
-                Actor,
+                RayActor,
                 fn_constructor_args=(order,),
                 compute=actors,
                 batch_size=1,

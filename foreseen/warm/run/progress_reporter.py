@@ -23,7 +23,7 @@ NOTHING = Bounds(0, 0, 0.0, 0.0)
 """Whoever only tells puts no job into the queue."""
 
 
-class Teller:
+class ProgressReporter:
     """Tells of one run, once a second, in a thread of its own. Without an address it tells nobody."""
 
     def __init__(self, url: str | None, run: str, model: str, access: Access = BY_ADDRESS) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -38,33 +38,35 @@ from foreseen.protocol.tensors import raw_of
 from foreseen.protocol.wire import InputTensor
 from foreseen.types import Array, Output, Prediction
 from foreseen.warm.plan import COMPUTED, FAILED, HIT, IMPORTED, Plan, Warmed
-from foreseen.warm.read.keys import Given, given_of
-from foreseen.warm.run.client import Asker, Reply
+from foreseen.warm.read.keys import ClientBatch, given_of
+from foreseen.warm.run.client import ClientReply, V2Client
 from foreseen.warm.write.importer import MADE_AT_COLUMN, OUTPUT_PREFIX, SECONDS_COLUMN, facts_of, given_outputs
 
 ROWS_PER_REQUEST = 128
 UNDER_WAY = 2
 
 
-class Through:
+class ViaProxy:
     """Warms one model of one proxy."""
 
     def __init__(self, url: str, model: str, rows_per_second: float | None, patience_seconds: float) -> None:
-        self._asker = Asker(url, model, patience_seconds)
+        self._client = V2Client(url, model, patience_seconds)
         try:
-            described = self._asker.metadata()
+            described = self._client.metadata()
             self.manifest = _manifest(described, model)
         except ModelUnavailable as error:
-            self._asker.close()
+            self._client.close()
             raise SetupError(f"{error}; start it (foreseen up), or mend --url") from None
         except SetupError:
-            self._asker.close()
+            self._client.close()
             raise
         self.digest = str(described.get("parameters", {}).get("digest", ""))
         self.columns: dict[str, str] = {}
         self.outputs: dict[str, str] = {}
         self.token: str | None = None
         """Where it is given, rows come with their outputs, which are handed over."""
+        self.answered: Callable[[int], None] = lambda _: None
+        """Called with the number of rows whenever some of a batch are through, in any thread."""
         self._rate = rows_per_second
         self._not_before = 0.0
         self._threads = ThreadPoolExecutor(UNDER_WAY, thread_name_prefix="warm")
@@ -101,7 +103,7 @@ class Through:
 
     def close(self) -> None:
         self._threads.shutdown()
-        self._asker.close()
+        self._client.close()
 
     def _brought(self, batch: pa.RecordBatch, token: str) -> Warmed:
         """Hand over rows with the outputs that they come with."""
@@ -123,11 +125,11 @@ class Through:
                 self._bring(tensors, part, token, warmed)
         return warmed
 
-    def _bring(self, tensors: Sequence[tuple[str, str, Array]], part: Given, token: str, warmed: Warmed) -> None:
+    def _bring(self, tensors: Sequence[tuple[str, str, Array]], part: ClientBatch, token: str, warmed: Warmed) -> None:
         """One request; where it is refused, its halves, until the culprit stands alone."""
         parameters = orjson.loads(part.parameters[0]) if part.parameters and part.parameters[0] else {}
         try:
-            had = self._asker.bring(tensors, {**parameters, "digest": self.digest}, token)
+            had = self._client.import_rows(tensors, {**parameters, "digest": self.digest}, token)
         except (BadInput, TooLarge) as error:
             if len(part.places) == 1:
                 warmed.reasons[int(part.places[0])] = str(error)
@@ -139,12 +141,13 @@ class Through:
             return
         warmed.codes[part.places] = IMPORTED
         warmed.codes[part.places[had]] = HIT
+        self.answered(len(part.places))
 
-    def _send(self, given: Given, warmed: Warmed, wanted: bool) -> None:
+    def _send(self, given: ClientBatch, warmed: Warmed, wanted: bool) -> None:
         """One request; where it is refused, its halves, until the culprit stands alone."""
         try:
             parameters = given.parameters[0] if given.parameters else b""
-            reply = self._asker.infer([(t.name, t.datatype, t.array) for t in given.tensors], parameters)
+            reply = self._client.infer([(t.name, t.datatype, t.array) for t in given.tensors], parameters)
         except (BadInput, TooLarge, ModelFailed) as error:
             if len(given.places) == 1:
                 warmed.reasons[int(given.places[0])] = str(error)
@@ -156,10 +159,11 @@ class Through:
         had = hits_of(reply.cache_status, len(given.places))
         warmed.codes[given.places[:had]] = HIT
         warmed.codes[given.places[had:]] = COMPUTED
+        self.answered(len(given.places))
         if wanted:
             self._keep(given, reply, warmed)
 
-    def _keep(self, given: Given, reply: Reply, warmed: Warmed) -> None:
+    def _keep(self, given: ClientBatch, reply: ClientReply, warmed: Warmed) -> None:
         outputs = reply.response.outputs
         for i, place in enumerate(given.places.tolist()):
             heads = tuple(Output(o.name, o.datatype, o.array[i, ...].shape) for o in outputs)
@@ -183,7 +187,7 @@ def hits_of(cache_status: str, rows: int) -> int:
     return min(int(partial[1]), rows) if partial else 0
 
 
-def _parts(given: Given, fresh: Sequence[int], most: int = ROWS_PER_REQUEST) -> list[Given]:
+def _parts(given: ClientBatch, fresh: Sequence[int], most: int = ROWS_PER_REQUEST) -> list[ClientBatch]:
     """Requests of rows with the same parameters."""
     parts, at = [], 0
     while at < len(fresh):
@@ -192,16 +196,18 @@ def _parts(given: Given, fresh: Sequence[int], most: int = ROWS_PER_REQUEST) -> 
             end += 1
         rows = np.array(fresh[at:end])
         tensors = [InputTensor(t.name, t.datatype, t.array[rows]) for t in given.tensors]
-        parts.append(Given(given.places[rows], tensors, [given.parameters[fresh[at]]] if given.parameters else []))
+        parts.append(
+            ClientBatch(given.places[rows], tensors, [given.parameters[fresh[at]]] if given.parameters else [])
+        )
         at = end
     return parts
 
 
-def _same(given: Given, one: int, other: int) -> bool:
+def _same(given: ClientBatch, one: int, other: int) -> bool:
     return not given.parameters or given.parameters[one] == given.parameters[other]
 
 
-def _name(given: Given, i: int) -> bytes:
+def _name(given: ClientBatch, i: int) -> bytes:
     parts = [raw_of(t.array[i, ...], DATATYPES[t.datatype]) for t in given.tensors]
     shapes = [repr(t.array.shape[1:]).encode() for t in given.tensors]
     return bytes.fromhex(fields_digest(*parts, *shapes, given.parameters[i] if given.parameters else b""))
@@ -210,15 +216,23 @@ def _name(given: Given, i: int) -> bytes:
 def _manifest(described: dict[str, Any], model: str) -> Manifest:
     """As much of a manifest as the metadata tell: names, datatypes and shapes."""
     try:
-        inputs = [(i["name"], i["datatype"], _dims(i["name"], i["shape"])) for i in described["inputs"]]
+        inputs = [(i["name"], i["datatype"], _dims(i["name"], _shape_of(i))) for i in described["inputs"]]
         outputs = [(o["name"], o["datatype"], _dims(o["name"], o["shape"])) for o in described["outputs"]]
         if any(datatype not in DATATYPES for _, datatype, _ in inputs + outputs):
             raise ValueError("datatype")
     except (KeyError, TypeError, ValueError, msgspec.ValidationError):
         raise SetupError(f"model {model!r}: the server's metadata cannot be read; is --url a V2 server?") from None
     signature = ModelSignature(tuple(ModelInput(*i) for i in inputs), tuple(ModelOutput(*o) for o in outputs))
-    seen = ClientSignature(tuple(ClientInput(*i) for i in inputs), tuple(ClientOutput(*o) for o in outputs))
+    # Whether an input takes NaN the metadata do not say; the proxy refuses the rows that it does not take.
+    taken = tuple(ClientInput(*i, nonfinite=DATATYPES[i[1]].kind == "f") for i in inputs)
+    seen = ClientSignature(taken, tuple(ClientOutput(*o) for o in outputs))
     return Manifest(model, signature, client=seen)
+
+
+def _shape_of(described: dict[str, Any]) -> Sequence[int]:
+    """Texts of shape [-1, 1] are one a row; a proxy takes them as [-1], too."""
+    shape: Sequence[int] = described["shape"]
+    return shape[:1] if described["datatype"] == "BYTES" and list(shape[1:]) == [1] else shape
 
 
 def _dims(name: str, shape: Sequence[int]) -> tuple[Dim, ...]:

@@ -28,7 +28,7 @@ PATIENCE_SECONDS = 60.0
 _STORED, _REFUSED = b"+OK\r\n", b"$-1\r\n"  # both 5 bytes: replies to n SETs are n × 5 bytes unless one is an error
 
 
-class Pipe:
+class BulkRedis:
     """One connection. Raises SetupError in one line, for every error alike: a batch run stops and is resumed."""
 
     def __init__(self, url: str, patience_seconds: float = PATIENCE_SECONDS) -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from foreseen.errors import Overloaded
-from foreseen.proxy.backend.admission import Turnstile
+from foreseen.proxy.backend.admission import Admission
 from foreseen.types import Lane
 
 
@@ -35,13 +35,13 @@ async def clock() -> AsyncIterator[Moved]:
 class Caller:
     """Holds a turn until the test says so."""
 
-    def __init__(self, stile: Turnstile, rows: int, seconds: float = 20.0, lane: Lane = "online") -> None:
+    def __init__(self, stile: Admission, rows: int, seconds: float = 20.0, lane: Lane = "online") -> None:
         self.inside = asyncio.Event()
         self.over = asyncio.Event()
         deadline = asyncio.get_running_loop().time() + seconds
         self.task = asyncio.create_task(self._run(stile, rows, deadline, lane))
 
-    async def _run(self, stile: Turnstile, rows: int, deadline: float, lane: Lane) -> None:
+    async def _run(self, stile: Admission, rows: int, deadline: float, lane: Lane) -> None:
         async with stile.turn(rows, deadline, lane):
             self.inside.set()
             await self.over.wait()
@@ -61,7 +61,7 @@ async def settle(until: Callable[[], bool] = lambda: False) -> None:
 
 async def test_no_more_than_the_limit_are_inside_and_the_rest_come_in_their_order() -> None:
     """First come, first served; a small one does not overtake a large one."""
-    stile = Turnstile(10, 100)
+    stile = Admission(10, 100)
     callers = [Caller(stile, rows) for rows in (6, 4, 8, 1, 1)]
     await settle()
     assert [caller.inside.is_set() for caller in callers] == [True, True, False, False, False]
@@ -77,7 +77,7 @@ async def test_no_more_than_the_limit_are_inside_and_the_rest_come_in_their_orde
 
 async def test_a_question_larger_than_the_limit_has_its_turn_alone() -> None:
     """It counts as all that may be inside."""
-    stile = Turnstile(10, 100)
+    stile = Admission(10, 100)
     small, large = Caller(stile, 1), Caller(stile, 500)
     await settle()
     assert not large.inside.is_set()
@@ -88,7 +88,7 @@ async def test_a_question_larger_than_the_limit_has_its_turn_alone() -> None:
 
 async def test_online_comes_before_background() -> None:
     """Whoever waits for an answer is let in before those who do not."""
-    stile = Turnstile(1, 100)
+    stile = Admission(1, 100)
     first = Caller(stile, 1)
     await settle()
     behind, before = Caller(stile, 1, lane="background"), Caller(stile, 1)
@@ -101,7 +101,7 @@ async def test_online_comes_before_background() -> None:
 
 async def test_what_cannot_make_it_is_refused_at_once_and_told_when(clock: Moved) -> None:
     """Ten rows a second, thirty before it: a deadline of two seconds is refused now, one of ten waits."""
-    stile = Turnstile(10, 1000)
+    stile = Admission(10, 1000)
     callers = [Caller(stile, 10) for _ in range(4)]
     await settle()
     clock.ahead += 1.0
@@ -119,7 +119,7 @@ async def test_what_cannot_make_it_is_refused_at_once_and_told_when(clock: Moved
 
 async def test_a_model_that_has_stalled_refuses_sooner_and_sooner(clock: Moved) -> None:
     """Nothing is done while time passes: what waited a second for nothing will not make it in half of one."""
-    stile = Turnstile(10, 1000)
+    stile = Admission(10, 1000)
     callers = [Caller(stile, 10, seconds=100.0) for _ in range(2)]
     await settle()
     clock.ahead += 5.0
@@ -134,7 +134,7 @@ async def test_a_model_that_has_stalled_refuses_sooner_and_sooner(clock: Moved) 
 
 async def test_too_many_are_refused_whatever_their_deadline() -> None:
     """The queue is bounded."""
-    stile = Turnstile(1, 2)
+    stile = Admission(1, 2)
     callers = [Caller(stile, 1) for _ in range(3)]
     await settle()
     with pytest.raises(Overloaded):
@@ -146,7 +146,7 @@ async def test_too_many_are_refused_whatever_their_deadline() -> None:
 
 async def test_a_turn_that_does_not_come_ends_at_the_deadline() -> None:
     """503, and the place in the queue is free again."""
-    stile = Turnstile(1, 10)
+    stile = Admission(1, 10)
     first = Caller(stile, 1)
     await settle()
     late = Caller(stile, 1, seconds=0.02)
@@ -160,7 +160,7 @@ async def test_a_turn_that_does_not_come_ends_at_the_deadline() -> None:
 
 async def test_a_turn_falls_to_the_next_where_the_first_has_just_been_cancelled() -> None:
     """A turn comes free between somebody's cancellation and its end: nothing breaks, the next one has it."""
-    stile = Turnstile(1, 10)
+    stile = Admission(1, 10)
     first, second, third = Caller(stile, 1), Caller(stile, 1), Caller(stile, 1)
     await settle()
     second.task.cancel()
@@ -174,7 +174,7 @@ async def test_a_turn_falls_to_the_next_where_the_first_has_just_been_cancelled(
 
 async def test_who_is_cancelled_in_the_very_moment_of_its_turn_gives_it_on() -> None:
     """No turn is ever lost."""
-    stile = Turnstile(1, 10)
+    stile = Admission(1, 10)
     first, second, third = Caller(stile, 1), Caller(stile, 1), Caller(stile, 1)
     await settle()
     first.over.set()

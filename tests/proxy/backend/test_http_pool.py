@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from foreseen.proxy.backend.http_pool import MAX_HEAD_BYTES, Broken, Line, NotReached, Unreadable
+from foreseen.proxy.backend.http_pool import MAX_HEAD_BYTES, Broken, HttpPool, NotReached, Unreadable
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A: b\r\n\r\nhello"
 
@@ -44,10 +44,10 @@ class Scripted:
 
 
 @contextlib.asynccontextmanager
-async def line_to(scripted: Scripted, folder: Path) -> AsyncIterator[Line]:
+async def line_to(scripted: Scripted, folder: Path) -> AsyncIterator[HttpPool]:
     path = str(folder / "s")
     server = await asyncio.start_unix_server(scripted.serve, path)
-    line = Line(path)
+    line = HttpPool(path)
     async with server, asyncio.timeout(20):
         yield line
         line.close()
@@ -148,7 +148,7 @@ async def test_requests_at_once_have_a_connection_each(tmp_path: Path) -> None:
 async def test_nobody_there_is_not_reached(tmp_path: Path) -> None:
     """Nothing was sent."""
     with pytest.raises(NotReached):
-        await Line(str(tmp_path / "nobody")).post("/", {}, b"")
+        await HttpPool(str(tmp_path / "nobody")).post("/", {}, b"")
 
 
 async def test_a_line_that_was_closed_keeps_no_connection(tmp_path: Path) -> None:

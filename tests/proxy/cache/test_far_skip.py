@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from foreseen.proxy.cache.far_skip import LEAST_LOOKS, SLOW_SECONDS, TRY_SECONDS, Pace
+from foreseen.proxy.cache.far_skip import LEAST_LOOKS, SLOW_SECONDS, TRY_SECONDS, FarSkipPolicy
 
 
-def slow(far: float = 0.04, model: float = 0.002) -> Pace:
-    pace = Pace()
+def slow(far: float = 0.04, model: float = 0.002) -> FarSkipPolicy:
+    far_skip = FarSkipPolicy()
     for _ in range(10 * LEAST_LOOKS):
-        pace.far_took(far)
-        pace.model_took("m", model)
-    return pace
+        far_skip.far_took(far)
+        far_skip.model_took("m", model)
+    return far_skip
 
 
 def test_a_far_that_is_slower_than_the_model_is_left_out_and_tried_twice_a_second() -> None:
     """One look in half a second; the rest goes straight to the model."""
-    pace = slow()
-    told = [pace.skips("m", 100 + at * TRY_SECONDS / 10) for at in range(21)]
+    far_skip = slow()
+    told = [far_skip.skips("m", 100 + at * TRY_SECONDS / 10) for at in range(21)]
     assert told.count(False) == 3
 
 
 def test_a_far_that_recovers_is_asked_again_after_a_few_tries() -> None:
     """Three quick answers are enough."""
-    pace = slow()
+    far_skip = slow()
     for _ in range(3):
-        pace.far_took(0.0005)
-    assert not any(pace.skips("m", 100 + at / 1000) for at in range(10))
+        far_skip.far_took(0.0005)
+    assert not any(far_skip.skips("m", 100 + at / 1000) for at in range(10))
 
 
 def test_it_is_asked_where_the_model_is_slower_still_or_unknown_or_failing() -> None:
@@ -41,6 +41,6 @@ def test_it_is_asked_where_the_model_is_slower_still_or_unknown_or_failing() -> 
 
 def test_one_slow_look_is_no_slow_far() -> None:
     """A single reading of a whole budget does not turn it off."""
-    pace = slow(far=0.0005)
-    pace.far_took(0.05)
-    assert not any(pace.skips("m", 100 + at / 1000) for at in range(10))
+    far_skip = slow(far=0.0005)
+    far_skip.far_took(0.05)
+    assert not any(far_skip.skips("m", 100 + at / 1000) for at in range(10))

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from foreseen.modelspec.manifest import Freshness
 from foreseen.proxy.cache.clock import SLEW, SteadyClock
 from foreseen.proxy.cache.freshness import (
-    Ask,
     Control,
-    Dead,
     Decision,
+    Expired,
     Fresh,
     Policy,
+    Recompute,
     Stale,
     age_of,
     control_of,
@@ -26,7 +26,7 @@ from foreseen.proxy.cache.freshness import (
     steps_of,
     usable,
 )
-from foreseen.types import ALL_STEPS, AT_EASE, Demand
+from foreseen.types import ALL_STEPS, ANY_AGE, MaxAge
 
 POLICY = Policy(100.0, revalidate_seconds=50.0, if_error_seconds=80.0)
 """Fresh to 100 seconds of age, revalidating to 150, where the model fails to 180."""
@@ -34,48 +34,48 @@ SWR, MAX_STALE = Stale("stale-while-revalidate"), Stale("max-stale")
 
 
 @pytest.mark.parametrize(
-    ("age", "demand", "decision"),
+    ("age", "age_limits", "decision"),
     [
-        (0, AT_EASE, Fresh()),
-        (99, AT_EASE, Fresh()),
-        (100, AT_EASE, SWR),
-        (150, AT_EASE, SWR),
-        (151, AT_EASE, Ask("expired", True)),
-        (180, AT_EASE, Dead()),
-        (40, Demand(max_age=40), Fresh()),
-        (41, Demand(max_age=40), Ask("asked", True)),
-        (41, Demand(max_age=40, stale_if_error=0), Ask("asked", False)),
-        (0.5, Demand(max_age=0), Ask("asked", True)),
-        (120, Demand(max_age=500), Ask("expired", True)),  # who says how old takes nothing stale unless told so
-        (120, Demand(max_age=500, max_stale=20), SWR),
-        (45, Demand(max_age=40, max_stale=5), Fresh()),
-        (46, Demand(max_age=40, max_stale=5), Ask("asked", True)),
-        (80, Demand(min_fresh=20), Fresh()),
-        (81, Demand(min_fresh=20), Ask("asked", True)),
-        (110, Demand(max_stale=5), Ask("expired", True)),
-        (105, Demand(max_stale=5), SWR),
-        (160, Demand(max_stale=math.inf), MAX_STALE),
-        (180, Demand(max_stale=math.inf), Dead()),
-        (160, Demand(stale_if_error=10), Ask("expired", False)),
-        (120, Demand(stale_if_error=0), SWR),
+        (0, ANY_AGE, Fresh()),
+        (99, ANY_AGE, Fresh()),
+        (100, ANY_AGE, SWR),
+        (150, ANY_AGE, SWR),
+        (151, ANY_AGE, Recompute("expired", True)),
+        (180, ANY_AGE, Expired()),
+        (40, MaxAge(max_age=40), Fresh()),
+        (41, MaxAge(max_age=40), Recompute("asked", True)),
+        (41, MaxAge(max_age=40, stale_if_error=0), Recompute("asked", False)),
+        (0.5, MaxAge(max_age=0), Recompute("asked", True)),
+        (120, MaxAge(max_age=500), Recompute("expired", True)),  # who says how old takes nothing stale unless told so
+        (120, MaxAge(max_age=500, max_stale=20), SWR),
+        (45, MaxAge(max_age=40, max_stale=5), Fresh()),
+        (46, MaxAge(max_age=40, max_stale=5), Recompute("asked", True)),
+        (80, MaxAge(min_fresh=20), Fresh()),
+        (81, MaxAge(min_fresh=20), Recompute("asked", True)),
+        (110, MaxAge(max_stale=5), Recompute("expired", True)),
+        (105, MaxAge(max_stale=5), SWR),
+        (160, MaxAge(max_stale=math.inf), MAX_STALE),
+        (180, MaxAge(max_stale=math.inf), Expired()),
+        (160, MaxAge(stale_if_error=10), Recompute("expired", False)),
+        (120, MaxAge(stale_if_error=0), SWR),
     ],
 )
-def test_decisions(age: float, demand: Demand, decision: Decision) -> None:
-    """What may be done with an entry of this age for a request of this demand."""
-    assert decide(1000.0, 1100.0, 1000.0 + age, POLICY, demand) == decision
+def test_decisions(age: float, age_limits: MaxAge, decision: Decision) -> None:
+    """What may be done with an entry of this age for a request of this age_limits."""
+    assert decide(1000.0, 1100.0, 1000.0 + age, POLICY, age_limits) == decision
 
 
 @given(
     st.floats(-1e6, 1e6), st.floats(0, 1e5), st.floats(0, 1e5), st.floats(0, 1e5),
-    st.builds(Demand, *[st.none() | st.floats(0, 1e5)] * 4),
+    st.builds(MaxAge, *[st.none() | st.floats(0, 1e5)] * 4),
 )  # fmt: skip
 def test_a_stricter_request_never_gets_more(
-    age: float, fresh: float, revalidate: float, if_error: float, demand: Demand
+    age: float, fresh: float, revalidate: float, if_error: float, age_limits: MaxAge
 ) -> None:
     """max-age and min-fresh only narrow: what they get without asking, a request without them would have got too."""
     policy = Policy(fresh, revalidate, if_error)
-    narrow = decide(0.0, fresh, age, policy, demand)
-    wide = decide(0.0, fresh, age, policy, Demand(None, demand.max_stale, None, demand.stale_if_error))
+    narrow = decide(0.0, fresh, age, policy, age_limits)
+    wide = decide(0.0, fresh, age, policy, MaxAge(None, age_limits.max_stale, None, age_limits.stale_if_error))
     assert usable(wide) or not usable(narrow)
 
 
@@ -101,12 +101,12 @@ def test_lifetimes_are_spread() -> None:
         ("", Control()),
         ("no-cache", Control(no_cache=True)),
         ("No-Store, ONLY-IF-CACHED", Control(no_store=True, only_if_cached=True)),
-        ("max-age=5", Control(demand=Demand(max_age=5))),
-        ('max-age="5"', Control(demand=Demand(max_age=5))),
-        ("max-age=5, max-age=9", Control(demand=Demand(max_age=5))),
-        ("max-stale", Control(demand=Demand(max_stale=math.inf))),
-        ("max-stale=7,min-fresh=3 , stale-if-error=2", Control(demand=Demand(None, 7, 3, 2))),
-        ("max-age=99999999999999999999", Control(demand=Demand(max_age=2**31))),
+        ("max-age=5", Control(age_limits=MaxAge(max_age=5))),
+        ('max-age="5"', Control(age_limits=MaxAge(max_age=5))),
+        ("max-age=5, max-age=9", Control(age_limits=MaxAge(max_age=5))),
+        ("max-stale", Control(age_limits=MaxAge(max_stale=math.inf))),
+        ("max-stale=7,min-fresh=3 , stale-if-error=2", Control(age_limits=MaxAge(None, 7, 3, 2))),
+        ("max-age=99999999999999999999", Control(age_limits=MaxAge(max_age=2**31))),
         ("max-age, max-age=-1, min-fresh=1.5, stale-if-error=x, max-stale=", Control()),
         ("max-age = 5", Control()),
         ('foo="a, no-store", bar, =, ,,;', Control()),

@@ -89,15 +89,15 @@ async def test_a_dead_leaders_row_is_taken_over_by_one() -> None:
     """Its lease expires: of those who wait one computes, and the others wait for that one."""
     far, model = DictFar(), ScriptedModel()
     models = [ScriptedModel() for _ in range(3)]
-    (dead,), living = proxies(Dead(far), model, seconds=0.2), proxies(far, *models, seconds=0.2)
+    (dead,), with_expiry = proxies(Dead(far), model, seconds=0.2), proxies(far, *models, seconds=0.2)
     model.gate.clear()
     dying = asyncio.create_task(asked(dead, 5))
     await model.entered.wait()
-    answers = await asyncio.gather(*(asked(proxy, 5) for proxy in living))
+    answers = await asyncio.gather(*(asked(proxy, 5) for proxy in with_expiry))
     assert sorted(source for ((source, _),) in answers) == ["collapsed", "collapsed", "model"]
     assert {value for ((_, value),) in answers} == {50}
     assert sum(model.rows for model in models) == 1
-    assert sum(outcomes(proxy).get("taken-over", 0) for proxy in living) == 1
+    assert sum(outcomes(proxy).get("taken-over", 0) for proxy in with_expiry) == 1
     dying.cancel()
 
 

@@ -11,7 +11,7 @@ import pytest
 from foreseen.errors import BadInput, DeadlineExceeded, ModelUnavailable, NotCached
 from foreseen.proxy.cache.freshness import Policy
 from foreseen.proxy.predict.pipeline import Pipeline
-from foreseen.types import Answer, Demand, Steps
+from foreseen.types import Answer, MaxAge, Steps
 from tests.doubles import Clock, DictFar, ScriptedModel, pipeline, predicted, question, row, value_of
 
 POLICY = Policy(100.0, revalidate_seconds=50.0, if_error_seconds=1000.0)
@@ -125,7 +125,7 @@ async def test_when_the_model_fails_an_old_answer_is_better_than_none(near_bytes
     with pytest.raises(ModelUnavailable):
         await story.answer(question(row(1), row(2)))
     with pytest.raises(ModelUnavailable):
-        await story.answer(question(row(1), demand=Demand(stale_if_error=0)))
+        await story.answer(question(row(1), age_limits=MaxAge(stale_if_error=0)))
     with pytest.raises(ModelUnavailable):
         await story.answer(question(row(1), steps=NO_CACHE))
     model.error = BadInput("the input's own fault")
@@ -188,7 +188,7 @@ async def test_max_age_never_gets_an_older_answer_from_somebody_else_s_flight() 
     clock.now += 20
     story = pipeline(model, far, clock=clock)
     any_age, young = await asyncio.gather(
-        story.answer(question(row(1))), story.answer(question(row(1), demand=Demand(max_age=10)))
+        story.answer(question(row(1))), story.answer(question(row(1), age_limits=MaxAge(max_age=10)))
     )
     assert (any_age[0].source, young[0].source) == ("far", "model")
     assert young[0].prediction.made_at == clock.now
@@ -200,7 +200,7 @@ async def test_max_stale_takes_what_is_there() -> None:
     story = pipeline(model, clock=clock)
     await story.answer(question(row(1)))
     clock.now += EXPIRED
-    asked = question(row(1), demand=Demand(max_stale=math.inf))
+    asked = question(row(1), age_limits=MaxAge(max_stale=math.inf))
     assert facts(await story.answer(asked)) == [("stale", "max-stale")]
     assert model.calls == [1]
 
@@ -247,4 +247,4 @@ async def test_an_entry_of_a_machine_whose_clock_is_ahead_is_new_and_not_negativ
     story = pipeline(ScriptedModel(), clock=clock)
     (key,) = story.keys(question(row(1)))
     story.tiers.near.put(key, predicted(5, made_at=clock.now + 3600, ttl=100))
-    assert facts(await story.answer(question(row(1), demand=Demand(max_age=0)))) == [("near", None)]
+    assert facts(await story.answer(question(row(1), age_limits=MaxAge(max_age=0)))) == [("near", None)]

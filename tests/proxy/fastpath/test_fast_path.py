@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,11 +13,11 @@ import pytest
 from foreseen.errors import DigestMoved
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
-from foreseen.proxy.backend.served import Served, Stats
+from foreseen.proxy.backend.served import ServedModel, WorkerStats
 from foreseen.proxy.cache.generations import Generations
-from foreseen.proxy.fastpath.fast_path import Road, UnderWay
-from foreseen.proxy.fastpath.responder import Edge, Told
-from foreseen.proxy.predict.ask import Ask
+from foreseen.proxy.fastpath.fast_path import FastPath, PendingReply
+from foreseen.proxy.fastpath.responder import RenderedReply, Responder
+from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.replay import Memory
@@ -27,7 +28,7 @@ from foreseen.types import ALL_STEPS, Space, Steps
 from tests.doubles import DIGEST, DictFar, ScriptedModel, pipeline
 from tests.proxy.predict.test_decode_render import manifest
 
-ASK = Ask("m", None, "v2", seconds=20)
+ASK = RequestHead("m", None, "v2", seconds=20)
 
 
 class Plain:
@@ -39,7 +40,7 @@ class Plain:
     def __init__(self, model: ScriptedModel) -> None:
         self.manifest: Manifest = manifest([("x", "INT64", ["rows", 2])], [("y", "INT64", ["rows", 1])])
         self.model = model
-        self.stats = Stats()
+        self.stats = WorkerStats()
         self.own = Preparer(self.manifest, {})
 
     @property
@@ -74,26 +75,26 @@ class System:
         )
         self.server = server
         tiers = self.pipeline.tiers
-        self.edge = Edge(
-            served={"m": cast(Served, self.served)},
+        self.edge = Responder(
+            served={"m": cast(ServedModel, self.served)},
             server=server,
             metrics=self.metrics,
             settings=ProxySettings(data=Path("/nowhere"), access_log_hits=0.0),
             tiers=tiers,
             memory=Memory(tiers.near, 0, tiers.clock),
         )
-        self.road = Road(self.edge)
+        self.road = FastPath(self.edge)
 
-    def ask(self, body: bytes, ask: Ask = ASK) -> asyncio.Future[str]:
+    def ask(self, body: bytes, ask: RequestHead = ASK) -> asyncio.Future[str]:
         """Set out; the whole reply as text, when it comes."""
         told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-        def then(reply: bytes | Told) -> None:
+        def then(reply: bytes | RenderedReply) -> None:
             assert not told.done(), "answered twice"
             told.set_result(text_of(reply))
 
         reply = self.road.set_out(ask, body, None, then)
-        if not isinstance(reply, UnderWay):
+        if not isinstance(reply, PendingReply):
             then(reply)
         return told
 
@@ -108,7 +109,7 @@ class System:
         return self.metrics.registry.get_sample_value(metric, labels) or 0.0
 
 
-def text_of(reply: bytes | Told) -> str:
+def text_of(reply: bytes | RenderedReply) -> str:
     if isinstance(reply, bytes):
         return reply.decode()
     return f"{reply.status}\n" + "\n".join(": ".join(one) for one in reply.headers) + "\n\n" + reply.body.decode()
@@ -162,7 +163,7 @@ async def test_everybody_has_a_deadline_of_his_own() -> None:
     await system.known(body((4, 2)))
     system.far.values.clear()
     system.model.gate.clear()
-    first = system.ask(body((4, 2)), Ask("m", None, "v2", seconds=0.02))
+    first = system.ask(body((4, 2)), RequestHead("m", None, "v2", seconds=0.02))
     second = system.ask(body((4, 2)))
     assert (await first).startswith("504\n")
     assert not second.done()
@@ -193,7 +194,7 @@ async def test_nobody_joins_a_visit_that_boarded_before_a_purge() -> None:
     system.model.gate.clear()
     before = system.ask(body((4, 2)))
     await asyncio.wait_for(system.model.entered.wait(), 5)
-    await system.pipeline.forget(list(system.pipeline.flights._aloft))
+    await system.pipeline.forget(dict.fromkeys(system.pipeline.flights._in_flight, time.time()))
     after = system.ask(body((4, 2)))
     system.model.gate.set()
     await asyncio.gather(before, after)

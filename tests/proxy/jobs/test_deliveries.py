@@ -13,14 +13,14 @@ from redis.asyncio import Redis
 
 from foreseen.errors import QueueUnavailable
 from foreseen.proxy.jobs.deliveries import Deliveries, pause_after
-from foreseen.proxy.jobs.tickets import Prediction
+from foreseen.proxy.jobs.tickets import TicketStatus
 from foreseen.proxy.jobs.webhook_payloads import event
 from foreseen.proxy.jobs.webhooks import Delivery
 from foreseen.queue.outbox import HOOKS, TRIES, Claimed, Outbox, Outcome
 from foreseen.queue.queue import Queue, connect_queue
-from foreseen.queue.queue_types import Bounds, Ended, Extras
+from foreseen.queue.queue_types import Bounds, Extras, JobEnd
 from foreseen.queue.records import Failure, Head, Hook, Records, Rows, Ticket, new_job, new_nonce
-from foreseen.types import Wish
+from foreseen.types import OutputOptions
 from tests.doubles import ROOT
 
 BOUNDS = Bounds(1000, 10_000_000, 3600.0, 3600.0)
@@ -39,7 +39,7 @@ class Asked:
         job, nonce, seal = new_job(), new_nonce(), RECORDS.seal
         head = seal(Head(job, same, "public", "m", "p", 1, ["model"]))
         hook = seal(Hook(nonce, "public", url)) if url is not None else b""
-        ticket, rows = seal(Ticket(nonce, "public", same or job, Wish())), seal(Rows(job, [b"f"]))
+        ticket, rows = seal(Ticket(nonce, "public", same or job, OutputOptions())), seal(Rows(job, [b"f"]))
         given = await self.queue.submit(same, job, nonce, head, rows, ticket, 1, 1000, Extras(hook))
         return given.job, nonce
 
@@ -51,7 +51,7 @@ class Asked:
             await self.queue.begin("w", [(one.message, one.job) for one in delivered], 3)
             pending |= {one.job: one.message for one in delivered}
         record = RECORDS.seal(Failure(job, 422, "input_rejected_by_model", "no"))
-        await self.queue.finish("w", [Ended(pending[job], job, state, record, time.time() + 100)])  # type: ignore[arg-type]
+        await self.queue.finish("w", [JobEnd(pending[job], job, state, record, time.time() + 100)])  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -115,11 +115,11 @@ async def test_a_dead_workers_claim_passes_on_and_its_late_settling_counts_for_n
     ticket = await asked.submit()
     await asked.end(ticket[0])
     (dead,) = await queue.outbox.claim(10, 0.0)
-    (living,) = await queue.outbox.claim(10, 60.0)
-    assert (dead.tries, living.tries) == (1, 2)
+    (with_expiry,) = await queue.outbox.claim(10, 60.0)
+    assert (dead.tries, with_expiry.tries) == (1, 2)
     assert not await queue.outbox.settle(dead, "delivered")
     assert not await queue.outbox.put_off(dead, 0.0, failed=True)
-    assert await queue.outbox.settle(living, "delivered")
+    assert await queue.outbox.settle(with_expiry, "delivered")
     assert (await store.zcard(HOOKS), await store.hlen(TRIES)) == (0, 0)
     assert (await queue.standing()).counts["hook:delivered"] == 1
 
@@ -328,7 +328,7 @@ async def test_what_is_cut_short_at_the_end_is_not_settled() -> None:
 
 def test_the_same_end_is_the_same_event() -> None:
     """Id and bytes do not change from one try to the next; a second end is another event."""
-    told = Prediction("t", "failed", 3, "m", 2, 0, 1000.0, 1001.0, 1002.5, 1, Failure(b"", 422, "code", "why"))
+    told = TicketStatus("t", "failed", 3, "m", 2, 0, 1000.0, 1001.0, 1002.5, 1, Failure(b"", 422, "code", "why"))
     one = event("https://h.example/", told)
     assert one == event("https://h.example/", told)
     assert one.id == "msg_t_1002500"

@@ -12,7 +12,7 @@ from foreseen.proxy.jobs.worker import SLICE_ROWS
 from foreseen.queue.queue import Queue
 from foreseen.queue.records import Failure, Head, Rows, Ticket, new_job, new_nonce
 from foreseen.queue.scripts import BASE, GROUP
-from foreseen.types import ALL_STEPS, Wish
+from foreseen.types import ALL_STEPS, OutputOptions
 from tests.doubles import ScriptedModel, row
 from tests.queue import test_queue as jobs
 from tests.queue.test_queue import BOUNDS, FRAMER, RECORDS, result, state_of, submit, take, until_ended, working
@@ -23,7 +23,7 @@ async def large(queue: Queue, rows: int, preparation: str = "p") -> tuple[bytes,
     job, nonce = new_job(), new_nonce()
     head = Head(job, b"", "public", "m", preparation, rows, sorted(ALL_STEPS))
     sealed = RECORDS.seal(Rows(job, FRAMER.frames([row(value) for value in range(rows)])))
-    ticket = RECORDS.seal(Ticket(nonce, "public", job, Wish()))
+    ticket = RECORDS.seal(Ticket(nonce, "public", job, OutputOptions()))
     await queue.submit(b"", job, nonce, RECORDS.seal(head), sealed, ticket, rows, 200_000)
     return job, nonce
 
@@ -35,9 +35,9 @@ class Slice(ScriptedModel):
         super().__init__()
         self.turns = asyncio.Semaphore(0)
 
-    async def predict(self, rows: Any, parameters: bytes, terms: Any) -> Any:
+    async def predict(self, rows: Any, parameters: bytes, options: Any) -> Any:
         await self.turns.acquire()
-        return await super().predict(rows, parameters, terms)
+        return await super().predict(rows, parameters, options)
 
 
 async def test_progress_moves_before_the_end(queue: Queue) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from foreseen.errors import BadRequest, TooLarge
-from foreseen.proxy.jobs.jsonl import MAX_NAME, BadLine, Line, lines_of
+from foreseen.proxy.jobs.jsonl import MAX_NAME, BadLine, RequestLine, lines_of
 
 
 def test_both_spellings_ask_what_their_bytes_ask() -> None:
@@ -14,9 +14,9 @@ def test_both_spellings_ask_what_their_bytes_ask() -> None:
     wrapped = b'{"custom_id": "b", "method": "POST", "url": "/v1/models/m:predict", "body": {"instances":[1.0, 1e0]}}'
     versioned = b'{"url": "/v2/models/m%20n/versions/3/infer", "body": {}}'
     assert lines_of(b"\r\n".join((plain, b"", wrapped, versioned)) + b"\n", 3) == [
-        Line("a", "m", None, "v2", plain),
-        Line("b", "m", None, "v1", b'{"instances":[1.0, 1e0]}'),
-        Line(None, "m n", "3", "v2", b"{}"),
+        RequestLine("a", "m", None, "v2", plain),
+        RequestLine("b", "m", None, "v1", b'{"instances":[1.0, 1e0]}'),
+        RequestLine(None, "m n", "3", "v2", b"{}"),
     ]
 
 
@@ -40,8 +40,8 @@ def test_both_spellings_ask_what_their_bytes_ask() -> None:
 def test_a_bad_line_is_its_own_error_and_no_others(text: bytes) -> None:
     """The lines around it are read."""
     before, bad, after = lines_of(b'{"model": "m"}\n' + text + b'\n{"model": "n"}', 10)
-    assert isinstance(before, Line)
-    assert isinstance(after, Line)
+    assert isinstance(before, RequestLine)
+    assert isinstance(after, RequestLine)
     assert isinstance(bad, BadLine)
     assert isinstance(bad.error, BadRequest)
 
@@ -49,7 +49,7 @@ def test_a_bad_line_is_its_own_error_and_no_others(text: bytes) -> None:
 def test_a_name_that_comes_twice_is_the_second_ones_error() -> None:
     """Who reads results by name must not find two."""
     first, second = lines_of(b'{"custom_id": "a", "model": "m"}\n{"custom_id": "a", "model": "m"}', 10)
-    assert isinstance(first, Line)
+    assert isinstance(first, RequestLine)
     assert isinstance(second, BadLine)
     assert second.custom_id == "a"
 

@@ -350,6 +350,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("host", "trusted", "outcome"),
     [("hooks.example", True, "delivered"), ("other.example", True, "failed"), ("hooks.example", False, "failed")],
 )
+@pytest.mark.processes
 async def test_the_certificate_is_of_the_name_and_not_of_the_address(
     signer: Signer, certificate: Path, host: str, trusted: bool, outcome: str
 ) -> None:

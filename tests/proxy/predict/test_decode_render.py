@@ -15,9 +15,9 @@ from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
 from foreseen.protocol.wire import parse_response, render_request
-from foreseen.proxy.predict.decode import Asked, decode_v1, decode_v2
+from foreseen.proxy.predict.decode import DecodedRequest, decode_v1, decode_v2
 from foreseen.proxy.predict.render import render
-from foreseen.types import Output, Prediction, WantedOutput, Wish
+from foreseen.types import Output, OutputOptions, Prediction, WantedOutput
 
 
 def manifest(inputs: list[Any], outputs: list[Any], **more: Any) -> Manifest:
@@ -43,12 +43,33 @@ TWO = manifest(
 )
 
 
-def frames(one: Manifest, asked: Asked) -> list[bytes]:
+def frames(one: Manifest, asked: DecodedRequest) -> list[bytes]:
     return Framer(one.model).frames(Preparer(one, {}).rows(asked.inputs), asked.parameters)
 
 
 def v2(data: Any, shape: Any = (2, 2), **more: Any) -> bytes:
     return orjson.dumps({"inputs": [{"name": "x", "shape": shape, "datatype": "FP32", "data": data}], **more})
+
+
+def test_null_is_nan_where_the_input_takes_it() -> None:
+    """JSON has no NaN: null is one among floats, by V2 nested and flat and by V1, and is the same row as a binary NaN.
+    An input that takes none refuses it."""
+    numbers = np.array([[np.nan, 2]], np.float32)
+    binary, length = render_request([("x", "FP32", numbers)], {})
+    takes = msgspec.convert({**msgspec.to_builtins(ONE)}, Manifest)
+    seen = msgspec.structs.replace(takes.seen.inputs[0], nonfinite=True)
+    takes = msgspec.structs.replace(takes, client=msgspec.structs.replace(takes.seen, inputs=(seen,)))
+    ways = [
+        lambda one: decode_v2(v2([None, 2], (1, 2)), None, one),
+        lambda one: decode_v2(v2([[None, 2]], (1, 2)), None, one),
+        lambda one: decode_v1(b'{"instances":[[null,2]]}', one),
+        lambda one: decode_v1(b'{"inputs":{"x":[[null,2]]}}', one),
+        lambda one: decode_v2(binary, length, one),
+    ]
+    assert len({frames(takes, way(takes))[0] for way in ways}) == 1
+    for way in ways:
+        with pytest.raises(BadInput):
+            frames(ONE, way(ONE))
 
 
 def test_every_way_of_asking_one_input_gives_the_same_rows() -> None:
@@ -172,14 +193,14 @@ def test_v2_rendering_selects_orders_and_encodes() -> None:
     """The outputs that were asked for, in that order, each binary or JSON as it was asked."""
     answers = predictions((0.25, 0.75), (1.0, 0.0))
     body, length = render(
-        TWO, answers, Wish("v2", "id-7", (WantedOutput("n", True), WantedOutput("y", False)), binary=True)
+        TWO, answers, OutputOptions("v2", "id-7", (WantedOutput("n", True), WantedOutput("y", False)), binary=True)
     )
     assert length is not None
     response = parse_response(body, length)
     assert (response.id, [output.name for output in response.outputs]) == ("id-7", ["n", "y"])
     assert response.outputs[0].array.tolist() == [0, 1]
     assert response.outputs[1].array.tolist() == [[0.25, 0.75], [1.0, 0.0]]
-    body, length = render(TWO, answers, Wish())
+    body, length = render(TWO, answers, OutputOptions())
     assert length is None
     assert [output["data"] for output in orjson.loads(body)["outputs"]] == [
         [0.25, 0.75, 1.0, 0.0],
@@ -192,24 +213,28 @@ def test_v2_rendering_selects_orders_and_encodes() -> None:
 def test_classification_is_made_of_the_tensor() -> None:
     """`[rows, n]` BYTES of value, index and label, the largest first, ties by index."""
     answers = predictions((0.25, 0.75), (0.5, 0.5))
-    body, _ = render(TWO, answers, Wish(outputs=(WantedOutput("y", classification=5),)))
+    body, _ = render(TWO, answers, OutputOptions(outputs=(WantedOutput("y", classification=5),)))
     (output,) = orjson.loads(body)["outputs"]
     assert (output["datatype"], output["shape"]) == ("BYTES", [2, 2])
     assert output["data"] == ["0.750000:1:dog", "0.250000:0:cat", "0.500000:0:cat", "0.500000:1:dog"]
-    body, _ = render(TWO, answers, Wish(outputs=(WantedOutput("n", classification=1),)))
+    body, _ = render(TWO, answers, OutputOptions(outputs=(WantedOutput("n", classification=1),)))
     assert orjson.loads(body)["outputs"][0]["data"] == ["0:0", "1:0"]
     with pytest.raises(BadRequest, match="cannot be ranked"):
-        render(TWO, answers, Wish(outputs=(WantedOutput("s", classification=1),)))
+        render(TWO, answers, OutputOptions(outputs=(WantedOutput("s", classification=1),)))
 
 
 def test_v1_rendering_by_row_and_by_column() -> None:
     """One output stands without its name; several are objects by row or lists by column."""
     answers = predictions((0.25, 0.75), (1.0, 0.0))
-    assert orjson.loads(render(TWO, answers, Wish("v1", outputs=(WantedOutput("y"),)))[0]) == {
+    assert orjson.loads(render(TWO, answers, OutputOptions("v1", outputs=(WantedOutput("y"),)))[0]) == {
         "predictions": [[0.25, 0.75], [1.0, 0.0]]
     }
-    assert orjson.loads(render(TWO, answers, Wish("v1"))[0])["predictions"][1] == {"y": [1.0, 0.0], "s": "ok", "n": 1}
-    assert orjson.loads(render(TWO, answers, Wish("v1-columns"))[0])["outputs"]["s"] == ["ok", "ok"]
+    assert orjson.loads(render(TWO, answers, OutputOptions("v1"))[0])["predictions"][1] == {
+        "y": [1.0, 0.0],
+        "s": "ok",
+        "n": 1,
+    }
+    assert orjson.loads(render(TWO, answers, OutputOptions("v1-columns"))[0])["outputs"]["s"] == ["ok", "ok"]
 
 
 def test_rows_of_different_lengths_are_padded_again() -> None:
@@ -219,11 +244,11 @@ def test_rows_of_different_lengths_are_padded_again() -> None:
         Prediction((Output("y", "FP32", (size,)),), (np.ones(size, np.float32).tobytes(),), "d", 0.0, 1.0, 0.0)
         for size in (1, 3)
     ]
-    (output,) = orjson.loads(render(one, answers, Wish())[0])["outputs"]
+    (output,) = orjson.loads(render(one, answers, OutputOptions())[0])["outputs"]
     assert (output["shape"], output["data"]) == ([2, 3], [1, 0, 0, 1, 1, 1])
 
 
 def test_no_rows_render_as_empty_outputs() -> None:
     """Open dimensions are 0, fixed ones stay."""
-    body, _ = render(TWO, [], Wish())
+    body, _ = render(TWO, [], OutputOptions())
     assert [output["shape"] for output in orjson.loads(body)["outputs"]] == [[0, 2], [0], [0]]

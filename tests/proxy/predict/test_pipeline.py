@@ -11,9 +11,9 @@ import pytest
 from msgspec import structs
 
 from foreseen.errors import DeadlineExceeded, DigestMoved, ModelFailed, NotCached, Overloaded
-from foreseen.proxy.cache.flight import Seat
-from foreseen.proxy.cache.request_splitting import GROUP_SECONDS, groups_of
-from foreseen.types import Answer, Prediction, Row, Terms
+from foreseen.proxy.cache.flight import Waiter
+from foreseen.proxy.cache.request_splitting import GROUP_SECONDS, split_request
+from foreseen.types import Answer, Prediction, RequestOptions, Row
 from tests.doubles import (
     BrokenFar,
     Clock,
@@ -124,10 +124,10 @@ async def test_one_request_of_a_slow_model_fails_alone() -> None:
     await story.answer(question(row(1)))
     predict = model.predict
 
-    async def some(rows: Sequence[Row], parameters: bytes, terms: Terms) -> list[Prediction]:
+    async def some(rows: Sequence[Row], parameters: bytes, options: RequestOptions) -> list[Prediction]:
         if rows[0].tensors[0][0] == 10:
             raise ModelFailed("this one")
-        answered = await predict(rows, parameters, terms)
+        answered = await predict(rows, parameters, options)
         return [structs.replace(one, digest="another") for one in answered] if len(rows) == 3 else answered
 
     model.predict = some  # type: ignore[method-assign]
@@ -153,10 +153,10 @@ async def test_one_request_of_a_slow_model_fails_alone() -> None:
 )
 def test_groups_are_neighbours_in_size(askers: list[int], row_seconds: float, groups: list[list[int]]) -> None:
     """Later ones are shorter here."""
-    landing: Any = None
-    whose = [asker for asker, rows in enumerate(askers) for _ in range(rows)]
-    seats = [Seat(Row((np.zeros(9 - asker, np.int64),)), landing, asker) for asker in whose]
-    assert [list(group) for group in groups_of(seats, row_seconds)] == groups
+    future: Any = None
+    whose = [client for client, rows in enumerate(askers) for _ in range(rows)]
+    waiters = [Waiter(Row((np.zeros(9 - client, np.int64),)), future, client) for client in whose]
+    assert [list(group) for group in split_request(waiters, row_seconds)] == groups
 
 
 async def test_a_caller_that_hangs_up_disturbs_nobody() -> None:

@@ -11,26 +11,26 @@ from xxhash import xxh3_64_intdigest
 
 from foreseen.errors import ForeseenError
 from foreseen.modelspec.prepare import Preparer
-from foreseen.proxy.backend.served import Served
-from foreseen.proxy.predict.ask import Ask
-from foreseen.proxy.predict.decode import Asked, decode_v1, decode_v2
+from foreseen.proxy.backend.served import ServedModel
+from foreseen.proxy.predict.ask import RequestHead
+from foreseen.proxy.predict.decode import DecodedRequest, decode_v1, decode_v2
 from foreseen.proxy.predict.render import draw, render
 from foreseen.proxy.predict.shortcut import MAX_HINTS, Entry, Found, Known, Shortcuts
 from tests.collisions import chosen_pair, second_preimage
 from tests.doubles import predicted
 from tests.proxy.predict.test_decode_render import ONE, TWO, v2
 
-V2, V1 = Ask("m", None, "v2"), Ask("m", None, "v1")
-SERVED = cast(Served, object())
+V2, V1 = RequestHead("m", None, "v2"), RequestHead("m", None, "v1")
+SERVED = cast(ServedModel, object())
 PREPARER = Preparer(ONE, {})
 DATA = [[1, 2], [3, 4]]
 
 
-def read(ask: Ask, body: bytes) -> Asked:
+def read(ask: RequestHead, body: bytes) -> DecodedRequest:
     return decode_v1(body, ONE) if ask.protocol == "v1" else decode_v2(body, ask.header_length, ONE)
 
 
-def learn(shortcuts: Shortcuts, body: bytes, ask: Ask = V2) -> Entry | None:
+def learn(shortcuts: Shortcuts, body: bytes, ask: RequestHead = V2) -> Entry | None:
     """What a body came to, twice."""
     asked = read(ask, body)
     known = Known(PREPARER, tuple(PREPARER.rows(asked.inputs)))
@@ -57,10 +57,15 @@ def test_what_a_body_means_is_part_of_it() -> None:
     """The same bytes for another model, protocol or header length are another question."""
     shortcuts = Shortcuts(100_000)
     body = np.array(DATA, np.float32).tobytes()
-    assert learn(shortcuts, body, Ask("m", None, "v2", 0)) is not None
-    for other in (Ask("n", None, "v2", 0), Ask("m", None, "v2"), Ask("m", None, "v2", 1), Ask("m", None, "v1", 0)):
+    assert learn(shortcuts, body, RequestHead("m", None, "v2", 0)) is not None
+    for other in (
+        RequestHead("n", None, "v2", 0),
+        RequestHead("m", None, "v2"),
+        RequestHead("m", None, "v2", 1),
+        RequestHead("m", None, "v1", 0),
+    ):
         assert shortcuts.find(other, body).entry is None
-    assert shortcuts.find(Ask("m", "1", "v2", 0, seconds=1), body).entry is not None
+    assert shortcuts.find(RequestHead("m", "1", "v2", 0, seconds=1), body).entry is not None
 
 
 @pytest.mark.parametrize("recipe", ["chosen", "second"])
@@ -70,7 +75,7 @@ def test_colliding_bodies_are_two(recipe: str) -> None:
     pair = chosen_pair(picture) if recipe == "chosen" else (picture, second_preimage(picture))
     one, other = (tensor.tobytes() for tensor in pair)
     assert xxh3_64_intdigest(one) == xxh3_64_intdigest(other)
-    ask = Ask("m", None, "v2", 0)
+    ask = RequestHead("m", None, "v2", 0)
     for first, second in ((one, other), (other, one)):
         shortcuts = Shortcuts(10**6)
         entry = learn(shortcuts, first, ask)
@@ -101,11 +106,11 @@ def test_bodies_that_differ_in_their_id_alone_are_one(body: bytes) -> None:
         found = shortcuts.find(V2, body % own)
         assert (found.entry, found.id) == (entry, own)
         asked = read(V2, body % own)
-        assert entry.wish(found.id) == asked.wish
+        assert entry.output_options(found.id) == asked.output_options
         manifest = TWO
-        drawn = draw(manifest, [], asked.wish)
-        assert drawn.reply(found.id) == render(manifest, [], asked.wish)
-    assert not draw(TWO, [], asked.wish).of(predictions)
+        drawn = draw(manifest, [], asked.output_options)
+        assert drawn.reply(found.id) == render(manifest, [], asked.output_options)
+    assert not draw(TWO, [], asked.output_options).of(predictions)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +137,7 @@ def test_an_id_that_is_not_plain_stays_where_it_is(own: str) -> None:
     found = shortcuts.find(V2, body)
     assert found.entry is entry is not None
     assert found.id is None
-    assert entry.asked.wish.id == (own or None)
+    assert entry.asked.output_options.id == (own or None)
     assert shortcuts.find(V2, v2(DATA, id=own + "x")).entry is None
 
 
@@ -150,9 +155,9 @@ def test_a_binary_bodys_id_moves_its_header_length() -> None:
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2], "parameters": {"binary_data_size": 8}}
     raw = b'"id":"ab'
 
-    def asking(own: str) -> tuple[Ask, bytes]:
+    def asking(own: str) -> tuple[RequestHead, bytes]:
         head = orjson.dumps({"id": own, "inputs": [tensor]})
-        return Ask("m", None, "v2", len(head)), head + raw
+        return RequestHead("m", None, "v2", len(head)), head + raw
 
     ask, body = asking("first")
     entry = learn(shortcuts, body, ask)
@@ -161,10 +166,10 @@ def test_a_binary_bodys_id_moves_its_header_length() -> None:
     assert shortcuts.find(other, longer).entry is entry
     assert shortcuts.find(ask, longer).entry is None
     bare = orjson.dumps({"inputs": [tensor]})
-    assert shortcuts.find(Ask("m", None, "v2", len(bare)), bare + raw).id is None
+    assert shortcuts.find(RequestHead("m", None, "v2", len(bare)), bare + raw).id is None
     known = decode_v2(longer, other.header_length, ONE)
-    drawn = draw(ONE, [], known.wish)
-    assert drawn.reply(b"another-one") == render(ONE, [], known.wish)
+    drawn = draw(ONE, [], known.output_options)
+    assert drawn.reply(b"another-one") == render(ONE, [], known.output_options)
 
 
 def large(first: int = 0, rows: int = 40_000) -> bytes:
@@ -176,7 +181,7 @@ def cut(body: bytes, *places: int) -> list[bytes]:
     return [body[start:end] for start, end in zip((0, *places), (*places, len(body)), strict=True)]
 
 
-RAW = Ask("m", None, "v2", 0)
+RAW = RequestHead("m", None, "v2", 0)
 
 
 @pytest.mark.parametrize("places", [(), (0,), (1,), (1023, 1024), (500, 200_000), (100_000, 200_000, 319_999)])
@@ -193,7 +198,12 @@ def test_a_large_body_is_found_in_the_pieces_that_it_came_in(places: tuple[int, 
     for other in (body[:-1], body + b"x", body[:-4]):
         assert shortcuts.find_whole(RAW, cut(other, *places), len(other)) is None
         assert shortcuts.find_whole(RAW, cut(other, *places), len(body)) is None
-    for ask in (Ask("n", None, "v2", 0), Ask("m", None, "v1", 0), Ask("m", None, "v2"), Ask("m", None, "v2", 1)):
+    for ask in (
+        RequestHead("n", None, "v2", 0),
+        RequestHead("m", None, "v1", 0),
+        RequestHead("m", None, "v2"),
+        RequestHead("m", None, "v2", 1),
+    ):
         assert shortcuts.find_whole(ask, cut(body, *places), len(body)) is None
 
 
@@ -240,7 +250,7 @@ def test_memory_is_bounded_and_the_oldest_go() -> None:
         entry = learn(shortcuts, v2([[n, 1]], (1, 2)))
         assert entry is not None
         if n % 3:
-            shortcuts.draw(entry, draw(ONE, [], entry.asked.wish))
+            shortcuts.draw(entry, draw(ONE, [], entry.asked.output_options))
         assert shortcuts.bytes == sum(one.size for one in shortcuts._entries.values()) <= 20_000
     assert len(shortcuts) > 3
     assert shortcuts.find(V2, v2([[0, 1]], (1, 2))).entry is None
@@ -277,7 +287,7 @@ def test_no_reading_of_mutated_bodies_differs_from_the_plain_one() -> None:
         hits += 1
         plain: Any = outcome(bytes(body))
         assert plain is not None
-        assert found.entry.wish(found.id) == plain.wish
+        assert found.entry.output_options(found.id) == plain.output_options
         assert found.entry.asked.parameters == plain.parameters
         rows = PREPARER.rows(plain.inputs)
         assert [row.tensors[0].tobytes() for row in found.entry.known.rows] == [
@@ -286,7 +296,7 @@ def test_no_reading_of_mutated_bodies_differs_from_the_plain_one() -> None:
     assert hits > 1000
 
 
-def outcome(body: bytes) -> Asked | None:
+def outcome(body: bytes) -> DecodedRequest | None:
     try:
         return decode_v2(body, None, ONE)
     except ForeseenError:
