@@ -73,7 +73,8 @@ def providers(chain: Sequence[str], *, graphs: bool) -> list[str | tuple[str, di
 
 
 def fix_workspace() -> None:
-    """cuBLAS with a workspace of one size adds up in one order. Before CUDA starts; a value that is set already stays."""
+    """cuBLAS with a workspace of one size adds up in one order. To be called before CUDA starts. A value already
+    set stays."""
     os.environ.setdefault(_WORKSPACE, ":4096:8")
 
 

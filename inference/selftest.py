@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import NoReturn, Protocol
 
-import numpy as np
 import structlog
 from msgspec import Struct
 
@@ -178,11 +177,7 @@ def _given(manifest: Manifest) -> list[Row]:
 
 
 def _made_up(manifest: Manifest, length: int) -> Row:
-    """A row, or a request where it cannot be cut into rows: small numbers, so that they are within every vocabulary;
-    each length its own."""
-    signature, samples = manifest.model, manifest.samples
-    known = made_up.sizes([spec.shape for spec in signature.keyed], samples, length)
-    shape = made_up.row_shape if signature.has_rows else made_up.whole_shape
-    chance = np.random.default_rng(length)
-    tensors = {spec.name: made_up.tensor(spec, shape(spec, known), samples, chance) for spec in signature.keyed}
-    return Row(tuple(tensors.values())) if signature.has_rows else whole_row(tensors, signature)
+    """A row, or a request where it cannot be cut into rows, of a length that a request may have."""
+    steps = [i.tokenizer for i in manifest.seen.inputs if i.tokenizer is not None]
+    tensors = made_up.tensors(manifest, min([length, *(step.max_tokens for step in steps)]), seed=length)
+    return Row(tuple(tensors.values())) if manifest.model.has_rows else whole_row(tensors, manifest.model)

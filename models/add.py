@@ -61,7 +61,7 @@ def add(
         made = shop / name
         made.mkdir()
         graph = made / "model.onnx"
-        shutil.copyfile(file, graph)
+        onnx_file.copy(file, graph)
         text = None if tokenizer is None else taking_text(model, tokenizer, made)
         found = examine(name, model, graph, draft, _hints(dims, values), say, text)
         (made / "model.toml").write_text(text_of(found, graph, () if text is None else (text.tokenizer.file,)), "utf-8")
@@ -92,7 +92,7 @@ def _replace(place: Path, made: Path) -> None:
 
 def _fits(old: Manifest, new: Manifest) -> bool:
     """Whether the old manifest may stay: the new graph has its signature, and comes with no other files than it has."""
-    files = [{Path(file).name for file in one.source.files} if one.source else set() for one in (old, new)]
+    files = [set(one.source.files) if one.source else set() for one in (old, new)]
     inputs, outputs = (
         [{(spec.name, spec.datatype, len(spec.shape)) for spec in specs} for specs in pair]
         for pair in ((old.model.inputs, new.model.inputs), (old.model.outputs, new.model.outputs))

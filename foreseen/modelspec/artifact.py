@@ -83,7 +83,7 @@ def fields_digest(*fields: bytes) -> str:
     return hasher.hexdigest()
 
 
-_LATER_FIELDS: dict[str, object] = {"exif": False}
+_LATER_FIELDS: dict[str, object] = {"exif": False, "pair": None, "types": None, "prompt": None}
 """Fields of the manifest that came after digests were first made, and their defaults. At its default a field stands in
 no digest, so that models which do not use it keep their entries."""
 

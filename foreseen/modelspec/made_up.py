@@ -60,6 +60,17 @@ def row_shape(spec: ModelInput, known: Mapping[str, int]) -> list[int]:
     return [known[dim] if isinstance(dim, str) else dim for dim in spec.shape[1:]]
 
 
+def tensors(manifest: Manifest, length: int, seed: int) -> dict[str, Array]:
+    """One row, or a request where it cannot be cut into rows: small numbers, so that they are within every vocabulary.
+    Token types of a pair are all 0."""
+    signature, chance = manifest.model, np.random.default_rng(seed)
+    known = sizes([spec.shape for spec in signature.keyed], manifest.samples, length)
+    shape = row_shape if signature.has_rows else whole_shape
+    made = {spec.name: tensor(spec, shape(spec, known), manifest.samples, chance) for spec in signature.keyed}
+    types = {i.tokenizer.types for i in manifest.seen.inputs if i.tokenizer is not None}
+    return {name: np.zeros_like(array) if name in types else array for name, array in made.items()}
+
+
 def example_request(manifest: Manifest) -> tuple[bytes, int]:
     """A V2 request of the manifest's example: its body and the length of its JSON part. One row.
 

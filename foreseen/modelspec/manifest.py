@@ -35,6 +35,13 @@ class Tokenizer(Struct, frozen=True, forbid_unknown_fields=True):
     """The model input that takes the ids."""
     max_tokens: int
     file: str = "tokenizer.json"
+    pair: str | None = None
+    """The client input that holds the second text: both become one row, `[CLS] text [SEP] second [SEP]` by the
+    tokenizer's own template, and only the second is cut to `max_tokens`."""
+    types: str | None = None
+    """The model input that takes a pair's token types: 0 for the first text, 1 for the second."""
+    prompt: str | None = None
+    """Put before every text, ahead of the tokenizer; of a pair before the first."""
 
 
 class Image(Struct, frozen=True, forbid_unknown_fields=True):
@@ -175,14 +182,16 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
     """Where the weights come from and which builder makes the fp32 graph of them."""
 
     builder: str
-    """`bert`, `mpnet`, `fingerprint`, `digits` or `onnx` (take the file as it is)."""
+    """`bert`, `mpnet`, `fingerprint`, `digits`, `folder` (a Hugging Face folder) or `onnx` (take the file as it is)."""
     wheels: tuple[Wheel, ...] = ()
     archive: Archive | None = None
     url: str | None = None
     """A file or a URL that fsspec knows; needs `sha256`. A relative path starts at the manifest's folder."""
-    files: tuple[str, ...] = ()
-    """Files in the manifest's folder that the build needs too, such as tokenizer.json."""
     sha256: str | None = None
+    folder: str | None = None
+    """A folder on this machine, relative to model.toml's own; needs `files`."""
+    files: dict[str, str] = {}
+    """Path inside the folder → sha256."""
     options: dict[str, Any] = {}
 
 
@@ -247,16 +256,18 @@ def load(path: Path) -> Manifest:
     found = _problem(manifest)
     if found is not None:
         raise SetupError(f"{path}: {found}")
-    source = _placed(manifest.source, path.parent.resolve())
+    source = _placed(manifest.source, path.parent.absolute())
     return msgspec.structs.replace(manifest, client=manifest.seen, source=source)  # both are read often
 
 
-def _placed(source: Source | None, folder: Path) -> Source | None:
+def _placed(source: Source | None, beside: Path) -> Source | None:
     """With absolute paths in the place of those that start at the manifest's folder."""
     if source is None:
         return None
-    url = source.url if source.url is None or "://" in source.url or "::" in source.url else str(folder / source.url)
-    return msgspec.structs.replace(source, url=url, files=tuple(str(folder / name) for name in source.files))
+    url = source.url if source.url is None or "://" in source.url or "::" in source.url else str(beside / source.url)
+    return msgspec.structs.replace(
+        source, url=url, folder=None if source.folder is None else str(beside / source.folder)
+    )
 
 
 def find(name: str, folders: tuple[Path, ...]) -> Manifest:
@@ -306,7 +317,7 @@ def _problem(manifest: Manifest) -> str | None:
             return f"{where}.shape: name a dimension whose size differs, do not write a negative number"
         if tensor.shape[:1] != (BATCH,) and manifest.rows == "each":
             return f'{where}.shape: the first dimension is {BATCH!r}, unless the manifest says rows = "together"'
-    checks = (_upstream_problem, _model_problem, _client_problem, lambda manifest: problem(manifest.samples))
+    checks = (_upstream_problem, _pair_problem, _model_problem, _client_problem, lambda one: problem(one.samples))
     return next((found for check in checks if (found := check(manifest)) is not None), None)
 
 
@@ -336,15 +347,36 @@ def _model_problem(manifest: Manifest) -> str | None:
 def _fed(manifest: Manifest) -> set[str]:
     """The model inputs that client inputs end up in."""
     fed = set()
-    masks = {i.trim for i in manifest.seen.inputs}
+    masks = {i.trim for i in manifest.seen.inputs} | seconds(manifest.seen)
     for i in manifest.seen.inputs:
         if i.tokenizer is not None:
-            fed.add(i.tokenizer.ids)
+            fed |= {name for name in (i.tokenizer.ids, i.tokenizer.types) if name is not None}
         elif i.image is not None:
             fed.add(i.image.to)
         elif not i.ignore and i.name not in masks:
             fed.add(i.name)
     return fed
+
+
+def seconds(seen: ClientSignature) -> set[str]:
+    """The client inputs that are the second text of a pair: they feed no model input of their own."""
+    return {i.tokenizer.pair for i in seen.inputs if i.tokenizer is not None and i.tokenizer.pair is not None}
+
+
+def _pair_problem(manifest: Manifest) -> str | None:
+    listed = {i.name: i for i in manifest.seen.inputs}
+    for i in manifest.seen.inputs:
+        if i.tokenizer is None:
+            continue
+        where, second = f"client.inputs.{i.name}.tokenizer", listed.get(i.tokenizer.pair or "")
+        if i.tokenizer.pair is None:
+            if i.tokenizer.types is not None:
+                return f"{where}.types: is for pairs; name the second text in pair"
+        elif second is None or second is i:
+            return f"{where}.pair: no other client input is called {i.tokenizer.pair!r}"
+        elif second.datatype != "BYTES" or second.shape != (BATCH,) or second.tokenizer or second.image:
+            return f"{where}.pair: {second.name!r} must be BYTES [{BATCH!r}] without a tokenizer or image of its own"
+    return None
 
 
 def _client_problem(manifest: Manifest) -> str | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 from msgspec import Struct
 
 from foreseen.modelspec import made_up
@@ -54,13 +53,7 @@ RAGGED, SINGLE = Shapes(), Shapes("single")
 
 def neutral_row(manifest: Manifest) -> Row:
     """What fills up a batch: the shortest made-up row, the same in every process."""
-    signature, chance = manifest.model, np.random.default_rng(0)
-    known = made_up.sizes([spec.shape for spec in signature.keyed], manifest.samples, 1)
-    return Row(
-        tuple(
-            made_up.tensor(spec, made_up.row_shape(spec, known), manifest.samples, chance) for spec in signature.keyed
-        )
-    )
+    return Row(tuple(made_up.tensors(manifest, 1, seed=0).values()))
 
 
 def open_dimension(manifest: Manifest) -> str | None:

@@ -20,8 +20,9 @@ from foreseen.modelspec.manifest import ClientInput, ClientOutput, Manifest, Mod
 def text_of(found: Found, graph: Path, files: Sequence[str] = ()) -> str:
     """model.toml of a graph that lies beside it, as do `files`."""
     manifest = found.manifest
-    sha256 = hashlib.sha256(graph.read_bytes()).hexdigest()
-    beside = f"files = [{', '.join(map(_quoted, files))}]\n" if files else ""
+    sha256 = _sha256(graph)
+    proved = ", ".join(f"{_quoted(name)} = {_quoted(_sha256(graph.parent / name))}" for name in files)
+    beside = f'folder = "."\nfiles = {{ {proved} }}\n' if files else ""
     head = (
         "# Written by `foreseen models add`; every field is explained in foreseen/modelspec/manifest.py.\n"
         f'name = {_quoted(manifest.name)}\ntitle = ""\n'
@@ -33,6 +34,10 @@ def text_of(found: Found, graph: Path, files: Sequence[str] = ()) -> str:
     parts += [_table("model.inputs", spec) for spec in manifest.model.inputs]
     parts += [_table("model.outputs", output) for output in manifest.model.outputs]
     return "\n".join(part for part in [*parts, _samples(manifest.samples), _independence(found)] if part)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _rows(found: Found) -> str:

@@ -135,7 +135,8 @@ def _report(manifest: Manifest, what: str, candidates: list[Candidate]) -> Repor
 
 
 def _subject(manifest: Manifest) -> str:
-    source = manifest.source and msgspec.structs.replace(manifest.source, url=None, files=())  # a folder may be moved
+    # Where files lie is no part of what was measured: they are named by their sha256.
+    source = None if manifest.source is None else msgspec.structs.replace(manifest.source, url=None, folder=None)
     batching = manifest.batching
     parts: list[object] = [manifest.model, manifest.seen, source, manifest.gates, manifest.precisions, manifest.exact]
     if batching.shapes != "ragged":
