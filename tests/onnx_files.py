@@ -138,7 +138,7 @@ def main(files: Sequence[str]) -> int:
     worst = 0
     with tempfile.TemporaryDirectory() as place:
         named = {f"{at}-{Path(file).stem}".replace(".", "-"): Path(file) for at, file in enumerate(files)}
-        for outcome in outcomes(named, Path(place) / "foreseen.models", Path(place) / "data"):
+        for outcome in outcomes(named, Path(place) / "models", Path(place) / "data"):
             print(f"{outcome.name:<40} {outcome.rows:>3} asked {outcome.differ:>3} differ  {outcome.how}")
             worst = max(worst, outcome.differ)
     return int(worst > 0)

@@ -36,7 +36,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def test_files_of_others_are_served_bit_by_bit_or_refused_in_one_line(files: dict[str, Path], tmp_path: Path) -> None:
     """Every answer over V2 is the bits that ONNX Runtime gives the row alone, or the whole request."""
-    found = outcomes(files, tmp_path / "foreseen.models", tmp_path / "data")
+    found = outcomes(files, tmp_path / "models", tmp_path / "data")
     for one in found:
         print(f"| {one.name} | {one.how} | {one.rows} | {one.differ} | {one.hits} |")
     assert {one.name for one in found if one.how.startswith("refused")} == set(REFUSED)

@@ -195,7 +195,7 @@ def test_auto_takes_the_fastest_that_is_exact(tmp_path: Path) -> None:
     assert not figures["ragged"].is_exact
     assert figures["fixed"].is_exact
     assert record.shapes.kind in ("fixed", "single")
-    assert "fp32 ragged" in (tmp_path / "data" / "foreseen.models" / "pooled" / "report.txt").read_text("utf-8")
+    assert "fp32 ragged" in (tmp_path / "data" / "models" / "pooled" / "report.txt").read_text("utf-8")
 
 
 def test_the_choice_between_measured_kinds() -> None:
