@@ -104,8 +104,6 @@ class UpstreamProcess(ModelProcess):
         digest: str | None,
         tolerance: float,
         probe: bool,
-        rows_per_request: int,
-        requests: int,
         quarantine_seconds: float,
         trials: IsolationLock | None = None,
     ) -> None:
@@ -115,8 +113,6 @@ class UpstreamProcess(ModelProcess):
         super().__init__(
             own,
             address,
-            rows_per_request=rows_per_request,
-            requests=requests,
             quarantine_seconds=quarantine_seconds,
             trials=trials,
         )

@@ -47,7 +47,9 @@ FRAMES = (
 def lean(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A system whose memory nobody else asks for: without a near tier that grows."""
     folder = tmp_path_factory.mktemp("lean") / "d"
-    with started(built, folder, "--near-bytes=1000000", "--reply-cache-bytes=1000000", models=("fingerprint",)) as system:
+    with started(
+        built, folder, "--near-bytes=1000000", "--reply-cache-bytes=1000000", models=("fingerprint",)
+    ) as system:
         yield system
 
 
