@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from foreseen.errors import SetupError
+from foreseen.modelspec.openai_section import OpenAISection, openai_problem
 from foreseen.protocol.datatypes import DATATYPES
 
 Dim = int | str
@@ -243,6 +244,9 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """`requested`: the upstream answers only with outputs that a request names; which were is part of the key then."""
     ignored_parameters: tuple[str, ...] = ()
     """Request parameters that do not change the answer, beside the reserved ones."""
+    openai: OpenAISection = OpenAISection()
+    upstream_api: Literal["auto", "v2", "openai", "tei"] = "v2"
+    """What the server at `upstream` speaks."""
     example: dict[str, list[Any]] = {}
     """Client input → data of one small request, for the readiness check and the docs."""
 
@@ -336,7 +340,8 @@ def _problem(manifest: Manifest) -> str | None:
             return f"{where}.shape: name a dimension whose size differs, do not write a negative number"
         if not tensor.shape or tensor.shape[0] != BATCH:
             return f"{where}.shape: the first dimension is {BATCH!r}"
-    return _upstream_problem(manifest) or _model_problem(manifest) or _client_problem(manifest)
+    openai = openai_problem(manifest.openai, manifest.seen.inputs, manifest.seen.outputs)
+    return _upstream_problem(manifest) or _model_problem(manifest) or _client_problem(manifest) or openai
 
 
 def _upstream_problem(manifest: Manifest) -> str | None:
