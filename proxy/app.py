@@ -235,7 +235,7 @@ class Proxy:
         if manifest.upstream is not None and not address:
             defaults = _freshness(self.settings)
             told = declared_told(manifest)
-            return in_front_of(manifest.upstream, told, self.settings, defaults, manifest, self.trials)
+            return in_front_of((manifest.upstream,), told, self.settings, defaults, manifest, self.trials)
         refuse_optional(manifest)
         process = ModelProcess(
             manifest,

@@ -15,9 +15,13 @@ PLATFORM = "onnx_onnxv1"
 def metadata(served: ServedModel) -> dict[str, Any]:
     """V2 model metadata, with the digest in force."""
     manifest, facts = served.manifest, served.facts
-    told = {} if facts is None else {"digest": facts.digest, "precision": facts.precision, "provider": facts.provider}
+    told: dict[str, Any] = (
+        {} if facts is None else {"digest": facts.digest, "precision": facts.precision, "provider": facts.provider}
+    )
     if facts is not None and facts.preparation is None:  # somebody else's server, which says neither of the two
         told = {"digest": facts.digest, "digest_from": facts.identity}
+        if facts.worst_difference is not None:
+            told["worst_difference"] = facts.worst_difference
     return {
         "name": manifest.name,
         "versions": [manifest.version],

@@ -214,7 +214,7 @@ class _System:
                 body = orjson.dumps(example_request(manifest))
                 await self._until_ok(lambda model=model, body=body: client.post(f"{model}/infer", data=body))  # type: ignore[misc]
 
-            if self._settings.upstream is None and len(self._local) == len(self._models):
+            if not self._settings.upstream and len(self._local) == len(self._models):
                 await self._until_ok(lambda: client.get(f"{url}/v2/health/ready"))
                 self._predicting = True
             else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import orjson
@@ -120,13 +120,13 @@ def _encoding(value: Any) -> Encoding:
         return "float"
     if type(value) is not str or value not in _ENCODINGS:
         raise BadRequest('encoding_format: must be "float" or "base64"', param="encoding_format")
-    return cast("Encoding", value)
+    return "base64" if value == "base64" else "float"
 
 
 def _dimensions(value: Any) -> int | None:
     if value is not None and (type(value) is not int or not 0 < value <= MAX_ID):
         raise BadRequest("dimensions: must be a number above 0", param="dimensions")
-    return cast("int | None", value)
+    return value
 
 
 def _prompt(name: str, value: Any) -> str:
@@ -170,9 +170,10 @@ class EmbeddingReply(Struct, frozen=True):
     base64: bool
 
 
-def read_reply(body: bytes, count: int) -> EmbeddingReply:
-    """A reply to `count` texts. Raises ModelFailed where it is none that could be right: another count, an `index` that
-    is no permutation, vectors of different lengths, a number that is not finite, an error under status 200."""
+def read_reply(body: bytes, count: int | None = None) -> EmbeddingReply:
+    """A reply to `count` texts. Raises ModelFailed where it is none that could be right: another count (None leaves
+    that to the caller), an `index` that is no permutation, vectors of different lengths, a number that is not finite,
+    an error under status 200."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:  # NaN and Infinity are no JSON, either
@@ -180,11 +181,11 @@ def read_reply(body: bytes, count: int) -> EmbeddingReply:
     if not isinstance(document, dict) or document.get("error") or not isinstance(document.get("data"), list):
         raise ModelFailed("the reply holds an error, or no data, under status 200")
     data = document["data"]
-    if len(data) != count:
+    if len(data) != (len(data) if count is None else count):
         raise ModelFailed(f"the reply has {len(data)} embeddings of {count} texts")
     rows = [_row(one) for one in data]
     order = [_index(one, at) for at, one in enumerate(data)]
-    if sorted(order) != list(range(count)):
+    if sorted(order) != list(range(len(data))):
         raise ModelFailed("the reply's indexes are not each text's, once")
     vectors = checked_vectors([row for _, row in sorted(zip(order, rows, strict=True), key=lambda pair: pair[0])])
     usage = document.get("usage")

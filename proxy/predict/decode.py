@@ -34,6 +34,8 @@ class DecodedRequest(Struct, frozen=True):
     """Part of a stateful sequence: not to be cached."""
     timeout_seconds: float | None = None
     lane: Lane = "online"
+    ids: tuple[tuple[int, ...], ...] | None = None
+    """Token ids of every row, where they were given in place of text."""
 
 
 def decode_v2(body: bytes, header_length: int | None, manifest: Manifest) -> DecodedRequest:

@@ -1,7 +1,7 @@
 """text-embeddings-inference: `POST /embed`, and its version from `GET /info`.
 
-`/embed` is asked rather than `/v1/embeddings`, as only it obeys `truncate`, `normalize` and `prompt_name`. The tokens of
-a request stand in the header `x-compute-tokens`. Source: router/src/http/server.rs and types.rs.
+`/embed` is asked rather than `/v1/embeddings`, as only it obeys `truncate`, `normalize` and `prompt_name`. The tokens
+of a request stand in the header `x-compute-tokens`. Source: router/src/http/server.rs and types.rs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import orjson
 
 from foreseen.errors import ModelFailed
 from foreseen.protocol.openai_embeddings import EmbeddingReply, checked_vectors, vector_of
-from foreseen.proxy.backend.embedding_server import Ask, ListedModel
+from foreseen.proxy.backend.embedding.embedding_server import Ask, ListedModel
 from foreseen.proxy.backend.v2_server import Unusable
 
 _STABLE = ("model_sha", "model_dtype", "version", "model_type", "max_input_length", "auto_truncate")
@@ -29,6 +29,9 @@ class TeiApi:
     def __init__(self, *, embeds: bool = False) -> None:
         """`embeds`: the operator says that the server embeds, whatever `/info` says."""
         self._embeds = embeds
+
+    def again(self) -> TeiApi:
+        return TeiApi(embeds=self._embeds)
 
     async def models(self, ask: Ask) -> Sequence[ListedModel] | None:
         reply = await ask("GET", "/info")

@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import structlog
 
-from foreseen.proxy.backend.embedding_server import EmbeddingServer
+from foreseen.proxy.backend.embedding.embedding_server import EmbeddingServer
 from foreseen.proxy.backend.v2_server import Unusable
 
 log = structlog.get_logger()
@@ -63,8 +63,9 @@ class Replicas:
             raise error
         kept = [at for at in answered if found[at] == self._known]
         first = (kept or answered)[0]
-        self._known = known = found[first]
+        known = found[first]
         assert isinstance(known, dict)
+        self._known = known
         for at, one in enumerate(found):
             if one == known:
                 self._take_back(at)

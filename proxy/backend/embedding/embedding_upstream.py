@@ -1,4 +1,4 @@
-"""A model of an embedding server → a model of this proxy: texts are sent, its embeddings are read and held to the rules.
+"""A model of an embedding server → a model of this proxy: texts are sent, its embeddings are read and checked.
 
 Requests are split at the server's limit on a batch. Whether rows are independent is judged by the cosine: servers on
 GPUs answer the same text with vectors that differ by 1e-4 a component, and 1 − cos is then 1e-7.
@@ -28,13 +28,13 @@ from foreseen.errors import (
     TooLarge,
 )
 from foreseen.modelspec.rows import RowOutputs
-from foreseen.protocol.members import ReplyMembers, RequestMembers, pack_reply, REPLY_HEAD
+from foreseen.protocol.members import REPLY_HEAD, ReplyMembers, RequestMembers, pack_reply
 from foreseen.protocol.openai_embeddings import EmbeddingReply, split_tokens
 from foreseen.protocol.wire import InputTensor, Response
-from foreseen.proxy.backend.embedding_server import EMBEDDING, EmbeddingServer
+from foreseen.proxy.backend.embedding.embedding_server import EmbeddingServer, named
+from foreseen.proxy.backend.embedding.replicas import Replicas
 from foreseen.proxy.backend.http_pool import HttpReply
-from foreseen.proxy.backend.model import MAX_ERROR_CHARACTERS, ModelFacts, Tensors
-from foreseen.proxy.backend.replicas import Replicas
+from foreseen.proxy.backend.model import MAX_ERROR_CHARACTERS, ModelFacts, Tensors, WrongReply
 from foreseen.proxy.backend.upstream import UpstreamProcess
 from foreseen.proxy.backend.upstream_metadata import UpstreamMetadata
 from foreseen.proxy.backend.v2_server import Unusable
@@ -63,6 +63,7 @@ class EmbeddingProcess(UpstreamProcess):
         self._api = first.api
         self._access = first.access
         self._most_texts = self._rows_per_request
+        self._model_id = self._manifest.name
         self._widths: dict[bytes, int] = {}
         self._of_digest = ""
         self._first_probe_ended = False
@@ -92,6 +93,7 @@ class EmbeddingProcess(UpstreamProcess):
         except (Unusable, SetupError) as error:
             raise ModelUnavailable(f"model {self._manifest.name!r} is not ready: {error}") from None
         model = server.models[self._manifest.name]
+        self._model_id = model.id
         if model.most_rows is not None:
             self._most_texts = min(self._most_texts, model.most_rows)
             self._rows_per_request = min(self._rows_per_request, model.most_rows)
@@ -99,8 +101,7 @@ class EmbeddingProcess(UpstreamProcess):
 
     def _told(self, name: str, metadata: dict[str, Any]) -> UpstreamMetadata:
         told = super()._told(name, metadata)
-        server = self._replicas.servers[0]
-        return told if self.declared is not None else structs.replace(told, manifest=server.named(told.manifest))
+        return structs.replace(told, manifest=named(told.manifest, metadata))
 
     async def _asked(
         self, tensors: Tensors, members: RequestMembers, options: RequestOptions, request_id: str
@@ -123,7 +124,9 @@ class EmbeddingProcess(UpstreamProcess):
                 at += len(part)
         return self._joined(replies, orjson.dumps(parameters, option=orjson.OPT_SORT_KEYS))
 
-    async def _asked_part(self, texts: Sequence[str], parameters: Mapping[str, Any], options: RequestOptions) -> Response:
+    async def _asked_part(
+        self, texts: Sequence[str], parameters: Mapping[str, Any], options: RequestOptions
+    ) -> Response:
         """base64 where the server understands it, numbers where not; which of the two, its first answer shows."""
         if self._api.packs and self._binary is not False:
             try:
@@ -141,12 +144,11 @@ class EmbeddingProcess(UpstreamProcess):
     async def _sent(
         self, texts: Sequence[str], parameters: Mapping[str, Any], options: RequestOptions, *, packed: bool
     ) -> Response:
-        model = self._replicas.servers[0].models.get(self._manifest.name)
-        body = self._api.request(model.id if model else self._manifest.name, texts, parameters, packed=packed)
+        body = self._api.request(self._model_id, texts, parameters, packed=packed)
         response = await self._post(body, {"Content-Type": JSON}, options)
         found = len(response.outputs[0].array)
         if found != len(texts):
-            raise ModelFailed(f"model {self._manifest.name!r}: the reply has {found} embeddings of {len(texts)} texts")
+            raise WrongReply(f"model {self._manifest.name!r}: the reply has {found} embeddings of {len(texts)} texts")
         return response
 
     def _joined(self, replies: Sequence[Response], parameters: bytes) -> Response:
@@ -156,12 +158,12 @@ class EmbeddingProcess(UpstreamProcess):
         widths = {array.shape[1] for array in arrays}
         before = self._widths.pop(parameters, None)
         if len(widths | ({before} if before is not None else set())) != 1:
-            raise ModelFailed(f"model {self._manifest.name!r}: the length of its embeddings differs between replies")
+            raise WrongReply(f"model {self._manifest.name!r}: the length of its embeddings differs between replies")
         if len(self._widths) < 64:
             self._widths[parameters] = widths.pop()
         tokens = [reply.parameters["tokens"] for reply in replies]
         total = None if None in tokens else sum(tokens)
-        joined = InputTensor(EMBEDDING, "FP32", np.concatenate(arrays))
+        joined = InputTensor(self._signature.outputs[0].name, "FP32", np.concatenate(arrays))
         return structs.replace(replies[0], outputs=(joined,), parameters={"tokens": total})
 
     async def _exchange(self, body: bytes, headers: dict[str, str]) -> HttpReply:
@@ -169,9 +171,15 @@ class EmbeddingProcess(UpstreamProcess):
             credential = self._access.headers()
         except SetupError as error:
             raise ModelUnavailable(str(error)) from None
+        for _ in self._replicas.servers[1:]:
+            with contextlib.suppress(aiohttp.ClientConnectorError):  # nothing was sent: the next one is asked
+                return await self._exchange_once(body, {**headers, **credential})
+        return await self._exchange_once(body, {**headers, **credential})
+
+    async def _exchange_once(self, body: bytes, headers: dict[str, str]) -> HttpReply:
         async with self._replicas.chosen() as server:
             url = server.address.rstrip("/") + server.api.path
-            async with self._client().post(url, data=body, headers={**headers, **credential}) as reply:
+            async with self._client().post(url, data=body, headers=headers) as reply:
                 told = {name.lower(): value for name, value in reply.headers.items()}
                 return HttpReply(reply.status, told, await reply.read())
 
@@ -187,8 +195,8 @@ class EmbeddingProcess(UpstreamProcess):
         try:
             reply: EmbeddingReply = self._api.reply(told.body, told.headers)
         except ModelFailed as error:
-            raise ModelFailed(f"model {name!r}: {error}") from None
-        output = InputTensor(EMBEDDING, "FP32", reply.vectors)
+            raise WrongReply(f"model {name!r}: {error}") from None
+        output = InputTensor(self._signature.outputs[0].name, "FP32", reply.vectors)
         return Response(name, None, None, {"tokens": reply.tokens, "base64": reply.base64}, (output,))
 
     def _beside(self, response: Response) -> bytes | None:
@@ -272,6 +280,4 @@ def _texts(tensors: Tensors) -> list[str]:
 def _with_tokens(prediction: Prediction, tokens: int) -> Prediction:
     packed = pack_reply(ReplyMembers({"usage": {"prompt_tokens": tokens}}))
     assert packed is not None
-    return structs.replace(
-        prediction, outputs=(*prediction.outputs, REPLY_HEAD), data=(*prediction.data, packed)
-    )
+    return structs.replace(prediction, outputs=(*prediction.outputs, REPLY_HEAD), data=(*prediction.data, packed))

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from foreseen.protocol.openai_embeddings import EmbeddingReply, read_reply
-from foreseen.proxy.backend.embedding_server import Ask, ListedModel
+from foreseen.proxy.backend.embedding.embedding_server import Ask, ListedModel
 from foreseen.proxy.backend.v2_server import Unusable
 
 PREFIXES = ("/v1", "", "/openai/v1")
@@ -29,12 +29,15 @@ class OpenAIApi:
 
     def __init__(self, *, embeds: bool = False) -> None:
         """`embeds`: the operator says that the server embeds, so its route is not tried."""
-        self._embeds = embeds
+        self._embeds = self._declared = embeds
         self._prefix: str | None = None
 
     @property
     def path(self) -> str:
-        return f"{self._prefix or PREFIXES[0] if self._prefix is None else self._prefix}/embeddings"
+        return f"{PREFIXES[0] if self._prefix is None else self._prefix}/embeddings"
+
+    def again(self) -> OpenAIApi:
+        return OpenAIApi(embeds=self._declared)
 
     async def models(self, ask: Ask) -> Sequence[ListedModel] | None:
         listed = await self._listed(ask)

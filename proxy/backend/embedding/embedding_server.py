@@ -15,11 +15,10 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import aiohttp
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from foreseen.errors import SetupError
 from foreseen.modelspec.manifest import Manifest
-from foreseen.modelspec.openai_section import OpenAISection
 from foreseen.protocol.openai_embeddings import EmbeddingReply
 from foreseen.proxy.backend.v2_server import Exchange, Unusable, V2Server
 
@@ -56,6 +55,9 @@ class EmbeddingApi(Protocol):
     @property
     def path(self) -> str:
         """Where texts are sent."""
+
+    def again(self) -> EmbeddingApi:
+        """The same for another server."""
 
     async def models(self, ask: Ask) -> Sequence[ListedModel] | None:
         """The server's models; None where it does not speak this API. Raises Unusable."""
@@ -111,9 +113,15 @@ class EmbeddingServer(V2Server):
         self.address = address
         self.api = api
         self.access = access
+        self.found = False
+        """Whether it speaks this API, whatever is wrong with its models."""
         self.models: dict[str, ListedModel] = {}
         """By the name under which they are served here."""
         self._absent: dict[str, float] = {}
+
+    def sibling(self, address: str) -> EmbeddingServer:
+        """The same API at an address, with connections of its own."""
+        return EmbeddingServer(address, self.api.again(), self.access)
 
     async def listed(self) -> list[str]:
         """The names of its models. Raises Unusable."""
@@ -121,6 +129,7 @@ class EmbeddingServer(V2Server):
         if models is None:
             said = f"the server answers none of the routes of the API {self.api.name!r}"
             raise Unusable("not-v2", said, "mend --upstream or --upstream-api")
+        self.found = True
         if not models:
             raise Unusable("lists-nothing", "the server lists no model", "load one there")
         self.models = {served_name(model.id): model for model in models}
@@ -144,15 +153,11 @@ class EmbeddingServer(V2Server):
     async def config(self, name: str) -> Any:
         return None
 
-    def named(self, manifest: Manifest) -> Manifest:
-        """A manifest made of `metadata`, with the model's own name as an alias."""
-        model = self.models.get(manifest.name)
-        alias = () if model is None or model.id == manifest.name else (model.id,)
-        import msgspec
+    def _new_client(self, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
+        return self.access.session(self.address, timeout)
 
-        return msgspec.structs.replace(
-            manifest, upstream=self.address, upstream_api=self.api.name, openai=OpenAISection(aliases=alias)
-        )
+    def _headers(self) -> dict[str, str]:
+        return self.access.headers()
 
     async def _ask_route(self, method: str, path: str, body: bytes | None = None) -> Exchange | None:
         since = self._absent.get(path)
@@ -168,6 +173,15 @@ class EmbeddingServer(V2Server):
         if reply.status >= 500:
             raise Unusable("unreachable", reply.said, "see the server's log; it is asked again every few seconds")
         return reply
+
+
+def named(manifest: Manifest, metadata: Mapping[str, Any]) -> Manifest:
+    """A manifest of an embedding server's model, with the model's name there as an alias."""
+    identity = metadata["identity"]
+    section, own = manifest.openai, identity["id"]
+    if own != manifest.name and own not in section.aliases:
+        section = structs.replace(section, aliases=(*section.aliases, own))
+    return structs.replace(manifest, upstream_api=identity["api"], openai=section)
 
 
 def served_name(model_id: str) -> str:
