@@ -33,8 +33,7 @@ from foreseen.proxy.cache.generations import Generations
 from foreseen.proxy.cache.lease import Leases
 from foreseen.proxy.cache.near import Near
 from foreseen.proxy.cache.tiers import Tiers
-from foreseen.proxy.fastpath.fast_connection import ShortConnection
-from foreseen.proxy.fastpath.fast_path import FastPath
+from foreseen.proxy.fastpath.fast_connection import FastConnection
 from foreseen.proxy.fastpath.known_heads import KnownHeads
 from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.handlers import Handlers
@@ -42,9 +41,11 @@ from foreseen.proxy.jobs.batch import Batches
 from foreseen.proxy.jobs.predictions import Predictions
 from foreseen.proxy.jobs.ticket_options import TicketOptionsReader
 from foreseen.proxy.jobs.tickets import Jobs
+from foreseen.proxy.predict.access import AccessLog
+from foreseen.proxy.predict.answer_cache import AnswerCache
+from foreseen.proxy.predict.counting import RequestCounter
 from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pipeline import Pipeline
-from foreseen.proxy.predict.replay import Memory
 from foreseen.proxy.predict.serve import Server
 from foreseen.queue.queue import connect_queue
 from foreseen.queue.queue_types import Bounds
@@ -107,14 +108,16 @@ class Proxy:
         leases = Leases(self.far, self.metrics, settings.lease_ms / 1000)
         self.pipeline = Pipeline(tiers, self.served, self.metrics, settings.waiting_rows, settings.miss_rows, leases)
         self.generations = Generations(self.state, self.pipeline.forget)
+        self.answers = AnswerCache(settings.reply_cache_bytes, tiers.near, self.served, self.generations)
         self.server = Server(
             self.pipeline,
             Observer(self.pipeline, self.metrics, settings.observe_tolerance),
             self.metrics,
+            self.answers,
+            RequestCounter(self.metrics, self.served, AccessLog(settings.access_log_hits)),
             observed=frozenset(self.served if "all" in settings.observe else settings.observe),
             server_timing=settings.server_timing,
             purges=self.generations,
-            shortcut_bytes=settings.shortcut_bytes,
         )
         self.webhooks = Allowed(settings.webhook_allow, settings.webhook_ports, settings.webhook_networks)
         self.records = Records(root)
@@ -122,7 +125,6 @@ class Proxy:
         self.jobs: Jobs | None = None
         if self.queue is not None:
             self.jobs = Jobs(self.queue, self.records, self.pipeline, self.served, self.generations, self.metrics)
-        self.memory = memory = Memory(tiers.near, settings.replay_bytes, tiers.clock)
         self.gate = Gate(_limits(settings), lambda limit: self.metrics.limited.labels(limit).inc())
         self.heartbeat = Heartbeat(
             self.pipeline,
@@ -139,20 +141,18 @@ class Proxy:
             settings.admin_token_file or settings.data / "admin-token", required=settings.admin_token_file is not None
         )
         self.admin = admin_application(Purger(self.state, tiers), token, settings.body_seconds)
-        self.edge = Responder(
+        self.responder = Responder(
             served=self.served,
             server=self.server,
-            metrics=self.metrics,
-            settings=settings,
-            tiers=tiers,
-            memory=memory,
+            cache=self.answers,
+            clock=tiers.clock,
             refused={} if upstream is None else upstream.refused,
         )
-        self.road, self.heads = FastPath(self.edge), KnownHeads(settings.body_bytes)
+        self.heads = KnownHeads(settings.body_bytes)
         self.application = Handlers(
             served=self.served,
             server=self.server,
-            edge=self.edge,
+            responder=self.responder,
             settings=settings,
             token=token,
             exposition=self.heartbeat.exposition,
@@ -172,11 +172,11 @@ class Proxy:
             jobs,
             queue,
             self.records,
-            self.edge,
+            self.responder,
             most_lines=settings.batch_lines,
             body_seconds=settings.body_seconds,
         )
-        return Predictions(jobs, self.edge, ticket_options, batches)
+        return Predictions(jobs, self.responder, ticket_options, batches)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -208,9 +208,9 @@ class Proxy:
                 await self.far.close()
             self.server.close()
 
-    def connect(self, manager: Any, **options: Any) -> ShortConnection:
+    def connect(self, manager: Any, **options: Any) -> FastConnection:
         """A connection that answers what it recognises itself."""
-        return ShortConnection(manager, self.road, self.heads, **options)
+        return FastConnection(manager, self.responder, self.heads, **options)
 
     async def known(self) -> None:
         """Until every model has been reached and it is known what was purged."""
@@ -260,7 +260,7 @@ async def _run(settings: ProxySettings) -> None:
     proxy = Proxy(settings, await upstream_for(settings))
     runner = AppRunner(
         proxy.application,
-        proxy.connect if settings.short_road else None,
+        proxy.connect,
         proxy.gate,
         handler_cancellation=False,
         keepalive_timeout=settings.keepalive_seconds,
@@ -288,7 +288,7 @@ async def _run(settings: ProxySettings) -> None:
         log.info("listening", host=settings.host, port=settings.port, models=list(proxy.served))
         try:
             await ending.begun.wait()
-            proxy.memory.close()  # what is replayed says nothing of the end
+            proxy.answers.close()  # a cached reply says nothing of the end
             if proxy.jobs is not None:
                 await proxy.jobs.news.close()
             await ending.unless_at_once(drain(runner, settings.drain_seconds, settings.deadline_seconds))

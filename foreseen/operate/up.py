@@ -185,7 +185,7 @@ class _System:
         settings = self._settings
         if state == "none":
             return
-        own = ("--state=", "--redis=", "--near-bytes=", "--replay-bytes=", "--admin-port=", "--port=", "--host=")
+        own = ("--state=", "--redis=", "--near-bytes=", "--reply-cache-bytes=", "--admin-port=", "--port=", "--host=")
         flags = [flag for flag in arguments(settings, WorkerSettings) if not flag.startswith(own)]
         # The proxies' files of metrics are theirs alone: two processes that write one file leave it unreadable.
         environment: dict[str, str | None] = {"FORESEEN_STATE": state, MULTIPROCESS_FOLDER: None}

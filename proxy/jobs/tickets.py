@@ -34,11 +34,12 @@ from foreseen.protocol.members import tensor_outputs
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import Control, steps_of
 from foreseen.proxy.jobs.job_notifications import JobNotifications
+from foreseen.proxy.predict import codecs
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.facts import AnswerFacts
 from foreseen.proxy.predict.pipeline import Pipeline
-from foreseen.proxy.predict.render import render
-from foreseen.proxy.predict.serve import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES, decoded
+from foreseen.proxy.predict.response_bytes import headers_of
+from foreseen.proxy.predict.serve import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES
 from foreseen.queue.queue import Queue
 from foreseen.queue.queue_types import OPEN_STATES, Extras, JobState
 from foreseen.queue.queue_types import JobView as Stored
@@ -167,7 +168,7 @@ class Jobs:
         Raises QueueFull, QueueUnavailable, KeyReused and what is wrong with the question.
         """
         control, steps, size = ask.control, steps_of(ask.control, served.steps), len(body)
-        asked = await _off_loop(lambda: decoded(served, ask, body), size > OFF_LOOP_BYTES)
+        asked = await _off_loop(lambda: codecs.decode(ask, body, served.manifest), size > OFF_LOOP_BYTES)
         if options.batch and (
             asked.output_options.binary or any(output.binary for output in asked.output_options.outputs or ())
         ):
@@ -321,9 +322,10 @@ class Jobs:
         _renderable(served.manifest, answers)
         now = self._pipeline.tiers.clock()
         predictions, heavy = [answer.prediction for answer in answers], len(seen.record or b"") > OFF_LOOP_BYTES
-        body, length = await _off_loop(lambda: render(served.manifest, predictions, output_options), heavy)
+        rendered = await _off_loop(lambda: codecs.render(served.manifest, predictions, output_options), heavy)
+        body, length = rendered.with_id(output_options.id)
         facts = AnswerFacts.of(answers, served, now, requested=not {"near", "far"} & set(head.steps))
-        return Fetched(body, length, facts.headers())
+        return Fetched(body, length, dict(headers_of(facts.lines())))
 
     async def cancel(self, ticket: str, scope: str) -> TicketStatus:
         """Cancel a ticket that has not ended, and with the last one its job; how it stands then."""

@@ -28,7 +28,7 @@ class AccessLog:
         self._lines = 0
         self._skipped = 0
 
-    def told(
+    def write(
         self,
         model: str,
         protocol: str,

@@ -11,14 +11,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from msgspec import Struct, structs
 
-from foreseen.errors import BadInput, FarError, FarUnavailable, ModelFailed
+from foreseen.errors import BadInput, FarError, FarUnavailable, ModelFailed, StateUnavailable
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.parameters import counting
 from foreseen.modelspec.rows import raw_outputs
 from foreseen.protocol.wire import InputTensor, parse_request
+from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import expiry_of
 from foreseen.proxy.predict.pipeline import Pipeline
-from foreseen.types import Array, Key, Prediction, Row, Space
+from foreseen.proxy.predict.serve import OFF_LOOP_BYTES, Server
+from foreseen.types import ALL_STEPS, Array, Key, Prediction, Row, Space
 
 PREFIX = "output."
 MADE_AT, SECONDS = "foreseen.made_at", "foreseen.seconds"
@@ -53,6 +55,32 @@ def decode_import(body: bytes, header_length: int | None, manifest: Manifest) ->
     of_inputs = {name: more for name, more in request.members.inputs.items() if name in names}
     members = structs.replace(request.members, inputs=of_inputs)
     return ImportBody(inputs, outputs, facts, counting(told, manifest, members), digest)
+
+
+async def import_request(
+    server: Server, served: ServedModel, header_length: int | None, body: bytes
+) -> tuple[int, list[int]]:
+    """Store what a batch run has computed: how many rows, and which of them were there. Asks no model.
+
+    Raises BadInput (also for another model's predictions), StateUnavailable, FarUnavailable.
+    """
+    heavy, pipeline = len(body) > OFF_LOOP_BYTES, server.pipeline
+    given = await server.off_loop(lambda: decode_import(body, header_length, served.manifest), heavy)
+    space = server.space(served)
+    if given.digest != space.digest:
+        why = f"the outputs are of model {given.digest[:16]}…, in force is {space.digest[:16]}…"
+        raise BadInput(f"parameters.digest: {why}; predict them again")
+    if served.steps != ALL_STEPS or served.manifest.rows == "together":
+        raise BadInput("answers of this model are not cached by the row")
+    if server.unknown(space):
+        raise StateUnavailable("the state store does not answer, so what was purged is not known")
+    preparer, at = served.preparer(), pipeline.tiers.clock()
+    rows = await server.off_loop(lambda: preparer.rows(given.inputs), heavy)
+    predictions = await server.off_loop(lambda: predictions_of(given, rows, served.manifest, at), heavy)
+    had = await import_rows(pipeline, space, rows, given.parameters, predictions)
+    server.metrics.imported_rows.labels(space.model, "had").inc(len(had))
+    server.metrics.imported_rows.labels(space.model, "stored").inc(len(rows) - len(had))
+    return len(rows), had
 
 
 def predictions_of(brought: ImportBody, rows: Sequence[Row], manifest: Manifest, now: float) -> list[Prediction]:

@@ -7,7 +7,8 @@
     model   the rows nobody knows, in one request; of a slow model in some, so that nobody waits for others' rows
     keep    new rows go to near and far
 
-(decode and prepare come before it, render after it: `serve.py`.) Functions stand in the order in which the data moves.
+(decode and prepare come before it, render after it: `pending_request.py`.) Functions stand in the order in which the
+data moves.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from foreseen.errors import DigestMoved, ForeseenError, InputRejected, NotCached, Overloaded, RowsRefused
 from foreseen.keys.key import Framer
@@ -52,17 +53,6 @@ class Model(Protocol):
     def ours(self) -> bool: ...
 
     async def predict(self, rows: Sequence[Row], parameters: bytes, options: RequestOptions) -> list[Prediction]: ...
-
-
-class Journey(NamedTuple):
-    """A question on its way: what near had, and the flights that the other rows took."""
-
-    question: Question
-    keys: Sequence[Key]
-    looked: LookResult
-    waits: Mapping[Key, Wait]
-    joined_at: float
-    """When, on the clock that measures durations."""
 
 
 class Pipeline:
@@ -100,30 +90,35 @@ class Pipeline:
             keys = await self._keys_in_slices(question)
             self._metrics.stages.add("key", time.perf_counter() - started)
         while True:
-            journey = self.set_out(question, keys)
-            if journey.waits:
-                await until_resolved(journey.waits.values(), question.options.deadline)
-            answers = self.arrive(journey)
+            looked, waits = self.begin(question, keys)
+            if waits:
+                started = time.perf_counter()
+                await until_resolved(waits.values(), question.options.deadline)
+                self.waited(time.perf_counter() - started)
+            answers = self.finish(keys, looked, waits, question.options.deadline)
             if answers is not None:
                 return answers
 
-    def set_out(self, question: Question, keys: Sequence[Key]) -> Journey:
-        """near, then flight for what it lacks: all of a question that needs no waiting. Raises Overloaded."""
-        looking = time.perf_counter()
+    def begin(self, question: Question, keys: Sequence[Key]) -> tuple[LookResult, Mapping[Key, Wait]]:
+        """near, then flight for what it lacks: all of a question that needs no waiting. What near has, and what the
+        other rows wait for. Raises Overloaded."""
+        started = time.perf_counter()
         looked = self._look_near(question, keys)
-        looked_at = time.perf_counter()
-        self._near_stage.add(looked_at - looking)
-        return Journey(question, keys, looked, self._take_flight(question, keys, looked), looked_at)
+        self._near_stage.add(time.perf_counter() - started)
+        return looked, self._take_flight(question, keys, looked)
 
-    def arrive(self, journey: Journey) -> list[Answer] | None:
-        """The answers of a journey whose flights have landed or whose deadline has come; None where a flight that was
-        joined ended before that: ask again. Raises as `answer` does."""
-        question, keys, looked, waits, joined_at = journey
-        if waits:
-            self._flight_stage.add(time.perf_counter() - joined_at)
-            if cut_short(waits.values(), question.options.deadline):
-                return None
+    def finish(
+        self, keys: Sequence[Key], looked: LookResult, waits: Mapping[Key, Wait], deadline: float
+    ) -> list[Answer] | None:
+        """The answers of a question that was begun, once its flights have ended or its deadline has come; None where a
+        flight that was joined ended before that: ask again. Raises as `answer` does."""
+        if waits and cut_short(waits.values(), deadline):
+            return None
         return in_order(keys, looked.found, waits, self.flights.spare)
+
+    def waited(self, seconds: float) -> None:
+        """Count how long a question waited for its flights."""
+        self._flight_stage.add(seconds)
 
     def keys(self, question: Question) -> list[Key]:
         """key: the identity of every row."""

@@ -1,4 +1,4 @@
-"""Answers and a wish → the reply's body: rows in order, the wanted outputs in the wanted encoding.
+"""Predictions and output options → the reply's body: rows in order, the wanted outputs in the wanted encoding.
 
 Output selection, binary or JSON, classification and V1 or V2 are all made here, of the stored tensors, so that none of
 them is part of a key. Nothing in a body is request-specific but the echoed id: a hit's body equals the miss's.
@@ -24,60 +24,41 @@ from foreseen.protocol.wire import OutputTensor, render_response
 from foreseen.types import Array, OutputOptions, Prediction, WantedOutput
 
 MAX_CLASSES = 1_000_000
+_NUMPY = orjson.OPT_SERIALIZE_NUMPY
 
 
-def render(
-    manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions
-) -> tuple[bytes, int | None]:
-    """The body, and the length of its JSON part where binary tensors follow. Raises BadRequest."""
-    if output_options.protocol != "v2":
-        return _render_v1(manifest, predictions, output_options), None
+class RenderedBody(Struct, frozen=True):
+    """A reply's body in two parts: the request's id goes between them, where it has one. `json_length` is that of the
+    JSON part without an id, None where no binary tensors follow."""
+
+    before: bytes
+    after: bytes
+    json_length: int | None
+
+    def with_id(self, request_id: str | None) -> tuple[bytes, int | None]:
+        """The body, and the length of its JSON part where binary tensors follow."""
+        if request_id is None:
+            return self.before + self.after, self.json_length
+        member = id_member(orjson.dumps(request_id)[1:-1])
+        return b"".join((self.before, member, self.after)), self.json_length and self.json_length + len(member)
+
+
+def id_member(request_id: bytes | None) -> bytes:
+    """What a reply says of an id, given as the inside of a JSON string, behind the model's version."""
+    return b"" if request_id is None else b',"id":"%b"' % request_id
+
+
+def render_v2(manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions) -> RenderedBody:
+    """The body of an `/infer` reply. Raises BadRequest."""
     outputs = [
         _tensor(manifest, predictions, wanted, output_options)
         for wanted in _there(manifest, predictions, output_options)
     ]
-    return render_response(
-        manifest.name, manifest.version, output_options.id, outputs, members=_members(manifest, predictions, outputs)
-    )
-
-
-class Drawn(Struct, frozen=True):
-    """A rendered reply to requests that wish the same: `before` and `after` the place of the request's id."""
-
-    predictions: Sequence[Prediction]
-    before: bytes
-    after: bytes
-    length: int | None
-    """Of its JSON part, without an id."""
-
-    def of(self, predictions: Sequence[Prediction]) -> bool:
-        """Whether these would be rendered to the same bytes."""
-        own = self.predictions
-        return len(own) == len(predictions) and all(
-            one is other or (one.data == other.data and one.outputs == other.outputs)
-            for one, other in zip(own, predictions, strict=True)
-        )
-
-    def reply(self, request_id: bytes | None) -> tuple[bytes, int | None]:
-        """As `render`; `request_id` is plain: its own JSON but for the quotes."""
-        if request_id is None:
-            return self.before + self.after, self.length
-        member = b',"id":"%b"' % request_id
-        return b"".join((self.before, member, self.after)), self.length and self.length + len(member)
-
-
-def draw(manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions) -> Drawn:
-    """A rendered reply, whatever the id. Raises BadRequest."""
-    if output_options.protocol != "v2":
-        return Drawn(predictions, _render_v1(manifest, predictions, output_options), b"", None)
-    body, length = render(
-        manifest,
-        predictions,
-        OutputOptions(output_options.protocol, None, output_options.outputs, output_options.binary),
-    )
+    members = _members(manifest, predictions, outputs)
+    body, length = render_response(manifest.name, manifest.version, None, outputs, members=members)
     before = orjson.dumps({"model_name": manifest.name, "model_version": manifest.version})[:-1]
     assert body.startswith(before)
-    return Drawn(predictions, before, body[len(before) :], length)
+    return RenderedBody(before, body[len(before) :], length)
 
 
 def wanted_outputs(manifest: Manifest, output_options: OutputOptions) -> tuple[WantedOutput, ...]:
@@ -191,8 +172,15 @@ def _classes(array: Array, count: int, spec: ClientOutput) -> Array:
     return made
 
 
-def _render_v1(manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions) -> bytes:
-    """`{"predictions": [...]}` by row, or `{"outputs": ...}` by column; one output stands without its name."""
+def render_v1(manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions) -> RenderedBody:
+    """`{"predictions": [...]}` by row, or `{"outputs": ...}` by column; one output stands without its name. Raises
+    BadRequest."""
+    return RenderedBody(orjson.dumps(_document_v1(manifest, predictions, output_options), option=_NUMPY), b"", None)
+
+
+def _document_v1(
+    manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions
+) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     for wanted in _there(manifest, predictions, output_options):
         spec = _spec(manifest, wanted.name)
@@ -201,13 +189,13 @@ def _render_v1(manifest: Manifest, predictions: Sequence[Prediction], output_opt
         columns[wanted.name] = _v1_values(array, spec)
     single = next(iter(columns.values())) if len(columns) == 1 else None
     if output_options.protocol == "v1-columns":
-        return orjson.dumps({"outputs": columns if single is None else single}, option=orjson.OPT_SERIALIZE_NUMPY)
+        return {"outputs": columns if single is None else single}
     if single is not None:
-        return orjson.dumps({"predictions": single}, option=orjson.OPT_SERIALIZE_NUMPY)
+        return {"predictions": single}
     if len({len(values) for values in columns.values()}) > 1:  # a detector's, whose rows are what it has found
         raise BadRequest("instances: the outputs differ in their number of rows; ask by column (inputs), or over V2")
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    return orjson.dumps({"predictions": rows}, option=orjson.OPT_SERIALIZE_NUMPY)
+    return {"predictions": rows}
 
 
 def _v1_values(array: Array, spec: ClientOutput) -> Any:

@@ -104,7 +104,7 @@ def test_the_recipes_really_collide() -> None:
     assert hits > 20
 
 
-def test_colliding_bodies_are_never_crossed_on_short_roads(live: Live) -> None:
+def test_colliding_bodies_are_never_crossed_on_the_fast_path(live: Live) -> None:
     """Raw requests whose bodies XXH3 takes for one another, in turns and again and again on one connection: whatever
     is remembered of them, each gets its own rows' answers."""
     numbers_of = np.random.default_rng(12).integers(-(2**40), 2**40, 64 * 16).view(np.float32)

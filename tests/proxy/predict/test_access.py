@@ -28,7 +28,7 @@ class Clock:
 def lines(access: AccessLog, times: int, result: str = "hit", **more: Any) -> list[Any]:
     with structlog.testing.capture_logs() as captured:
         for _ in range(times):
-            access.told("m", "v2", 200, result, 3, 0.0123456, **more)
+            access.write("m", "v2", 200, result, 3, 0.0123456, **more)
     return list(captured)
 
 

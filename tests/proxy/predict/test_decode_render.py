@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -15,9 +16,16 @@ from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
 from foreseen.protocol.wire import parse_response, render_request
+from foreseen.proxy.predict import codecs
 from foreseen.proxy.predict.decode import DecodedRequest, decode_v1, decode_v2
-from foreseen.proxy.predict.render import render
 from foreseen.types import Output, OutputOptions, Prediction, WantedOutput
+
+
+def render(
+    manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions
+) -> tuple[bytes, int | None]:
+    """A reply's whole body, and the length of its JSON part where binary tensors follow."""
+    return codecs.render(manifest, predictions, output_options).with_id(output_options.id)
 
 
 def manifest(inputs: list[Any], outputs: list[Any], **more: Any) -> Manifest:

@@ -1,10 +1,9 @@
-"""The short road: known bodies, those who come while one is being looked up, deadlines, purges, moved digests."""
+"""The responder: known and unknown bodies, requests that wait for flights, deadlines, purges, moved digests."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -14,14 +13,16 @@ from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
 from foreseen.proxy.backend.served import ServedModel, WorkerStats
 from foreseen.proxy.cache.generations import Generations
-from foreseen.proxy.fastpath.fast_path import FastPath, PendingReply
-from foreseen.proxy.fastpath.responder import RenderedReply, Responder
+from foreseen.proxy.fastpath.responder import Responder
+from foreseen.proxy.predict.access import AccessLog
+from foreseen.proxy.predict.answer_cache import AnswerCache
 from foreseen.proxy.predict.ask import RequestHead
+from foreseen.proxy.predict.counting import RequestCounter
 from foreseen.proxy.predict.observe import Observer
+from foreseen.proxy.predict.pending_request import PendingRequest
 from foreseen.proxy.predict.pipeline import Pipeline
-from foreseen.proxy.predict.replay import Memory
+from foreseen.proxy.predict.response_bytes import Reply, reply_head
 from foreseen.proxy.predict.serve import Server
-from foreseen.settings import ProxySettings
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import ALL_STEPS, Space, Steps
 from tests.doubles import DIGEST, DictFar, ScriptedModel, pipeline
@@ -53,11 +54,11 @@ class Plain:
         return self.own
 
     async def refresh(self) -> None:
-        """The model says who it is."""
+        """The model says its digest."""
 
 
 class System:
-    """A road over a scripted model and a far tier in a dict."""
+    """A responder over a scripted model and a far tier in a dict."""
 
     def __init__(self, *, near_bytes: int = 0, far: DictFar | None = None) -> None:
         self.model = ScriptedModel()
@@ -65,37 +66,31 @@ class System:
         self.pipeline: Pipeline = pipeline(self.model, self.far, near_bytes=near_bytes)
         self.metrics: ProxyMetrics = self.pipeline._metrics
         self.served = Plain(self.model)
-        server = Server(
+        served = {"m": cast(ServedModel, self.served)}
+        purges = Generations(None, self.pipeline.forget)
+        self.cache = AnswerCache(10**6, self.pipeline.tiers.near, served, purges)
+        self.server = Server(
             self.pipeline,
             Observer(self.pipeline, self.metrics, 0.0),
             self.metrics,
-            purges=Generations(None, self.pipeline.forget),
-            shortcut_bytes=10**6,
+            self.cache,
+            RequestCounter(self.metrics, served, AccessLog(0.0)),
+            purges=purges,
         )
-        self.server = server
-        tiers = self.pipeline.tiers
-        self.edge = Responder(
-            served={"m": cast(ServedModel, self.served)},
-            server=server,
-            metrics=self.metrics,
-            settings=ProxySettings(data=Path("/nowhere"), access_log_hits=0.0),
-            tiers=tiers,
-            memory=Memory(tiers.near, 0, tiers.clock),
-        )
-        self.road = FastPath(self.edge)
+        self.responder = Responder(served=served, server=self.server, cache=self.cache, clock=self.pipeline.tiers.clock)
 
     def ask(self, body: bytes, ask: RequestHead = ASK) -> asyncio.Future[str]:
-        """Set out; the whole reply as text, when it comes."""
-        told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Begin a request; the whole reply as text, when it comes."""
+        replied: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-        def then(reply: bytes | RenderedReply) -> None:
-            assert not told.done(), "answered twice"
-            told.set_result(text_of(reply))
+        def reached(reply: bytes | Reply) -> None:
+            assert not replied.done(), "answered twice"
+            replied.set_result(text_of(reply))
 
-        reply = self.road.set_out(ask, body, None, then)
-        if not isinstance(reply, PendingReply):
-            then(reply)
-        return told
+        reply = self.responder.begin(ask, body, reached)
+        if not isinstance(reply, PendingRequest):
+            reached(reply)
+        return replied
 
     async def known(self, body: bytes) -> None:
         """A body that has been answered before, and is stored in far."""
@@ -108,10 +103,10 @@ class System:
         return self.metrics.registry.get_sample_value(metric, labels) or 0.0
 
 
-def text_of(reply: bytes | RenderedReply) -> str:
+def text_of(reply: bytes | Reply) -> str:
     if isinstance(reply, bytes):
         return reply.decode()
-    return f"{reply.status}\n" + "\n".join(": ".join(one) for one in reply.headers) + "\n\n" + reply.body.decode()
+    return (reply_head(reply.status, reply.lines, len(reply.body)) + reply.body).decode()
 
 
 def body(*rows: tuple[int, int], own: str | None = None, **more: Any) -> bytes:
@@ -164,11 +159,11 @@ async def test_everybody_has_a_deadline_of_his_own() -> None:
     system.model.gate.clear()
     first = system.ask(body((4, 2)), RequestHead("m", None, "v2", seconds=0.02))
     second = system.ask(body((4, 2)))
-    assert (await first).startswith("504\n")
+    assert (await first).startswith("HTTP/1.1 504 ")
     assert not second.done()
     system.model.gate.set()
     assert '"data":[42]' in await second
-    assert not system.road._under_way
+    assert not len(system.responder.deadlines)
     assert system.counted("foreseen_rows_total", model="m", result="error") == 1
 
 
@@ -180,7 +175,7 @@ async def test_a_bodys_own_timeout_is_kept_and_such_requests_share_nothing() -> 
     system.far.values.clear()
     system.model.gate.clear()
     told = [system.ask(asked) for _ in range(3)]
-    assert all(reply.startswith("504\n") for reply in await asyncio.gather(*told))
+    assert all(reply.startswith("HTTP/1.1 504 ") for reply in await asyncio.gather(*told))
     system.model.gate.set()
     await system.pipeline.close(5)
 
@@ -234,10 +229,10 @@ async def test_another_preparation_is_asked_anew() -> None:
     """Rows are good for the preparation that made them."""
     system = System()
     await system.known(body((4, 2)))
-    entry = next(iter(system.server.shortcuts._entries.values()))
+    entry = next(iter(system.cache._bodies.values()))
     system.served.own = Preparer(system.served.manifest, {})
     assert '"data":[42]' in await system.ask(body((4, 2)))
-    assert next(iter(system.server.shortcuts._entries.values())) is not entry
+    assert next(iter(system.cache._bodies.values())) is not entry
 
 
 @pytest.mark.parametrize("near_bytes", [0, 100_000])
@@ -256,6 +251,6 @@ async def test_the_timer_of_deadlines_goes_with_the_last_request() -> None:
     """One timer for all; none is left where nobody waits past it."""
     system = System()
     await system.known(body((4, 2)))
-    assert not system.road._under_way
-    system.road._sweep()
-    assert system.road._timer is None
+    assert not len(system.responder.deadlines)
+    system.responder.deadlines.sweep()
+    assert system.responder.deadlines._timer is None
