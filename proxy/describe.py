@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from foreseen.modelspec.manifest import ClientInput, ClientOutput, wire_shape
@@ -80,6 +81,22 @@ def v1_status(served: ServedModel) -> dict[str, Any]:
         "model_version_status": [
             {"version": served.manifest.version, "state": state, "status": {"error_code": "OK", "error_message": ""}}
         ],
+    }
+
+
+def openai_model(name: str) -> dict[str, Any]:
+    """A model as OpenAI's API lists it. `created` is of no meaning here and never changes."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "foreseen"}
+
+
+def model_list(served: Iterable[ServedModel]) -> dict[str, Any]:
+    """`GET /v1/models`: KServe's and OpenAI's form in one. Aliases are models of OpenAI's only."""
+    listed = [one.manifest for one in served]
+    names = [name for manifest in listed for name in (manifest.name, *manifest.openai.aliases)]
+    return {
+        "models": [manifest.name for manifest in listed],
+        "object": "list",
+        "data": [openai_model(name) for name in names],
     }
 
 

@@ -9,11 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+import orjson
+
+from foreseen.errors import ForeseenError
 from foreseen.modelspec.manifest import Manifest
+from foreseen.protocol.openai_embeddings import error_document, error_headers
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.decode import DecodedRequest, decode_v1, decode_v2
+from foreseen.proxy.predict.openai import decode_openai, named_model, render_openai
 from foreseen.proxy.predict.render import RenderedBody, render_v1, render_v2
 from foreseen.types import OutputOptions, Prediction
+from foreseen.web.http import error_body as plain_error_body
 
 Render = Callable[[Manifest, Sequence[Prediction], OutputOptions], RenderedBody]
 
@@ -43,6 +49,19 @@ class V2Codec:
         return decode_v2(body, head.header_length, manifest)
 
 
+class OpenAICodec:
+    """OpenAI's embeddings API: `/v1/embeddings`. Its bodies name their model."""
+
+    has_request_id = False
+
+    def decode(self, head: RequestHead, body: bytes, manifest: Manifest) -> DecodedRequest:
+        return decode_openai(body, manifest)
+
+    @staticmethod
+    def render(manifest: Manifest, predictions: Sequence[Prediction], options: OutputOptions) -> RenderedBody:
+        return RenderedBody(render_openai(manifest, predictions, options), b"", None)
+
+
 class V1Codec:
     """TensorFlow Serving's and KServe's V1: `:predict`, by row or by column."""
 
@@ -53,7 +72,7 @@ class V1Codec:
         return decode_v1(body, manifest)
 
 
-CODECS: Mapping[str, Codec] = {"v2": V2Codec(), "v1": V1Codec()}
+CODECS: Mapping[str, Codec] = {"v2": V2Codec(), "v1": V1Codec(), "openai": OpenAICodec()}
 """By the protocol of a request's head."""
 _OF_OPTIONS: Mapping[str, Codec] = {**CODECS, "v1-columns": CODECS["v1"]}
 HAVE_REQUEST_ID = frozenset(name for name, codec in CODECS.items() if codec.has_request_id)
@@ -62,6 +81,21 @@ HAVE_REQUEST_ID = frozenset(name for name, codec in CODECS.items() if codec.has_
 def decode(head: RequestHead, body: bytes, manifest: Manifest) -> DecodedRequest:
     """decode: what a body asks in the dialect of its head. Raises BadRequest or BadInput naming the field."""
     return CODECS[head.protocol].decode(head, body, manifest)
+
+
+def model_in(head: RequestHead, body: bytes) -> str | None:
+    """The model's name in a body whose head names none. Raises BadRequest."""
+    return named_model(body) if head.protocol == "openai" and not head.model else None
+
+
+def error_body(protocol: str, error: ForeseenError) -> tuple[dict[str, str], bytes]:
+    """Headers and body of an error's reply in a dialect."""
+    headers, body = plain_error_body(error)
+    if protocol != "openai":
+        return headers, body
+    if error.param is None and str(error).startswith("inputs."):  # what preparation says of the one tensor
+        error.param = "input"
+    return {**headers, **error_headers(error)}, orjson.dumps(error_document(error))
 
 
 def render(manifest: Manifest, predictions: Sequence[Prediction], options: OutputOptions) -> RenderedBody:

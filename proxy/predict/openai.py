@@ -124,14 +124,3 @@ def render_openai(manifest: Manifest, predictions: Sequence[Prediction], options
     if tokens is None:
         tokens = sum(reply_usage(prediction) for prediction in predictions)
     return render_reply(vectors, model=asked.model, encoding=asked.encoding, dimensions=asked.dimensions, tokens=tokens)
-
-
-def union_model(status: Mapping[str, Any], name: str, ready: bool) -> dict[str, Any]:
-    """`GET /v1/models/{m}`: KServe's, TensorFlow Serving's and OpenAI's forms in one. `created` never changes."""
-    return {**status, "id": name, "object": "model", "created": 0, "owned_by": "foreseen", "ready": ready}
-
-
-def union_models(names: Sequence[str], aliases: Sequence[str]) -> dict[str, Any]:
-    """`GET /v1/models`: the same of a list. Aliases are models of OpenAI's form only."""
-    data = [{"id": name, "object": "model", "created": 0, "owned_by": "foreseen"} for name in (*names, *aliases)]
-    return {"models": list(names), "object": "list", "data": data}

@@ -20,7 +20,7 @@ from foreseen.proxy.cache.waits import Wait, until_resolved
 from foreseen.proxy.predict import codecs
 from foreseen.proxy.predict.answer_cache import CachedBody, Lookup, PreparedRows
 from foreseen.proxy.predict.ask import RequestHead
-from foreseen.proxy.predict.decode import DecodedRequest
+from foreseen.proxy.predict.decode import DecodedRequest, prepared
 from foreseen.proxy.predict.facts import AnswerFacts
 from foreseen.proxy.predict.render import RenderedBody
 from foreseen.proxy.predict.response_bytes import Reply, fixed_lines
@@ -203,7 +203,8 @@ class PendingRequest:
             return False
         self._decoded = codecs.CODECS[self.head.protocol].decode(self.head, self.body, self.served.manifest)
         self._decoded_at, self._id = time.perf_counter(), self._decoded.output_options.id
-        self._use(PreparedRows(preparer, preparer.rows(self._decoded.inputs)))
+        self._decoded, rows = prepared(self._decoded, preparer)
+        self._use(PreparedRows(preparer, rows))
         return True
 
     def _decode(self) -> DecodedRequest:
@@ -211,14 +212,14 @@ class PendingRequest:
 
     async def _prepare_anew(self) -> PreparedRows:
         """prepare, unless the rows are those of the preparation in force."""
-        preparer, decoded, prepared = self.served.preparer(), self._decoded, self._prepared
+        preparer, decoded, known = self.served.preparer(), self._decoded, self._prepared
         assert decoded is not None
-        if prepared is None or prepared.preparer is not preparer:
+        if known is None or known.preparer is not preparer:
             heavy = len(self.body) > (OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES)
-            rows = await self._server.off_loop(lambda: preparer.rows(decoded.inputs), heavy)
-            prepared = PreparedRows(preparer, rows)
-            self._use(prepared)
-        return prepared
+            self._decoded, rows = await self._server.off_loop(lambda: prepared(decoded, preparer), heavy)
+            known = PreparedRows(preparer, rows)
+            self._use(known)
+        return known
 
     def _use(self, prepared: PreparedRows) -> None:
         """Newly decoded and prepared rows; remembered where their body came before."""

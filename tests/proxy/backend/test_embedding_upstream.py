@@ -18,6 +18,13 @@ from tests.foreign import Front, listening
 NAME = "BAAI--bge-m3"
 
 
+async def until(reached: Callable[[], bool]) -> None:
+    """Wait for what another task does."""
+    async with asyncio.timeout(20):
+        while not reached():  # noqa: ASYNC110 - it is looked at, not signalled
+            await asyncio.sleep(0.01)
+
+
 async def infer(url: str, *texts: str, **parameters: Any) -> tuple[int, Any, str]:
     """Status, vectors or the error, and Cache-Status."""
     tensor = {"name": "text", "shape": [len(texts)], "datatype": "BYTES", "data": list(texts)}
@@ -50,17 +57,13 @@ async def test_a_server_is_recognised_and_every_text_is_computed_once(stub: Embe
 async def test_what_changes_by_itself_is_no_part_of_the_version(tmp_path: Path) -> None:
     """`created` and `stats` count up with every listing, and the digest stays; `root` or the version do change it."""
     stub = EmbeddingStub()
-    async with listening(stub.application()) as address, embedding_proxy(tmp_path / "data", address) as (front, url):
+    async with listening(stub.application()) as address, embedding_proxy(tmp_path / "data", address) as (front, _):
         first = (await parameters_of(front))["digest"]
         seen = stub.listings
-        async with asyncio.timeout(20):
-            while stub.listings < seen + 3:
-                await asyncio.sleep(0.05)
+        await until(lambda: stub.listings >= seen + 3)
         assert (await parameters_of(front))["digest"] == first
         stub.identity["root"] = "another"
-        async with asyncio.timeout(20):
-            while (await parameters_of(front))["digest"] == first:
-                await asyncio.sleep(0.05)
+        await front.until(lambda told: told["digest"] != first, NAME)
 
 
 async def test_a_server_without_a_version_is_unobservable_unless_a_digest_is_declared(tmp_path: Path) -> None:
@@ -205,27 +208,26 @@ async def test_replicas_share_the_work_and_a_failed_one_is_left_out(tmp_path: Pa
     """The one with the fewest requests under way is asked. One that is gone costs no caller an error, and when it is
     back it is asked again."""
     one, two = EmbeddingStub(), EmbeddingStub()
-    async with listening(one.application()) as first, listening(two.application()) as second:
-        async with embedding_proxy(tmp_path / "data", first, second) as (front, url):
-            one.gate.clear()
-            held = asyncio.create_task(infer(url, "a"))
-            async with asyncio.timeout(20):
-                while not one.batches:
-                    await asyncio.sleep(0.01)
-            assert (await infer(url, "b"))[1] == [vector("b")]
-            assert two.batches == [1]
-            one.gate.set()
-            assert (await held)[1] == [vector("a")]
-            process = front.proxy.served[NAME].process
-            assert isinstance(process, EmbeddingProcess)
-            gone = process._replicas.servers[0]
-            gone.address, address = "http://127.0.0.1:1", gone.address
-            assert (await infer(url, "c"))[1] == [vector("c")]
-            assert process._replicas.left_out == ["http://127.0.0.1:1"]
-            gone.address = address
-            async with asyncio.timeout(20):
-                while process._replicas.left_out:
-                    await asyncio.sleep(0.05)
+    async with (
+        listening(one.application()) as first,
+        listening(two.application()) as second,
+        embedding_proxy(tmp_path / "data", first, second) as (front, url),
+    ):
+        one.gate.clear()
+        held = asyncio.create_task(infer(url, "a"))
+        await until(lambda: bool(one.batches))
+        assert (await infer(url, "b"))[1] == [vector("b")]
+        assert two.batches == [1]
+        one.gate.set()
+        assert (await held)[1] == [vector("a")]
+        process = front.proxy.served[NAME].process
+        assert isinstance(process, EmbeddingProcess)
+        gone = process._replicas.servers[0]
+        gone.address, address = "http://127.0.0.1:1", gone.address
+        assert (await infer(url, "c"))[1] == [vector("c")]
+        assert process._replicas.left_out == ["http://127.0.0.1:1"]
+        gone.address = address
+        await until(lambda: not process._replicas.left_out)
 
 
 async def test_a_server_that_embeds_nothing_is_refused_unless_declared(tmp_path: Path) -> None:
