@@ -217,9 +217,12 @@ class Upstream:
     async def _told(self, name: str) -> UpstreamMetadata:
         """What is known of a model: an operator's manifest, or else its metadata. Raises SetupError."""
         declared = self._declared(name)
-        if declared is not None:
-            return declared_told(declared)
         assert self._server is not None
+        if declared is not None:
+            told = declared_told(declared)
+            if isinstance(self._server, EmbeddingServer):
+                told = structs.replace(told, manifest=named(declared, await self._server.metadata(name)))
+            return told
         metadata = await self._server.metadata(name)
         optional = optional_inputs(metadata, await self._server.config(name))
         try:
