@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 from collections.abc import AsyncIterator
@@ -271,12 +272,10 @@ def test_a_fuzzer_finds_no_5xx(fields: dict[str, Any], named: bool) -> None:
     """Whatever a body holds is rows of this model or a refusal that is the caller's to mend."""
     manifest = _declared_manifest()
     body = json.dumps({**fields, **({"model": NAME} if named else {})}).encode()
-    try:
+    with contextlib.suppress(BadRequest):
         if named_model(body) in (NAME, "e5", SERVED):
             decoded = decode_openai(body, manifest)
             assert len(decoded.inputs[0].array) >= 1
-    except BadRequest as error:
-        assert error.status == 400
 
 
 def _declared_manifest() -> Any:
