@@ -1,4 +1,4 @@
-# The verbs of this project. CI runs `make test`.
+# The verbs of this project; `make` alone prints them. CI runs `make test`.
 # The first that is new enough, has venv and was built with its profile, which is worth a third; else the first.
 PYTHON ?= $(shell for python in python3 /usr/bin/python3; do $$python -I foreseen/operate/interpreter.py 2>/dev/null && echo $$python && exit; done; echo python3)
 VENV   := .venv
@@ -12,9 +12,16 @@ BIN    := $(VENV)/bin
 DATA   ?= data
 PORT   ?= 8000
 
-.PHONY: up setup check test test-integrations lint docs dashboards bench-hit bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact bench-isolation chaos chaos-purges soak verify-rolling verify-lease verify-overload verify-jobs bench-jobs mutants clean
+.DEFAULT_GOAL := help
 
-up: setup ## start everything on this machine: http://127.0.0.1:8000
+.PHONY: help up setup check test test-integrations lint docs dashboards bench-hit bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact bench-isolation chaos chaos-purges soak verify-rolling verify-lease verify-overload verify-jobs bench-jobs mutants clean
+
+help: ## print these lines
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "Variables: PORT=$(PORT) DATA=$(DATA) PYTHON=$(PYTHON) (make up PORT=8080). The command itself: $(BIN)/foreseen"
+
+up: setup ## start everything on this machine: http://127.0.0.1:8000 (PORT=8080, DATA=folder)
 	@exec $(BIN)/foreseen up --data $(DATA) --port $(PORT) --model minilm --model fingerprint
 
 setup: $(VENV)/installed ## put everything, the command `foreseen` too, into .venv

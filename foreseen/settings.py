@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from foreseen.errors import SetupError
 from foreseen.paths import MODELS
 
 
@@ -24,10 +25,19 @@ class Common:
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Parameter(help="Least level that is logged.")
     ] = "info"
+    log_format: Annotated[
+        Literal["json", "text"] | None,
+        Parameter(
+            help="How stderr is written. Default: text on a terminal, else json (of servers; of commands, text)."
+        ),
+    ] = None
 
     @property
     def model_folders(self) -> tuple[Path, ...]:
-        """Where manifests are looked for, the operator's folder first."""
+        """Where manifests are looked for, the operator's folder first. Raises SetupError where that does not exist: a
+        misspelt one would leave the models in the box in force."""
+        if self.models is not None and not self.models.is_dir():
+            raise SetupError(f"--models {self.models}: there is no such folder")
         return ((self.models,) if self.models else ()) + (MODELS,)
 
 
@@ -338,9 +348,9 @@ class UpSettings(ProxySettings):
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class DoctorSettings(UpSettings):
-    """The system to examine, by the flags that it runs under."""
+    """The system to examine. What is not given is what `foreseen up` in --data was started with last."""
 
-    url: Annotated[str, Parameter(help="Where its proxy answers.")] = "http://127.0.0.1:8000"
+    url: Annotated[str | None, Parameter(help="Where its proxy answers. Default: by --host and --port.")] = None
     json: Annotated[bool, Parameter(help="Print JSON for machines.")] = False
 
 
@@ -430,9 +440,19 @@ class PurgeSettings(Common):
     """What is purged, and where. See PURGE_TARGETS."""
 
     model: Annotated[str | None, Parameter(help="Purge everything of a model.")] = None
-    digest: Annotated[str | None, Parameter(help="Purge everything that a model of this digest computed.")] = None
+    digest: Annotated[
+        str | None,
+        Parameter(
+            help="Purge everything that was computed under this model digest or artifact digest; its first eight "
+            "digits or more are enough."
+        ),
+    ] = None
     key: Annotated[str | None, Parameter(help="Purge one row's entry, by its key (foreseen key, or explain).")] = None
     all: Annotated[bool, Parameter(help="Purge everything.")] = False
+    even_if_unknown: Annotated[
+        bool,
+        Parameter(help="Write the purge also where no proxy, state store or artifact knows the name.", negative=""),
+    ] = False
     timeout_seconds: Annotated[float, Parameter(help="How long workers have to confirm.")] = 5.0
     admin: Annotated[str | None, Parameter(help="HOST:PORT of operators' routes. Default: DATA/run/admin.sock.")] = None
     admin_token_file: Annotated[Path | None, Parameter(help="Token of operators. Default: DATA/admin-token.")] = None
@@ -441,7 +461,7 @@ class PurgeSettings(Common):
     ] = None
 
 
-PURGE_TARGETS = ("model", "digest", "key", "all", "forget")
+PURGE_TARGETS = ("model", "digest", "key", "all", "even_if_unknown", "forget")
 """Flags of `foreseen purge` that have no environment name: FORESEEN_MODEL is a server's, and must not purge it."""
 
 

@@ -212,6 +212,8 @@ class FarState(Struct, frozen=True):
     append_only: bool
     uptime: int = 0
     replicas: int = 0
+    writable: bool = True
+    """Whether its last write to disk succeeded."""
 
 
 class WarmRunStatus(Struct, frozen=True):

@@ -24,7 +24,7 @@ from foreseen.types import Array, Row
 _log = structlog.get_logger()
 
 _LENGTHS = (4, 7, 13, 16)
-"""Of the made-up rows: 7 is ≡ 3 mod 4, where an inexact pool shows (DESIGN.md section 5)."""
+"""Of the made-up rows: 7 is ≡ 3 mod 4, where an inexact pool shows (docs/architecture.md, Exactness)."""
 _SHORT, _LONG = 8, 64
 _TIMINGS = 5
 _LEAST_START_TOKENS, _MOST_START_TOKENS = 2, 256

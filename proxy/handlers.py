@@ -67,6 +67,7 @@ class Handlers:
         exposition: Callable[[], Awaitable[bytes]],
         token: Token,
         stalled: Callable[[], bool],
+        lost: Callable[[], list[str]] = list,
         missing: Callable[[], str | None] = lambda: None,
         predictions: Predictions | None = None,
     ) -> None:
@@ -76,6 +77,7 @@ class Handlers:
         self._settings = settings
         self._exposition = exposition
         self._stalled = stalled
+        self._lost = lost
         self._missing = missing
         self._token = token
         self._predictions = predictions
@@ -229,13 +231,15 @@ class Handlers:
 
     async def ready(self, request: web.Request) -> web.Response:
         """Ready once every configured model has been; afterwards readiness is per model. Redis never decides it. A
-        worker whose event loop was more than a second late a moment ago is not. `error` says why it is not."""
-        missing = self._missing()
+        worker whose event loop was more than a second late a moment ago is not. `error` says why it is not; `lost`
+        names what a store that does not answer costs meanwhile, and is left out without one."""
+        missing, lost = self._missing(), self._lost()
         whys = [served.why for served in self._served.values() if not served.been_ready]
-        if missing is None and not whys and not self._stalled():
-            return json_reply({"ready": True, "live": True})
-        why = missing or "; ".join(whys[:3]) or "the event loop was more than a second late a moment ago"
-        return json_reply({"ready": False, "live": True, "error": why}, 503)
+        ready = missing is None and not whys and not self._stalled()
+        told: dict[str, Any] = {"ready": ready, "live": True}
+        if not ready:
+            told["error"] = missing or "; ".join(whys[:3]) or "the event loop was more than a second late a moment ago"
+        return json_reply({**told, "lost": lost} if lost else told, 200 if ready else 503)
 
     async def models(self, request: web.Request) -> web.Response:
         """Names of the models served."""

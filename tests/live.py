@@ -139,7 +139,7 @@ def started(built: Path, data: Path, *flags: str, models: Sequence[str] = ("mini
 def fresh(data: Path, *flags: str) -> Iterator[Live]:
     """The same on a data directory as it is, with these flags alone."""
     port = free_port()
-    command = [sys.executable, "-m", "foreseen.cli", "up", f"--data={data}", f"--port={port}", *flags]
+    command = [sys.executable, "-P", "-m", "foreseen.cli", "up", f"--data={data}", f"--port={port}", *flags]
     if not any(flag.startswith("--log-level=") for flag in flags):
         command.append("--log-level=warning")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -15,7 +15,7 @@ from foreseen import errors
 from foreseen.cli import app
 from foreseen.inference.metrics import ModelMetrics
 from foreseen.settings import NAMES, PURGE_TARGETS
-from foreseen.telemetry.exposition import FAR_STATE, QUEUE_STATE, WARM_STATE
+from foreseen.telemetry.exposition import CHILD_STATE, FAR_STATE, QUEUE_STATE, WARM_STATE
 from foreseen.telemetry.metrics import ProxyMetrics
 from tests.openapi import application, operators, page
 
@@ -28,6 +28,11 @@ def settings_page() -> str:
         "# Settings",
         "",
         "Every flag is also an environment variable; a flag wins. Made from the code by `make docs`.",
+        "",
+        "Sizes (`…-bytes`) may be written `64MiB`, `1.5GiB`, `512M` (binary) or `500kB` (decimal), durations",
+        "(`…-seconds`, `…-ms`) `500ms`, `90s`, `1h30m`, `7d`; a plain number is in the unit of the name. In the",
+        "environment a setting that may be repeated takes several words, separated by commas or white space. A",
+        "`FORESEEN_` name that is no setting is named on stderr.",
     ]
     for command, kind in NAMES.items():
         lines += [
@@ -70,7 +75,7 @@ def metrics_page() -> str:
             lines.append(f"| `{name}` | {family.type} | {labels} | {said} |")
         if title == "The proxy":
             lines += [f"| `{name}` | {kind} | – | {said} |" for name, kind, said in FAR_STATE]
-            for name, kind, label, said in QUEUE_STATE:
+            for name, kind, label, said in (*QUEUE_STATE, *CHILD_STATE):
                 lines.append(f"| `{name}` | {kind} | {f'`{label}`' if label else '–'} | {said} |")
             for name, kind, several, said in WARM_STATE:
                 lines.append(f"| `{name}` | {kind} | {', '.join(f'`{one}`' for one in several)} | {said} |")

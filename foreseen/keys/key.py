@@ -27,6 +27,7 @@ Changing anything here empties every cache; `tests/golden/` holds the bytes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from hmac import compare_digest
 from typing import NewType
 
 import numpy as np
@@ -41,6 +42,7 @@ SpaceKey = NewType("SpaceKey", bytes)
 MAGIC = b"fsn1"
 _SPACE_CONTEXT = "foreseen v1 space"
 _TAG_CONTEXT = "foreseen v1 entry tag"
+_PURGE_CONTEXT = "foreseen v1 purge mark"
 _CHECK_CONTEXT = "foreseen v1 secret check"
 MIN_SECRET_BYTES = 32
 
@@ -55,6 +57,20 @@ def space_key(root: bytes, space: Space) -> SpaceKey:
 def tag_key(root: bytes) -> bytes:
     """The key of entries' integrity tags, 32 bytes."""
     return blake3(root, derive_key_context=_TAG_CONTEXT).digest()
+
+
+def sealed_generation(root: bytes, generation: int) -> bytes:
+    """A purge's generation as nobody without the root secret can write it: 20 digits ‖ MAC 16."""
+    digits = b"%020d" % generation
+    return digits + blake3(digits, key=blake3(root, derive_key_context=_PURGE_CONTEXT).digest()).digest()[:16]
+
+
+def opened_generation(root: bytes, value: bytes) -> int | None:
+    """The generation that was sealed so; None for any other bytes."""
+    digits = value[:20]
+    if not digits.isdigit() or not compare_digest(value, sealed_generation(root, int(digits))):
+        return None
+    return int(digits)
 
 
 def secret_check(root: bytes) -> bytes:

@@ -61,7 +61,7 @@ def embedding_tensors(
         return None
     text = next((one for one in inputs if section.input in (None, one.name)), None)
     vector = next((one for one in outputs if section.output in (None, one.name)), None)
-    if text is None or vector is None or text.datatype != "BYTES" or text.shape != (_ROWS,):
+    if text is None or vector is None or text.datatype != "BYTES" or text.shape not in ((_ROWS,), (_ROWS, 1)):
         return None
     if vector.datatype not in _FLOATS or len(vector.shape) != 2:
         return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -21,6 +21,9 @@ from foreseen.modelspec.rows import mask_lengths
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.wire import InputTensor
 from foreseen.types import Array, Columns, Row
+
+ENCODED_BYTES = 256 * 1024
+"""Text that is tokenized at a time."""
 
 Column = Sequence[Array]
 """One model input's tensor of every row, without the batch axis."""
@@ -118,8 +121,8 @@ class Preparer:
         field = f"inputs.{spec.name}"
         if tensor is None:
             raise BadInput(f"{field}: missing")
-        array, wanted = tensor.array, DATATYPES[spec.datatype]
-        shape = wire_shape(spec.shape)
+        wanted, shape = DATATYPES[spec.datatype], wire_shape(spec.shape)
+        array = _one_per_row(tensor.array, spec)
         if array.ndim != len(shape) or any(w not in (-1, got) for w, got in zip(shape, array.shape, strict=True)):
             raise BadInput(f"{field}.shape: is {list(array.shape)}, must be {shape}")
         if tensor.datatype != spec.datatype:
@@ -155,13 +158,23 @@ class Preparer:
         new = [at for at, ids in enumerate(known) if ids is None]
         if not new:
             return known  # type: ignore[return-value]
-        asked = array.ravel()[new]
-        encoded = self._tokenizers[spec.name].encode_batch_fast(texts(asked, f"inputs.{spec.name}"))
-        for at, text, one in zip(new, asked, encoded, strict=True):
-            row = np.array(one.ids, dtype)
-            known[at] = row
-            self._texts.put((spec.name, text), row)
+        for some in _batches(new, [len(text) for text in array.ravel()[new]]):
+            asked = array.ravel()[some]
+            encoded = self._tokenizers[spec.name].encode_batch_fast(texts(asked, f"inputs.{spec.name}"))
+            for at, text, one in zip(some, asked, encoded, strict=True):
+                row = np.array(one.ids, dtype)
+                known[at] = row
+                self._texts.put((spec.name, text), row)
         return known  # type: ignore[return-value]
+
+
+def _one_per_row(array: Array, spec: ClientInput) -> Array:
+    """[N, 1], as Triton's clients send one element per row, is [N]; and texts [N] are [N, 1] where that is wanted."""
+    if len(spec.shape) == 1 and array.ndim == 2 and array.shape[1] == 1:
+        return array[:, 0]
+    if spec.datatype == "BYTES" and spec.shape[1:] == (1,) and array.ndim == 1:
+        return array[:, None]
+    return array
 
 
 class TextMemo:
@@ -195,6 +208,19 @@ class TextMemo:
 
     def _size(self, text: tuple[str, bytes], ids: Array) -> int:
         return self.OVERHEAD_BYTES + len(text[1]) + ids.nbytes
+
+
+def _batches(places: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Places of texts, so many at a time that their tokens stay small: an encoding takes 50 times its text."""
+    batch: list[int] = []
+    room = ENCODED_BYTES
+    for place, size in zip(places, sizes, strict=True):
+        if batch and size + TextMemo.OVERHEAD_BYTES > room:
+            yield batch
+            batch, room = [], ENCODED_BYTES
+        batch.append(place)
+        room -= size + TextMemo.OVERHEAD_BYTES
+    yield batch
 
 
 def _whole(column: Column) -> Array:

@@ -16,8 +16,9 @@ import numpy as np
 import orjson
 from msgspec import UNSET, Struct
 
-from foreseen.errors import BadInput, BadRequest
+from foreseen.errors import BadInput, BadRequest, TooLarge
 from foreseen.protocol.datatypes import DATATYPES, elements
+from foreseen.protocol.json_size import MAX_ELEMENTS
 from foreseen.protocol.members import (
     NO_MEMBERS,
     NO_REPLY_MEMBERS,
@@ -28,10 +29,21 @@ from foreseen.protocol.members import (
     request_members,
 )
 from foreseen.protocol.strict_json import load_json, load_plain_json
-from foreseen.protocol.tensors import array_of_json, array_of_raw, checked_shape, datatype_of, json_of_raw, raw_of
+from foreseen.protocol.tensors import (
+    Written,
+    array_of_json,
+    array_of_raw,
+    checked_shape,
+    datatype_of,
+    json_of_raw,
+    raw_of,
+)
 from foreseen.types import Array, WantedOutput
 
 _T = TypeVar("_T")
+
+MAX_TENSORS = 1024
+"""Inputs of a request or outputs of a reply; each is an object of its own, however little it holds."""
 
 
 class InputTensor(Struct, frozen=True):
@@ -126,7 +138,7 @@ def parse_request(body: bytes, header_length: int | None, *, whole: bool = False
     envelope, tail = _cut(body, header_length)
     plain = load_json(envelope)
     document = _convert(plain, _RequestBody)
-    inputs = _tensors(document.inputs, "inputs", tail)
+    inputs = _tensors(document.inputs, "inputs", tail, envelope, bounded=True)
     if not inputs:
         raise BadInput("inputs: at least one is needed")
     parameters = document.parameters or {}
@@ -170,9 +182,9 @@ def parse_response(body: bytes, header_length: int | None, *, ours: bool = False
     """A V2 server's reply to `/infer`. Raises BadRequest or BadInput: the caller says whose fault that is. `ours`: of
     our own model process, which gives no member twice, nor any that has no meaning here."""
     envelope, tail = _cut(body, header_length)
-    plain = load_plain_json(envelope) if ours else load_json(envelope)
+    plain = load_plain_json(envelope) if ours else load_json(envelope, bounded=False)
     document = _convert(plain, _ResponseBody)
-    outputs = _tensors(document.outputs, "outputs", tail)
+    outputs = _tensors(document.outputs, "outputs", tail, envelope, bounded=False)
     members = NO_REPLY_MEMBERS if ours else reply_members(plain)
     return Response(
         document.model_name, document.model_version, document.id, document.parameters or {}, outputs, members
@@ -284,8 +296,15 @@ def _convert(document: Any, kind: type[_T]) -> _T:
         raise BadRequest(f"{where.strip('`.') or 'body'}: {what[:1].lower()}{what[1:]}") from None
 
 
-def _tensors(listed: list[_Tensor], part: str, tail: memoryview | None) -> tuple[InputTensor, ...]:
-    """The tensors of a body: JSON data, or binary data in the order of listing."""
+def _tensors(
+    listed: list[_Tensor], part: str, tail: memoryview | None, envelope: bytes, *, bounded: bool
+) -> tuple[InputTensor, ...]:
+    """The tensors of a body: JSON data of the envelope, or binary data in the order of listing. `bounded`: in their
+    elements."""
+    if len(listed) > MAX_TENSORS:  # before anything of that size is made, as the names
+        raise BadInput(f"{part}: has {len(listed)} tensors, at most {MAX_TENSORS} are allowed")
+    if len({tensor.name for tensor in listed}) != len(listed):
+        raise BadInput(f"{part}: two have the same name")
     at, tensors = 0, []
     for index, tensor in enumerate(listed):
         field = f"{part}[{index}]"
@@ -293,7 +312,8 @@ def _tensors(listed: list[_Tensor], part: str, tail: memoryview | None) -> tuple
         shape = checked_shape(tensor.shape, field)
         size = _binary_size(tensor, field)
         if size is None and tensor.data is not UNSET:
-            array = array_of_json(tensor.data, datatype, shape, field)
+            written = _written(envelope, part, index) if datatype.kind == "i" else None
+            array = array_of_json(tensor.data, datatype, shape, field, written, missing=part == "inputs")
         elif tail is None:
             what = (
                 "binary_data_size needs an Inference-Header-Content-Length" if size is not None else "data is missing"
@@ -304,14 +324,18 @@ def _tensors(listed: list[_Tensor], part: str, tail: memoryview | None) -> tuple
                 size = elements(shape) * datatype.size if datatype.size else len(tail) - at
             if at + size > len(tail):
                 raise BadInput(f"{field}: its {size} bytes of binary data end behind the body")
+            if datatype.kind == "s" and bounded and elements(shape) > MAX_ELEMENTS:
+                raise TooLarge(f"{field}: has more than {MAX_ELEMENTS} BYTES elements; split the request")
             array = array_of_raw(tail[at : at + size], datatype, shape, field)
             at += size
         tensors.append(InputTensor(tensor.name, tensor.datatype, array))
     if tail is not None and at != len(tail):
         raise BadRequest(f"{part}: {len(tail) - at} bytes of binary data belong to no tensor")
-    if len({tensor.name for tensor in tensors}) != len(tensors):
-        raise BadInput(f"{part}: two have the same name")
     return tuple(tensors)
+
+
+def _written(envelope: bytes, part: str, index: int) -> Written:
+    return Written(envelope, lambda document: document[part][index]["data"])
 
 
 def _binary_size(tensor: _Tensor, field: str) -> int | None:

@@ -28,6 +28,7 @@ from foreseen.models.progress import BuildProgress
 from foreseen.models.quantize import quantize
 from foreseen.modelspec.artifact import Artifact, Record, refuse_optional, write_record
 from foreseen.modelspec.manifest import Manifest, Precision
+from foreseen.modelspec.source_file import changed_file
 from foreseen.types import Row
 
 QUICK_ROWS = 48
@@ -56,6 +57,8 @@ def prepare(manifest: Manifest, data: Path, folder: Path, say: BuildProgress) ->
     """Fetch what the manifest's source lists and make the fp32 graph of it."""
     if manifest.source is None:
         raise SetupError(f"model {manifest.name!r} has no [source]: there is nothing to build")
+    if changed := changed_file(manifest):  # what was fetched before would be built again, and nobody would notice
+        raise SetupError(changed)
     refuse_optional(manifest)
     files = folder / "files"
     fetch(manifest.source, data, files, say)

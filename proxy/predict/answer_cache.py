@@ -8,9 +8,7 @@ One memory, bounded in bytes, and two indexes over the same entries (a third may
 Both are looked up by XXH3 and confirmed by comparing every byte: a hash only says where to look. Something is kept when
 it comes for the second time, so that what never comes again costs a hash. The oldest go first.
 
-Clients give each request an `id` of its own, so a body is compared without it. It is cut out where it is the first
-member of that name, is plain (letters, digits and a few signs, so it is its own JSON) and turned out to be the
-request's own: another one in its place was read as the request's id.
+Clients give each request an `id` of its own, so a body is compared without it (`foreseen/protocol/request_id.py`).
 
 A reply is as good as the near entries behind it. At every hit they are looked up by their full identities and must be
 the very predictions that the reply was rendered from, all fresh, in the space in force, of the same served model, which
@@ -19,7 +17,6 @@ says the same of itself (`is_valid`).
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -29,14 +26,14 @@ from msgspec import Struct
 from xxhash import xxh3_64_intdigest
 
 from foreseen.modelspec.prepare import Preparer
-from foreseen.protocol.wire import request_id
+from foreseen.protocol.request_id import find_id, is_request_id
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.near import Near
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.codecs import HAVE_REQUEST_ID
 from foreseen.proxy.predict.decode import DecodedRequest
 from foreseen.proxy.predict.facts import hit_lines
-from foreseen.proxy.predict.render import RenderedBody, id_member
+from foreseen.proxy.predict.render import RenderedBody
 from foreseen.proxy.predict.response_bytes import fixed_lines, head_parts
 from foreseen.types import Key, Prediction, Row, Space
 
@@ -46,8 +43,6 @@ REQUESTS_SHARE = 3
 """Whole requests take one part of so many of the memory at most."""
 MAX_HASHES = 32_768
 """Hashes of what came once."""
-WINDOW_BYTES = 4096
-"""How far into a body an `id` is looked for."""
 BODY_OVERHEAD_BYTES, REQUEST_OVERHEAD_BYTES = 1500, 800
 ROW_BYTES = 400
 """A row with its key and its place in a reply, beside its tensors."""
@@ -56,8 +51,6 @@ BODIES = 2
 LARGE_BYTES, START_BYTES = 64 * 1024, 1024
 """A body of the first is looked for by its length and so many first bytes, and compared piece by piece as it came: to
 join, hash and compare it are three walks through memory, and this is one."""
-_MEMBER = b'"id":'
-_PLAIN = re.compile(rb"[0-9A-Za-z._:/+-]{1,128}")
 
 Meaning = tuple[str, str, int | None, bool]
 """What a head makes of a body: model, protocol, length of the JSON part, whether no id was cut out. Whatever else of a
@@ -128,7 +121,8 @@ class CachedBody:
         if made_for != self._made_for:
             self._made_for, lines = made_for, self.lines(now, timing)
             self._head = head_parts(fixed_lines(rendered.json_length) + lines)
-        member = id_member(self.id if own is None else own)
+        own = self.id if own is None else own
+        member = b"" if own is None else rendered.id_format % own
         start, end = self._head
         if member and rendered.json_length is not None:
             start, end = head_parts(fixed_lines(rendered.json_length + len(member)) + self.lines(now, timing))
@@ -171,6 +165,10 @@ class Lookup(NamedTuple):
 class Purges(Protocol):
     """What the cache needs to know of purges."""
 
+    @property
+    def worked_out(self) -> Mapping[tuple[str, str], int]:
+        """What `of` would say, where it is at hand."""
+
     def of(self, model: str, digest: str) -> int | None:
         """The generation of a model's space; None as long as it cannot be known."""
 
@@ -181,6 +179,7 @@ class AnswerCache:
     def __init__(self, capacity_bytes: int, near: Near, served: Mapping[str, ServedModel], purges: Purges) -> None:
         self.capacity_bytes = capacity_bytes
         self.bytes = 0
+        self._longest = capacity_bytes // 4
         self._near = near
         self._served = served
         self._purges = purges
@@ -194,8 +193,10 @@ class AnswerCache:
         return len(self._bodies)
 
     def find(self, head: RequestHead, body: bytes) -> Lookup:
-        """What is known of a body under a head that asks this."""
-        start, own = _id_of(head, body)
+        """What is known of a body under a head that asks this. One too long to keep is not hashed."""
+        if len(body) > self._longest:
+            return Lookup(None, (head.model, head.protocol, head.header_length, True), body, 0)
+        start, own = find_id(body, head.header_length) if head.protocol in HAVE_REQUEST_ID else (0, None)
         length = head.header_length
         if own is None:
             text = body
@@ -241,7 +242,10 @@ class AnswerCache:
                 return False
             entry.facts = facts  # asked anew each second, it says the same
         assert facts is not None
-        if self._served.get(model) is not served or self._purges.of(model, facts.digest) != entry.generation:
+        generation = self._purges.worked_out.get((model, facts.digest))
+        if generation is None:
+            generation = self._purges.of(model, facts.digest)
+        if generation != entry.generation or self._served.get(model) is not served:
             return False
         get = self._near.get
         for key, prediction in entry.rows:  # noqa: SIM110 - a generator costs as much as the look
@@ -253,9 +257,9 @@ class AnswerCache:
         self, lookup: Lookup, served: ServedModel, decoded: DecodedRequest, prepared: PreparedRows
     ) -> CachedBody | None:
         """Remember what a body came to when it comes for the second time."""
-        if len(lookup.text) > self.capacity_bytes // 4 or not self._came_before(lookup.hash):
+        if len(lookup.text) > self._longest or not self._came_before(lookup.hash):
             return None
-        if lookup.id is not None and not _is_the_requests(lookup, decoded):
+        if lookup.id is not None and not self._is_request_id(lookup, decoded):
             return None
         before = self._bodies.pop(lookup.hash, None)
         if before is not None:
@@ -296,7 +300,7 @@ class AnswerCache:
         """Remember a whole request whose reply is its body's, when it comes for the second time. None of its body was
         cut out: what has an id of its own seldom comes again."""
         hashed = xxh3_64_intdigest(raw)
-        if len(raw) > self.capacity_bytes // 4 or not self._came_before(hashed):
+        if len(raw) > self._longest or not self._came_before(hashed):
             return
         if self._bodies.get(entry.hash) is not entry or not entry.until:
             return
@@ -309,7 +313,7 @@ class AnswerCache:
 
     def close(self) -> None:
         """Keep nothing any more: a worker that is about to end has to say so with every answer."""
-        self.capacity_bytes = 0
+        self.capacity_bytes = self._longest = 0
         self._fit()
 
     def _fit(self) -> None:
@@ -338,6 +342,13 @@ class AnswerCache:
             self._request_bytes -= request.size
             self.bytes -= request.size
 
+    @staticmethod
+    def _is_request_id(lookup: Lookup, decoded: DecodedRequest) -> bool:
+        """Whether what was cut out is the request's own id, not that of something within it."""
+        assert lookup.id is not None
+        same = decoded.output_options.id == lookup.id.decode()
+        return same and is_request_id(lookup.text, lookup.start, lookup.id, lookup.meaning[2])
+
     def _came_before(self, hashed: int) -> bool:
         """Whether this is at least the second time."""
         if hashed in self._hashes:
@@ -350,31 +361,3 @@ class AnswerCache:
 
 def _start_of(entry: CachedBody) -> Start:
     return entry.meaning, len(entry.text), xxh3_64_intdigest(entry.text[:START_BYTES])
-
-
-def _is_the_requests(lookup: Lookup, decoded: DecodedRequest) -> bool:
-    """Whether what was cut out is the request's own id, not that of something within it: another one in its place, of
-    the same length, is then the request's."""
-    assert lookup.id is not None
-    other = lookup.id[:-1] + (b"1" if lookup.id[-1:] == b"0" else b"0")
-    length = lookup.meaning[2]
-    body = lookup.text[: lookup.start] + other + lookup.text[lookup.start :]
-    read = request_id(body if length is None else body[: length + len(other)])
-    return decoded.output_options.id == lookup.id.decode() and read == other.decode()
-
-
-def _id_of(head: RequestHead, body: bytes) -> tuple[int, bytes | None]:
-    """Where the first member `id` of a body has its characters, and these, where they are plain."""
-    if head.protocol not in HAVE_REQUEST_ID or head.header_length == 0:
-        return 0, None
-    start = body.find(_MEMBER, 0, WINDOW_BYTES if head.header_length is None else min(head.header_length, WINDOW_BYTES))
-    if start < 0:
-        return 0, None
-    start += len(_MEMBER)
-    if body[start : start + 1] == b" ":
-        start += 1
-    start += 1
-    plain = _PLAIN.match(body, start)
-    if plain is None or body[start - 1] != 0x22 or body[plain.end() : plain.end() + 1] != b'"':
-        return 0, None
-    return start, plain[0]

@@ -11,15 +11,20 @@ from typing import Protocol
 
 import orjson
 
-from foreseen.errors import ForeseenError
+from foreseen.errors import ForeseenError, TooLarge
 from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.openai_embeddings import error_document, error_headers
+from foreseen.protocol.wire import InputTensor
+from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.decode import DecodedRequest, decode_v1, decode_v2
 from foreseen.proxy.predict.openai import decode_openai, named_model, render_openai
 from foreseen.proxy.predict.render import RenderedBody, render_v1, render_v2
 from foreseen.types import OutputOptions, Prediction
 from foreseen.web.http import error_body as plain_error_body
+
+MAX_ROWS, MAX_MADE_ROWS = 2**19, 2**16
+"""Rows of one request: of numbers, which stay in the tensor that they came in, and of what is made row by row."""
 
 Render = Callable[[Manifest, Sequence[Prediction], OutputOptions], RenderedBody]
 
@@ -78,9 +83,21 @@ _OF_OPTIONS: Mapping[str, Codec] = {**CODECS, "v1-columns": CODECS["v1"]}
 HAVE_REQUEST_ID = frozenset(name for name, codec in CODECS.items() if codec.has_request_id)
 
 
-def decode(head: RequestHead, body: bytes, manifest: Manifest) -> DecodedRequest:
-    """decode: what a body asks in the dialect of its head. Raises BadRequest or BadInput naming the field."""
-    return CODECS[head.protocol].decode(head, body, manifest)
+def decode(head: RequestHead, body: bytes, served: ServedModel) -> DecodedRequest:
+    """decode: what a body asks in the dialect of its head. Raises BadRequest or BadInput naming the field, TooLarge."""
+    decoded = CODECS[head.protocol].decode(head, body, served.manifest)
+    check_rows(served, decoded.inputs)
+    return decoded
+
+
+def check_rows(served: ServedModel, inputs: Sequence[InputTensor]) -> None:
+    """Raises TooLarge where a request has more rows than may be made of it."""
+    if served.manifest.rows == "together":
+        return
+    most = MAX_ROWS if served.preparer().columnar else MAX_MADE_ROWS
+    for tensor in inputs:
+        if tensor.array.ndim and len(tensor.array) > most:
+            raise TooLarge(f"inputs.{tensor.name}: has more than {most} rows; split the request")
 
 
 def model_in(head: RequestHead, body: bytes) -> str | None:

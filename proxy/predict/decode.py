@@ -20,7 +20,7 @@ from foreseen.modelspec.prepare import Preparer
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.members import naming
 from foreseen.protocol.strict_json import load_json
-from foreseen.protocol.tensors import array_of_json, checked_shape
+from foreseen.protocol.tensors import Written, array_of_json, checked_shape
 from foreseen.protocol.wire import InputTensor, Request, parse_raw, parse_request
 from foreseen.proxy.predict.render import wanted_outputs
 from foreseen.types import Lane, OutputOptions, Row
@@ -77,13 +77,21 @@ def decode_v1(body: bytes, manifest: Manifest) -> DecodedRequest:
     if ("instances" in document) == ("inputs" in document):
         raise BadRequest("body: give either instances (by row) or inputs (by column)")
     specs = manifest.seen.inputs
-    if "instances" in document:
-        output_options, columns = OutputOptions("v1"), _columns_of_instances(document["instances"], specs)
-    else:
-        output_options, columns = OutputOptions("v1-columns"), _columns_of_inputs(document["inputs"], specs)
-    return DecodedRequest(
-        tuple(_v1_tensor(spec, columns[spec.name]) for spec in specs if spec.name in columns), output_options
+    options, columns = OutputOptions("v1" if "instances" in document else "v1-columns"), _columns(document, specs)
+    tensors = tuple(
+        _v1_tensor(spec, columns[spec.name], _written(body, spec, specs)) for spec in specs if spec.name in columns
     )
+    return DecodedRequest(tensors, options)
+
+
+def _columns(document: dict[str, Any], specs: tuple[ClientInput, ...]) -> dict[str, list[Any]]:
+    if "instances" in document:
+        return _columns_of_instances(document["instances"], specs)
+    return _columns_of_inputs(document["inputs"], specs)
+
+
+def _written(body: bytes, spec: ClientInput, specs: tuple[ClientInput, ...]) -> Written:
+    return Written(body, lambda document: _columns(document, specs)[spec.name])
 
 
 def _raw(body: bytes, manifest: Manifest) -> Request:
@@ -136,7 +144,7 @@ def _columns_of_inputs(inputs: Any, specs: tuple[ClientInput, ...]) -> dict[str,
     return columns
 
 
-def _v1_tensor(spec: ClientInput, column: list[Any]) -> InputTensor:
+def _v1_tensor(spec: ClientInput, column: list[Any], written: Written) -> InputTensor:
     """V1 states no shapes: they are read off the first elements, and the rest must agree."""
     field, datatype = f"inputs.{spec.name}", DATATYPES[spec.datatype]
     shape, level = [], column
@@ -147,7 +155,8 @@ def _v1_tensor(spec: ClientInput, column: list[Any]) -> InputTensor:
         shape = [0, *(max(dim, 0) for dim in wire_shape(spec.shape)[1:])]
     checked = checked_shape(shape, field)
     if datatype.kind != "s":
-        return InputTensor(spec.name, spec.datatype, array_of_json(column, datatype, checked, field))
+        array = array_of_json(column, datatype, checked, field, written, missing=spec.nonfinite)
+        return InputTensor(spec.name, spec.datatype, array)
     flat: list[Any] = column
     for size in checked[1:]:
         if any(type(part) is not list or len(part) != size for part in flat):

@@ -12,17 +12,18 @@ from foreseen.proxy.cache.tiers import Tiers, judge
 from foreseen.proxy.predict import codecs
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.decode import prepared
+from foreseen.proxy.predict.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES
 from foreseen.proxy.predict.pipeline import Pipeline
-from foreseen.proxy.predict.serve import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES, Server
+from foreseen.proxy.predict.serve import Server
 from foreseen.types import ANY_AGE, Answer, Explanation, Key, Prediction, Question, RequestOptions, Space, Steps
 
 
 async def explain_request(server: Server, served: ServedModel, head: RequestHead, body: bytes) -> list[Explanation]:
     """One explanation per row of a request. Raises BadRequest or BadInput, ModelUnavailable."""
     preparer, size = served.preparer(), len(body)
-    decoded = await server.off_loop(lambda: codecs.decode(head, body, served.manifest), size > OFF_LOOP_BYTES)
+    decoded = await server.heavy.run(lambda: codecs.decode(head, body, served), size)
     limit = OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES
-    _, rows = await server.off_loop(lambda: prepared(decoded, preparer), size > limit)
+    _, rows = await server.heavy.run(lambda: prepared(decoded, preparer), size, limit)
     space = server.space(served)
     steps: Steps = frozenset(("model",)) if decoded.sequence else served.steps
     deadline = asyncio.get_running_loop().time() + head.seconds

@@ -18,8 +18,9 @@ from foreseen.modelspec.rows import raw_outputs
 from foreseen.protocol.wire import InputTensor, parse_request
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import expiry_of
+from foreseen.proxy.predict.codecs import check_rows
 from foreseen.proxy.predict.pipeline import Pipeline
-from foreseen.proxy.predict.serve import OFF_LOOP_BYTES, Server
+from foreseen.proxy.predict.serve import Server
 from foreseen.types import ALL_STEPS, Array, Key, Prediction, Row, Space
 
 PREFIX = "output."
@@ -64,8 +65,9 @@ async def import_request(
 
     Raises BadInput (also for another model's predictions), StateUnavailable, FarUnavailable.
     """
-    heavy, pipeline = len(body) > OFF_LOOP_BYTES, server.pipeline
-    given = await server.off_loop(lambda: decode_import(body, header_length, served.manifest), heavy)
+    size, pipeline, heavy = len(body), server.pipeline, server.heavy
+    given = await heavy.run(lambda: decode_import(body, header_length, served.manifest), size)
+    check_rows(served, given.inputs)
     space = server.space(served)
     if given.digest != space.digest:
         why = f"the outputs are of model {given.digest[:16]}…, in force is {space.digest[:16]}…"
@@ -75,8 +77,8 @@ async def import_request(
     if server.unknown(space):
         raise StateUnavailable("the state store does not answer, so what was purged is not known")
     preparer, at = served.preparer(), pipeline.tiers.clock()
-    rows = await server.off_loop(lambda: preparer.rows(given.inputs), heavy)
-    predictions = await server.off_loop(lambda: predictions_of(given, rows, served.manifest, at), heavy)
+    rows = await heavy.run(lambda: preparer.rows(given.inputs), size)
+    predictions = await heavy.run(lambda: predictions_of(given, rows, served.manifest, at), size)
     had = await import_rows(pipeline, space, rows, given.parameters, predictions)
     server.metrics.imported_rows.labels(space.model, "had").inc(len(had))
     server.metrics.imported_rows.labels(space.model, "stored").inc(len(rows) - len(had))

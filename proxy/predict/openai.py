@@ -70,7 +70,9 @@ def decode_openai(body: bytes, manifest: Manifest) -> DecodedRequest:
         return DecodedRequest((), options, known, ids=_ids(asked, manifest, tensors))
     texts = np.empty(len(asked.texts), object)
     texts[:] = [prefix + text.encode() for text in asked.texts]
-    return DecodedRequest((InputTensor(tensors.input, "BYTES", texts),), options, known)
+    spec = next(one for one in manifest.seen.inputs if one.name == tensors.input)
+    shaped = texts.reshape([len(texts), *[1] * (len(spec.shape) - 1)])
+    return DecodedRequest((InputTensor(tensors.input, "BYTES", shaped),), options, known)
 
 
 def _passes_on(manifest: Manifest) -> bool:

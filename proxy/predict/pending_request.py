@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from foreseen.errors import DigestMoved, ForeseenError, ModelUnavailable
+from foreseen.modelspec.prepare import Preparer
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import NO_CONTROL
 from foreseen.proxy.cache.waits import Wait, until_resolved
@@ -22,10 +24,14 @@ from foreseen.proxy.predict.answer_cache import CachedBody, Lookup, PreparedRows
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.decode import DecodedRequest, prepared
 from foreseen.proxy.predict.facts import AnswerFacts
+from foreseen.proxy.predict.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES
 from foreseen.proxy.predict.render import RenderedBody
 from foreseen.proxy.predict.response_bytes import Reply, fixed_lines
-from foreseen.proxy.predict.serve import OFF_LOOP_BYTES, OFF_LOOP_ROWS, OFF_LOOP_TEXT_BYTES, Server
+from foreseen.proxy.predict.serve import Server
 from foreseen.types import Answer, Key, Question
+
+OFF_LOOP_ROWS = 512
+"""More rows than these are rendered off the event loop."""
 
 
 class PendingRequest:
@@ -33,10 +39,13 @@ class PendingRequest:
     and all times it notes, are on the clock that measures durations."""
 
     __slots__ = (
-        "_began", "_decoded", "_decoded_at", "_done", "_entry", "_futures", "_id",
-        "_keys", "_known", "_leader", "_limit", "_looked", "_prepared", "_prepared_at", "_question", "_raw", "_server",
-        "_started", "_waits", "body", "deadline", "followers", "forgotten", "head", "hit", "lookup", "served", "task",
+        "_began", "_decoded", "_decoded_at", "_done", "_entry", "_futures", "_id", "_is_decoded", "_keys", "_known",
+        "_leader", "_limit", "_looked", "_prepared", "_prepared_at", "_question", "_raw", "_server", "_waits", "body",
+        "deadline", "followers", "forgotten", "head", "hit", "lookup", "served", "started", "task",
     )  # fmt: skip
+    _decoded: DecodedRequest
+    _prepared: PreparedRows
+    _question: Question
 
     def __init__(
         self, server: Server, served: ServedModel, head: RequestHead, body: bytes, lookup: Lookup, started: float,
@@ -44,12 +53,9 @@ class PendingRequest:
     ) -> None:  # fmt: skip
         """`lookup` is what is known of the body; `raw` are the bytes of the whole request where they may be kept."""
         self._server, self.served, self.head, self.body, self.lookup = server, served, head, body, lookup
-        self._started, self._limit, self.deadline, self._raw = started, deadline, deadline, raw
+        self.started, self._limit, self.deadline, self._raw = started, deadline, deadline, raw
         self._entry: CachedBody | None = None
-        self._known = False
-        self._decoded: DecodedRequest | None = None
-        self._prepared: PreparedRows | None = None
-        self._question: Question | None = None
+        self._known = self._is_decoded = False
         self._waits: Mapping[Key, Wait] = {}
         self._done: Callable[[], None] | None = None
         self._leader: PendingRequest | None = None
@@ -63,8 +69,6 @@ class PendingRequest:
         server = self._server
         if not self._decode_now():
             return None
-        assert self._decoded is not None
-        assert self._prepared is not None
         if self._entry is not None and self._entry.pending is not None and self._join(self._entry.pending):
             return None
         question = server.question(self.served, self.head, self._decoded, self._prepared, self._limit)
@@ -83,18 +87,13 @@ class PendingRequest:
     def _join(self, leader: PendingRequest) -> bool:
         """Wait for the answers of a request of the same body, unless something was purged since it began, or either
         asks for something of its own. (It halves what a hit of far costs where many ask the same.)"""
-        question, server = leader._question, self._server
-        assert question is not None
-        if (
-            not leader.waits
-            or self.head.control is not NO_CONTROL
-            or leader.forgotten != server.pipeline.flights.forgotten
-        ):
+        flights, plain = self._server.pipeline.flights, leader.waits and self.head.control is NO_CONTROL
+        if not plain or leader.forgotten != flights.forgotten:
             return False
-        if not server.in_force(self.served, question.space):
+        if not self._server.in_force(self.served, leader._question.space):
             return False
-        self._leader, self._question, self._keys, self._looked = leader, question, leader._keys, leader._looked
-        self._waits, self._began = leader._waits, time.perf_counter()
+        self._leader, self._question, self._keys = leader, leader._question, leader._keys
+        self._looked, self._waits, self._began = leader._looked, leader._waits, time.perf_counter()
         return True
 
     @property
@@ -139,12 +138,12 @@ class PendingRequest:
         was cut short, or the model's digest moved meanwhile. Raises as `begin` does."""
         pipeline, waits, leader = self._server.pipeline, self._waits, self._leader
         self._waits, self._leader = {}, None
+        if leader is not None and leader.hit is not None:
+            return self._reply_with(*leader.hit, time.perf_counter())
+        if leader is not None:
+            waits = {key: Wait(wait.future, True) for key, wait in waits.items()}
         if waits:
             pipeline.waited(time.perf_counter() - self._began)
-        if leader is not None:
-            if leader.hit is not None:
-                return self._reply_with(*leader.hit, time.perf_counter())
-            waits = {key: Wait(wait.future, True) for key, wait in waits.items()}
         try:
             answers = pipeline.finish(self._keys, self._looked, waits, self.deadline)
         except DigestMoved:
@@ -156,30 +155,33 @@ class PendingRequest:
 
     async def answer(self) -> Reply:
         """The reply of a request that was begun, however long it takes. Raises as `begin` does."""
-        if self._waits and self._question is not None:
+        if self._waits:
             await until_resolved(self._waits.values(), self._question.options.deadline)
             reply = self.finish()
             if reply is not None:
                 return reply
         answers = await self._answers_anew()
-        many = len(answers) > OFF_LOOP_ROWS
-        answered, rendered = time.perf_counter(), await self._server.off_loop(lambda: self._render(answers), many)
+        answered = time.perf_counter()
+        if len(answers) <= OFF_LOOP_ROWS:
+            return self._reply(answers)
+        rendered = await self._server.heavy.off_loop(partial(self._render, answers))
         return self._reply(answers, rendered, answered)
 
     async def _answers_anew(self) -> list[Answer]:
         """Ask; again where the model's digest moved in between (its preparation may have, too)."""
         server, served = self._server, self.served
-        if self._decoded is None:
-            self._decoded = await server.off_loop(self._decode, len(self.body) > OFF_LOOP_BYTES)
-            self._decoded_at, self._id = time.perf_counter(), self._decoded.output_options.id
+        if not self._is_decoded:
+            decoding = partial(codecs.decode, self.head, self.body, served)
+            self._take(await server.heavy.run(decoding, len(self.body)))
+            await self._prepare_anew(served.preparer())
         for _ in range(4):
-            prepared = await self._prepare_anew()
-            if not prepared.rows:
-                self._question = None
+            if self._prepared.preparer is not served.preparer():
+                await self._prepare_anew(served.preparer())
+            if not self._prepared.rows:
                 return []
-            self._question = server.question(served, self.head, self._decoded, prepared, self._limit)
+            self._question = server.question(served, self.head, self._decoded, self._prepared, self._limit)
             try:
-                return await server.answers(self._question, prepared)
+                return await server.answers(self._question, self._prepared)
             except DigestMoved as moved:
                 if served.facts is None or served.facts.digest != moved.digest:  # no other request has asked meanwhile
                     await served.refresh()
@@ -193,45 +195,41 @@ class PendingRequest:
         """decode and prepare, or what is known of the body; False where that is too much for one turn."""
         preparer, entry = self.served.preparer(), self.lookup.entry
         if entry is not None and entry.served is self.served and entry.prepared.preparer is preparer:
-            self._known, self._entry = True, entry
-            self._decoded, self._prepared = entry.decoded, entry.prepared
+            self._known = self._is_decoded = True
+            self._entry, self._decoded, self._prepared = entry, entry.decoded, entry.prepared
             own = self.lookup.id
             self._id = entry.decoded.output_options.id if own is None else own.decode()
             self._decoded_at = self._prepared_at = time.perf_counter()
             return True
         if len(self.body) > (OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES):
             return False
-        self._decoded = codecs.CODECS[self.head.protocol].decode(self.head, self.body, self.served.manifest)
-        self._decoded_at, self._id = time.perf_counter(), self._decoded.output_options.id
+        self._take(codecs.decode(self.head, self.body, self.served))
         self._decoded, rows = prepared(self._decoded, preparer)
         self._use(PreparedRows(preparer, rows))
         return True
 
-    def _decode(self) -> DecodedRequest:
-        return codecs.decode(self.head, self.body, self.served.manifest)
+    async def _prepare_anew(self, preparer: Preparer) -> None:
+        """prepare, in a thread where that is much."""
+        limit, work = (
+            OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES,
+            partial(prepared, self._decoded, preparer),
+        )
+        self._decoded, rows = await self._server.heavy.run(work, len(self.body), limit)
+        self._use(PreparedRows(preparer, rows))
 
-    async def _prepare_anew(self) -> PreparedRows:
-        """prepare, unless the rows are those of the preparation in force."""
-        preparer, decoded, known = self.served.preparer(), self._decoded, self._prepared
-        assert decoded is not None
-        if known is None or known.preparer is not preparer:
-            heavy = len(self.body) > (OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES)
-            self._decoded, rows = await self._server.off_loop(lambda: prepared(decoded, preparer), heavy)
-            known = PreparedRows(preparer, rows)
-            self._use(known)
-        return known
+    def _take(self, decoded: DecodedRequest) -> None:
+        self._decoded, self._is_decoded = decoded, True
+        self._decoded_at, self._id = time.perf_counter(), decoded.output_options.id
 
     def _use(self, prepared: PreparedRows) -> None:
         """Newly decoded and prepared rows; remembered where their body came before."""
-        assert self._decoded is not None
         self._prepared, self._prepared_at, self._known = prepared, time.perf_counter(), False
-        self._server.metrics.stages.add("decode", self._decoded_at - self._started)
+        self._server.metrics.stages.add("decode", self._decoded_at - self.started)
         self._server.metrics.stages.add("prepare", self._prepared_at - self._decoded_at)
         self._entry = self._server.cache.keep(self.lookup, self.served, self._decoded, prepared)
 
     def _render(self, answers: Sequence[Answer]) -> RenderedBody:
         """render, or the body that the same predictions were rendered to before."""
-        assert self._decoded is not None
         predictions = [answer.prediction for answer in answers]
         rendered = None if self._entry is None else self._entry.renders(predictions)
         return rendered or codecs.render(self.served.manifest, predictions, self._decoded.output_options)
@@ -241,31 +239,29 @@ class PendingRequest:
         plain: bool = False,
     ) -> Reply:  # fmt: skip
         """The reply that answers make, counted; what may come again is kept where the question was `plain`."""
-        server, served, decoded, question = self._server, self.served, self._decoded, self._question
-        assert decoded is not None
+        server, served, decoded = self._server, self.served, self._decoded
         if rendered is None:
             answered = time.perf_counter()
             rendered = self._render(answers)
         why = None
-        if answers and answers[0].source == "bypass" and question is not None:
-            why = "sequence" if decoded.sequence else server.unknown(question.space)
+        if answers and answers[0].source == "bypass":
+            why = "sequence" if decoded.sequence else server.unknown(self._question.space)
         now, no_cache = server.pipeline.tiers.clock(), self.head.control.no_cache
         facts = AnswerFacts.of(answers, served, now, why, requested=no_cache)
         if plain and self._entry is not None:
             self._keep(self._entry, rendered, facts, answers)
         if facts.result == "hit":
             self.hit = rendered, facts
+        server.metrics.stages.add("render", time.perf_counter() - answered)
         return self._reply_with(rendered, facts, answered)
 
     def _reply_with(self, rendered: RenderedBody, facts: AnswerFacts, answered: float) -> Reply:
         """The reply that a rendered body and what is to be said of it make for this request, counted."""
         server = self._server
-        assert self._decoded is not None
         timing = self._timing(facts, answered) if server.server_timing else None
         body, length = rendered.with_id(self._id)
-        done = time.perf_counter()
-        server.metrics.stages.add("render", done - answered)
-        server.counter.answered(self.head, self.served, facts, self._decoded.lane, done - self._started)
+        seconds = time.perf_counter() - self.started
+        server.counter.answered(self.head, self.served, facts, self._decoded.lane, seconds)
         return Reply(200, fixed_lines(length) + facts.lines(timing), body)
 
     def _keep(
@@ -273,8 +269,6 @@ class PendingRequest:
     ) -> None:  # fmt: skip
         """Keep a reply with its body; one that near had all rows of may be sent again. (One of the background lane may
         not: what is sent again is counted as online.)"""
-        assert self._decoded is not None
-        assert self._question is not None
         near = len(answers) == facts.sources.get("near") and self._decoded.lane == "online"
         if near or entry.rendered is not rendered:
             predictions = [answer.prediction for answer in answers]
@@ -284,14 +278,12 @@ class PendingRequest:
 
     def _timing(self, facts: AnswerFacts, answered: float) -> str:
         if self._known and facts.result == "hit":
-            return facts.timing(f"shortcut, answer;dur={1000 * (answered - self._started):.3f}")
-        decoding, preparing = self._decoded_at - self._started, self._prepared_at - self._decoded_at
+            return facts.timing(f"shortcut, answer;dur={1000 * (answered - self.started):.3f}")
+        decoding, preparing = self._decoded_at - self.started, self._prepared_at - self._decoded_at
         answering = answered - self._prepared_at
         return facts.timing(
             f"decode;dur={1000 * decoding:.3f}, prepare;dur={1000 * preparing:.3f}, answer;dur={1000 * answering:.3f}"
         )
 
     def _count_failed_rows(self) -> None:
-        assert self._decoded is not None
-        assert self._prepared is not None
         self._server.counter.failed_rows(self.served, len(self._prepared.rows), self._decoded.lane)

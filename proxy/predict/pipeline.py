@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-from foreseen.errors import DigestMoved, ForeseenError, InputRejected, NotCached, Overloaded, RowsRefused
+from foreseen.errors import DigestMoved, ForeseenError, InputRejected, NotCached, Overloaded, RowsRefused, TooLarge
 from foreseen.keys.key import Framer
 from foreseen.proxy.backend.admission import Admission
 from foreseen.proxy.cache.far_skip import FarSkipPolicy
@@ -41,6 +41,11 @@ REFRESH_SECONDS = 30.0
 NOTHING = LookResult({}, {})
 SLICE_ROWS = 256
 """Rows that are keyed in one turn of the event loop: about a millisecond."""
+PART_ROWS = 4096
+"""More rows of one question are answered a part after another: what a row takes while it is under way, 2 KiB, is taken
+for one part at a time."""
+MAX_NEW_ROWS = 65_536
+"""Rows of one question that near may lack."""
 
 
 class Model(Protocol):
@@ -89,6 +94,15 @@ class Pipeline:
             started = time.perf_counter()
             keys = await self._keys_in_slices(question)
             self._metrics.stages.add("key", time.perf_counter() - started)
+        if len(keys) <= PART_ROWS:
+            return await self._answer(question, keys)
+        answers: list[Answer] = []
+        for at in range(0, len(keys), PART_ROWS):
+            answers += await self._answer(_part(question, at, PART_ROWS), keys[at : at + PART_ROWS])
+            await asyncio.sleep(0)
+        return answers
+
+    async def _answer(self, question: Question, keys: Sequence[Key]) -> list[Answer]:
         while True:
             looked, waits = self.begin(question, keys)
             if waits:
@@ -137,9 +151,13 @@ class Pipeline:
         if len(question.rows) <= SLICE_ROWS:
             return self.keys(question)
         keys: list[Key] = []
+        new: dict[Key, Key] = {}
         for at in range(0, len(question.rows), SLICE_ROWS):
-            part = Question(question.space, question.rows[at : at + SLICE_ROWS], question.options, question.parameters)
-            keys += self.keys(part)
+            part = self.keys(_part(question, at, SLICE_ROWS))
+            if len(question.rows) > MAX_NEW_ROWS:  # equal rows share a key, which is a third of what a row takes here
+                part = [key if self.tiers.near.peek(key) else new.setdefault(key, key) for key in part]
+                _check_new(len(new))
+            keys += part
             await asyncio.sleep(0)
         return keys
 
@@ -352,6 +370,7 @@ class Pipeline:
         """Past all tiers and flights: for models whose answers are not cached, and for observed ones."""
         started = time.perf_counter()
         space, rows = question.space, question.rows
+        _check_new(len(rows))
         try:
             predictions = await self._predicted(space.model, rows, question.parameters, question.options)
         except RowsRefused as some:
@@ -364,8 +383,9 @@ class Pipeline:
         for result, rows in Counter(results).items():
             self._metrics.background_rows.labels(model, result).inc(rows)
 
-    async def forget(self, keys: Sequence[Key] | None) -> None:
-        """Purged keys, or everything: what is aloft may land, but nobody joins it and nothing of it is kept."""
+    async def forget(self, keys: Mapping[Key, float] | None) -> None:
+        """Purged keys, by when they were, or everything: what is under way is answered, but nobody joins it and nothing
+        of it is kept."""
         for key in keys or ():
             self.flights.forget(key)
         await self.tiers.forget(keys)
@@ -375,3 +395,12 @@ class Pipeline:
         await self.flights.drain(seconds)
         await self.tiers.close(seconds)
         await self.leases.close(seconds)
+
+
+def _part(question: Question, at: int, rows: int) -> Question:
+    return Question(question.space, question.rows[at : at + rows], question.options, question.parameters)
+
+
+def _check_new(rows: int) -> None:
+    if rows > MAX_NEW_ROWS:
+        raise TooLarge(f"inputs: more than {MAX_NEW_ROWS} rows of the request are not in the cache; split it")

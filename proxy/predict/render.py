@@ -29,23 +29,19 @@ _NUMPY = orjson.OPT_SERIALIZE_NUMPY
 
 class RenderedBody(Struct, frozen=True):
     """A reply's body in two parts: the request's id goes between them, where it has one. `json_length` is that of the
-    JSON part without an id, None where no binary tensors follow."""
+    JSON part without an id, None where no binary tensors follow; `id_format` takes the inside of a JSON string."""
 
     before: bytes
     after: bytes
     json_length: int | None
+    id_format: bytes = b',"id":"%b"'
 
     def with_id(self, request_id: str | None) -> tuple[bytes, int | None]:
         """The body, and the length of its JSON part where binary tensors follow."""
         if request_id is None:
             return self.before + self.after, self.json_length
-        member = id_member(orjson.dumps(request_id)[1:-1])
+        member = self.id_format % orjson.dumps(request_id)[1:-1]
         return b"".join((self.before, member, self.after)), self.json_length and self.json_length + len(member)
-
-
-def id_member(request_id: bytes | None) -> bytes:
-    """What a reply says of an id, given as the inside of a JSON string, behind the model's version."""
-    return b"" if request_id is None else b',"id":"%b"' % request_id
 
 
 def render_v2(manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions) -> RenderedBody:

@@ -4,43 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
 
 from foreseen.errors import NotCached
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import steps_of
+from foreseen.proxy.cache.generations import Generations
 from foreseen.proxy.predict.answer_cache import AnswerCache, PreparedRows
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.counting import RequestCounter
 from foreseen.proxy.predict.decode import DecodedRequest
+from foreseen.proxy.predict.heavy import Heavy
 from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pipeline import SLICE_ROWS, Pipeline
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Answer, Key, Question, RequestOptions, Space
-
-T = TypeVar("T")
-
-OFF_LOOP_BYTES = 32 * 1024
-"""A larger body is parsed and prepared off the event loop; a smaller one costs less than the hop to a thread."""
-OFF_LOOP_TEXT_BYTES = 4 * 1024
-"""The same for text that goes through a tokenizer, which costs about 30 µs for a short sentence."""
-OFF_LOOP_ROWS = 512
-"""More rows than these are rendered off the event loop."""
-
-
-class ServerPurges(Protocol):
-    """What a server needs to know of purges."""
-
-    def of(self, model: str, digest: str) -> int | None:
-        """The generation of a model's space; None as long as it cannot be known what was purged."""
-
-    def formerly(self, model: str, digest: str) -> list[int]:
-        """The generations it had before."""
-
-    def was_purged(self, key: Key) -> bool:
-        """Whether this very key was purged not long ago."""
 
 
 class Server:
@@ -56,7 +34,8 @@ class Server:
         *,
         observed: frozenset[str] = frozenset(),
         server_timing: bool = True,
-        purges: ServerPurges,
+        purges: Generations,
+        heavy: Heavy | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.metrics = metrics
@@ -66,7 +45,7 @@ class Server:
         self.server_timing = server_timing
         self.purges = purges
         self._observer = observer
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="prepare")
+        self.heavy = heavy or Heavy()
 
     def space(self, served: ServedModel) -> Space:
         """The space in force: of the digest that the process says, in the generation that purges have left."""
@@ -128,11 +107,5 @@ class Server:
             return await self._observer.answer(question)
         return await self.pipeline.answer(question)
 
-    async def off_loop(self, work: Callable[[], T], heavy: bool) -> T:
-        """Work's result; where it is heavy, made in a thread."""
-        if not heavy:
-            return work()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-
     def close(self) -> None:
-        self._threads.shutdown(wait=False)
+        self.heavy.close()

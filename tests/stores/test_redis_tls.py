@@ -79,7 +79,7 @@ async def state(secured: Secured) -> AsyncIterator[State]:
 async def test_the_cache_role_needs_no_more(far: Entries) -> None:
     """Everything that far does, over TLS, under the user of the ACL file."""
     keys = numbered(5)
-    await far.check_secret(b"check")
+    assert await far.claim(b"check")
     assert await far.knows(b"check") is True
     await far.put([(key, b"v" + key, 60_000) for key in keys])
     assert await far.get(keys) == [b"v" + key for key in keys]

@@ -204,11 +204,11 @@ async def test_twenty_thousand_random_requests_are_bit_identical_fresh_and_from_
                 flat = (await reply.json())["outputs"][0]["data"]
             assert flat == [value for row in picked for value in fingerprint(row)]
 
-        async def client() -> None:
+        async def one_client() -> None:
             for _ in range(20_000 // 16):
                 await (check_texts() if rng.random() < 0.3 else check_numbers())
 
-        await asyncio.gather(*(client() for _ in range(16)))
+        await asyncio.gather(*(one_client() for _ in range(16)))
     fresh = await _embeddings_direct(live, built, texts, rng)
     assert fresh == alone
 

@@ -46,6 +46,10 @@ class Purged:
 
     generation: int | None = 0
 
+    @property
+    def worked_out(self) -> dict[tuple[str, str], int]:
+        return {}
+
     def of(self, model: str, digest: str) -> int | None:
         return self.generation
 

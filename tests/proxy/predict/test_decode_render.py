@@ -59,6 +59,27 @@ def v2(data: Any, shape: Any = (2, 2), **more: Any) -> bytes:
     return orjson.dumps({"inputs": [{"name": "x", "shape": shape, "datatype": "FP32", "data": data}], **more})
 
 
+def test_null_is_nan_where_the_input_takes_it() -> None:
+    """JSON has no NaN: null is one among floats, by V2 nested and flat and by V1, and is the same row as a binary NaN.
+    An input that takes none refuses it."""
+    numbers = np.array([[np.nan, 2]], np.float32)
+    binary, length = render_request([("x", "FP32", numbers)], {})
+    takes = msgspec.convert({**msgspec.to_builtins(ONE)}, Manifest)
+    seen = msgspec.structs.replace(takes.seen.inputs[0], nonfinite=True)
+    takes = msgspec.structs.replace(takes, client=msgspec.structs.replace(takes.seen, inputs=(seen,)))
+    ways = [
+        lambda one: decode_v2(v2([None, 2], (1, 2)), None, one),
+        lambda one: decode_v2(v2([[None, 2]], (1, 2)), None, one),
+        lambda one: decode_v1(b'{"instances":[[null,2]]}', one),
+        lambda one: decode_v1(b'{"inputs":{"x":[[null,2]]}}', one),
+        lambda one: decode_v2(binary, length, one),
+    ]
+    assert len({frames(takes, way(takes))[0] for way in ways}) == 1
+    for way in ways:
+        with pytest.raises(BadInput):
+            frames(ONE, way(ONE))
+
+
 def test_every_way_of_asking_one_input_gives_the_same_rows() -> None:
     """V2 nested, flat, binary, raw binary, V1 rows and V1 columns, any id, spelling and output selection."""
     numbers = np.array([[1, 2], [3, 4.5]], np.float32)

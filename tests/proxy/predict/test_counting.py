@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import structlog
 
-from foreseen.proxy.predict.access import LINES_PER_SECOND, AccessLog
+from foreseen.proxy.predict.counting import LINES_PER_SECOND, AccessLog
 from tests.live import Live, started
 from tests.questions import ask_fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT
