@@ -67,9 +67,9 @@ class Responder:
 
     def named(self, head: RequestHead, body: bytes) -> RequestHead:
         """A head with its model, where only the body names it. Raises BadRequest, UnknownModel."""
-        name = codecs.model_in(head, body)
-        if name is None:
+        if head.model:
             return head
+        name = codecs.model_in(head, body)
         return structs.replace(head, model=self.find_named(name, None).manifest.name)
 
     def find_named(self, name: str, version: str | None) -> ServedModel:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import orjson
 
-from foreseen.errors import ForeseenError, TooLarge
+from foreseen.errors import ForeseenError, TooLarge, UnknownModel
 from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.openai_embeddings import error_document, error_headers
 from foreseen.protocol.wire import InputTensor
@@ -100,9 +100,11 @@ def check_rows(served: ServedModel, inputs: Sequence[InputTensor]) -> None:
             raise TooLarge(f"inputs.{tensor.name}: has more than {most} rows; split the request")
 
 
-def model_in(head: RequestHead, body: bytes) -> str | None:
-    """The model's name in a body whose head names none. Raises BadRequest."""
-    return named_model(body) if head.protocol == "openai" and not head.model else None
+def model_in(head: RequestHead, body: bytes) -> str:
+    """The model's name in a body whose head names none. Raises BadRequest, UnknownModel."""
+    if head.protocol != "openai":
+        raise UnknownModel(head.model)
+    return named_model(body)
 
 
 def error_body(protocol: str, error: ForeseenError) -> tuple[dict[str, str], bytes]:
