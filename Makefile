@@ -7,6 +7,8 @@ MLSERVER := .venv-mlserver
 TRITONSERVER := .venv-triton
 RAY    := .venv-ray
 AIRFLOW := .venv-airflow
+OPENAI := .venv-openai
+INFINITY := .venv-infinity
 POSTGRES := $(or $(firstword $(wildcard /usr/lib/postgresql/*/bin/postgres)),/usr/lib/postgresql/15/bin/postgres)
 BIN    := $(VENV)/bin
 DATA   ?= data
@@ -77,7 +79,19 @@ $(AIRFLOW)/installed: tests/integrations/airflow.txt pyproject.toml
 	@$(AIRFLOW)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
-test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed ## batch runs by Ray and Airflow, each in its own environment
+$(OPENAI)/installed: tests/integrations/openai.txt
+	@echo "setup: installing clients of OpenAI's embeddings API into $(OPENAI)"
+	@$(PYTHON) -m venv $(OPENAI)
+	@$(OPENAI)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+$(INFINITY)/installed: tests/integrations/infinity.txt
+	@echo "setup: installing infinity and torch into $(INFINITY)"
+	@$(PYTHON) -m venv $(INFINITY)
+	@$(INFINITY)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed $(OPENAI)/installed $(INFINITY)/installed ## batch runs by Ray and Airflow, OpenAI's clients, embedding servers: each in its own environment
 	@$(BIN)/python -m pytest tests/integrations
 
 check: lint ## lint, types, import contract and all tests that start no other process: under two minutes, no root
