@@ -15,6 +15,7 @@ import hashlib
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from blake3 import blake3
@@ -79,6 +80,11 @@ def fields_digest(*fields: bytes) -> str:
     return hasher.hexdigest()
 
 
+ADDED = frozenset({"pair", "types", "prompt"})
+"""Fields of the manifest that came after the first digests were made: while they are None they are left out, so that
+manifests without them keep their digests and their entries."""
+
+
 def preparation_digest(manifest: Manifest, assets: tuple[ArtifactFile, ...]) -> str:
     """Everything between what a client sends and what the graph gets."""
     seen, model = msgspec.to_builtins(manifest.seen), msgspec.to_builtins(manifest.model)
@@ -86,7 +92,14 @@ def preparation_digest(manifest: Manifest, assets: tuple[ArtifactFile, ...]) -> 
         del one["optional"]  # whether an input may be left out changes no answer to those who give it
     parts = {"seen": seen, "model": model, "rows": manifest.rows, "single": manifest.batching.single}
     files = [part.encode() for asset in sorted(assets, key=lambda a: a.name) for part in (asset.name, asset.sha256)]
-    return fields_digest(b"foreseen v1 preparation", msgspec.json.encode(parts, order="sorted"), *files)
+    plain = _without_added(msgspec.json.decode(msgspec.json.encode(parts)))
+    return fields_digest(b"foreseen v1 preparation", msgspec.json.encode(plain, order="sorted"), *files)
+
+
+def _without_added(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_added(v) for k, v in value.items() if v is not None or k not in ADDED}
+    return [_without_added(one) for one in value] if isinstance(value, list) else value
 
 
 def artifact_digest(precision: str, preparation: str, graph: ArtifactFile) -> str:

