@@ -90,7 +90,7 @@ class V2Server:
 
     async def speaks_v2(self) -> bool:
         """Whether it has V2's server metadata, or its models. Raises Unusable where it cannot be reached."""
-        for path in ("/v2", "/v2/models"):
+        for path in ("/v2/models", "/v2"):
             if isinstance((await self._ask("GET", path)).document, dict):
                 return True
         return False
