@@ -17,7 +17,8 @@ import structlog
 from msgspec import structs
 
 from foreseen.errors import SetupError
-from foreseen.modelspec.manifest import Freshness, Manifest, find, names
+from foreseen.modelspec.manifest import Manifest, find, names
+from foreseen.modelspec.policy import Freshness
 from foreseen.proxy.backend.embedding.embedding_server import EmbeddingServer, UpstreamAccess, named, served_name
 from foreseen.proxy.backend.embedding.embedding_upstream import EmbeddingProcess
 from foreseen.proxy.backend.isolation import IsolationLock
@@ -278,8 +279,6 @@ def in_front_of(
         "digest": (manifest.digest if manifest is not None else None) or settings.upstream_digest,
         "tolerance": settings.upstream_tolerance,
         "probe": settings.upstream_probe,
-        "rows_per_request": settings.model_rows,
-        "requests": settings.model_requests,
         "quarantine_seconds": settings.quarantine_seconds,
         "trials": trials,
     }

@@ -78,8 +78,6 @@ class UpstreamProcess(ModelProcess):
         digest: str | None,
         tolerance: float,
         probe: bool,
-        rows_per_request: int,
-        requests: int,
         quarantine_seconds: float,
         trials: IsolationLock | None = None,
     ) -> None:
@@ -89,8 +87,6 @@ class UpstreamProcess(ModelProcess):
         super().__init__(
             own,
             address,
-            rows_per_request=rows_per_request,
-            requests=requests,
             quarantine_seconds=quarantine_seconds,
             trials=trials,
         )
@@ -259,7 +255,7 @@ class UpstreamProcess(ModelProcess):
             parts += [places[at : at + step] for at in range(0, len(places), step)]
         return parts
 
-    def _firsts(self, rows: int) -> Mapping[str, int | None]:
+    def _firsts(self, rows: int | None) -> Mapping[str, int | None]:
         return self.told.firsts
 
     async def _asked(
