@@ -7,6 +7,8 @@ MLSERVER := .venv-mlserver
 TRITONSERVER := .venv-triton
 RAY    := .venv-ray
 AIRFLOW := .venv-airflow
+OPENAI := .venv-openai
+INFINITY := .venv-infinity
 TORCH  := .venv-torch
 POSTGRES := $(or $(firstword $(wildcard /usr/lib/postgresql/*/bin/postgres)),/usr/lib/postgresql/15/bin/postgres)
 BIN    := $(VENV)/bin
@@ -78,13 +80,25 @@ $(AIRFLOW)/installed: tests/integrations/airflow.txt pyproject.toml
 	@$(AIRFLOW)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
+$(OPENAI)/installed: tests/integrations/openai.txt
+	@echo "setup: installing clients of OpenAI's embeddings API into $(OPENAI)"
+	@$(PYTHON) -m venv $(OPENAI)
+	@$(OPENAI)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+$(INFINITY)/installed: tests/integrations/infinity.txt
+	@echo "setup: installing infinity and torch into $(INFINITY)"
+	@$(PYTHON) -m venv $(INFINITY)
+	@$(INFINITY)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
 $(TORCH)/installed: tests/integrations/torch.txt
 	@echo "setup: installing torch, transformers and sentence-transformers into $(TORCH)"
 	@$(PYTHON) -m venv $(TORCH)
 	@$(TORCH)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
-test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed $(TORCH)/installed ## batch runs by Ray and Airflow, model folders against torch, each in its own environment
+test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed $(TORCH)/installed $(OPENAI)/installed $(INFINITY)/installed ## batch runs by Ray and Airflow, model folders against torch, OpenAI's clients and servers, each in its own environment
 	@$(BIN)/python -m pytest tests/integrations
 
 check: lint ## lint, types, import contract and all tests that start no other process: under two minutes, no root

@@ -20,10 +20,19 @@ class ForeseenError(Exception):
     fix: ClassVar[str] = "Report it."
     """What who reads `docs/errors.md` can do."""
 
-    def __init__(self, message: str, *, retry_after: int | None = None, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: int | None = None,
+        headers: dict[str, str] | None = None,
+        param: str | None = None,
+    ) -> None:
+        """`param` is the field that an OpenAI client reads, where the error is of one."""
         super().__init__(message)
         self.retry_after = retry_after
         self.headers = headers or {}
+        self.param = param
 
 
 # decode and prepare: the client's to mend.
@@ -73,7 +82,7 @@ class UnknownModel(ForeseenError):
     def __init__(self, model: str, version: str | None = None) -> None:
         # Two example clients of Triton assert how it begins.
         at = f" version '{version}'" if version is not None else ""
-        super().__init__(f"Request for unknown model: '{model}'{at} is not found")
+        super().__init__(f"Request for unknown model: '{model}'{at} is not found", param="model")
 
 
 class UnknownTarget(ForeseenError):

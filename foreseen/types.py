@@ -117,13 +117,25 @@ class WantedOutput(Struct, frozen=True):
     classification: int | None = None
 
 
+class EmbeddingOptions(Struct, frozen=True):
+    """What OpenAI's embeddings API asks of a reply besides. `model` is the name that was asked for; `tokens` the token
+    ids of all rows, None where the server behind counts them; `dimensions` a declared Matryoshka size."""
+
+    model: str
+    encoding: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    tokens: int | None = None
+
+
 class OutputOptions(Struct, frozen=True):
     """How an answer is to look. Nothing in it is part of a key."""
 
-    protocol: Literal["v2", "v1", "v1-columns"] = "v2"
+    protocol: Literal["v2", "v1", "v1-columns", "openai"] = "v2"
     id: str | None = None
     outputs: tuple[WantedOutput, ...] | None = None
     binary: bool = False
+    embedding: EmbeddingOptions | None = None
+    """Of the protocol `openai`."""
 
 
 class Output(Struct, frozen=True, gc=False):

@@ -41,6 +41,7 @@ from foreseen.proxy.fastpath.known_heads import KnownHeads
 from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.handlers import Handlers
 from foreseen.proxy.jobs.batch import Batches
+from foreseen.proxy.jobs.openai_batches import OpenAIBatches
 from foreseen.proxy.jobs.predictions import Predictions
 from foreseen.proxy.jobs.ticket_options import TicketOptionsReader
 from foreseen.proxy.jobs.tickets import Jobs
@@ -190,7 +191,8 @@ class Proxy:
             most_lines=settings.batch_lines,
             body_seconds=settings.body_seconds,
         )
-        return Predictions(jobs, self.responder, ticket_options, batches)
+        openai = OpenAIBatches(jobs, queue, batches, file_bytes=settings.body_bytes, body_seconds=settings.body_seconds)
+        return Predictions(jobs, self.responder, ticket_options, batches, openai)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -268,7 +270,7 @@ class Proxy:
         if manifest.upstream is not None and not address:
             defaults = _freshness(self.settings)
             told = declared_told(manifest)
-            return in_front_of(manifest.upstream, told, self.settings, defaults, manifest, self.trials)
+            return in_front_of((manifest.upstream,), told, self.settings, defaults, manifest, self.trials)
         refuse_optional(manifest)
         process = ModelProcess(
             manifest,

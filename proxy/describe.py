@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from foreseen.modelspec.manifest import ClientInput, ClientOutput, wire_shape
@@ -16,9 +17,13 @@ def metadata(served: ServedModel) -> dict[str, Any]:
     """V2 model metadata, with the digest in force."""
     manifest, facts = served.manifest, served.facts
     cut = manifest.model.has_rows
-    told = {} if facts is None else {"digest": facts.digest, "precision": facts.precision, "provider": facts.provider}
+    told: dict[str, Any] = (
+        {} if facts is None else {"digest": facts.digest, "precision": facts.precision, "provider": facts.provider}
+    )
     if facts is not None and facts.preparation is None:  # somebody else's server, which says neither of the two
         told = {"digest": facts.digest, "digest_from": facts.identity}
+        if facts.worst_difference is not None:
+            told["worst_difference"] = facts.worst_difference
     return {
         "name": manifest.name,
         "versions": [manifest.version],
@@ -79,6 +84,22 @@ def v1_status(served: ServedModel) -> dict[str, Any]:
         "model_version_status": [
             {"version": served.manifest.version, "state": state, "status": {"error_code": "OK", "error_message": ""}}
         ],
+    }
+
+
+def openai_model(name: str) -> dict[str, Any]:
+    """A model as OpenAI's API lists it. `created` is of no meaning here and never changes."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "foreseen"}
+
+
+def model_list(served: Iterable[ServedModel]) -> dict[str, Any]:
+    """`GET /v1/models`: KServe's and OpenAI's form in one. Aliases are models of OpenAI's only."""
+    listed = [one.manifest for one in served]
+    names = [name for manifest in listed for name in (manifest.name, *manifest.openai.aliases)]
+    return {
+        "models": [manifest.name for manifest in listed],
+        "object": "list",
+        "data": [openai_model(name) for name in names],
     }
 
 

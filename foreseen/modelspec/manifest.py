@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from foreseen.errors import SetupError
 from foreseen.modelspec.hints import Samples, problem
+from foreseen.modelspec.openai_section import OpenAISection, openai_problem
 from foreseen.modelspec.policy import Batching, Freshness, Gates
 from foreseen.modelspec.source import Source, placed
 from foreseen.protocol.datatypes import DATATYPES
@@ -191,6 +192,9 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """`requested`: the upstream answers only with outputs that a request names; which were is part of the key then."""
     ignored_parameters: tuple[str, ...] = ()
     """Request parameters that do not change the answer, beside the reserved ones."""
+    openai: OpenAISection = OpenAISection()
+    upstream_api: Literal["auto", "v2", "openai", "tei"] = "v2"
+    """What the server at `upstream` speaks."""
     example: dict[str, list[Any]] = {}
     """Client input → data of one small request, for the readiness check and the docs."""
     samples: Samples = Samples()
@@ -272,8 +276,12 @@ def _problem(manifest: Manifest) -> str | None:
             return f"{where}.shape: name a dimension whose size differs, do not write a negative number"
         if tensor.shape[:1] != (BATCH,) and manifest.rows == "each":
             return f'{where}.shape: the first dimension is {BATCH!r}, unless the manifest says rows = "together"'
-    checks = (_upstream_problem, _pair_problem, _model_problem, _client_problem, lambda one: problem(one.samples))
-    return next((found for check in checks if (found := check(manifest)) is not None), None)
+    checks = (_upstream_problem, _pair_problem, _model_problem, _client_problem, _openai_problem)
+    return next((found for check in checks if (found := check(manifest)) is not None), problem(manifest.samples))
+
+
+def _openai_problem(manifest: Manifest) -> str | None:
+    return openai_problem(manifest.openai, manifest.seen.inputs, manifest.seen.outputs)
 
 
 def _upstream_problem(manifest: Manifest) -> str | None:

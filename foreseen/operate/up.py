@@ -246,7 +246,7 @@ class _System:
                     body, length = example_request(manifest)
                     post = functools.partial(client.post, f"{model}/infer", data=body, headers=_binary(length))
                     await self._until_ok(post, _Answered(manifest))
-                if self._settings.upstream is None and len(self._local) == len(self._models):
+                if not self._settings.upstream and len(self._local) == len(self._models):
                     await self._until_ok(lambda: client.get(f"{url}/v2/health/ready"))
                     self._predicting = True
                 else:

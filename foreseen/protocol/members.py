@@ -122,6 +122,14 @@ def reply_of(predictions: Sequence[Prediction]) -> ReplyMembers | None:
     )
 
 
+def reply_usage(prediction: Prediction) -> int:
+    """The tokens that an embedding server has counted for a row; 0 where it has not."""
+    kept = _kept(prediction)
+    usage = None if kept is None else orjson.loads(kept[4:])[0].get("usage")
+    tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    return tokens if type(tokens) is int else 0
+
+
 def member_names(members: ReplyMembers | None) -> set[tuple[str, ...]]:
     """The paths of all that it holds, down to single parameters."""
     if members is None:

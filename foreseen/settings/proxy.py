@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -22,10 +22,24 @@ class ProxySettings(StoreSettings):
         ),
     ] = ()
     upstream: Annotated[
-        str | None,
+        tuple[str, ...],
         Parameter(
-            help="A V2 server (http://host:port) to stand in front of: no manifest is needed, see docs/upstream.md."
+            help="A V2 or embedding server (http://host:port) to stand in front of: no manifest is needed, see "
+            "docs/upstream.md. Repeated, the addresses are replicas of an embedding server."
         ),
+    ] = ()
+    upstream_api: Annotated[
+        Literal["auto", "v2", "openai", "tei"], Parameter(help="What --upstream speaks; auto asks its routes.")
+    ] = "auto"
+    upstream_kind: Annotated[
+        Literal["auto", "embed"], Parameter(help="What --upstream does with texts; auto asks its routes.")
+    ] = "auto"
+    upstream_key_file: Annotated[
+        Path | None,
+        Parameter(help="A file with the key that an embedding server asks for; read again when it changes."),
+    ] = None
+    upstream_ca_file: Annotated[
+        Path | None, Parameter(help="Certificates (PEM) that an https embedding server is verified by.")
     ] = None
     upstream_digest: Annotated[
         str | None, Parameter(help="What stands for the upstream's version where it does not say; change it with it.")
@@ -33,7 +47,9 @@ class ProxySettings(StoreSettings):
     upstream_tolerance: Annotated[
         float,
         Parameter(
-            help="Largest difference of an answer alone and in a batch with which rows are independent.", show=False
+            help="Largest difference of an answer alone and in a batch with which rows are independent; of embeddings, "
+            "1 - cos.",
+            show=False,
         ),
     ] = 1e-5
     upstream_probe: Annotated[
@@ -202,7 +218,7 @@ class ProxySettings(StoreSettings):
     @property
     def own_models(self) -> tuple[str, ...]:
         """The models with a manifest or an address of their own; with an upstream, --model names the upstream's."""
-        return () if self.upstream is not None else self.model or ("minilm",)
+        return () if self.upstream else self.model or ("minilm",)
 
 
 @Parameter(name="*")

@@ -71,6 +71,11 @@ class ConnectionBroke(ModelUnavailable):
     """The connection ended after the question was sent: its rows were aboard."""
 
 
+class WrongReply(ModelFailed):
+    """A reply that cannot be right. Its request is not tried in halves: a server that has mixed up a batch is not to be
+    believed where it cannot be caught."""
+
+
 class ModelFacts(Struct, frozen=True):
     """What a model process says of itself in its metadata's `parameters`."""
 
@@ -80,6 +85,8 @@ class ModelFacts(Struct, frozen=True):
     precision: str = ""
     provider: str = ""
     row_independent: bool = True
+    worst_difference: float | None = None
+    """The largest difference that a probe has seen between an answer alone and in a batch; of embeddings, 1 − cos."""
     identity: str = "digest"
     """What a change of the model shows in: `digest`, `declared`, `version`, or `unobservable`."""
     artifact: str = ""
@@ -212,6 +219,8 @@ class ModelProcess:
         the model cannot answer is not to spoil the others' answers."""
         try:
             return await self._predict_together(rows, parameters, options)
+        except WrongReply as error:
+            return [error] * len(rows)
         except (BadInput, ModelFailed, TooLarge) as error:
             if len(rows) == 1:
                 return [error]

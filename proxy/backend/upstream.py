@@ -56,6 +56,8 @@ class Verdict(Struct, frozen=True):
 
     independent: bool | None
     why: str
+    worst: float | None = None
+    """The largest difference seen of an answer alone and in a batch."""
 
 
 class UpstreamProcess(ModelProcess):
@@ -351,12 +353,16 @@ class UpstreamProcess(ModelProcess):
         answers = [_arrays(prediction) for prediction in alone]
         if all(difference(answers[:1], [other]) == 0 for other in answers[1:]):
             return alone[0].digest, Verdict(None, "all random rows got one answer, which shows nothing")
-        worst = max(difference(answers, [_arrays(prediction) for prediction in batch]) for batch in batches)
+        worst = max(self._gap(answers, [_arrays(prediction) for prediction in batch]) for batch in batches)
         if worst > self._tolerance:
-            return alone[0].digest, Verdict(False, f"an answer changes by {worst:g} with its batch-mates")
+            return alone[0].digest, Verdict(False, f"an answer changes by {worst:g} with its batch-mates", worst)
         if await self._members_depend(rows[0], alone, batches, options):
             return alone[0].digest, Verdict(False, "the parameters of a reply change with the batch-mates")
-        return alone[0].digest, Verdict(True, f"alone and in batches answers differ by {worst:g} at most")
+        return alone[0].digest, Verdict(True, f"alone and in batches answers differ by {worst:g} at most", worst)
+
+    def _gap(self, left: Sequence[RowOutputs], right: Sequence[RowOutputs]) -> float:
+        """How far answers are apart."""
+        return difference(left, right)
 
     async def _members_depend(
         self, row: Row, alone: Sequence[Prediction], batches: Sequence[Sequence[Prediction]], options: RequestOptions

@@ -73,16 +73,21 @@ class Batches:
         `Idempotency-Key` and `Foreseen-Webhook` are understood as on `/infer` with `Prefer: respond-async`.
         """
         body = await read_body(request, self._body_seconds)
-        options = self._ticket_options.of(request, body)
-        promised = await self._used(options)
-        if promised is None:
-            lines = await self._jobs.heavy.run(lambda: lines_of(body, self._most_lines), len(body))
-            promised = await self._taken(lines, options)
+        promised = await self.submitted(request, body, body)
         prefer = Prefer(request)
         if prefer.wait:
             await self._jobs.until(promised.id, PUBLIC, prefer.wait)
         told = {"id": promised.id, "state": promised.state, "items": promised.rows}
         return json_reply(told, 202, accepted(promised.id))
+
+    async def submitted(self, request: web.Request, body: bytes, lines: bytes) -> TicketIssued:
+        """The ticket of a batch of JSON Lines. `body` is the request's own, by which its idempotency key is known."""
+        options = self._ticket_options.of(request, body)
+        promised = await self._used(options)
+        if promised is not None:
+            return promised
+        asked = await self._jobs.heavy.run(lambda: lines_of(lines, self._most_lines), len(lines))
+        return await self._taken(asked, options)
 
     async def _used(self, options: TicketOptions) -> TicketIssued | None:
         """The batch that an idempotency key stands for, None where it is new. Raises KeyReused, InProgress."""
@@ -142,12 +147,10 @@ class Batches:
         try:
             if isinstance(line, BadLine):
                 raise line.error
-            ask, options = (
-                RequestHead(line.model, line.version, line.protocol),
-                TicketOptions(batch=batch, at_once=False),
-            )
-            model = self._edge.find(line.model, line.version)
-            promised = await self._jobs.submit(model, ask, bytes(line.body), options)
+            body = bytes(line.body)
+            ask = self._edge.named(RequestHead(line.model, line.version, line.protocol), body)
+            options = TicketOptions(batch=batch, at_once=False)
+            promised = await self._jobs.submit(self._edge.find(ask.model, line.version), ask, body, options)
             if promised is None:
                 raise BadRequest("the line asks for nothing that can wait: no rows, or part of a sequence")
         except QueueUnavailable:

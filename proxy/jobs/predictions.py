@@ -18,6 +18,7 @@ from foreseen.errors import BadRequest, ForeseenError, PredictionGone, UnknownPr
 from foreseen.proxy.backend.served import PUBLIC
 from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.jobs.batch import Batches
+from foreseen.proxy.jobs.openai_batches import OpenAIBatches
 from foreseen.proxy.jobs.ticket_options import Prefer, TicketOptionsReader, accepted
 from foreseen.proxy.jobs.tickets import BATCH, Jobs, TicketStatus
 from foreseen.proxy.predict.ask import RequestHead
@@ -34,11 +35,19 @@ EVENTS = "text/event-stream"
 class Predictions:
     """The routes of predictions, on one proxy process."""
 
-    def __init__(self, jobs: Jobs, edge: Responder, ticket_options: TicketOptionsReader, batches: Batches) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        edge: Responder,
+        ticket_options: TicketOptionsReader,
+        batches: Batches,
+        openai: OpenAIBatches,
+    ) -> None:
         self._jobs = jobs
         self._edge = edge
         self._ticket_options = ticket_options
         self._batches = batches
+        self._openai = openai
 
     def add_to(self, app: web.Application) -> None:
         """Add the routes."""
@@ -47,6 +56,7 @@ class Predictions:
         add("GET", "/v2/predictions/{id}/result", self.prediction_result)
         add("DELETE", "/v2/predictions/{id}", self.cancel_prediction, expect_handler=expect)
         self._batches.add_to(app)
+        self._openai.add_to(app)
 
     async def submit(
         self, request: web.Request, ask: RequestHead, body: bytes, started: float

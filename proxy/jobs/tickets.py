@@ -36,6 +36,7 @@ from foreseen.proxy.cache.freshness import Control, steps_of
 from foreseen.proxy.jobs.job_notifications import JobNotifications
 from foreseen.proxy.predict import codecs
 from foreseen.proxy.predict.ask import RequestHead
+from foreseen.proxy.predict.decode import prepared
 from foreseen.proxy.predict.facts import AnswerFacts
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.response_bytes import headers_of
@@ -178,7 +179,8 @@ class Jobs:
             return None
         space, preparation, preparer = self._in_force(served), served.preparation, served.preparer()
         limit = OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES
-        rows = await self.heavy.run(lambda: preparer.rows(asked.inputs), size, limit)
+        decoded = asked
+        asked, rows = await self.heavy.run(lambda: prepared(decoded, preparer), size, limit)
         frames, scope = served.framer.frames(rows, asked.parameters), space.scope
         keys = self._pipeline.keyed(space, frames)
         question = Question(space, rows, self._terms(steps, control), asked.parameters)

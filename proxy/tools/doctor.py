@@ -61,8 +61,8 @@ async def _all(settings: DoctorSettings, given: Collection[str]) -> list[Finding
         found += [one async for one in store(settings)]
     for named in settings.model or (() if settings.upstream else ("minilm",)):
         found += [one async for one in model(named, settings)]
-    if settings.upstream is not None:
-        found += [one async for one in upstream(settings.upstream)]
+    for address in settings.upstream:
+        found += [one async for one in upstream(address)]
     found += await asyncio.to_thread(lambda: list(running(settings)))
     return found
 

@@ -17,6 +17,8 @@
     {fsj1}.hooks       zset     tickets that have ended and have a webhook → when it is due (see `outbox.py`)
     {fsj1}.once:NAME   string   an idempotency key → fingerprint of its request ‖ job ‖ nonce; goes with its job
     {fsj1}.batches     zset     batches that have not ended → when they were created
+    {fsj1}.blob:NAME   string   a file that OpenAI's clients have uploaded, or what a batch was created with
+    {fsj1}.blobs       hash     those → their size, and when they are forgotten (Unix s)
     {fsj1}.dead        hash     dead letters: job → what happened
     {fsj1}.counts      hash     what metrics tell: state:*, ended:*, submitted, redelivered, bytes, took:*
     {fsj1}.news        channel  jobs that have changed: their ids; of those that go on with a "+"
