@@ -18,7 +18,7 @@ from msgspec import structs
 from foreseen.errors import SetupError
 from foreseen.modelspec.manifest import Manifest, find, names
 from foreseen.modelspec.policy import Freshness
-from foreseen.proxy.backend.isolation import IsolationLock
+from foreseen.proxy.backend.poison.isolation import IsolationLock
 from foreseen.proxy.backend.served import WATCH_SECONDS, WATCH_SECONDS_AT_START, ServedModel
 from foreseen.proxy.backend.upstream import UpstreamProcess
 from foreseen.proxy.backend.upstream_metadata import UpstreamMetadata, declared_told, optional_inputs, told_of
