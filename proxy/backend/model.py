@@ -39,6 +39,7 @@ ROWS_PER_REQUEST = 256
 MAX_REQUESTS = 64
 """Requests to one model process at a time; more wait."""
 
+
 class ModelProcess(ModelClient):
     """One model's process, as the pipeline asks it."""
 
