@@ -26,8 +26,8 @@ from foreseen.proxy.admin.heartbeat import Heartbeat
 from foreseen.proxy.admin.purge import Purger, admin_application
 from foreseen.proxy.admin.purge_targets import Targets
 from foreseen.proxy.backend.discovery import Upstream, in_front_of, upstream_of
-from foreseen.proxy.backend.isolation import IsolationLock
 from foreseen.proxy.backend.model import ModelProcess
+from foreseen.proxy.backend.poison.isolation import IsolationLock
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.backend.upstream_metadata import declared_told
 from foreseen.proxy.cache.freshness import policy_of

@@ -36,7 +36,7 @@ from foreseen.queue.queue_types import (
 )
 from foreseen.queue.records import JOB_BYTES, NONCE_BYTES
 from foreseen.queue.scripts import BASE, GROUP, SCRIPTS
-from foreseen.queue.warm_progress import ROWS, RUNS, TELL, Run, warming_of
+from foreseen.queue.warm_progress import REPORT, ROWS, RUNS, Run, warming_of
 from foreseen.stores.command_batching import Grouped
 from foreseen.stores.master_locator import client_at, moves_of
 from foreseen.stores.redis_urls import BY_ADDRESS, Access
@@ -290,7 +290,7 @@ class Queue:
     async def warms(self, name: str, run: Run, before: list[int], *, over: bool) -> None:
         """How far a batch run is; `before` is what it has told of its rows already, as far as it knows."""
         told, known = (msgspec.json.encode(one) for one in (run, before))
-        await self._call(self._client.eval(TELL, 2, RUNS, ROWS, name, told, int(over), known))
+        await self._call(self._client.eval(REPORT, 2, RUNS, ROWS, name, told, int(over), known))
 
     async def _alive(self) -> int:
         """Workers that were heard of a moment ago: one reads or beats about every second."""

@@ -192,7 +192,7 @@ class Far(Entries):
     def _look_up_again(self) -> None:
         """A server that became a replica keeps its connections: without them the name is looked up anew."""
         if self._wire is not None:
-            self._wire.close()
+            self._wire.close_idle()
         task = asyncio.get_running_loop().create_task(self._client.connection_pool.disconnect(inuse_connections=False))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)

@@ -21,7 +21,7 @@ from foreseen.modelspec.manifest import Manifest, find, names
 from foreseen.modelspec.policy import Freshness
 from foreseen.proxy.backend.embedding.embedding_server import EmbeddingServer, UpstreamAccess, named, served_name
 from foreseen.proxy.backend.embedding.embedding_upstream import EmbeddingProcess
-from foreseen.proxy.backend.isolation import IsolationLock
+from foreseen.proxy.backend.poison.isolation import IsolationLock
 from foreseen.proxy.backend.recognise import server_at
 from foreseen.proxy.backend.served import WATCH_SECONDS, WATCH_SECONDS_AT_START, ServedModel
 from foreseen.proxy.backend.upstream import UpstreamProcess

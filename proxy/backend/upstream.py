@@ -28,8 +28,9 @@ from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.members import RequestMembers, member_names, naming, pack_reply, reply_of, tensor_outputs
 from foreseen.protocol.tensors import array_of_raw
 from foreseen.protocol.wire import Response, render_json_request
-from foreseen.proxy.backend.isolation import IsolationLock
-from foreseen.proxy.backend.model import PROBE_SECONDS, ModelFacts, ModelProcess, Tensors
+from foreseen.proxy.backend.model import ModelProcess, Tensors
+from foreseen.proxy.backend.model_metadata import PROBE_SECONDS, ModelFacts
+from foreseen.proxy.backend.poison.isolation import IsolationLock
 from foreseen.proxy.backend.upstream_metadata import (
     UpstreamMetadata,
     declared_told,

@@ -25,7 +25,8 @@ from foreseen.proxy.backend.served import PUBLIC
 from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.jobs.jsonl import BadLine, RequestLine, lines_of
 from foreseen.proxy.jobs.ticket_options import Prefer, TicketOptionsReader, accepted
-from foreseen.proxy.jobs.tickets import BATCH, Fetched, Jobs, TicketIssued, TicketOptions
+from foreseen.proxy.jobs.ticket_types import Fetched, TicketIssued, TicketOptions
+from foreseen.proxy.jobs.tickets import BATCH, Jobs
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.queue.queue import Queue
 from foreseen.queue.records import Batch, BatchLine, Failure, Head, Records, Ticket, new_job, new_nonce

@@ -17,7 +17,8 @@ from msgspec import Struct
 from foreseen.errors import BadRequest, BodyTimeout, NotFound, TooLarge, UnknownPrediction
 from foreseen.proxy.backend.served import PUBLIC
 from foreseen.proxy.jobs.batch import Batches
-from foreseen.proxy.jobs.tickets import Jobs, TicketStatus
+from foreseen.proxy.jobs.ticket_types import TicketStatus
+from foreseen.proxy.jobs.tickets import Jobs
 from foreseen.queue.queue import Queue
 from foreseen.queue.queue_types import JobState
 from foreseen.queue.records import Batch

@@ -20,7 +20,8 @@ from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.jobs.batch import Batches
 from foreseen.proxy.jobs.openai_batches import OpenAIBatches
 from foreseen.proxy.jobs.ticket_options import Prefer, TicketOptionsReader, accepted
-from foreseen.proxy.jobs.tickets import BATCH, Jobs, TicketStatus
+from foreseen.proxy.jobs.ticket_types import TicketStatus
+from foreseen.proxy.jobs.tickets import BATCH, Jobs
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.queue.records import Batch
 from foreseen.web.http import SERVER, expect, infer_reply, json_reply

@@ -13,7 +13,8 @@ from aiohttp import web
 
 from foreseen.errors import BadRequest, WebhookRefused
 from foreseen.proxy.backend.served import PUBLIC
-from foreseen.proxy.jobs.tickets import Jobs, TicketOptions
+from foreseen.proxy.jobs.ticket_types import TicketOptions
+from foreseen.proxy.jobs.tickets import Jobs
 from foreseen.queue.targets import Allowed
 
 WEBHOOK = "Foreseen-Webhook"

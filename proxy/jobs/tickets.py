@@ -1,23 +1,20 @@
-"""A question that may be answered later ↔ a job in the queue, a ticket for whoever asked, and the answer in the end.
+"""A question that may be answered later ↔ a job in the queue, a ticket for its caller, and the answer in the end.
 
-A job is tenant + keys: who asks the same while it is under way, or as long as its result is fresh, gets a ticket of the
-same job. A ticket is a job and the wish of its asker; its id is all that it takes to fetch the answer.
+A job is tenant + keys: the same question, asked while the job is under way or as long as its result is fresh, gets a
+ticket of the same job. A ticket is a job and its caller's output options; its id is all that it takes to fetch the
+answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeVar
-
-import structlog
-from msgspec import Struct
+from typing import Protocol
 
 from foreseen.errors import (
     BadRequest,
     DeadlineExceeded,
     EntryError,
-    ForeseenError,
     KeyReused,
     ModelUnavailable,
     NotCached,
@@ -25,15 +22,12 @@ from foreseen.errors import (
     PredictionCancelled,
     PredictionGone,
     UnknownModel,
-    UnknownPrediction,
 )
-from foreseen.keys.entry import FAR_OVERHEAD_BYTES
-from foreseen.modelspec.manifest import Manifest
-from foreseen.protocol.datatypes import DATATYPES
-from foreseen.protocol.members import tensor_outputs
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import Control, steps_of
 from foreseen.proxy.jobs.job_notifications import JobNotifications
+from foreseen.proxy.jobs.ticket_records import TicketRecords, check_renderable, row_bytes
+from foreseen.proxy.jobs.ticket_types import PLAINLY, Failed, Fetched, TicketIssued, TicketOptions, TicketStatus
 from foreseen.proxy.predict import codecs
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.decode import prepared
@@ -41,7 +35,7 @@ from foreseen.proxy.predict.facts import AnswerFacts
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.response_bytes import headers_of
 from foreseen.queue.queue import Queue
-from foreseen.queue.queue_types import OPEN_STATES, Extras, JobState
+from foreseen.queue.queue_types import OPEN_STATES, Extras
 from foreseen.queue.queue_types import JobView as Stored
 from foreseen.queue.records import (
     NEVER_SAME,
@@ -53,12 +47,11 @@ from foreseen.queue.records import (
     Result,
     Rows,
     Ticket,
-    answers_of,
     new_job,
     new_nonce,
 )
 from foreseen.telemetry.metrics import ProxyMetrics
-from foreseen.types import ALL_STEPS, ANY_AGE, Answer, Key, Question, RequestOptions, Space, Steps
+from foreseen.types import ALL_STEPS, ANY_AGE, Key, Question, RequestOptions, Space, Steps
 from foreseen.web.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES, Heavy
 
 BATCH = ""
@@ -66,77 +59,12 @@ BATCH = ""
 LOOK_SECONDS = 0.25
 """How long near and far have to say that they know all rows, before the question becomes a job."""
 
-R = TypeVar("R", bound=Struct)
-
-log = structlog.get_logger()
-
 
 class JobPurges(Protocol):
     """What is needed of purges."""
 
     def of(self, model: str, digest: str) -> int | None: ...
     def purged_since(self, key: Key, made_at: float) -> bool: ...
-
-
-class TicketOptions(Struct, frozen=True):
-    """How a ticket is asked for, besides its question: where its end is told, the batch that it is an item of, the name
-    and fingerprint of an idempotency key (empty where there is none), and whether an answer at once will do instead."""
-
-    webhook: str | None = None
-    batch: bytes = b""
-    once: bytes = b""
-    fingerprint: bytes = b""
-    at_once: bool = True
-
-
-PLAINLY = TicketOptions()
-
-
-class TicketIssued(Struct, frozen=True):
-    """A ticket as it was handed out."""
-
-    id: str
-    state: JobState
-    model: str
-    rows: int
-
-
-class TicketStatus(Struct, frozen=True):
-    """A ticket and its job, as they stand. Times are Unix seconds. `failure` is there where the state is `failed`."""
-
-    id: str
-    state: JobState
-    version: int
-    model: str
-    rows: int
-    done: int
-    created_at: float
-    started_at: float | None
-    ended_at: float | None
-    attempts: int
-    failure: Failure | None = None
-    unsuccessful: int = 0
-    """Of a batch: items that have ended in another way than with an answer."""
-
-    @property
-    def ended(self) -> bool:
-        return self.state not in OPEN_STATES
-
-
-class Fetched(Struct, frozen=True):
-    """A result, rendered as its ticket wishes: body, JSON length where tensors follow, headers."""
-
-    body: bytes
-    length: int | None
-    headers: dict[str, str]
-
-
-class Failed(ForeseenError):
-    """A job's failure, told as `/infer` would have: status and code are its own."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.message)
-        self.status, self.code = failure.status, failure.code  # type: ignore[misc]
 
 
 class Jobs:
@@ -156,6 +84,7 @@ class Jobs:
         self.news = JobNotifications(queue)
         self._queue = queue
         self._records = records
+        self._stored = TicketRecords(queue, records, metrics)
         self._pipeline = pipeline
         self._served = served
         self._purges = purges
@@ -195,12 +124,12 @@ class Jobs:
             )
             sealed = seal(Rows(job, frames))
             ticket = seal(Ticket(nonce, scope, sharing or job, asked.output_options, options.once))
-            room = len(sealed) + 1024 + len(rows) * _row_bytes(served.manifest)
+            room = len(sealed) + 1024 + len(rows) * row_bytes(served.manifest)
             extras = self.extras(options, nonce, scope)
             given = await self._queue.submit(sharing, job, nonce, seal(head), sealed, ticket, len(rows), room, extras)
             if given.nonce != nonce:
                 return await self.promised(given.job, given.nonce, scope, options.once)
-            if given.job == job or self._is_same(given.job, given.head, same):
+            if given.job == job or self._stored.is_same(given.job, given.head, same):
                 id_ = self._records.ticket_id(given.job, nonce, scope)
                 return TicketIssued(id_, given.state, head.model, len(rows))
         raise AssertionError("a job that is shared with nobody is its own")
@@ -235,29 +164,21 @@ class Jobs:
 
     async def promised(self, job: bytes, nonce: bytes, scope: str, once: bytes) -> TicketIssued:
         """A ticket that the store says an idempotency key stands for: it must be one that was made for this key."""
-        seen = await self._see(job, nonce)
-        head = self._open(Head, job, seen.head)
-        if self._open_ticket(head, nonce, scope, seen.ticket).once != once:
-            raise self._tampered(EntryError("identity"))
+        seen = await self._stored.see(job, nonce)
+        head = self._stored.open(Head, job, seen.head)
+        if self._stored.open_ticket(head, nonce, scope, seen.ticket).once != once:
+            raise self._stored.tampered(EntryError("identity"))
         return TicketIssued(self._records.ticket_id(job, nonce, scope), seen.state, head.model, seen.rows)
-
-    def _is_same(self, job: bytes, head: bytes, same: bytes) -> bool:
-        """Whether the job that the store takes for this question's really is: it could have been tampered with."""
-        try:
-            return self._records.open_of(Head, job, head).same == same
-        except EntryError as error:
-            self._metrics.verify_failed.labels(error.reason).inc()
-            return False
 
     async def look(self, ticket: str, scope: str) -> TicketStatus:
         """How a ticket stands. Raises UnknownPrediction, PredictionGone, QueueUnavailable."""
-        job, nonce = self.read_id(ticket, scope)
-        seen = await self._see(job, nonce)
-        head = self._open(Head, job, seen.head)
-        self._open_ticket(head, nonce, scope, seen.ticket)
+        job, nonce = self._stored.read_id(ticket, scope)
+        seen = await self._stored.see(job, nonce)
+        head = self._stored.open(Head, job, seen.head)
+        self._stored.open_ticket(head, nonce, scope, seen.ticket)
         failure = None
         if seen.state == "failed":
-            failure = self._open(Failure, job, (await self._see(job, nonce, record=True)).record)
+            failure = self._stored.open(Failure, job, (await self._stored.see(job, nonce, record=True)).record)
         return TicketStatus(
             ticket, seen.state, seen.version, head.model, seen.rows, seen.done, seen.created_at, seen.begun_at,
             seen.ended_at, seen.attempts, failure, seen.unsuccessful,
@@ -265,14 +186,11 @@ class Jobs:
 
     def read_id(self, ticket: str, scope: str) -> tuple[bytes, bytes]:
         """A ticket's job and nonce. Raises UnknownPrediction."""
-        known = self._records.read_ticket_id(ticket, scope)
-        if known is None:
-            raise UnknownPrediction("there is no such prediction")
-        return known
+        return self._stored.read_id(ticket, scope)
 
     async def until(self, ticket: str, scope: str, seconds: float, version: int | None = None) -> TicketStatus:
         """Wait until a ticket has ended, or is of a later version than this; how it stands then."""
-        job, _ = self.read_id(ticket, scope)
+        job, _ = self._stored.read_id(ticket, scope)
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         with self.news.of(job, end_alone=version is None) as watch:
@@ -288,14 +206,14 @@ class Jobs:
 
         Raises NotFinished, PredictionGone, PredictionCancelled, and what the job failed with.
         """
-        job, nonce = self.read_id(ticket, scope)
+        job, nonce = self._stored.read_id(ticket, scope)
         if not seconds:
-            return await self.fetched(job, nonce, scope, await self._see(job, nonce, record=True))
+            return await self.fetched(job, nonce, scope, await self._stored.see(job, nonce, record=True))
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         with self.news.of(job, end_alone=True) as watch:
             while True:
-                seen = await self._see(job, nonce, record=True)
+                seen = await self._stored.see(job, nonce, record=True)
                 left = end - loop.time()
                 if seen.state not in OPEN_STATES or left <= 0 or self.news.closing:
                     return await self.fetched(job, nonce, scope, seen)
@@ -305,24 +223,24 @@ class Jobs:
         """The same of a ticket that was looked up, with its record."""
         if seen.state in OPEN_STATES:
             raise NotFinished(f"the prediction is {seen.state}", retry_after=1)
-        head = self._open(Head, job, seen.head)
-        output_options = self._open_ticket(head, nonce, scope, seen.ticket).output_options
+        head = self._stored.open(Head, job, seen.head)
+        output_options = self._stored.open_ticket(head, nonce, scope, seen.ticket).output_options
         if head.model == BATCH and seen.record is not None:  # whose items have ends of their own, however it ended
-            return self._open(Batch, job, seen.record)
+            return self._stored.open(Batch, job, seen.record)
         match seen.state:
             case "cancelled":
                 raise PredictionCancelled("the prediction was cancelled")
             case "expired":
                 raise PredictionGone("the prediction was not computed in time")
             case "failed":
-                raise Failed(self._open(Failure, job, seen.record))
-        result = self._open(Result, job, seen.record)
+                raise Failed(self._stored.open(Failure, job, seen.record))
+        result = self._stored.open(Result, job, seen.record)
         served = self._served.get(head.model)
         if served is None:
             raise UnknownModel(head.model)
         self._not_purged(head.model, result)
-        answers = self._answers(result)
-        _renderable(served.manifest, answers)
+        answers = self._stored.answers(result)
+        check_renderable(served.manifest, answers)
         now = self._pipeline.tiers.clock()
         predictions, size = [answer.prediction for answer in answers], len(seen.record or b"")
         rendered = await self.heavy.run(lambda: codecs.render(served.manifest, predictions, output_options), size)
@@ -332,7 +250,7 @@ class Jobs:
 
     async def cancel(self, ticket: str, scope: str) -> TicketStatus:
         """Cancel a ticket that has not ended, and with the last one its job; how it stands then."""
-        job, nonce = self.read_id(ticket, scope)
+        job, nonce = self._stored.read_id(ticket, scope)
         if not await self._queue.cancel(job, nonce):
             raise PredictionGone("the prediction has expired")
         return await self.look(ticket, scope)
@@ -377,59 +295,3 @@ class Jobs:
             purged = (self._purges.of(model, part.digest) or 0) > part.generation
             if purged or any(self._purges.purged_since(Key(row.key), row.made_at) for row in part.rows):
                 raise PredictionGone("the prediction was purged")
-
-    async def _see(self, job: bytes, nonce: bytes, *, record: bool = False) -> Stored:
-        seen = await self._queue.see(job, nonce, record=record)
-        if seen is None:
-            raise PredictionGone("the prediction has expired")
-        return seen
-
-    def _open(self, kind: type[R], job: bytes, value: bytes | None) -> R:
-        """A record of a job. What is not what was stored there is no answer: raises PredictionGone."""
-        try:
-            return self._records.open_of(kind, job, value or b"")
-        except EntryError as error:
-            raise self._tampered(error) from None
-
-    def _open_ticket(self, head: Head, nonce: bytes, scope: str, value: bytes) -> Ticket:
-        """A ticket of the job of this head, and of nobody else's."""
-        try:
-            ticket = self._records.open(Ticket, value)
-        except EntryError as error:
-            raise self._tampered(error) from None
-        if (ticket.nonce, ticket.scope) != (nonce, scope) or not ticket.is_of(head):
-            raise self._tampered(EntryError("identity"))
-        return ticket
-
-    def _answers(self, result: Result) -> list[Answer]:
-        try:
-            return answers_of(result)
-        except EntryError as error:
-            raise self._tampered(error) from None
-
-    def _tampered(self, error: EntryError) -> PredictionGone:
-        self._metrics.verify_failed.labels(error.reason).inc()
-        log.error("a record of the state store is not what was put there", reason=error.reason)
-        return PredictionGone("what the state store holds of the prediction is not what was put there")
-
-
-def _renderable(manifest: Manifest, answers: list[Answer]) -> None:
-    """Raises PredictionGone where the model has another signature by now."""
-    wanted = [output.name for output in manifest.model.outputs]
-    some = manifest.outputs == "requested"
-    for answer in answers:
-        names = [output.name for output in tensor_outputs(answer.prediction)]
-        if names == wanted or (some and set(names) <= set(wanted)):
-            continue
-        raise PredictionGone("the model has another signature since")
-
-
-def _row_bytes(manifest: Manifest) -> int:
-    """What a row's result is likely to take, as far as its outputs have a fixed size."""
-    size = FAR_OVERHEAD_BYTES
-    for output in manifest.model.outputs:
-        elements = 1
-        for dim in output.shape[1:]:
-            elements *= dim if isinstance(dim, int) else 1
-        size += elements * max(1, DATATYPES[output.datatype].size)
-    return size

@@ -10,32 +10,27 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 import structlog
 
 from foreseen.errors import (
-    BadRequest,
     DigestMoved,
     EntryError,
     ForeseenError,
     InputRejected,
     ModelChanged,
-    ModelFailed,
     ModelUnavailable,
     QueueUnavailable,
-    TooLarge,
 )
 from foreseen.proxy.backend.served import ServedModel
+from foreseen.proxy.jobs.job_ends import JobEnds, RunningJob
 from foreseen.proxy.jobs.tickets import JobPurges
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.queue.queue import Queue
-from foreseen.queue.queue_types import ClaimedJob, Company, Delivered, JobEnd, PutBack
-from foreseen.queue.records import Failure, Head, Part, Records, Result, Rows, part_of, rows_of, steps_of
+from foreseen.queue.queue_types import ClaimedJob, Company, Delivered, JobEnd
+from foreseen.queue.records import Head, Part, Records, Result, Rows, part_of, rows_of, steps_of
 from foreseen.tasks import end
 from foreseen.types import Question, RequestOptions, Space
 
@@ -49,10 +44,6 @@ BEAT_SECONDS = 1.0
 SILENT_SECONDS = 15.0
 """A worker of another machine that is silent for so long is taken for dead. One of this machine shows it at once."""
 AGAIN_SECONDS = 0.1
-FIRST_BACKOFF_SECONDS, MOST_BACKOFF_SECONDS = 0.5, 30.0
-MOST_ATTEMPTS = 5
-"""Of what is nobody's passing trouble: a model that answers with nonsense, a bug of ours."""
-FLUSH_JOBS, FLUSH_BYTES = 128, 4 * 2**20
 BATCH_JOBS = 128
 """Messages that are read at a time."""
 CLAIM_JOBS = 1000
@@ -60,19 +51,6 @@ MOST_BYTES = 64 * 2**20
 """Of the rows aboard."""
 
 log = structlog.get_logger()
-
-
-@dataclass(eq=False)
-class RunningJob:
-    """A job that this worker has, from its delivery until its end is stored."""
-
-    message: bytes
-    job: bytes
-    rows: int
-    bytes: int
-    done: int = 0
-    lost: bool = False
-    parts: list[Part] = field(default_factory=list)
 
 
 class JobWorker:
@@ -101,10 +79,9 @@ class JobWorker:
         self._aboard: dict[bytes, RunningJob] = {}
         self._waiting: dict[bytes, Delivered] = {}
         self._suspects: dict[bytes, tuple[Company, Delivered]] = {}
-        self._ended: list[tuple[RunningJob, JobEnd | PutBack]] = []
+        self._ends = JobEnds(name, queue, records, self._stored)
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
-        self._to_store = asyncio.Event()
         self._stopping = False
 
     def __repr__(self) -> str:
@@ -113,7 +90,7 @@ class JobWorker:
     async def run(self) -> None:
         """Work until `stop`; then what is aboard is finished and stored. Raises what ends one of its parts: without
         it the others would go on and nothing would ever be finished."""
-        parts = (self._keep_taking, self._keep_beating, self._keep_storing, self._keep_claiming)
+        parts = (self._keep_taking, self._keep_beating, self._ends.keep_storing, self._keep_claiming)
         taking, *helpers = (asyncio.create_task(one()) for one in parts)
         try:
             done, _ = await asyncio.wait((taking, *helpers), return_when=asyncio.FIRST_COMPLETED)
@@ -201,7 +178,7 @@ class JobWorker:
             case "poison":
                 self._aboard[handed.job] = one
                 said = f"a worker has died {MOST_ALONE} times with this job alone aboard"
-                self._fail(one, handed, InputRejected(said), dead=True)
+                self._ends.fail(one, handed, InputRejected(said), dead=True)
             case "gone":
                 pass
 
@@ -218,15 +195,16 @@ class JobWorker:
             head = self._records.open_of(Head, one.job, handed.head)
             frames = self._records.open_of(Rows, one.job, handed.rows).frames
             await self._answer(one, head, frames)
-            self._end(one, self._succeeded(one))
+            self._ends.add(one, self._succeeded(one))
         except EntryError as error:
             log.error("a job in the state store is not what was put there", reason=error.reason)
-            self._fail(one, handed, ForeseenError("the job's record is not what was put there"), dead=True)
+            self._ends.fail(one, handed, ForeseenError("the job's record is not what was put there"), dead=True)
         except ForeseenError as error:
-            self._judge(one, handed, error)
+            self._ends.judge(one, handed, error, company=len(self._aboard) > 1)
         except Exception as error:
             log.error("internal error", job=one.job.hex()[:12], error=type(error).__name__, exc_info=error)
-            self._judge(one, handed, ForeseenError("internal error"))
+            company = len(self._aboard) > 1
+            self._ends.judge(one, handed, ForeseenError("internal error"), company=company)
 
     async def _answer(self, one: RunningJob, head: Head, frames: Sequence[bytes]) -> None:
         """Ask for all rows, slice by slice."""
@@ -271,79 +249,11 @@ class JobWorker:
         fresh = min((row.expires_at for part in one.parts for row in part.rows), default=0.0)
         return JobEnd(one.message, one.job, "succeeded", record, fresh)
 
-    def _judge(self, one: RunningJob, handed: ClaimedJob, error: ForeseenError) -> None:
-        """What an error means for a job: its end or another try, alone where others aboard may be the cause."""
-        tries, company = handed.attempts, len(self._aboard) > 1
-        match error:
-            case InputRejected():
-                self._fail(one, handed, error, dead=True)
-            case BadRequest() | TooLarge() if company and tries == 0:
-                self._end(one, PutBack(one.message, one.job, tried=True, suspect=True))
-            case BadRequest() | TooLarge() | ModelChanged():
-                self._fail(one, handed, error, dead=False)
-            case _ if error.status in (500, 502) and tries + 1 >= MOST_ATTEMPTS:
-                self._fail(one, handed, error, dead=True)
-            case ModelFailed() if company:
-                self._end(one, PutBack(one.message, one.job, _backoff(tries, error), tried=True, suspect=True))
-            case _:
-                self._end(one, PutBack(one.message, one.job, _backoff(tries, error), tried=True))
-
-    def _fail(self, one: RunningJob, handed: ClaimedJob, error: ForeseenError, *, dead: bool) -> None:
-        record = self._records.seal(Failure(one.job, error.status, error.code, str(error)))
-        letter = b""
-        if dead:
-            model = "unknown"
-            try:
-                model = self._records.open_of(Head, one.job, handed.head).model
-            except EntryError as unreadable:
-                log.debug("a dead letter without a head", reason=unreadable.reason)
-            told = {"model": model, "code": error.code, "error": str(error), "at": time.time()}
-            letter = msgspec.json.encode(told)
-            log.error("dead letter", job=one.job.hex(), model=model, code=error.code)
-        self._end(one, JobEnd(one.message, one.job, "failed", record, letter=letter))
-
-    # Storing what became of them.
-
-    def _end(self, one: RunningJob, what: JobEnd | PutBack) -> None:
-        self._ended.append((one, what))
-        self._to_store.set()
-
-    async def _keep_storing(self) -> None:
-        while True:
-            await self._to_store.wait()
-            self._to_store.clear()
-            while self._ended:
-                batch = self._next_batch()
-                await self._store([what for _, what in batch])
-                for one, _ in batch:
-                    self._aboard.pop(one.job, None)
-                self._changed.set()
-
-    def _next_batch(self) -> list[tuple[RunningJob, JobEnd | PutBack]]:
-        size, count = 0, 0
-        for _, what in self._ended[:FLUSH_JOBS]:
-            size += len(what.record) if isinstance(what, JobEnd) else 0
-            count += 1
-            if size > FLUSH_BYTES:
-                break
-        batch, self._ended = self._ended[:count], self._ended[count:]
-        return batch
-
-    async def _store(self, batch: Sequence[JobEnd | PutBack]) -> None:
-        """Until it is stored: nothing that was computed is thrown away because the store was restarted."""
-        ended = [one for one in batch if isinstance(one, JobEnd)]
-        back = [one for one in batch if isinstance(one, PutBack)]
-        while True:
-            try:
-                if ended:
-                    await self._queue.finish(self.name, ended)
-                    ended = []
-                if back:
-                    await self._queue.put_back(self.name, back)
-            except QueueUnavailable:
-                await asyncio.sleep(AGAIN_SECONDS)
-            else:
-                return
+    def _stored(self, jobs: Sequence[RunningJob]) -> None:
+        """These jobs' ends are stored: there is room for others."""
+        for one in jobs:
+            self._aboard.pop(one.job, None)
+        self._changed.set()
 
     # Living, and noticing who does not.
 
@@ -371,9 +281,3 @@ class JobWorker:
             except QueueUnavailable as error:
                 log.debug("no claim", why=str(error))
             await asyncio.sleep(BEAT_SECONDS * random.uniform(0.5, 1.0))  # noqa: S311 - so that two seldom meet
-
-
-def _backoff(attempts: int, error: ForeseenError) -> float:
-    """How long a job waits before its next attempt, in seconds: longer each time, never longer than the most."""
-    least = max(FIRST_BACKOFF_SECONDS * 2.0 ** min(attempts, 10), float(error.retry_after or 0))
-    return float(min(MOST_BACKOFF_SECONDS, least)) * random.uniform(0.8, 1.0)  # noqa: S311 - so that not all come back at once

@@ -34,7 +34,9 @@ from foreseen.protocol.wire import InputTensor, Response
 from foreseen.proxy.backend.embedding.embedding_server import EmbeddingServer, named
 from foreseen.proxy.backend.embedding.replicas import Replicas
 from foreseen.proxy.backend.http_pool import HttpReply
-from foreseen.proxy.backend.model import MAX_ERROR_CHARACTERS, ModelFacts, Tensors, WrongReply
+from foreseen.proxy.backend.model import Tensors
+from foreseen.proxy.backend.model_client import MAX_ERROR_CHARACTERS, WrongReply
+from foreseen.proxy.backend.model_metadata import ModelFacts
 from foreseen.proxy.backend.upstream import UpstreamProcess
 from foreseen.proxy.backend.upstream_metadata import UpstreamMetadata
 from foreseen.proxy.backend.v2_server import Unusable

@@ -1,9 +1,9 @@
-"""Suspects of all proxies and workers on one Redis → tried one at a time.
+"""Isolation lock: proxies and workers on one Redis try the suspected poison rows of a model one at a time.
 
-Who is tried while another process tries the culprit goes down with it, and would be taken for one himself: both wait
-for the model to come back and begin at the same moment, so with a model that takes its time they meet twice, and twice
-is enough to be refused. A lease in Redis sees to it that a trial is the only one. Rows that nobody suspects yet may
-still bring an end to it, once each. A Redis in trouble means what it means without one: everybody tries for himself.
+A row that is tried while another process tries the real poison row goes down with it and would be counted as poison:
+both wait for the model to come back and begin at the same moment, so with a slow model they meet twice, and twice is
+enough to be refused. A lease in Redis makes a trial the only one. Rows that are not suspected yet may still end the
+process, once each. If Redis fails, every process tries by itself.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Key, Space
 
 PAUSE_SECONDS = (0.01, 0.05)
-"""Between two looks whether it is one's turn."""
+"""Between two attempts to get the lease."""
 
 
 class IsolationLock:
-    """Of one process. Until it is told of a Redis, whoever is tried has to be alone in this process only."""
+    """Of one process. Before `among`, a row has to be alone in this process only."""
 
     def __init__(self) -> None:
         self._far: LeaseTier | None = None
@@ -38,7 +38,7 @@ class IsolationLock:
 
     @contextlib.asynccontextmanager
     async def turn(self, model: str) -> AsyncIterator[None]:
-        """Wait for the turn, and hold it. It is bounded by whoever asks: everybody has a deadline."""
+        """Wait for the lease, and hold it. The caller bounds the wait by its deadline."""
         if self._far is None:
             yield
             return

@@ -1,9 +1,4 @@
-"""What all scripts share: the names of keys, and a job's steps from one state to the next."""
-
-from foreseen.queue.records import JOB_BYTES, NAME_BYTES, NONCE_BYTES
-
-COMMON = (
-    """
+-- What all scripts of the queue share: the names of keys, and a job's steps from one state to the next.
 local base = KEYS[1]
 local QUEUE, LATER, OPEN, ENDS = base .. '.queue', base .. '.later', base .. '.open', base .. '.ends'
 local DEAD, COUNTS, NEWS, GROUP = base .. '.dead', base .. '.counts', base .. '.news', 'workers'
@@ -145,7 +140,3 @@ local function use(once, print, id, nonce, life_ms)
   redis.call('SET', ONCE .. once, print .. id .. nonce, 'PX', whole(life_ms))
   append(id, 'is', once)
 end
-""".replace("NONCE_BYTES", str(NONCE_BYTES))
-    .replace("JOB_BYTES", str(JOB_BYTES))
-    .replace("NAME_BYTES", str(NAME_BYTES))
-)

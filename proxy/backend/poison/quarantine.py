@@ -1,9 +1,9 @@
-"""Rows that were aboard when a model's process ended → who did it, and who is not let aboard for a while.
+"""Quarantine of poison rows: those that end a model's process are refused for a while.
 
-A process that ends takes the questions of everybody aboard with it, and only the proxy knows who that was. So those
-are asked again one by one, each with nobody else aboard: who gets an answer is cleared, and who ends the process alone
-twice is refused until its time is up. What is kept of a row is a digest under a key that this process makes, never the
-row. Several proxies and workers in front of one process suspect for themselves, and try one at a time (`trials.py`).
+A process that ends fails all requests under way, and only the proxy knows which rows those held. Each is asked again
+alone: a row that gets an answer is cleared, and a row that ends the process alone twice is refused until its time is
+up. What is kept of a row is a digest under a key that this process makes, never the row. Several proxies and workers in
+front of one process suspect separately, and try one row at a time (`isolation.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from foreseen.keys.key import Framer
 from foreseen.types import Row
 
 MAX_CRASHES = 2
-"""Once may be an accident: somebody's `kill`, memory that ran out for another reason."""
+"""Once may be an accident: a `kill`, memory that ran out for another reason."""
 MAX_SUSPECTS = 4096
 
 
@@ -33,7 +33,7 @@ class SuspectedRow(Struct, frozen=True):
 
 
 class Quarantine:
-    """Of one model. Falsy while nobody is suspected, which is nearly always: then it costs nothing."""
+    """Of one model. Falsy while no row is suspected, which is nearly always: then it costs nothing."""
 
     def __init__(self, framer: Framer, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._framer = framer
@@ -42,7 +42,7 @@ class Quarantine:
         self._secret = secrets.token_bytes(32)
         self._suspects: OrderedDict[bytes, SuspectedRow] = OrderedDict()
         self._turn = asyncio.Lock()
-        self._aboard = 0
+        self._under_way = 0
         self._trying = False
         self._changed = asyncio.Event()
 
@@ -50,7 +50,7 @@ class Quarantine:
         return len(self._suspects)
 
     def __repr__(self) -> str:
-        return f"<Quarantine {len(self)} suspects, {self._aboard} aboard>"
+        return f"<Quarantine {len(self)} suspects, {self._under_way} under way>"
 
     def crashes(self, row: Row, parameters: bytes) -> int:
         """How often the row has ended the process while it was alone."""
@@ -58,7 +58,7 @@ class Quarantine:
         return 0 if suspect is None else suspect.crashes
 
     def refusal(self, row: Row, parameters: bytes) -> InputRejected | None:
-        """Why the row is not let aboard, None where it is."""
+        """Why the row is refused, None where it is not."""
         suspect = self._known(self._name(row, parameters))
         if suspect is None or suspect.crashes < MAX_CRASHES:
             return None
@@ -67,7 +67,7 @@ class Quarantine:
         return InputRejected(message, retry_after=left)
 
     def crashed(self, row: Row, parameters: bytes) -> None:
-        """The row ended the process while it was alone aboard."""
+        """The row ended the process while it was alone in it."""
         name = self._name(row, parameters)
         before = self._suspects.pop(name, None)
         crashes = 1 if before is None else before.crashes + 1
@@ -85,34 +85,34 @@ class Quarantine:
         self._suspects.clear()
 
     def among_others(self) -> _Among:
-        """Aboard with whoever else is; not while somebody is tried. An asynchronous context."""
+        """Under way beside other requests; not while a row is tried alone. An asynchronous context."""
         return _Among(self)
 
-    async def board(self) -> None:
-        """Wait until nobody is tried, and be aboard."""
+    async def enter(self) -> None:
+        """Wait until no row is tried alone, and be under way."""
         while self._trying:
             await self._changed.wait()
-        self._aboard += 1
+        self._under_way += 1
 
     def leave(self) -> None:
-        """Be aboard no more."""
-        self._aboard -= 1
-        self._tell()
+        """Be under way no more."""
+        self._under_way -= 1
+        self._notify()
 
     @asynccontextmanager
     async def alone(self, elsewhere: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
-        """Aboard with nobody else of this proxy process. `elsewhere` is the turn among other processes."""
+        """The only request of this proxy process under way. `elsewhere` is the lock among other processes."""
         async with self._turn, elsewhere:
             self._trying = True
             try:
-                while self._aboard:
+                while self._under_way:
                     await self._changed.wait()
                 yield
             finally:
                 self._trying = False
-                self._tell()
+                self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -128,7 +128,7 @@ class Quarantine:
 
 
 class _Among:
-    """Somebody aboard; not a generator, which costs four times as much."""
+    """One request under way; a class, as a generator costs four times as much."""
 
     __slots__ = ("_quarantine",)
 
@@ -136,7 +136,7 @@ class _Among:
         self._quarantine = quarantine
 
     async def __aenter__(self) -> None:
-        await self._quarantine.board()
+        await self._quarantine.enter()
 
     async def __aexit__(self, *_: object) -> None:
         self._quarantine.leave()
