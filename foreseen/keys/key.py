@@ -60,7 +60,7 @@ def tag_key(root: bytes) -> bytes:
 
 
 def sealed_generation(root: bytes, generation: int) -> bytes:
-    """A purge's generation as nobody without the root secret can write it: 20 digits ‖ MAC 16."""
+    """A purge's generation, authenticated with the root secret: 20 digits ‖ MAC 16."""
     digits = b"%020d" % generation
     return digits + blake3(digits, key=blake3(root, derive_key_context=_PURGE_CONTEXT).digest()).digest()[:16]
 

@@ -1,4 +1,4 @@
-"""How much a JSON text would come to, found before it is parsed: its elements, and the memory of its strings.
+"""Bounds a JSON text before it is parsed: the number of its elements, and the memory of its strings.
 
 An empty object is two characters of text and 64 bytes of memory, so a limit on bytes bounds nothing. Counted are the
 characters that separate values (`,` `:` `[` `]` `{` `}`) outside strings, and strings: a list of n numbers counts

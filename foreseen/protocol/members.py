@@ -1,6 +1,6 @@
 """Members of V2 bodies that have no meaning here, kept so that none is lost on the way to another server. Pure.
 
-A server of somebody else may answer by anything in a request: parameters of a tensor or of a requested output
+Another vendor's server may use anything in a request: parameters of a tensor or of a requested output
 (MLServer's `content_type`), members that no specification names. All of it is forwarded, and all of it is part of the
 key. What its reply holds beside its tensors is stored with the entry and comes back with every hit.
 

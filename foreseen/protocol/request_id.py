@@ -1,4 +1,4 @@
-"""A V2 body → where its `id` stands, so that bodies that differ in it alone can be taken for one another.
+"""Finds the `id` in a V2 body, so that two bodies that differ only in it count as the same.
 
 It is found where it is the first member of that name and plain: letters, digits and a few signs, so it is its own JSON.
 That it is the request's own, not that of something within it, is proved: another one in its place is read as the

@@ -3,7 +3,7 @@
 Sources: kserve/open-inference-protocol `inference_rest.md`; triton-inference-server/server
 `docs/protocol/extension_binary_data.md` and `extension_classification.md`.
 
-The law of this file: what it lets through is well-formed. Whether it is what the model takes is for others to say.
+The rule of this file: what it accepts is well-formed. `prepare` checks whether the model accepts it.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class _Tensor(Struct):
     data: Any = UNSET
 
 
-class _Wanted(Struct):
+class _RequestedOutput(Struct):
     name: str
     parameters: dict[str, Any] | None = None
 
@@ -106,7 +106,7 @@ class _RequestBody(Struct):
     inputs: list[_Tensor]
     id: str | None = None
     parameters: dict[str, Any] | None = None
-    outputs: list[_Wanted] | None = None
+    outputs: list[_RequestedOutput] | None = None
 
 
 class _OnlyId(Struct):
@@ -352,7 +352,7 @@ def _binary_size(tensor: _Tensor, field: str) -> int | None:
     return size
 
 
-def _wanted(output: _Wanted, field: str) -> WantedOutput:
+def _wanted(output: _RequestedOutput, field: str) -> WantedOutput:
     parameters = output.parameters or {}
     classes = parameters.get("classification")
     if classes is not None and (type(classes) is not int or classes < 0):

@@ -1,7 +1,7 @@
-"""The supervisor's children ↔ a file of fixed size under the data directory, which the proxies' `/metrics` tells of.
+"""A file of fixed size with the states of the supervisor's children, which the proxies' `/metrics` reports.
 
 The file is made, in full, before any child is started, and then overwritten in place: a full disk, which ends children,
-does not keep anybody from seeing that it does.
+does not keep their ends from being reported.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a warmer is told: everything it needs to open its own connections, wherever it is unpickled."""
+"""A warmer's plan: everything it needs to open its own connections, wherever it is unpickled."""
 
 from __future__ import annotations
 

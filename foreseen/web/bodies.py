@@ -17,7 +17,7 @@ from foreseen.errors import BadRequest, Overloaded, TooLarge
 
 FREE_BYTES = 64 * 1024
 MEDIUM_BYTES = 2**20
-"""Larger bodies have room of their own, so that a few of 64 MiB leave everybody else's alone."""
+"""Larger bodies have room of their own, so that a few of 64 MiB do not block small ones."""
 MEDIUM_ROOM_BYTES = 128 * 2**20
 LARGE_ROOM_BYTES = 192 * 2**20
 STEP_BYTES = 2**20

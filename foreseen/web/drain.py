@@ -25,7 +25,7 @@ ORPHANED = signal.SIGUSR1
 supervisor that adopts the child on the way, so it cannot be SIGTERM, of which the second one means "at once". A child
 that does not handle it yet is ended by it."""
 ORPHANED_SECONDS = 1.0
-"""Without a connection for so long, a server whose supervisor was killed has nobody left to serve."""
+"""Without a connection for so long, a server whose supervisor was killed has no clients left."""
 
 log = structlog.get_logger()
 
@@ -67,7 +67,7 @@ class Shutdown:
 
 
 def announce(descriptor: int | None) -> None:
-    """Tell the supervisor that this process is ready, so that the one before it may go."""
+    """Signal the supervisor that this process is ready, so that it may end the previous one."""
     if descriptor is not None:
         with contextlib.suppress(OSError):  # it has given up waiting
             os.write(descriptor, b"1")
@@ -93,7 +93,7 @@ async def drain(runner: AppRunner, idle_seconds: float, busy_seconds: float) -> 
     server = runner.server
     if server is None:
         return
-    runner.tell_last_answers()
+    runner.announce_close()
     await asyncio.sleep(LOOK_SECONDS)  # the next turns of the event loop accept all that wait to be
     for site in list(runner.sites):
         await site.stop()

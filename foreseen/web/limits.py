@@ -1,7 +1,6 @@
-"""How much of a listener one caller, or all of them together, may take. Thinking only: who is told what is
-`connection.py`'s.
+"""Limits of a listener: connections, request heads, write time, and a token bucket for each client address. No I/O.
 
-What is bounded beside this: bodies by `read_body`, rows and deadlines by the pipeline.
+`connection.py` applies them. Other limits: `read_body` bounds bodies, the pipeline bounds rows and deadlines.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ MAX_ADDRESSES = 65_536
 IDLE_SECONDS = 1.0
 """A connection that has been at rest for so long may be closed to make room."""
 ROOM_SHARE = 64
-"""Room is made for a sixty-fourth of all at once: to find who has rested longest means to look at all."""
+"""A sixty-fourth of the connections is closed at once: finding the longest idle ones means looking at all."""
 
 
 class ListenerLimits(Struct, frozen=True):
@@ -89,7 +88,7 @@ class Buckets:
 
 
 def network_of(address: str) -> str:
-    """Who counts as one: an IPv4 address, or an IPv6 network of 64 bits, which is what one caller is given."""
+    """The unit of rate limiting: an IPv4 address, or an IPv6 /64 network, which is what one client is given."""
     if ":" not in address:
         return address
     parsed = ipaddress.IPv6Address(address.partition("%")[0])
@@ -107,7 +106,7 @@ class LimitedConnection(Protocol):
 
 
 class Gate:
-    """Who is in, on one listener. `count` is told each time that somebody was limited, and by what."""
+    """The open connections of one listener. `count` is called with the limit's name whenever a client meets one."""
 
     def __init__(self, limits: ListenerLimits, count: Callable[[str], None] = lambda _: None) -> None:
         self.limits = limits

@@ -1,7 +1,8 @@
-"""What a purge names → the model names or digests to purge, and what they are; a name that nothing knows is an error.
+"""Resolves the target of a purge to model names or digests; an unknown name is an error.
 
 Known are: models and digests that this proxy serves, those that any proxy on the state store served or purged, and
-artifacts in the data directory. Somebody who must forget data relies on it that a misspelt name is not "purged".
+artifacts in the data directory. An
+operator who must delete data relies on a misspelt name not being reported as purged.
 """
 
 from __future__ import annotations

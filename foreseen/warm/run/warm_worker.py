@@ -1,4 +1,4 @@
-"""A chunk of a file → entries, results, and what became of its rows: in this process, or in one of many."""
+"""Processes one chunk of a file: stores entries, writes results, counts rows. Runs in this process or a Ray actor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from foreseen.warm.read.reader import Chunk
 from foreseen.warm.run.resolve import mapped, outputs_of
 from foreseen.warm.run.seen_keys import SeenKeys
 from foreseen.warm.run.via_proxy import ViaProxy
-from foreseen.warm.run.warmer import Ready, Warmer
+from foreseen.warm.run.warmer import ReadyBatch, Warmer
 from foreseen.warm.write.results import Store, store_of
 
 
@@ -52,7 +52,7 @@ class WarmWorker:
         self._store: Store | None = store_of(settings, plan, run)
         self._seen = SeenKeys()
 
-    def do(self, index: int, file: File, chunk: Chunk, ready: Ready | None = None) -> Done:
+    def do(self, index: int, file: File, chunk: Chunk, ready: ReadyBatch | None = None) -> Done:
         """Entries first, then results. Raises SetupError where the run has to stop."""
         if self._importing:
             check_rows(chunk, file.url, self._plan)
