@@ -15,7 +15,7 @@ PORT   ?= 8000
 
 .DEFAULT_GOAL := help
 
-.PHONY: help up setup check test test-integrations lint docs dashboards bench-hit bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact bench-isolation chaos chaos-purges soak verify-rolling verify-lease verify-overload verify-jobs bench-jobs mutants clean
+.PHONY: help up setup check test test-integrations lint docs dashboards bench-hit bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact verify-gpu bench-isolation chaos chaos-purges soak verify-rolling verify-lease verify-overload verify-jobs bench-jobs mutants clean
 
 help: ## print these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -130,8 +130,11 @@ bench-warm: setup ## imports beside raw Redis mass insertion, computing beside a
 	@$(BIN)/python -c "from tests.models_fixture import built_data; built_data('minilm', 'digits')"
 	@$(BIN)/python -m bench.warm --data build/test-data
 
-verify-exact: setup ## rows through the server are the bits of rows alone: minilm and mpnet (440 MB of wheels), fp32 and int8
+verify-exact: setup ## rows through the server are the bits of rows alone: minilm and mpnet (440 MB of wheels), four precisions, two pools, ragged and fixed
 	@$(BIN)/python -m bench.exact
+
+verify-gpu: setup ## minilm and mpnet on a GPU (smaller on a CPU): shapes, CUDA graphs, bits, a restart; under eight minutes
+	@$(BIN)/python -m bench.verify_gpu
 
 verify-lease: setup ## 10,000 askers of one cold row at two proxies of four workers, the leader killed: two model rows at most
 	@$(BIN)/python -m tests.leasing --requests 10000 --workers 4 --proxies 2

@@ -18,7 +18,8 @@ from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import secret_check, tag_key
 from foreseen.keys.secret import read_secret
 from foreseen.modelspec.artifact import refuse_optional
-from foreseen.modelspec.manifest import Freshness, find
+from foreseen.modelspec.manifest import find
+from foreseen.modelspec.policy import Freshness
 from foreseen.paths import children_file, model_socket, redis_socket
 from foreseen.proxy.admin.admin import Token
 from foreseen.proxy.admin.heartbeat import Heartbeat
@@ -45,7 +46,6 @@ from foreseen.proxy.jobs.ticket_options import TicketOptionsReader
 from foreseen.proxy.jobs.tickets import Jobs
 from foreseen.proxy.predict.answer_cache import AnswerCache
 from foreseen.proxy.predict.counting import AccessLog, RequestCounter
-from foreseen.proxy.predict.heavy import Heavy
 from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.serve import Server
@@ -66,6 +66,7 @@ from foreseen.web.bodies import BODIES, Bodies
 from foreseen.web.connection import AppRunner
 from foreseen.web.drain import Shutdown, announce, drain
 from foreseen.web.gc_freeze import settle
+from foreseen.web.heavy import Heavy
 from foreseen.web.limits import Gate, ListenerLimits
 from foreseen.web.listen import BACKLOG, files_for, inherited, listen, listen_admin
 

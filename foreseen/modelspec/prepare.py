@@ -59,11 +59,14 @@ class Preparer:
         arrays = self._arrays(inputs)
         if self.columnar and all(name in arrays for name in self._keyed):
             return Columns([arrays[name] for name in self._keyed])
-        columns = self._columns(arrays)
-        given = [name for name in self._keyed if name in columns]
+        cut = self._manifest.model.has_rows
+        columns = self._columns(arrays) if cut else {}
+        given = [name for name in self._keyed if name in (columns if cut else arrays)]
         if not given:
             raise BadInput(f"inputs: none is given that the model answers to; it takes {', '.join(self._inputs)}")
         which = None if len(given) == len(self._keyed) else tuple(self._keyed.index(name) for name in given)
+        if not cut:
+            return [Row(tuple(arrays[name] for name in given), which)]
         if self._manifest.rows == "together":
             return [Row(tuple(_whole(columns[name]) for name in given), which)]
         return [Row(parts, which) for parts in zip(*(columns[name] for name in given), strict=True)]
@@ -92,7 +95,7 @@ class Preparer:
             for name, spec in self._inputs.items()
             if name in given or not (spec.ignore or spec.optional)
         }
-        if len({len(array) for array in arrays.values()}) > 1:
+        if self._manifest.model.has_rows and len({len(array) for array in arrays.values()}) > 1:
             raise BadInput("inputs: the first dimension (rows) differs between inputs")
         return arrays
 

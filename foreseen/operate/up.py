@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import os
 import signal
 import socket
@@ -21,15 +22,15 @@ from pathlib import Path
 from typing import IO, Any
 
 import aiohttp
-import orjson
 import structlog
 
 from foreseen.errors import SetupError
 from foreseen.keys.secret import make_secret, read_secret
 from foreseen.logs import default_format
 from foreseen.modelspec.artifact import preparation_digest, read_file, read_record
-from foreseen.modelspec.manifest import Manifest, example_request, find
-from foreseen.modelspec.source_file import changed_file
+from foreseen.modelspec.made_up import example_request
+from foreseen.modelspec.manifest import Manifest, find
+from foreseen.modelspec.source import changed_file
 from foreseen.operate.defaults import defaults_in_force
 from foreseen.operate.rollout import Rollout
 from foreseen.operate.started import url_at, write_started
@@ -42,6 +43,7 @@ from foreseen.tasks import end
 from foreseen.telemetry.child_states import ChildrenFile
 from foreseen.telemetry.exposition import MULTIPROCESS_FOLDER, forget_worker, prepare_multiprocess
 from foreseen.web.drain import ORPHANED
+from foreseen.web.http import BINARY, HEADER_LENGTH
 from foreseen.web.listen import listen, listen_admin
 
 log = structlog.get_logger()
@@ -230,15 +232,20 @@ class _System:
 
     async def _until_predicting(self, url: str) -> None:
         """Ask every model its example, through the proxy, until each has answered. An upstream's have none, and are not
-        waited for longer than a few seconds: they may come, or be mended, later."""
+        waited for longer than a few seconds: they may come, or be mended, later.
+
+        Where the manifest gives no example, one is made up, and any answer of the model will do: a refusal or a failure
+        shows that it was asked.
+        """
         late = asyncio.get_running_loop().call_later(READY_SECONDS, _say_late)
         try:
             async with aiohttp.ClientSession() as client:
                 for manifest in self._local:
                     model = f"{url}/v2/models/{manifest.name}"
                     await self._until_ok(lambda model=model: client.get(f"{model}/ready"))  # type: ignore[misc]
-                    body = orjson.dumps(example_request(manifest))
-                    await self._until_ok(lambda model=model, body=body: client.post(f"{model}/infer", data=body))  # type: ignore[misc]
+                    body, length = example_request(manifest)
+                    post = functools.partial(client.post, f"{model}/infer", data=body, headers=_binary(length))
+                    await self._until_ok(post, _Answered(manifest))
                 if self._settings.upstream is None and len(self._local) == len(self._models):
                     await self._until_ok(lambda: client.get(f"{url}/v2/health/ready"))
                     self._predicting = True
@@ -270,11 +277,15 @@ class _System:
                             return
                 await asyncio.sleep(FOLLOW_SECONDS)
 
-    async def _until_ok(self, ask: Callable[[], AbstractAsyncContextManager[aiohttp.ClientResponse]]) -> None:
+    async def _until_ok(
+        self,
+        ask: Callable[[], AbstractAsyncContextManager[aiohttp.ClientResponse]],
+        is_answer: Callable[[int, bytes], bool] = lambda status, _: status == 200,
+    ) -> None:
         while True:
             with contextlib.suppress(aiohttp.ClientError, OSError):
                 async with ask() as reply:
-                    if reply.status == 200:
+                    if is_answer(reply.status, await reply.read()):
                         return
             failed = next((one for one in self._fleet.of("proxy:", "model:") if one.refusals >= REFUSALS), None)
             if failed is not None:
@@ -354,9 +365,29 @@ def _say_late() -> None:
     log.error("no prediction has gone through yet; waiting on, see the log above", seconds=READY_SECONDS)
 
 
+class _Answered:
+    """Whether a reply shows that a model answers. Raises SetupError where it refuses the operator's own example."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._name = manifest.name
+        self._given = all(spec.name in manifest.example for spec in manifest.seen.inputs)
+
+    def __call__(self, status: int, body: bytes) -> bool:
+        if status == 200 or not self._given:
+            return status in (200, 400, 422, 502)
+        if status in (400, 422):
+            why = body.decode(errors="replace")[:300]
+            raise SetupError(f"model {self._name!r} refuses the [example] of its manifest: {why}")
+        return False
+
+
+def _binary(length: int) -> dict[str, str]:
+    return {HEADER_LENGTH: str(length), "Content-Type": BINARY}
+
+
 async def _build(manifest: Manifest, settings: UpSettings) -> None:
     """Build a model in a process of its own where it is missing or of an older manifest."""
-    if changed := await asyncio.to_thread(changed_file, manifest):
+    if changed := await asyncio.to_thread(changed_file, manifest.source, manifest.name):
         log.warning("model file changed; what was built before is served", model=manifest.name, why=changed)
     if _is_built(manifest, settings.data):
         return

@@ -16,7 +16,8 @@ import structlog
 from msgspec import structs
 
 from foreseen.errors import SetupError
-from foreseen.modelspec.manifest import Freshness, Manifest, find, names
+from foreseen.modelspec.manifest import Manifest, find, names
+from foreseen.modelspec.policy import Freshness
 from foreseen.proxy.backend.isolation import IsolationLock
 from foreseen.proxy.backend.served import WATCH_SECONDS, WATCH_SECONDS_AT_START, ServedModel
 from foreseen.proxy.backend.upstream import UpstreamProcess

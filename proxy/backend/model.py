@@ -35,7 +35,7 @@ from foreseen.errors import (
 )
 from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import Manifest, ModelSignature
-from foreseen.modelspec.rows import raw_of_outputs, raw_outputs, stack, whole_outputs
+from foreseen.modelspec.rows import firsts_of, raw_of_outputs, raw_outputs, row_count, stack, whole_outputs
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.members import REPLY_HEAD, RequestMembers, read_canonical
 from foreseen.protocol.wire import Response, parse_response, render_request
@@ -343,9 +343,9 @@ class ModelProcess:
             raise ModelFailed(f"model {self._manifest.name!r}: the reply does not say its digest")
         return digest
 
-    def _firsts(self, rows: int) -> Mapping[str, int | None]:
+    def _firsts(self, rows: int | None) -> Mapping[str, int | None]:
         """How many rows each output of a whole request has; None where any number may be right."""
-        return dict.fromkeys((spec.name for spec in self._signature.outputs), rows)
+        return firsts_of(self._signature, rows)
 
     def _signature_of(
         self, response: Response, members: RequestMembers, given: tuple[int, ...] | None
@@ -419,7 +419,7 @@ class ModelProcess:
         each = float(told) if isinstance(told, int | float) else seconds / len(rows)
         signature = self._signature_of(response, members, rows[0].given)
         if self._together(rows):
-            count = len(rows[0].tensors[0])
+            count = row_count(rows[0].tensors, signature.keyed)
             raw = [raw_of_outputs(whole_outputs(outputs, signature, self._firsts(count)), signature)]
         else:
             raw = raw_outputs(outputs, rows, signature)

@@ -257,7 +257,7 @@ class UpstreamProcess(ModelProcess):
             parts += [places[at : at + step] for at in range(0, len(places), step)]
         return parts
 
-    def _firsts(self, rows: int) -> Mapping[str, int | None]:
+    def _firsts(self, rows: int | None) -> Mapping[str, int | None]:
         return self.told.firsts
 
     async def _asked(

@@ -37,7 +37,6 @@ from foreseen.proxy.jobs.job_notifications import JobNotifications
 from foreseen.proxy.predict import codecs
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.facts import AnswerFacts
-from foreseen.proxy.predict.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES, Heavy
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.response_bytes import headers_of
 from foreseen.queue.queue import Queue
@@ -59,6 +58,7 @@ from foreseen.queue.records import (
 )
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import ALL_STEPS, ANY_AGE, Answer, Key, Question, RequestOptions, Space, Steps
+from foreseen.web.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES, Heavy
 
 BATCH = ""
 """The model of a batch's head: it has many, or none."""

@@ -63,6 +63,8 @@ def decode_v1(body: bytes, manifest: Manifest) -> DecodedRequest:
     if ("instances" in document) == ("inputs" in document):
         raise BadRequest("body: give either instances (by row) or inputs (by column)")
     specs = manifest.seen.inputs
+    if "instances" in document and not manifest.model.has_rows:
+        raise BadRequest("instances: this model takes whole requests; give inputs (by column), or ask it over V2")
     options, columns = OutputOptions("v1" if "instances" in document else "v1-columns"), _columns(document, specs)
     tensors = tuple(
         _v1_tensor(spec, columns[spec.name], _written(body, spec, specs)) for spec in specs if spec.name in columns

@@ -11,10 +11,10 @@ from foreseen.proxy.cache.freshness import Policy
 from foreseen.proxy.cache.tiers import Tiers, judge
 from foreseen.proxy.predict import codecs
 from foreseen.proxy.predict.ask import RequestHead
-from foreseen.proxy.predict.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.serve import Server
 from foreseen.types import ANY_AGE, Answer, Explanation, Key, Prediction, Question, RequestOptions, Space, Steps
+from foreseen.web.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES
 
 
 async def explain_request(server: Server, served: ServedModel, head: RequestHead, body: bytes) -> list[Explanation]:

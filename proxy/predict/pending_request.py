@@ -24,11 +24,11 @@ from foreseen.proxy.predict.answer_cache import CachedBody, Lookup, PreparedRows
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.decode import DecodedRequest
 from foreseen.proxy.predict.facts import AnswerFacts
-from foreseen.proxy.predict.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES
 from foreseen.proxy.predict.render import RenderedBody
 from foreseen.proxy.predict.response_bytes import Reply, fixed_lines
 from foreseen.proxy.predict.serve import Server
 from foreseen.types import Answer, Key, Question
+from foreseen.web.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES
 
 OFF_LOOP_ROWS = 512
 """More rows than these are rendered off the event loop."""

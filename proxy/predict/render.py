@@ -151,7 +151,7 @@ def _classes(array: Array, count: int, spec: ClientOutput) -> Array:
 
     Values are printed as Triton does (`std::to_string`: six decimals for floats).
     """
-    if DATATYPES[spec.datatype].kind not in "if":
+    if DATATYPES[spec.datatype].kind not in "if" or not array.ndim:
         raise BadRequest(f"outputs.{spec.name}.parameters.classification: {spec.datatype} cannot be ranked")
     flat = array.reshape(len(array), elements(array.shape[1:]))  # of no rows, -1 would not say how many
     count = min(count, flat.shape[1], MAX_CLASSES)

@@ -24,7 +24,7 @@ from foreseen.errors import SetupError
 from foreseen.keys.secret import read_secret
 from foreseen.modelspec.artifact import read_record
 from foreseen.modelspec.manifest import find
-from foreseen.modelspec.source_file import changed_file
+from foreseen.modelspec.source import changed_file
 from foreseen.operate.interpreter import optimized
 from foreseen.operate.scrape import Scrape, scrape
 from foreseen.operate.started import flags_of, url_at
@@ -200,7 +200,7 @@ async def model(named: str, settings: DoctorSettings) -> AsyncIterator[Finding]:
             return
         if not address:
             read_record(settings.data, name)
-            if changed := await asyncio.to_thread(changed_file, found):
+            if changed := await asyncio.to_thread(changed_file, found.source, found.name):
                 said, _, fix = changed.partition("; run: ")
                 yield Finding("must", what, said, fix)
     except SetupError as error:

@@ -48,6 +48,7 @@ def claiming(folder: Path, **said: str) -> Path:
     return path
 
 
+@pytest.mark.processes
 def test_data_beside_the_file_become_part_of_it(tmp_path: Path) -> None:
     """`models add` writes one file; the original and its data may go."""
     path = beside(tmp_path)

@@ -22,6 +22,8 @@ from foreseen.models.progress import SilentProgress
 from foreseen.modelspec.manifest import Manifest, find, load
 from tests.hf_folders import dense, golden, sentence, written
 
+pytestmark = pytest.mark.processes
+
 MEAN = {"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True}
 
 
