@@ -38,8 +38,8 @@ def load_plain_json(text: bytes) -> Any:
 
 
 def load_json(text: bytes, *, bounded: bool = True) -> Any:
-    """The value. Raises BadRequest, and TooLarge where it would take too much memory, unless its source
-    is trusted (`bounded=False`)."""
+    """The value. Raises BadRequest; if `bounded`, also TooLarge where the value would take too much memory. Replies of
+    servers that the operator has chosen are not bounded."""
     if bounded:
         check_size(text)
     document = load_plain_json(text)
