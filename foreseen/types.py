@@ -181,10 +181,10 @@ class Answer(Struct, frozen=True, gc=False):
 
 
 class Miss(Struct, frozen=True, gc=False):
-    """Why a tier has no answer to a row; `spare` is a stale answer that is better than an error."""
+    """Why a tier has no answer to a row; `stale_fallback` is a stale answer that is better than an error."""
 
     reason: str
-    spare: Answer | None = None
+    stale_fallback: Answer | None = None
 
 
 class FarState(Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Prediction ↔ the bytes that lie in Redis.
+"""The entry format: prediction ↔ the bytes stored in Redis.
 
     entry   = "FSE1"                       magic and format version
               key (32)                     the full identity, compared on every hit
@@ -42,11 +42,12 @@ _HEAD_DTYPE = np.dtype(
 _MAX_LAYOUTS = 1024
 
 FAR_OVERHEAD_BYTES = 200
-"""What Redis spends on an entry beside its value: key, dictionary slot, expiry, allocator rounding. Measured."""
+"""Bytes that Redis spends on an entry beside its value: key, dictionary slot, expiry, allocator rounding. Measured."""
 
 NEAR_OVERHEAD_BYTES = 520
-"""What a near entry costs beside its data: key 65, prediction 88, tuples and bytes heads 100, slot 72, its share of the
-two ordered dicts about 110 and of the ghost about 85. Measured with tracemalloc by `tests/proxy/cache/test_near.py`."""
+"""Bytes that a near entry costs beside its data: key 65, prediction 88, tuples and bytes heads 100, slot 72, its share
+of the two ordered dicts about 110 and of the ghost about 85. Measured with tracemalloc by
+`tests/proxy/cache/test_near.py`."""
 
 Layout = tuple[tuple[Output, ...], tuple[int, ...]]
 """Outputs and the lengths of their data."""

@@ -48,7 +48,7 @@ MIN_SECRET_BYTES = 32
 
 
 def space_key(root: bytes, space: Space) -> SpaceKey:
-    """The key of a space, 32 bytes. Whoever does not hold the root secret can neither make nor guess its keys."""
+    """The key of a space, 32 bytes. Without the root secret its keys can be neither made nor guessed."""
     fields = b"".join(_prefixed(text.encode()) for text in (space.scope, space.model, space.digest))
     material = _prefixed(root) + fields + space.generation.to_bytes(8, "little")
     return SpaceKey(blake3(material, derive_key_context=_SPACE_CONTEXT).digest())

@@ -16,7 +16,7 @@ from foreseen.errors import TooLarge
 MAX_ELEMENTS = 1_000_000
 """They come to 65 MiB at most once parsed (measured over lists, objects, members, strings and nesting)."""
 MAX_TEXT_BYTES = 80 * 2**20
-"""Of a text's length and the memory of its strings: the parser copies the first and makes the second."""
+"""Most bytes of a text and of the memory of its strings: the parser copies the first and makes the second."""
 _WIDEST = 4
 """Bytes of every character of a string that holds one above U+FFFF."""
 _MARKS = b',:[]{}"'

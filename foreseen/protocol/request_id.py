@@ -18,7 +18,7 @@ _PLAIN = re.compile(rb"[0-9A-Za-z._:/+-]{1,128}")
 
 
 def find_id(body: bytes, header_length: int | None) -> tuple[int, bytes | None]:
-    """Where the first member `id` of a body has its characters, and these, where they are plain. `header_length` is the
+    """The position of a body's first member `id`, and its characters, if they are plain. `header_length` is the
     length of the JSON part, None where it is all of the body."""
     if header_length == 0:
         return 0, None

@@ -1,4 +1,4 @@
-"""Open Inference Protocol V2 bodies ↔ tensors, JSON and binary, with no socket anywhere.
+"""Open Inference Protocol V2 bodies ↔ tensors, in JSON and binary form. No I/O.
 
 Sources: kserve/open-inference-protocol `inference_rest.md`; triton-inference-server/server
 `docs/protocol/extension_binary_data.md` and `extension_classification.md`.
@@ -64,7 +64,7 @@ class Request(Struct, frozen=True):
     binary: bool = False
     """Whether outputs that do not say otherwise are wanted as binary tensors."""
     members: RequestMembers = NO_MEMBERS
-    """What else it holds, where that was asked for."""
+    """Its other members, if they were asked for."""
 
 
 class OutputTensor(Struct, frozen=True):
@@ -86,7 +86,7 @@ class Response(Struct, frozen=True):
     parameters: dict[str, Any]
     outputs: tuple[InputTensor, ...]
     members: ReplyMembers = NO_REPLY_MEMBERS
-    """What it holds beside its tensors, where that was asked for."""
+    """Its members beside tensors, if they were asked for."""
 
 
 class _Tensor(Struct):

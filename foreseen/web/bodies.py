@@ -66,7 +66,7 @@ class Bodies:
 
 
 class Charge:
-    """What one request holds, until `release`."""
+    """The bytes that one request holds, until `release`."""
 
     __slots__ = ("_bodies", "_held", "_room", "_size")
 
@@ -100,7 +100,7 @@ class Charge:
 
 
 BODIES = web.AppKey("bodies", Bodies)
-"""Of an application whose bodies are bounded in sum."""
+"""The bounds of an application, for `read_body`."""
 
 
 class Inflater:

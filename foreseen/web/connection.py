@@ -60,12 +60,12 @@ class AppRunner(web.AppRunner):
         self.server.draining = True
 
     def accept_all(self, listener: socket.socket) -> None:
-        """Take whoever waits at a listener of one of the sites, not only one a turn of the event loop."""
+        """Accept all connections that wait at a listener of one of the sites, not only one a turn of the event loop."""
         assert isinstance(self.server, _Server)
         self.server.listener = listener
 
     async def accept_no_more(self) -> None:
-        """Wait until whoever was accepted is among the connections. Others on the same socket are another process's."""
+        """Wait until every accepted connection is registered. Others on the same socket are another process's."""
         assert isinstance(self.server, _Server)
         self.server.listener = None
         if self.server.taken:
@@ -309,7 +309,7 @@ class Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What aiohttp answers by itself. Its own text repeats parts of the request, and so does what it logs."""
+        """Replace aiohttp's own error replies. Their text repeats parts of the request, and so does its log."""
         if request.writer.output_size > 0:
             raise ConnectionError("part of a reply is sent; an error cannot follow")
         error: ForeseenError

@@ -21,7 +21,7 @@ from foreseen.web.connection import AppRunner, Connection
 LOOK_SECONDS = 0.02
 """Between two looks whether a connection is left, and before the listener closes."""
 ORPHANED = signal.SIGUSR1
-"""What a child that drains gets when its supervisor was killed. The kernel sends it once for each thread of the
+"""The signal that a draining child gets when its supervisor was killed. The kernel sends it once for each thread of the
 supervisor that adopts the child on the way, so it cannot be SIGTERM, of which the second one means "at once". A child
 that does not handle it yet is ended by it."""
 ORPHANED_SECONDS = 1.0
@@ -75,7 +75,7 @@ def announce(descriptor: int | None) -> None:
 
 
 async def serve_orphaned(runner: AppRunner, seconds: float) -> None:
-    """Serve on until whoever asks has ended, too: no connection has been open for a moment. At most so long."""
+    """Serve on until the clients have ended, too: no connection has been open for a moment. At most so long."""
     server, loop = runner.server, asyncio.get_running_loop()
     asked_at = loop.time()
     until = asked_at + seconds

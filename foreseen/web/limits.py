@@ -22,12 +22,12 @@ ROOM_SHARE = 64
 
 
 class ListenerLimits(Struct, frozen=True):
-    """Of one listener. The defaults are those of listeners that only our own processes reach."""
+    """The limits of one listener. The defaults are those of listeners that only our own processes reach."""
 
     connections: int = 0
     """Open at a time; 0: as many as there are."""
     requests: int = 0
-    """Of one connection, then it is closed in good order; 0: as many as come."""
+    """Most requests of one connection, which is then closed in good order; 0: no limit."""
     head_bytes: int = 64 * 1024
     header_bytes: int = 8190
     headers: int = 128
@@ -97,7 +97,7 @@ def network_of(address: str) -> str:
 
 
 class LimitedConnection(Protocol):
-    """What is needed of a connection."""
+    """The part of a connection that the gate needs."""
 
     def rests_since(self) -> float | None:
         """The event loop's time since when it only waits for a request; None while it is at work."""
@@ -112,33 +112,37 @@ class Gate:
         self.limits = limits
         self.count = count
         self._buckets = Buckets(limits.rate, limits.burst)
-        self._guests: set[LimitedConnection] = set()
+        self._connections: set[LimitedConnection] = set()
 
     def __len__(self) -> int:
-        return len(self._guests)
+        return len(self._connections)
 
     def bucket(self, peer: Any) -> Bucket | None:
         return self._buckets.of(peer)
 
-    def enter(self, guest: LimitedConnection, now: float) -> bool:
+    def enter(self, connection: LimitedConnection, now: float) -> bool:
         """Whether there is room, made by closing those that have rested longest."""
         most = self.limits.connections
-        if most and len(self._guests) >= most:
+        if most and len(self._connections) >= most:
             self._make_room(max(1, most // ROOM_SHARE), now)
-            if len(self._guests) >= most:
+            if len(self._connections) >= most:
                 self.count("connections")
                 return False
-        self._guests.add(guest)
+        self._connections.add(connection)
         return True
 
-    def leave(self, guest: LimitedConnection) -> None:
-        self._guests.discard(guest)
+    def leave(self, connection: LimitedConnection) -> None:
+        self._connections.discard(connection)
 
     def _make_room(self, places: int, now: float) -> None:
-        resting = [(since, id(guest), guest) for guest in self._guests if (since := guest.rests_since()) is not None]
-        for since, _, guest in sorted(resting, key=lambda one: one[:2])[:places]:
+        resting = [
+            (since, id(connection), connection)
+            for connection in self._connections
+            if (since := connection.rests_since()) is not None
+        ]
+        for since, _, connection in sorted(resting, key=lambda one: one[:2])[:places]:
             if now - since < IDLE_SECONDS:
                 break
-            self._guests.discard(guest)
+            self._connections.discard(connection)
             self.count("idle")
-            guest.force_close()
+            connection.force_close()

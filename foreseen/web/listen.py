@@ -15,7 +15,7 @@ from foreseen.settings import ProxySettings
 
 BACKLOG = 1024
 OTHER_FILES = 256
-"""What a worker needs beside its callers' connections: Redis, models, logs, metrics; and some to spare."""
+"""Descriptors that a worker needs beside its clients' connections: Redis, models, logs, metrics; and a reserve."""
 
 log = structlog.get_logger()
 

@@ -80,7 +80,7 @@ class Heartbeat:
         return now < self._stalled_until or now - self._due > STALL_SECONDS
 
     async def beat(self) -> None:
-        """For ever."""
+        """Run until cancelled."""
         while True:
             self.take()
             for _ in range(BEATS_PER_TAKE):

@@ -77,7 +77,7 @@ class Purger:
         return await self._living(self._store())
 
     async def _living(self, state: State) -> dict[str, int]:
-        """What the registered workers have confirmed; those that have certainly ended are taken off."""
+        """The last purge that each registered worker confirmed; workers that have certainly ended are deregistered."""
         workers = await state.workers()
         for worker in [name for name in workers if is_gone(name)]:
             await state.leave(worker)
@@ -137,7 +137,7 @@ def admin_application(purger: Purger, targets: Targets, token: Token, body_secon
 
 
 def target_of(document: dict[str, Any]) -> tuple[Kind, str]:
-    """What a purge is of: exactly one of model, digest, key and all. Raises BadRequest."""
+    """The target that a body names: exactly one of model, digest, key and all. Raises BadRequest."""
     given = [kind for kind in ("model", "digest", "key", "all") if document.get(kind) not in (None, False)]
     unknown = document.keys() - {"model", "digest", "key", "all", "timeout_seconds", "even_if_unknown"}
     if len(given) != 1 or unknown:

@@ -17,7 +17,7 @@ UP, DOWN = 0.2, 0.7
 
 
 class FarSkipPolicy:
-    """Of one worker."""
+    """The measurements and the decision of one worker."""
 
     def __init__(self) -> None:
         self._far = 0.0

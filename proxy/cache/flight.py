@@ -80,11 +80,11 @@ class Flights:
         batch = self._in_flight.get(key)
         return batch.waiters[key].future if batch is not None and _suits(batch, flight_key) else None
 
-    def spare(self, key: Key) -> Answer | None:
+    def stale_fallback(self, key: Key) -> Answer | None:
         """The stale answer of a key in flight, for a request that cannot wait any longer."""
         batch = self._in_flight.get(key)
         missed = None if batch is None else batch.missed.get(key)
-        return None if missed is None else missed.spare
+        return None if missed is None else missed.stale_fallback
 
     def add(
         self,

@@ -67,11 +67,11 @@ class Stale(Struct, frozen=True):
 
 
 class Recompute(Struct, frozen=True):
-    """Ask the model. `spare`: where that fails, the entry is better than an error."""
+    """Ask the model. `stale_fallback`: where that fails, the entry is better than an error."""
 
     reason: str
     """`expired`, or `asked` where only the request thinks it too old."""
-    spare: bool
+    stale_fallback: bool
 
 
 class Expired(Struct, frozen=True):

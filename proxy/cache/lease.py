@@ -33,7 +33,7 @@ and without retries every proxy would compute the row."""
 SHARE_WAITED = 0.2
 """A waiter looks again after this share of the time that it has waited, so it adds no more than that to the wait."""
 NEWEST_SHARE = 0.3
-"""What the last answer says of a model's speed, beside those before."""
+"""Weight of the newest answer in a model's moving average of seconds a row."""
 
 SHARED_STEPS: Steps = frozenset(("far", "model", "keep"))
 """Steps that a request must allow for its rows to be shared with other proxies."""
@@ -45,7 +45,7 @@ Compute = Callable[[Sequence[Key], Callable[[], None]], Awaitable[None]]
 
 
 class LeaseTier(Protocol):
-    """What is needed of Redis. All raise FarError."""
+    """The part of Redis that leases need. All methods raise FarError."""
 
     async def lease(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> list[bool]: ...
     async def extend(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> None: ...
@@ -107,11 +107,11 @@ class Leases:
         return self._slow_seconds < inf if each is None else each * rows >= self._slow_seconds
 
     def row_seconds(self, model: str) -> float:
-        """How long a row of a model takes, by what its answers say; 0 as long as none has."""
+        """Seconds a row of a model takes, measured from its answers; 0 until it has given one."""
         return self._row_seconds.get(model, 0.0)
 
     def took(self, model: str, predictions: Sequence[Prediction]) -> None:
-        """What the model's answers say of its speed."""
+        """Record a model's speed from its answers."""
         if not predictions:
             return
         each = sum(prediction.seconds for prediction in predictions) / len(predictions)

@@ -32,7 +32,7 @@ COLD, DEAD, FAR_DOWN = Miss("cold"), Miss("expired"), Miss("far-down")
 
 
 class FarTier(Protocol):
-    """What is needed of the far tier. All raise FarError; a look-up may also return one in place of some values."""
+    """The part of the far tier that is needed here. All raise FarError; `get` may also return one for single keys."""
 
     async def get(self, keys: Sequence[Key]) -> list[bytes | FarError | None]: ...
     async def put(self, entries: Sequence[tuple[Key, bytes, int]]) -> None: ...
@@ -297,8 +297,10 @@ def judge(
             return Answer(prediction, tier, trip=trip)
         case Stale(why):
             return Answer(prediction, "stale", trip=trip, why=why)
-        case Recompute(reason, spare):
-            return Miss(reason, Answer(prediction, "stale", trip=trip, why="stale-if-error") if spare else None)
+        case Recompute(reason, stale_fallback):
+            return Miss(
+                reason, Answer(prediction, "stale", trip=trip, why="stale-if-error") if stale_fallback else None
+            )
         case Expired():
             return DEAD
         case _:
@@ -308,5 +310,5 @@ def judge(
 def both(near: Miss, far: Miss) -> Miss:
     """One miss of both tiers: the more specific reason, and the younger stale fallback."""
     reason = near.reason if far.reason == "cold" else far.reason
-    spares = [missed.spare for missed in (near, far) if missed.spare is not None]
-    return Miss(reason, max(spares, key=lambda spare: spare.prediction.made_at, default=None))
+    fallbacks = [missed.stale_fallback for missed in (near, far) if missed.stale_fallback is not None]
+    return Miss(reason, max(fallbacks, key=lambda answer: answer.prediction.made_at, default=None))

@@ -61,7 +61,7 @@ def _wake(turn: asyncio.Future[None], _: object = None) -> None:
 
 
 class Expiring(Protocol):
-    """What has a deadline, on the event loop's clock."""
+    """A wait with a deadline, on the event loop's clock."""
 
     deadline: float
 
@@ -118,7 +118,7 @@ def in_order(
     keys: Sequence[Key],
     found: Mapping[Key, Answer],
     waits: Mapping[Key, Wait],
-    spare: Callable[[Key], Answer | None],
+    stale_fallback: Callable[[Key], Answer | None],
 ) -> list[Answer]:
     """One answer per row. A row that the model computed for another request, or for an equal row of this one, is
     `collapsed`; a row that is still in flight gets its stale fallback. Raises the error that a flight ended with, or
@@ -129,7 +129,7 @@ def in_order(
         answer = found.get(key)
         if answer is None:
             wait = waits[key]
-            answer = wait.future.result() if wait.future.done() else spare(key)
+            answer = wait.future.result() if wait.future.done() else stale_fallback(key)
             if answer is None:
                 raise DeadlineExceeded("the answer did not come before the deadline")
             if answer.source == "model" and (wait.joined or key in asked):

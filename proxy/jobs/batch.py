@@ -199,7 +199,7 @@ class Batches:
 
 
 class _Said(ForeseenError):
-    """What was wrong with a line when it was submitted."""
+    """The error with which a line was refused at submission."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)

@@ -31,7 +31,7 @@ log = structlog.get_logger()
 
 
 class DeliveryQueue(Protocol):
-    """Where deliveries wait."""
+    """The store of pending deliveries."""
 
     async def claim(self, most: int, lease_seconds: float) -> list[Claimed]: ...
     async def settle(self, claimed: Claimed, outcome: Outcome | None) -> bool: ...
@@ -92,7 +92,7 @@ class Deliveries:
         self._wake.set()
 
     async def run(self) -> None:
-        """For ever."""
+        """Claim and send until cancelled."""
         while True:
             self._wake.clear()
             if not await self.turn():

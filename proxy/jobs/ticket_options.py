@@ -31,7 +31,7 @@ _KEY = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])+)"|([\x21\x23-\x
 
 
 class Prefer:
-    """What a request's `Prefer` says that is understood here."""
+    """The preferences of a request's `Prefer` that the proxy supports: `respond-async` and `wait`."""
 
     def __init__(self, request: web.Request) -> None:
         self.wait: float | None = None

@@ -40,7 +40,7 @@ EARLIEST_UNIX_SECONDS = 1_735_689_600.0
 """2025-01-01: a machine that starts without its time thinks that it is 1970."""
 PROBE_SECONDS = 3.0
 OVERHEAD = 1.3
-"""What a full near or Redis takes beyond its own count: allocators, fragments."""
+"""Factor of a full near's or Redis' memory over its own count: allocators, fragmentation."""
 _FLOOR = re.compile(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?(?:<[0-9.]+,)?(?:>=|==)([0-9][0-9.]*)")
 _EXTRA = re.compile(r"""extra == ['"](\w+)['"]""")
 _OURS = frozenset(("proxy", "cpu"))
@@ -119,7 +119,7 @@ def files(limit: int, connections: int) -> Iterator[Finding]:
 
 
 def backlog(path: Path = Path("/proc/sys/net/core/somaxconn")) -> Iterator[Finding]:
-    """What waits to be accepted; more are dropped and come again after a second."""
+    """The kernel's limit on the accept queue; a connection above it is dropped and retried after a second."""
     try:
         limit = int(path.read_text())
     except (OSError, ValueError):
@@ -252,7 +252,7 @@ async def upstream(address: str, what: str = "upstream") -> AsyncIterator[Findin
 
 
 async def _ask(address: str, name: str) -> dict[str, Any] | None:
-    """What a model process says of itself under `parameters`, None where it is not there or not ready."""
+    """The `parameters` in a model process's metadata, None if it is not reachable or not ready."""
     connector = aiohttp.UnixConnector(address.removeprefix("unix:")) if address.startswith("unix:") else None
     base = "http://model" if connector else address.rstrip("/")
     try:
@@ -269,7 +269,7 @@ async def _ask(address: str, name: str) -> dict[str, Any] | None:
 
 
 def running(settings: DoctorSettings) -> Iterator[Finding]:
-    """What a running proxy has counted."""
+    """Findings from the metrics of a running proxy."""
     url = settings.url or url_at(settings.host, settings.port)
     try:
         now = scrape(url)
@@ -312,7 +312,7 @@ def counted(now: Scrape, url: str) -> Iterator[Finding]:
 
 
 def memory_bytes() -> int | None:
-    """What this machine or, if less, this container has."""
+    """Memory of this machine or, if less, of this container."""
     limits = []
     for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
         try:

@@ -12,7 +12,7 @@ Grade = Literal["ok", "note", "must"]
 
 
 class Finding(Struct, frozen=True):
-    """What was looked at, what was seen and, unless it is well, what to do."""
+    """One check: what was checked, what was seen and, unless it is well, the fix."""
 
     grade: Grade
     what: str

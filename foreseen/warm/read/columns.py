@@ -30,7 +30,7 @@ from foreseen.warm.read.numbers import value_of
 
 
 class Spec(Protocol):
-    """What inputs and outputs of either signature have."""
+    """The fields common to inputs and outputs of both signatures."""
 
     @property
     def name(self) -> str: ...
@@ -122,7 +122,7 @@ def floats(column: pa.Array, otherwise: float) -> Array:
 
 
 class _TargetType(Struct, frozen=True):
-    """What one column is read as. `missing`: nulls and NaN are values."""
+    """The type that one column is read as. `missing`: nulls and NaN are values."""
 
     datatype: Datatype
     shape: tuple[int, ...]

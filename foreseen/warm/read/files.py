@@ -102,7 +102,7 @@ def _streams(url: str) -> Iterator[tuple[Any, Any]]:
 
 
 _BROKEN = (LZMAError, zlib.error)
-"""What else a damaged file raises."""
+"""Further errors that a damaged file raises."""
 
 
 def format_of(url: str) -> Format | None:

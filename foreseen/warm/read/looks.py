@@ -27,7 +27,7 @@ def arrow_reader(file: Any) -> Any:
 
 
 class Look(Struct):
-    """What a file is seen to hold. `sampled` are the rows of the first part of a text file."""
+    """The contents of a file as inspected. `sampled` are the rows of the first part of a text file."""
 
     columns: tuple[str, ...] | None
     rows: int | None

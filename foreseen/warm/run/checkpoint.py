@@ -64,7 +64,7 @@ class Checkpoint:
             raise SetupError(f"{folder}: {error.strerror}; give --checkpoint a folder that can be written") from None
 
     def read(self) -> Progress:
-        """Where to go on; a fresh start where there is nothing to go on from."""
+        """The progress to go on from; a fresh start if there is none."""
         try:
             progress = msgspec.json.decode(self._path.read_bytes(), type=Progress)
         except (FileNotFoundError, msgspec.DecodeError):

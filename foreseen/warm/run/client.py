@@ -52,7 +52,7 @@ class V2Client:
         self._base = urlsplit(address).path.rstrip("/") if address.startswith("http") else ""
 
     def metadata(self) -> dict[str, Any]:
-        """What the server says of the model, at once or not at all. Raises ModelUnavailable."""
+        """The server's metadata of the model, without retries. Raises ModelUnavailable."""
         try:
             status, _, body = self._exchange("GET", f"{self._base}/v2/models/{self._model}", None, {})
             ready, _, _ = self._exchange("GET", f"{self._base}/v2/models/{self._model}/ready", None, {})

@@ -31,7 +31,7 @@ from foreseen.warm.run.progress_reporter import ProgressReporter
 from foreseen.warm.run.resolve import check_digests, check_types, plan_of, state_of, wanted_columns
 from foreseen.warm.run.sched_idle import only_when_idle
 from foreseen.warm.run.verify import Sample
-from foreseen.warm.run.warm_worker import Done, WarmTarget, WarmWorker, through_of
+from foreseen.warm.run.warm_worker import Done, WarmTarget, WarmWorker, proxy_target_of
 from foreseen.warm.run.warmer import ReadyBatch, Warmer
 from foreseen.warm.write.importer import OUTPUT_PREFIX
 from foreseen.warm.write.results import where
@@ -62,7 +62,7 @@ class Inside(Protocol):
 
 
 class Summary(Struct):
-    """What became of all rows, over all attempts of this run."""
+    """The results of all rows, over all attempts of this run."""
 
     model: str
     mode: str
@@ -92,7 +92,7 @@ class Job:
         self.files = files_of(named)
         self.target: WarmTarget
         if settings.url is not None:
-            self.target, self.plan = through_of(settings)
+            self.target, self.plan = proxy_target_of(settings)
         else:
             self.plan, self.facts = plan_of(settings)
             self.target = Warmer(self.plan)
@@ -143,7 +143,7 @@ class Job:
         return min(self.settings.chunk_rows, COMPUTED_ROWS) if computing else self.settings.chunk_rows
 
     def dry(self) -> Forecast:
-        """What a run would do; changes nothing."""
+        """Forecast the run; changes nothing."""
         if not isinstance(self.target, Warmer):
             raise SetupError("--dry-run looks into Redis itself; leave --url away")
         batches = (chunk.batch for file in self.files for chunk in self.chunks(file, 0))

@@ -28,7 +28,7 @@ ENTRY_BYTES = 110
 
 
 class Forecast(Struct):
-    """What a run would do. Seconds are None where the model would have to compute and does not run."""
+    """The forecast of a run. Seconds are None where the model would have to compute and does not run."""
 
     rows: int
     distinct: int

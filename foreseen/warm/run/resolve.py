@@ -25,7 +25,7 @@ from foreseen.warm.write.importer import MADE_AT_COLUMN, OUTPUT_PREFIX, SECONDS_
 
 
 class ResolvedModel(Struct, frozen=True):
-    """What is known of the model in force. `running` is whether its process said so just now."""
+    """The model in force. `running` is whether its process answered just now."""
 
     digest: str
     preparation: str

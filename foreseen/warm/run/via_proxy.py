@@ -64,7 +64,7 @@ class ViaProxy:
         self.columns: dict[str, str] = {}
         self.outputs: dict[str, str] = {}
         self.token: str | None = None
-        """Where it is given, rows come with their outputs, which are handed over."""
+        """If it is given, rows come with their outputs, which are imported."""
         self.answered: Callable[[int], None] = lambda _: None
         """Called with the number of rows whenever some of a batch are through, in any thread."""
         self._rate = rows_per_second

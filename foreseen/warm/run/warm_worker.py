@@ -22,7 +22,7 @@ from foreseen.warm.write.results import Store, store_of
 
 
 class WarmTarget(Protocol):
-    """What warms a batch: a Warmer, or a proxy."""
+    """Warms a batch: a Warmer, or a proxy."""
 
     answered: Callable[[int], None]
 
@@ -31,7 +31,7 @@ class WarmTarget(Protocol):
 
 
 class Done(Struct):
-    """What became of one chunk. `counts` are in the order of `RESULTS`; rejects are ready to be written."""
+    """The results of one chunk. `counts` are in the order of `RESULTS`; rejects are ready to be written."""
 
     file: int
     start: int
@@ -77,11 +77,11 @@ class WarmWorker:
 
 
 def target_of(settings: WarmSettings, plan: Plan) -> WarmTarget:
-    """What the plan is carried out by; where a proxy is asked this asks it what it serves. Raises SetupError."""
-    return Warmer(plan) if settings.url is None else through_of(settings)[0]
+    """The target that executes the plan; a proxy is asked for its metadata first. Raises SetupError."""
+    return Warmer(plan) if settings.url is None else proxy_target_of(settings)[0]
 
 
-def through_of(settings: WarmSettings) -> tuple[ViaProxy, Plan]:
+def proxy_target_of(settings: WarmSettings) -> tuple[ViaProxy, Plan]:
     """A proxy, and the plan as far as one that goes through it needs one. Raises SetupError."""
     assert settings.url is not None
     token = None

@@ -119,7 +119,7 @@ class Warmer:
         return self._opened().timed(rows)
 
     def predicted(self, batch: pa.RecordBatch, places: Sequence[int]) -> dict[int, Prediction]:
-        """What the model says of these rows now, cached or not; stores nothing."""
+        """The model's present answers to these rows, cached or not; stores nothing."""
         return self._opened().predicted(batch, places)
 
     def _opened(self) -> _Open:
@@ -142,7 +142,7 @@ def preparer_of(manifest: Manifest, data: Any) -> Preparer:
 
 
 class _Open:
-    """What a warmer holds while it works."""
+    """The open connections and state of a warmer."""
 
     def __init__(self, plan: Plan, answered: Callable[[int], None]) -> None:
         manifest, root = plan.manifest, read_secret(plan.secret_file or plan.data / "secret")
@@ -245,7 +245,7 @@ class _Open:
         return ReadyBatch(Warmed(keys, np.full(batch.num_rows, FAILED, np.int8), bad, {}), waiters, generation)
 
     def _found(self, keys: Sequence[Key]) -> dict[Key, Prediction]:
-        """What Redis has and proves to be the entry; the rest is as good as not there."""
+        """The entries that Redis has and that verify; the others count as missing."""
         found, now = {}, time.time()
         with self._lock:
             values = self._pipe.get(keys)

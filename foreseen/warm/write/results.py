@@ -39,7 +39,7 @@ _BOUNDS: dict[str, dict[str, Any]] = {
 
 
 class Store(Protocol):
-    """Where predictions go. `write` is idempotent and is through when it returns."""
+    """A store of predictions. `write` is idempotent and has stored its rows when it returns."""
 
     def write(self, file: int, url: str, chunk: Chunk, warmed: Warmed) -> None: ...
     def close(self) -> None: ...
@@ -233,12 +233,12 @@ def _answer_columns(sql: Any) -> list[tuple[str, Any]]:
 
 
 def _place_columns(sql: Any) -> list[tuple[str, Any]]:
-    """What names one row of the input."""
+    """The fields that name one row of the input."""
     return [("model", sql.Text), ("file", sql.Text), ("row_number", sql.BigInteger), ("item", sql.Integer)]
 
 
 def where(settings: WarmSettings) -> str | None:
-    """Where the predictions of a run lie, in words and without a password."""
+    """The place of a run's predictions as text, without a password."""
     if settings.out is not None:
         return f"{settings.out} (Parquet)"
     if settings.sql is None:

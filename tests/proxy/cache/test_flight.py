@@ -180,12 +180,12 @@ async def test_a_spare_is_there_while_its_key_is_aloft() -> None:
     stale = Answer(predicted(9), "stale")
     script.flights.add(KEYS[0], row(1), PARTY, 1.0, None, Miss("expired", stale))
     script.flights.add(KEYS[1], row(2), PARTY, 1.0)
-    assert script.flights.spare(KEYS[0]) is stale
-    assert script.flights.spare(KEYS[1]) is None
-    assert script.flights.spare(KEYS[2]) is None
+    assert script.flights.stale_fallback(KEYS[0]) is stale
+    assert script.flights.stale_fallback(KEYS[1]) is None
+    assert script.flights.stale_fallback(KEYS[2]) is None
     script.word.set()
     await script.flights.drain(5)
-    assert script.flights.spare(KEYS[0]) is None
+    assert script.flights.stale_fallback(KEYS[0]) is None
 
 
 async def test_a_forgotten_key_is_joined_by_nobody_and_still_lands() -> None:
