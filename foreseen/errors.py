@@ -119,8 +119,8 @@ class HeadTimeout(ForeseenError):
 
 
 class HeadTooLarge(ForeseenError):
-    """The request's head has more than `--headers` fields, one longer than `--header-bytes`, or arrives in parts of
-    more than `--head-bytes`."""
+    """The request's head has more than 128 fields, one longer than 8,190 bytes, or arrives in parts of more than
+    64 KiB."""
 
     status, code = 431, "head_too_large"
     fix = "Send fewer or shorter header fields."
@@ -298,7 +298,7 @@ class QueueFull(ForeseenError):
     """As many jobs wait, or as many bytes of jobs and results are kept, as may be."""
 
     status, code = 503, "queue_full"
-    fix = "Ask again after `Retry-After`; more workers, or `--queue-jobs`, `--queue-bytes`."
+    fix = "Ask again after `Retry-After`; more workers, or a larger `--queue-bytes`."
 
     def __init__(self, message: str, *, retry_after: int = 5) -> None:
         super().__init__(message, retry_after=retry_after)

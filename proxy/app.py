@@ -35,7 +35,7 @@ from foreseen.proxy.cache.generations import Generations
 from foreseen.proxy.cache.lease import Leases
 from foreseen.proxy.cache.near import Near
 from foreseen.proxy.cache.purge_mark import PurgeMark
-from foreseen.proxy.cache.tiers import Tiers
+from foreseen.proxy.cache.tiers import TierLimits, Tiers
 from foreseen.proxy.fastpath.fast_connection import FastConnection
 from foreseen.proxy.fastpath.known_heads import KnownHeads
 from foreseen.proxy.fastpath.responder import Responder
@@ -50,7 +50,7 @@ from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.serve import Server
 from foreseen.queue.queue import connect_queue
-from foreseen.queue.queue_types import Bounds
+from foreseen.queue.queue_types import MAX_JOBS, Bounds
 from foreseen.queue.records import Records
 from foreseen.queue.targets import Allowed
 from foreseen.settings import ProxySettings
@@ -104,7 +104,7 @@ class Proxy:
             near=Near(settings.near_bytes),
             far=self.far,
             metrics=self.metrics,
-            limits=settings,
+            limits=TierLimits(far_pending_bytes=settings.far_pending_bytes),
         )
         given = None if settings.state == "none" else settings.state
         access, replicas = access_of(settings), settings.state_replicas
@@ -116,7 +116,7 @@ class Proxy:
         self.heavy = Heavy()
         self.server = Server(
             self.pipeline,
-            Observer(self.pipeline, self.metrics, settings.observe_tolerance),
+            Observer(self.pipeline, self.metrics),
             self.metrics,
             self.answers,
             RequestCounter(self.metrics, self.served, AccessLog(settings.access_log_hits)),
@@ -273,8 +273,6 @@ class Proxy:
         process = ModelProcess(
             manifest,
             address or f"unix:{model_socket(self.settings.data, name)}",
-            rows_per_request=self.settings.model_rows,
-            requests=self.settings.model_requests,
             quarantine_seconds=self.settings.quarantine_seconds,
             trials=self.trials,
         )
@@ -341,7 +339,7 @@ def _far(settings: ProxySettings, check: bytes) -> OwnedEntries | None:
         return None
     url = settings.redis or f"unix://{redis_socket(settings.data)}"
     budget_seconds = settings.far_budget_ms / 1000
-    entries = far_at(url, budget_seconds, keys_per_call=settings.far_keys, access=access_of(settings))
+    entries = far_at(url, budget_seconds, access=access_of(settings))
     return OwnedEntries(entries, check)
 
 
@@ -350,9 +348,6 @@ def _limits(settings: ProxySettings) -> ListenerLimits:
     return ListenerLimits(
         connections=files_for(settings.connections),
         requests=settings.connection_requests,
-        head_bytes=settings.head_bytes,
-        header_bytes=settings.header_bytes,
-        headers=settings.headers,
         head_seconds=settings.head_seconds,
         write_seconds=settings.write_seconds,
         rate=settings.rate,
@@ -372,7 +367,7 @@ def _freshness(settings: ProxySettings) -> Freshness:
 
 def bounds_of(settings: ProxySettings) -> Bounds:
     """How much the queue holds, and for how long."""
-    return Bounds(settings.queue_jobs, settings.queue_bytes, settings.job_seconds, settings.result_seconds)
+    return Bounds(MAX_JOBS, settings.queue_bytes, settings.job_seconds, settings.result_seconds)
 
 
 def _assert_parser() -> None:

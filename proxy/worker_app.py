@@ -103,7 +103,6 @@ async def _telling(proxy: Proxy) -> AsyncIterator[None]:
         WebhookPayloads(jobs, proxy.records),
         caller,
         tries=settings.webhook_tries,
-        at_once=settings.webhook_calls,
         seconds=seconds,
     )
     running = asyncio.create_task(deliveries.run())

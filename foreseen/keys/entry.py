@@ -41,6 +41,9 @@ _HEAD_DTYPE = np.dtype(
 """The same as a packed record, for many at a time."""
 _MAX_LAYOUTS = 1024
 
+MAX_FAR_VALUE_BYTES = 4 * 2**20
+"""A larger entry is answered but not stored in the far tier."""
+
 FAR_OVERHEAD_BYTES = 200
 """Bytes that Redis spends on an entry beside its value: key, dictionary slot, expiry, allocator rounding. Measured."""
 

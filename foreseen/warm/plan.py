@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from msgspec import Struct
 
+from foreseen.keys.entry import MAX_FAR_VALUE_BYTES
 from foreseen.modelspec.manifest import Manifest
 from foreseen.queue.warm_progress import RESULTS
 from foreseen.types import Array, Prediction
@@ -59,7 +60,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     ttl_seconds: float = 604800.0
     jitter: float = 0.1
     """Entries that are made together do not expire together."""
-    value_bytes: int = 4 * 2**20
+    value_bytes: int = MAX_FAR_VALUE_BYTES
     """A larger entry is not stored."""
     patience_seconds: float = 60.0
     """How long a model process or a Redis that is away, full or silent is waited for."""

@@ -253,8 +253,6 @@ def in_front_of(
         digest=(manifest.digest if manifest is not None else None) or settings.upstream_digest,
         tolerance=settings.upstream_tolerance,
         probe=settings.upstream_probe,
-        rows_per_request=settings.model_rows,
-        requests=settings.model_requests,
         quarantine_seconds=settings.quarantine_seconds,
         trials=trials,
     )

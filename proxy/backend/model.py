@@ -57,6 +57,10 @@ Tensors = list[tuple[str, str, Array]]
 
 PROBE_SECONDS = 2.0
 MAX_ERROR_CHARACTERS = 300
+ROWS_PER_REQUEST = 256
+"""Rows of one request to a model process; more are split."""
+MAX_REQUESTS = 64
+"""Requests to one model process at a time; more wait."""
 
 
 RETURN_SECONDS = (0.02, 0.2)
@@ -95,8 +99,8 @@ class ModelProcess:
         manifest: Manifest,
         address: str,
         *,
-        rows_per_request: int,
-        requests: int,
+        rows_per_request: int = ROWS_PER_REQUEST,
+        requests: int = MAX_REQUESTS,
         quarantine_seconds: float = 600.0,
         trials: IsolationLock | None = None,
     ) -> None:

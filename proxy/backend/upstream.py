@@ -76,8 +76,6 @@ class UpstreamProcess(ModelProcess):
         digest: str | None,
         tolerance: float,
         probe: bool,
-        rows_per_request: int,
-        requests: int,
         quarantine_seconds: float,
         trials: IsolationLock | None = None,
     ) -> None:
@@ -87,8 +85,6 @@ class UpstreamProcess(ModelProcess):
         super().__init__(
             own,
             address,
-            rows_per_request=rows_per_request,
-            requests=requests,
             quarantine_seconds=quarantine_seconds,
             trials=trials,
         )

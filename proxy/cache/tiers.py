@@ -15,7 +15,7 @@ from typing import Protocol, assert_never
 from msgspec import Struct
 
 from foreseen.errors import EntryError, FarError
-from foreseen.keys.entry import EntryCodec
+from foreseen.keys.entry import MAX_FAR_VALUE_BYTES, EntryCodec
 from foreseen.keys.key import Framer, SpaceKey, keys_of_frames, space_key
 from foreseen.proxy.cache.clock import SteadyClock
 from foreseen.proxy.cache.freshness import Expired, Fresh, Policy, Recompute, Stale, decide, fresh, kept_for
@@ -28,6 +28,7 @@ MAX_FORGOTTEN = 100_000
 """Purged keys that are remembered; before there are more, the state store purges everything instead."""
 SKEW_SECONDS = 2.0
 """An entry that another machine made so shortly after its key was purged may be one of before, by that one's clock."""
+MAX_FAR_PENDING_BYTES = 64 * 2**20
 COLD, DEAD, FAR_DOWN = Miss("cold"), Miss("expired"), Miss("far-down")
 
 
@@ -39,15 +40,15 @@ class FarTier(Protocol):
     async def forget(self, keys: Sequence[Key]) -> int: ...
 
 
-class TierLimits(Protocol):
-    """The settings that bound the tiers and the pipeline."""
+class TierLimits(Struct, frozen=True):
+    """How much the far tier gets."""
 
-    @property
-    def waiting_rows(self) -> int: ...
-    @property
-    def far_value_bytes(self) -> int: ...
-    @property
-    def far_pending_bytes(self) -> int: ...
+    far_value_bytes: int = MAX_FAR_VALUE_BYTES
+    far_pending_bytes: int = MAX_FAR_PENDING_BYTES
+    """Entries on their way; more are dropped."""
+
+
+_LIMITS = TierLimits()
 
 
 class LookResult(Struct, frozen=True):
@@ -78,7 +79,7 @@ class Tiers:
         near: Near,
         far: FarTier | None,
         metrics: ProxyMetrics,
-        limits: TierLimits,
+        limits: TierLimits = _LIMITS,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self.near = near

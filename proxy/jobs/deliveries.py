@@ -25,6 +25,8 @@ FIRST_PAUSE_SECONDS, GROWTH, LONGEST_PAUSE_SECONDS = 5.0, 4.0, 3600.0
 LEASE_MARGIN_SECONDS = 5.0
 IDLE_SECONDS = 1.0
 CROWDED_SECONDS = 2.0
+MAX_CALLS = 16
+"""Webhooks under way at a time; a fourth of them to one host."""
 """When a delivery comes up again whose host has enough calls in flight."""
 
 log = structlog.get_logger()
@@ -67,7 +69,7 @@ class Deliveries:
         calls: Calls,
         *,
         tries: int,
-        at_once: int,
+        at_once: int = MAX_CALLS,
         seconds: float,
         chance: Callable[[], float] = random.random,
     ) -> None:

@@ -22,7 +22,6 @@ LIMITS = (
     "--head-seconds=1",
     "--body-seconds=1",
     "--write-seconds=1",
-    "--headers=40",
     "--body-bytes=40000000",
 )
 BODY = json.dumps(ask_fingerprint(numbers(72))).encode()

@@ -67,7 +67,6 @@ def plan_of(settings: WarmSettings) -> tuple[Plan, ResolvedModel]:
         batch_ms=settings.batch_ms,
         rows_per_second=settings.rows_per_second,
         ttl_seconds=manifest.freshness.hard_seconds or settings.ttl_seconds,
-        value_bytes=settings.far_value_bytes,
         patience_seconds=settings.patience_seconds,
     )
     return plan, facts

@@ -317,7 +317,7 @@ class _Open:
         if keep:
             entries = {key: self._codec.pack(key, prediction) for key, prediction in answered.items()}
             for key in [key for key, entry in entries.items() if len(entry) > self._plan.value_bytes]:
-                failed[key] = f"its entry has {len(entries.pop(key))} bytes, more than --far-value-bytes"
+                failed[key] = f"its entry has {len(entries.pop(key))} bytes, more than {self._plan.value_bytes}"
             with self._lock:
                 self._pipe.put(list(entries), list(entries.values()), [answered[key].expires_at for key in entries])
             self._answered(len(keys))

@@ -88,7 +88,7 @@ class Importer:
                 continue
             for at, lines in self._packed(own, places, outputs, times):
                 if lines.shape[1] > self._plan.value_bytes:
-                    why = f"its entry has {lines.shape[1]} bytes, more than --far-value-bytes"
+                    why = f"its entry has {lines.shape[1]} bytes, more than {self._plan.value_bytes}"
                     bad.update(dict.fromkeys(places[at].tolist(), why))
                     continue
                 sent = [own[i] for i in at.tolist()] if len(at) < len(own) else own
