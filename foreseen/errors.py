@@ -1,4 +1,4 @@
-"""What can go wrong, with status and stable code. Each error belongs to one arrow of the way of a request.
+"""All errors, with status and stable code, in the order of a request's steps.
 
 Anything that is not one of these is a 500 "internal error" whose details only the log sees. `docs/errors.md` is made of
 the docstrings, which say what happened, and of `fix`.
@@ -18,7 +18,7 @@ class ForeseenError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
     fix: ClassVar[str] = "Report it."
-    """What who reads `docs/errors.md` can do."""
+    """The remedy that `docs/errors.md` names."""
 
     def __init__(
         self,
@@ -35,14 +35,14 @@ class ForeseenError(Exception):
         self.param = param
 
 
-# decode and prepare: the client's to mend.
+# decode and prepare: the client can fix these.
 
 
 class BadRequest(ForeseenError):
     """The body or a header cannot be understood; the message names the field."""
 
     status, code = 400, "bad_request"
-    fix = "Mend the request."
+    fix = "Correct the request."
 
 
 class BadInput(BadRequest):
@@ -163,7 +163,7 @@ class Unsupported(ForeseenError):
     fix = "Do without."
 
 
-# model: the model process's or the operator's to mend.
+# model: the operator can fix these.
 
 
 class ModelUnavailable(ForeseenError):
@@ -244,7 +244,7 @@ class NotConfirmed(ForeseenError):
 
 
 class UnknownPrediction(ForeseenError):
-    """No prediction of this id was ever promised to this caller."""
+    """There is no prediction of this id for this client."""
 
     status, code = 404, "unknown_prediction"
     fix = "Use the `Location` of the 202 as it came."

@@ -1,9 +1,9 @@
-"""Open Inference Protocol V2 bodies ↔ tensors, JSON and binary, with no socket anywhere.
+"""Open Inference Protocol V2 bodies ↔ tensors, in JSON and binary form. No I/O.
 
 Sources: kserve/open-inference-protocol `inference_rest.md`; triton-inference-server/server
 `docs/protocol/extension_binary_data.md` and `extension_classification.md`.
 
-The law of this file: what it lets through is well-formed. Whether it is what the model takes is for others to say.
+The rule of this file: what it accepts is well-formed. `prepare` checks whether the model accepts it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Request(Struct, frozen=True):
     binary: bool = False
     """Whether outputs that do not say otherwise are wanted as binary tensors."""
     members: RequestMembers = NO_MEMBERS
-    """What else it holds, where that was asked for."""
+    """Its other members, if they were asked for."""
 
 
 class OutputTensor(Struct, frozen=True):
@@ -86,7 +86,7 @@ class Response(Struct, frozen=True):
     parameters: dict[str, Any]
     outputs: tuple[InputTensor, ...]
     members: ReplyMembers = NO_REPLY_MEMBERS
-    """What it holds beside its tensors, where that was asked for."""
+    """Its members beside tensors, if they were asked for."""
 
 
 class _Tensor(Struct):
@@ -97,7 +97,7 @@ class _Tensor(Struct):
     data: Any = UNSET
 
 
-class _Wanted(Struct):
+class _RequestedOutput(Struct):
     name: str
     parameters: dict[str, Any] | None = None
 
@@ -106,7 +106,7 @@ class _RequestBody(Struct):
     inputs: list[_Tensor]
     id: str | None = None
     parameters: dict[str, Any] | None = None
-    outputs: list[_Wanted] | None = None
+    outputs: list[_RequestedOutput] | None = None
 
 
 class _OnlyId(Struct):
@@ -352,7 +352,7 @@ def _binary_size(tensor: _Tensor, field: str) -> int | None:
     return size
 
 
-def _wanted(output: _Wanted, field: str) -> WantedOutput:
+def _wanted(output: _RequestedOutput, field: str) -> WantedOutput:
     parameters = output.parameters or {}
     classes = parameters.get("classification")
     if classes is not None and (type(classes) is not int or classes < 0):

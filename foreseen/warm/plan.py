@@ -1,4 +1,4 @@
-"""What a warmer is told: everything it needs to open its own connections, wherever it is unpickled."""
+"""A warmer's plan: everything it needs to open its own connections, wherever it is unpickled."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     """Certificates (PEM) that verify the state store over TLS; default: the system's."""
     sentinel_user: str | None = None
     sentinel_password_file: Path | None = None
-    """What Sentinels ask for, where they say where the state store is."""
+    """Credentials of the Sentinels that locate the state store."""
     mode: Literal["compute", "import"] = "compute"
     inputs: dict[str, str] = {}
     """Column → input, where they differ."""
@@ -67,7 +67,7 @@ class Plan(Struct, frozen=True, kw_only=True):
 
 
 class Warmed(Struct):
-    """What became of the rows of one batch. `keys[i]` is empty where row i failed before it had one."""
+    """The results of one batch. `keys[i]` is empty where row i failed before it had one."""
 
     keys: list[bytes]
     codes: Array
@@ -81,7 +81,7 @@ class Warmed(Struct):
         return dict(zip(RESULTS, found, strict=True))
 
     def table(self) -> pa.Table:
-        """key, result, reason: a small table for whoever called."""
+        """key, result, reason: a small table for the caller."""
         words = pa.DictionaryArray.from_arrays(pa.array(self.codes, pa.int8()), pa.array(RESULTS))
         return pa.table(
             {

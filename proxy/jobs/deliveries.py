@@ -1,7 +1,7 @@
-"""The outbox → receivers: claims what is due, sends it, and settles it or puts it off, growing pauses apart.
+"""Delivers webhooks: claims those that are due, sends them, and settles them or retries with exponential backoff.
 
-So many at a time, and of these so many to one host, so that a receiver that hangs costs only its own deliveries their
-time. What this process has claimed and does not settle, because it dies, is due again when its lease is over.
+Calls are limited in number, in total and for each host, so that a receiver that hangs delays only its own deliveries.
+If this process dies, a delivery that it claimed and did not settle is due again when its lease ends.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = structlog.get_logger()
 
 
 class DeliveryQueue(Protocol):
-    """Where deliveries wait."""
+    """The store of pending deliveries."""
 
     async def claim(self, most: int, lease_seconds: float) -> list[Claimed]: ...
     async def settle(self, claimed: Claimed, outcome: Outcome | None) -> bool: ...
@@ -41,14 +41,14 @@ class DeliveryQueue(Protocol):
 
 
 class PayloadWriter(Protocol):
-    """Who writes what is to be said."""
+    """Writes the payload of a delivery."""
 
     async def write(self, claimed: Claimed) -> Delivery | None:
-        """The event of a ticket; None where there is nothing to tell (any longer)."""
+        """The event of a ticket; None where there is nothing to send (any longer)."""
 
 
 class Calls(Protocol):
-    """The way to the receiver."""
+    """Calls the receiver."""
 
     async def call(self, delivery: Delivery) -> tuple[Outcome, str]: ...
 
@@ -60,12 +60,12 @@ def pause_after(tries: int, share: float) -> float:
 
 
 class Deliveries:
-    """Of one process."""
+    """The deliveries of one process."""
 
     def __init__(
         self,
-        box: DeliveryQueue,
-        clerk: PayloadWriter,
+        outbox: DeliveryQueue,
+        writer: PayloadWriter,
         calls: Calls,
         *,
         tries: int,
@@ -74,8 +74,8 @@ class Deliveries:
         chance: Callable[[], float] = random.random,
     ) -> None:
         """At most so many `tries`, calls `at_once`, and `seconds` of one call."""
-        self._box = box
-        self._clerk = clerk
+        self._outbox = outbox
+        self._writer = writer
         self._calls = calls
         self._tries = tries
         self._at_once = at_once
@@ -84,23 +84,23 @@ class Deliveries:
         self._chance = chance
         self._sending: set[asyncio.Task[None]] = set()
         self._hosts: Counter[str] = Counter()
-        self._news = asyncio.Event()
+        self._wake = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<Deliveries {len(self._sending)} of {self._at_once} under way, to {len(self._hosts)} hosts>"
 
     def nudge(self) -> None:
         """A job of this process has ended: look at once."""
-        self._news.set()
+        self._wake.set()
 
     async def run(self) -> None:
-        """For ever."""
+        """Claim and send until cancelled."""
         while True:
-            self._news.clear()
+            self._wake.clear()
             if not await self.turn():
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(IDLE_SECONDS):
-                        await self._news.wait()
+                        await self._wake.wait()
 
     async def turn(self) -> int:
         """Claim what there is room for and start to send it; how many were claimed."""
@@ -108,7 +108,7 @@ class Deliveries:
         if not room:
             return 0
         try:
-            claimed = await self._box.claim(room, self._lease_seconds)
+            claimed = await self._outbox.claim(room, self._lease_seconds)
         except QueueUnavailable:
             return 0
         for one in claimed:
@@ -129,20 +129,20 @@ class Deliveries:
 
     def _sent(self, task: asyncio.Task[None]) -> None:
         self._sending.discard(task)
-        self._news.set()
-        if not task.cancelled() and (error := task.exception()) is not None:  # its lease brings the delivery back
+        self._wake.set()
+        if not task.cancelled() and (error := task.exception()) is not None:  # due again when its lease ends
             log.error("internal error", route="webhook", error=type(error).__name__, exc_info=error)
 
     async def _send(self, claimed: Claimed) -> None:
-        """One claimed delivery, sent and settled. Where the state store is away, the lease runs out instead."""
+        """Send and settle one claimed delivery. If the state store is not reachable, the lease expires instead."""
         try:
-            delivery = await self._clerk.write(claimed)
+            delivery = await self._writer.write(claimed)
             if delivery is None:
-                await self._box.settle(claimed, None)
+                await self._outbox.settle(claimed, None)
                 return
             host = _host_of(delivery)
             if self._hosts[host] >= self._per_host:
-                await self._box.put_off(claimed, CROWDED_SECONDS * (0.5 + self._chance()), failed=False)
+                await self._outbox.put_off(claimed, CROWDED_SECONDS * (0.5 + self._chance()), failed=False)
                 return
             self._hosts[host] += 1
             try:
@@ -152,7 +152,7 @@ class Deliveries:
                 self._hosts += Counter()  # forgets hosts at zero
             await self._settle(claimed, outcome, why)
         except QueueUnavailable:
-            log.warning("webhook not settled: the state store is away", job=claimed.job.hex()[:12])
+            log.warning("webhook not settled: state store not reachable", job=claimed.job.hex()[:12])
 
     async def _settle(self, claimed: Claimed, outcome: Outcome, why: str) -> None:
         if outcome == "failed" and claimed.tries >= self._tries:
@@ -160,9 +160,9 @@ class Deliveries:
         level = log.debug if outcome == "delivered" else log.warning
         level("webhook", outcome=outcome, why=why, tries=claimed.tries, job=claimed.job.hex()[:12])
         if outcome == "failed":
-            await self._box.put_off(claimed, pause_after(claimed.tries, self._chance()), failed=True)
+            await self._outbox.put_off(claimed, pause_after(claimed.tries, self._chance()), failed=True)
         else:
-            await self._box.settle(claimed, outcome)
+            await self._outbox.settle(claimed, outcome)
 
 
 def _host_of(delivery: Delivery) -> str:

@@ -1,4 +1,4 @@
-"""JSON Lines of a batch → what each line asks, or what is wrong with it. Pure.
+"""Parses the JSON Lines of a batch: a request for each line, or the error of that line. Pure.
 
 A line is a V2 request that names its model, or wraps a request as batches of OpenAI's API do:
 
@@ -34,7 +34,7 @@ _URL = re.compile(
 
 
 class RequestLine(Struct, frozen=True):
-    """What one line asks. The model is empty where the body names it."""
+    """The request of one line. `model` is empty where the body names it."""
 
     custom_id: str | None
     model: str

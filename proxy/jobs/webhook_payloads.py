@@ -1,4 +1,4 @@
-"""A ticket that has ended → the event that tells it: what a poll would have shown, and no input or output."""
+"""Payloads of webhooks: the event of a ticket that has ended, with the body of a poll and without input or output."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class WebhookPayloads:
 
     async def write(self, claimed: Claimed) -> Delivery | None:
         """The event of a ticket; None where it has expired by now, where it is open again because an operator had it
-        tried once more (its next end is told), and where what lies in the store is not what was put there.
+        tried once more (its next end is sent), and where the stored record does not verify.
 
         Raises QueueUnavailable.
         """
@@ -36,20 +36,20 @@ class WebhookPayloads:
             if hook.nonce != claimed.nonce:
                 raise EntryError("identity")
         except EntryError as error:
-            log.error("a webhook in the state store is not what was put there", reason=error.reason)
+            log.error("state store: a webhook record does not verify", reason=error.reason)
             return None
         ticket = self._records.ticket_id(claimed.job, claimed.nonce, hook.scope)
         try:
-            told = await self._jobs.look(ticket, hook.scope)
+            status = await self._jobs.look(ticket, hook.scope)
         except (PredictionGone, UnknownPrediction):
             return None
-        return event(hook.url, told) if told.ended else None
+        return event(hook.url, status) if status.ended else None
 
 
-def event(url: str, told: TicketStatus) -> Delivery:
+def event(url: str, status: TicketStatus) -> Delivery:
     """The event of a ticket's end. The same end gives the same bytes under the same webhook-id, however often it is
     sent; a second end, after an operator's retry, is another event."""
-    ended_at = told.ended_at or told.created_at
+    ended_at = status.ended_at or status.created_at
     at = datetime.fromtimestamp(ended_at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    body = orjson.dumps({"type": f"prediction.{told.state}", "timestamp": at, "data": document(told)})
-    return Delivery(f"msg_{told.id}_{int(ended_at * 1000)}", url, body)
+    body = orjson.dumps({"type": f"prediction.{status.state}", "timestamp": at, "data": document(status)})
+    return Delivery(f"msg_{status.id}_{int(ended_at * 1000)}", url, body)

@@ -1,9 +1,8 @@
-"""One delivery → one signed POST (Standard Webhooks 1.0) → what came of it.
+"""Sends one webhook as a signed POST (Standard Webhooks 1.0), guarded against SSRF.
 
-The receiver is hostile until shown otherwise: its name is looked up once, every address that comes of it is looked at,
-and the connection goes to one of those and to nothing else, so a name that leads elsewhere the second time (rebinding)
-leads nowhere. No redirects, no cookies, no proxies of the environment, nothing inflated; of the reply only the
-status counts, and behind its head no more than a buffer of 4 KiB is taken in.
+The receiver is not trusted. Its name is resolved once, every address is checked, and the connection goes to one of the
+checked addresses only, which defeats DNS rebinding. The client follows no redirects, keeps no cookies, uses no proxies
+of the environment and inflates nothing. Of the reply only the status counts; at most 4 KiB behind its head are read.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class Caller:
             socket_factory=_Gate(allowed, open_socket),
             use_dns_cache=False,
             force_close=True,
-            limit=0,  # who calls is bounded
+            limit=0,  # `Deliveries` bounds the calls
             happy_eyeballs_delay=None,  # one address after the other: a refusal ends the call
             ssl=tls or ssl.create_default_context(),
         )
@@ -97,7 +96,8 @@ class Caller:
 
 
 class AddressRefused(Exception):
-    """A name leads, or a connection would go, where none may. No OSError: nobody shall try the next address."""
+    """A name resolves, or a connection would go, to a forbidden address. Not an OSError, on which aiohttp would try the
+    next address."""
 
 
 class _Names(AbstractResolver):
@@ -126,7 +126,7 @@ class _Names(AbstractResolver):
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _ask_system(self, host: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
-        """In threads of its own: somebody's name server that hangs must not hold up what else waits for threads."""
+        """In threads of its own: a name server that hangs must not delay other work that needs a thread."""
         ask: Callable[[], list[Any]] = lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)  # noqa: E731
         found = await asyncio.get_running_loop().run_in_executor(self._threads, ask)
         return [(family, sockaddr[0]) for family, _, _, _, sockaddr in found]

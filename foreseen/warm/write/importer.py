@@ -1,4 +1,4 @@
-"""KeyedBatch rows with the outputs that a batch run computed → entries in the far tier, without asking any model.
+"""Imports the outputs that a batch run computed as entries in far (Redis), without asking a model.
 
 Numbers of fixed shape become entries by the column: a million rows cost two hashes each and no object. While Redis
 takes one slice, the next is being packed.

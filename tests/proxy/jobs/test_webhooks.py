@@ -171,7 +171,7 @@ def test_a_secret_that_everybody_reads_stops_the_start(tmp_path: Path) -> None:
     path = tmp_path / "open"
     path.write_text(SECRET)
     path.chmod(0o644)
-    with pytest.raises(SetupError, match="readable by everybody"):
+    with pytest.raises(SetupError, match="readable by every user"):
         Signer(path)
 
 
