@@ -22,6 +22,8 @@ from foreseen.models.progress import SilentProgress
 from foreseen.modelspec.manifest import Manifest, load
 from foreseen.modelspec.rows import split_outputs
 
+pytestmark = pytest.mark.processes
+
 FLOAT, INT64, STRING = TensorProto.FLOAT, TensorProto.INT64, TensorProto.STRING
 CHANCE = np.random.default_rng(5)
 WEIGHT = CHANCE.standard_normal((4, 3)).astype(np.float32)
