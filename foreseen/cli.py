@@ -335,10 +335,7 @@ def show(
     def parse(words: list[str]) -> Mapping[str, Any]:
         return app.parse_args(words, exit_on_error=False, print_error=False)[1].arguments
 
-    def warn(text: str) -> None:
-        fail(text, None, "config")
-
-    print(shown_settings(command, flags, parse, _ORIGINS, warn, json=json))
+    print(shown_settings(command, flags, parse, _ORIGINS, lambda text: fail(text, None, "config"), json=json))
 
 
 _OF_JOB_WORKERS = frozenset(("host",))

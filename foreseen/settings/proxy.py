@@ -32,7 +32,7 @@ class ProxySettings(StoreSettings):
         Literal["auto", "v2", "openai", "tei"], Parameter(help="What --upstream speaks; auto asks its routes.")
     ] = "auto"
     upstream_kind: Annotated[
-        Literal["auto", "embed"], Parameter(help="What --upstream does with texts; auto asks its routes.")
+        Literal["auto", "embed"], Parameter(help="What --upstream does with texts; auto asks its routes.", show=False)
     ] = "auto"
     upstream_key_file: Annotated[
         Path | None,
@@ -99,7 +99,9 @@ class ProxySettings(StoreSettings):
     ] = None
     stale_while_revalidate_seconds: Annotated[
         float | None,
-        Parameter(help="How long a stale entry is answered while it is refreshed; default: from soft to hard TTL."),
+        Parameter(
+            help="How long a stale entry is answered while it is refreshed; default: from soft to hard TTL.", show=False
+        ),
     ] = None
     stale_if_error_seconds: Annotated[
         float, Parameter(help="How long a stale entry is answered where the model fails.")
@@ -123,7 +125,9 @@ class ProxySettings(StoreSettings):
     waiting_rows: Annotated[int, Parameter(help="Rows of one model that may wait; more are refused with 503.")] = 65536
     body_bytes: Annotated[int, Parameter(help="Largest request body, decoded, in bytes.")] = 64 * 2**20
     body_seconds: Annotated[float, Parameter(help="How long a body may take to arrive.", show=False)] = 30.0
-    keepalive_seconds: Annotated[float, Parameter(help="An idle connection is closed after this long.")] = 75.0
+    keepalive_seconds: Annotated[float, Parameter(help="An idle connection is closed after this long.", show=False)] = (
+        75.0
+    )
     drain_seconds: Annotated[
         float, Parameter(help="How long idle connections are kept open for a last request before this process ends.")
     ] = 20.0
@@ -202,7 +206,8 @@ class ProxySettings(StoreSettings):
     ] = 8
     server_timing: Annotated[bool, Parameter(help="Send Server-Timing.", show=False)] = True
     access_log_hits: Annotated[
-        float, Parameter(help="Share of hits that get a line in the log (at level info); all else gets one each.")
+        float,
+        Parameter(help="Share of hits that get a line in the log (at level info); all else gets one each.", show=False),
     ] = 0.01
     metrics: Annotated[
         bool, Parameter(help="Count. Without, /metrics is empty: to measure what counting costs.", show=False)

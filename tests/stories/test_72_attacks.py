@@ -118,7 +118,7 @@ def test_a_reader_that_does_not_read_is_cut_off(walled: Live) -> None:
     "head",
     [
         b"X-Bomb: " + b"b" * 9000 + b"\r\n",
-        b"".join(b"X-%d: b\r\n" % number for number in range(50)),
+        b"".join(b"X-%d: b\r\n" % number for number in range(140)),
         b"X-" + b"n" * 9000 + b": b\r\n",
     ],
     ids=["long value", "many fields", "long name"],
