@@ -116,33 +116,33 @@ class Queue:
         """Keep a blob for as long as a job may wait; of all of them at most so many bytes. Raises QueueFull,
         QueueUnavailable."""
         sizes, now, kept = f"{BASE}.blobs", await self.now(), 0
-        listed = await self._ask("HGETALL", sizes)
+        listed = await self._calls.ask("HGETALL", sizes)
         pairs = listed.items() if isinstance(listed, dict) else zip(listed[::2], listed[1::2], strict=True)
         for known, told in pairs:
             size, _, until = told.partition(b" ")
             if float(until) < now:
-                await self._ask("HDEL", sizes, known)
+                await self._calls.ask("HDEL", sizes, known)
             else:
                 kept += int(size)
         if kept + len(content) > most:
             raise QueueFull(f"files: {most} bytes are kept at most", retry_after=60)
         seconds = self._life[0] // 1000 + 1
-        await self._ask("HSET", sizes, name, f"{len(content)} {now + seconds:.0f}")
-        await self._ask("SET", f"{BASE}.blob:{name}", content, "EX", seconds)
+        await self._calls.ask("HSET", sizes, name, f"{len(content)} {now + seconds:.0f}")
+        await self._calls.ask("SET", f"{BASE}.blob:{name}", content, "EX", seconds)
 
     async def kept(self, name: str) -> bytes | None:
         """A blob, None where there is none. Raises QueueUnavailable."""
-        content: bytes | None = await self._ask("GET", f"{BASE}.blob:{name}")
+        content: bytes | None = await self._calls.ask("GET", f"{BASE}.blob:{name}")
         return content
 
     async def forget(self, name: str) -> None:
         """Forget a blob."""
-        await self._ask("DEL", f"{BASE}.blob:{name}")
-        await self._ask("HDEL", f"{BASE}.blobs", name)
+        await self._calls.ask("DEL", f"{BASE}.blob:{name}")
+        await self._calls.ask("HDEL", f"{BASE}.blobs", name)
 
     async def now(self) -> float:
         """The store's own clock, in Unix seconds."""
-        seconds, micros = await self._ask("TIME")
+        seconds, micros = await self._calls.ask("TIME")
         return int(seconds) + int(micros) / 1e6
 
     def _given(self, told: list[bytes]) -> IssuedTicket:
