@@ -93,7 +93,7 @@ def worker(settings: WorkerSettings = _WORKER) -> None:
 @app.command
 def jobs(settings: JobsSettings = _JOBS) -> None:
     """Show the queue of jobs and its dead letters; put a dead letter back, or drop it."""
-    from foreseen.operate.jobs_command import answer
+    from foreseen.operate.commands.jobs_command import answer
 
     print(answer(settings))
 
@@ -138,7 +138,7 @@ def purge(settings: PurgeSettings = _PURGE) -> None:
 
     Ends with status 1 where that is not so, naming the workers that have not.
     """
-    from foreseen.operate.purge_command import purge as run
+    from foreseen.operate.commands.purge_command import purge as run
 
     print(run(settings))
 
@@ -186,7 +186,7 @@ def observed(
     config
         Settings from a TOML file.
     """
-    from foreseen.operate.observed_command import read, table
+    from foreseen.operate.commands.observed_command import read, table
     from foreseen.operate.started import url_of
 
     summary = read(url or url_of(data))
@@ -330,7 +330,7 @@ def show(
     json
         Print JSON for machines.
     """
-    from foreseen.operate.config_command import show as shown_settings
+    from foreseen.operate.commands.config_command import show as shown_settings
 
     def parse(words: list[str]) -> Mapping[str, Any]:
         return app.parse_args(words, exit_on_error=False, print_error=False)[1].arguments

@@ -17,7 +17,7 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from foreseen.errors import SetupError
-from foreseen.proxy.jobs.webhooks import READ_BYTES, Caller, Delivery, LookUp
+from foreseen.proxy.jobs.webhook.webhooks import READ_BYTES, Caller, Delivery, LookUp
 from foreseen.queue.signing import Signer, make_webhook_secret
 from foreseen.queue.targets import Allowed
 

@@ -16,7 +16,7 @@ from typing import Protocol
 import structlog
 
 from foreseen.errors import QueueUnavailable, WebhookRefused
-from foreseen.proxy.jobs.webhooks import Delivery
+from foreseen.proxy.jobs.webhook.webhooks import Delivery
 from foreseen.queue.outbox import Claimed, Outcome
 from foreseen.queue.targets import target_of
 

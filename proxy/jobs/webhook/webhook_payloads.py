@@ -11,7 +11,7 @@ from foreseen.errors import EntryError, PredictionGone, UnknownPrediction
 from foreseen.proxy.jobs.predictions import document
 from foreseen.proxy.jobs.ticket_types import TicketStatus
 from foreseen.proxy.jobs.tickets import Jobs
-from foreseen.proxy.jobs.webhooks import Delivery
+from foreseen.proxy.jobs.webhook.webhooks import Delivery
 from foreseen.queue.outbox import Claimed
 from foreseen.queue.records import Hook, Records
 
