@@ -131,6 +131,7 @@ def test_rows_of_one_size_have_a_number_of_rows_only(tmp_path: Path) -> None:
     assert batches(rows, digits, Shapes("fixed", (), (3,))) == [([0, 1, 2], 1, 3), ([3, 4, 5], 1, 3), ([6], 1, 3)]
 
 
+@pytest.mark.processes
 def test_the_build_writes_the_set_and_the_server_runs_it(tmp_path: Path) -> None:
     """`shapes = "fixed"`: exact where ragged batches are not; through the process, by many at once, 0 bits differ."""
     path = manifest(tmp_path, 'shapes = "fixed"\nlengths = [8, 32]\nfixed_rows = 4')
@@ -144,6 +145,7 @@ def test_the_build_writes_the_set_and_the_server_runs_it(tmp_path: Path) -> None
     assert together == alone
 
 
+@pytest.mark.processes
 async def test_many_at_once_get_the_bits_of_the_row_alone(tmp_path: Path) -> None:
     path = manifest(tmp_path, 'shapes = "fixed"\nlengths = [8, 32]\nfixed_rows = 4')
     build(load(path), tmp_path / "data", say=SilentProgress())
@@ -159,6 +161,7 @@ async def test_many_at_once_get_the_bits_of_the_row_alone(tmp_path: Path) -> Non
         assert client.served.row_independent
 
 
+@pytest.mark.processes
 def test_a_fixed_set_is_part_of_the_digest_and_no_other_kind_is(tmp_path: Path) -> None:
     """Another set may give other bits. Models of ragged batches keep the digests, hence the entries, that they have."""
     path = manifest(tmp_path, 'shapes = "fixed"\nfixed_rows = 2')
@@ -185,6 +188,7 @@ def test_another_choice_of_shapes_is_another_build(tmp_path: Path) -> None:
     assert digests["single"] == preparation_digest(replace(one, batching=Batching(single=True)), ())
 
 
+@pytest.mark.processes
 def test_auto_takes_the_fastest_that_is_exact(tmp_path: Path) -> None:
     """Ragged batches of this graph change bits, so they are not taken however fast they are; the report says why."""
     one = load(manifest(tmp_path, 'shapes = "auto"'))

@@ -134,6 +134,7 @@ def test_the_names_of_commands_without_a_class_are_those_of_their_functions() ->
     assert set(OTHER_NAMES) | set(NAMES) <= set(app)
 
 
+@pytest.mark.processes
 def test_the_help_shows_at_most_45_flags_of_a_proxy() -> None:
     """Every `--word` counts, also `--no-…`; what only the supervisor gives is not among them."""
     shown = set(re.findall(r"--[a-z][a-z-]+", run("proxy", "--help", COLUMNS="300").stdout))
@@ -189,6 +190,7 @@ def test_no_old_name_is_a_setting_and_every_new_one_is() -> None:
         assert {new for new in table.values() if new is not None} <= names
 
 
+@pytest.mark.processes
 def test_the_command_warns_in_one_line_each() -> None:
     """On stderr, and goes on."""
     done = run("config", "show", "proxy", "--far-keys=3", "--json", FORESEEN_SHORT_ROAD="0")
@@ -199,6 +201,7 @@ def test_the_command_warns_in_one_line_each() -> None:
     ]
 
 
+@pytest.mark.processes
 def test_config_show_says_where_each_setting_was_given(file: Path) -> None:
     """Flag, environment, file, default; no password."""
     words = ("config", "show", "proxy", f"--config={file}", "--rate", "3", "--no-metrics", "--json")
@@ -215,6 +218,7 @@ def test_config_show_says_where_each_setting_was_given(file: Path) -> None:
     assert set(lines) == {one.name.replace("_", "-") for one in fields(ProxySettings) if one.name not in INTERNAL}
 
 
+@pytest.mark.processes
 def test_config_show_for_people_and_of_commands_that_lack_something(file: Path) -> None:
     """One line a setting; a required one is said to be; no such command is an error with status 1."""
     shown = run("config", "show").stdout.splitlines()
@@ -226,6 +230,7 @@ def test_config_show_for_people_and_of_commands_that_lack_something(file: Path) 
     assert "no such command" in wrong.stderr
 
 
+@pytest.mark.processes
 def test_a_wrong_file_ends_the_command_with_status_1(tmp_path: Path) -> None:
     """In one line; a value is never in it."""
     path = tmp_path / "f.toml"
