@@ -31,7 +31,7 @@ OPEN = frozenset(
         "foreseen.proxy.backend.discovery", "foreseen.proxy.backend.http_pool", "foreseen.proxy.backend.model",
         "foreseen.proxy.backend.quarantine", "foreseen.proxy.backend.upstream",
         "foreseen.proxy.backend.upstream_metadata", "foreseen.proxy.describe", "foreseen.proxy.fastpath.known_heads",
-        "foreseen.proxy.handlers", "foreseen.proxy.jobs.worker", "foreseen.proxy.predict.import_rows",
+        "foreseen.proxy.handlers", "foreseen.proxy.predict.import_rows",
         "foreseen.proxy.predict.pipeline", "foreseen.queue.queue", "foreseen.queue.records", "foreseen.stores.cluster",
         "foreseen.stores.commands", "foreseen.stores.far", "foreseen.stores.master_locator",
         "foreseen.stores.redis_urls", "foreseen.stores.valkey",
