@@ -89,7 +89,7 @@ class Response(Struct, frozen=True):
     """Its members beside tensors, if they were asked for."""
 
 
-class _Tensor(Struct):
+class _TensorDocument(Struct):
     name: str
     datatype: str
     shape: list[int]
@@ -103,7 +103,7 @@ class _RequestedOutput(Struct):
 
 
 class _RequestBody(Struct):
-    inputs: list[_Tensor]
+    inputs: list[_TensorDocument]
     id: str | None = None
     parameters: dict[str, Any] | None = None
     outputs: list[_RequestedOutput] | None = None
@@ -118,7 +118,7 @@ _ID = msgspec.json.Decoder(_OnlyId)
 
 class _ResponseBody(Struct):
     model_name: str
-    outputs: list[_Tensor]
+    outputs: list[_TensorDocument]
     model_version: str | None = None
     id: str | None = None
     parameters: dict[str, Any] | None = None
@@ -297,7 +297,7 @@ def _convert(document: Any, kind: type[_T]) -> _T:
 
 
 def _tensors(
-    listed: list[_Tensor], part: str, tail: memoryview | None, envelope: bytes, *, bounded: bool
+    listed: list[_TensorDocument], part: str, tail: memoryview | None, envelope: bytes, *, bounded: bool
 ) -> tuple[InputTensor, ...]:
     """The tensors of a body: JSON data of the envelope, or binary data in the order of listing. `bounded`: in their
     elements."""
@@ -338,7 +338,7 @@ def _written(envelope: bytes, part: str, index: int) -> Written:
     return Written(envelope, lambda document: document[part][index]["data"])
 
 
-def _binary_size(tensor: _Tensor, field: str) -> int | None:
+def _binary_size(tensor: _TensorDocument, field: str) -> int | None:
     parameters = tensor.parameters or {}
     if any(name.startswith("shared_memory") for name in parameters):
         raise BadRequest(f"{field}.parameters: shared memory is not supported")

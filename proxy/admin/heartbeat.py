@@ -33,7 +33,7 @@ log = structlog.get_logger()
 _STATM = Path("/proc/self/statm")
 
 
-class Readiness(Protocol):
+class ReadyModel(Protocol):
     @property
     def ready(self) -> bool: ...
 
@@ -44,7 +44,7 @@ class Heartbeat:
     def __init__(
         self,
         pipeline: Pipeline,
-        served: Mapping[str, Readiness],
+        served: Mapping[str, ReadyModel],
         metrics: ProxyMetrics,
         *,
         breaker_open: Callable[[], bool],

@@ -1,7 +1,7 @@
-"""How a job ends, or why it is tried again, and storing that in the queue.
+"""Ends of jobs: decides between result, failure, retry and dead letter, and stores that in the queue.
 
-What is not the job's fault puts it back for a while. A job that the model or a worker fails by for good becomes a dead
-letter. Ends are stored in batches, again and again until the queue has them.
+An error that is not the job's fault puts it back for a while. A job on which the model or workers keep failing becomes
+a dead letter. Ends are stored in batches, and retried until the queue has them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from foreseen.queue.records import Failure, Head, Part, Records
 AGAIN_SECONDS = 0.1
 FIRST_BACKOFF_SECONDS, MOST_BACKOFF_SECONDS = 0.5, 30.0
 MOST_ATTEMPTS = 5
-"""Of trouble that does not pass: a model that answers with nonsense, a bug of ours."""
+"""Attempts of a job that meets a persistent error: invalid answers of the model, a bug of Foreseen."""
 FLUSH_JOBS, FLUSH_BYTES = 128, 4 * 2**20
 
 log = structlog.get_logger()
@@ -66,7 +66,7 @@ class JobEnds:
         self._to_store = asyncio.Event()
 
     def judge(self, one: RunningJob, handed: ClaimedJob, error: ForeseenError, *, company: bool) -> None:
-        """What an error means for a job: its end or another try, alone where its `company` may be the cause."""
+        """End a job with an error or retry it; isolated from other jobs if one of its `company` may be the cause."""
         tries = handed.attempts
         match error:
             case InputRejected():
@@ -120,7 +120,7 @@ class JobEnds:
         return batch
 
     async def _store(self, batch: Sequence[JobEnd | PutBack]) -> None:
-        """Until it is stored: nothing that was computed is thrown away because the store was restarted."""
+        """Retry until stored: no computed result is lost because the store restarts."""
         ended = [one for one in batch if isinstance(one, JobEnd)]
         back = [one for one in batch if isinstance(one, PutBack)]
         while True:

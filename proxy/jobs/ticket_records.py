@@ -1,4 +1,4 @@
-"""Records of the state store → tickets and jobs, each checked to be what was stored: another is never an answer."""
+"""Reads tickets and jobs from the state store; a record that does not verify is never an answer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 
 class TicketRecords:
-    """Reads the store's records of jobs and tickets, and counts those that were tampered with."""
+    """Reads the store's records of jobs and tickets, and counts those that do not verify."""
 
     def __init__(self, queue: Queue, records: Records, metrics: ProxyMetrics) -> None:
         self._queue = queue
@@ -45,7 +45,7 @@ class TicketRecords:
         return seen
 
     def is_same(self, job: bytes, head: bytes, same: bytes) -> bool:
-        """Whether the job that the store takes for this question's really is: it could have been tampered with."""
+        """Whether the job that the store found for these rows has them: the record could have been tampered with."""
         try:
             return self._records.open_of(Head, job, head).same == same
         except EntryError as error:
@@ -53,14 +53,14 @@ class TicketRecords:
             return False
 
     def open(self, kind: type[R], job: bytes, value: bytes | None) -> R:
-        """A record of a job. What is not what was stored there is no answer: raises PredictionGone."""
+        """A record of a job. Raises PredictionGone if it does not verify."""
         try:
             return self._records.open_of(kind, job, value or b"")
         except EntryError as error:
             raise self.tampered(error) from None
 
     def open_ticket(self, head: Head, nonce: bytes, scope: str, value: bytes) -> Ticket:
-        """A ticket of the job of this head, and of nobody else's."""
+        """A ticket, verified to belong to this job, nonce and scope. Raises PredictionGone."""
         try:
             ticket = self._records.open(Ticket, value)
         except EntryError as error:
@@ -77,12 +77,12 @@ class TicketRecords:
 
     def tampered(self, error: EntryError) -> PredictionGone:
         self._metrics.verify_failed.labels(error.reason).inc()
-        log.error("a record of the state store is not what was put there", reason=error.reason)
-        return PredictionGone("what the state store holds of the prediction is not what was put there")
+        log.error("state store: a record does not verify", reason=error.reason)
+        return PredictionGone("the prediction's record in the state store does not verify")
 
 
 def check_renderable(manifest: Manifest, answers: list[Answer]) -> None:
-    """Raises PredictionGone where the model has another signature by now."""
+    """Raises PredictionGone if the model has another signature by now."""
     wanted = [output.name for output in manifest.model.outputs]
     some = manifest.outputs == "requested"
     for answer in answers:
@@ -93,7 +93,7 @@ def check_renderable(manifest: Manifest, answers: list[Answer]) -> None:
 
 
 def row_bytes(manifest: Manifest) -> int:
-    """What a row's result is likely to take, as far as its outputs have a fixed size."""
+    """Expected bytes of a row's result, as far as its outputs have a fixed size."""
     size = FAR_OVERHEAD_BYTES
     for output in manifest.model.outputs:
         elements = 1

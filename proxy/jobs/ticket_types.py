@@ -1,4 +1,4 @@
-"""Tickets as values: how one is asked for, as it was issued, its status, its fetched result."""
+"""Values of tickets: options, issued ticket, status, fetched result."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from foreseen.queue.records import Failure
 
 
 class TicketOptions(Struct, frozen=True):
-    """How a ticket is asked for, besides its question: the webhook of its end, the batch that it is an item of, the
-    name and fingerprint of an idempotency key (empty where there is none), and whether an answer at once will do."""
+    """The options of a ticket: the webhook of its end, the batch that it is an item of, the
+    name and fingerprint of an idempotency key (empty where there is none), and whether an immediate answer will do."""
 
     webhook: str | None = None
     batch: bytes = b""
@@ -24,7 +24,7 @@ PLAINLY = TicketOptions()
 
 
 class TicketIssued(Struct, frozen=True):
-    """A ticket as it was handed out."""
+    """A ticket as it was issued."""
 
     id: str
     state: JobState
@@ -33,7 +33,7 @@ class TicketIssued(Struct, frozen=True):
 
 
 class TicketStatus(Struct, frozen=True):
-    """A ticket and its job, as they stand. Times are Unix seconds. `failure` is there where the state is `failed`."""
+    """The status of a ticket and its job. Times are Unix seconds. `failure` is set if the state is `failed`."""
 
     id: str
     state: JobState
@@ -47,7 +47,7 @@ class TicketStatus(Struct, frozen=True):
     attempts: int
     failure: Failure | None = None
     unsuccessful: int = 0
-    """Of a batch: items that have ended in another way than with an answer."""
+    """Items of a batch that have ended without an answer."""
 
     @property
     def ended(self) -> bool:
@@ -55,7 +55,7 @@ class TicketStatus(Struct, frozen=True):
 
 
 class Fetched(Struct, frozen=True):
-    """A result, rendered as its ticket wishes: body, JSON length where tensors follow, headers."""
+    """A result, rendered with its ticket's output options: body, JSON length where tensors follow, headers."""
 
     body: bytes
     length: int | None

@@ -55,20 +55,20 @@ from foreseen.types import ALL_STEPS, ANY_AGE, Key, Question, RequestOptions, Sp
 from foreseen.web.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES, Heavy
 
 BATCH = ""
-"""The model of a batch's head: it has many, or none."""
+"""The model in a batch's head: its items name their own."""
 LOOK_SECONDS = 0.25
-"""How long near and far have to say that they know all rows, before the question becomes a job."""
+"""Time limit of the look-up in near and far, before the request becomes a job."""
 
 
 class JobPurges(Protocol):
-    """What is needed of purges."""
+    """The part of purges that tickets need."""
 
     def of(self, model: str, digest: str) -> int | None: ...
     def purged_since(self, key: Key, made_at: float) -> bool: ...
 
 
 class Jobs:
-    """Jobs and tickets, as one proxy process hands them out."""
+    """Issues, looks up and fetches tickets in one proxy process."""
 
     def __init__(
         self,
@@ -93,8 +93,8 @@ class Jobs:
     async def submit(
         self, served: ServedModel, ask: RequestHead, body: bytes, options: TicketOptions = PLAINLY
     ) -> TicketIssued | None:
-        """A ticket for a question; None where it is better answered at once: near and far know every row (and the
-        manner allows it), it has none, it must not wait for the model, or belongs to a sequence.
+        """A ticket for a request; None if it is better answered at once: near and far have every row (and `at_once` is
+        set), it has no rows, it must not wait for the model, or it belongs to a sequence.
 
         Raises QueueFull, QueueUnavailable, KeyReused and what is wrong with the question.
         """
@@ -114,7 +114,7 @@ class Jobs:
         keys = self._pipeline.keyed(space, frames)
         question = Question(space, rows, self._terms(steps, control), asked.parameters)
         if not rows or (options.at_once and await self._is_known(question, keys)):
-            return await self.used(scope, options)  # the same request may have been here, and be answered, meanwhile
+            return await self.used(scope, options)  # the same request may have been submitted, and answered, meanwhile
         shared = steps == ALL_STEPS and control.age_limits == ANY_AGE
         same = self._records.same(keys) if shared else NEVER_SAME
         for sharing in (same, NEVER_SAME) if same else (NEVER_SAME,):
@@ -132,17 +132,17 @@ class Jobs:
             if given.job == job or self._stored.is_same(given.job, given.head, same):
                 id_ = self._records.ticket_id(given.job, nonce, scope)
                 return TicketIssued(id_, given.state, head.model, len(rows))
-        raise AssertionError("a job that is shared with nobody is its own")
+        raise AssertionError("a job that is not shared is new")
 
     def extras(self, options: TicketOptions, nonce: bytes, scope: str) -> Extras:
-        """What the store keeps of a manner."""
+        """The part of ticket options that the store keeps, sealed."""
         hook = b""
         if options.webhook is not None:
             hook = self._records.seal(Hook(nonce, scope, options.webhook))
         return Extras(hook, options.batch, options.once, options.fingerprint)
 
     def options(self, scope: str, webhook: str | None, key: str | None, *request: bytes) -> TicketOptions:
-        """A manner with an idempotency key for a request, which is told from others by these parts of it."""
+        """The ticket options of a request. `request` are the parts that its idempotency key is bound to."""
         if key is None:
             return TicketOptions(webhook)
         parts = (webhook or "").encode(), *request
@@ -151,9 +151,9 @@ class Jobs:
         )
 
     async def used(self, scope: str, options: TicketOptions) -> TicketIssued | None:
-        """The ticket that an idempotency key stands for; None where it is new or its ticket is forgotten.
+        """The ticket of an idempotency key; None if the key is new or its ticket is forgotten.
 
-        Raises KeyReused where it stands for another request.
+        Raises KeyReused if the key belongs to another request.
         """
         known = await self._queue.used(options.once) if options.once else None
         if known is None or await self._queue.see(known[1], known[2]) is None:
@@ -163,7 +163,7 @@ class Jobs:
         return await self.promised(known[1], known[2], scope, options.once)
 
     async def promised(self, job: bytes, nonce: bytes, scope: str, once: bytes) -> TicketIssued:
-        """A ticket that the store says an idempotency key stands for: it must be one that was made for this key."""
+        """The ticket that the store has for an idempotency key, verified to have been made for this key."""
         seen = await self._stored.see(job, nonce)
         head = self._stored.open(Head, job, seen.head)
         if self._stored.open_ticket(head, nonce, scope, seen.ticket).once != once:
@@ -171,7 +171,7 @@ class Jobs:
         return TicketIssued(self._records.ticket_id(job, nonce, scope), seen.state, head.model, seen.rows)
 
     async def look(self, ticket: str, scope: str) -> TicketStatus:
-        """How a ticket stands. Raises UnknownPrediction, PredictionGone, QueueUnavailable."""
+        """The status of a ticket. Raises UnknownPrediction, PredictionGone, QueueUnavailable."""
         job, nonce = self._stored.read_id(ticket, scope)
         seen = await self._stored.see(job, nonce)
         head = self._stored.open(Head, job, seen.head)
@@ -189,7 +189,7 @@ class Jobs:
         return self._stored.read_id(ticket, scope)
 
     async def until(self, ticket: str, scope: str, seconds: float, version: int | None = None) -> TicketStatus:
-        """Wait until a ticket has ended, or is of a later version than this; how it stands then."""
+        """Wait until a ticket has ended, or has a later version than this; its status then."""
         job, _ = self._stored.read_id(ticket, scope)
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
@@ -220,12 +220,12 @@ class Jobs:
                 await watch.wait(left)
 
     async def fetched(self, job: bytes, nonce: bytes, scope: str, seen: Stored) -> Fetched | Batch:
-        """The same of a ticket that was looked up, with its record."""
+        """The same for a ticket that was looked up with its record."""
         if seen.state in OPEN_STATES:
             raise NotFinished(f"the prediction is {seen.state}", retry_after=1)
         head = self._stored.open(Head, job, seen.head)
         output_options = self._stored.open_ticket(head, nonce, scope, seen.ticket).output_options
-        if head.model == BATCH and seen.record is not None:  # whose items have ends of their own, however it ended
+        if head.model == BATCH and seen.record is not None:  # a batch's items have ends of their own
             return self._stored.open(Batch, job, seen.record)
         match seen.state:
             case "cancelled":
@@ -249,7 +249,7 @@ class Jobs:
         return Fetched(body, length, dict(headers_of(facts.lines())))
 
     async def cancel(self, ticket: str, scope: str) -> TicketStatus:
-        """Cancel a ticket that has not ended, and with the last one its job; how it stands then."""
+        """Cancel a ticket that has not ended, and with its last ticket the job; the status then."""
         job, nonce = self._stored.read_id(ticket, scope)
         if not await self._queue.cancel(job, nonce):
             raise PredictionGone("the prediction has expired")
@@ -260,12 +260,12 @@ class Jobs:
         await self._queue.close()
 
     def _terms(self, steps: Steps, control: Control) -> RequestOptions:
-        """Those of the look whether a question needs a job at all."""
+        """Options of the look-up that decides whether a request needs a job at all."""
         deadline = asyncio.get_running_loop().time() + LOOK_SECONDS
         return RequestOptions(deadline, steps=steps & {"near", "far"}, age_limits=control.age_limits)
 
     async def _is_known(self, question: Question, keys: Sequence[Key]) -> bool:
-        """Whether near and far have every row, in time. Questions that become jobs are mostly new as a whole: far is
+        """Whether near and far have every row, in time. Requests that become jobs mostly have new rows only: far is
         asked for the first row that near lacks, and only where it has that one for the rest."""
         options, tiers = question.options, self._pipeline.tiers
         if not options.steps:
@@ -282,11 +282,11 @@ class Jobs:
         return True
 
     def _in_force(self, served: ServedModel) -> Space:
-        """The model's space, with what was purged. Raises ModelUnavailable where that is not known."""
+        """The model's space at its present generation. Raises ModelUnavailable if that is not known."""
         space = served.space()
         generation = self._purges.of(space.model, space.digest)
         if generation is None:
-            raise ModelUnavailable("the state store has not been read yet: nobody knows what was purged")
+            raise ModelUnavailable("the state store has not been read yet: purges are not known")
         return Space(space.scope, space.model, space.digest, generation)
 
     def _not_purged(self, model: str, result: Result) -> None:

@@ -1,9 +1,9 @@
-"""Jobs of the queue → results in it, by the same pipeline that answers online requests, in the background lane.
+"""The job worker: takes jobs from the queue, computes them in the background lane of the pipeline, stores results.
 
-Rows of many jobs leave in one flight. A job is taken off the queue only when its end is stored. Who was aboard when a
-worker died is known by the record of the job: after one such death it runs among few, after two alone, and what has
-died alone MOST_ALONE times is poison (one death may be anybody's `kill`; what the model's process dies of, its
-quarantine finds sooner). What is not the job's fault puts it back for a while.
+Rows of many jobs share one flight. A job leaves the queue only when its end is stored. Poison pills are isolated: the
+job's record counts the worker deaths during which it ran. After one death it runs among few jobs, after two alone, and
+after MOST_ALONE deaths alone it is a poison pill. One death proves nothing: an operator may have killed the worker. A
+row that crashes the model process is found sooner, by quarantine. Errors that are not the job's fault put it back.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from foreseen.types import Question, RequestOptions, Space
 
 MOST_ALONE = 3
 FEW = 16
-"""How many suspects run together: the companions of whoever ends the worker then are few that must run alone."""
+"""Suspected jobs that run together. If one of them ends the worker, so few others must run alone afterwards."""
 SLICE_ROWS = 256
-"""Rows of one job that are asked at a time: its progress shows, and others have their turn."""
+"""Rows of one job that are computed at a time: its progress is visible, and other jobs get their turn."""
 ATTEMPT_SECONDS = 60.0
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 15.0
-"""A worker of another machine that is silent for so long is taken for dead. One of this machine shows it at once."""
+"""A worker of another machine that is silent for so long counts as dead. A dead one of this machine is seen at once."""
 AGAIN_SECONDS = 0.1
 BATCH_JOBS = 128
 """Messages that are read at a time."""
 CLAIM_JOBS = 1000
 MOST_BYTES = 64 * 2**20
-"""Of the rows aboard."""
+"""Most bytes of the rows of running jobs."""
 
 log = structlog.get_logger()
 
@@ -76,7 +76,7 @@ class JobWorker:
         self._purges = purges
         self._most_rows = most_rows
         self._is_gone = is_gone
-        self._aboard: dict[bytes, RunningJob] = {}
+        self._running: dict[bytes, RunningJob] = {}
         self._waiting: dict[bytes, Delivered] = {}
         self._suspects: dict[bytes, tuple[Company, Delivered]] = {}
         self._ends = JobEnds(name, queue, records, self._stored)
@@ -85,11 +85,11 @@ class JobWorker:
         self._stopping = False
 
     def __repr__(self) -> str:
-        return f"<Worker {self.name} {len(self._aboard)} jobs aboard, {len(self._suspects)} suspects wait>"
+        return f"<Worker {self.name} {len(self._running)} jobs running, {len(self._suspects)} suspects wait>"
 
     async def run(self) -> None:
-        """Work until `stop`; then what is aboard is finished and stored. Raises what ends one of its parts: without
-        it the others would go on and nothing would ever be finished."""
+        """Work until `stop`, then finish and store the running jobs. Raises the error that ends one of the tasks:
+        without that task the others would go on and no job would ever be finished."""
         parts = (self._keep_taking, self._keep_beating, self._ends.keep_storing, self._keep_claiming)
         taking, *helpers = (asyncio.create_task(one()) for one in parts)
         try:
@@ -98,7 +98,7 @@ class JobWorker:
                 one.result()
             await self._queue.leave(self.name)
         except QueueUnavailable:
-            log.warning("queue not reachable; what waited for this worker is claimed by another")
+            log.warning("queue not reachable; another worker claims the jobs that waited for this one")
         finally:
             await end(taking, *helpers)
 
@@ -110,7 +110,7 @@ class JobWorker:
 
     async def _keep_taking(self) -> None:
         again = True
-        while not (self._stopping and not self._aboard):
+        while not (self._stopping and not self._running):
             self._changed.clear()
             try:
                 if again:
@@ -119,7 +119,7 @@ class JobWorker:
                 again = False
                 if self._stopping:
                     await self._changed.wait()
-                elif self._suspects and not self._aboard:
+                elif self._suspects and not self._running:
                     await self._take_suspects()
                 elif self._suspects or self._rows() >= self._most_rows:
                     await self._changed.wait()
@@ -134,18 +134,18 @@ class JobWorker:
                 await asyncio.sleep(AGAIN_SECONDS)
 
     def _receive(self, delivered: Iterable[Delivered]) -> None:
-        """Messages that are this worker's now; they wait here until there is room aboard."""
+        """Queue messages delivered to this worker; they wait until there is room among the running jobs."""
         for one in delivered:
-            if one.job not in self._aboard and one.job not in self._suspects:
+            if one.job not in self._running and one.job not in self._suspects:
                 self._waiting[one.job] = one
         self._changed.set()
 
     def _rows(self) -> int:
-        return sum(one.rows for one in self._aboard.values())
+        return sum(one.rows for one in self._running.values())
 
     async def _take(self) -> None:
-        """Take who waits aboard, as far as there is room for their rows and bytes; one in any case."""
-        rows, size = self._rows(), sum(one.bytes for one in self._aboard.values())
+        """Start waiting jobs, as far as there is room for their rows and bytes; one in any case."""
+        rows, size = self._rows(), sum(one.bytes for one in self._running.values())
         batch: list[Delivered] = []
         for one in self._waiting.values():
             rows, size = rows + min(one.rows, SLICE_ROWS), size + one.bytes
@@ -156,14 +156,14 @@ class JobWorker:
             self._place(handed, self._waiting.pop(handed.job))
 
     async def _take_suspects(self) -> None:
-        """Some who must be among few, or one who must be alone, until their ends are stored."""
+        """Run the suspects that must be among few, or one that must be alone, until their ends are stored."""
         few = [one for company, one in self._suspects.values() if company == "few"][:FEW]
         company: Company = "few" if few else "alone"
         batch = few or [next(one for _, one in self._suspects.values())]
         pairs = [(one.message, one.job) for one in batch]
         for handed in await self._queue.begin(self.name, pairs, MOST_ALONE, company):
             self._place(handed, self._suspects.pop(handed.job)[1])
-        while self._aboard:
+        while self._running:
             self._changed.clear()
             await self._changed.wait()
 
@@ -173,11 +173,11 @@ class JobWorker:
             case "few" | "alone":
                 self._suspects[handed.job] = handed.verdict, delivered
             case "run":
-                self._aboard[handed.job] = one
+                self._running[handed.job] = one
                 self._spawn(self._carry(one, handed))
             case "poison":
-                self._aboard[handed.job] = one
-                said = f"a worker has died {MOST_ALONE} times with this job alone aboard"
+                self._running[handed.job] = one
+                said = f"a worker has died {MOST_ALONE} times while it ran this job alone"
                 self._ends.fail(one, handed, InputRejected(said), dead=True)
             case "gone":
                 pass
@@ -187,7 +187,7 @@ class JobWorker:
         self._tasks.add(task)  # the loop itself holds tasks only weakly
         task.add_done_callback(self._tasks.discard)
 
-    # Carrying them.
+    # Running them.
 
     async def _carry(self, one: RunningJob, handed: ClaimedJob) -> None:
         """One job, from its records to its end."""
@@ -197,28 +197,28 @@ class JobWorker:
             await self._answer(one, head, frames)
             self._ends.add(one, self._succeeded(one))
         except EntryError as error:
-            log.error("a job in the state store is not what was put there", reason=error.reason)
-            self._ends.fail(one, handed, ForeseenError("the job's record is not what was put there"), dead=True)
+            log.error("state store: a job's record does not verify", reason=error.reason)
+            self._ends.fail(one, handed, ForeseenError("the job's record does not verify"), dead=True)
         except ForeseenError as error:
-            self._ends.judge(one, handed, error, company=len(self._aboard) > 1)
+            self._ends.judge(one, handed, error, company=len(self._running) > 1)
         except Exception as error:
             log.error("internal error", job=one.job.hex()[:12], error=type(error).__name__, exc_info=error)
-            company = len(self._aboard) > 1
+            company = len(self._running) > 1
             self._ends.judge(one, handed, ForeseenError("internal error"), company=company)
 
     async def _answer(self, one: RunningJob, head: Head, frames: Sequence[bytes]) -> None:
-        """Ask for all rows, slice by slice."""
+        """Compute all rows, slice by slice."""
         served = self._served.get(head.model)
         if served is None:
             raise ModelUnavailable(f"model {head.model!r} is not served here")
-        served.space()  # raises ModelUnavailable until the model has said who it is
+        served.space()  # raises ModelUnavailable until the model's digest is known
         if head.preparation != served.preparation:
             raise ModelChanged("the model prepares its inputs in another way by now; ask again")
         for at in range(0, len(frames), SLICE_ROWS):
             one.parts.append(await self._asked(served, head, frames[at : at + SLICE_ROWS]))
             one.done = min(at + SLICE_ROWS, len(frames))
             if one.lost:
-                raise QueueUnavailable("the job is somebody else's by now, or was cancelled")
+                raise QueueUnavailable("another worker has the job by now, or it was cancelled")
 
     async def _asked(self, served: ServedModel, head: Head, frames: Sequence[bytes]) -> Part:
         """The answers to some rows in the space that is in force now; once more where the digest moved."""
@@ -250,26 +250,26 @@ class JobWorker:
         return JobEnd(one.message, one.job, "succeeded", record, fresh)
 
     def _stored(self, jobs: Sequence[RunningJob]) -> None:
-        """These jobs' ends are stored: there is room for others."""
+        """The ends of these jobs are stored: make room for others."""
         for one in jobs:
-            self._aboard.pop(one.job, None)
+            self._running.pop(one.job, None)
         self._changed.set()
 
-    # Living, and noticing who does not.
+    # Heartbeats, and claiming the jobs of dead workers.
 
     async def _keep_beating(self) -> None:
         while True:
             await asyncio.sleep(BEAT_SECONDS)
-            beats = [(one.message, one.job, one.done) for one in self._aboard.values()]
+            beats = [(one.message, one.job, one.done) for one in self._running.values()]
             beats += [(one.message, one.job, 0) for _, one in self._suspects.values()]
             try:
                 for lost in await self._queue.beat(self.name, beats):
                     self._suspects.pop(lost, None)
-                    if lost in self._aboard:
-                        self._aboard[lost].lost = True
+                    if lost in self._running:
+                        self._running[lost].lost = True
                 await self._queue.tick()
             except QueueUnavailable as error:
-                log.debug("no beat", why=str(error))
+                log.debug("heartbeat not stored", why=str(error))
 
     async def _keep_claiming(self) -> None:
         while True:
@@ -279,5 +279,5 @@ class JobWorker:
                     self._receive(await self._queue.claim(self.name, name, 0.0, CLAIM_JOBS))
                 self._receive(await self._queue.claim(self.name, "", SILENT_SECONDS, CLAIM_JOBS))
             except QueueUnavailable as error:
-                log.debug("no claim", why=str(error))
+                log.debug("jobs of dead workers not claimed", why=str(error))
             await asyncio.sleep(BEAT_SECONDS * random.uniform(0.5, 1.0))  # noqa: S311 - so that two seldom meet
