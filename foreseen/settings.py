@@ -211,6 +211,16 @@ class ProxySettings(StoreSettings):
     rate_burst: Annotated[
         int, Parameter(help="Requests that an address which was quiet may send at once; at least one second's.")
     ] = 0
+    forwarded_hops: Annotated[
+        int,
+        Parameter(
+            help="Trusted proxies in front: the client in logs and metrics is so many from the end of X-Forwarded-For; "
+            "0: who connects."
+        ),
+    ] = 0
+    top_callers: Annotated[
+        int, Parameter(help="Heaviest callers, by address, that metrics tell of; the others are one. 0: none.")
+    ] = 10
     observe: Annotated[
         tuple[str, ...],
         Parameter(help="A model that always answers itself while the cache is only compared with it; 'all' for all."),

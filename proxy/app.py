@@ -56,6 +56,7 @@ from foreseen.stores.commands import Entries
 from foreseen.stores.redis_urls import access_of
 from foreseen.stores.state import connect_state
 from foreseen.tasks import end
+from foreseen.telemetry.callers import CallerCounts
 from foreseen.telemetry.exposition import use_slot
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.web.connection import AppRunner
@@ -124,6 +125,7 @@ class Proxy:
             self.jobs = Jobs(self.queue, self.records, self.pipeline, self.served, self.generations, self.metrics)
         self.memory = memory = Memory(tiers.near, settings.replay_bytes, tiers.clock)
         self.gate = Gate(_limits(settings), lambda limit: self.metrics.limited.labels(limit).inc())
+        self.callers = CallerCounts(settings.top_callers if settings.metrics else 0)
         self.heartbeat = Heartbeat(
             self.pipeline,
             self.served,
@@ -133,6 +135,7 @@ class Proxy:
             versions=self._versions if settings.triton_metrics else None,
             connections=self.gate.__len__,
             queue=self.queue.standing if self.queue is not None else None,
+            callers=self.callers,
         )
         token = Token(
             settings.admin_token_file or settings.data / "admin-token", required=settings.admin_token_file is not None
@@ -146,6 +149,7 @@ class Proxy:
             settings=settings,
             tiers=tiers,
             memory=memory,
+            callers=self.callers,
         )
         self.road, self.heads = FastPath(self.edge), KnownHeads(settings.body_bytes)
         self.application = Handlers(
@@ -322,6 +326,7 @@ def _limits(settings: ProxySettings) -> ListenerLimits:
         write_seconds=settings.write_seconds,
         rate=settings.rate,
         burst=settings.rate_burst,
+        forwarded_hops=settings.forwarded_hops,
     )
 
 

@@ -25,6 +25,7 @@ from foreseen.proxy.predict.ask import Protocol, RequestHead
 from foreseen.proxy.predict.serve import Server
 from foreseen.settings import ProxySettings
 from foreseen.telemetry.exposition import CONTENT_TYPE
+from foreseen.web.caller import caller_of
 from foreseen.web.connection import Connection
 from foreseen.web.http import (
     SERVER,
@@ -123,7 +124,8 @@ class Handlers:
             if ticket is not None:
                 return ticket
         except Exception as error:  # noqa: BLE001 - counted here, where the model is known
-            told = edge.failed(name, protocol, as_foreseen(error, request), started, traceparent(request))
+            known, caller = as_foreseen(error, request), caller_of(request)
+            told = edge.failed(name, protocol, known, started, traceparent(request), caller)
         else:
             told = await edge.answer(ask, body, started, begun + ask.seconds)
             connection = request.protocol
@@ -178,6 +180,7 @@ class Handlers:
             self._seconds(request) if seconds is None else seconds,
             NO_CONTROL if seconds is not None else self._control(request),
             traceparent(request),
+            caller_of(request),
         )
 
     def _seconds(self, request: web.Request) -> float:

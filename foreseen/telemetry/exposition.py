@@ -27,11 +27,14 @@ def exposition(
     versions: Mapping[str, str] | None = None,
     queue: QueueStatus | None = None,
     models: Sequence[str] = (),
+    callers: Mapping[str, Sequence[int]] | None = None,
 ) -> bytes:
     """A registry in the text format; with several processes the sum over all of them. With the states of the far tier
-    and of the queue, batch runs of `models`, and Triton's names where `versions` says the version of each model."""
+    and of the queue, batch runs of `models`, the heaviest `callers`, and Triton's names where `versions` says the
+    version of each model."""
     families = list(_collected(registry))
     more = [*far_families(far), *queue_families(queue), *warm_families(queue, models)]
+    more += caller_families(callers or {})
     more += triton_families(families, versions) if versions is not None else ()
     return generate_latest(Families([*families, *more]))
 
@@ -153,6 +156,28 @@ def warm_families(queue: QueueStatus | None, models: Sequence[str]) -> Iterator[
         yield family
 
 
+CALLER_STATE = (
+    (
+        "foreseen_caller_requests",
+        "gauge",
+        ("caller",),
+        "Requests of the last minute of the heaviest callers, by address; `other`: all the rest.",
+    ),
+    ("foreseen_caller_rows", "gauge", ("caller",), "Their rows."),
+    ("foreseen_caller_computed_rows", "gauge", ("caller",), "Their rows that a model computed."),
+)
+"""Families of the heaviest callers, which a scrape sums over all workers."""
+
+
+def caller_families(callers: Mapping[str, Sequence[int]]) -> Iterator[Metric]:
+    """Requests, rows and computed rows by caller, and what is left as one."""
+    for at, (name, kind, (label,), said) in enumerate(CALLER_STATE if callers else ()):
+        family = Metric(name, said, kind)
+        for caller, counts in callers.items():
+            family.add_sample(name, {label: caller}, counts[at])
+        yield family
+
+
 def triton_families(families: Sequence[Metric], versions: Mapping[str, str]) -> Iterator[Metric]:
     """Triton's names for what the proxy counts. Those of queue and compute are the model process's own."""
     samples = [sample for family in families for sample in family.samples]
@@ -223,7 +248,7 @@ def use_slot(slot: int) -> None:
 def prepare_multiprocess(folder: Path) -> None:
     """An empty folder for the workers' values; the supervisor calls it before it starts any."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.db"):
+    for old in (*folder.glob("*.db"), *folder.glob("callers-*")):
         old.unlink()
 
 

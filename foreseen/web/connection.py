@@ -21,6 +21,7 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from foreseen.errors import BadRequest, ForeseenError, HeadTimeout, HeadTooLarge, Overloaded, RateLimited
+from foreseen.web.caller import caller_of
 from foreseen.web.http import JSON, SERVER, error_reply
 from foreseen.web.limits import Bucket, Gate, ListenerLimits
 
@@ -187,6 +188,11 @@ class Connection(RequestHandler):
         bucket.take()
 
     @property
+    def forwarded_hops(self) -> int:
+        """How many proxies in front are trusted to say whom they speak for."""
+        return self._gate.limits.forwarded_hops
+
+    @property
     def draining(self) -> bool:
         """Whether the process is about to end: an answer has to carry `Connection: close`."""
         manager = self._manager
@@ -279,7 +285,8 @@ class Connection(RequestHandler):
             raise ConnectionError("part of a reply is sent; an error cannot follow")
         error: ForeseenError
         if status >= 500:
-            log.error("internal error", route="unmatched", error=type(exc).__name__, exc_info=exc)
+            who = caller_of(request).fields()
+            log.error("internal error", route="unmatched", error=type(exc).__name__, exc_info=exc, **who)
             error = ForeseenError("internal error")
         elif isinstance(exc, LineTooLong) or _TOO_MANY in (message or ""):
             self._gate.count("head-size")

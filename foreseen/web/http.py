@@ -28,6 +28,7 @@ from foreseen.errors import (
     Unsupported,
     UnsupportedCoding,
 )
+from foreseen.web.caller import Caller, caller_of
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 JSON = "application/json"
@@ -170,12 +171,13 @@ def as_foreseen(error: Exception, request: web.Request) -> ForeseenError:
         case web.HTTPClientError():
             return BadRequest(error.reason)
         case _:
-            return internal(error, route_of(request))
+            return internal(error, route_of(request), caller_of(request))
 
 
-def internal(error: Exception, route: str) -> ForeseenError:
+def internal(error: Exception, route: str, caller: Caller | None = None) -> ForeseenError:
     """What is no error of ours: logged, and a bare 500."""
-    log.error("internal error", route=route, error=type(error).__name__, exc_info=error)
+    who = {} if caller is None else caller.fields()
+    log.error("internal error", route=route, error=type(error).__name__, exc_info=error, **who)
     return ForeseenError("internal error")
 
 

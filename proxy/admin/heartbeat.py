@@ -17,6 +17,7 @@ import structlog
 
 from foreseen.errors import QueueUnavailable
 from foreseen.proxy.predict.pipeline import Pipeline
+from foreseen.telemetry.callers import CallerCounts
 from foreseen.telemetry.exposition import exposition
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import AWAY, FarState, QueueStatus
@@ -51,6 +52,7 @@ class Heartbeat:
         versions: Callable[[], Mapping[str, str]] | None = None,
         connections: Callable[[], int] = lambda: 0,
         queue: Callable[[], Awaitable[QueueStatus]] | None = None,
+        callers: CallerCounts | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._served = served
@@ -60,6 +62,7 @@ class Heartbeat:
         self._versions = versions
         self._connections = connections
         self._queue = queue
+        self._callers = callers
         self._scraping = asyncio.Lock()
         self._cpu_seconds = 0.0
         self._expected: set[str] = set()
@@ -104,6 +107,8 @@ class Heartbeat:
         metrics.cpu_seconds.inc(cpu_seconds - self._cpu_seconds)
         self._cpu_seconds = cpu_seconds
         metrics.resident.set(_resident_bytes())
+        if self._callers is not None:
+            self._callers.beat()
         metrics.flush()
 
     async def exposition(self) -> bytes:
@@ -115,7 +120,8 @@ class Heartbeat:
             versions = self._versions() if self._versions is not None else None
             queue = await self._standing()
             models = tuple(self._served)
-            return await asyncio.to_thread(exposition, self._metrics.registry, far, versions, queue, models)
+            callers = None if self._callers is None else self._callers.heaviest()
+            return await asyncio.to_thread(exposition, self._metrics.registry, far, versions, queue, models, callers)
 
     async def _standing(self) -> QueueStatus | None:
         """How the queue is, where there is one; AWAY where it does not say so in time for a scrape."""

@@ -15,6 +15,7 @@ import asyncio
 from typing import Any
 
 from aiohttp import web
+from msgspec import structs
 
 from foreseen.proxy.fastpath.fast_path import FastPath, PendingReply
 from foreseen.proxy.fastpath.known_heads import END_OF_HEAD, KnownHeads, is_traced, may_be_learned
@@ -23,6 +24,7 @@ from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.replay import MAX_REQUEST_BYTES
 from foreseen.proxy.predict.response_bytes import reply_head
 from foreseen.proxy.predict.shortcut import Found
+from foreseen.web.caller import Caller, peer_of
 from foreseen.web.connection import Connection
 
 HOLD_SECONDS = 0.25
@@ -43,7 +45,7 @@ class ShortConnection(Connection):
 
     __slots__ = (
         "_back", "_copy", "_done", "_edge", "_fed", "_have", "_head", "_heads", "_held", "_holding", "_idle",
-        "_road", "_under_way", "_wanted", "_whole",
+        "_peer", "_road", "_under_way", "_wanted", "_whole",
     )  # fmt: skip
 
     def __init__(self, manager: Any, road: FastPath, heads: KnownHeads, **options: Any) -> None:
@@ -52,6 +54,7 @@ class ShortConnection(Connection):
         self._edge = road.edge
         self._heads = heads
         self._idle = True
+        self._peer: str | None = None
         self._fed = self._whole = 0
         self._copy: bytes | None = b""
         self._head = b""
@@ -132,7 +135,7 @@ class ShortConnection(Connection):
     def _take(self, data: bytes) -> None:
         """Bytes that begin a request: the shortest road that they are good for."""
         short = len(data) <= MAX_REQUEST_BYTES
-        if short and (reply := self._edge.replayed(data)) is not None:
+        if short and (reply := self._edge.replayed(data, self._caller(data))) is not None:
             self._admitted()
             self._write(reply)
             return
@@ -143,7 +146,8 @@ class ShortConnection(Connection):
             self._held, self._have, self._wanted = [data], len(data), known.whole
             self._holding = self._loop.call_later(HOLD_SECONDS, self._release)
         else:
-            self._answer(known.ask, data[known.head :], data if short and known.again else None)
+            ask = structs.replace(known.ask, caller=self._caller(data[: known.head]))
+            self._answer(ask, data[known.head :], data if short and known.again else None)
 
     def _whole_request(self) -> None:
         """The body that a known head waited for is here."""
@@ -156,9 +160,16 @@ class ShortConnection(Connection):
         if known is None or sum(map(len, held)) != known.whole:
             self._begin(b"".join(held))
             return
+        ask = structs.replace(known.ask, caller=self._caller(held[0][: known.head]))
         held[0] = held[0][known.head :]
-        found = self._edge.find_whole(known.ask, held, known.whole - known.head)
-        self._answer(known.ask, b"".join(held) if found is None else found.text, None, found)
+        found = self._edge.find_whole(ask, held, known.whole - known.head)
+        self._answer(ask, b"".join(held) if found is None else found.text, None, found)
+
+    def _caller(self, head: bytes) -> Caller:
+        """Who sends the request that begins with these bytes."""
+        if self._peer is None:
+            self._peer = peer_of(self.transport)
+        return Caller(self._peer, head, self.forwarded_hops)
 
     def _answer(self, ask: RequestHead, body: bytes, raw: bytes | None, found: Found | None = None) -> None:
         """A whole request, recognised: its answer now, or when what it waits for is here."""

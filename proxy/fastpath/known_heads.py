@@ -74,7 +74,7 @@ class KnownHeads:
             return
         if len(_NAMED.findall(head)) != len(_TRACE.findall(head)):  # one that is not plain comes once, and is aiohttp's
             return
-        ask = structs.replace(ask, traceparent=None)
+        ask = structs.replace(ask, traceparent=None, caller=None)
         known = self._asks.get(cut[0])
         if known != ask:  # a setting that changed
             self._recognised.clear()

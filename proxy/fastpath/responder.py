@@ -15,20 +15,23 @@ from foreseen.errors import ForeseenError, UnknownModel
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import NO_CONTROL
 from foreseen.proxy.cache.tiers import Tiers
-from foreseen.proxy.predict.access import AccessLog
+from foreseen.proxy.predict.access import AccessLog, without_names
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.replay import MAX_ROWS, REPLAY, SHORTCUT, Kept, Memory
 from foreseen.proxy.predict.response_bytes import hit_reply
 from foreseen.proxy.predict.serve import NOBODY_JOINS, Hit, Reply, Server, Visit
 from foreseen.proxy.predict.shortcut import Found
 from foreseen.settings import ProxySettings
+from foreseen.telemetry.callers import CallerCounts
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Answer, Key, Prediction, Space
+from foreseen.web.caller import Caller
 from foreseen.web.http import BINARY, HEADER_LENGTH, JSON, SERVER, error_body, internal
 
 Headers = list[tuple[str, str]]
 
 
+COMPUTED = frozenset(("model", "bypass"))
 _TIMING = b"Server-Timing: decode;dur=%.3f, prepare;dur=%.3f, answer;dur=%.3f%b"
 
 
@@ -62,6 +65,7 @@ class Responder:
         settings: ProxySettings,
         tiers: Tiers,
         memory: Memory | None = None,
+        callers: CallerCounts | None = None,
     ) -> None:
         self._near = tiers.near
         self._clock = tiers.clock
@@ -70,7 +74,7 @@ class Responder:
         self._server = server
         self._metrics = metrics
         self._server_timing = settings.server_timing
-        self._access = AccessLog(settings.access_log_hits)
+        self._access = AccessLog(settings.access_log_hits, callers=callers, models=served)
 
     def find(self, name: str, version: str | None) -> ServedModel:
         """A served model. Raises UnknownModel."""
@@ -87,7 +91,7 @@ class Responder:
             served = self.find(ask.model, ask.version)
             return self._told(ask, await self._server.answer(served, ask, body, deadline), started)
         except Exception as error:  # noqa: BLE001 - this is the edge
-            return self.failed(ask.model, ask.protocol, error, started, ask.traceparent)
+            return self.failed(ask.model, ask.protocol, error, started, ask.traceparent, ask.caller)
 
     def at_once(
         self,
@@ -117,7 +121,7 @@ class Responder:
             if visit is None:
                 visit = self._server.at_once(served, ask, body, deadline, found)
         except Exception as error:  # noqa: BLE001 - this is the edge
-            return self.failed(ask.model, ask.protocol, error, started, ask.traceparent)
+            return self.failed(ask.model, ask.protocol, error, started, ask.traceparent, ask.caller)
         if visit is None:
             return None
         aboard = WaitingRequest(visit, visit.own, visit.journey.question.options.deadline, joined=False)
@@ -137,6 +141,7 @@ class Responder:
         """A kept reply to a body that is known."""
         if own is None and raw is not None and self._memory is not None and self._memory.worth_keeping(raw):
             self._memory.keep(raw, kept.as_replay())
+        self._access.asking = ask.caller
         kept.count(time.perf_counter() - started, ask.traceparent)
         return kept.at(now, own)
 
@@ -157,7 +162,7 @@ class Responder:
                     return self._told(ask, self._server.replied(mine, answers), started)
             return self._hit(ask, visit, visit.hit, own, started)
         except Exception as error:  # noqa: BLE001 - this is the edge
-            return self.failed(ask.model, ask.protocol, error, started, ask.traceparent)
+            return self.failed(ask.model, ask.protocol, error, started, ask.traceparent, ask.caller)
 
     def _hit_of(self, ask: RequestHead, visit: Visit, answers: Sequence[Answer], raw: bytes | None) -> Hit | None:
         """What answers have in common that are all fresh hits; else None. What near has is kept for the next time."""
@@ -202,16 +207,23 @@ class Responder:
             self._metrics.stages.add("prepare", times.prepared - times.decoded)
         hits = self._metrics.hits(ask.model, ask.protocol)
         self._server.count_again(visit.served, hits, hit.near, hit.far, hit.saved, seconds)
-        self._access.told(ask.model, ask.protocol, 200, "hit", hit.near + hit.far, seconds, traceparent=ask.traceparent)
+        rows, trace = hit.near + hit.far, ask.traceparent
+        self._access.told(ask.model, ask.protocol, 200, "hit", rows, seconds, traceparent=trace, caller=ask.caller)
         now = self._clock()
         left, age = math.floor(hit.until - now), max(0, int(now - hit.made_at))
         return hit_reply(drawn.before, drawn.after, drawn.length, own, left, age, timing, far=hit.far > 0)
 
     def failed(
-        self, model: str, protocol: str, error: Exception, started: float, traceparent: str | None = None
+        self,
+        model: str,
+        protocol: str,
+        error: Exception,
+        started: float,
+        traceparent: str | None = None,
+        caller: Caller | None = None,
     ) -> RenderedReply:
         """The reply that an error becomes."""
-        known = error if isinstance(error, ForeseenError) else internal(error, f"/{protocol}/models/{{model}}")
+        known = error if isinstance(error, ForeseenError) else internal(error, f"/{protocol}/models/{{model}}", caller)
         name = model if model in self._served else "other"  # a label is a served model or this: paths are data
         seconds = time.perf_counter() - started
         self._metrics.request_seconds.of(name, "error").add(seconds)
@@ -220,26 +232,57 @@ class Responder:
             stats.fail += 1
             stats.fail_ns += int(seconds * 1e9)
         self._metrics.requests.labels(name, protocol, str(known.status)).inc()
-        self._access.told(name, protocol, known.status, "error", 0, seconds, code=known.code, traceparent=traceparent)
+        self._access.told(
+            name,
+            protocol,
+            known.status,
+            "error",
+            0,
+            seconds,
+            code=known.code,
+            error=without_names(str(known), self._names(name)),
+            traceparent=traceparent,
+            caller=caller,
+        )
         headers, body = error_body(known)
         return RenderedReply(known.status, list(headers.items()), body)
+
+    def _names(self, model: str) -> tuple[str, ...]:
+        """What an error may name of a model."""
+        if model not in self._served:
+            return ()
+        seen = self._served[model].manifest.seen
+        return (*(one.name for one in seen.inputs), *(one.name for one in seen.outputs))
 
     def accepted(self, ask: RequestHead, rows: int, started: float) -> None:
         """A request that was answered with a ticket."""
         seconds = time.perf_counter() - started
         self._metrics.requests.labels(ask.model, ask.protocol, "202").inc()
         self._metrics.request_seconds.of(ask.model, "accepted").add(seconds)
-        self._access.told(ask.model, ask.protocol, 202, "accepted", rows, seconds, traceparent=ask.traceparent)
+        trace, caller = ask.traceparent, ask.caller
+        self._access.told(ask.model, ask.protocol, 202, "accepted", rows, seconds, traceparent=trace, caller=caller)
 
     def _told(self, ask: RequestHead, reply: Reply, started: float) -> RenderedReply:
         self._metrics.requests.labels(ask.model, ask.protocol, "200").inc()
-        seconds, rows = time.perf_counter() - started, len(reply.answers)
-        self._access.told(ask.model, ask.protocol, 200, reply.result, rows, seconds, traceparent=ask.traceparent)
+        self._access.told(
+            ask.model,
+            ask.protocol,
+            200,
+            reply.result,
+            len(reply.answers),
+            time.perf_counter() - started,
+            traceparent=ask.traceparent,
+            caller=ask.caller,
+            computed=sum(answer.source in COMPUTED for answer in reply.answers),
+        )
         return RenderedReply(200, [*_fixed(reply.length), *reply.headers.items()], reply.body, reply)
 
-    def replayed(self, request: bytes) -> bytes | None:
+    def replayed(self, request: bytes, caller: Caller | None = None) -> bytes | None:
         """The kept reply to these very bytes, counted and logged."""
-        return None if self._memory is None else self._memory.reply(request)
+        if self._memory is None:
+            return None
+        self._access.asking = caller
+        return self._memory.reply(request)
 
     def remember(self, ask: RequestHead, raw: bytes, reply: Reply) -> None:
         """Keep the reply to a request that aiohttp read and near answered, for when its very bytes come again."""
@@ -268,10 +311,12 @@ class Responder:
         hits, count_again, access = self._metrics.hits(ask.model, ask.protocol), self._server.count_again, self._access
         saved = sum(prediction.seconds for prediction in predictions)
         served, rows = self._served[ask.model], len(predictions)
+        model, protocol = ask.model, ask.protocol  # not `ask`, which holds its own caller
 
         def count(seconds: float, traceparent: str | None) -> None:
             count_again(served, hits, rows, 0, saved, seconds)
-            access.told(ask.model, ask.protocol, 200, "hit", rows, seconds, traceparent=traceparent)
+            caller, access.asking = access.asking, None
+            access.told(model, protocol, 200, "hit", rows, seconds, traceparent=traceparent, caller=caller)
 
         return Kept(
             list(zip(keys, predictions, strict=True)),

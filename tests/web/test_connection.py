@@ -19,6 +19,7 @@ from foreseen.proxy.fastpath.responder import RenderedReply, Responder
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.serve import Reply, Visit
 from foreseen.proxy.predict.shortcut import Found
+from foreseen.web.caller import Caller
 from foreseen.web.connection import AppRunner
 from foreseen.web.drain import drain
 from foreseen.web.listen import listen
@@ -49,7 +50,7 @@ class ScriptedEdge:
         self.entered = asyncio.Event()
         self.gate = asyncio.Event()
 
-    def replayed(self, raw: bytes) -> bytes | None:
+    def replayed(self, raw: bytes, caller: Caller | None = None) -> bytes | None:
         body = self.kept.get(raw)
         return None if body is None else b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
 
