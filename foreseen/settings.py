@@ -221,6 +221,10 @@ class ProxySettings(StoreSettings):
     top_callers: Annotated[
         int, Parameter(help="Heaviest callers, by address, that metrics tell of; the others are one. 0: none.")
     ] = 10
+    cors_origin: Annotated[
+        tuple[str, ...],
+        Parameter(help="Origin of pages whose scripts may call: https://HOST[:PORT], or *; may be repeated."),
+    ] = ()
     observe: Annotated[
         tuple[str, ...],
         Parameter(help="A model that always answers itself while the cache is only compared with it; 'all' for all."),

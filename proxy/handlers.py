@@ -27,6 +27,7 @@ from foreseen.settings import ProxySettings
 from foreseen.telemetry.exposition import CONTENT_TYPE
 from foreseen.web.caller import caller_of
 from foreseen.web.connection import Connection
+from foreseen.web.cors import Cors
 from foreseen.web.http import (
     SERVER,
     Handler,
@@ -102,6 +103,7 @@ class Handlers:
             self._predictions.add_to(app)
         app.router.add_get("/metrics", self.metrics)
         app.router.add_get("/metrics/{model}", self.model_metrics)
+        Cors(self._settings.cors_origin).add_to(app)
         return app
 
     async def infer(self, request: web.Request) -> web.StreamResponse:

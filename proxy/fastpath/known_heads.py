@@ -27,8 +27,8 @@ MAX_HEADS = 1024
 MAX_DIGITS = 9
 MORE_THAN_BYTES = frozenset(
     (
-        "Authorization", "Cache-Control", "Content-Encoding", "Cookie", "Expect", "Foreseen-Webhook", "Pragma",
-        "Prefer", "Request-Timeout", "Transfer-Encoding", "Upgrade", "Via",
+        "Authorization", "Cache-Control", "Content-Encoding", "Cookie", "Expect", "Foreseen-Webhook", "Origin",
+        "Pragma", "Prefer", "Request-Timeout", "Transfer-Encoding", "Upgrade", "Via",
     )
 )  # fmt: skip
 """Headers that decide about more than the reply's bytes, now or later."""
