@@ -7,6 +7,7 @@ MLSERVER := .venv-mlserver
 TRITONSERVER := .venv-triton
 RAY    := .venv-ray
 AIRFLOW := .venv-airflow
+TORCH  := .venv-torch
 POSTGRES := $(or $(firstword $(wildcard /usr/lib/postgresql/*/bin/postgres)),/usr/lib/postgresql/15/bin/postgres)
 BIN    := $(VENV)/bin
 DATA   ?= data
@@ -77,7 +78,13 @@ $(AIRFLOW)/installed: tests/integrations/airflow.txt pyproject.toml
 	@$(AIRFLOW)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
-test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed ## batch runs by Ray and Airflow, each in its own environment
+$(TORCH)/installed: tests/integrations/torch.txt
+	@echo "setup: installing torch, transformers and sentence-transformers into $(TORCH)"
+	@$(PYTHON) -m venv $(TORCH)
+	@$(TORCH)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed $(TORCH)/installed ## batch runs by Ray and Airflow, model folders against torch, each in its own environment
 	@$(BIN)/python -m pytest tests/integrations
 
 check: lint ## lint, types, import contract and all tests that start no other process: under two minutes, no root
@@ -160,4 +167,4 @@ mutants: setup ## mutation testing of key, entry and flight (about five minutes)
 	@rm -rf mutants && $(BIN)/mutmut run > build/mutants.log 2>&1; $(BIN)/python -m tests.mutants
 
 clean: ## remove the environment and what was built
-	rm -rf $(VENV) $(TRITON) $(MLSERVER) $(TRITONSERVER) $(RAY) $(AIRFLOW) $(DATA) build *.egg-info
+	rm -rf $(VENV) $(TRITON) $(MLSERVER) $(TRITONSERVER) $(RAY) $(AIRFLOW) $(TORCH) $(DATA) build *.egg-info

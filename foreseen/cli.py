@@ -197,6 +197,7 @@ def warm(*files: Annotated[str, Parameter(env_var=())], settings: WarmSettings) 
         raise SetupError(f"{error.name} is not installed; pip install 'foreseen[warm]'") from None
     from rich.console import Console
 
+    configure("error", "warm")
     stand_back(settings)
     job = Job(files, settings)
     if settings.dry_run:
@@ -207,7 +208,7 @@ def warm(*files: Annotated[str, Parameter(env_var=())], settings: WarmSettings) 
             Console().print(forecast_table(forecast))
         return
     with bar(quiet=settings.json) as watcher:
-        summary = job.go(watcher)
+        summary = job.go(watcher, watcher)
     if settings.json:
         print(msgspec.json.encode(summary).decode())
     else:
@@ -333,6 +334,11 @@ def main() -> None:
         sys.exit(2)
     except (SetupError, ForeseenError) as error:
         fail(str(error), form, command)
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"foreseen: {error.filename}: {error.strerror}; give a folder that this user can use", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -91,10 +91,10 @@ class MethodNotAllowed(ForeseenError):
 
 
 class TooLarge(ForeseenError):
-    """A body, or a picture in it, is above its limit."""
+    """A body is above a limit: of its bytes, of the elements of its JSON, of its rows; or a picture in it is."""
 
     status, code = 413, "too_large"
-    fix = "Split the batch, or raise `--body-bytes`."
+    fix = "Send tensors in the binary form, split the batch, or raise `--body-bytes`."
 
 
 class UnsupportedCoding(ForeseenError):
@@ -138,6 +138,13 @@ class ExpectationFailed(ForeseenError):
 
     status, code = 417, "expectation_failed"
     fix = "Leave it out."
+
+
+class VersionNotSupported(ForeseenError):
+    """A request line with a version of HTTP other than 1.1 and 1.0."""
+
+    status, code = 505, "http_version"
+    fix = "Speak HTTP/1.1."
 
 
 class Unsupported(ForeseenError):

@@ -10,12 +10,39 @@ import contextlib
 import logging
 import os
 import sys
+import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, TextIO, cast
 
 import structlog
 
 Format = Literal["json", "text"]
+
+LINES_AT_ONCE = 10
+"""Lines of one kind of event that are written at once; then one a second."""
+_MOST_KINDS = 256
+
+
+class Sparing:
+    """Lets so many lines of each kind of event through, so that a flood of errors does not fill a disk with them."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._kinds: dict[str, tuple[float, float, int]] = {}
+
+    def skipped(self, kind: str) -> dict[str, int] | None:
+        """What a line says of those of its kind that were left out before it; None where it is to be left out, too."""
+        now = self._clock()
+        lines, at, left_out = self._kinds.pop(kind, (float(LINES_AT_ONCE), now, 0))
+        lines = min(float(LINES_AT_ONCE), lines + now - at)
+        written = lines >= 1
+        self._kinds[kind] = (lines - written, now, 0 if written else left_out + 1)
+        if len(self._kinds) > _MOST_KINDS:
+            del self._kinds[next(iter(self._kinds))]
+        if not written:
+            return None
+        return {"skipped": left_out} if left_out else {}
 
 
 class _Lossy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -27,7 +28,7 @@ def make_run_folder(data: Path) -> Path:
     folder = run_folder(data)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"{folder} belongs to somebody else")
+        raise PermissionError(errno.EPERM, "it belongs to another user", str(folder))
     folder.chmod(0o700)
     return folder
 
@@ -42,6 +43,11 @@ def state_socket(data: Path) -> Path:
 
 def admin_socket(data: Path) -> Path:
     return run_folder(data) / "admin.sock"
+
+
+def children_file(data: Path) -> Path:
+    """What the supervisor's children are like."""
+    return run_folder(data) / "children.json"
 
 
 def redis_socket(data: Path) -> Path:

@@ -139,15 +139,9 @@ class ProxySettings(StoreSettings):
     near_bytes: Annotated[int, Parameter(help="Memory of the near tier, per worker, in bytes; 0 turns it off.")] = (
         256 * 2**20
     )
-    replay_bytes: Annotated[
-        int, Parameter(help="Memory of replies to requests that come again byte by byte, per worker; 0 turns it off.")
-    ] = 32 * 2**20
-    shortcut_bytes: Annotated[
-        int, Parameter(help="Memory of bodies that come again, under whatever head or id, per worker; 0 turns it off.")
-    ] = 64 * 2**20
-    short_road: Annotated[
-        bool, Parameter(help="Answer requests whose head is known, byte by byte, before aiohttp's own machinery runs.")
-    ] = True
+    reply_cache_bytes: Annotated[
+        int, Parameter(help="Memory of bodies and requests that come again, with their replies, per worker; 0: off.")
+    ] = 96 * 2**20
     far_budget_ms: Annotated[float, Parameter(help="Longest wait for one far operation, in ms. Never retried.")] = 50.0
     far_keys: Annotated[int, Parameter(help="Keys of one MGET at most.")] = 256
     far_value_bytes: Annotated[int, Parameter(help="A larger entry is answered but not stored.")] = 4 * 2**20

@@ -43,6 +43,8 @@ class Row(Struct, frozen=True, gc=False):
     """
 
     tensors: tuple[Array, ...]
+    given: tuple[int, ...] | None = None
+    """The places of the keyed inputs that `tensors` are of, where optional ones were left out; None: of all."""
 
 
 class Columns(Sequence[Row]):
@@ -198,6 +200,8 @@ class FarState(Struct, frozen=True):
     append_only: bool
     uptime: int = 0
     replicas: int = 0
+    writable: bool = True
+    """Whether its last write to disk succeeded."""
 
 
 class WarmRunStatus(Struct, frozen=True):

@@ -15,7 +15,7 @@ from foreseen.inference.handlers import ModelRoutes
 from foreseen.inference.served import LoadedModel
 from foreseen.settings import InferenceSettings
 from foreseen.web.connection import AppRunner
-from foreseen.web.drain import Shutdown, announce, drain
+from foreseen.web.drain import Shutdown, announce, drain, serve_orphaned
 from foreseen.web.gc_freeze import settle
 
 _SWITCH_SECONDS = 0.0005
@@ -59,6 +59,8 @@ async def _serve(settings: InferenceSettings) -> None:
             settle()
             announce(settings.ready_fd)
             await waiting
+            if ending.is_orphaned:  # the proxies that are left still ask
+                await ending.unless_at_once(serve_orphaned(runner, settings.drain_seconds + settings.deadline_seconds))
             await ending.unless_at_once(drain(runner, settings.drain_seconds, settings.deadline_seconds))
     finally:
         await runner.cleanup()

@@ -42,7 +42,7 @@ def add(file: Path, name: str | None, folder: Path, data: Path, say: BuildProgre
         made = shop / name
         made.mkdir()
         graph = made / "model.onnx"
-        shutil.copyfile(file, graph)
+        onnx_file.copy(file, graph)
         draft = Manifest(name=name, model=signature, batching=Batching(single=fixed))
         with say.step("load it in a child process"):
             prove(graph, draft, made)

@@ -102,32 +102,45 @@ def report(name: str, *, json: Json = False, train: Train = None, test: Test = N
 
 @app.command
 def add(
-    file: Path,
+    file: str,
     *,
-    name: Annotated[str | None, Parameter(help="What to call it; default: after the file.")] = None,
+    name: Annotated[str | None, Parameter(help="What to call it; default: after the file or folder.")] = None,
+    reference: Annotated[
+        Path | None, Parameter(help="A reference.npz of inputs and known outputs that the graph must agree with.")
+    ] = None,
+    pair: Annotated[
+        bool | None, Parameter(help="Whether a classifier scores (query, document); default: what its folder says.")
+    ] = None,
     replace: Annotated[
         bool,
         Parameter(
             help="Take the place of the model of that name; where inputs and outputs are the same, its model.toml "
-            "stays but for the sha256.",
+            "stays but for the sha256. Of a model folder the old one is kept as model.toml.old.",
             negative="",
         ),
     ] = False,
     common: Common = DEFAULTS,
 ) -> None:
-    """Add an ONNX file of your own: write a commented model.toml into --models and probe row independence.
+    """Add a model of your own: write a commented model.toml into --models and probe row independence.
 
     Parameters
     ----------
     file
-        The ONNX file, weights included.
+        An ONNX file, or a Hugging Face folder (config.json, tokenizer.json, safetensors), also as a wheel, zip or URL.
     """
     from foreseen.models.add import add as add_file
+    from foreseen.models.folder.add import add as add_folder
+    from foreseen.models.folder.locate import is_folder
 
     if common.models is None:
         raise SetupError("say where your models are: --models DIR (or FORESEEN_MODELS), and the same for `up`")
     with progress.shown(common.log_format) as say:
-        path = add_file(file, name, common.models, common.data, say, replace=replace)
+        if is_folder(file):
+            path = add_folder(file, name, common.models, common.data, say, reference, pair, replace=replace)
+        elif reference is not None or pair is not None:
+            raise SetupError("--reference and --pair are for model folders, not for ONNX files")
+        else:
+            path = add_file(Path(file), name, common.models, common.data, say, replace=replace)
     print(f"{path}\nbuild it with: foreseen models build {path.parent.name} --models {common.models}")
 
 

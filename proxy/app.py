@@ -17,8 +17,9 @@ from foreseen.errors import FarError, SetupError
 from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import secret_check, tag_key
 from foreseen.keys.secret import read_secret
+from foreseen.modelspec.artifact import refuse_optional
 from foreseen.modelspec.manifest import Freshness, find
-from foreseen.paths import model_socket, redis_socket
+from foreseen.paths import children_file, model_socket, redis_socket
 from foreseen.proxy.admin.admin import Token
 from foreseen.proxy.admin.heartbeat import Heartbeat
 from foreseen.proxy.admin.purge import Purger, admin_application
@@ -27,14 +28,14 @@ from foreseen.proxy.backend.discovery import Upstream, in_front_of, upstream_of
 from foreseen.proxy.backend.isolation import IsolationLock
 from foreseen.proxy.backend.model import ModelProcess
 from foreseen.proxy.backend.served import ServedModel
-from foreseen.proxy.backend.upstream import declared_told
+from foreseen.proxy.backend.upstream_metadata import declared_told
 from foreseen.proxy.cache.freshness import policy_of
 from foreseen.proxy.cache.generations import Generations
 from foreseen.proxy.cache.lease import Leases
 from foreseen.proxy.cache.near import Near
+from foreseen.proxy.cache.purge_mark import PurgeMark
 from foreseen.proxy.cache.tiers import Tiers
-from foreseen.proxy.fastpath.fast_connection import ShortConnection
-from foreseen.proxy.fastpath.fast_path import FastPath
+from foreseen.proxy.fastpath.fast_connection import FastConnection
 from foreseen.proxy.fastpath.known_heads import KnownHeads
 from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.handlers import Handlers
@@ -42,9 +43,11 @@ from foreseen.proxy.jobs.batch import Batches
 from foreseen.proxy.jobs.predictions import Predictions
 from foreseen.proxy.jobs.ticket_options import TicketOptionsReader
 from foreseen.proxy.jobs.tickets import Jobs
+from foreseen.proxy.predict.answer_cache import AnswerCache
+from foreseen.proxy.predict.counting import AccessLog, RequestCounter
+from foreseen.proxy.predict.heavy import Heavy
 from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pipeline import Pipeline
-from foreseen.proxy.predict.replay import Memory
 from foreseen.proxy.predict.serve import Server
 from foreseen.queue.queue import connect_queue
 from foreseen.queue.queue_types import Bounds
@@ -52,13 +55,15 @@ from foreseen.queue.records import Records
 from foreseen.queue.targets import Allowed
 from foreseen.settings import ProxySettings
 from foreseen.stores.cluster import far_at
-from foreseen.stores.commands import Entries
+from foreseen.stores.owned import OwnedEntries
 from foreseen.stores.redis_urls import access_of
 from foreseen.stores.state import connect_state
 from foreseen.tasks import end
 from foreseen.telemetry.callers import CallerCounts
+from foreseen.telemetry.child_states import ChildState, read_children
 from foreseen.telemetry.exposition import use_slot
 from foreseen.telemetry.metrics import ProxyMetrics
+from foreseen.web.bodies import BODIES, Bodies
 from foreseen.web.connection import AppRunner
 from foreseen.web.drain import Shutdown, announce, drain
 from foreseen.web.gc_freeze import settle
@@ -91,9 +96,8 @@ class Proxy:
         self.trials = IsolationLock() if upstream is None else upstream.trials
         self.served = {} if upstream is None else upstream.served
         self.served |= {served.manifest.name: served for served in map(self._serve, settings.own_models)}
-        self.far = _far(settings)
+        self.far = _far(settings, secret_check(root))
         self.trials.among(self.far, root, self.metrics)
-        self._check = secret_check(root)
         tiers = Tiers(
             root=root,
             codec=EntryCodec(tag_key(root)),
@@ -107,61 +111,72 @@ class Proxy:
         self.state = None if given is None else connect_state(given, access, replicas)
         leases = Leases(self.far, self.metrics, settings.lease_ms / 1000)
         self.pipeline = Pipeline(tiers, self.served, self.metrics, settings.waiting_rows, settings.miss_rows, leases)
-        self.generations = Generations(self.state, self.pipeline.forget)
+        self.generations = Generations(self.state, self.pipeline.forget, PurgeMark(self.far, root))
+        self.answers = AnswerCache(settings.reply_cache_bytes, tiers.near, self.served, self.generations)
+        self.heavy = Heavy()
+        self.callers = CallerCounts(settings.top_callers if settings.metrics else 0)
+        access_log = AccessLog(settings.access_log_hits, models=self.served)
         self.server = Server(
             self.pipeline,
             Observer(self.pipeline, self.metrics, settings.observe_tolerance),
             self.metrics,
+            self.answers,
+            RequestCounter(self.metrics, self.served, access_log, self.callers),
             observed=frozenset(self.served if "all" in settings.observe else settings.observe),
             server_timing=settings.server_timing,
             purges=self.generations,
-            shortcut_bytes=settings.shortcut_bytes,
+            heavy=self.heavy,
         )
         self.webhooks = Allowed(settings.webhook_allow, settings.webhook_ports, settings.webhook_networks)
         self.records = Records(root)
         self.queue = None if given is None else connect_queue(given, bounds_of(settings), access, replicas)
         self.jobs: Jobs | None = None
         if self.queue is not None:
-            self.jobs = Jobs(self.queue, self.records, self.pipeline, self.served, self.generations, self.metrics)
-        self.memory = memory = Memory(tiers.near, settings.replay_bytes, tiers.clock)
+            self.jobs = Jobs(
+                self.queue, self.records, self.pipeline, self.served, self.generations, self.metrics, self.heavy
+            )
         self.gate = Gate(_limits(settings), lambda limit: self.metrics.limited.labels(limit).inc())
-        self.callers = CallerCounts(settings.top_callers if settings.metrics else 0)
         self.heartbeat = Heartbeat(
             self.pipeline,
             self.served,
             self.metrics,
             breaker_open=lambda: self.far is not None and self.far.open,
             far_state=self.far.state if self.far is not None else None,
+            far_foreign=lambda: self.far is not None and self.far.foreign,
             versions=self._versions if settings.triton_metrics else None,
             connections=self.gate.__len__,
             queue=self.queue.standing if self.queue is not None else None,
             callers=self.callers,
+            children=self._children,
+            upstream_problems=None if upstream is None else upstream.problems,
         )
         token = Token(
             settings.admin_token_file or settings.data / "admin-token", required=settings.admin_token_file is not None
         )
+        self.bodies = Bodies()
         self.targets = Targets(self.state, self.served, settings.data)
         self.admin = admin_application(Purger(self.state, tiers), self.targets, token, settings.body_seconds)
-        self.edge = Responder(
+        self.responder = Responder(
             served=self.served,
             server=self.server,
-            metrics=self.metrics,
-            settings=settings,
-            tiers=tiers,
-            memory=memory,
-            callers=self.callers,
+            cache=self.answers,
+            clock=tiers.clock,
+            refused={} if upstream is None else upstream.refused,
         )
-        self.road, self.heads = FastPath(self.edge), KnownHeads(settings.body_bytes)
+        self.heads = KnownHeads(settings.body_bytes)
         self.application = Handlers(
             served=self.served,
             server=self.server,
-            edge=self.edge,
+            responder=self.responder,
             settings=settings,
             token=token,
             exposition=self.heartbeat.exposition,
             predictions=self._predictions(),
             stalled=lambda: self.heartbeat.stalled,
+            lost=self._lost,
+            missing=lambda: None if upstream is None else upstream.missing,
         ).application()
+        self.application[BODIES] = self.bodies
 
     def _predictions(self) -> Predictions | None:
         """The routes of predictions, where there is a queue."""
@@ -174,16 +189,16 @@ class Proxy:
             jobs,
             queue,
             self.records,
-            self.edge,
+            self.responder,
             most_lines=settings.batch_lines,
             body_seconds=settings.body_seconds,
         )
-        return Predictions(jobs, self.edge, ticket_options, batches)
+        return Predictions(jobs, self.responder, ticket_options, batches)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Watch the models; at the end let flights land and close every connection."""
-        await self._check_secret()
+        await self._look_at_far()
         if self.upstream is not None:
             watchers = [asyncio.create_task(self.upstream.follow())]
         else:
@@ -191,6 +206,8 @@ class Proxy:
         watchers.append(asyncio.create_task(self.heartbeat.beat()))
         watchers.append(asyncio.create_task(self.generations.follow()))
         watchers.append(asyncio.create_task(self.targets.follow()))
+        if self.far is not None:
+            watchers.append(asyncio.create_task(self.far.follow()))
         try:
             async with asyncio.timeout(STATE_SECONDS):
                 await self.generations.ready.wait()
@@ -212,9 +229,9 @@ class Proxy:
                 await self.far.close()
             self.server.close()
 
-    def connect(self, manager: Any, **options: Any) -> ShortConnection:
+    def connect(self, manager: Any, **options: Any) -> FastConnection:
         """A connection that answers what it recognises itself."""
-        return ShortConnection(manager, self.road, self.heads, **options)
+        return FastConnection(manager, self.responder, self.heads, self.bodies, **options)
 
     async def known(self) -> None:
         """Until every model has been reached and it is known what was purged."""
@@ -222,14 +239,29 @@ class Proxy:
             await asyncio.sleep(KNOWN_POLL_SECONDS)
         await self.generations.ready.wait()
 
+    def _children(self) -> list[ChildState]:
+        """The supervisor's children, where there is a supervisor: it passes the listening socket."""
+        return [] if self.settings.fd is None else read_children(children_file(self.settings.data))
+
+    def _lost(self) -> list[str]:
+        """What does not work just now, though predictions are answered."""
+        lost = []
+        if self.far is not None and (self.far.foreign or self.far.open):
+            lost.append("far (Redis): misses of near go to the models")
+        if not self.generations.reachable:
+            lost.append("state store: no job is taken, no result can be fetched, no purge is acknowledged")
+        if not self.generations.ready.is_set():
+            lost.append("state store: never reached, so nothing is answered from the cache")
+        return lost
+
     def _versions(self) -> dict[str, str]:
         return {name: served.manifest.version for name, served in self.served.items()}
 
-    async def _check_secret(self) -> None:
+    async def _look_at_far(self) -> None:
         if self.far is None:
             return
         try:
-            await self.far.check_secret(self._check)
+            await self.far.look()
         except FarError as error:
             log.warning("far: not reachable at start; answering without it", kind=error.kind)
 
@@ -240,6 +272,7 @@ class Proxy:
             defaults = _freshness(self.settings)
             told = declared_told(manifest)
             return in_front_of(manifest.upstream, told, self.settings, defaults, manifest, self.trials)
+        refuse_optional(manifest)
         process = ModelProcess(
             manifest,
             address or f"unix:{model_socket(self.settings.data, name)}",
@@ -263,7 +296,7 @@ async def _run(settings: ProxySettings) -> None:
     proxy = Proxy(settings, await upstream_for(settings))
     runner = AppRunner(
         proxy.application,
-        proxy.connect if settings.short_road else None,
+        proxy.connect,
         proxy.gate,
         handler_cancellation=False,
         keepalive_timeout=settings.keepalive_seconds,
@@ -291,7 +324,7 @@ async def _run(settings: ProxySettings) -> None:
         log.info("listening", host=settings.host, port=settings.port, models=list(proxy.served))
         try:
             await ending.begun.wait()
-            proxy.memory.close()  # what is replayed says nothing of the end
+            proxy.answers.close()  # a cached reply says nothing of the end
             if proxy.jobs is not None:
                 await proxy.jobs.news.close()
             await ending.unless_at_once(drain(runner, settings.drain_seconds, settings.deadline_seconds))
@@ -306,12 +339,13 @@ def run(settings: ProxySettings) -> None:
     uvloop.run(_run(settings))
 
 
-def _far(settings: ProxySettings) -> Entries | None:
+def _far(settings: ProxySettings, check: bytes) -> OwnedEntries | None:
     if settings.redis == "none":
         return None
     url = settings.redis or f"unix://{redis_socket(settings.data)}"
     budget_seconds = settings.far_budget_ms / 1000
-    return far_at(url, budget_seconds, keys_per_call=settings.far_keys, access=access_of(settings))
+    entries = far_at(url, budget_seconds, keys_per_call=settings.far_keys, access=access_of(settings))
+    return OwnedEntries(entries, check)
 
 
 def _limits(settings: ProxySettings) -> ListenerLimits:

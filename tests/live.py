@@ -144,7 +144,7 @@ def given(built: Path, data: Path) -> None:
 def fresh(data: Path, *flags: str, stderr: IO[str] | None = None) -> Iterator[Live]:
     """The same on a data directory as it is, with these flags alone; its log goes where `stderr` says."""
     port = free_port()
-    command = [sys.executable, "-m", "foreseen.cli", "up", f"--data={data}", f"--port={port}", *flags]
+    command = [sys.executable, "-P", "-m", "foreseen.cli", "up", f"--data={data}", f"--port={port}", *flags]
     if not any(flag.startswith("--log-level=") for flag in flags):
         command.append("--log-level=warning")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)

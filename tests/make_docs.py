@@ -15,7 +15,7 @@ from foreseen import errors
 from foreseen.cli import app
 from foreseen.inference.metrics import ModelMetrics
 from foreseen.settings import NAMES, PURGE_TARGETS
-from foreseen.telemetry.exposition import CALLER_STATE, FAR_STATE, QUEUE_STATE, WARM_STATE
+from foreseen.telemetry.exposition import CALLER_STATE, CHILD_STATE, FAR_STATE, QUEUE_STATE, WARM_STATE
 from foreseen.telemetry.metrics import ProxyMetrics
 from tests.openapi import application, operators, page
 
@@ -75,7 +75,7 @@ def metrics_page() -> str:
             lines.append(f"| `{name}` | {family.type} | {labels} | {said} |")
         if title == "The proxy":
             lines += [f"| `{name}` | {kind} | – | {said} |" for name, kind, said in FAR_STATE]
-            for name, kind, label, said in QUEUE_STATE:
+            for name, kind, label, said in (*QUEUE_STATE, *CHILD_STATE):
                 lines.append(f"| `{name}` | {kind} | {f'`{label}`' if label else '–'} | {said} |")
             for name, kind, several, said in (*WARM_STATE, *CALLER_STATE):
                 lines.append(f"| `{name}` | {kind} | {', '.join(f'`{one}`' for one in several)} | {said} |")

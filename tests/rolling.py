@@ -38,9 +38,10 @@ from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import Framer, key_of, space_key, tag_key
 from foreseen.keys.secret import read_secret
 from foreseen.modelspec.manifest import find
-from foreseen.paths import redis_socket
+from foreseen.paths import redis_socket, state_socket
 from foreseen.stores.far import Far
 from foreseen.stores.redis_urls import connect
+from foreseen.stores.state import connect_state, generation_of
 from foreseen.types import Row, Space
 from tests.live import Live, started
 from tests.models_fixture import PACKAGED, built_data
@@ -239,11 +240,15 @@ class Rolling:
         framer, codec = Framer(find("fingerprint", PACKAGED).model), EntryCodec(tag_key(root))
         far = Far(connect(f"unix://{redis_socket(self.live.data)}", 5.0))
         found = wrong = 0
+        store = connect_state(f"unix://{state_socket(self.live.data)}")
+        generations = await store.begun()
+        await store.close()
         try:
             seeds = sorted({seed for _, seed, _ in self.load.seen.answers})
             frames = [framer.frame(Row((np.array(numbers(seed), np.int64),))) for seed in seeds]
             for digest, seal in self.seals.items():
-                own = space_key(root, Space("public", "fingerprint", digest))
+                generation = generation_of(generations, "fingerprint", digest)
+                own = space_key(root, Space("public", "fingerprint", digest, generation))
                 keys = [key_of(own, frame) for frame in frames]
                 for key, value in zip(keys, await far.get(keys), strict=True):
                     if isinstance(value, bytes):

@@ -21,6 +21,7 @@ from foreseen.modelspec.artifact import read_record
 from foreseen.modelspec.manifest import Manifest
 from foreseen.operate.supervisor import Child
 from foreseen.paths import model_socket
+from foreseen.telemetry.child_states import ChildState
 
 log = structlog.get_logger()
 
@@ -59,6 +60,11 @@ class Rollout:
         self._models: dict[str, SupervisedModel] = {}
         self._numbers = itertools.count(1)
         self._refused: dict[str, str] = {}
+
+    def states(self) -> list[ChildState]:
+        """What runs and what does not. Of two in one place (a successor that gets ready) the newer counts."""
+        known = {child.name: ChildState(child.name, child.is_running, child.all_ends) for child in self.children}
+        return list(known.values())
 
     def of(self, *kinds: str) -> list[Child]:
         return [child for child in self.children if child.name.startswith(kinds)]
@@ -113,7 +119,13 @@ class Rollout:
         for old in self.of(*kinds):
             await old.stop(self._leave_seconds)
             self.children.remove(old)
-            await self.add(old.like())
+            new = old.like()
+            self.children.append(new)
+            try:
+                await new.start()
+            except OSError as error:
+                log.error("not started; tried again", child=new.name, why=error.strerror)
+                new.keep()
 
     async def _renew(self, manifest: Manifest) -> bool:
         """Whether a model's new process has taken the old one's place."""
@@ -137,10 +149,13 @@ class Rollout:
     async def _ready(self, new: Child) -> bool:
         """Start a process and wait until it is ready; where it does not get so, it is ended."""
         self.children.append(new)
-        await new.start(announced=True)
-        if await new.until_ready(READY_SECONDS):
-            return True
-        log.error("a new process did not get ready; the old one stays", child=new.name)
+        try:
+            await new.start(announced=True)
+            if await new.until_ready(READY_SECONDS):
+                return True
+            log.error("a new process did not get ready; the old one stays", child=new.name)
+        except OSError as error:
+            log.error("a new process was not started; the old one stays", child=new.name, why=error.strerror)
         self.children.remove(new)
         await new.stop(self._leave_seconds)
         return False

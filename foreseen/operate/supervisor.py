@@ -1,4 +1,8 @@
-"""Commands → child processes that are restarted when they end and that never outlive their supervisor."""
+"""Commands → child processes that are started again whenever they end, and that end when their supervisor does.
+
+Whatever a request can cause (out of memory, a crash, a full disk) ends a child at most, and a child is started again
+for ever, after pauses that grow to ten seconds: no caller can make the supervisor give up.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +23,17 @@ import structlog
 log = structlog.get_logger()
 
 PR_SET_PDEATHSIG = 1
+_OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
 FIRST_BACKOFF_SECONDS = 0.1
 MAX_BACKOFF_SECONDS = 10.0
 HEALTHY_SECONDS = 10.0
 """A child that ran for so long has recovered: its next end is its first, and it is back at once."""
 STARTED_SECONDS = 1.0
 """The same for one that nothing which it is asked can end, a store or a worker: it did start, and is needed at once."""
-MAX_ENDS = 10
-"""After so many ends in a row it is given up, loudly."""
+OOM_SCORE = 300
+"""Added to a child's oom_score_adj: where memory runs out, the kernel ends a child and not the supervisor."""
+LOUD_ENDS = 5
+"""From so many ends in a row on, each is logged as an error."""
 
 
 class Child:
@@ -42,11 +50,15 @@ class Child:
         log_file: Path | None = None,
         on_end: Callable[[int], None] = lambda _: None,
         healthy_seconds: float = HEALTHY_SECONDS,
+        oom_score: int = OOM_SCORE,
     ) -> None:
         self.name = name
         self.process: asyncio.subprocess.Process | None = None
-        self.given_up = asyncio.Event()
         self.ends = 0
+        """In a row, without having been healthy in between."""
+        self.refusals = 0
+        """How many of these, in a row, were its own decision: it ended with an error and not by a signal."""
+        self.all_ends = 0
         self._command = tuple(command)
         self._death_signal = death_signal
         self._given = dict(environment or {})
@@ -56,6 +68,7 @@ class Child:
         self._log_file = log_file
         self._on_end = on_end
         self._healthy_seconds = healthy_seconds
+        self._oom_score = oom_score
         self._stopping = False
         self._keeper: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[bool] | None = None
@@ -71,15 +84,24 @@ class Child:
             log_file=self._log_file,
             on_end=self._on_end,
             healthy_seconds=self._healthy_seconds,
+            oom_score=self._oom_score,
         )
+
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.returncode is None
 
     async def start(self, *, announced: bool = False) -> None:
         """`announced`: it says when it is ready, on the descriptor of its `--ready-fd`. (One that ended and is started
-        again does not.)"""
+        again does not.) Raises OSError where it cannot be started."""
         if announced:
             await self._spawn_announced()
         else:
             await self._spawn()
+        self.keep()
+
+    def keep(self) -> None:
+        """The same without waiting: where it cannot be started now, it is tried again and again."""
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
     async def until_ready(self, seconds: float) -> bool:
@@ -127,7 +149,7 @@ class Child:
             os.close(writer)
 
     async def _spawn(self, flags: Sequence[str] = (), descriptors: Sequence[int] = ()) -> None:
-        supervisor, death_signal = os.getpid(), self._death_signal
+        supervisor, death_signal, oom_score = os.getpid(), self._death_signal, self._oom_score
         libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
         def die_with_supervisor() -> None:
@@ -136,6 +158,7 @@ class Child:
                 libc.prctl(PR_SET_PDEATHSIG, int(death_signal))
                 if os.getppid() != supervisor:  # it died in between
                     os._exit(1)
+                _offer_to_oom_killer(oom_score)
 
         with contextlib.ExitStack() as files:
             output: IO[bytes] | int | None = None
@@ -154,18 +177,49 @@ class Child:
             )
 
     async def _keep(self) -> None:
-        while self.process is not None:
-            started = time.monotonic()
-            status = await self.process.wait()
-            self._on_end(self.process.pid)
-            if self._stopping:
+        """Start it again whenever it ends, for ever."""
+        while True:
+            if self.process is not None and not await self._ended(self.process):
                 return
-            self.ends = 1 if time.monotonic() - started > self._healthy_seconds else self.ends + 1
-            if self.ends >= MAX_ENDS:
-                log.error("child given up", child=self.name, status=status, ends=self.ends)
-                self.given_up.set()
-                return
-            backoff = min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** (self.ends - 1))
-            log.warning("child ended; starting it again", child=self.name, status=status, in_seconds=backoff)
-            await asyncio.sleep(backoff)
+            while not await self._spawned():  # noqa: ASYNC110 - nothing signals that there is memory again
+                await asyncio.sleep(self._backoff())
+
+    async def _ended(self, process: asyncio.subprocess.Process) -> bool:
+        """Wait for its end, and for the pause after it. False where it was told to end."""
+        started = time.monotonic()
+        status = await process.wait()
+        with contextlib.suppress(OSError):  # a full disk, which this may need, is no reason to leave the child ended
+            self._on_end(process.pid)
+        if not self._stopping:
+            self._count(status, healthy=time.monotonic() - started > self._healthy_seconds)
+            await asyncio.sleep(self._backoff(status=status))
+        return not self._stopping
+
+    async def _spawned(self) -> bool:
+        """Whether it was started: for want of memory, processes, files or disk it may not be."""
+        try:
             await self._spawn()
+        except (OSError, subprocess.SubprocessError) as error:
+            self._count(1, healthy=False)
+            log.error("child not started", child=self.name, why=str(error))
+            return False
+        return True
+
+    def _count(self, status: int, *, healthy: bool) -> None:
+        self.all_ends += 1
+        self.ends = 1 if healthy else self.ends + 1
+        self.refusals = 0 if status <= 0 else 1 if healthy else self.refusals + 1
+
+    def _backoff(self, **said: int) -> float:
+        """How long to wait before the next start."""
+        seconds = min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** min(self.ends - 1, 16))
+        say = log.error if self.ends >= LOUD_ENDS else log.warning
+        say("child ended; starting it again", child=self.name, **said, in_seconds=seconds, ends=self.ends)
+        return seconds
+
+
+def _offer_to_oom_killer(score: int) -> None:
+    """In the child, before it is another program."""
+    with contextlib.suppress(OSError, ValueError):
+        now = int(_OOM_SCORE_ADJ.read_text())
+        _OOM_SCORE_ADJ.write_text(str(min(1000, now + score)))

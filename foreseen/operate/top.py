@@ -97,7 +97,8 @@ def _far(before: Scrape, after: Scrape) -> dict[str, Any]:
     if up is None:
         return {"state": "none"}
     errors = _rate(before, after, "foreseen_far_errors_total")
-    state = "down" if not up else "not asked" if after.total("foreseen_far_breaker_open") else "up"
+    unasked = after.total("foreseen_far_breaker_open") or after.total("foreseen_far_foreign")
+    state = "down" if not up else "not asked" if unasked else "up"
     if state == "down":
         return {"state": state, "errors_per_second": errors}
     return {

@@ -25,31 +25,36 @@ import orjson
 import structlog
 
 from foreseen.errors import SetupError
-from foreseen.keys.entry import FAR_OVERHEAD_BYTES, NEAR_OVERHEAD_BYTES
-from foreseen.keys.secret import make_secret
+from foreseen.keys.secret import make_secret, read_secret
 from foreseen.logs import default_format
 from foreseen.modelspec.artifact import preparation_digest, read_file, read_record
 from foreseen.modelspec.manifest import Manifest, example_request, find
 from foreseen.modelspec.source_file import changed_file
+from foreseen.operate.defaults import defaults_in_force
 from foreseen.operate.rollout import Rollout
 from foreseen.operate.started import url_at, write_started
 from foreseen.operate.supervisor import STARTED_SECONDS, Child
-from foreseen.paths import make_run_folder, redis_socket, state_socket
-from foreseen.protocol.datatypes import DATATYPES
+from foreseen.paths import children_file, make_run_folder, redis_socket, state_socket
 from foreseen.queue.signing import Signer, make_webhook_secret
 from foreseen.settings import InferenceSettings, ProxySettings, UpSettings, WorkerSettings, arguments
 from foreseen.stores import valkey
-from foreseen.stores.redis_urls import shown
+from foreseen.tasks import end
+from foreseen.telemetry.child_states import ChildrenFile
 from foreseen.telemetry.exposition import MULTIPROCESS_FOLDER, forget_worker, prepare_multiprocess
+from foreseen.web.drain import ORPHANED
 from foreseen.web.listen import listen, listen_admin
 
 log = structlog.get_logger()
 
 READY_SECONDS = 120.0
+UPSTREAM_SECONDS = 5.0
+"""How long a start waits for the models of an upstream once the proxy answers."""
 STOP_SECONDS = 15.0
 POLL_SECONDS = 0.1
 FOLLOW_SECONDS = 1.0
-"""Between two looks whether a model was built anew."""
+"""Between two looks whether a model was built anew, and at the children."""
+REFUSALS = 3
+"""A proxy or a model that ends by its own decision so often in a row, before anything was ever ready, never will be."""
 
 
 def run(settings: UpSettings) -> int:
@@ -69,9 +74,12 @@ class _System:
         self._local = [manifest for manifest in self._models if manifest.upstream is None]
         leave_seconds = settings.drain_seconds + settings.deadline_seconds + STOP_SECONDS
         self._fleet = Rollout(settings.data, self._worker, self._model_process, leave_seconds)
+        self._predicting = False
         self._stopping = asyncio.Event()
         self._hangup = asyncio.Event()
         self._admin: socket.socket | None = None
+        self._states: ChildrenFile | None = None
+        self._telling: asyncio.Task[None] | None = None
         self._worker_flags: list[str] = []
         self._worker_descriptors: tuple[int, ...] = ()
         self._worker_environment: dict[str, str] = {}
@@ -81,35 +89,45 @@ class _System:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hangup.set)
-        listener = listen(settings.host, settings.port)
+        listener, later = listen(settings.host, settings.port), None
         url = url_at(settings.host, listener.getsockname()[1])
         try:
             write_started(settings, listener.getsockname()[1])
             await self._unless_stopped(self._start(listener, url))
             if not self._stopping.is_set():
-                print(f"ready {url}", flush=True)
+                if self._predicting:
+                    print(f"ready {url}", flush=True)
+                else:
+                    later = asyncio.create_task(self._say_ready(url))
                 await self._watch()
         finally:
+            if later is not None:
+                later.cancel()
             listener.close()
             if self._admin is not None:
                 self._admin.close()
             await self._stop()
-        return 0 if self._stopping.is_set() else 1
+        return 0
 
     async def _start(self, listener: socket.socket, url: str) -> None:
         settings = self._settings
         make_run_folder(settings.data)
+        self._telling = asyncio.create_task(self._tell(ChildrenFile(children_file(settings.data))))
         for manifest in self._local:
             await _build(manifest, settings)
-        self._say_defaults(url)
+        print(defaults_in_force(settings, self._models, url), flush=True)
         if settings.admin_token_file is None:
             make_secret(settings.data / "admin-token")
+        read_secret(settings.admin_token_file or settings.data / "admin-token")
         if settings.webhook_allow:
             if settings.webhook_secret_file is None:
                 make_webhook_secret(settings.webhook_secret)
             Signer(settings.webhook_secret)  # raises SetupError now rather than in a worker
+        secret = settings.secret_file or settings.data / "secret"
         if settings.redis is None:
-            make_secret(settings.secret_file or settings.data / "secret")
+            make_secret(secret)
+        read_secret(secret)  # as above: now rather than in a worker
+        if settings.redis is None:
             await self._start_valkey()
         state = await self._start_state() if settings.state is None else settings.state
         for manifest in self._local:
@@ -123,8 +141,8 @@ class _System:
         valkey.end_leftover(path)
         path.unlink(missing_ok=True)
         command, file = valkey.command(path, self._settings.far_bytes), path.with_suffix(".log")
-        await self._fleet.add(Child("far", command, log_file=file, healthy_seconds=STARTED_SECONDS))
-        await valkey.until_answering(path, READY_SECONDS)
+        child = Child("far", command, log_file=file, healthy_seconds=STARTED_SECONDS)
+        await self._add_store(child, path, "answers go on without it, from near and the models")
 
     async def _start_state(self) -> str:
         """The address of the state store, with all that it knew before."""
@@ -133,15 +151,25 @@ class _System:
         valkey.end_leftover(path)
         path.unlink(missing_ok=True)
         command, file = valkey.state_command(path, folder), path.with_suffix(".log")
-        await self._fleet.add(Child("state", command, log_file=file, healthy_seconds=STARTED_SECONDS))
-        await valkey.until_answering(path, READY_SECONDS)
+        child = Child("state", command, log_file=file, healthy_seconds=STARTED_SECONDS, oom_score=0)
+        lost = "until it starts no job is taken, no purge is acknowledged, and answers go past the cache"
+        await self._add_store(child, path, lost)
         return f"unix://{path}"
+
+    async def _add_store(self, child: Child, path: Path, lost: str) -> None:
+        """Start a store and wait until it answers. One that ends instead is started again and again, and the rest goes
+        on without it: what it is for is less than what the models are for."""
+        await self._fleet.add(child)
+        try:
+            await valkey.until_answering(path, READY_SECONDS, lambda: child.ends > 0)
+        except SetupError as error:
+            log.error("store does not start; the rest does", store=child.name, why=str(error), lost=lost)
 
     def _model_process(self, manifest: Manifest, path: Path) -> Child:
         own = ("--model=", "--host=", "--port=")  # the proxy's, under the same names
         flags = [flag for flag in arguments(self._settings, InferenceSettings) if not flag.startswith(own)]
         command = [*_foreseen(), "inference", f"--model={manifest.name}", f"--uds={path}", *flags]
-        return Child(f"model:{manifest.name}", command)
+        return Child(f"model:{manifest.name}", command, death_signal=ORPHANED)
 
     async def _start_workers(self, listener: socket.socket, state: str) -> None:
         settings = self._settings
@@ -149,7 +177,7 @@ class _System:
             folder = make_run_folder(settings.data) / "metrics"
             prepare_multiprocess(folder)
             os.environ[MULTIPROCESS_FOLDER] = self._worker_environment[MULTIPROCESS_FOLDER] = str(folder)
-        self._admin = admin = listen_admin(settings)
+        self._admin = admin = listen_admin(settings, take=True)
         self._worker_descriptors = (listener.fileno(), admin.fileno())
         own = ("--state=", "--redis=", "--admin-port=")
         flags = [flag for flag in arguments(settings, ProxySettings) if not flag.startswith(own)]
@@ -170,7 +198,7 @@ class _System:
         return Child(
             f"proxy:{slot}",
             [*_foreseen(), "proxy", *flags, f"--slot={slot}"],
-            death_signal=signal.SIGTERM,
+            death_signal=ORPHANED,
             environment=self._worker_environment,
             pass_fds=self._worker_descriptors,
             on_end=(lambda _: forget_worker(slot)) if self._settings.workers > 1 else lambda _: None,
@@ -181,7 +209,7 @@ class _System:
         settings = self._settings
         if state == "none":
             return
-        own = ("--state=", "--redis=", "--near-bytes=", "--replay-bytes=", "--admin-port=", "--port=", "--host=")
+        own = ("--state=", "--redis=", "--near-bytes=", "--reply-cache-bytes=", "--admin-port=", "--port=", "--host=")
         flags = [flag for flag in arguments(settings, WorkerSettings) if not flag.startswith(own)]
         # The proxies' files of metrics are theirs alone: two processes that write one file leave it unreadable.
         environment: dict[str, str | None] = {"FORESEEN_STATE": state, MULTIPROCESS_FOLDER: None}
@@ -201,14 +229,46 @@ class _System:
             await self._fleet.add(child)
 
     async def _until_predicting(self, url: str) -> None:
-        """Ask every model its example, through the proxy, until each has answered. An upstream's have none."""
-        async with asyncio.timeout(READY_SECONDS), aiohttp.ClientSession() as client:
-            await self._until_ok(lambda: client.get(f"{url}/v2/health/ready"))
-            for manifest in self._local:
-                model = f"{url}/v2/models/{manifest.name}"
-                await self._until_ok(lambda model=model: client.get(f"{model}/ready"))  # type: ignore[misc]
-                body = orjson.dumps(example_request(manifest))
-                await self._until_ok(lambda model=model, body=body: client.post(f"{model}/infer", data=body))  # type: ignore[misc]
+        """Ask every model its example, through the proxy, until each has answered. An upstream's have none, and are not
+        waited for longer than a few seconds: they may come, or be mended, later."""
+        late = asyncio.get_running_loop().call_later(READY_SECONDS, _say_late)
+        try:
+            async with aiohttp.ClientSession() as client:
+                for manifest in self._local:
+                    model = f"{url}/v2/models/{manifest.name}"
+                    await self._until_ok(lambda model=model: client.get(f"{model}/ready"))  # type: ignore[misc]
+                    body = orjson.dumps(example_request(manifest))
+                    await self._until_ok(lambda model=model, body=body: client.post(f"{model}/infer", data=body))  # type: ignore[misc]
+                if self._settings.upstream is None and len(self._local) == len(self._models):
+                    await self._until_ok(lambda: client.get(f"{url}/v2/health/ready"))
+                    self._predicting = True
+                else:
+                    self._predicting = await self._upstream_ready(client, url)
+        finally:
+            late.cancel()
+
+    async def _upstream_ready(self, client: aiohttp.ClientSession, url: str) -> bool:
+        """Whether the proxy is ready within a few seconds; the log says why it is not."""
+        await self._until_ok(lambda: client.get(f"{url}/v2/health/live"))
+        try:
+            async with asyncio.timeout(UPSTREAM_SECONDS):
+                await self._until_ok(lambda: client.get(f"{url}/v2/health/ready"))
+        except TimeoutError:
+            async with client.get(f"{url}/v2/health/ready") as reply:
+                log.error("not ready; goes on without", url=url, why=(await reply.json()).get("error"))
+            return False
+        return True
+
+    async def _say_ready(self, url: str) -> None:
+        """Once it is, however long that takes."""
+        async with aiohttp.ClientSession() as client:
+            while True:
+                with contextlib.suppress(aiohttp.ClientError, OSError):
+                    async with client.get(f"{url}/v2/health/ready") as reply:
+                        if reply.status == 200:
+                            print(f"ready {url}", flush=True)
+                            return
+                await asyncio.sleep(FOLLOW_SECONDS)
 
     async def _until_ok(self, ask: Callable[[], AbstractAsyncContextManager[aiohttp.ClientResponse]]) -> None:
         while True:
@@ -216,16 +276,29 @@ class _System:
                 async with ask() as reply:
                     if reply.status == 200:
                         return
-            failed = next((child for child in self._fleet.children if child.ends >= 3), None)
+            failed = next((one for one in self._fleet.of("proxy:", "model:") if one.refusals >= REFUSALS), None)
             if failed is not None:
                 raise SetupError(f"{failed.name} does not start; its reason stands above")
             await asyncio.sleep(POLL_SECONDS)
 
+    async def _tell(self, file: ChildrenFile) -> None:
+        """Write what the children are like, for the proxies' metrics, for ever."""
+        try:
+            while True:
+                with contextlib.suppress(OSError):
+                    file.write(self._fleet.states())
+                await asyncio.sleep(FOLLOW_SECONDS)
+        finally:
+            file.close()
+
     async def _watch(self) -> None:
-        """Until told to stop, or until nothing is left that could answer; on SIGHUP, and when a model was built."""
-        while not self._stopping.is_set() and not all(worker.given_up.is_set() for worker in self._fleet.of("proxy:")):
+        """Until told to stop; on SIGHUP, and when a model was built. What fails meanwhile is tried again."""
+        while not self._stopping.is_set():
             work = self._reload() if self._hangup.is_set() else self._fleet.follow(self._local)
-            await self._unless_stopped(work)
+            try:
+                await self._unless_stopped(work)
+            except Exception as error:  # noqa: BLE001 - whatever it is, what runs goes on
+                log.error("models not followed; tried again", why=f"{type(error).__name__}: {error}")
             if not self._hangup.is_set():
                 waits = [asyncio.ensure_future(event.wait()) for event in (self._stopping, self._hangup)]
                 await asyncio.wait(waits, timeout=FOLLOW_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -273,23 +346,12 @@ class _System:
         for kind in ("proxy:", "worker:", "model:", "far", "state"):
             await asyncio.gather(*(child.stop(STOP_SECONDS, signal.SIGINT) for child in self._fleet.of(kind)))
         self._fleet.tidy()
+        if self._telling is not None:
+            await end(self._telling)
 
-    def _say_defaults(self, url: str) -> None:
-        """The defaults in force, before the ready line: what is kept, where, and who can reach it."""
-        settings = self._settings
-        far = f"{_size(settings.far_bytes)}, embedded Valkey, LFU" if settings.redis is None else shown(settings.redis)
-        reach = (
-            "this machine only" if settings.host in ("127.0.0.1", "localhost", "::1") else "everybody who reaches it"
-        )
-        near = f"{_size(settings.near_bytes)} per worker × {settings.workers}"
-        lines = [
-            f"near     {near}: {_held(self._models, settings.near_bytes, NEAR_OVERHEAD_BYTES)}",
-            f"far      {far}"
-            + (f": {_held(self._models, settings.far_bytes, FAR_OVERHEAD_BYTES)}" if settings.redis is None else ""),
-            f"binding  {url} ({reach})",
-            f"data     {settings.data.resolve()}",
-        ]
-        print("\n".join(lines), flush=True)
+
+def _say_late() -> None:
+    log.error("no prediction has gone through yet; waiting on, see the log above", seconds=READY_SECONDS)
 
 
 async def _build(manifest: Manifest, settings: UpSettings) -> None:
@@ -349,23 +411,5 @@ def _manifest(named: str, settings: UpSettings) -> Manifest:
 
 
 def _foreseen() -> list[str]:
-    return [sys.executable, "-m", "foreseen.cli"]
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
-
-
-def _held(models: list[Manifest], capacity: int, overhead: int) -> str:
-    """How many rows of each model fit, as far as their outputs have a fixed size."""
-    held = []
-    for manifest in models:
-        size = overhead
-        for output in manifest.model.outputs:
-            dims = [dim for dim in output.shape[1:] if isinstance(dim, int)]
-            elements = 1
-            for dim in dims:
-                elements *= dim
-            size += elements * max(1, DATATYPES[output.datatype].size)
-        held.append(f"about {capacity // size:,} rows of {manifest.name}")
-    return ", ".join(held) or "the upstream's rows, as many as fit"
+    """The command of a child. -P: Python would import a folder or file of the current directory before our own."""
+    return [sys.executable, "-P", "-m", "foreseen.cli"]

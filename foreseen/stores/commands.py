@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from foreseen.errors import FarError, SetupError
+from foreseen.errors import FarError
 from foreseen.types import DOWN, FarState, Key
 
 PREFIX = b"fsn1:"
@@ -94,18 +94,18 @@ class Entries(ABC):
         """Delete entries; how many there were."""
         return sum(await self._all([("DEL", PREFIX + key) for key in keys]))
 
-    async def check_secret(self, check: bytes) -> None:
-        """Raises SetupError where this Redis was filled under another root secret: it would miss for ever."""
-        await self._all([("SET", SECRET_CHECK, check, "NX")])
-        if await self.knows(check) is False:
-            raise SetupError(
-                "the root secret is not the one that this Redis was filled with; give --secret-file of the other "
-                "proxies, or empty this Redis (FLUSHALL) if it has no others"
-            )
+    async def claim(self, check: bytes) -> bool:
+        """Whether this Redis is filled under the root secret of this check value. One without a value gets it, so that
+        proxies with another root secret see that it is taken. False, too, where the name holds no string."""
+        known = await self.knows(check)
+        if known is None:
+            await self._all([("SET", SECRET_CHECK, check, "NX")], stores=True)
+            known = await self.knows(check)
+        return known is True
 
     async def knows(self, check: bytes) -> bool | None:
-        """Whether this Redis was filled under the root secret of this check value; None where nobody has filled it."""
-        (found,) = await self._all([("GET", SECRET_CHECK)])
+        """Whether this Redis was filled under the root secret of this check value; None where it has no value."""
+        ((found,),) = await self._all([("MGET", SECRET_CHECK)])  # unlike GET it says nil of what is no string
         return None if found is None else bool(found == check)
 
     async def _in_steps(self, commands: Sequence[Command], *, stores: bool = False) -> list[Any]:

@@ -200,7 +200,7 @@ class Far(Entries):
         while True:
             await asyncio.sleep(self.breaker.probe_seconds)
             try:
-                await execute(self._client, "GET", SECRET_CHECK)
+                await execute(self._client, "MGET", SECRET_CHECK)
             except (gone.MovedError, gone.AskError):
                 pass  # it is there, only this key is not
             except Exception:  # noqa: BLE001, S112 - as in _call
@@ -223,6 +223,7 @@ def _state(told: Mapping[str, Any]) -> FarState:
         append_only=bool(told.get("aof_enabled")),
         uptime=int(told["uptime_in_seconds"]),
         replicas=int(told.get("connected_slaves", 0)),
+        writable=told.get("aof_last_write_status", "ok") == "ok" and told.get("rdb_last_bgsave_status", "ok") == "ok",
     )
 
 

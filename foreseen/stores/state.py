@@ -12,13 +12,16 @@ On a Cluster their names begin with `{fsn1}` instead, so that they lie in one sl
 were, so that proxies of before and after read the same.
 
 A generation is at least the one before + 1 and at least the server's clock in µs, so that it never repeats, also where
-the state was lost. Workers stay registered until they leave: one that is cut off must be named, not forgotten.
+the state was lost. A store that starts empty begins with a purge of everything at its clock: what it may have lost
+stays purged. The log holds every purge of a key for good, since an entry can be put back as long as it can live; when
+it is full, a purge of everything takes the place of all that is in it. Workers stay registered until they leave: one
+that is cut off must be named, not forgotten.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, Literal
 
 import structlog
@@ -36,22 +39,39 @@ KEPT_SERVED = 4096
 BUDGET_SECONDS = 5.0
 BLOCK_SECONDS = 1.0
 """How long one look for news waits; news end it at once."""
-RECENT_MICROSECONDS = 60_000_000
-"""A worker that starts reads so far back: a purged key is out of the far tier long before."""
+PURGES_PER_CALL = 5000
 
 Kind = Literal["all", "model", "digest", "key"]
 
 log = structlog.get_logger()
 
-_PURGE = """
+_NEXT = """
 local t = redis.call('TIME')
 local last = tonumber(redis.call('HGET', KEYS[1], 'last') or '0')
-local generation = string.format('%.0f', math.max(last + 1, t[1] * 1000000 + t[2]))
-redis.call('HSET', KEYS[1], 'last', generation)
-if ARGV[1] ~= 'key' then redis.call('HSET', KEYS[1], ARGV[1] .. ':' .. ARGV[2], generation) end
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], generation .. '-1', 'kind', ARGV[1], 'what', ARGV[2])
-return generation
+local function purge(kind, what, above)
+  local generation = string.format('%.0f', math.max(above + 1, t[1] * 1000000 + t[2]))
+  redis.call('HSET', KEYS[1], 'last', generation)
+  if kind ~= 'key' then redis.call('HSET', KEYS[1], kind .. ':' .. what, generation) end
+  redis.call('XADD', KEYS[2], generation .. '-1', 'kind', kind, 'what', what)
+  return generation
+end
 """
+_PURGE = (
+    _NEXT
+    + """
+if redis.call('XLEN', KEYS[2]) < tonumber(ARGV[3]) then return purge(ARGV[1], ARGV[2], last) end
+redis.call('DEL', KEYS[2])
+return purge('all', '', last)
+"""
+)
+_BEGIN = (
+    _NEXT
+    + """
+local seen = tonumber(ARGV[1])
+if last == 0 or last < seen then purge('all', '', math.max(last, seen)) end
+return redis.call('HGETALL', KEYS[1])
+"""
+)
 _RAISE = """
 for i = 1, #ARGV, 2 do
   local known = tonumber(redis.call('HGET', KEYS[1], ARGV[i]) or '0')
@@ -68,6 +88,12 @@ for i = 1, #all, 2 do by_age[#by_age + 1] = {tonumber(string.match(all[i + 1], '
 table.sort(by_age, function(a, b) return a[1] < b[1] end)
 for i = 1, #by_age - tonumber(ARGV[1]) do redis.call('HDEL', KEYS[1], by_age[i][2]) end
 """
+_LOG_AGAIN = """
+for i = 1, #ARGV, 2 do
+  redis.pcall('XADD', KEYS[1], ARGV[i] .. '-1', 'kind', 'key', 'what', ARGV[i + 1])
+end
+"""
+"""Refused, one by one, where the log has newer ones already."""
 
 
 class Purge(Struct, frozen=True):
@@ -110,16 +136,39 @@ class State:
         raw: dict[bytes, bytes] = await self._call(self._client.hgetall(self._generations))
         return {name.decode(): int(value) for name, value in raw.items()}
 
+    async def begun(self, seen: int = 0) -> dict[str, int]:
+        """The same of a store that has begun: an empty one, or one that has lost a purge that was seen elsewhere,
+        begins now with a purge of everything."""
+        words = ("EVAL", _BEGIN, 2, self._generations, self._purges, str(seen))
+        raw: list[bytes] = await self._call(waited(self._client, self._replicas, *words))
+        return {name.decode(): int(value) for name, value in zip(raw[::2], raw[1::2], strict=True)}
+
+    async def last(self) -> int:
+        """The generation of the last purge; 0: there was none yet, or it is lost."""
+        return int(await self._call(self._client.hget(self._generations, "last")) or 0)
+
     async def raise_to(self, generations: dict[str, int]) -> None:
         """What a worker knows and a store that lost some of it does not."""
         pairs = [part for name, value in generations.items() for part in (name, str(value))]
         if pairs:
             await self._call(self._client.eval(_RAISE, 1, self._generations, *pairs))
 
+    async def log_again(self, keys: Sequence[tuple[int, str]]) -> None:
+        """Purges of keys, by generation, the oldest first, that a worker knows and a store that lost them does not."""
+        for at in range(0, len(keys), PURGES_PER_CALL):
+            flat = [part for one in keys[at : at + PURGES_PER_CALL] for part in map(str, one)]
+            await self._call(self._client.eval(_LOG_AGAIN, 1, self._purges, *flat))
+
     async def since(self, generation: int) -> list[Purge]:
         """The purges after a generation."""
-        low = f"({generation}-1" if generation else "-"
-        return [_purge(*one) for one in await self._call(self._client.xrange(self._purges, min=low))]
+        found: list[Purge] = []
+        while True:
+            low = f"({generation}-1" if generation else "-"
+            part = await self._call(self._client.xrange(self._purges, min=low, count=PURGES_PER_CALL))
+            found += [_purge(*one) for one in part]
+            if len(part) < PURGES_PER_CALL:
+                return found
+            generation = found[-1].generation
 
     async def next(self, generation: int) -> list[Purge]:
         """The same; where there are none, wait for the next, a moment at most. Raises StateUnavailable, too, where the
@@ -190,12 +239,12 @@ def generation_of(generations: dict[str, int], model: str, digest: str) -> int:
 
 
 def read_generations(url: str, access: Access = BY_ADDRESS) -> dict[str, int]:
-    """The generations, for a program that is not running a loop."""
+    """The generations, for a program that is not running a loop. A store that is empty begins."""
 
     async def read() -> dict[str, int]:
         state = connect_state(url, access)
         try:
-            return await state.generations()
+            return await state.begun()
         finally:
             await state.close()
 

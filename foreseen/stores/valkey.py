@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from foreseen.errors import SetupError
+
+LAST_BYTES = 8192
 
 
 def command(socket: Path, far_bytes: int) -> list[str]:
@@ -77,14 +79,28 @@ def end_leftover(socket: Path) -> None:
     pid_file.unlink(missing_ok=True)
 
 
-async def until_answering(socket: Path, seconds: float) -> None:
-    """Wait for PONG. Raises SetupError when it does not come in time."""
+async def until_answering(socket: Path, seconds: float, ended: Callable[[], bool] = lambda: False) -> None:
+    """Wait for PONG. Raises SetupError, with what the server wrote last, when it does not come in time, or the server
+    has `ended` instead."""
     try:
         async with asyncio.timeout(seconds):
-            while not await _answers(socket):  # noqa: ASYNC110 - another process's socket signals nothing
+            while not (answers := await _answers(socket)) and not ended():  # noqa: ASYNC110 - no signal says so
                 await asyncio.sleep(0.02)
     except TimeoutError:
-        raise SetupError(f"the embedded Valkey did not start; see {socket.with_suffix('.log')}") from None
+        answers = False
+    if not answers:
+        file = socket.with_suffix(".log")
+        raise SetupError(f"the embedded Valkey did not start: {last_words(file)}; see {file}")
+
+
+def last_words(log_file: Path) -> str:
+    """What a server that has ended wrote last: its last line that is more than a note."""
+    try:
+        lines = log_file.read_text(errors="replace")[-LAST_BYTES:].splitlines()
+    except OSError as error:
+        return error.strerror or "no log"
+    said = (line.split(" # ", 1)[1] for line in reversed(lines) if " # " in line and " # WARNING " not in line)
+    return next(said, "it has logged no error")
 
 
 async def _answers(socket: Path) -> bool:

@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Metric, ge
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from foreseen.queue.warm_progress import RESULTS
+from foreseen.telemetry.child_states import ChildState
 from foreseen.types import AWAY, DOWN, FarState, QueueStatus
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -27,13 +28,14 @@ def exposition(
     versions: Mapping[str, str] | None = None,
     queue: QueueStatus | None = None,
     models: Sequence[str] = (),
+    children: Sequence[ChildState] = (),
     callers: Mapping[str, Sequence[int]] | None = None,
 ) -> bytes:
-    """A registry in the text format; with several processes the sum over all of them. With the states of the far tier
-    and of the queue, batch runs of `models`, the heaviest `callers`, and Triton's names where `versions` says the
-    version of each model."""
+    """A registry in the text format; with several processes the sum over all of them. With the states of the far tier,
+    of the queue and of the supervisor's children, batch runs of `models`, the heaviest `callers`, and Triton's names
+    where `versions` says the version of each model."""
     families = list(_collected(registry))
-    more = [*far_families(far), *queue_families(queue), *warm_families(queue, models)]
+    more = [*far_families(far), *queue_families(queue), *warm_families(queue, models), *child_families(children)]
     more += caller_families(callers or {})
     more += triton_families(families, versions) if versions is not None else ()
     return generate_latest(Families([*families, *more]))
@@ -176,6 +178,30 @@ def caller_families(callers: Mapping[str, Sequence[int]]) -> Iterator[Metric]:
         for caller, counts in callers.items():
             family.add_sample(name, {label: caller}, counts[at])
         yield family
+
+
+CHILD_STATE = (
+    ("foreseen_child_up", "gauge", "child", "1 while this child of `foreseen up` runs."),
+    (
+        "foreseen_child_ends_total",
+        "counter",
+        "child",
+        "Times that this child of `foreseen up` ended by itself, or was killed.",
+    ),
+)
+"""Families of the supervisor's children (proxy:0, worker:0, model:NAME, far, state), under `foreseen up` only: name,
+type, label, meaning."""
+
+
+def child_families(children: Sequence[ChildState]) -> Iterator[Metric]:
+    """What the supervisor says of its children. Every worker under it tells the same."""
+    told = ({one.name: int(one.running) for one in children}, {one.name: one.ends for one in children})
+    for (name, kind, label, said), values_ in zip(CHILD_STATE, told, strict=True):
+        family = Metric(name.removesuffix("_total"), said, kind)
+        for child, number in values_.items():
+            family.add_sample(name, {label: child}, number)
+        if values_:
+            yield family
 
 
 def triton_families(families: Sequence[Metric], versions: Mapping[str, str]) -> Iterator[Metric]:

@@ -161,6 +161,11 @@ PROXY_METRICS: dict[str, Spec] = {
     "breaker_open": GaugeSpec(
         "foreseen_far_breaker_open", "1 while the far tier is not asked because it failed.", mode="livemax"
     ),
+    "far_foreign": GaugeSpec(
+        "foreseen_far_foreign",
+        "1 while the far tier is not asked because its Redis was filled under another root secret.",
+        mode="livemax",
+    ),
     "far_pending": GaugeSpec("foreseen_far_pending_bytes", "Entries on their way to far.", mode="livesum"),
     "connections": GaugeSpec("foreseen_connections", "Open connections of callers.", mode="livesum"),
     "tasks": GaugeSpec("foreseen_tasks", "Coroutines that the workers' event loops have under way.", mode="livesum"),
@@ -171,6 +176,13 @@ PROXY_METRICS: dict[str, Spec] = {
         "1 while every worker can reach the model process: a miss would be answered.",
         labels=("model",),
         mode="livemin",
+    ),
+    "upstream_problems": GaugeSpec(
+        "foreseen_upstream_problems",
+        "Models behind --upstream, or the server itself, that cannot be served, by problem: unreachable, not-v2, "
+        "lists-nothing, no-metadata, unusable. The log says what was asked, and what to do.",
+        labels=("problem",),
+        mode="livemax",
     ),
     "started": GaugeSpec(
         "foreseen_worker_start_time_seconds",

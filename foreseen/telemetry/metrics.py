@@ -28,11 +28,12 @@ REQUEST_RESULTS = ("hit", "partial", "collapsed", "stale", "miss", "bypass", "er
 MISS_REASONS = ("cold", "expired", "verify-failed", "far-down", "far-slow")
 FAR_ERROR_KINDS = (
     "timeout", "connect", "loading", "readonly", "oom", "permission", "auth", "busy", "protocol", "refused", "open",
-    "paused", "maxclients", "masterdown", "clusterdown", "noreplicas", "moved", "tls",
+    "paused", "maxclients", "masterdown", "clusterdown", "noreplicas", "moved", "tls", "foreign",
 )  # fmt: skip
 DROP_REASONS = ("large", "pending", "far")
 LEASE_OUTCOMES = ("won", "waited", "taken-over", "failed")
 LIMITS = ("connections", "idle", "head", "head-size", "write", "rate")
+UPSTREAM_PROBLEMS = ("unreachable", "not-v2", "lists-nothing", "no-metadata", "unusable")
 VERIFY_REASONS = ("length", "format", "identity", "tag")
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for every counter that nobody reads
@@ -69,12 +70,14 @@ class ProxyMetrics:
     near_entries: Gauge
     in_flight: Gauge
     breaker_open: Gauge
+    far_foreign: Gauge
     far_pending: Gauge
     connections: Gauge
     tasks: Gauge
     workers: Gauge
     resident: Gauge
     model_ready: CachedChildren[Gauge]
+    upstream_problems: CachedChildren[Gauge]
     started: Gauge
     build: Gauge
 

@@ -1,4 +1,4 @@
-"""A server that is to end → one that no client has lost a request to.
+"""Graceful shutdown: stop accepting, finish what is under way, close.
 
 It stops accepting, answers whatever comes on the connections that are open, and says `Connection: close` with each
 answer (RFC 9112 section 9.6). Idle connections live on for a while, since a client may be sending on one this very
@@ -20,23 +20,36 @@ from foreseen.web.connection import AppRunner, Connection
 
 LOOK_SECONDS = 0.02
 """Between two looks whether a connection is left, and before the listener closes."""
+ORPHANED = signal.SIGUSR1
+"""What a child that drains gets when its supervisor was killed. The kernel sends it once for each thread of the
+supervisor that adopts the child on the way, so it cannot be SIGTERM, of which the second one means "at once". A child
+that does not handle it yet is ended by it."""
+ORPHANED_SECONDS = 1.0
+"""Without a connection for so long, a server whose supervisor was killed has nobody left to serve."""
 
 log = structlog.get_logger()
 
 
 class Shutdown:
-    """How this process is to end: SIGTERM asks for a gentle end, SIGINT or a second signal for one at once."""
+    """How this process is to end: SIGTERM asks for a gentle end, SIGINT or a second SIGTERM for one at once. A killed
+    supervisor (`ORPHANED`, perhaps several times) asks for a gentle end, too."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
         self.at_once = asyncio.Event()
+        self.is_orphaned = False
         loop = asyncio.get_running_loop()
+        loop.add_signal_handler(ORPHANED, self._orphaned)
         loop.add_signal_handler(signal.SIGTERM, self._gently)
         loop.add_signal_handler(signal.SIGINT, self._now)
 
     def _gently(self) -> None:
         if self.begun.is_set():
             self.at_once.set()
+        self.begun.set()
+
+    def _orphaned(self) -> None:
+        self.is_orphaned = True
         self.begun.set()
 
     def _now(self) -> None:
@@ -59,6 +72,17 @@ def announce(descriptor: int | None) -> None:
         with contextlib.suppress(OSError):  # it has given up waiting
             os.write(descriptor, b"1")
         os.close(descriptor)
+
+
+async def serve_orphaned(runner: AppRunner, seconds: float) -> None:
+    """Serve on until whoever asks has ended, too: no connection has been open for a moment. At most so long."""
+    server, loop = runner.server, asyncio.get_running_loop()
+    asked_at = loop.time()
+    until = asked_at + seconds
+    while server is not None and loop.time() < min(until, asked_at + ORPHANED_SECONDS):
+        if server.connections:
+            asked_at = loop.time()
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 async def drain(runner: AppRunner, idle_seconds: float, busy_seconds: float) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 import socket
+from pathlib import Path
 
 import structlog
 
@@ -35,12 +37,16 @@ def listen(host: str, port: int, flag: str = "--port") -> socket.socket:
     return listener
 
 
-def listen_admin(settings: ProxySettings) -> socket.socket:
-    """The operators' listener: a unix socket under the data directory, or a TCP port where one is asked for."""
+def listen_admin(settings: ProxySettings, *, take: bool = False) -> socket.socket:
+    """The operators' listener: a unix socket under the data directory, or a TCP port where one is asked for. `take`:
+    whoever holds the data directory may take the socket, also from a process of before that is still ending. Raises
+    OSError, also where another process listens there."""
     if settings.admin_port is not None:
         return listen(settings.host, settings.admin_port, "--admin-port")
     make_run_folder(settings.data)
     path = admin_socket(settings.data)
+    if not take and _is_listened_on(path):
+        raise OSError(errno.EADDRINUSE, "another process listens on it", str(path))
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(path))
@@ -48,6 +54,12 @@ def listen_admin(settings: ProxySettings) -> socket.socket:
     listener.listen(BACKLOG)
     listener.setblocking(False)
     return listener
+
+
+def _is_listened_on(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a listener that accepts nobody just now is one, too
+        return probe.connect_ex(str(path)) not in (errno.ENOENT, errno.ECONNREFUSED)
 
 
 def inherited(descriptor: int) -> socket.socket:

@@ -221,6 +221,20 @@ PIPELINE = (
                 ((f"sum(foreseen_workers{{{OURS}}})", "workers"),),
             ),
             Panel(
+                "Processes that ended",
+                "How often in ten minutes each process of foreseen up ended and was started again. See runbook: "
+                "ForeseenChildKeepsEnding.",
+                "none",
+                ((f"max by (child) (increase(foreseen_child_ends_total{{{OURS}}}[10m]))", "{{child}}"),),
+            ),
+            Panel(
+                "Processes that run",
+                "0: a process of foreseen up has ended and waits to be started again. See runbook: "
+                "ForeseenChildKeepsEnding.",
+                "none",
+                ((f"min by (child) (foreseen_child_up{{{OURS}}})", "{{child}}"),),
+            ),
+            Panel(
                 "Connections and tasks",
                 "Open connections of callers, and coroutines under way (about one a connection). At --connections of a "
                 "worker, idle ones are closed to make room. Tasks that grow while connections do not are a leak.",

@@ -44,10 +44,14 @@ STORE = (
                 words=UP_OR_DOWN,
             ),
             Panel(
-                "Breaker",
-                "Open: Redis failed three times in a row and is not asked; it is probed twice a second.",
+                "Not asked",
+                "open: Redis failed three times in a row; it is probed twice a second. foreign: it was filled under "
+                "another root secret. See runbook: ForeseenStoreForeign.",
                 "none",
-                ((f"max(foreseen_far_breaker_open{{{OURS}}})", "open"),),
+                (
+                    (f"max(foreseen_far_breaker_open{{{OURS}}})", "open"),
+                    (f"max(foreseen_far_foreign{{{OURS}}})", "foreign"),
+                ),
                 "stat",
                 NEEDS_NONE,
                 4,

@@ -20,7 +20,8 @@ CHILD_ROWS = 4
 
 def prove(graph: Path, manifest: Manifest, files: Path) -> None:
     """Load `graph` and run a batch in a child; `files` holds the assets. Raises SetupError with its last line."""
-    command = [sys.executable, "-m", "foreseen.models.build.child", str(graph), str(files)]
+    # -P: Python would import a file of the current directory before our own.
+    command = [sys.executable, "-P", "-m", "foreseen.models.build.child", str(graph), str(files)]
     said = msgspec.json.encode(manifest)
     try:
         done = subprocess.run(command, input=said, capture_output=True, timeout=CHILD_SECONDS, check=False)  # noqa: S603 - our own module, paths that the build made

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import Protocol
@@ -18,8 +18,9 @@ import structlog
 from foreseen.errors import QueueUnavailable
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.telemetry.callers import CallerCounts
+from foreseen.telemetry.child_states import ChildState
 from foreseen.telemetry.exposition import exposition
-from foreseen.telemetry.metrics import ProxyMetrics
+from foreseen.telemetry.metrics import UPSTREAM_PROBLEMS, ProxyMetrics
 from foreseen.types import AWAY, FarState, QueueStatus
 
 BEAT_SECONDS = 0.25
@@ -49,20 +50,26 @@ class Heartbeat:
         *,
         breaker_open: Callable[[], bool],
         far_state: Callable[[], Awaitable[FarState]] | None,
+        far_foreign: Callable[[], bool] = lambda: False,
         versions: Callable[[], Mapping[str, str]] | None = None,
         connections: Callable[[], int] = lambda: 0,
         queue: Callable[[], Awaitable[QueueStatus]] | None = None,
         callers: CallerCounts | None = None,
+        children: Callable[[], Sequence[ChildState]] = tuple,
+        upstream_problems: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._served = served
         self._metrics = metrics
         self._breaker_open = breaker_open
         self._far_state = far_state
+        self._far_foreign = far_foreign
         self._versions = versions
         self._connections = connections
         self._queue = queue
         self._callers = callers
+        self._children = children
+        self._upstream_problems = upstream_problems
         self._scraping = asyncio.Lock()
         self._cpu_seconds = 0.0
         self._expected: set[str] = set()
@@ -98,11 +105,16 @@ class Heartbeat:
         metrics.in_flight.set(len(self._pipeline.flights))
         metrics.far_pending.set(tiers.pending_bytes)
         metrics.breaker_open.set(self._breaker_open())
+        metrics.far_foreign.set(self._far_foreign())
         new = set(self._served) - self._expected  # those of an upstream come later
         metrics.expect(new)
         self._expected |= new
         for name, served in self._served.items():
             metrics.model_ready.labels(name).set(served.ready)
+        if self._upstream_problems is not None:
+            found = self._upstream_problems()
+            for problem in UPSTREAM_PROBLEMS:
+                metrics.upstream_problems.labels(problem).set(found.get(problem, 0))
         cpu_seconds = time.process_time()
         metrics.cpu_seconds.inc(cpu_seconds - self._cpu_seconds)
         self._cpu_seconds = cpu_seconds
@@ -121,7 +133,9 @@ class Heartbeat:
             queue = await self._standing()
             models = tuple(self._served)
             callers = None if self._callers is None else self._callers.heaviest()
-            return await asyncio.to_thread(exposition, self._metrics.registry, far, versions, queue, models, callers)
+            return await asyncio.to_thread(
+                lambda: exposition(self._metrics.registry, far, versions, queue, models, self._children(), callers)
+            )
 
     async def _standing(self) -> QueueStatus | None:
         """How the queue is, where there is one; AWAY where it does not say so in time for a scrape."""

@@ -70,6 +70,12 @@ class ServedModel:
         self._preparation: str | None = None
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What errors may name of it: inputs and outputs."""
+        seen = self.manifest.seen
+        return (*(one.name for one in seen.inputs), *(one.name for one in seen.outputs))
+
+    @property
     def ready(self) -> bool:
         """Whether a miss would be answered now. Hits need only that the model has ever said its digest."""
         return self.facts is not None and self.reachable
@@ -124,6 +130,8 @@ class ServedModel:
         try:
             facts = await self.process.facts()
         except ModelUnavailable as error:
+            if not self.ours and str(error) != self.why:  # our own processes are started, and logged, here
+                log.warning("model not ready", model=self.manifest.name, why=str(error))
             self.reachable, self.why = False, str(error)
             return
         except SetupError as error:

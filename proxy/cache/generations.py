@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
 from foreseen.errors import StateUnavailable
-from foreseen.stores.state import KEPT_PURGES, RECENT_MICROSECONDS, Purge, State, generation_of
+from foreseen.stores.state import KEPT_PURGES, Purge, State, generation_of
 from foreseen.types import Key
 
 AGAIN_SECONDS = 0.2
@@ -26,35 +28,46 @@ FORMER_PURGES = 8
 
 log = structlog.get_logger()
 
-Forget = Callable[[Sequence[Key] | None], Awaitable[None]]
-"""Forgets these keys, or everything; returns when nothing older can come back."""
+Forget = Callable[[Mapping[Key, float] | None], Awaitable[None]]
+"""Forgets keys, by when they were purged (Unix seconds), or everything; returns when nothing older can come back."""
+
+
+class Mark(Protocol):
+    """Where the last purge is kept besides; see `purge_mark.py`."""
+
+    async def read(self) -> int | None: ...
+    async def raise_to(self, generation: int) -> None: ...
 
 
 class Generations:
     """This worker's knowledge of purges. Without a state store everything is generation 0."""
 
-    def __init__(self, state: State | None, forget: Forget) -> None:
+    def __init__(self, state: State | None, forget: Forget, mark: Mark | None = None) -> None:
         self.worker = worker_name()
         self.ready = asyncio.Event()
         """Set when the store has been read once."""
         self._state = state
         self._forget = forget
+        self._mark = mark
         self._known: dict[str, int] = {}
-        self._of: dict[tuple[str, str], int] = {}
-        """What was worked out of it, until it changes: asked for by every request."""
+        self.worked_out: dict[tuple[str, str], int] = {}
+        """Generations by model and digest, until what is known changes: asked for by every request. Read only."""
         self._before: deque[dict[str, int]] = deque(maxlen=FORMER_PURGES)
-        self._purged_keys: OrderedDict[Key, None] = OrderedDict()
+        self._purged_keys: OrderedDict[Key, int] = OrderedDict()
+        """And the generation of the purge."""
         self._leaving = False
+        self.reachable = True
+        """Whether the store answered when it was asked last."""
         if state is None:
             self.ready.set()
 
     def of(self, model: str, digest: str) -> int | None:
         """The generation of a model's space; None as long as it cannot be known."""
-        generation = self._of.get((model, digest))
+        generation = self.worked_out.get((model, digest))
         if generation is None and self.ready.is_set():
-            if len(self._of) >= MAX_SPACES:
-                self._of.clear()
-            generation = self._of[model, digest] = generation_of(self._known, model, digest)
+            if len(self.worked_out) >= MAX_SPACES:
+                self.worked_out.clear()
+            generation = self.worked_out[model, digest] = generation_of(self._known, model, digest)
         return generation
 
     def formerly(self, model: str, digest: str) -> list[int]:
@@ -64,31 +77,38 @@ class Generations:
         return sorted((generation for generation in before if generation < now), reverse=True)
 
     def was_purged(self, key: Key) -> bool:
-        """Whether this very key was purged not long ago."""
+        """Whether this very key was ever purged."""
         return key in self._purged_keys
+
+    def purged_since(self, key: Key, made_at: float) -> bool:
+        """Whether this very key was purged after an answer to it was made (Unix seconds)."""
+        generation = self._purged_keys.get(key)
+        return generation is not None and made_at <= generation / 1e6
 
     async def follow(self) -> None:
         """Register, catch up, then apply and confirm every purge as it comes, until `leave`."""
         if self._state is None:
             return
-        down = False
         while (
             not self._leaving
         ):  # a cancellation may get lost between an answer of Redis and its timeout (CPython 3.11)
             try:
                 await self._catch_up(self._state)
-                if down:
+                if not self.reachable:
                     log.warning("state: back")
-                down = False
+                self.reachable = True
                 while not self._leaving:
                     purges = await self._state.next(self._last)
                     if purges:
                         await self._apply(purges)
+                        await self._note()
                         await self._state.confirm(self.worker, self._last)
+                    elif await self._is_apart(self._state):
+                        break
             except StateUnavailable:
-                if not down and not self._leaving:
+                if self.reachable and not self._leaving:
                     log.warning("state: not reachable; purges are not seen")
-                down = True
+                self.reachable = False
                 await asyncio.sleep(AGAIN_SECONDS)
 
     async def leave(self) -> None:
@@ -105,20 +125,40 @@ class Generations:
     def _last(self) -> int:
         return self._known.get("last", 0)
 
+    async def _is_apart(self, state: State) -> bool:
+        """Whether the store, or the mark in the cache, knows another last purge than this worker: one of them was
+        rolled back, or lost it."""
+        marked = await self._note()
+        return marked > self._last or await state.last() != self._last
+
+    async def _note(self) -> int:
+        """Raise the mark to what this worker knows; what it was, 0 where that cannot be known."""
+        marked = None if self._mark is None else await self._mark.read()
+        if self._mark is not None and marked is not None and marked < self._last:
+            await self._mark.raise_to(self._last)
+        return marked or 0
+
     async def _catch_up(self, state: State) -> None:
         """Registered before it reads: a purge that comes in between waits for this worker."""
         await state.register(self.worker)
+        before = await state.last()
+        if before < self._last:
+            keys = sorted((generation, key.hex()) for key, generation in self._purged_keys.items())
+            await state.log_again([one for one in keys if one[0] > before])
         await state.raise_to(self._known)
-        told = await state.generations()
-        since = self._last or max(0, told.get("last", 0) - RECENT_MICROSECONDS)
-        purges = await state.since(since)
+        marked = await self._note()
+        told = await state.begun(marked)
+        if marked > max(before, self._last):
+            log.error("state: it has lost purges that were acknowledged; all that is cached counts as purged")
+        purges = await state.since(self._last)
         newest = purges[-1].generation if purges else self._last
         if self.ready.is_set() and (len(purges) >= KEPT_PURGES or newest < told.get("last", 0)):
             await self._forget(None)  # the log is not whole: a key's purge may be missing
         await self._apply(purges)
         for name, value in told.items():
             self._known[name] = max(self._known.get(name, 0), value)
-        self._of.clear()
+        self.worked_out.clear()
+        await self._note()
         self.ready.set()
         await state.confirm(self.worker, self._last)
 
@@ -128,15 +168,16 @@ class Generations:
         for purge in purges:
             if purge.kind != "key":
                 self._known[f"{purge.kind}:{purge.what}"] = purge.generation
-                self._of.clear()
-        keys = [Key(bytes.fromhex(purge.what)) for purge in purges if purge.kind == "key"]
-        self._purged_keys |= dict.fromkeys(keys)
+                self.worked_out.clear()
+        now = time.time() if self.ready.is_set() else 0.0  # of those in the log only the store knows when they were
+        keys = {Key(bytes.fromhex(purge.what)): purge.generation for purge in purges if purge.kind == "key"}
+        self._purged_keys |= keys
         while len(self._purged_keys) > KEPT_PURGES:
             self._purged_keys.popitem(last=False)
         if any(purge.kind == "all" for purge in purges):
             await self._forget(None)
         if keys:
-            await self._forget(keys)
+            await self._forget({key: max(now, generation / 1e6) for key, generation in keys.items()})
         if purges:
             self._known["last"] = max(self._last, purges[-1].generation)
 

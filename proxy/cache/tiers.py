@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, assert_never
 
@@ -24,7 +24,10 @@ from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import ANY_AGE, Answer, Key, MaxAge, Miss, Prediction, Row, Source, Space, TierSeconds
 
 MAX_SPACES = 4096
-FORGOTTEN_SECONDS = 60.0
+MAX_FORGOTTEN = 100_000
+"""Purged keys that are remembered; before there are more, the state store purges everything instead."""
+SKEW_SECONDS = 2.0
+"""An entry that another machine made so shortly after its key was purged may be one of before, by that one's clock."""
 COLD, DEAD, FAR_DOWN = Miss("cold"), Miss("expired"), Miss("far-down")
 
 
@@ -57,6 +60,13 @@ class LookResult(Struct, frozen=True):
     """Whether an answer that was found is stale."""
 
 
+class Forgotten(Struct, frozen=True, gc=False):
+    """A key that was purged: when this process heard of it (its loop's seconds), and when it was (Unix seconds)."""
+
+    at: float
+    purged_at: float
+
+
 class Tiers:
     """The tiers of one proxy process, and the identities under which entries lie there."""
 
@@ -81,7 +91,7 @@ class Tiers:
         self._limits = limits
         self._spaces: dict[Space, SpaceKey] = {}
         self._stores: set[asyncio.Task[None]] = set()
-        self._forgotten: dict[Key, float] = {}
+        self._forgotten: OrderedDict[Key, Forgotten] = OrderedDict()
 
     def keys(self, space: Space, framer: Framer, rows: Sequence[Row], parameters: bytes) -> list[Key]:
         """key: the identity of every row."""
@@ -137,7 +147,7 @@ class Tiers:
         for failed in {id(value): value for value in values if isinstance(value, FarError)}.values():
             self._metrics.far_errors.labels(failed.kind).inc()
         for key, value in zip(keys, values, strict=True):
-            proved = self._proved(space, key, None if key in self._forgotten else value)
+            proved = self._proved(space, key, value)
             judged = proved if isinstance(proved, Miss) else judge(proved, "far", now, policy, age_limits, trip)
             if isinstance(judged, Miss):
                 missing[key] = judged
@@ -152,10 +162,14 @@ class Tiers:
         if isinstance(value, FarError):
             return FAR_DOWN
         try:
-            return self._codec.unpack(key, space.digest, value)
+            prediction = self._codec.unpack(key, space.digest, value)
         except EntryError as error:
             self._metrics.verify_failed.labels(error.reason).inc()
             return Miss("verify-failed")
+        forgotten = self._forgotten.get(key)
+        if forgotten is not None and prediction.made_at <= forgotten.purged_at + SKEW_SECONDS:
+            return COLD  # not deleted yet, or somebody has put it back
+        return prediction
 
     def keep(
         self,
@@ -166,10 +180,14 @@ class Tiers:
     ) -> bool:
         """keep: near now, far behind the answer's back. True where all of it is kept somewhere. What was
         forgotten since its computation began stays so. `stored` is called when far has it, or will not have it."""
-        wanted = [one for one in fresh if self._forgotten.get(one[0], -1.0) < began] if self._forgotten else fresh
+        wanted = [one for one in fresh if not self._forgotten_since(one[0], began)] if self._forgotten else fresh
         kept = [self.keep_near(key, prediction) for key, prediction in wanted]
         sent = self._keep_far(wanted, policy, stored)
         return bool(wanted) and (sent or all(kept)) and len(wanted) == len(fresh)
+
+    def _forgotten_since(self, key: Key, began: float) -> bool:
+        forgotten = self._forgotten.get(key)
+        return forgotten is not None and forgotten.at >= began
 
     def keep_near(self, key: Key, prediction: Prediction) -> bool:
         before = self.near.evictions
@@ -237,27 +255,21 @@ class Tiers:
             key = self._spaces[space] = space_key(self._root, space)
         return key
 
-    async def forget(self, keys: Sequence[Key] | None) -> None:
-        """Keys, or everything in near, were purged. Far is not asked for these keys for a while: by then their entries
-        are deleted there. Returns when no store can bring an older one back."""
+    async def forget(self, keys: Mapping[Key, float] | None) -> None:
+        """Keys, by when they were purged (Unix seconds), or everything in near. From then on an entry that was made
+        before is none, for as long as it could live. Returns when no store can bring an older one back."""
         if keys is None:
             self.near.clear()
             return
-        loop = asyncio.get_running_loop()
-        for key in keys:
+        now = asyncio.get_running_loop().time()
+        for key, purged_at in keys.items():
             self.near.forget(key)
-            self._forgotten[key] = loop.time()
-        loop.call_later(FORGOTTEN_SECONDS, self._remember, list(keys))
+            self._forgotten[key] = Forgotten(now, purged_at)
+        while len(self._forgotten) > MAX_FORGOTTEN:
+            self._forgotten.popitem(last=False)
         stores = set(self._stores)
         if stores:
             await asyncio.wait(stores)
-
-    def _remember(self, keys: Sequence[Key]) -> None:
-        """Far may be asked for these keys again."""
-        until = asyncio.get_running_loop().time() - FORGOTTEN_SECONDS / 2
-        for key in keys:
-            if self._forgotten.get(key, until) < until:
-                del self._forgotten[key]
 
     async def delete_far(self, keys: Sequence[Key]) -> None:
         """Delete entries in far. Raises FarError."""

@@ -29,6 +29,7 @@ from foreseen.operate.interpreter import optimized
 from foreseen.operate.scrape import Scrape, scrape
 from foreseen.operate.started import flags_of, url_at
 from foreseen.paths import model_socket
+from foreseen.proxy.backend.v2_server import Unusable, V2Server
 from foreseen.proxy.tools.doctor_stores import redis, state
 from foreseen.proxy.tools.finding import Finding, Grade, numbers, size
 from foreseen.settings import DoctorSettings
@@ -238,8 +239,16 @@ async def upstream(address: str, what: str = "upstream") -> AsyncIterator[Findin
         return
     if status == 200:
         yield Finding("ok", what, f"{address} is ready")
+        return
+    server = V2Server(address)
+    try:
+        await server.listed()
+    except Unusable as error:
+        yield Finding("must", what, f"{address} is not ready: {error.said}", error.fix)
     else:
         yield Finding("must", what, f"{address} is not ready (status {status})", "see its log")
+    finally:
+        await server.close()
 
 
 async def _ask(address: str, name: str) -> dict[str, Any] | None:
@@ -279,6 +288,16 @@ def counted(now: Scrape, url: str) -> Iterator[Finding]:
     if now.total("foreseen_far_breaker_open"):
         trouble = True
         yield Finding("must", "proxy", "it does not ask Redis, which failed", "see runbook: ForeseenStoreDown")
+    if now.total("foreseen_far_foreign"):
+        trouble = True
+        said = "it does not ask Redis, which was filled under another root secret"
+        yield Finding("must", "proxy", said, "see runbook: ForeseenStoreForeign")
+    for name in now.values("foreseen_child_up", "child"):
+        if not now.one("foreseen_child_up", child=name):
+            trouble = True
+            ends = now.one("foreseen_child_ends_total", child=name) or 0
+            said = f"its process {name} does not run, it has ended {ends:.0f} times"
+            yield Finding("must", "proxy", said, "see runbook: ForeseenChildKeepsEnding")
     wrong = now.total("foreseen_verify_failed_total")
     if wrong:
         trouble = True

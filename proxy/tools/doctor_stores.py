@@ -14,6 +14,7 @@ from foreseen.proxy.tools.finding import Finding, Grade, numbers, size
 from foreseen.queue.queue import connect_queue
 from foreseen.queue.queue_types import OPEN_STATES, Bounds
 from foreseen.settings import DoctorSettings
+from foreseen.stores import valkey
 from foreseen.stores.cluster import far_at
 from foreseen.stores.redis_urls import Access, access_of, several, shown
 from foreseen.stores.state import connect_state
@@ -53,7 +54,7 @@ async def redis(settings: DoctorSettings) -> AsyncIterator[Finding]:
             return  # said already
         if known is False:
             fix = "give --secret-file of the other proxies, or empty this Redis (FLUSHALL) if it has no others"
-            yield Finding("must", "redis", "it was filled under another root secret: the proxy will not start", fix)
+            yield Finding("must", "redis", "it was filled under another root secret: the proxy does not ask it", fix)
     except FarError as error:
         yield Finding("must", "redis", f"{shown(url)} fails: {error.kind}", "see its log and its users' rights")
     finally:
@@ -107,11 +108,7 @@ async def state(settings: DoctorSettings) -> AsyncIterator[Finding]:
     finally:
         await store.close()
     if DOWN in told:
-        if settings.state is None and not state_socket(settings.data).exists():
-            yield Finding("note", "state", "the embedded state store is not running", "foreseen up starts it")
-        else:
-            fix = "start it, or mend --state; a proxy that starts without it answers past the cache"
-            yield Finding("must", "state", f"{shown(url)} does not answer", fix)
+        yield silent(settings, url)
         return
     for one in dict.fromkeys(finding for server in told for finding in kept(server)):
         yield one
@@ -126,6 +123,18 @@ async def state(settings: DoctorSettings) -> AsyncIterator[Finding]:
         yield one
     async for one in consumed(url, access):
         yield one
+
+
+def silent(settings: DoctorSettings, url: str) -> Finding:
+    """A state store that does not answer: what that costs, and why it is so as far as its log says."""
+    path = state_socket(settings.data)
+    if settings.state is None and not path.exists():
+        return Finding("note", "state", "the embedded state store is not running", "foreseen up starts it")
+    said = f"{shown(url)} does not answer: no job is taken, no purge is acknowledged"
+    if settings.state is None:
+        why = valkey.last_words(path.with_suffix(".log"))
+        return Finding("must", "state", f"{said}; its log: {why}", "see runbook: ForeseenChildKeepsEnding")
+    return Finding("must", "state", said, "start it, or mend --state; a proxy that starts without it uses no cache")
 
 
 def replicated(there: int, wanted: int) -> Iterator[Finding]:
@@ -177,6 +186,10 @@ def kept(told: FarState) -> Iterator[Finding]:
         well = False
         fix = "CONFIG SET appendonly yes, and in its configuration file"
         yield Finding("must", "state", "no append-only file: a restart forgets what was purged", fix)
+    if not told.writable:
+        well = False
+        said = "its last write to disk failed: no job is taken, no purge is acknowledged"
+        yield Finding("must", "state", said, "make room on its disk; see its log")
     if told.policy != "noeviction":
         well = False
         grade: Grade = "must" if told.memory_limit else "note"

@@ -125,6 +125,7 @@ def test_names_that_are_misspelt_are_named() -> None:
     assert foreign({"FORESEEN_PORT": "8080"}) == []
 
 
+@pytest.mark.processes
 def test_the_command_says_so_on_stderr() -> None:
     """One line each, and goes on."""
     environment = {**os.environ, "FORESEEN_NEAR_BYTE": "1", "FORESEEN_PORT": "tcp://10.0.0.7:8000"}

@@ -25,7 +25,7 @@ from foreseen.cli import app
 from foreseen.inference.metrics import ModelMetrics
 from foreseen.modelspec.manifest import Manifest, find, load
 from foreseen.settings import Common, InferenceSettings, ProxySettings, WorkerSettings
-from foreseen.telemetry.exposition import CALLER_STATE, FAR_STATE, QUEUE_STATE, WARM_STATE
+from foreseen.telemetry.exposition import CALLER_STATE, CHILD_STATE, FAR_STATE, QUEUE_STATE, WARM_STATE
 from foreseen.telemetry.metrics import ProxyMetrics
 
 ROOT = Path(__file__).parent.parent.parent
@@ -410,7 +410,7 @@ def exposed() -> dict[str, set[str]]:
         for collector in list(registry._collector_to_names):
             labels = set(collector._labelnames)  # type: ignore[attr-defined]
             samples |= dict.fromkeys(registry._collector_to_names[collector], labels)
-    queue = {name: {label} if label else set() for name, _, label, _ in QUEUE_STATE}
+    queue = {name: {label} if label else set() for name, _, label, _ in (*QUEUE_STATE, *CHILD_STATE)}
     warm = {name: set(labels) for name, _, labels, _ in (*WARM_STATE, *CALLER_STATE)}
     return samples | {name: set() for name, _, _ in FAR_STATE} | queue | warm
 

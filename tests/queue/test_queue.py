@@ -88,7 +88,7 @@ def served(model: ScriptedModel) -> Any:
     )
 
 
-PURGES: Any = SimpleNamespace(of=lambda model, digest: 0, was_purged=lambda key: False)
+PURGES: Any = SimpleNamespace(of=lambda model, digest: 0, purged_since=lambda key, made_at: False)
 
 
 @contextlib.asynccontextmanager

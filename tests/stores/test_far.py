@@ -13,12 +13,14 @@ import fakeredis
 import pytest
 from redis.asyncio import Redis
 
-from foreseen.errors import FarError, SetupError
+from foreseen.errors import FarError
 from foreseen.stores import valkey
 from foreseen.stores.breaker import Breaker
-from foreseen.stores.commands import PREFIX
+from foreseen.stores.commands import PREFIX, SECRET_CHECK
 from foreseen.stores.far import Far
+from foreseen.stores.owned import OwnedEntries
 from foreseen.stores.redis_urls import connect
+from foreseen.tasks import end
 from tests.doubles import DictFar, numbered
 
 pytestmark = pytest.mark.processes
@@ -187,15 +189,55 @@ async def test_a_full_server_rests_stores_but_not_reads(tmp_path: Path) -> None:
         await far.close()
 
 
-async def test_another_root_secret_is_refused_loudly(server: Path) -> None:
-    """A Redis that was filled under another secret would miss for ever; the same secret passes again and again."""
+async def test_the_first_root_secret_claims_a_redis(server: Path) -> None:
+    """Its check value stays; the same secret passes again and again, another one does not."""
     client = connect(f"unix://{server}", BUDGET_SECONDS)
     await client.flushall()
     far = Far(client)
-    await far.check_secret(b"ours")
-    await far.check_secret(b"ours")
-    with pytest.raises(SetupError, match="root secret"):
-        await far.check_secret(b"theirs")
+    assert await far.claim(b"ours")
+    assert await far.claim(b"ours")
+    assert not await far.claim(b"theirs")
+    assert await far.knows(b"ours")
+    await far.close()
+
+
+@pytest.mark.parametrize("tampering", ["another value", "no string", "empty"])
+async def test_a_foreign_redis_is_not_asked_until_it_is_ours_again(server: Path, tampering: str) -> None:
+    """Reads and writes raise `foreign`, and no breaker counts them; once the value is right, far is as before."""
+    client = connect(f"unix://{server}", BUDGET_SECONDS)
+    await client.flushall()
+    far, (key,) = OwnedEntries(Far(client), b"ours", look_seconds=0.01), numbered(1)
+    await far.look()
+    await far.put([(key, b"value", 60_000)])
+    await client.delete(SECRET_CHECK)
+    if tampering == "no string":
+        await client.lpush(SECRET_CHECK, b"x")
+    else:
+        await client.set(SECRET_CHECK, {"another value": b"theirs", "empty": b""}[tampering])
+    following = asyncio.create_task(far.follow())
+    async with asyncio.timeout(10):
+        while not far.foreign:  # noqa: ASYNC110 - its next look
+            await asyncio.sleep(0.01)
+        entry = (key, b"other", 60_000)
+        for call in (far.get([key]), far.put([entry]), far.lease([key], b"t", 1000), far.forget([key])):
+            with pytest.raises(FarError, match="foreign"):
+                await call
+        assert not far.open
+        await client.delete(SECRET_CHECK)
+        while far.foreign:  # noqa: ASYNC110 - its next look
+            await asyncio.sleep(0.01)
+    assert await far.get([key]) == [b"value"]
+    assert await client.get(SECRET_CHECK) == b"ours"
+    await end(following)
+    await far.close()
+
+
+async def test_a_redis_that_does_not_answer_is_not_foreign() -> None:
+    """Whose it is cannot be known: the look says that it failed, and changes nothing."""
+    far = OwnedEntries(Far(connect("unix:///nowhere.sock", BUDGET_SECONDS)), b"ours")
+    with pytest.raises(FarError, match="connect"):
+        await far.look()
+    assert not far.foreign
     await far.close()
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import signal
 import time
 
 import aiohttp
+from redis import Redis
 
+from foreseen.paths import redis_socket
 from tests.live import Live
 from tests.questions import ask_fingerprint, fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT, status_of
 from tests.stories.test_40_many_at_once import ask, session
+from tests.stories.test_60_start_and_stop import alive
 
 FAR_BUDGET_SECONDS = 0.05
 
@@ -56,6 +61,40 @@ async def test_a_stopped_valkey_costs_time_and_never_an_answer(own: Live) -> Non
         except OSError:
             continue
     assert str(status_of(headers)["detail"]) == "far"
+
+
+def test_a_foreign_redis_never_keeps_a_worker_from_starting(own: Live) -> None:
+    """Another check value, and a worker that starts: it answers past far, and says so; once the value is gone, far is
+    asked again by itself."""
+
+    def asked(seed: int) -> str:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):  # the next worker has not started yet
+                status, headers, body = own.post(FINGERPRINT, ask_fingerprint(numbers(seed)))
+                assert (status, json.loads(body)["outputs"][0]["data"]) == (200, fingerprint(numbers(seed)))
+                return str(status_of(headers).get("detail"))
+        raise AssertionError("nobody answers")
+
+    def end_worker() -> None:
+        pid = own.children()["proxy"]
+        os.kill(pid, signal.SIGKILL)
+        while alive(pid):
+            os.sched_yield()
+
+    asked(1)
+    with Redis(unix_socket_path=str(redis_socket(own.data))) as cache:
+        before = cache.dbsize()
+        cache.set("fsn1.secret", b"another deployment")
+        end_worker()
+        assert asked(1) == "None"  # a miss
+        own.until("foreseen_far_foreign", lambda value: value == 1)
+        assert own.metric("foreseen_far_errors_total", kind="foreign") >= 1
+        assert cache.dbsize() == before
+        cache.delete("fsn1.secret")
+        own.until("foreseen_far_foreign", lambda value: value == 0)
+        end_worker()
+        assert asked(1) == "far"
 
 
 async def test_a_killed_valkey_is_restarted_and_filled_again(own: Live) -> None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+import pytest
 
 from foreseen.paths import run_folder
 from tests.live import Live, started
+from tests.ports import free_port
 from tests.questions import ask_fingerprint, fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT
 
@@ -82,11 +87,60 @@ def test_a_data_directory_in_use_is_one_line(live: Live) -> None:
     assert f"process {live.process.pid}" in done.stderr
 
 
+@pytest.mark.parametrize("what", ["", "lock", "run", "state", "run/state.sock", "run/children.json", "secret"])
+def test_an_unusable_data_directory_is_one_line_that_names_it(built: Path, what: str) -> None:
+    """A file where a folder has to be, or a folder where a file has to be."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's paths are too long for sockets
+        data = Path(folder) / "data"
+        if what:
+            shutil.copytree(built / "models" / "fingerprint", data / "models" / "fingerprint")
+        place = data / what
+        if what in ("", "run", "state"):
+            place.touch()
+        else:
+            (place / "folder").mkdir(parents=True)
+        done = foreseen("up", f"--data={data}", "--port=0", "--model=fingerprint")
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert done.stderr.startswith(f"foreseen: {place}: ")
+
+
+def test_a_proxy_beside_a_running_system_leaves_its_socket_for_operators_alone(live: Live) -> None:
+    """On the same data directory it serves all but operators' routes, and says so; purges go on, during and after."""
+    port = free_port()
+    command = [sys.executable, "-m", "foreseen.cli", "proxy", f"--data={live.data}", f"--port={port}"]
+    beside = subprocess.Popen([*command, "--model=fingerprint"], stderr=subprocess.PIPE, text=True)
+    try:
+        assert beside.stderr is not None
+        told = next(line for line in beside.stderr if "no listener for operators" in line)
+        assert "another process listens" in told
+        assert "confirmed by" in foreseen("purge", f"--data={live.data}", "--model=fingerprint").stdout
+    finally:
+        beside.terminate()
+        beside.communicate(timeout=60)
+    assert "confirmed by" in foreseen("purge", f"--data={live.data}", "--model=fingerprint").stdout
+
+
 def test_an_unknown_model_is_one_line_that_lists_the_known(tmp_path: Path) -> None:
     """What exists is named."""
     done = foreseen("up", f"--data={tmp_path}", "--port=0", "--model=nope")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "minilm" in done.stderr
+
+
+def test_nothing_is_imported_from_the_current_directory(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders and files there that are called as our packages and libraries do not reach the child processes."""
+    elsewhere = tmp_path / "elsewhere"
+    for folder in ("models", "proxy", "inference", "foreseen"):
+        (elsewhere / folder).mkdir(parents=True)
+    executed = tmp_path / "executed"
+    for module in ("msgspec", "aiohttp", "json"):
+        (elsewhere / f"{module}.py").write_text(f"open({str(executed)!r}, 'w').close()\nraise SystemExit(3)")
+    monkeypatch.chdir(elsewhere)
+    with started(built, tmp_path / "data", models=["fingerprint"]) as system:
+        assert system.post(FINGERPRINT, ask_fingerprint(numbers(1)))[0] == 200
+    assert not executed.exists()
 
 
 def test_sigterm_stops_all_of_it(built: Path, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_every_kind_of_far_error_is_expected() -> None:
     assert set(metrics.FAR_ERROR_KINDS) == {
         *(kind for _, kind in kinds._ERRORS),
         *kinds._ERRORS_BY_WORD.values(),
-        *("open", "paused", "moved", "tls"),
+        *("open", "paused", "moved", "tls", "foreign"),
     }
 
 

@@ -1,0 +1,80 @@
+"""The far tier, asked only while its check value is that of our root secret.
+
+A Redis with another check value is foreign: it was filled, or flushed and claimed, by proxies with another root secret,
+or somebody who may write to it has overwritten the value. Our entries there would miss for ever, and ours would take
+the place of theirs, so nothing is read or written until the value is ours again or is gone. The value is looked at
+every `LOOK_SECONDS`. Redis never decides whether Foreseen answers: a foreign one costs hits, not answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+
+from foreseen.errors import FarError
+from foreseen.stores.commands import Command, Entries
+from foreseen.types import FarState, Key
+
+LOOK_SECONDS = 2.0
+"""Between two looks at the check value: one small read per process."""
+
+log = structlog.get_logger()
+
+
+class OwnedEntries(Entries):
+    """Entries of one root secret. Raises FarError("foreign") at once while Redis holds another check value."""
+
+    def __init__(self, entries: Entries, check: bytes, look_seconds: float = LOOK_SECONDS) -> None:
+        self.foreign = False
+        self._entries = entries
+        self._check = check
+        self._look_seconds = look_seconds
+
+    @property
+    def open(self) -> bool:
+        return self._entries.open
+
+    async def get(self, keys: Sequence[Key]) -> list[bytes | FarError | None]:
+        self._admit()
+        return await self._entries.get(keys)
+
+    async def each(self, commands: Sequence[Command], *, stores: bool = False) -> list[Any]:
+        self._admit()
+        return await self._entries.each(commands, stores=stores)
+
+    async def states(self) -> list[FarState]:
+        return await self._entries.states()
+
+    async def time(self) -> float:
+        return await self._entries.time()
+
+    async def close(self) -> None:
+        await self._entries.close()
+
+    async def look(self) -> None:
+        """Look at the check value, and claim a Redis that has none. Raises FarError; then nothing changes."""
+        foreign = not await self._entries.claim(self._check)
+        if foreign and not self.foreign:
+            log.error(
+                "far: foreign; not asked until its check value is ours again",
+                fix="give --secret-file of the other proxies, or FLUSHALL this Redis if it has no others",
+            )
+        elif self.foreign and not foreign:
+            log.warning("far: ours again")
+        self.foreign = foreign
+
+    async def follow(self) -> None:
+        """Look again and again, for ever."""
+        while True:
+            await asyncio.sleep(self._look_seconds)
+            try:
+                await self.look()
+            except FarError as error:
+                log.debug("far: check value not read", kind=error.kind)
+
+    def _admit(self) -> None:
+        if self.foreign:
+            raise FarError("foreign")

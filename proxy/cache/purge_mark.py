@@ -1,0 +1,43 @@
+"""The last purge's generation, kept in the cache's Redis too: the mark by which a state store is seen to have lost it.
+
+A state store that starts empty, or from an older copy, would bring back what was purged: the entries are still in the
+cache. The mark lies beside them, under a MAC of the root secret, so that whoever may write to the cache can neither
+raise it (which would purge everything) nor forge one. Without a mark, or without the cache, nothing is known.
+
+    fsn1.purged   string   the generation, 20 digits ‖ MAC 16
+"""
+
+from __future__ import annotations
+
+from foreseen.errors import FarError
+from foreseen.keys.key import opened_generation, sealed_generation
+from foreseen.stores.commands import Entries
+
+NAME = b"fsn1.purged"
+
+
+class PurgeMark:
+    """The mark in the far tier. A Redis in trouble has none: nothing here raises."""
+
+    def __init__(self, far: Entries | None, root: bytes) -> None:
+        self._far = far
+        self._root = root
+
+    async def read(self) -> int | None:
+        """The generation; 0 where there is no mark of ours, None where that cannot be known."""
+        if self._far is None:
+            return None
+        try:
+            ((value,),) = await self._far.each([("MGET", NAME)])
+        except (FarError, TypeError, ValueError):
+            return None
+        return opened_generation(self._root, value or b"") or 0
+
+    async def raise_to(self, generation: int) -> None:
+        """Write it. Of two that do so at one time the lower may win: each looks again, and the higher does so again."""
+        if self._far is None:
+            return
+        try:
+            await self._far.each([("SET", NAME, sealed_generation(self._root, generation))], stores=True)
+        except FarError:
+            return
