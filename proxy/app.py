@@ -60,6 +60,7 @@ from foreseen.stores.owned import OwnedEntries
 from foreseen.stores.redis_urls import access_of
 from foreseen.stores.state import connect_state
 from foreseen.tasks import end
+from foreseen.telemetry.callers import CallerCounts
 from foreseen.telemetry.child_states import ChildState, read_children
 from foreseen.telemetry.exposition import use_slot
 from foreseen.telemetry.metrics import ProxyMetrics
@@ -115,12 +116,14 @@ class Proxy:
         self.generations = Generations(self.state, self.pipeline.forget, PurgeMark(self.far, root))
         self.answers = AnswerCache(settings.reply_cache_bytes, tiers.near, self.served, self.generations)
         self.heavy = Heavy()
+        self.callers = CallerCounts(settings.top_callers if settings.metrics else 0)
+        access_log = AccessLog(settings.access_log_hits, models=self.served)
         self.server = Server(
             self.pipeline,
             Observer(self.pipeline, self.metrics),
             self.metrics,
             self.answers,
-            RequestCounter(self.metrics, self.served, AccessLog(settings.access_log_hits)),
+            RequestCounter(self.metrics, self.served, access_log, self.callers),
             observed=frozenset(self.served if "all" in settings.observe else settings.observe),
             server_timing=settings.server_timing,
             purges=self.generations,
@@ -145,6 +148,7 @@ class Proxy:
             versions=self._versions if settings.triton_metrics else None,
             connections=self.gate.__len__,
             queue=self.queue.standing if self.queue is not None else None,
+            callers=self.callers,
             children=self._children,
             upstream_problems=None if upstream is None else upstream.problems,
         )
@@ -354,6 +358,7 @@ def _limits(settings: ProxySettings) -> ListenerLimits:
         write_seconds=settings.write_seconds,
         rate=settings.rate,
         burst=settings.rate_burst,
+        forwarded_hops=settings.forwarded_hops,
     )
 
 

@@ -28,7 +28,9 @@ from foreseen.proxy.predict.import_rows import import_request
 from foreseen.proxy.predict.serve import Server
 from foreseen.settings import ProxySettings
 from foreseen.telemetry.exposition import CONTENT_TYPE
+from foreseen.web.caller import caller_of
 from foreseen.web.connection import Connection
+from foreseen.web.cors import Cors
 from foreseen.web.http import (
     SERVER,
     Handler,
@@ -117,6 +119,7 @@ class Handlers:
             self._predictions.add_to(app)
         app.router.add_get("/metrics", self.metrics)
         app.router.add_get("/metrics/{model}", self.model_metrics)
+        Cors(self._settings.cors_origin).add_to(app)
         return app
 
     async def infer(self, request: web.Request) -> web.StreamResponse:
@@ -146,7 +149,8 @@ class Handlers:
             if ticket is not None:
                 return ticket
         except Exception as error:  # noqa: BLE001 - counted here, where the model is known
-            reply = responder.failed(name, protocol, as_foreseen(error, request), started, traceparent(request))
+            known, caller = as_foreseen(error, request), caller_of(request)
+            reply = responder.failed(name, protocol, known, started, traceparent(request), caller)
         else:
             reply = await responder.answer(ask, body, started, begun + ask.seconds)
             connection = request.protocol
@@ -201,6 +205,7 @@ class Handlers:
             self._seconds(request) if seconds is None else seconds,
             NO_CONTROL if seconds is not None else self._control(request),
             traceparent(request),
+            caller_of(request),
         )
 
     def _seconds(self, request: web.Request) -> float:

@@ -17,7 +17,7 @@ from foreseen.inference.metrics import ModelMetrics
 from foreseen.settings import NAMES, PURGE_TARGETS
 from foreseen.settings.common import INTERNAL
 from foreseen.settings.renamed import RENAMED
-from foreseen.telemetry.exposition import CHILD_STATE, FAR_STATE, QUEUE_STATE, WARM_STATE
+from foreseen.telemetry.exposition import CALLER_STATE, CHILD_STATE, FAR_STATE, QUEUE_STATE, WARM_STATE
 from foreseen.telemetry.metrics import ProxyMetrics
 from tests.openapi import application, operators, page
 
@@ -132,7 +132,7 @@ def metrics_page() -> str:
             lines += [f"| `{name}` | {kind} | – | {said} |" for name, kind, said in FAR_STATE]
             for name, kind, label, said in (*QUEUE_STATE, *CHILD_STATE):
                 lines.append(f"| `{name}` | {kind} | {f'`{label}`' if label else '–'} | {said} |")
-            for name, kind, several, said in WARM_STATE:
+            for name, kind, several, said in (*WARM_STATE, *CALLER_STATE):
                 lines.append(f"| `{name}` | {kind} | {', '.join(f'`{one}`' for one in several)} | {said} |")
     return "\n".join(lines) + "\n"
 

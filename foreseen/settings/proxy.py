@@ -39,7 +39,7 @@ class ProxySettings(StoreSettings):
         Parameter(help="A file with the key that an embedding server asks for; read again when it changes."),
     ] = None
     upstream_ca_file: Annotated[
-        Path | None, Parameter(help="Certificates (PEM) that an https embedding server is verified by.")
+        Path | None, Parameter(help="Certificates (PEM) that an https embedding server is verified by.", show=False)
     ] = None
     upstream_digest: Annotated[
         str | None, Parameter(help="What stands for the upstream's version where it does not say; change it with it.")
@@ -80,7 +80,9 @@ class ProxySettings(StoreSettings):
     reply_cache_bytes: Annotated[
         int, Parameter(help="Memory of bodies and requests that come again, with their replies, per worker; 0: off.")
     ] = 96 * 2**20
-    far_budget_ms: Annotated[float, Parameter(help="Longest wait for one far operation, in ms. Never retried.")] = 50.0
+    far_budget_ms: Annotated[
+        float, Parameter(help="Longest wait for one far operation, in ms. Never retried.", show=False)
+    ] = 50.0
     far_pending_bytes: Annotated[
         int, Parameter(help="Entries on their way to the far tier; more are dropped.", show=False)
     ] = 64 * 2**20
@@ -149,6 +151,21 @@ class ProxySettings(StoreSettings):
         int,
         Parameter(help="Requests that an address which was quiet may send at once; at least one second's.", show=False),
     ] = 0
+    forwarded_hops: Annotated[
+        int,
+        Parameter(
+            help="Trusted proxies in front: the client's address in logs and metrics is so many from the end of "
+            "X-Forwarded-For; 0: the address that connects."
+        ),
+    ] = 0
+    top_callers: Annotated[
+        int,
+        Parameter(help="Heaviest callers, by address, in the metrics; all others are one. 0: none.", show=False),
+    ] = 10
+    cors_origin: Annotated[
+        tuple[str, ...],
+        Parameter(help="Origin of pages whose scripts may call: https://HOST[:PORT], or *; may be repeated."),
+    ] = ()
     observe: Annotated[
         tuple[str, ...],
         Parameter(help="A model that always answers itself while the cache is only compared with it; 'all' for all."),

@@ -29,12 +29,14 @@ def exposition(
     queue: QueueStatus | None = None,
     models: Sequence[str] = (),
     children: Sequence[ChildState] = (),
+    callers: Mapping[str, Sequence[int]] | None = None,
 ) -> bytes:
     """A registry in the text format; with several processes the sum over all of them. With the states of the far tier,
-    of the queue and of the supervisor's children, batch runs of `models`, and Triton's names where `versions` says the
-    version of each model."""
+    of the queue and of the supervisor's children, batch runs of `models`, the heaviest `callers`, and Triton's names
+    where `versions` says the version of each model."""
     families = list(_collected(registry))
     more = [*far_families(far), *queue_families(queue), *warm_families(queue, models), *child_families(children)]
+    more += caller_families(callers or {})
     more += triton_families(families, versions) if versions is not None else ()
     return generate_latest(Families([*families, *more]))
 
@@ -156,6 +158,28 @@ def warm_families(queue: QueueStatus | None, models: Sequence[str]) -> Iterator[
         yield family
 
 
+CALLER_STATE = (
+    (
+        "foreseen_caller_requests",
+        "gauge",
+        ("caller",),
+        "Requests of the last minute of the heaviest callers, by address; `other`: all the rest.",
+    ),
+    ("foreseen_caller_rows", "gauge", ("caller",), "Their rows."),
+    ("foreseen_caller_computed_rows", "gauge", ("caller",), "Their rows that a model computed."),
+)
+"""Families of the heaviest callers, which a scrape sums over all workers."""
+
+
+def caller_families(callers: Mapping[str, Sequence[int]]) -> Iterator[Metric]:
+    """Requests, rows and computed rows by caller, and what is left as one."""
+    for at, (name, kind, (label,), said) in enumerate(CALLER_STATE if callers else ()):
+        family = Metric(name, said, kind)
+        for caller, counts in callers.items():
+            family.add_sample(name, {label: caller}, counts[at])
+        yield family
+
+
 CHILD_STATE = (
     ("foreseen_child_up", "gauge", "child", "1 while this child of `foreseen up` runs."),
     (
@@ -250,7 +274,7 @@ def use_slot(slot: int) -> None:
 def prepare_multiprocess(folder: Path) -> None:
     """An empty folder for the workers' values; the supervisor calls it before it starts any."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.db"):
+    for old in (*folder.glob("*.db"), *folder.glob("callers-*")):
         old.unlink()
 
 

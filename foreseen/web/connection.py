@@ -22,6 +22,7 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from foreseen.errors import BadRequest, ForeseenError, HeadTimeout, HeadTooLarge, Overloaded, RateLimited
+from foreseen.web.caller import caller_of
 from foreseen.web.head_checks import checked
 from foreseen.web.http import JSON, SERVER, error_reply, internal
 from foreseen.web.limits import Bucket, Gate, ListenerLimits
@@ -215,6 +216,11 @@ class Connection(RequestHandler):
         bucket.take()
 
     @property
+    def forwarded_hops(self) -> int:
+        """How many proxies in front are trusted to say whom they speak for."""
+        return self._gate.limits.forwarded_hops
+
+    @property
     def draining(self) -> bool:
         """Whether the process is about to end: an answer has to carry `Connection: close`."""
         manager = self._manager
@@ -314,7 +320,7 @@ class Connection(RequestHandler):
             raise ConnectionError("part of a reply is sent; an error cannot follow")
         error: ForeseenError
         if status >= 500:
-            error = internal(exc if isinstance(exc, Exception) else RuntimeError(), "unmatched")
+            error = internal(exc if isinstance(exc, Exception) else RuntimeError(), "unmatched", caller_of(request))
         elif isinstance(exc, LineTooLong) or _TOO_MANY in (message or ""):
             self._gate.count("head-size")
             error = HeadTooLarge("the request has too many header fields, or too long ones")

@@ -30,6 +30,7 @@ from foreseen.errors import (
 )
 from foreseen.logs import Sparing
 from foreseen.web.bodies import BODIES, FREE_BYTES, MEDIUM_BYTES, Bodies, Charge, Inflater, too_large
+from foreseen.web.caller import Caller, caller_of
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 JSON = "application/json"
@@ -177,16 +178,17 @@ def as_foreseen(error: Exception, request: web.Request) -> ForeseenError:
         case web.HTTPClientError():
             return BadRequest(error.reason)
         case _:
-            return internal(error, route_of(request))
+            return internal(error, route_of(request), caller_of(request))
 
 
-def internal(error: Exception, route: str) -> ForeseenError:
+def internal(error: Exception, route: str, caller: Caller | None = None) -> ForeseenError:
     """An exception that is no ForeseenError: logged, and a 500 without details. The log is rate-limited, since a client
     that can cause one can do so a thousand times a second."""
     kind = type(error).__name__
     skipped = _sparing.skipped(f"{kind} {route}")
     if skipped is not None:
-        log.error("internal error", route=route, error=kind, exc_info=error, **skipped)
+        who = {} if caller is None else caller.fields()
+        log.error("internal error", route=route, error=kind, exc_info=error, **who, **skipped)
     return ForeseenError("internal error")
 
 

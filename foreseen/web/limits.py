@@ -37,6 +37,8 @@ class ListenerLimits(Struct, frozen=True):
     """Requests a second of one address; 0: as many as come."""
     burst: int = 0
     """Requests that an address which was quiet may ask at once; at least one second's."""
+    forwarded_hops: int = 0
+    """Trusted proxies in front, each of which appends to X-Forwarded-For."""
 
 
 class Bucket:

@@ -17,6 +17,7 @@ import structlog
 
 from foreseen.errors import QueueUnavailable
 from foreseen.proxy.predict.pipeline import Pipeline
+from foreseen.telemetry.callers import CallerCounts
 from foreseen.telemetry.child_states import ChildState
 from foreseen.telemetry.exposition import exposition
 from foreseen.telemetry.metrics import UPSTREAM_PROBLEMS, ProxyMetrics
@@ -53,6 +54,7 @@ class Heartbeat:
         versions: Callable[[], Mapping[str, str]] | None = None,
         connections: Callable[[], int] = lambda: 0,
         queue: Callable[[], Awaitable[QueueStatus]] | None = None,
+        callers: CallerCounts | None = None,
         children: Callable[[], Sequence[ChildState]] = tuple,
         upstream_problems: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
@@ -65,6 +67,7 @@ class Heartbeat:
         self._versions = versions
         self._connections = connections
         self._queue = queue
+        self._callers = callers
         self._children = children
         self._upstream_problems = upstream_problems
         self._scraping = asyncio.Lock()
@@ -116,6 +119,8 @@ class Heartbeat:
         metrics.cpu_seconds.inc(cpu_seconds - self._cpu_seconds)
         self._cpu_seconds = cpu_seconds
         metrics.resident.set(_resident_bytes())
+        if self._callers is not None:
+            self._callers.beat()
         metrics.flush()
 
     async def exposition(self) -> bytes:
@@ -127,8 +132,9 @@ class Heartbeat:
             versions = self._versions() if self._versions is not None else None
             queue = await self._standing()
             models = tuple(self._served)
+            callers = None if self._callers is None else self._callers.heaviest()
             return await asyncio.to_thread(
-                lambda: exposition(self._metrics.registry, far, versions, queue, models, self._children())
+                lambda: exposition(self._metrics.registry, far, versions, queue, models, self._children(), callers)
             )
 
     async def _standing(self) -> QueueStatus | None:

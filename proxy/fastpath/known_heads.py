@@ -27,7 +27,7 @@ MAX_HEADS = 1024
 MAX_DIGITS = 9
 MORE_THAN_BYTES = frozenset(
     (
-        "Cache-Control", "Content-Encoding", "Cookie", "Expect", "Foreseen-Webhook", "Pragma",
+        "Cache-Control", "Content-Encoding", "Cookie", "Expect", "Foreseen-Webhook", "Origin", "Pragma",
         "Prefer", "Request-Timeout", "Transfer-Encoding", "Upgrade", "Via",
     )
 )  # fmt: skip
@@ -75,7 +75,7 @@ class KnownHeads:
             return
         if len(_NAMED.findall(head)) != len(_TRACE.findall(head)):  # one that is not plain comes once, and is aiohttp's
             return
-        ask = structs.replace(ask, traceparent=None)
+        ask = structs.replace(ask, traceparent=None, caller=None)
         known = self._asks.get(cut[0])
         if known != ask:  # a setting that changed
             self._recognised.clear()

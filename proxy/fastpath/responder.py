@@ -24,6 +24,7 @@ from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.pending_request import PendingRequest
 from foreseen.proxy.predict.response_bytes import Reply, fixed_lines, lines_of
 from foreseen.proxy.predict.serve import Server
+from foreseen.web.caller import Caller
 from foreseen.web.http import internal
 
 REPEAT, KNOWN_BODY = "replay", "shortcut"
@@ -79,7 +80,7 @@ class Responder:
             name = next(aliased, name)
         return self.find(name, version)
 
-    def repeat(self, raw: bytes) -> bytes | None:
+    def repeat(self, raw: bytes, caller: Caller | None = None) -> bytes | None:
         """The fast way of a whole request that came before, byte by byte."""
         request = self._cache.find_request(raw)
         if request is None:
@@ -87,7 +88,7 @@ class Responder:
         started, now = time.perf_counter(), self._clock()
         if not self._cache.is_valid(request.entry, now):
             return None
-        self._count(request.head, request.entry, started)
+        self._count(structs.replace(request.head, caller=caller), request.entry, started)
         return request.reply(now, self._repeat_timing)
 
     def begin(
@@ -138,11 +139,20 @@ class Responder:
         return self._cache.find_large(head, pieces, length)
 
     def failed(
-        self, model: str, protocol: str, error: Exception, started: float, traceparent: str | None = None
-    ) -> Reply:  # fmt: skip
+        self,
+        model: str,
+        protocol: str,
+        error: Exception,
+        started: float,
+        traceparent: str | None = None,
+        caller: Caller | None = None,
+    ) -> Reply:
         """The reply that an error becomes."""
-        known = error if isinstance(error, ForeseenError) else internal(error, f"/{protocol}/models/{{model}}")
-        self._counter.failed(model, protocol, known, time.perf_counter() - started, traceparent)
+        known = error if isinstance(error, ForeseenError) else internal(error, f"/{protocol}/models/{{model}}", caller)
+        self._counter.failed(model, protocol, known, time.perf_counter() - started, traceparent, caller)
+        headers, body = codecs.error_body(protocol, known)
+        known = error if isinstance(error, ForeseenError) else internal(error, f"/{protocol}/models/{{model}}", caller)
+        self._counter.failed(model, protocol, known, time.perf_counter() - started, traceparent, caller)
         headers, body = codecs.error_body(protocol, known)
         return Reply(known.status, lines_of(headers.items()), body)
 
@@ -187,4 +197,4 @@ class Responder:
         request.task = asyncio.get_running_loop().create_task(answered())  # the loop holds tasks only weakly
 
     def _failed(self, head: RequestHead, error: Exception, started: float) -> Reply:
-        return self.failed(head.model, head.protocol, error, started, head.traceparent)
+        return self.failed(head.model, head.protocol, error, started, head.traceparent, head.caller)
