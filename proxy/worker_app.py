@@ -20,7 +20,7 @@ from foreseen.proxy.cache.generations import is_gone
 from foreseen.proxy.jobs.prefork import worked_in_child
 from foreseen.proxy.jobs.webhook.deliveries import Deliveries
 from foreseen.proxy.jobs.webhook.webhook_payloads import WebhookPayloads
-from foreseen.proxy.jobs.webhook.webhooks import Caller
+from foreseen.proxy.jobs.webhook.webhooks import WebhookSender
 from foreseen.proxy.jobs.worker import JobWorker
 from foreseen.queue.signing import Signer
 from foreseen.settings import WorkerSettings
@@ -97,7 +97,7 @@ async def _telling(proxy: Proxy) -> AsyncIterator[None]:
         yield
         return
     seconds = settings.webhook_seconds
-    caller = Caller(proxy.webhooks, Signer(settings.webhook_secret), seconds=seconds)
+    caller = WebhookSender(proxy.webhooks, Signer(settings.webhook_secret), seconds=seconds)
     deliveries = Deliveries(
         queue.outbox,
         WebhookPayloads(jobs, proxy.records),

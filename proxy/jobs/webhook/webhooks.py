@@ -41,7 +41,7 @@ class Delivery(Struct, frozen=True):
     body: bytes
 
 
-class Caller:
+class WebhookSender:
     """Posts deliveries. `look_up` and `open_socket` are the way to the network, for tests to stand in."""
 
     def __init__(
