@@ -18,6 +18,7 @@ from __future__ import annotations
 import base64
 import binascii
 import secrets
+import zlib
 from collections.abc import Sequence
 from hmac import compare_digest
 from typing import TypeVar
@@ -41,6 +42,7 @@ NEVER_SAME = b""
 """Of a question that shares its job with nobody."""
 
 T = TypeVar("T", bound=Struct)
+Item = TypeVar("Item")
 
 
 class Head(Struct, frozen=True, array_like=True):
@@ -57,10 +59,11 @@ class Head(Struct, frozen=True, array_like=True):
 
 
 class Rows(Struct, frozen=True, array_like=True):
-    """A job's rows, as canonical frames."""
+    """A job's rows, as canonical frames. Equal ones are there once; `places` is as `distinct` says it."""
 
     job: bytes
     frames: list[bytes]
+    places: bytes = b""
 
 
 class Ticket(Struct, frozen=True, array_like=True):
@@ -102,10 +105,11 @@ class Part(Struct, frozen=True, array_like=True):
 
 
 class Result(Struct, frozen=True, array_like=True):
-    """A job's answers, in the order of its rows."""
+    """A job's answers, in the order of its rows; those of equal rows once, as in `Rows`."""
 
     job: bytes
     parts: list[Part]
+    places: bytes = b""
 
 
 class Failure(Struct, frozen=True, array_like=True):
@@ -187,6 +191,10 @@ class Records:
         """The name that a tenant's idempotency key has in the store, which never sees the key."""
         return blake3(_prefixed(scope.encode(), key.encode()), key=self._once_key).digest()[:NAME_BYTES]
 
+    def caller(self, scope: str, caller: str) -> bytes:
+        """The name that a tenant's caller has in the store, which never sees who it is."""
+        return blake3(_prefixed(b"caller", scope.encode(), caller.encode()), key=self._once_key).digest()[:NAME_BYTES]
+
     def fingerprint(self, *parts: bytes) -> bytes:
         """What tells one request from another, 32 bytes."""
         return blake3(_prefixed(*parts), key=self._once_key).digest()
@@ -210,6 +218,26 @@ class Records:
 
     def _tag(self, body: bytes) -> bytes:
         return blake3(body, key=self._key).digest()[:TAG_BYTES]
+
+
+def distinct(frames: Sequence[bytes]) -> tuple[list[bytes], bytes]:
+    """The frames that differ, and which of them each is: uint32, deflated; empty where all differ."""
+    known: dict[bytes, int] = {}
+    places = [known.setdefault(frame, len(known)) for frame in frames]
+    if len(known) == len(frames):
+        return list(frames), b""
+    return list(known), zlib.compress(np.array(places, "<u4").tobytes(), 1)
+
+
+def placed(items: list[Item], places: bytes) -> list[Item]:
+    """The item of each row, where equal rows have one. Raises EntryError("format")."""
+    if not places:
+        return items
+    try:
+        numbers = np.frombuffer(zlib.decompress(places), "<u4")
+        return [items[number] for number in numbers.tolist()]
+    except (zlib.error, ValueError, IndexError):
+        raise EntryError("format") from None
 
 
 def part_of(digest: str, generation: int, keys: Sequence[Key], answers: Sequence[Answer]) -> Part:
@@ -237,7 +265,7 @@ def answers_of(result: Result) -> list[Answer]:
                 layouts[row.layout], row.data, part.digest, row.made_at, row.expires_at, row.seconds
             )
             answers.append(Answer(prediction, row.source, row.stored, why=row.why))
-    return answers
+    return placed(answers, result.places)
 
 
 def _prefixed(*parts: bytes) -> bytes:

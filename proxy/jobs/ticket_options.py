@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 from aiohttp import web
+from msgspec import structs
 
 from foreseen.errors import BadRequest, WebhookRefused
 from foreseen.proxy.backend.served import PUBLIC
@@ -68,7 +69,8 @@ class TicketOptionsReader:
         """Raises BadRequest, WebhookRefused."""
         lengths = ",".join(request.headers.getall("Inference-Header-Content-Length", ()))
         parts = (request.path.encode(), lengths.encode(), body)
-        return self._jobs.options(PUBLIC, self._webhook(request), _key(request), *parts)
+        options = self._jobs.options(PUBLIC, self._webhook(request), _key(request), *parts)
+        return structs.replace(options, caller=caller_of(request))
 
     def _webhook(self, request: web.Request) -> str | None:
         """Where a ticket's end is to be told besides, None where nowhere."""
@@ -80,6 +82,11 @@ class TicketOptionsReader:
         if len(urls) > 1:
             raise WebhookRefused(f"{WEBHOOK}: is given {len(urls)} times")
         return self._webhooks.target(urls[0]).url
+
+
+def caller_of(request: web.Request) -> str:
+    """Whose share of the queue a request takes. A tenant's name will stand here once there are tenants."""
+    return request.remote or "this machine"
 
 
 def _key(request: web.Request) -> str | None:

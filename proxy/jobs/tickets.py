@@ -52,6 +52,7 @@ from foreseen.queue.records import (
     Rows,
     Ticket,
     answers_of,
+    distinct,
     new_job,
     new_nonce,
 )
@@ -85,6 +86,8 @@ class TicketOptions(Struct, frozen=True):
     once: bytes = b""
     fingerprint: bytes = b""
     at_once: bool = True
+    caller: str | None = None
+    """Who asks, and is held to a share of the queue: the client's address, until there are tenants."""
 
 
 PLAINLY = TicketOptions()
@@ -183,14 +186,15 @@ class Jobs:
             return await self.used(scope, options)  # the same request may have been here, and be answered, meanwhile
         shared = steps == ALL_STEPS and control.age_limits == ANY_AGE
         same = self._records.same(keys) if shared else NEVER_SAME
+        unique, places = await _off_loop(lambda: distinct(frames), size > OFF_LOOP_BYTES)
         for sharing in (same, NEVER_SAME) if same else (NEVER_SAME,):
             job, nonce, seal = new_job(), new_nonce(), self._records.seal
             head = Head(
                 job, sharing, scope, served.manifest.name, preparation, len(rows), sorted(steps), asked.parameters
             )
-            sealed = seal(Rows(job, frames))
+            sealed = seal(Rows(job, unique, places))
             ticket = seal(Ticket(nonce, scope, sharing or job, asked.output_options, options.once))
-            room = len(sealed) + 1024 + len(rows) * _row_bytes(served.manifest)
+            room = len(sealed) + 1024 + len(places) + len(unique) * _row_bytes(served.manifest)
             extras = self.extras(options, nonce, scope)
             given = await self._queue.submit(sharing, job, nonce, seal(head), sealed, ticket, len(rows), room, extras)
             if given.nonce != nonce:
@@ -205,7 +209,8 @@ class Jobs:
         hook = b""
         if options.webhook is not None:
             hook = self._records.seal(Hook(nonce, scope, options.webhook))
-        return Extras(hook, options.batch, options.once, options.fingerprint)
+        caller = b"" if options.caller is None else self._records.caller(scope, options.caller)
+        return Extras(hook, options.batch, options.once, options.fingerprint, caller)
 
     def options(self, scope: str, webhook: str | None, key: str | None, *request: bytes) -> TicketOptions:
         """A manner with an idempotency key for a request, which is told from others by these parts of it."""
