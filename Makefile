@@ -1,4 +1,4 @@
-# The verbs of this project. CI runs `make test`.
+# The verbs of this project; `make` alone prints them. CI runs `make test`.
 # The first that is new enough, has venv and was built with its profile, which is worth a third; else the first.
 PYTHON ?= $(shell for python in python3 /usr/bin/python3; do $$python -I foreseen/operate/interpreter.py 2>/dev/null && echo $$python && exit; done; echo python3)
 VENV   := .venv
@@ -7,14 +7,22 @@ MLSERVER := .venv-mlserver
 TRITONSERVER := .venv-triton
 RAY    := .venv-ray
 AIRFLOW := .venv-airflow
+TORCH  := .venv-torch
 POSTGRES := $(or $(firstword $(wildcard /usr/lib/postgresql/*/bin/postgres)),/usr/lib/postgresql/15/bin/postgres)
 BIN    := $(VENV)/bin
 DATA   ?= data
 PORT   ?= 8000
 
-.PHONY: up setup check test test-integrations lint docs dashboards bench-hit bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact bench-isolation chaos chaos-purges soak verify-rolling verify-lease verify-overload verify-jobs bench-jobs mutants clean
+.DEFAULT_GOAL := help
 
-up: setup ## start everything on this machine: http://127.0.0.1:8000
+.PHONY: help up setup check test test-integrations lint docs dashboards bench-hit bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact bench-isolation chaos chaos-purges soak verify-rolling verify-lease verify-overload verify-jobs bench-jobs mutants clean
+
+help: ## print these lines
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "Variables: PORT=$(PORT) DATA=$(DATA) PYTHON=$(PYTHON) (make up PORT=8080). The command itself: $(BIN)/foreseen"
+
+up: setup ## start everything on this machine: http://127.0.0.1:8000 (PORT=8080, DATA=folder)
 	@exec $(BIN)/foreseen up --data $(DATA) --port $(PORT) --model minilm --model fingerprint
 
 setup: $(VENV)/installed ## put everything, the command `foreseen` too, into .venv
@@ -70,7 +78,13 @@ $(AIRFLOW)/installed: tests/integrations/airflow.txt pyproject.toml
 	@$(AIRFLOW)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
-test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed ## batch runs by Ray and Airflow, each in its own environment
+$(TORCH)/installed: tests/integrations/torch.txt
+	@echo "setup: installing torch, transformers and sentence-transformers into $(TORCH)"
+	@$(PYTHON) -m venv $(TORCH)
+	@$(TORCH)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed $(TORCH)/installed ## batch runs by Ray and Airflow, model folders against torch, each in its own environment
 	@$(BIN)/python -m pytest tests/integrations
 
 check: lint ## lint, types, import contract and all tests that start no other process: under two minutes, no root
@@ -153,4 +167,4 @@ mutants: setup ## mutation testing of key, entry and flight (about five minutes)
 	@rm -rf mutants && $(BIN)/mutmut run > build/mutants.log 2>&1; $(BIN)/python -m tests.mutants
 
 clean: ## remove the environment and what was built
-	rm -rf $(VENV) $(TRITON) $(MLSERVER) $(TRITONSERVER) $(RAY) $(AIRFLOW) $(DATA) build *.egg-info
+	rm -rf $(VENV) $(TRITON) $(MLSERVER) $(TRITONSERVER) $(RAY) $(AIRFLOW) $(TORCH) $(DATA) build *.egg-info

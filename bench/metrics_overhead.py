@@ -21,7 +21,7 @@ def main() -> None:
     if several:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp()
     from foreseen.logs import configure
-    from foreseen.proxy.predict.access import AccessLog
+    from foreseen.proxy.predict.counting import AccessLog
     from foreseen.telemetry.exposition import use_slot
     from foreseen.telemetry.metrics import ProxyMetrics
 

@@ -154,7 +154,7 @@ def memory(system: Parts, rounds: int) -> dict[str, float]:
             SERVER_CORE,
             ["embed"],
             *SETTINGS,
-            "--replay-bytes=0",
+            "--reply-cache-bytes=0",
             name=name,
         )
         at_once(url, [embed(dice.integers(0, 2**40, (STEP, 16))) for _ in range(4)], 2)

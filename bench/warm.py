@@ -461,7 +461,7 @@ def bench_trace(built: Path, most: int) -> dict[str, Any]:
     }
     with system(built, "digits") as running:
         running.start_model()
-        running.start_proxy("--near-bytes=0", "--replay-bytes=0")
+        running.start_proxy("--near-bytes=0", "--reply-cache-bytes=0")
         for share in (0.0, 0.01, 0.05, 0.20, 1.0):
             top = ranked[: round(len(ranked) * share)]
             running.flush()

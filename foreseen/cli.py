@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import fields
 from importlib.metadata import version
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +15,13 @@ import msgspec
 import orjson
 from cyclopts import App, CycloptsError, Parameter
 
+from foreseen.command_line import Units, foreign, misspelt, split
 from foreseen.errors import ForeseenError, SetupError
-from foreseen.logs import configure
+from foreseen.logs import Format, configure, default_format, fail
 from foreseen.settings import (
+    NAMES,
     PURGE_TARGETS,
+    Common,
     DoctorSettings,
     InferenceSettings,
     JobsSettings,
@@ -33,7 +37,8 @@ app = App(
     name="foreseen",
     help="A caching prediction proxy: ask once, the model answers; ask again, the cache does.",
     version=version("foreseen"),
-    config=cyclopts.config.Env("FORESEEN_", command=False),
+    config=(cyclopts.config.Env("FORESEEN_", command=False), Units()),
+    default_parameter=Parameter(env_var_split=split),
 )
 app.command("foreseen.models.commands:app", name="models")
 
@@ -51,7 +56,7 @@ def up(settings: UpSettings = _UP) -> None:
     """
     from foreseen.operate.up import run
 
-    configure(settings.log_level, "up")
+    configure(settings.log_level, "up", settings.log_format)
     sys.exit(run(settings))
 
 
@@ -60,7 +65,7 @@ def proxy(settings: ProxySettings = _PROXY) -> None:
     """Run one proxy process, in front of model processes that run already."""
     from foreseen.proxy.app import run
 
-    configure(settings.log_level, "proxy")
+    configure(settings.log_level, "proxy", settings.log_format)
     run(settings)
 
 
@@ -69,7 +74,7 @@ def worker(settings: WorkerSettings = _WORKER) -> None:
     """Run one worker on the queue of jobs, in front of model processes that run already."""
     from foreseen.proxy.worker_app import run
 
-    configure(settings.log_level, "worker")
+    configure(settings.log_level, "worker", settings.log_format)
     run(settings)
 
 
@@ -86,7 +91,7 @@ def inference(settings: InferenceSettings) -> None:
     """Run one model's own process: a V2 server over ONNX Runtime."""
     from foreseen.inference.app import serve
 
-    configure(settings.log_level, f"inference:{settings.model}")
+    configure(settings.log_level, f"inference:{settings.model}", settings.log_format)
     serve(settings)
 
 
@@ -153,19 +158,22 @@ def explain(first: RequestFile, second: RequestFile, /, *, settings: KeySettings
 
 
 @app.command
-def observed(*, url: str = "http://127.0.0.1:8000", json: bool = False) -> None:
+def observed(*, url: str | None = None, data: Path = Path("data"), json: bool = False) -> None:
     """Say what the cache would have done for models that run under --observe.
 
     Parameters
     ----------
     url
-        The running proxy.
+        The running proxy. Default: where `foreseen up` in --data was started last, else http://127.0.0.1:8000.
+    data
+        The data directory.
     json
         Print JSON for machines.
     """
     from foreseen.operate.observed_command import read, table
+    from foreseen.operate.started import url_of
 
-    summary = read(url)
+    summary = read(url or url_of(data))
     print(orjson.dumps(summary).decode() if json else table(summary))
 
 
@@ -189,6 +197,7 @@ def warm(*files: Annotated[str, Parameter(env_var=())], settings: WarmSettings) 
         raise SetupError(f"{error.name} is not installed; pip install 'foreseen[warm]'") from None
     from rich.console import Console
 
+    configure("error", "warm")
     stand_back(settings)
     job = Job(files, settings)
     if settings.dry_run:
@@ -199,30 +208,30 @@ def warm(*files: Annotated[str, Parameter(env_var=())], settings: WarmSettings) 
             Console().print(forecast_table(forecast))
         return
     with bar(quiet=settings.json) as watcher:
-        summary = job.go(watcher)
+        summary = job.go(watcher, watcher)
     if settings.json:
         print(msgspec.json.encode(summary).decode())
     else:
         Console().print(summary_table(summary))
     if summary.failed > share_of(settings.error_budget) * summary.rows:
-        print(
-            f"foreseen: {summary.failed} of {summary.rows} rows failed, the first: {summary.first_failure}; "
-            f"all of them: {summary.rejects}",
-            file=sys.stderr,
-        )
+        failed = f"{summary.failed} of {summary.rows} rows failed, the first: {summary.first_failure}"
+        fail(f"{failed}; all of them: {summary.rejects}", settings.log_format, "warm")
         sys.exit(1)
 
 
 @app.command
 def doctor(settings: DoctorSettings = _DOCTOR) -> None:
-    """Examine a running or configured system, by the flags that it runs under: one line per finding, with its fix.
+    """Examine a running or configured system: one line per finding, with its fix.
 
+    Flags say how it runs; what is not given is what `foreseen up` in --data was started with last.
     Ends with status 1 where something must be fixed. Looks and changes nothing.
     """
+    from foreseen.operate.started import as_started
     from foreseen.proxy.tools.doctor import examine
 
-    configure("error", "doctor")
-    found = examine(settings)
+    configure("error", "doctor", settings.log_format)
+    given = _given(DoctorSettings)
+    found = examine(as_started(settings, given), given)
     if settings.json:
         print(msgspec.json.encode(found).decode())
     else:
@@ -231,7 +240,14 @@ def doctor(settings: DoctorSettings = _DOCTOR) -> None:
 
 
 @app.command
-def top(*, url: str = "http://127.0.0.1:8000", interval: float = 1.0, once: bool = False, json: bool = False) -> None:
+def top(
+    *,
+    url: str | None = None,
+    data: Path = Path("data"),
+    interval: float = 1.0,
+    once: bool = False,
+    json: bool = False,
+) -> None:
     """Show what a running proxy does: requests, hit ratio, latency of hits and misses, models, store, saved compute.
 
     Ctrl-C ends it. Where no proxy answers it says so in one line and ends with status 1.
@@ -239,7 +255,9 @@ def top(*, url: str = "http://127.0.0.1:8000", interval: float = 1.0, once: bool
     Parameters
     ----------
     url
-        The running proxy.
+        The running proxy. Default: where `foreseen up` in --data was started last, else http://127.0.0.1:8000.
+    data
+        The data directory.
     interval
         Seconds between two looks.
     once
@@ -248,7 +266,9 @@ def top(*, url: str = "http://127.0.0.1:8000", interval: float = 1.0, once: bool
         Print JSON for machines; with --once.
     """
     from foreseen.operate import top as view
+    from foreseen.operate.started import url_of
 
+    url = url or url_of(data)
     if json or once:
         now = view.once(url, interval)
         print(orjson.dumps(now).decode()) if json else view.show(url, now)
@@ -271,15 +291,36 @@ def dashboards(*, out: Path) -> None:
         print(path)
 
 
+def _names() -> set[str]:
+    """Every setting that some command reads from the environment."""
+    named = {one.name for kind in NAMES.values() for one in fields(kind)}
+    return named | {"url", "interval", "once", "full", "train", "test", "name", "replace", "json"}
+
+
+def _given(kind: type[Common]) -> set[str]:
+    """The settings that this command line or the environment names."""
+    words = {word.partition("=")[0] for word in sys.argv[1:]}
+    named = {one.name: one.name.replace("_", "-") for one in fields(kind)}
+    by_flag = {name for name, flag in named.items() if {f"--{flag}", f"--no-{flag}"} & words}
+    return by_flag | {name for name in named if f"FORESEEN_{name.upper()}" in os.environ}
+
+
+SERVERS = ("up", "proxy", "worker", "inference")
 _BROKEN_PIPE = 128 + 13
 """What a shell says of a program that SIGPIPE has ended."""
 
 
 def main() -> None:
     """Run a command. What is not as it must be is one line on stderr that says what to do, and status 1."""
-    if sys.argv[1:2] == ["purge"]:
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    if command == "purge":
         for name in PURGE_TARGETS:
             os.environ.pop(f"FORESEEN_{name.upper()}", None)
+    for name in foreign(os.environ):
+        del os.environ[name]
+    form = _format(command)
+    for told in misspelt(os.environ, _names()):
+        fail(told, form, command)
     try:
         try:
             app(exit_on_error=False, print_error=False)
@@ -289,10 +330,10 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
         sys.exit(_BROKEN_PIPE)
     except CycloptsError as error:
-        print(f"foreseen: {' '.join(str(error).split())} See --help.", file=sys.stderr)
+        fail(f"{' '.join(str(error).split())} See --help.", form, command)
         sys.exit(2)
     except (SetupError, ForeseenError) as error:
-        print(f"foreseen: {error}", file=sys.stderr)
+        fail(str(error), form, command)
         sys.exit(1)
     except OSError as error:
         if error.filename is None:
@@ -301,6 +342,17 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _format(command: str) -> Format | None:
+    """How this command writes to stderr, before its flags are parsed: they may be what is wrong."""
+    words = sys.argv[1:]
+    given = [word.partition("=")[2] for word in words if word.startswith("--log-format=")]
+    given += [after for word, after in pairwise(words) if word == "--log-format"]
+    said = (given or [os.environ.get("FORESEEN_LOG_FORMAT", "")])[-1]
+    if said in ("json", "text"):
+        return "json" if said == "json" else "text"
+    return default_format() if command in SERVERS else None
 
 
 if __name__ == "__main__":

@@ -76,6 +76,13 @@ class UnknownModel(ForeseenError):
         super().__init__(f"Request for unknown model: '{model}'{at} is not found")
 
 
+class UnknownTarget(ForeseenError):
+    """A purge names a model or digest that is not served and that neither the state store nor an artifact knows."""
+
+    status, code = 404, "unknown_target"
+    fix = "See `foreseen models list`; `--even-if-unknown` writes the purge anyway."
+
+
 class MethodNotAllowed(ForeseenError):
     """The route exists, the method does not; `Allow` lists those that do."""
 
@@ -84,10 +91,10 @@ class MethodNotAllowed(ForeseenError):
 
 
 class TooLarge(ForeseenError):
-    """A body, or a picture in it, is above its limit."""
+    """A body is above a limit: of its bytes, of the elements of its JSON, of its rows; or a picture in it is."""
 
     status, code = 413, "too_large"
-    fix = "Split the batch, or raise `--body-bytes`."
+    fix = "Send tensors in the binary form, split the batch, or raise `--body-bytes`."
 
 
 class UnsupportedCoding(ForeseenError):
@@ -131,6 +138,13 @@ class ExpectationFailed(ForeseenError):
 
     status, code = 417, "expectation_failed"
     fix = "Leave it out."
+
+
+class VersionNotSupported(ForeseenError):
+    """A request line with a version of HTTP other than 1.1 and 1.0."""
+
+    status, code = 505, "http_version"
+    fix = "Speak HTTP/1.1."
 
 
 class Unsupported(ForeseenError):

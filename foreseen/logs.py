@@ -1,5 +1,6 @@
-"""How every process logs: structlog, one JSON object a line, or readable on a terminal; event first, values as fields.
+"""How every process writes to stderr: structlog, one JSON object a line, or readable text; values are fields.
 
+What libraries log, warnings, tracebacks and the last word of a command that fails are written in the same format.
 Never an input, a tensor, a token, a secret or a full digest.
 """
 
@@ -9,9 +10,39 @@ import contextlib
 import logging
 import os
 import sys
-from typing import TextIO, cast
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Literal, TextIO, cast
 
 import structlog
+
+Format = Literal["json", "text"]
+
+LINES_AT_ONCE = 10
+"""Lines of one kind of event that are written at once; then one a second."""
+_MOST_KINDS = 256
+
+
+class Sparing:
+    """Lets so many lines of each kind of event through, so that a flood of errors does not fill a disk with them."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._kinds: dict[str, tuple[float, float, int]] = {}
+
+    def skipped(self, kind: str) -> dict[str, int] | None:
+        """What a line says of those of its kind that were left out before it; None where it is to be left out, too."""
+        now = self._clock()
+        lines, at, left_out = self._kinds.pop(kind, (float(LINES_AT_ONCE), now, 0))
+        lines = min(float(LINES_AT_ONCE), lines + now - at)
+        written = lines >= 1
+        self._kinds[kind] = (lines - written, now, 0 if written else left_out + 1)
+        if len(self._kinds) > _MOST_KINDS:
+            del self._kinds[next(iter(self._kinds))]
+        if not written:
+            return None
+        return {"skipped": left_out} if left_out else {}
 
 
 class _Lossy:
@@ -28,11 +59,28 @@ class _Lossy:
         """Nothing is held back."""
 
 
-def configure(level: str, process: str) -> None:
+class _Forwarded(logging.Handler):
+    """What a library logs by Python's own logging, as a line of ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log = structlog.get_logger()
+        level = (
+            record.levelname.lower() if record.levelname.lower() in ("debug", "info", "warning", "error") else "error"
+        )
+        with contextlib.suppress(Exception):  # a log line that cannot be made must not end what made it
+            getattr(log, level)(record.getMessage(), logger=record.name, exc_info=record.exc_info or None)
+
+
+def default_format() -> Format:
+    """Text for a person at a terminal, JSON for a collector."""
+    return "text" if sys.stderr.isatty() else "json"
+
+
+def configure(level: str, process: str, form: Format | None = None) -> None:
     """Log to stderr. aiohttp's own loggers are quietened: each malformed request would log a traceback."""
     renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
-    if sys.stderr.isatty():
-        renderer = structlog.dev.ConsoleRenderer(pad_event_to=0)
+    if (form or default_format()) == "text":
+        renderer = structlog.dev.ConsoleRenderer(pad_event_to=0, colors=sys.stderr.isatty())
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -47,3 +95,20 @@ def configure(level: str, process: str) -> None:
     structlog.contextvars.bind_contextvars(process=process)
     for noisy in ("aiohttp.access", "aiohttp.server", "aiohttp.web", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    logging.basicConfig(handlers=[_Forwarded()], level=logging.WARNING, force=True)
+    logging.captureWarnings(capture=True)
+    sys.excepthook = _ended
+
+
+def _ended(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """The last word of a process that a bug ends."""
+    structlog.get_logger().error("ended by an error", error=kind.__name__, exc_info=(kind, error, traceback))
+
+
+def fail(text: str, form: Format | None, process: str) -> None:
+    """Say why a command fails, or warn of something, in one line on stderr: as a log line where `form` is JSON."""
+    if form == "json":
+        configure("info", process, form)
+        structlog.get_logger().error(text)
+    else:
+        print(f"foreseen: {text}", file=sys.stderr)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from foreseen.errors import SetupError
 from foreseen.paths import MODELS
 
 
@@ -24,10 +25,19 @@ class Common:
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Parameter(help="Least level that is logged.")
     ] = "info"
+    log_format: Annotated[
+        Literal["json", "text"] | None,
+        Parameter(
+            help="How stderr is written. Default: text on a terminal, else json (of servers; of commands, text)."
+        ),
+    ] = None
 
     @property
     def model_folders(self) -> tuple[Path, ...]:
-        """Where manifests are looked for, the operator's folder first."""
+        """Where manifests are looked for, the operator's folder first. Raises SetupError where that does not exist: a
+        misspelt one would leave the models in the box in force."""
+        if self.models is not None and not self.models.is_dir():
+            raise SetupError(f"--models {self.models}: there is no such folder")
         return ((self.models,) if self.models else ()) + (MODELS,)
 
 
@@ -129,15 +139,9 @@ class ProxySettings(StoreSettings):
     near_bytes: Annotated[int, Parameter(help="Memory of the near tier, per worker, in bytes; 0 turns it off.")] = (
         256 * 2**20
     )
-    replay_bytes: Annotated[
-        int, Parameter(help="Memory of replies to requests that come again byte by byte, per worker; 0 turns it off.")
-    ] = 32 * 2**20
-    shortcut_bytes: Annotated[
-        int, Parameter(help="Memory of bodies that come again, under whatever head or id, per worker; 0 turns it off.")
-    ] = 64 * 2**20
-    short_road: Annotated[
-        bool, Parameter(help="Answer requests whose head is known, byte by byte, before aiohttp's own machinery runs.")
-    ] = True
+    reply_cache_bytes: Annotated[
+        int, Parameter(help="Memory of bodies and requests that come again, with their replies, per worker; 0: off.")
+    ] = 96 * 2**20
     far_budget_ms: Annotated[float, Parameter(help="Longest wait for one far operation, in ms. Never retried.")] = 50.0
     far_keys: Annotated[int, Parameter(help="Keys of one MGET at most.")] = 256
     far_value_bytes: Annotated[int, Parameter(help="A larger entry is answered but not stored.")] = 4 * 2**20
@@ -333,9 +337,9 @@ class UpSettings(ProxySettings):
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class DoctorSettings(UpSettings):
-    """The system to examine, by the flags that it runs under."""
+    """The system to examine. What is not given is what `foreseen up` in --data was started with last."""
 
-    url: Annotated[str, Parameter(help="Where its proxy answers.")] = "http://127.0.0.1:8000"
+    url: Annotated[str | None, Parameter(help="Where its proxy answers. Default: by --host and --port.")] = None
     json: Annotated[bool, Parameter(help="Print JSON for machines.")] = False
 
 
@@ -425,9 +429,19 @@ class PurgeSettings(Common):
     """What is purged, and where. See PURGE_TARGETS."""
 
     model: Annotated[str | None, Parameter(help="Purge everything of a model.")] = None
-    digest: Annotated[str | None, Parameter(help="Purge everything that a model of this digest computed.")] = None
+    digest: Annotated[
+        str | None,
+        Parameter(
+            help="Purge everything that was computed under this model digest or artifact digest; its first eight "
+            "digits or more are enough."
+        ),
+    ] = None
     key: Annotated[str | None, Parameter(help="Purge one row's entry, by its key (foreseen key, or explain).")] = None
     all: Annotated[bool, Parameter(help="Purge everything.")] = False
+    even_if_unknown: Annotated[
+        bool,
+        Parameter(help="Write the purge also where no proxy, state store or artifact knows the name.", negative=""),
+    ] = False
     timeout_seconds: Annotated[float, Parameter(help="How long workers have to confirm.")] = 5.0
     admin: Annotated[str | None, Parameter(help="HOST:PORT of operators' routes. Default: DATA/run/admin.sock.")] = None
     admin_token_file: Annotated[Path | None, Parameter(help="Token of operators. Default: DATA/admin-token.")] = None
@@ -436,7 +450,7 @@ class PurgeSettings(Common):
     ] = None
 
 
-PURGE_TARGETS = ("model", "digest", "key", "all", "forget")
+PURGE_TARGETS = ("model", "digest", "key", "all", "even_if_unknown", "forget")
 """Flags of `foreseen purge` that have no environment name: FORESEEN_MODEL is a server's, and must not purge it."""
 
 

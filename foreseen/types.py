@@ -43,6 +43,8 @@ class Row(Struct, frozen=True, gc=False):
     """
 
     tensors: tuple[Array, ...]
+    given: tuple[int, ...] | None = None
+    """The places of the keyed inputs that `tensors` are of, where optional ones were left out; None: of all."""
 
 
 class Columns(Sequence[Row]):

@@ -1,4 +1,4 @@
-"""What the model process counts: the names others may rely on (DESIGN section 8), with closed label sets.
+"""What the model process counts: the names others may rely on, with closed label sets.
 
 One process per model, hence one registry and no multiprocess mode. Everything is counted before its answer is sent, so
 a scrape counts every request that has been answered.

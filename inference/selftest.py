@@ -24,7 +24,7 @@ from foreseen.types import Array, Row
 _log = structlog.get_logger()
 
 _LENGTHS = (4, 7, 13, 16)
-"""Of the made-up rows: 7 is ≡ 3 mod 4, where an inexact pool shows (DESIGN.md section 5)."""
+"""Of the made-up rows: 7 is ≡ 3 mod 4, where an inexact pool shows (docs/architecture.md, Exactness)."""
 _SHORT, _LONG = 8, 64
 _TIMINGS = 5
 _LEAST_START_TOKENS, _MOST_START_TOKENS = 2, 256
@@ -156,13 +156,18 @@ def _given(manifest: Manifest) -> list[Row]:
 
 
 def _made_up(manifest: Manifest, length: int) -> Row:
-    return Row(tuple(_tensor(spec, length) for spec in manifest.model.keyed))
+    steps = [i.tokenizer for i in manifest.seen.inputs if i.tokenizer is not None]
+    length = min([length, *(step.max_tokens for step in steps)])  # no request has a longer row
+    types = {step.types for step in steps}
+    return Row(tuple(_tensor(spec, length, spec.name in types) for spec in manifest.model.keyed))
 
 
-def _tensor(spec: ModelInput, length: int) -> Array:
-    """Small numbers, so that they are within every vocabulary; each length its own."""
+def _tensor(spec: ModelInput, length: int, types: bool) -> Array:
+    """Small numbers, so that they are within every vocabulary; each length its own. Token types are all 0."""
     shape = tuple(length if isinstance(dim, str) else dim for dim in spec.shape[1:])
     dtype = DATATYPES[spec.datatype].dtype
+    if types:
+        return np.zeros(shape, dtype)
     if spec.datatype == "BYTES":
         return np.full(shape, b"foreseen", object)
     if spec.datatype == "BOOL":

@@ -30,19 +30,19 @@ ROLES = {"attention_mask": "mask", "token_type_ids": "zeros"}
 """What `transformers` exports call the inputs that derive from the ids."""
 
 
-def add(file: Path, name: str | None, folder: Path, data: Path, say: BuildProgress) -> Path:
+def add(file: Path, name: str | None, folder: Path, data: Path, say: BuildProgress, *, replace: bool = False) -> Path:
     """Write `folder/<name>/model.toml` and a copy of the file beside it. Raises SetupError naming what does not fit."""
     name = name or re.sub(r"[^A-Za-z0-9_-]+", "-", file.stem).strip("-").lower()
     place = folder / name
-    if place.exists():
-        raise SetupError(f"{place}: is there already; take another --name or remove it")
+    if place.exists() and not replace:
+        raise SetupError(f"{place}: is there already; give --replace, or another --name")
     model = onnx_file.read(file)
     signature, fixed = signature_of(model, file.name)
     with workshop(data, say) as shop:
         made = shop / name
         made.mkdir()
         graph = made / "model.onnx"
-        shutil.copyfile(file, graph)
+        onnx_file.copy(file, graph)
         draft = Manifest(name=name, model=signature, batching=Batching(single=fixed))
         with say.step("load it in a child process"):
             prove(graph, draft, made)
@@ -52,8 +52,36 @@ def add(file: Path, name: str | None, folder: Path, data: Path, say: BuildProgre
         (made / "model.toml").write_text(text, "utf-8")
         load(made / "model.toml")  # what was written must be readable
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.move(made, place)
+        if place.exists():
+            _replace(place, made)
+        else:
+            shutil.move(made, place)
     return place / "model.toml"
+
+
+def _replace(place: Path, made: Path) -> None:
+    """Put another file in a model's place. What somebody wrote into model.toml stays where the signature is the same;
+    else the old one is kept as model.toml.old."""
+    toml, new = place / "model.toml", made / "model.toml"
+    if toml.is_file():
+        old, fresh = load(toml), load(new)
+        if old.source is not None and old.source.sha256 and fresh.source is not None and _same_signature(old, fresh):
+            new.write_text(toml.read_text("utf-8").replace(old.source.sha256, fresh.source.sha256 or ""), "utf-8")
+        else:
+            shutil.copyfile(toml, toml.with_suffix(".toml.old"))
+    for path in (made / "model.onnx", new):
+        beside = place / f".{path.name}.new"
+        shutil.move(path, beside)  # it may come from another file system, where a rename is a copy
+        beside.replace(place / path.name)
+
+
+def _same_signature(old: Manifest, new: Manifest) -> bool:
+    """Whether a graph of the new signature serves the old manifest."""
+    inputs, outputs = (
+        [{(spec.name, spec.datatype, len(spec.shape)) for spec in specs} for specs in pair]
+        for pair in ((old.model.inputs, new.model.inputs), (old.model.outputs, new.model.outputs))
+    )
+    return inputs[0] == inputs[1] and outputs[0] <= outputs[1]
 
 
 def signature_of(model: ModelProto, file: str) -> tuple[ModelSignature, bool]:

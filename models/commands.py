@@ -17,7 +17,7 @@ from foreseen.models import progress
 from foreseen.models.measure.labelled import Files
 from foreseen.models.report import tables
 from foreseen.modelspec import manifest as manifests
-from foreseen.modelspec.artifact import Record, read_record
+from foreseen.modelspec.artifact import Record, read_record, read_serving
 from foreseen.modelspec.manifest import Manifest
 from foreseen.settings import Common
 
@@ -40,7 +40,7 @@ def build(
     test: Test = None,
     common: Common = DEFAULTS,
 ) -> None:
-    """Build a model and put it in force.
+    """Build a model and put it in force; say whether it is another one than before.
 
     Parameters
     ----------
@@ -49,7 +49,8 @@ def build(
     """
     files = _files(train, test)
     manifest = manifests.find(name, common.model_folders)
-    with progress.shown() as say:
+    before = _record(common.data, manifest)
+    with progress.shown(common.log_format) as say:
         if not full and files is None:
             from foreseen.models.build.build import build as build_quick
 
@@ -61,16 +62,16 @@ def build(
     out = Console()
     if full or files is not None:
         tables.show_report(out, report, record.artifact.precision)
-    tables.show_choice(out, record)
+    tables.show_build(out, record, before)
 
 
 @app.command(name="list")
 def list_(*, json: Json = False, common: Common = DEFAULTS) -> None:
     """List the models there are manifests of, and what is built of them."""
     known = [manifests.find(name, common.model_folders) for name in manifests.names(common.model_folders)]
-    built = [(manifest, _record(common.data, manifest)) for manifest in known]
+    built = [(one, _record(common.data, one), read_serving(common.data, one.name)) for one in known]
     if json:
-        _print_json([tables.listed(manifest, record) for manifest, record in built])
+        _print_json([tables.listed(*one) for one in built])
     else:
         tables.show_models(Console(), built)
 
@@ -89,7 +90,7 @@ def report(name: str, *, json: Json = False, train: Train = None, test: Test = N
     files = _files(train, test)
     manifest = manifests.find(name, common.model_folders)
     record = read_record(common.data, name)
-    with progress.shown() as say:
+    with progress.shown(common.log_format) as say:
         found = measured(manifest, common.data, say, files)
     if json:
         _print_json(public(found, record.artifact.precision))
@@ -101,24 +102,45 @@ def report(name: str, *, json: Json = False, train: Train = None, test: Test = N
 
 @app.command
 def add(
-    file: Path,
+    file: str,
     *,
-    name: Annotated[str | None, Parameter(help="What to call it; default: after the file.")] = None,
+    name: Annotated[str | None, Parameter(help="What to call it; default: after the file or folder.")] = None,
+    reference: Annotated[
+        Path | None, Parameter(help="A reference.npz of inputs and known outputs that the graph must agree with.")
+    ] = None,
+    pair: Annotated[
+        bool | None, Parameter(help="Whether a classifier scores (query, document); default: what its folder says.")
+    ] = None,
+    replace: Annotated[
+        bool,
+        Parameter(
+            help="Take the place of the model of that name; where inputs and outputs are the same, its model.toml "
+            "stays but for the sha256. Of a model folder the old one is kept as model.toml.old.",
+            negative="",
+        ),
+    ] = False,
     common: Common = DEFAULTS,
 ) -> None:
-    """Add an ONNX file of your own: write a commented model.toml into --models and probe row independence.
+    """Add a model of your own: write a commented model.toml into --models and probe row independence.
 
     Parameters
     ----------
     file
-        The ONNX file, weights included.
+        An ONNX file, or a Hugging Face folder (config.json, tokenizer.json, safetensors), also as a wheel, zip or URL.
     """
     from foreseen.models.add import add as add_file
+    from foreseen.models.folder.add import add as add_folder
+    from foreseen.models.folder.locate import is_folder
 
     if common.models is None:
         raise SetupError("say where your models are: --models DIR (or FORESEEN_MODELS), and the same for `up`")
-    with progress.shown() as say:
-        path = add_file(file, name, common.models, common.data, say)
+    with progress.shown(common.log_format) as say:
+        if is_folder(file):
+            path = add_folder(file, name, common.models, common.data, say, reference, pair, replace=replace)
+        elif reference is not None or pair is not None:
+            raise SetupError("--reference and --pair are for model folders, not for ONNX files")
+        else:
+            path = add_file(Path(file), name, common.models, common.data, say, replace=replace)
     print(f"{path}\nbuild it with: foreseen models build {path.parent.name} --models {common.models}")
 
 
@@ -152,7 +174,7 @@ def import_(name: str, file: Path, *, common: Common = DEFAULTS) -> None:
     from foreseen.models.build import carry
 
     manifest = manifests.find(name, common.model_folders)
-    with progress.shown() as say:
+    with progress.shown(common.log_format) as say:
         record = carry.import_(common.data, manifest, file, say)
     tables.show_choice(Console(), record)
 
@@ -180,7 +202,9 @@ def _print_json(value: object) -> None:
 if __name__ == "__main__":
     from cyclopts.config import Env
 
-    app.config = (Env("FORESEEN_", command=False),)
+    from foreseen.command_line import Units
+
+    app.config = (Env("FORESEEN_", command=False), Units())
     try:
         app()
     except SetupError as error:

@@ -10,8 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+import structlog
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from foreseen.logs import Format, configure
+
+log = structlog.get_logger()
 
 Advance = Callable[[], None]
 """Call it once per finished part of a step."""
@@ -47,6 +52,17 @@ class LineProgress:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+class LogProgress:
+    """The same as lines of the log: for a system whose stderr is read by a collector."""
+
+    @contextmanager
+    def step(self, what: str, parts: int | None = None) -> Iterator[Advance]:
+        del parts
+        began = time.monotonic()
+        yield _nothing
+        log.info("build", step=what, seconds=round(time.monotonic() - began, 1))
+
+
 class LiveProgress:
     """A spinner, a bar where the number of parts is known, and the time each step has taken."""
 
@@ -61,8 +77,12 @@ class LiveProgress:
 
 
 @contextmanager
-def shown() -> Iterator[BuildProgress]:
+def shown(form: Format | None = None) -> Iterator[BuildProgress]:
     """The progress for whoever is watching stderr."""
+    if form == "json":
+        configure("info", "build", form)
+        yield LogProgress()
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         yield LineProgress(console)

@@ -17,24 +17,25 @@ from foreseen.errors import FarError, SetupError
 from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import secret_check, tag_key
 from foreseen.keys.secret import read_secret
+from foreseen.modelspec.artifact import refuse_optional
 from foreseen.modelspec.manifest import Freshness, find
 from foreseen.paths import children_file, model_socket, redis_socket
 from foreseen.proxy.admin.admin import Token
 from foreseen.proxy.admin.heartbeat import Heartbeat
 from foreseen.proxy.admin.purge import Purger, admin_application
+from foreseen.proxy.admin.purge_targets import Targets
 from foreseen.proxy.backend.discovery import Upstream, in_front_of, upstream_of
 from foreseen.proxy.backend.isolation import IsolationLock
 from foreseen.proxy.backend.model import ModelProcess
 from foreseen.proxy.backend.served import ServedModel
-from foreseen.proxy.backend.upstream import declared_told
+from foreseen.proxy.backend.upstream_metadata import declared_told
 from foreseen.proxy.cache.freshness import policy_of
 from foreseen.proxy.cache.generations import Generations
 from foreseen.proxy.cache.lease import Leases
 from foreseen.proxy.cache.near import Near
 from foreseen.proxy.cache.purge_mark import PurgeMark
 from foreseen.proxy.cache.tiers import Tiers
-from foreseen.proxy.fastpath.fast_connection import ShortConnection
-from foreseen.proxy.fastpath.fast_path import FastPath
+from foreseen.proxy.fastpath.fast_connection import FastConnection
 from foreseen.proxy.fastpath.known_heads import KnownHeads
 from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.handlers import Handlers
@@ -42,9 +43,11 @@ from foreseen.proxy.jobs.batch import Batches
 from foreseen.proxy.jobs.predictions import Predictions
 from foreseen.proxy.jobs.ticket_options import TicketOptionsReader
 from foreseen.proxy.jobs.tickets import Jobs
+from foreseen.proxy.predict.answer_cache import AnswerCache
+from foreseen.proxy.predict.counting import AccessLog, RequestCounter
+from foreseen.proxy.predict.heavy import Heavy
 from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pipeline import Pipeline
-from foreseen.proxy.predict.replay import Memory
 from foreseen.proxy.predict.serve import Server
 from foreseen.queue.queue import connect_queue
 from foreseen.queue.queue_types import Bounds
@@ -59,6 +62,7 @@ from foreseen.tasks import end
 from foreseen.telemetry.child_states import ChildState, read_children
 from foreseen.telemetry.exposition import use_slot
 from foreseen.telemetry.metrics import ProxyMetrics
+from foreseen.web.bodies import BODIES, Bodies
 from foreseen.web.connection import AppRunner
 from foreseen.web.drain import Shutdown, announce, drain
 from foreseen.web.gc_freeze import settle
@@ -107,22 +111,27 @@ class Proxy:
         leases = Leases(self.far, self.metrics, settings.lease_ms / 1000)
         self.pipeline = Pipeline(tiers, self.served, self.metrics, settings.waiting_rows, settings.miss_rows, leases)
         self.generations = Generations(self.state, self.pipeline.forget, PurgeMark(self.far, root))
+        self.answers = AnswerCache(settings.reply_cache_bytes, tiers.near, self.served, self.generations)
+        self.heavy = Heavy()
         self.server = Server(
             self.pipeline,
             Observer(self.pipeline, self.metrics, settings.observe_tolerance),
             self.metrics,
+            self.answers,
+            RequestCounter(self.metrics, self.served, AccessLog(settings.access_log_hits)),
             observed=frozenset(self.served if "all" in settings.observe else settings.observe),
             server_timing=settings.server_timing,
             purges=self.generations,
-            shortcut_bytes=settings.shortcut_bytes,
+            heavy=self.heavy,
         )
         self.webhooks = Allowed(settings.webhook_allow, settings.webhook_ports, settings.webhook_networks)
         self.records = Records(root)
         self.queue = None if given is None else connect_queue(given, bounds_of(settings), access, replicas)
         self.jobs: Jobs | None = None
         if self.queue is not None:
-            self.jobs = Jobs(self.queue, self.records, self.pipeline, self.served, self.generations, self.metrics)
-        self.memory = memory = Memory(tiers.near, settings.replay_bytes, tiers.clock)
+            self.jobs = Jobs(
+                self.queue, self.records, self.pipeline, self.served, self.generations, self.metrics, self.heavy
+            )
         self.gate = Gate(_limits(settings), lambda limit: self.metrics.limited.labels(limit).inc())
         self.heartbeat = Heartbeat(
             self.pipeline,
@@ -135,31 +144,35 @@ class Proxy:
             connections=self.gate.__len__,
             queue=self.queue.standing if self.queue is not None else None,
             children=self._children,
+            upstream_problems=None if upstream is None else upstream.problems,
         )
         token = Token(
             settings.admin_token_file or settings.data / "admin-token", required=settings.admin_token_file is not None
         )
-        self.admin = admin_application(Purger(self.state, tiers), token, settings.body_seconds)
-        self.edge = Responder(
+        self.bodies = Bodies()
+        self.targets = Targets(self.state, self.served, settings.data)
+        self.admin = admin_application(Purger(self.state, tiers), self.targets, token, settings.body_seconds)
+        self.responder = Responder(
             served=self.served,
             server=self.server,
-            metrics=self.metrics,
-            settings=settings,
-            tiers=tiers,
-            memory=memory,
+            cache=self.answers,
+            clock=tiers.clock,
+            refused={} if upstream is None else upstream.refused,
         )
-        self.road, self.heads = FastPath(self.edge), KnownHeads(settings.body_bytes)
+        self.heads = KnownHeads(settings.body_bytes)
         self.application = Handlers(
             served=self.served,
             server=self.server,
-            edge=self.edge,
+            responder=self.responder,
             settings=settings,
             token=token,
             exposition=self.heartbeat.exposition,
             predictions=self._predictions(),
             stalled=lambda: self.heartbeat.stalled,
             lost=self._lost,
+            missing=lambda: None if upstream is None else upstream.missing,
         ).application()
+        self.application[BODIES] = self.bodies
 
     def _predictions(self) -> Predictions | None:
         """The routes of predictions, where there is a queue."""
@@ -172,11 +185,11 @@ class Proxy:
             jobs,
             queue,
             self.records,
-            self.edge,
+            self.responder,
             most_lines=settings.batch_lines,
             body_seconds=settings.body_seconds,
         )
-        return Predictions(jobs, self.edge, ticket_options, batches)
+        return Predictions(jobs, self.responder, ticket_options, batches)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -188,6 +201,7 @@ class Proxy:
             watchers = [asyncio.create_task(served.watch()) for served in self.served.values()]
         watchers.append(asyncio.create_task(self.heartbeat.beat()))
         watchers.append(asyncio.create_task(self.generations.follow()))
+        watchers.append(asyncio.create_task(self.targets.follow()))
         if self.far is not None:
             watchers.append(asyncio.create_task(self.far.follow()))
         try:
@@ -203,6 +217,7 @@ class Proxy:
             self.metrics.flush()  # what the last flights counted
             if self.jobs is not None:
                 await self.jobs.close()
+            await self.targets.note()
             await self.generations.leave()
             for served in self.served.values():
                 await served.process.close()
@@ -210,9 +225,9 @@ class Proxy:
                 await self.far.close()
             self.server.close()
 
-    def connect(self, manager: Any, **options: Any) -> ShortConnection:
+    def connect(self, manager: Any, **options: Any) -> FastConnection:
         """A connection that answers what it recognises itself."""
-        return ShortConnection(manager, self.road, self.heads, **options)
+        return FastConnection(manager, self.responder, self.heads, self.bodies, **options)
 
     async def known(self) -> None:
         """Until every model has been reached and it is known what was purged."""
@@ -253,6 +268,7 @@ class Proxy:
             defaults = _freshness(self.settings)
             told = declared_told(manifest)
             return in_front_of(manifest.upstream, told, self.settings, defaults, manifest, self.trials)
+        refuse_optional(manifest)
         process = ModelProcess(
             manifest,
             address or f"unix:{model_socket(self.settings.data, name)}",
@@ -276,7 +292,7 @@ async def _run(settings: ProxySettings) -> None:
     proxy = Proxy(settings, await upstream_for(settings))
     runner = AppRunner(
         proxy.application,
-        proxy.connect if settings.short_road else None,
+        proxy.connect,
         proxy.gate,
         handler_cancellation=False,
         keepalive_timeout=settings.keepalive_seconds,
@@ -304,7 +320,7 @@ async def _run(settings: ProxySettings) -> None:
         log.info("listening", host=settings.host, port=settings.port, models=list(proxy.served))
         try:
             await ending.begun.wait()
-            proxy.memory.close()  # what is replayed says nothing of the end
+            proxy.answers.close()  # a cached reply says nothing of the end
             if proxy.jobs is not None:
                 await proxy.jobs.news.close()
             await ending.unless_at_once(drain(runner, settings.drain_seconds, settings.deadline_seconds))

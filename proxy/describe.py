@@ -22,7 +22,7 @@ def metadata(served: ServedModel) -> dict[str, Any]:
         "name": manifest.name,
         "versions": [manifest.version],
         "platform": PLATFORM,
-        "inputs": [_tensor(spec) for spec in manifest.seen.inputs],
+        "inputs": [{**_tensor(spec), "shape": input_shape(spec)} for spec in manifest.seen.inputs],
         "outputs": [_tensor(spec) for spec in manifest.seen.outputs],
         "parameters": {**told, "rows": manifest.rows, "cached": "keep" in served.steps},
     }
@@ -36,17 +36,18 @@ def config(served: ServedModel) -> dict[str, Any]:
         "platform": "onnxruntime_onnx",
         "backend": "onnxruntime",
         "max_batch_size": manifest.batching.max_rows,
-        "input": [_config_tensor(spec) for spec in manifest.seen.inputs],
-        "output": [_config_tensor(spec) for spec in manifest.seen.outputs],
+        "input": [_config_tensor(spec, input_shape(spec)) for spec in manifest.seen.inputs],
+        "output": [_config_tensor(spec, wire_shape(spec.shape)) for spec in manifest.seen.outputs],
         "dynamic_batching": {},
         "response_cache": {"enable": manifest.cacheable},
     }
 
 
 def statistics(served: ServedModel) -> dict[str, Any]:
-    """Triton's statistics: `success` and `queue` include hits, `inference_count` and `compute_*` do not."""
+    """Triton's statistics: `success` and `queue` include hits, `inference_count` and `compute_*` do not. The counts of
+    `compute_*` are equal: perf_analyzer ends with an error where they are not."""
     stats = served.stats
-    nothing = {"count": 0, "ns": 0}
+    untimed = {"count": stats.computed_requests, "ns": 0}
     return {
         "name": served.manifest.name,
         "version": served.manifest.version,
@@ -57,9 +58,9 @@ def statistics(served: ServedModel) -> dict[str, Any]:
             "success": {"count": stats.success, "ns": stats.success_ns},
             "fail": {"count": stats.fail, "ns": stats.fail_ns},
             "queue": {"count": stats.success, "ns": 0},
-            "compute_input": nothing,
+            "compute_input": untimed,
             "compute_infer": {"count": stats.computed_requests, "ns": stats.cache_miss_ns},
-            "compute_output": nothing,
+            "compute_output": untimed,
             "cache_hit": {"count": stats.cache_hit, "ns": stats.cache_hit_ns},
             "cache_miss": {"count": stats.cache_miss, "ns": stats.cache_miss_ns},
         },
@@ -79,10 +80,17 @@ def v1_status(served: ServedModel) -> dict[str, Any]:
     }
 
 
+def input_shape(spec: ClientInput) -> list[int]:
+    """What metadata and config say of an input: one element per row is [-1, 1], since Triton's clients cannot send rows
+    of no dimension (perf_analyzer: "unable to set shape for the input"). [-1] is taken, too, as the same question."""
+    shape = wire_shape(spec.shape)
+    return shape if len(shape) > 1 else [*shape, 1]
+
+
 def _tensor(spec: ClientInput | ClientOutput) -> dict[str, Any]:
     return {"name": spec.name, "datatype": spec.datatype, "shape": wire_shape(spec.shape)}
 
 
-def _config_tensor(spec: ClientInput | ClientOutput) -> dict[str, Any]:
+def _config_tensor(spec: ClientInput | ClientOutput, shape: list[int]) -> dict[str, Any]:
     kind = "TYPE_STRING" if DATATYPES[spec.datatype].kind == "s" else f"TYPE_{spec.datatype}"
-    return {"name": spec.name, "data_type": kind, "dims": wire_shape(spec.shape)[1:] or [1]}
+    return {"name": spec.name, "data_type": kind, "dims": shape[1:]}

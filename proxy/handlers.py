@@ -17,11 +17,13 @@ from foreseen.proxy import describe
 from foreseen.proxy.admin.admin import Token, explained
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import NO_CONTROL, Control, control_of
-from foreseen.proxy.fastpath.fast_connection import ShortConnection
+from foreseen.proxy.fastpath.fast_connection import FastConnection
 from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.jobs.predictions import Predictions
 from foreseen.proxy.jobs.ticket_options import WEBHOOK, Prefer
 from foreseen.proxy.predict.ask import Protocol, RequestHead
+from foreseen.proxy.predict.explain_rows import explain_request
+from foreseen.proxy.predict.import_rows import import_request
 from foreseen.proxy.predict.serve import Server
 from foreseen.settings import ProxySettings
 from foreseen.telemetry.exposition import CONTENT_TYPE
@@ -54,21 +56,23 @@ class Handlers:
         *,
         served: Mapping[str, ServedModel],
         server: Server,
-        edge: Responder,
+        responder: Responder,
         settings: ProxySettings,
         exposition: Callable[[], Awaitable[bytes]],
         token: Token,
         stalled: Callable[[], bool],
         lost: Callable[[], list[str]] = list,
+        missing: Callable[[], str | None] = lambda: None,
         predictions: Predictions | None = None,
     ) -> None:
         self._served = served
         self._server = server
-        self._edge = edge
+        self._responder = responder
         self._settings = settings
         self._exposition = exposition
         self._stalled = stalled
         self._lost = lost
+        self._missing = missing
         self._token = token
         self._predictions = predictions
 
@@ -114,10 +118,10 @@ class Handlers:
         return await self._predict(request, "v1")
 
     async def _predict(self, request: web.Request, protocol: Protocol) -> web.StreamResponse:
-        started, begun, edge = time.perf_counter(), asyncio.get_running_loop().time(), self._edge
+        started, begun, responder = time.perf_counter(), asyncio.get_running_loop().time(), self._responder
         name = request.match_info["model"]
         try:
-            edge.find(name, request.match_info.get("version"))
+            responder.find(name, request.match_info.get("version"))
             admit(request)
             body = await read_body(request, self._settings.body_seconds)
             ask = self._ask(request, protocol)
@@ -125,13 +129,13 @@ class Handlers:
             if ticket is not None:
                 return ticket
         except Exception as error:  # noqa: BLE001 - counted here, where the model is known
-            told = edge.failed(name, protocol, as_foreseen(error, request), started, traceparent(request))
+            reply = responder.failed(name, protocol, as_foreseen(error, request), started, traceparent(request))
         else:
-            told = await edge.answer(ask, body, started, begun + ask.seconds)
+            reply = await responder.answer(ask, body, started, begun + ask.seconds)
             connection = request.protocol
-            if isinstance(connection, ShortConnection):
-                connection.learn(request, ask, told)
-        return web.Response(body=told.body, status=told.status, headers=CIMultiDict(told.headers))
+            if isinstance(connection, FastConnection):
+                connection.learn(request, ask, reply)
+        return web.Response(body=reply.body, status=reply.status, headers=CIMultiDict(reply.headers()))
 
     async def _ticket(
         self, request: web.Request, ask: RequestHead, body: bytes, started: float
@@ -154,7 +158,7 @@ class Handlers:
         self._token.check(request, "import")
         served = self._find(request)
         body = await read_body(request, self._settings.body_seconds)
-        rows, had = await self._server.import_rows(served, header_length(request), body)
+        rows, had = await import_request(self._server, served, header_length(request), body)
         return json_reply({"model": served.manifest.name, "rows": rows, "had": had})
 
     async def v1_explain(self, request: web.Request) -> web.Response:
@@ -166,7 +170,7 @@ class Handlers:
         served = self._find(request)
         body = await read_body(request, self._settings.body_seconds)
         ask = self._ask(request, protocol, seconds=self._settings.deadline_seconds)
-        rows = await self._server.explain(served, ask, body)
+        rows = await explain_request(self._server, served, ask, body)
         return json_reply(explained(rows, served.manifest.name, served.space().digest))
 
     def _ask(self, request: web.Request, protocol: Protocol, seconds: float | None = None) -> RequestHead:
@@ -210,11 +214,14 @@ class Handlers:
 
     async def ready(self, request: web.Request) -> web.Response:
         """Ready once every configured model has been; afterwards readiness is per model. Redis never decides it. A
-        worker whose event loop was more than a second late a moment ago is not. `lost` names what a store that does
-        not answer costs meanwhile; without such a store it is left out."""
-        ready = all(served.been_ready for served in self._served.values()) and not self._stalled()
+        worker whose event loop was more than a second late a moment ago is not. `error` says why it is not; `lost`
+        names what a store that does not answer costs meanwhile, and is left out without one."""
+        missing, lost = self._missing(), self._lost()
+        whys = [served.why for served in self._served.values() if not served.been_ready]
+        ready = missing is None and not whys and not self._stalled()
         told: dict[str, Any] = {"ready": ready, "live": True}
-        lost = self._lost()
+        if not ready:
+            told["error"] = missing or "; ".join(whys[:3]) or "the event loop was more than a second late a moment ago"
         return json_reply({**told, "lost": lost} if lost else told, 200 if ready else 503)
 
     async def models(self, request: web.Request) -> web.Response:
@@ -273,7 +280,7 @@ class Handlers:
         return web.Response(body=text, headers={"Server": SERVER, "Content-Type": CONTENT_TYPE})
 
     def _find(self, request: web.Request) -> ServedModel:
-        return self._edge.find(request.match_info["model"], request.match_info.get("version"))
+        return self._responder.find(request.match_info["model"], request.match_info.get("version"))
 
 
 def admit(request: web.Request) -> None:

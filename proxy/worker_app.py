@@ -41,7 +41,7 @@ async def _run(settings: WorkerSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     # What is fetched goes through the state store, so a near tier of its own would only cost memory.
-    proxy = Proxy(replace(settings, near_bytes=0, replay_bytes=0, observe=()), await upstream_for(settings))
+    proxy = Proxy(replace(settings, near_bytes=0, reply_cache_bytes=0, observe=()), await upstream_for(settings))
     if proxy.queue is None:
         raise SetupError("a worker needs the state store that the proxies have; give --state")
     proxy.metrics.workers.set(0)  # of proxies; those of the queue are told by the queue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,19 @@ class Foreign:
             "outputs": [{"name": "digest", "datatype": "INT64", "shape": [-1, 4]}],
         }
         self.listed: list[str] = ["fp"]
+        self.without: set[str] = set()
+        """Models that have no metadata."""
         self.ready = True
         self.version: str | None = None
         self.answer: Callable[[list[list[int]]], list[list[int]]] = lambda rows: [fingerprint(row) for row in rows]
         self.lie: Callable[[Reply], Reply] = lambda reply: reply
         self.batches: list[list[list[int]]] = []
         self.parameters: list[dict[str, Any]] = []
+        self.documents: list[dict[str, Any]] = []
+        """Whole requests that came as JSON, the latest last."""
         self.binary_tries = 0
+        self.closing = False
+        """Whether what it cannot read ends the connection, behind a 500 that does not say so (MLServer)."""
 
     def rows_like(self, row: list[int]) -> int:
         """How often a row was computed: the probe's rows are others."""
@@ -57,6 +63,8 @@ class Foreign:
         return web.json_response([{"name": name, "state": "READY"} for name in self.listed])
 
     async def _metadata(self, request: web.Request) -> web.Response:
+        if request.match_info["model"] in self.without:
+            return web.json_response({"error": "no metadata"}, status=404)
         return web.json_response({**self.metadata, "name": request.match_info["model"]})
 
     async def _ready(self, request: web.Request) -> web.Response:
@@ -65,9 +73,12 @@ class Foreign:
     async def _infer(self, request: web.Request) -> web.Response:
         if "Inference-Header-Content-Length" in request.headers:
             self.binary_tries += 1
+            if self.closing:
+                return await _closed(request)
             return web.json_response({"detail": "not JSON"}, status=422)
         asked = await request.json()
         self.parameters.append(asked.get("parameters", {}))
+        self.documents.append(asked)
         flat, (count, width) = asked["inputs"][0]["data"], asked["inputs"][0]["shape"]
         rows = [flat[at * width : (at + 1) * width] for at in range(count)]
         self.batches.append(rows)
@@ -78,6 +89,17 @@ class Foreign:
         if self.version is not None:
             reply["model_version"] = self.version
         return web.json_response(self.lie(reply))
+
+
+async def _closed(request: web.Request) -> web.StreamResponse:
+    """A 500 on a connection that ends right behind it."""
+    reply = web.StreamResponse(status=500, headers={"Content-Length": "2"})
+    await reply.prepare(request)
+    await reply.write(b"no")
+    await reply.write_eof()
+    assert request.transport is not None
+    request.transport.close()
+    return reply
 
 
 @contextlib.asynccontextmanager
@@ -112,9 +134,23 @@ class Front:
             data = told["outputs"][0]["data"]
             return 200, reply.headers["Cache-Status"], [data[at : at + 4] for at in range(0, len(data), 4)]
 
+    async def post(self, body: dict[str, Any], model: str = "fp") -> tuple[int, Mapping[str, str], Any]:
+        """Status, headers and the document of a reply to any body."""
+        async with self._client.post(f"{self._url}/v2/models/{model}/infer", json=body) as reply:
+            return reply.status, reply.headers, json.loads(await reply.read())
+
+    async def post_to(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        """Status and document of a reply on any path."""
+        async with self._client.post(self._url + path, json=body) as reply:
+            return reply.status, json.loads(await reply.read())
+
     async def get(self, path: str) -> Any:
         async with self._client.get(self._url + path) as reply:
             return json.loads(await reply.read())
+
+    async def status(self, path: str) -> tuple[int, Any]:
+        async with self._client.get(self._url + path) as reply:
+            return reply.status, json.loads(await reply.read())
 
     async def until(self, wanted: Callable[[dict[str, Any]], bool], model: str = "fp") -> dict[str, Any]:
         """The `parameters` of a model's metadata, once they are as wanted."""

@@ -28,6 +28,11 @@ def settings_page() -> str:
         "# Settings",
         "",
         "Every flag is also an environment variable; a flag wins. Made from the code by `make docs`.",
+        "",
+        "Sizes (`…-bytes`) may be written `64MiB`, `1.5GiB`, `512M` (binary) or `500kB` (decimal), durations",
+        "(`…-seconds`, `…-ms`) `500ms`, `90s`, `1h30m`, `7d`; a plain number is in the unit of the name. In the",
+        "environment a setting that may be repeated takes several words, separated by commas or white space. A",
+        "`FORESEEN_` name that is no setting is named on stderr.",
     ]
     for command, kind in NAMES.items():
         lines += [

@@ -113,7 +113,7 @@ class Run:
 
 async def overload(data: Path, overloaded: int, normal: int) -> tuple[Run, float, list[Phase]]:
     os.sched_setaffinity(0, {0})
-    with started(built_data("minilm"), data, "--near-bytes=0", "--replay-bytes=0", models=("minilm",)) as live:
+    with started(built_data("minilm"), data, "--near-bytes=0", "--reply-cache-bytes=0", models=("minilm",)) as live:
         os.sched_setaffinity(0, {1})
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(60)) as client:

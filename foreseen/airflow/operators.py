@@ -54,7 +54,7 @@ class WarmOperator(BaseOperator):  # type: ignore[misc] # Airflow is not install
         try:
             settings = settings_of(self.model, self.options)
             summary = Job(self.files, settings).go(_Told(self.log))
-        except ForeseenError as error:
+        except (ForeseenError, SetupError) as error:
             raise AirflowException(f"foreseen: {error}") from None
         told: dict[str, Any] = msgspec.to_builtins(summary)
         self.log.info("foreseen: %s", told)

@@ -10,6 +10,7 @@
 
     layout  = u8 count, count × (u8 length, name, u8 datatype code, u8 rank, rank × u32 dimension, u32 data length)
 
+A last output with an empty name holds what an upstream's reply had beside its tensors (`protocol/members.py`).
 All integers and floats are little-endian. The tag's key never reaches Redis, so that whoever can write there still
 cannot forge an answer; the key in the entry makes a reply to somebody else's command (a desynchronised connection) a
 counted miss and not an answer. Values are untrusted: every length is checked before it is used, nothing is pickled.

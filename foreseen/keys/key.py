@@ -4,7 +4,9 @@ The canonical frame of a row, length-prefixed throughout, all integers little-en
 
     frame      = "fsn1" part*                     one byte string, hashed once
     part       = parameters, then every keyed input of the model signature, sorted by name
-    parameters = u32 length, canonical JSON       request parameters that change the answer, sorted; length 0: none
+    parameters = u32 length, canonical JSON       request parameters that change the answer, sorted; length 0: none;
+                                                  in front of an upstream an array, where a request has other members
+                                                  or parameters of its tensors, too (`protocol/members.py`)
     input      = u16 length, name (UTF-8)
                  u8 datatype code                 foreseen.datatypes
                  u8 rank, rank × u64 dimension    the row's own shape, without the batch axis
@@ -123,11 +125,15 @@ class Framer:
 
     def __init__(self, signature: ModelSignature) -> None:
         listed = sorted(enumerate(signature.keyed), key=lambda pair: pair[1].name)
+        self._signature = signature
+        self._partial: dict[tuple[int, ...], Framer] = {}
         self._inputs = tuple((index, spec.name.encode(), DATATYPES[spec.datatype]) for index, spec in listed)
         self._heads: dict[tuple[int, tuple[int, ...]], bytes] = {}
 
     def frame(self, row: Row, parameters: bytes = b"") -> bytes:
         """The canonical frame of one row. `parameters` is canonical JSON, empty for none."""
+        if row.given is not None:
+            return self._of(row.given).frame(Row(row.tensors), parameters)
         parts = [MAGIC, len(parameters).to_bytes(4, "little"), parameters]
         for index, name, datatype in self._inputs:
             tensor = row.tensors[index]
@@ -172,6 +178,15 @@ class Framer:
             head = self._head(index, name, datatype.code, array[0]) + raw.shape[1].to_bytes(8, "little")
             parts += (np.broadcast_to(np.frombuffer(head, np.uint8), (count, len(head))), raw)
         return np.concatenate(parts, axis=1)
+
+    def _of(self, given: tuple[int, ...]) -> Framer:
+        """For rows with these inputs only: what was left out stands in no frame."""
+        known = self._partial.get(given)
+        if known is None:
+            known = Framer(self._signature.of(given))
+            if len(self._partial) < self.MAX_HEADS:
+                self._partial[given] = known
+        return known
 
     def _head(self, index: int, name: bytes, code: int, tensor: Array) -> bytes:
         known = self._heads.get((index, tensor.shape))

@@ -10,21 +10,19 @@ from foreseen.errors import SetupError
 from foreseen.keys.key import MIN_SECRET_BYTES
 
 
-def read_secret(path: Path) -> bytes:
-    """The secret. Raises SetupError where it is missing, too short or readable by others."""
+def read_secret(path: Path, what: str = "root secret") -> bytes:
+    """The secret. Raises SetupError where it is missing, too short or readable by others. `what` it is called there."""
     try:
         content = path.read_bytes().strip()
         mode = path.stat().st_mode
     except FileNotFoundError:
-        raise SetupError(
-            f"{path}: there is no root secret; make one: head -c 32 /dev/urandom | base64 > {path}"
-        ) from None
+        raise SetupError(f"{path}: there is no {what}; make one: head -c 32 /dev/urandom | base64 > {path}") from None
     except OSError as error:
         raise SetupError(f"{path}: {error.strerror}") from None
     if len(content) < MIN_SECRET_BYTES:
-        raise SetupError(f"{path}: the root secret is shorter than {MIN_SECRET_BYTES} characters; make a longer one")
+        raise SetupError(f"{path}: the {what} is shorter than {MIN_SECRET_BYTES} characters; make a longer one")
     if mode & 0o007:
-        raise SetupError(f"{path}: the root secret is readable by everybody; chmod 600 {path}")
+        raise SetupError(f"{path}: the {what} is readable by everybody; chmod 600 {path}")
     return content
 
 

@@ -15,13 +15,14 @@ import hashlib
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from blake3 import blake3
 from msgspec import Struct
 
 from foreseen.errors import SetupError
-from foreseen.modelspec.manifest import Manifest
+from foreseen.modelspec.manifest import ClientInput, Manifest, ModelInput
 
 RECORD_NAME = "record.json"
 SERVING_NAME = "serving.json"
@@ -79,11 +80,26 @@ def fields_digest(*fields: bytes) -> str:
     return hasher.hexdigest()
 
 
+ADDED = frozenset({"pair", "types", "prompt"})
+"""Fields of the manifest that came after the first digests were made: while they are None they are left out, so that
+manifests without them keep their digests and their entries."""
+
+
 def preparation_digest(manifest: Manifest, assets: tuple[ArtifactFile, ...]) -> str:
     """Everything between what a client sends and what the graph gets."""
-    parts = {"seen": manifest.seen, "model": manifest.model, "rows": manifest.rows, "single": manifest.batching.single}
+    seen, model = msgspec.to_builtins(manifest.seen), msgspec.to_builtins(manifest.model)
+    for one in (*seen["inputs"], *model["inputs"]):
+        del one["optional"]  # whether an input may be left out changes no answer to those who give it
+    parts = {"seen": seen, "model": model, "rows": manifest.rows, "single": manifest.batching.single}
     files = [part.encode() for asset in sorted(assets, key=lambda a: a.name) for part in (asset.name, asset.sha256)]
-    return fields_digest(b"foreseen v1 preparation", msgspec.json.encode(parts, order="sorted"), *files)
+    plain = _without_added(msgspec.json.decode(msgspec.json.encode(parts)))
+    return fields_digest(b"foreseen v1 preparation", msgspec.json.encode(plain, order="sorted"), *files)
+
+
+def _without_added(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_added(v) for k, v in value.items() if v is not None or k not in ADDED}
+    return [_without_added(one) for one in value] if isinstance(value, list) else value
 
 
 def artifact_digest(precision: str, preparation: str, graph: ArtifactFile) -> str:
@@ -93,6 +109,14 @@ def artifact_digest(precision: str, preparation: str, graph: ArtifactFile) -> st
 def model_digest(artifact: Artifact, runtime: tuple[str, ...]) -> str:
     """`runtime` names provider, processor family, runtime version and session options; empty for portable models."""
     return fields_digest(b"foreseen v1 model", artifact.digest.encode(), *(part.encode() for part in runtime))
+
+
+def refuse_optional(manifest: Manifest) -> None:
+    """Raises SetupError where a model that runs here has optional inputs: an ONNX graph takes all of its inputs."""
+    specs: list[ClientInput | ModelInput] = [*manifest.seen.inputs, *manifest.model.inputs]
+    optional = [spec.name for spec in specs if spec.optional]
+    if optional:
+        raise SetupError(f"model {manifest.name!r}: input {optional[0]!r} is optional, which needs an upstream")
 
 
 def model_folder(data: Path, name: str) -> Path:

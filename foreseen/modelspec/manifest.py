@@ -32,6 +32,13 @@ class Tokenizer(Struct, frozen=True, forbid_unknown_fields=True):
     """The model input that takes the ids."""
     max_tokens: int
     file: str = "tokenizer.json"
+    pair: str | None = None
+    """The client input that holds the second text: both become one row, `[CLS] text [SEP] second [SEP]` by the
+    tokenizer's own template, and only the second is cut to `max_tokens`."""
+    types: str | None = None
+    """The model input that takes a pair's token types: 0 for the first text, 1 for the second."""
+    prompt: str | None = None
+    """Put before every text, ahead of the tokenizer; of a pair before the first."""
 
 
 class Image(Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,7 +76,9 @@ class ClientInput(Struct, frozen=True, forbid_unknown_fields=True):
     nonfinite: bool = False
     """Allow NaN and infinities. Every NaN becomes the one quiet pattern, for the key and for the model."""
     ignore: bool = False
-    """Accept the input and drop it: the model never sees it."""
+    """Accept the input and drop it: the model never sees it. It may be left out."""
+    optional: bool = False
+    """The input may be left out, of models behind an upstream; which were given is part of the key."""
     cast: bool = False
     """Accept other numeric datatypes where every value fits (integers exactly, floats finitely)."""
     zero: bool = False
@@ -108,6 +117,7 @@ class ModelInput(Struct, frozen=True, forbid_unknown_fields=True):
     of: str | None = None
     pad: int = 0
     """What padding along named dimensions is filled with."""
+    optional: bool = False
 
 
 class ModelOutput(Struct, frozen=True, forbid_unknown_fields=True):
@@ -129,6 +139,13 @@ class ModelSignature(Struct, frozen=True, forbid_unknown_fields=True):
     def keyed(self) -> tuple[ModelInput, ...]:
         """The inputs that rows carry: all but the derived ones."""
         return tuple(i for i in self.inputs if i.role is None)
+
+    def of(self, given: tuple[int, ...] | None) -> ModelSignature:
+        """What is asked of the model where only these of the keyed inputs are given, and what is derived of them."""
+        if given is None:
+            return self
+        names = {self.keyed[at].name for at in given}
+        return ModelSignature(tuple(i for i in self.inputs if (i.of or i.name) in names), self.outputs)
 
 
 class Wheel(Struct, frozen=True, forbid_unknown_fields=True):
@@ -154,12 +171,16 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
     """Where the weights come from and which builder makes the fp32 graph of them."""
 
     builder: str
-    """`bert`, `mpnet`, `fingerprint`, `digits` or `onnx` (take the file as it is)."""
+    """`bert`, `mpnet`, `fingerprint`, `digits`, `folder` (a Hugging Face folder) or `onnx` (take the file as it is)."""
     wheels: tuple[Wheel, ...] = ()
     archive: Archive | None = None
     url: str | None = None
     """A file or a URL that fsspec knows; needs `sha256`."""
     sha256: str | None = None
+    folder: str | None = None
+    """A folder on this machine, relative to model.toml's own; needs `files`."""
+    files: dict[str, str] = {}
+    """Path inside the folder → sha256."""
     options: dict[str, Any] = {}
 
 
@@ -229,6 +250,8 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     gates: Gates = Gates()
     batching: Batching = Batching()
     freshness: Freshness = Freshness()
+    outputs: Literal["all", "requested"] = "all"
+    """`requested`: the upstream answers only with outputs that a request names; which were is part of the key then."""
     ignored_parameters: tuple[str, ...] = ()
     """Request parameters that do not change the answer, beside the reserved ones."""
     example: dict[str, list[Any]] = {}
@@ -239,7 +262,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
         """What clients see: `[client]`, or the model's own signature where that is left out."""
         if self.client is not None:
             return self.client
-        inputs = tuple(ClientInput(i.name, i.datatype, i.shape) for i in self.model.keyed)
+        inputs = tuple(ClientInput(i.name, i.datatype, i.shape, optional=i.optional) for i in self.model.keyed)
         outputs = tuple(ClientOutput(o.name, o.datatype, o.shape) for o in self.model.outputs)
         return ClientSignature(inputs, outputs)
 
@@ -274,6 +297,9 @@ def load(path: Path) -> Manifest:
     problem = _problem(manifest)
     if problem is not None:
         raise SetupError(f"{path}: {problem}")
+    if manifest.source is not None and manifest.source.folder is not None:
+        beside = str(path.parent.absolute() / manifest.source.folder)
+        manifest = msgspec.structs.replace(manifest, source=msgspec.structs.replace(manifest.source, folder=beside))
     return msgspec.structs.replace(manifest, client=manifest.seen)  # read by every request
 
 
@@ -324,7 +350,8 @@ def _problem(manifest: Manifest) -> str | None:
             return f"{where}.shape: name a dimension whose size differs, do not write a negative number"
         if not tensor.shape or tensor.shape[0] != BATCH:
             return f"{where}.shape: the first dimension is {BATCH!r}"
-    return _upstream_problem(manifest) or _model_problem(manifest) or _client_problem(manifest)
+    checks = (_upstream_problem, _pair_problem, _model_problem, _client_problem)
+    return next((problem for check in checks if (problem := check(manifest)) is not None), None)
 
 
 def _upstream_problem(manifest: Manifest) -> str | None:
@@ -353,15 +380,36 @@ def _model_problem(manifest: Manifest) -> str | None:
 def _fed(manifest: Manifest) -> set[str]:
     """The model inputs that client inputs end up in."""
     fed = set()
-    masks = {i.trim for i in manifest.seen.inputs}
+    masks = {i.trim for i in manifest.seen.inputs} | seconds(manifest.seen)
     for i in manifest.seen.inputs:
         if i.tokenizer is not None:
-            fed.add(i.tokenizer.ids)
+            fed |= {name for name in (i.tokenizer.ids, i.tokenizer.types) if name is not None}
         elif i.image is not None:
             fed.add(i.image.to)
         elif not i.ignore and i.name not in masks:
             fed.add(i.name)
     return fed
+
+
+def seconds(seen: ClientSignature) -> set[str]:
+    """The client inputs that are the second text of a pair: they feed no model input of their own."""
+    return {i.tokenizer.pair for i in seen.inputs if i.tokenizer is not None and i.tokenizer.pair is not None}
+
+
+def _pair_problem(manifest: Manifest) -> str | None:
+    listed = {i.name: i for i in manifest.seen.inputs}
+    for i in manifest.seen.inputs:
+        if i.tokenizer is None:
+            continue
+        where, second = f"client.inputs.{i.name}.tokenizer", listed.get(i.tokenizer.pair or "")
+        if i.tokenizer.pair is None:
+            if i.tokenizer.types is not None:
+                return f"{where}.types: is for pairs; name the second text in pair"
+        elif second is None or second is i:
+            return f"{where}.pair: no other client input is called {i.tokenizer.pair!r}"
+        elif second.datatype != "BYTES" or second.shape != (BATCH,) or second.tokenizer or second.image:
+            return f"{where}.pair: {second.name!r} must be BYTES [{BATCH!r}] without a tokenizer or image of its own"
+    return None
 
 
 def _client_problem(manifest: Manifest) -> str | None:

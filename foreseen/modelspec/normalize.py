@@ -14,6 +14,7 @@ import numpy as np
 from foreseen.errors import BadInput
 from foreseen.modelspec.manifest import ClientInput
 from foreseen.protocol.datatypes import DATATYPES, Datatype
+from foreseen.protocol.tensors import rounded
 from foreseen.types import Array
 
 Step = Callable[[Array], Array]
@@ -24,7 +25,7 @@ def cast(array: Array, given: Datatype, wanted: Datatype, field: str) -> Array:
     if given.kind not in "if" or wanted.kind not in "if":
         raise BadInput(f"{field}.datatype: {given.name} cannot be cast to {wanted.name}")
     with np.errstate(over="ignore", invalid="ignore"):
-        made: Array = array.astype(wanted.dtype)
+        made = rounded(array, wanted)
         if wanted.kind == "f":
             lost = np.isfinite(array.astype(np.float64)) & ~np.isfinite(made.astype(np.float64))
         elif given.kind == "f":

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
-
-from foreseen.errors import BadRequest
 from foreseen.modelspec.manifest import Manifest
+from foreseen.protocol.members import NO_MEMBERS, RequestMembers, canonical
 from foreseen.types import Lane
 
 SEQUENCE = frozenset(("sequence_id", "sequence_start", "sequence_end"))
 """A model behind an upstream may keep state by these: requests of a sequence are not cached, and they go with them."""
-RESERVED = SEQUENCE | {"priority", "timeout", "headers"}
-"""Parameters that never change an answer here; `binary_data_output` and `triton_*` are such too."""
+SCHEDULING = frozenset(("priority", "timeout"))
+ENCODING = frozenset(("binary_data_output",))
+RESERVED = SEQUENCE | SCHEDULING | ENCODING | {"headers"}
+"""Parameters that never change an answer of our own model processes; `triton_*` are such too."""
+RESERVED_BY_OTHERS = SEQUENCE | SCHEDULING | ENCODING
+"""The same of a server behind `--upstream`: it may look at every other one."""
 
 
 def in_sequence(parameters: dict[str, Any]) -> bool:
@@ -25,19 +27,22 @@ def in_sequence(parameters: dict[str, Any]) -> bool:
     return any(parameters.get(name) for name in SEQUENCE)
 
 
-def counting(parameters: dict[str, Any], manifest: Manifest) -> bytes:
-    """The parameters that may change the answer as canonical JSON, empty for none. Raises BadRequest."""
-    ignored = RESERVED.union(manifest.ignored_parameters, ("binary_data_output",))
+def counting(parameters: dict[str, Any], manifest: Manifest, members: RequestMembers = NO_MEMBERS) -> bytes:
+    """What may change the answer beside the tensors as canonical JSON, empty for none. Raises BadRequest.
+
+    A server of somebody else (`manifest.upstream`) may answer by any of `members`, but not by those of an input that
+    it is never sent. Our own model processes look at none.
+    """
+    others = manifest.upstream is not None
+    ignored = (RESERVED_BY_OTHERS if others else RESERVED).union(manifest.ignored_parameters)
     if in_sequence(parameters):
         ignored -= SEQUENCE
-    found = {n: v for n, v in parameters.items() if n not in ignored and not n.startswith("triton_")}
-    if not found:
-        return b""
-    try:
-        orjson.dumps([found])  # in the request to the model they stand one level deeper; orjson ends at 254
-        return orjson.dumps(found, option=orjson.OPT_SORT_KEYS)
-    except orjson.JSONEncodeError as error:
-        raise BadRequest(f"parameters: {error}") from None
+    found = {n: v for n, v in parameters.items() if n not in ignored and (others or not n.startswith("triton_"))}
+    if not others:
+        return canonical(RequestMembers(found))
+    dropped = {spec.name for spec in manifest.seen.inputs if spec.ignore}
+    inputs = {name: more for name, more in members.inputs.items() if name not in dropped}
+    return canonical(RequestMembers(found, members.top, inputs, members.outputs))
 
 
 def lane_of(parameters: dict[str, Any]) -> Lane:

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from foreseen.errors import BadInput, SetupError
 from foreseen.modelspec.images import pixels
-from foreseen.modelspec.manifest import ClientInput, Manifest, wire_shape
+from foreseen.modelspec.manifest import ClientInput, Manifest, seconds, wire_shape
+from foreseen.modelspec.manifest import Tokenizer as TokenizerStep
 from foreseen.modelspec.normalize import cast, steps_of, texts
 from foreseen.modelspec.rows import mask_lengths
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.wire import InputTensor
 from foreseen.types import Array, Columns, Row
+
+ENCODED_BYTES = 256 * 1024
+"""Text that is tokenized at a time."""
 
 Column = Sequence[Array]
 """One model input's tensor of every row, without the batch axis."""
@@ -35,8 +40,9 @@ class Preparer:
         self._inputs = {spec.name: spec for spec in manifest.seen.inputs}
         self._steps = {spec.name: steps_of(spec) for spec in manifest.seen.inputs}
         self._masks = {spec.trim for spec in manifest.seen.inputs if spec.trim}
+        self._seconds = seconds(manifest.seen)
         self._tokenizers = {
-            spec.name: _tokenizer(assets, spec.tokenizer.file, spec.tokenizer.max_tokens)
+            spec.name: tokenizer_of(assets, spec.tokenizer)
             for spec in manifest.seen.inputs
             if spec.tokenizer is not None
         }
@@ -50,13 +56,17 @@ class Preparer:
 
         Where the manifest says `rows = "together"` there is one row, whose tensors keep their batch axis.
         """
-        if self.columnar:
-            return Columns(self.table(inputs))
         arrays = self._arrays(inputs)
-        if self._manifest.rows == "together":
-            return [Row(tuple(_whole(self._columns(arrays)[name]) for name in self._keyed))]
+        if self.columnar and all(name in arrays for name in self._keyed):
+            return Columns([arrays[name] for name in self._keyed])
         columns = self._columns(arrays)
-        return [Row(parts) for parts in zip(*(columns[name] for name in self._keyed), strict=True)]
+        given = [name for name in self._keyed if name in columns]
+        if not given:
+            raise BadInput(f"inputs: none is given that the model answers to; it takes {', '.join(self._inputs)}")
+        which = None if len(given) == len(self._keyed) else tuple(self._keyed.index(name) for name in given)
+        if self._manifest.rows == "together":
+            return [Row(tuple(_whole(columns[name]) for name in given), which)]
+        return [Row(parts, which) for parts in zip(*(columns[name] for name in given), strict=True)]
 
     def _is_columnar(self) -> bool:
         """Whether `table` does what `rows` does: for numbers of fixed shape, in rows that stand alone."""
@@ -77,8 +87,12 @@ class Preparer:
         for name in given:
             if name not in self._inputs:
                 raise BadInput(f"inputs.{name}: there is no such input; the model takes {', '.join(self._inputs)}")
-        arrays = {name: self._checked(spec, given.get(name)) for name, spec in self._inputs.items()}
-        if len({len(array) for array in arrays.values()}) != 1:
+        arrays = {
+            name: self._checked(spec, given.get(name))
+            for name, spec in self._inputs.items()
+            if name in given or not (spec.ignore or spec.optional)
+        }
+        if len({len(array) for array in arrays.values()}) > 1:
             raise BadInput("inputs: the first dimension (rows) differs between inputs")
         return arrays
 
@@ -87,8 +101,8 @@ class Preparer:
         field = f"inputs.{spec.name}"
         if tensor is None:
             raise BadInput(f"{field}: missing")
-        array, wanted = tensor.array, DATATYPES[spec.datatype]
-        shape = wire_shape(spec.shape)
+        wanted, shape = DATATYPES[spec.datatype], wire_shape(spec.shape)
+        array = _one_per_row(tensor.array, spec)
         if array.ndim != len(shape) or any(w not in (-1, got) for w, got in zip(shape, array.shape, strict=True)):
             raise BadInput(f"{field}.shape: is {list(array.shape)}, must be {shape}")
         if tensor.datatype != spec.datatype:
@@ -102,35 +116,81 @@ class Preparer:
     def _columns(self, arrays: Mapping[str, Array]) -> dict[str, Column]:
         """Client inputs become model inputs: the row's own tensor of each, unpadded."""
         columns: dict[str, Column] = {}
-        for name, spec in self._inputs.items():
-            array = arrays[name]
-            if spec.tokenizer is not None:
+        for name, array in arrays.items():
+            spec = self._inputs[name]
+            if spec.tokenizer is not None and spec.tokenizer.pair is not None:
+                columns |= self._pairs(spec, array, arrays[spec.tokenizer.pair])
+            elif spec.tokenizer is not None:
                 columns[spec.tokenizer.ids] = self._tokens(spec, array)
             elif spec.image is not None:
                 datatype = next(i.datatype for i in self._manifest.model.inputs if i.name == spec.image.to)
                 columns[spec.image.to] = [pixels(one, spec.image, datatype, f"inputs.{name}") for one in array]
-            elif spec.trim is not None:
+            elif spec.trim is not None and spec.trim in arrays:
                 lengths = mask_lengths(arrays[spec.trim], f"inputs.{spec.trim}")
                 columns[name] = [array[i, :length] for i, length in enumerate(lengths.tolist())]
-            elif not spec.ignore and name not in self._masks:
+            elif not spec.ignore and name not in self._masks and name not in self._seconds:
                 columns[name] = [array[i, ...] for i in range(len(array))]
         return columns
 
+    def _dtype(self, name: str) -> Any:
+        return next(DATATYPES[i.datatype].dtype for i in self._manifest.model.inputs if i.name == name)
+
     def _tokens(self, spec: ClientInput, array: Array) -> list[Array]:
         assert spec.tokenizer is not None
-        ids = spec.tokenizer.ids
-        dtype = next(DATATYPES[i.datatype].dtype for i in self._manifest.model.inputs if i.name == ids)
+        dtype = self._dtype(spec.tokenizer.ids)
         known = [self._texts.get((spec.name, text)) for text in array.ravel().tolist()]
         new = [at for at, ids in enumerate(known) if ids is None]
         if not new:
             return known  # type: ignore[return-value]
-        asked = array.ravel()[new]
-        encoded = self._tokenizers[spec.name].encode_batch_fast(texts(asked, f"inputs.{spec.name}"))
-        for at, text, one in zip(new, asked, encoded, strict=True):
-            row = np.array(one.ids, dtype)
-            known[at] = row
-            self._texts.put((spec.name, text), row)
+        for some in _batches(new, [len(text) for text in array.ravel()[new]]):
+            asked = array.ravel()[some]
+            encoded = self._tokenizers[spec.name].encode_batch_fast(_prompted(spec, asked))
+            for at, text, one in zip(some, asked, encoded, strict=True):
+                row = np.array(one.ids, dtype)
+                known[at] = row
+                self._texts.put((spec.name, text), row)
         return known  # type: ignore[return-value]
+
+    def _pairs(self, spec: ClientInput, queries: Array, documents: Array) -> dict[str, Column]:
+        """Two texts a row → the pair's ids and, where the model takes them, its token types."""
+        assert spec.tokenizer is not None
+        firsts, pairs = queries.ravel().tolist(), list(zip(queries.ravel(), documents.ravel(), strict=True))
+        names = [(spec.name, b"%d:%b%b" % (len(one), one, two)) for one, two in pairs]
+        known = [self._texts.get(name) for name in names]
+        new = [at for at, made in enumerate(known) if made is None]
+        if new:
+            asked = np.array(firsts, object)[new], documents.ravel()[new]
+            for at, made in zip(new, self._encoded_pairs(spec, *asked), strict=True):
+                known[at] = made
+                self._texts.put(names[at], made)
+        columns: dict[str, Column] = {}
+        for index, name in enumerate((spec.tokenizer.ids, spec.tokenizer.types)):
+            if name is not None:
+                columns[name] = [made[index].astype(self._dtype(name)) for made in known if made is not None]
+        return columns
+
+    def _encoded_pairs(self, spec: ClientInput, queries: Array, documents: Array) -> list[Array]:
+        """Ids and token types of every pair, INT64 [2, tokens]. Raises BadInput where a query leaves no room."""
+        assert spec.tokenizer is not None
+        tokenizer = self._tokenizers[spec.name]
+        pairs = list(zip(_prompted(spec, queries), texts(documents, f"inputs.{spec.tokenizer.pair}"), strict=True))
+        try:
+            encoded = tokenizer.encode_batch(pairs)
+        except Exception as error:  # noqa: BLE001 -- tokenizers raises plain Exception; only the cut can fail
+            raise BadInput(
+                f"inputs.{spec.name}: a text is too long: with its second text a row has at most "
+                f"{spec.tokenizer.max_tokens} tokens, and only the second is cut ({error})"
+            ) from None
+        return [np.array([one.ids, one.type_ids], np.int64) for one in encoded]
+
+
+def _one_per_row(array: Array, spec: ClientInput) -> Array:
+    """[N, 1], as Triton's clients send one element per row, is [N]; and texts [N] are [N, 1] where that is wanted."""
+    if len(spec.shape) == 1 and array.ndim == 2 and array.shape[1] == 1:
+        return array[:, 0]
+    if spec.datatype == "BYTES" and spec.shape[1:] == (1,) and array.ndim == 1:
+        return array[:, None]
+    return array
 
 
 class TextMemo:
@@ -166,6 +226,19 @@ class TextMemo:
         return self.OVERHEAD_BYTES + len(text[1]) + ids.nbytes
 
 
+def _batches(places: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Places of texts, so many at a time that their tokens stay small: an encoding takes 50 times its text."""
+    batch: list[int] = []
+    room = ENCODED_BYTES
+    for place, size in zip(places, sizes, strict=True):
+        if batch and size + TextMemo.OVERHEAD_BYTES > room:
+            yield batch
+            batch, room = [], ENCODED_BYTES
+        batch.append(place)
+        room -= size + TextMemo.OVERHEAD_BYTES
+    yield batch
+
+
 def _whole(column: Column) -> Array:
     """Rows that belong together, under their batch axis again."""
     if not column:
@@ -175,12 +248,20 @@ def _whole(column: Column) -> Array:
     return np.stack(column)
 
 
-def _tokenizer(assets: Mapping[str, bytes], file: str, max_tokens: int) -> Tokenizer:
+def _prompted(spec: ClientInput, asked: Array) -> list[str]:
+    """Texts as the tokenizer gets them: behind their prompt."""
+    written = texts(asked, f"inputs.{spec.name}")
+    prompt = spec.tokenizer.prompt if spec.tokenizer is not None else None
+    return written if not prompt else [prompt + text for text in written]
+
+
+def tokenizer_of(assets: Mapping[str, bytes], step: TokenizerStep) -> Tokenizer:
+    """The tokenizer as it is used for serving and for measuring: no padding, cut as the manifest says."""
     # One request's texts do not need several threads, and a thread pool per process fights the model for cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if file not in assets:
-        raise SetupError(f"the artifact has no {file}; rebuild the model")
-    tokenizer = Tokenizer.from_buffer(assets[file])
+    if step.file not in assets:
+        raise SetupError(f"the artifact has no {step.file}; rebuild the model")
+    tokenizer = Tokenizer.from_buffer(assets[step.file])
     tokenizer.no_padding()
-    tokenizer.enable_truncation(max_tokens)
+    tokenizer.enable_truncation(step.max_tokens, strategy="longest_first" if step.pair is None else "only_second")
     return tokenizer

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from foreseen.errors import BadInput, ModelFailed
-from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
+from foreseen.modelspec.manifest import Dim, ModelInput, ModelOutput, ModelSignature
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of
 from foreseen.types import Array, Output, Row
@@ -46,7 +46,8 @@ def split(tensors: Mapping[str, Array], signature: ModelSignature) -> list[Row]:
     if len(sizes) != 1:
         raise BadInput("inputs: the first dimension (rows) differs between inputs")
     count = sizes.pop()
-    columns = [_column(tensors, spec, signature, count) for spec in signature.keyed]
+    lengths = _lengths(tensors, signature)
+    columns = [_column(tensors[spec.name], lengths.get(spec.name), count) for spec in signature.keyed]
     return [Row(parts) for parts in zip(*columns, strict=True)]
 
 
@@ -169,21 +170,33 @@ def _fits(array: Array, spec: ModelInput) -> None:
         raise BadInput(f"inputs.{spec.name}.shape: is {list(array.shape)}, must be {shape}")
 
 
-def _column(tensors: Mapping[str, Array], spec: ModelInput, signature: ModelSignature, count: int) -> list[Array]:
-    """One input's tensor of every row, trimmed by its mask."""
-    array = tensors[spec.name]
-    lengths: Array | None = None
+def _lengths(tensors: Mapping[str, Array], signature: ModelSignature) -> dict[str, Array]:
+    """How long each row of an input is, where a mask was sent for it or for its dimension: input → INT64 [rows].
+
+    A pair's token types have no mask of their own: they are as long as the ids, with whom they share a dimension.
+    """
+    lengths: dict[str, Array] = {}
+    named: dict[Dim, Array] = {}
     for derived in signature.inputs:
-        if derived.of != spec.name or derived.name not in tensors:
+        if derived.of is None or derived.name not in tensors:
             continue
-        given = tensors[derived.name]
+        given, array = tensors[derived.name], tensors[derived.of]
         if given.shape != array.shape:
-            raise BadInput(f"inputs.{derived.name}.shape: must be that of {spec.name}, {list(array.shape)}")
+            raise BadInput(f"inputs.{derived.name}.shape: must be that of {derived.of}, {list(array.shape)}")
         if derived.role == "zeros":
             if given.any():
                 raise BadInput(f"inputs.{derived.name}: must be all zeros")
             continue
-        lengths = mask_lengths(given, f"inputs.{derived.name}")
+        lengths[derived.of] = mask_lengths(given, f"inputs.{derived.name}")
+        named |= {dim: lengths[derived.of] for dim in derived.shape[1:2] if isinstance(dim, str)}
+    for spec in signature.keyed:
+        if spec.name not in lengths and spec.shape[1:2] and spec.shape[1] in named:
+            lengths[spec.name] = named[spec.shape[1]]
+    return lengths
+
+
+def _column(array: Array, lengths: Array | None, count: int) -> list[Array]:
+    """One input's tensor of every row, cut to the row's length."""
     if lengths is None:
         return [array[i, ...] for i in range(count)]  # the Ellipsis keeps 0-d rows arrays, also of BYTES
     return [array[i, : int(lengths[i])] for i in range(count)]

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from foreseen.errors import SetupError
+from foreseen.errors import NotConfirmed, SetupError
 from foreseen.keys.secret import read_secret
 from foreseen.paths import admin_socket
 from foreseen.settings import PurgeSettings
@@ -37,12 +37,13 @@ def purge(settings: PurgeSettings) -> str:
     target = {kind: what for kind, what in given.items() if what is not None}
     if len(target) != 1:
         raise SetupError("give exactly one of --model, --digest, --key and --all")
-    told = _ask(settings, "/admin/purge", {**target, "timeout_seconds": settings.timeout_seconds})
-    return f"purged: generation {told['generation']}, confirmed by {told['workers']} workers"
+    body = {**target, "timeout_seconds": settings.timeout_seconds, "even_if_unknown": settings.even_if_unknown}
+    told = _ask(settings, "/admin/purge", body)
+    return f"purged {told['purged']}: generation {told['generation']}, confirmed by {told['workers']} workers"
 
 
 def _ask(settings: PurgeSettings, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    token = read_secret(settings.admin_token_file or settings.data / "admin-token").decode()
+    token = read_secret(settings.admin_token_file or settings.data / "admin-token", "admin token").decode()
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     connection = _connection(settings)
     try:
@@ -55,7 +56,8 @@ def _ask(settings: PurgeSettings, path: str, body: dict[str, Any]) -> dict[str, 
     finally:
         connection.close()
     if reply.status != 200:
-        raise SetupError(f"not purged everywhere: {document.get('error')}")
+        how = "not purged everywhere" if reply.status == NotConfirmed.status else "not purged"
+        raise SetupError(f"{how}: {document.get('error')}")
     return dict(document)
 
 

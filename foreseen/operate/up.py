@@ -14,7 +14,6 @@ import fcntl
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -26,10 +25,11 @@ import structlog
 
 from foreseen.errors import SetupError
 from foreseen.keys.secret import make_secret, read_secret
-from foreseen.modelspec.artifact import preparation_digest, read_file, read_record
 from foreseen.modelspec.manifest import Manifest, example_request, find
+from foreseen.operate.build import build_model, foreseen_command
 from foreseen.operate.defaults import defaults_in_force
 from foreseen.operate.rollout import Rollout
+from foreseen.operate.started import url_at, write_started
 from foreseen.operate.supervisor import STARTED_SECONDS, Child
 from foreseen.paths import children_file, make_run_folder, redis_socket, state_socket
 from foreseen.queue.signing import Signer, make_webhook_secret
@@ -44,6 +44,8 @@ from foreseen.web.listen import listen, listen_admin
 log = structlog.get_logger()
 
 READY_SECONDS = 120.0
+UPSTREAM_SECONDS = 5.0
+"""How long a start waits for the models of an upstream once the proxy answers."""
 STOP_SECONDS = 15.0
 POLL_SECONDS = 0.1
 FOLLOW_SECONDS = 1.0
@@ -69,6 +71,7 @@ class _System:
         self._local = [manifest for manifest in self._models if manifest.upstream is None]
         leave_seconds = settings.drain_seconds + settings.deadline_seconds + STOP_SECONDS
         self._fleet = Rollout(settings.data, self._worker, self._model_process, leave_seconds)
+        self._predicting = False
         self._stopping = asyncio.Event()
         self._hangup = asyncio.Event()
         self._admin: socket.socket | None = None
@@ -83,14 +86,20 @@ class _System:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hangup.set)
-        listener = listen(settings.host, settings.port)
-        url = f"http://{_host(settings.host)}:{listener.getsockname()[1]}"
+        listener, later = listen(settings.host, settings.port), None
+        url = url_at(settings.host, listener.getsockname()[1])
         try:
+            write_started(settings, listener.getsockname()[1])
             await self._unless_stopped(self._start(listener, url))
             if not self._stopping.is_set():
-                print(f"ready {url}", flush=True)
+                if self._predicting:
+                    print(f"ready {url}", flush=True)
+                else:
+                    later = asyncio.create_task(self._say_ready(url))
                 await self._watch()
         finally:
+            if later is not None:
+                later.cancel()
             listener.close()
             if self._admin is not None:
                 self._admin.close()
@@ -102,7 +111,7 @@ class _System:
         make_run_folder(settings.data)
         self._telling = asyncio.create_task(self._tell(ChildrenFile(children_file(settings.data))))
         for manifest in self._local:
-            await _build(manifest, settings)
+            await build_model(manifest, settings)
         print(defaults_in_force(settings, self._models, url), flush=True)
         if settings.admin_token_file is None:
             make_secret(settings.data / "admin-token")
@@ -156,7 +165,7 @@ class _System:
     def _model_process(self, manifest: Manifest, path: Path) -> Child:
         own = ("--model=", "--host=", "--port=")  # the proxy's, under the same names
         flags = [flag for flag in arguments(self._settings, InferenceSettings) if not flag.startswith(own)]
-        command = [*_foreseen(), "inference", f"--model={manifest.name}", f"--uds={path}", *flags]
+        command = [*foreseen_command(), "inference", f"--model={manifest.name}", f"--uds={path}", *flags]
         return Child(f"model:{manifest.name}", command, death_signal=ORPHANED)
 
     async def _start_workers(self, listener: socket.socket, state: str) -> None:
@@ -185,7 +194,7 @@ class _System:
             flags = [flag for flag in flags if not flag.startswith("--model=")] + [f"--model={one}" for one in named]
         return Child(
             f"proxy:{slot}",
-            [*_foreseen(), "proxy", *flags, f"--slot={slot}"],
+            [*foreseen_command(), "proxy", *flags, f"--slot={slot}"],
             death_signal=ORPHANED,
             environment=self._worker_environment,
             pass_fds=self._worker_descriptors,
@@ -197,14 +206,14 @@ class _System:
         settings = self._settings
         if state == "none":
             return
-        own = ("--state=", "--redis=", "--near-bytes=", "--replay-bytes=", "--admin-port=", "--port=", "--host=")
+        own = ("--state=", "--redis=", "--near-bytes=", "--reply-cache-bytes=", "--admin-port=", "--port=", "--host=")
         flags = [flag for flag in arguments(settings, WorkerSettings) if not flag.startswith(own)]
         # The proxies' files of metrics are theirs alone: two processes that write one file leave it unreadable.
         environment: dict[str, str | None] = {"FORESEEN_STATE": state, MULTIPROCESS_FOLDER: None}
         if settings.redis is not None:
             environment["FORESEEN_REDIS"] = settings.redis
         for number in range(settings.job_workers):
-            command = [*_foreseen(), "worker", *flags]
+            command = [*foreseen_command(), "worker", *flags]
             if settings.job_metrics_port is not None:
                 command.append(f"--metrics-port={settings.job_metrics_port + number}")
             child = Child(
@@ -217,18 +226,46 @@ class _System:
             await self._fleet.add(child)
 
     async def _until_predicting(self, url: str) -> None:
-        """Ask every model its example, through the proxy, until each has answered. An upstream's have none."""
+        """Ask every model its example, through the proxy, until each has answered. An upstream's have none, and are not
+        waited for longer than a few seconds: they may come, or be mended, later."""
         late = asyncio.get_running_loop().call_later(READY_SECONDS, _say_late)
         try:
             async with aiohttp.ClientSession() as client:
-                await self._until_ok(lambda: client.get(f"{url}/v2/health/ready"))
                 for manifest in self._local:
                     model = f"{url}/v2/models/{manifest.name}"
                     await self._until_ok(lambda model=model: client.get(f"{model}/ready"))  # type: ignore[misc]
                     body = orjson.dumps(example_request(manifest))
                     await self._until_ok(lambda model=model, body=body: client.post(f"{model}/infer", data=body))  # type: ignore[misc]
+                if self._settings.upstream is None and len(self._local) == len(self._models):
+                    await self._until_ok(lambda: client.get(f"{url}/v2/health/ready"))
+                    self._predicting = True
+                else:
+                    self._predicting = await self._upstream_ready(client, url)
         finally:
             late.cancel()
+
+    async def _upstream_ready(self, client: aiohttp.ClientSession, url: str) -> bool:
+        """Whether the proxy is ready within a few seconds; the log says why it is not."""
+        await self._until_ok(lambda: client.get(f"{url}/v2/health/live"))
+        try:
+            async with asyncio.timeout(UPSTREAM_SECONDS):
+                await self._until_ok(lambda: client.get(f"{url}/v2/health/ready"))
+        except TimeoutError:
+            async with client.get(f"{url}/v2/health/ready") as reply:
+                log.error("not ready; goes on without", url=url, why=(await reply.json()).get("error"))
+            return False
+        return True
+
+    async def _say_ready(self, url: str) -> None:
+        """Once it is, however long that takes."""
+        async with aiohttp.ClientSession() as client:
+            while True:
+                with contextlib.suppress(aiohttp.ClientError, OSError):
+                    async with client.get(f"{url}/v2/health/ready") as reply:
+                        if reply.status == 200:
+                            print(f"ready {url}", flush=True)
+                            return
+                await asyncio.sleep(FOLLOW_SECONDS)
 
     async def _until_ok(self, ask: Callable[[], AbstractAsyncContextManager[aiohttp.ClientResponse]]) -> None:
         while True:
@@ -271,7 +308,7 @@ class _System:
         try:
             manifests = [_manifest(manifest.name, self._settings) for manifest in self._local]
             for manifest in manifests:
-                await _build(manifest, self._settings)
+                await build_model(manifest, self._settings)
         except SetupError as error:
             log.error("not reloaded; all goes on as it was", why=str(error))
             return
@@ -314,40 +351,6 @@ def _say_late() -> None:
     log.error("no prediction has gone through yet; waiting on, see the log above", seconds=READY_SECONDS)
 
 
-async def _build(manifest: Manifest, settings: UpSettings) -> None:
-    """Build a model in a process of its own where it is missing or of an older manifest."""
-    if _is_built(manifest, settings.data):
-        return
-    flags = ["--models", str(settings.models)] if settings.models else []
-    process = await asyncio.create_subprocess_exec(
-        *_foreseen(),
-        "models",
-        "build",
-        manifest.name,
-        "--data",
-        str(settings.data),
-        *flags,
-        stdin=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        if await process.wait():
-            raise SetupError(f"model {manifest.name!r} could not be built; its reason stands above")
-    finally:
-        if process.returncode is None:
-            process.terminate()
-            await process.wait()
-
-
-def _is_built(manifest: Manifest, data: Path) -> bool:
-    try:
-        artifact = read_record(data, manifest.name).artifact
-        for file in (artifact.graph, *artifact.assets):
-            read_file(data, artifact, file)
-    except SetupError:
-        return False
-    return artifact.preparation == preparation_digest(manifest, artifact.assets)
-
-
 def _take(lock: IO[str], data: Path) -> None:
     """Hold the data directory. A killed instance's lock is gone with it."""
     try:
@@ -365,12 +368,3 @@ def _manifest(named: str, settings: UpSettings) -> Manifest:
     if "=" in named:
         raise SetupError(f"--model {named}: `up` starts the models itself; give addresses to `foreseen proxy`")
     return find(named, settings.model_folders)
-
-
-def _foreseen() -> list[str]:
-    """The command of a child. -P: Python would import a folder or file of the current directory before our own."""
-    return [sys.executable, "-P", "-m", "foreseen.cli"]
-
-
-def _host(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104

@@ -7,14 +7,24 @@ when one spelling is escaped. A cache that keys on the last one while another re
 
 from __future__ import annotations
 
+import json
 import re
+from decimal import Decimal
 from typing import Any
 
 import orjson
 
 from foreseen.errors import BadRequest
+from foreseen.protocol.json_size import check_size, string_end
 
+_SPLIT_BYTES = 2**20
+"""A longer text is walked through: its pieces would take more memory than its values."""
 _SPACE = b" \t\r\n"
+NOT_WHOLE = 0.5
+MAX_FLOAT_INT = 2**53
+"""The largest integer that may be spelled as a float: behind it there are some that no double is equal to."""
+_DOUBTFUL = r"[0-9.]{16}|[eE]-[0-9]{3}"
+_LONG, _LONG_TEXT = re.compile(_DOUBTFUL.encode()), re.compile(_DOUBTFUL)
 _BRACE = re.compile(rb"[{}]")
 _AFTER_NAME = re.compile(rb"[ \t\r\n]*:")
 
@@ -27,13 +37,43 @@ def load_plain_json(text: bytes) -> Any:
         raise BadRequest(f"the body is not valid JSON: {error}") from None
 
 
-def load_json(text: bytes) -> Any:
-    """The value. Raises BadRequest."""
+def load_json(text: bytes, *, bounded: bool = True) -> Any:
+    """The value. Raises BadRequest, and TooLarge where it would take too much memory, unless it is `bounded` by whom
+    it comes from."""
+    if bounded:
+        check_size(text)
     document = load_plain_json(text)
     twice = member_given_twice(text)
     if twice is not None:
         raise BadRequest(f"the body gives the member {twice[:64]!r} twice")
     return document
+
+
+def load_whole(text: bytes | str) -> Any:
+    """The value of valid JSON for who wants integers: what is spelled as `1.0` or `1e0` is the integer that its digits
+    say, and `NOT_WHOLE` where they say none, or one above `MAX_FLOAT_INT`.
+
+    A double has 53 bits: `9007199254740993.0` becomes another number, and `1.0000000000000001` becomes 1.
+    Raises BadRequest where the text is nested too deep for this.
+    """
+    try:
+        return json.loads(text, parse_float=_whole)
+    except RecursionError:
+        raise BadRequest("the body is nested too deep") from None
+
+
+def doubles_may_differ(text: bytes | str) -> bool:
+    """Whether a text may hold a number that is another one as a double. Up to 15 digits decide which double is meant,
+    and whether it is an integer, unless it is so small that it becomes 0."""
+    return (_LONG if isinstance(text, bytes) else _LONG_TEXT).search(text) is not None  # type: ignore[arg-type]
+
+
+def _whole(digits: str) -> int | float:
+    exact = Decimal(digits)
+    if abs(exact) > MAX_FLOAT_INT:
+        return NOT_WHOLE
+    made = int(exact)
+    return made if made == exact else NOT_WHOLE
 
 
 def member_given_twice(text: bytes) -> str | None:
@@ -42,7 +82,7 @@ def member_given_twice(text: bytes) -> str | None:
     Without a backslash, as nearly always, every second piece between quotes is a string: pieces are cut at the speed of
     memchr, and where all names differ nothing is left to see.
     """
-    if b"\\" in text:
+    if len(text) > _SPLIT_BYTES or b"\\" in text:
         return _walked(text)
     pieces = text.split(b'"')
     names = [name for name, after in zip(pieces[1::2], pieces[2::2], strict=True) if after.lstrip(_SPACE)[:1] == b":"]
@@ -80,7 +120,7 @@ def _walked(text: bytes) -> str | None:
         _braces(text, at, end, open_objects)
         if quote < 0:
             return None
-        at = _string_end(text, quote + 1)
+        at = string_end(text, quote + 1)
         if open_objects and _AFTER_NAME.match(text, at):
             name = orjson.loads(text[quote:at]) if find(b"\\", quote, at) >= 0 else text[quote + 1 : at - 1].decode()
             if name in open_objects[-1]:
@@ -89,22 +129,13 @@ def _walked(text: bytes) -> str | None:
 
 
 def _braces(text: bytes, start: int, end: int, open_objects: list[set[str]]) -> None:
-    if end - start > 64 and text.find(b"{", start, end) < 0 and text.find(b"}", start, end) < 0:
-        return
-    for byte in text[start:end]:
-        if byte == 0x7B:
+    """Objects that open and close between two strings. Two walks of `find`, so that numbers cost a memchr."""
+    find = text.find
+    opening, closing = find(b"{", start, end), find(b"}", start, end)
+    while opening >= 0 or closing >= 0:
+        if closing < 0 or 0 <= opening < closing:
             open_objects.append(set())
-        elif byte == 0x7D:
+            opening = find(b"{", opening + 1, end)
+        else:
             open_objects.pop()
-
-
-def _string_end(text: bytes, start: int) -> int:
-    """The index behind the closing quote of the string whose first character is at `start`."""
-    while True:
-        quote = text.index(b'"', start)
-        slashes = quote
-        while text[slashes - 1] == 0x5C:
-            slashes -= 1
-        if (quote - slashes) % 2 == 0:
-            return quote + 1
-        start = quote + 1
+            closing = find(b"}", closing + 1, end)

@@ -6,21 +6,38 @@ that passes here. Refusals are BadInput and name the field.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from msgspec import Struct
 
 from foreseen.errors import BadInput, BadRequest
 from foreseen.protocol.datatypes import DATATYPES, Datatype, elements
+from foreseen.protocol.strict_json import MAX_FLOAT_INT, doubles_may_differ, load_whole
 from foreseen.types import Array
 
 MAX_RANK = 8
 MAX_DIM = 2**31 - 1
-MAX_EXACT_FLOAT_INT = 2**53
-"""Above this a JSON number that was read as a double no longer says which integer was meant."""
+
+
+class Written(Struct, frozen=True):
+    """The JSON text that data was read of, and how to find the data in the value of the text."""
+
+    text: bytes
+    find: Callable[[Any], Any]
+
+    @property
+    def may_differ(self) -> bool:
+        """Whether a number of the text may be another one than its double."""
+        return doubles_may_differ(self.text)
+
+    def whole(self) -> Any:
+        """The data, with the integers that the digits say where numbers are spelled as floats."""
+        return self.find(load_whole(self.text))
 
 
 def checked_shape(shape: Sequence[int], field: str) -> tuple[int, ...]:
@@ -33,15 +50,28 @@ def checked_shape(shape: Sequence[int], field: str) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def array_of_json(data: Any, datatype: Datatype, shape: tuple[int, ...], field: str) -> Array:
+def array_of_json(
+    data: Any,
+    datatype: Datatype,
+    shape: tuple[int, ...],
+    field: str,
+    written: Written | None = None,
+    *,
+    missing: bool = False,
+) -> Array:
     """A tensor of its JSON data, which is flat or nested as the shape says.
 
-    Integers may be spelled `1`, `1.0` or `1e0`; floats are rounded to the datatype and stay finite; BYTES are strings.
+    Integers may be spelled `1`, `1.0` or `1e0`, and are decided from the digits that were `written`, as far as these
+    are known; floats are doubles, rounded once to the datatype, and stay finite; BYTES are strings.
+    With `missing` a null among floats is NaN; whether the input takes NaN is for preparation to say.
     """
     if type(data) is not list:
         raise BadInput(f"{field}.data: must be a list")
     flat = _flat(data, shape, field)
     kinds = set(map(type, flat))
+    if missing and datatype.kind == "f" and type(None) in kinds:
+        flat = [math.nan if value is None else value for value in flat]
+        kinds = kinds - {type(None)} | {float}
     if datatype.kind == "s":
         return _strings(flat, kinds, shape, field)
     if datatype.kind == "b":
@@ -51,7 +81,11 @@ def array_of_json(data: Any, datatype: Datatype, shape: tuple[int, ...], field: 
     if not kinds <= {int, float}:
         strange = sorted(kind.__name__ for kind in kinds - {int, float})
         raise BadInput(f"{field}.data: {datatype.name} takes numbers only, not {', '.join(strange)}")
-    return (_integers if datatype.kind == "i" else _floats)(flat, kinds, datatype, field).reshape(shape)
+    if datatype.kind == "f":
+        return _floats(flat, datatype, field, missing).reshape(shape)
+    if float in kinds and written is not None and written.may_differ:
+        flat = _flat(written.whole(), shape, field)
+    return _integers(flat, kinds, datatype, field).reshape(shape)
 
 
 def array_of_raw(raw: bytes | memoryview, datatype: Datatype, shape: tuple[int, ...], field: str) -> Array:
@@ -124,7 +158,7 @@ def _wrong_count(data: list[Any], shape: tuple[int, ...], field: str) -> list[An
 def _integers(flat: list[Any], kinds: set[type], datatype: Datatype, field: str) -> Array:
     if float in kinds:
         for index, value in enumerate(flat):
-            if type(value) is float and not (value.is_integer() and abs(value) <= MAX_EXACT_FLOAT_INT):
+            if type(value) is float and not (value.is_integer() and abs(value) <= MAX_FLOAT_INT):
                 raise BadInput(f"{field}.data[{index}]: does not fit {datatype.name} exactly")
         flat = [int(value) for value in flat]
     try:
@@ -133,13 +167,30 @@ def _integers(flat: list[Any], kinds: set[type], datatype: Datatype, field: str)
         raise BadInput(f"{field}.data: an integer does not fit {datatype.name}") from None
 
 
-def _floats(flat: list[Any], kinds: set[type], datatype: Datatype, field: str) -> Array:
+def _floats(flat: list[Any], datatype: Datatype, field: str, missing: bool) -> Array:
     # Through float64, so that `16777217`, `16777217.0` and `16777217e0` are the same number for every float datatype.
     with np.errstate(over="ignore"):
-        array = np.array(flat, np.float64).astype(datatype.dtype)
-    if not np.isfinite(array).all():
+        given = np.array(flat, np.float64)
+        array = rounded(given, datatype)
+    if not (np.isfinite(array) | (missing & ~np.isfinite(given))).all():
         raise BadInput(f"{field}.data: a number overflows {datatype.name}")
     return array
+
+
+def rounded(array: Array, datatype: Datatype) -> Array:
+    """An array as another datatype; doubles are rounded once, half to even.
+
+    NumPy makes a bfloat16 of a float32, which is rounded already: 1.00390625 and a little becomes 1.00390625, then 1.0.
+    So the float32 in between is rounded to odd, which keeps that there was a little more (Boldo and Melquiond, 2008).
+    """
+    if datatype.dtype != ml_dtypes.bfloat16 or array.dtype != np.float64:
+        return array.astype(datatype.dtype)
+    single = array.astype(np.float32)
+    bits = single.view(np.uint32)
+    wide = single.astype(np.float64)
+    bits -= np.abs(wide) > np.abs(array)  # toward zero
+    bits |= (wide != array) & ~np.isnan(array)
+    return single.astype(datatype.dtype)
 
 
 def _strings(flat: list[Any], kinds: set[type], shape: tuple[int, ...], field: str) -> Array:

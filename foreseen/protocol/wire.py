@@ -8,7 +8,7 @@ The law of this file: what it lets through is well-formed. Whether it is what th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,13 +16,34 @@ import numpy as np
 import orjson
 from msgspec import UNSET, Struct
 
-from foreseen.errors import BadInput, BadRequest
+from foreseen.errors import BadInput, BadRequest, TooLarge
 from foreseen.protocol.datatypes import DATATYPES, elements
+from foreseen.protocol.json_size import MAX_ELEMENTS
+from foreseen.protocol.members import (
+    NO_MEMBERS,
+    NO_REPLY_MEMBERS,
+    Members,
+    ReplyMembers,
+    RequestMembers,
+    reply_members,
+    request_members,
+)
 from foreseen.protocol.strict_json import load_json, load_plain_json
-from foreseen.protocol.tensors import array_of_json, array_of_raw, checked_shape, datatype_of, json_of_raw, raw_of
+from foreseen.protocol.tensors import (
+    Written,
+    array_of_json,
+    array_of_raw,
+    checked_shape,
+    datatype_of,
+    json_of_raw,
+    raw_of,
+)
 from foreseen.types import Array, WantedOutput
 
 _T = TypeVar("_T")
+
+MAX_TENSORS = 1024
+"""Inputs of a request or outputs of a reply; each is an object of its own, however little it holds."""
 
 
 class InputTensor(Struct, frozen=True):
@@ -42,6 +63,8 @@ class Request(Struct, frozen=True):
     outputs: tuple[WantedOutput, ...] | None = None
     binary: bool = False
     """Whether outputs that do not say otherwise are wanted as binary tensors."""
+    members: RequestMembers = NO_MEMBERS
+    """What else it holds, where that was asked for."""
 
 
 class OutputTensor(Struct, frozen=True):
@@ -62,6 +85,8 @@ class Response(Struct, frozen=True):
     id: str | None
     parameters: dict[str, Any]
     outputs: tuple[InputTensor, ...]
+    members: ReplyMembers = NO_REPLY_MEMBERS
+    """What it holds beside its tensors, where that was asked for."""
 
 
 class _Tensor(Struct):
@@ -104,14 +129,16 @@ class _ResponseBody(Struct):
 _READ = [msgspec.json.Decoder(kind) for kind in (_RequestBody, _ResponseBody)]
 
 
-def parse_request(body: bytes, header_length: int | None) -> Request:
+def parse_request(body: bytes, header_length: int | None, *, whole: bool = False) -> Request:
     """An `/infer` body. `header_length` is the `Inference-Header-Content-Length`, None where the header is absent.
+    `whole`: with the members that have no meaning here.
 
     Raises BadRequest or BadInput. A `header_length` of 0 (raw binary) needs the signature: see `parse_raw`.
     """
     envelope, tail = _cut(body, header_length)
-    document = _convert(load_json(envelope), _RequestBody)
-    inputs = _tensors(document.inputs, "inputs", tail)
+    plain = load_json(envelope)
+    document = _convert(plain, _RequestBody)
+    inputs = _tensors(document.inputs, "inputs", tail, envelope, bounded=True)
     if not inputs:
         raise BadInput("inputs: at least one is needed")
     parameters = document.parameters or {}
@@ -124,6 +151,7 @@ def parse_request(body: bytes, header_length: int | None) -> Request:
         parameters,
         tuple(_wanted(o, f"outputs[{i}]") for i, o in enumerate(wanted)) if wanted else None,
         _flag(parameters, "binary_data_output", "parameters") or False,
+        request_members(plain) if whole else NO_MEMBERS,
     )
 
 
@@ -152,24 +180,35 @@ def parse_raw(body: bytes, name: str, datatype: str, shape: Sequence[int]) -> Re
 
 def parse_response(body: bytes, header_length: int | None, *, ours: bool = False) -> Response:
     """A V2 server's reply to `/infer`. Raises BadRequest or BadInput: the caller says whose fault that is. `ours`: of
-    our own model process, which gives no member twice."""
+    our own model process, which gives no member twice, nor any that has no meaning here."""
     envelope, tail = _cut(body, header_length)
-    document = _convert(load_plain_json(envelope) if ours else load_json(envelope), _ResponseBody)
-    outputs = _tensors(document.outputs, "outputs", tail)
-    return Response(document.model_name, document.model_version, document.id, document.parameters or {}, outputs)
+    plain = load_plain_json(envelope) if ours else load_json(envelope, bounded=False)
+    document = _convert(plain, _ResponseBody)
+    outputs = _tensors(document.outputs, "outputs", tail, envelope, bounded=False)
+    members = NO_REPLY_MEMBERS if ours else reply_members(plain)
+    return Response(
+        document.model_name, document.model_version, document.id, document.parameters or {}, outputs, members
+    )
 
 
 def render_request(
-    inputs: Sequence[tuple[str, str, Array]], parameters: dict[str, Any], request_id: str | None = None
+    inputs: Sequence[tuple[str, str, Array]],
+    parameters: Members,
+    request_id: str | None = None,
+    members: RequestMembers = NO_MEMBERS,
 ) -> tuple[bytes, int]:
-    """A request of (name, datatype, array) with every tensor binary: body, header length."""
+    """A request of (name, datatype, array) with every tensor binary: body, header length. Of `members` all but its
+    parameters."""
     heads, tails = [], []
     for name, datatype, array in inputs:
         raw = raw_of(array, DATATYPES[datatype])
-        size = {"binary_data_size": len(raw)}
-        heads.append({"name": name, "shape": array.shape, "datatype": datatype, "parameters": size})
+        more = members.inputs.get(name, {})
+        head = {**more, "name": name, "shape": array.shape, "datatype": datatype}
+        heads.append({**head, "parameters": {**more.get("parameters", {}), "binary_data_size": len(raw)}})
         tails.append(raw)
-    document: dict[str, Any] = {"parameters": {**parameters, "binary_data_output": True}, "inputs": heads}
+    document = {**members.top, "parameters": {**parameters, "binary_data_output": True}, "inputs": heads}
+    if members.outputs:
+        document["outputs"] = [{**more, "name": name} for name, more in members.outputs.items()]
     if request_id is not None:
         document["id"] = request_id
     header = orjson.dumps(document)
@@ -177,15 +216,21 @@ def render_request(
 
 
 def render_json_request(
-    inputs: Sequence[tuple[str, str, Array]], parameters: dict[str, Any], request_id: str | None = None
+    inputs: Sequence[tuple[str, str, Array]],
+    parameters: Members,
+    request_id: str | None = None,
+    members: RequestMembers = NO_MEMBERS,
 ) -> bytes:
     """The same with every tensor as JSON. Raises BadRequest where BYTES are not UTF-8."""
     tensors = []
     for name, datatype, array in inputs:
         known = DATATYPES[datatype]
         data = json_of_raw(raw_of(array, known), known, array.size, f"inputs.{name}")
-        tensors.append({"name": name, "shape": array.shape, "datatype": datatype, "data": data})
-    document: dict[str, Any] = {"inputs": tensors}
+        more = members.inputs.get(name, {})
+        tensors.append({**more, "name": name, "shape": array.shape, "datatype": datatype, "data": data})
+    document = {**members.top, "inputs": tensors}
+    if members.outputs:
+        document["outputs"] = [{**more, "name": name} for name, more in members.outputs.items()]
     if parameters:
         document["parameters"] = parameters
     if request_id is not None:
@@ -199,8 +244,9 @@ def render_response(
     request_id: str | None,
     outputs: Sequence[OutputTensor],
     parameters: dict[str, Any] | None = None,
+    members: ReplyMembers | None = None,
 ) -> tuple[bytes, int | None]:
-    """A response: body, and header length if any tensor is binary.
+    """A response: body, and header length if any tensor is binary. `members` is what else it is to hold.
 
     Data is emitted flat (Triton's C++ client sizes its buffers from the outer array). Raises BadRequest where BYTES
     that are not UTF-8 are wanted as JSON.
@@ -210,11 +256,17 @@ def render_response(
         document["id"] = request_id
     if parameters:
         document["parameters"] = parameters
+    of_outputs: Mapping[str, Members] = {}
+    if members is not None:
+        document = {**document, **members.top}
+        of_outputs = members.outputs
     heads, tails = [], []
     for output in outputs:
         head: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
+        if of_outputs:
+            head = {**head, **of_outputs.get(output.name, {})}
         if output.binary:
-            head["parameters"] = {"binary_data_size": len(output.raw)}
+            head["parameters"] = {**head.get("parameters", {}), "binary_data_size": len(output.raw)}
             tails.append(output.raw)
         else:
             datatype, field = DATATYPES[output.datatype], f"outputs.{output.name}"
@@ -244,8 +296,15 @@ def _convert(document: Any, kind: type[_T]) -> _T:
         raise BadRequest(f"{where.strip('`.') or 'body'}: {what[:1].lower()}{what[1:]}") from None
 
 
-def _tensors(listed: list[_Tensor], part: str, tail: memoryview | None) -> tuple[InputTensor, ...]:
-    """The tensors of a body: JSON data, or binary data in the order of listing."""
+def _tensors(
+    listed: list[_Tensor], part: str, tail: memoryview | None, envelope: bytes, *, bounded: bool
+) -> tuple[InputTensor, ...]:
+    """The tensors of a body: JSON data of the envelope, or binary data in the order of listing. `bounded`: in their
+    elements."""
+    if len(listed) > MAX_TENSORS:  # before anything of that size is made, as the names
+        raise BadInput(f"{part}: has {len(listed)} tensors, at most {MAX_TENSORS} are allowed")
+    if len({tensor.name for tensor in listed}) != len(listed):
+        raise BadInput(f"{part}: two have the same name")
     at, tensors = 0, []
     for index, tensor in enumerate(listed):
         field = f"{part}[{index}]"
@@ -253,7 +312,8 @@ def _tensors(listed: list[_Tensor], part: str, tail: memoryview | None) -> tuple
         shape = checked_shape(tensor.shape, field)
         size = _binary_size(tensor, field)
         if size is None and tensor.data is not UNSET:
-            array = array_of_json(tensor.data, datatype, shape, field)
+            written = _written(envelope, part, index) if datatype.kind == "i" else None
+            array = array_of_json(tensor.data, datatype, shape, field, written, missing=part == "inputs")
         elif tail is None:
             what = (
                 "binary_data_size needs an Inference-Header-Content-Length" if size is not None else "data is missing"
@@ -264,14 +324,18 @@ def _tensors(listed: list[_Tensor], part: str, tail: memoryview | None) -> tuple
                 size = elements(shape) * datatype.size if datatype.size else len(tail) - at
             if at + size > len(tail):
                 raise BadInput(f"{field}: its {size} bytes of binary data end behind the body")
+            if datatype.kind == "s" and bounded and elements(shape) > MAX_ELEMENTS:
+                raise TooLarge(f"{field}: has more than {MAX_ELEMENTS} BYTES elements; split the request")
             array = array_of_raw(tail[at : at + size], datatype, shape, field)
             at += size
         tensors.append(InputTensor(tensor.name, tensor.datatype, array))
     if tail is not None and at != len(tail):
         raise BadRequest(f"{part}: {len(tail) - at} bytes of binary data belong to no tensor")
-    if len({tensor.name for tensor in tensors}) != len(tensors):
-        raise BadInput(f"{part}: two have the same name")
     return tuple(tensors)
+
+
+def _written(envelope: bytes, part: str, index: int) -> Written:
+    return Written(envelope, lambda document: document[part][index]["data"])
 
 
 def _binary_size(tensor: _Tensor, field: str) -> int | None:

@@ -274,19 +274,29 @@ def _prefixed(*parts: bytes) -> bytes:
 
 def rows_of(frames: Sequence[bytes], signature: ModelSignature) -> Sequence[Row]:
     """The rows that these frames were made of. Raises EntryError for what the signature does not have."""
-    columns = _columns_of(frames, _parts_of(frames[0], signature))
+    parts = _parts_of(frames[0], signature)
+    columns = _columns_of(frames, parts) if len(parts) == len(signature.keyed) else None
     if columns is not None:
         return columns
-    return [Row(tuple(one.array for one in _parts_of(frame, signature))) for frame in frames]
+    return [_row_of(frame, signature) for frame in frames]
+
+
+def _row_of(frame: bytes, signature: ModelSignature) -> Row:
+    """The row of one frame; optional inputs may be missing."""
+    parts = _parts_of(frame, signature)
+    names, keyed = {part.name for part in parts}, signature.keyed
+    given = None if len(parts) == len(keyed) else tuple(at for at, spec in enumerate(keyed) if spec.name in names)
+    return Row(tuple(part.array for part in parts), given)
 
 
 def _parts_of(frame: bytes, signature: ModelSignature) -> list[FrameInput]:
     """A frame's inputs, in the signature's order."""
     parts = {one.name: one for one in read_frame(frame).inputs}
     names = [spec.name for spec in signature.keyed]
-    if parts.keys() != set(names):
+    needed = {spec.name for spec in signature.keyed if not spec.optional}
+    if not needed <= parts.keys() <= set(names):
         raise EntryError("format")
-    return [parts[name] for name in names]
+    return [parts[name] for name in names if name in parts]
 
 
 def _columns_of(frames: Sequence[bytes], parts: Sequence[FrameInput]) -> Columns | None:

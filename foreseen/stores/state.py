@@ -6,6 +6,7 @@ so that whoever reads the one has the other:
     fsn1.generations   hash     "last", "all:", "model:NAME", "digest:DIGEST" → generation
     fsn1.purges        stream   id GENERATION-1: kind (all, model, digest, key), what
     fsn1.workers       hash     worker → the last generation that it has confirmed
+    fsn1.served        hash     "MODEL:DIGEST" → "MICROSECONDS ARTIFACT": what was ever served, the latest 4,096
 
 On a Cluster their names begin with `{fsn1}` instead, so that they lie in one slot; elsewhere they are as they always
 were, so that proxies of before and after read the same.
@@ -20,7 +21,7 @@ that is cut off must be named, not forgotten.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, Literal
 
 import structlog
@@ -34,6 +35,7 @@ from foreseen.stores.redis_urls import BY_ADDRESS, MAX_CONNECTIONS, Access, seve
 
 TAG, CLUSTER_TAG = "fsn1", "{fsn1}"
 KEPT_PURGES = 100_000
+KEPT_SERVED = 4096
 BUDGET_SECONDS = 5.0
 BLOCK_SECONDS = 1.0
 """How long one look for news waits; news end it at once."""
@@ -76,6 +78,16 @@ for i = 1, #ARGV, 2 do
   if tonumber(ARGV[i + 1]) > known then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
 end
 """
+_SERVED = """
+local t = redis.call('TIME')
+local now = string.format('%.0f', t[1] * 1000000 + t[2])
+for i = 2, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], now .. ' ' .. ARGV[i + 1]) end
+if redis.call('HLEN', KEYS[1]) <= tonumber(ARGV[1]) then return end
+local all, by_age = redis.call('HGETALL', KEYS[1]), {}
+for i = 1, #all, 2 do by_age[#by_age + 1] = {tonumber(string.match(all[i + 1], '^%d+')), all[i]} end
+table.sort(by_age, function(a, b) return a[1] < b[1] end)
+for i = 1, #by_age - tonumber(ARGV[1]) do redis.call('HDEL', KEYS[1], by_age[i][2]) end
+"""
 _LOG_AGAIN = """
 for i = 1, #ARGV, 2 do
   redis.pcall('XADD', KEYS[1], ARGV[i] .. '-1', 'kind', 'key', 'what', ARGV[i + 1])
@@ -92,14 +104,23 @@ class Purge(Struct, frozen=True):
     what: str
 
 
+class ServedDigest(Struct, frozen=True):
+    """A model digest that some proxy on this state store serves or served: answers may be stored under it."""
+
+    model: str
+    digest: str
+    artifact: str | None = None
+    """The artifact digest, of models that are built."""
+
+
 class State:
     """The state store. Everything raises StateUnavailable where it does not answer. What is told of a purge, or of a
     worker that it waits for, has reached so many replicas first."""
 
     def __init__(self, client: Redis, tag: str = TAG, replicas: int = 0) -> None:
         self._client = client
-        self._generations, self._purges, self._workers = (
-            f"{tag}.{name}" for name in ("generations", "purges", "workers")
+        self._generations, self._purges, self._workers, self._served = (
+            f"{tag}.{name}" for name in ("generations", "purges", "workers", "served")
         )
         self._replicas = replicas
         self._registered_at = 0
@@ -176,6 +197,21 @@ class State:
         """What every registered worker has confirmed."""
         raw: dict[bytes, bytes] = await self._call(self._client.hgetall(self._workers))
         return {name.decode(): int(value) for name, value in raw.items()}
+
+    async def note_served(self, served: Iterable[ServedDigest]) -> None:
+        """Remember under which digests answers may be stored, so that a purge can tell them from misspelt ones."""
+        pairs = [part for one in served for part in (f"{one.model}:{one.digest}", one.artifact or "")]
+        if pairs:
+            await self._call(self._client.eval(_SERVED, 1, self._served, str(KEPT_SERVED), *pairs))
+
+    async def served(self) -> list[ServedDigest]:
+        """What was ever served, as far as it is remembered."""
+        raw: dict[bytes, bytes] = await self._call(self._client.hgetall(self._served))
+        found = []
+        for name, value in raw.items():
+            model, _, digest = name.decode().rpartition(":")
+            found.append(ServedDigest(model, digest, value.decode().partition(" ")[2] or None))
+        return found
 
     async def close(self) -> None:
         await self._client.aclose()

@@ -1,4 +1,4 @@
-"""What the proxy counts: the names others may rely on (DESIGN section 8), with closed label sets.
+"""What the proxy counts: the names others may rely on, with closed label sets.
 
 Seconds, bytes, `_total`. A hit takes well under a millisecond, so request buckets start at 0.25 ms. With several
 workers `PROMETHEUS_MULTIPROC_DIR` is set before this module is imported, and a scrape sums over them. Requests, rows
@@ -19,17 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 
 from foreseen.telemetry.exposition import exposition, several_workers
 from foreseen.telemetry.meters import CachedChildren, Hits, NullMetric, Tallies, Tally
-
-REQUEST_BUCKETS = (
-    0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-)  # fmt: skip
-STAGE_BUCKETS = (
-    0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0,
-)  # fmt: skip
-LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
-ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-ENTRY_BUCKETS = tuple(float(4**power) for power in range(3, 13))
-FAR_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
+from foreseen.telemetry.metric_table import PROXY_METRICS, CounterSpec, GaugeSpec, HistogramSpec, Spec
 
 STAGES = ("decode", "prepare", "key", "near", "flight", "far", "model", "keep", "render")
 ROW_RESULTS = ("near", "far", "model", "collapsed", "stale", "bypass", "error")
@@ -43,6 +33,7 @@ FAR_ERROR_KINDS = (
 DROP_REASONS = ("large", "pending", "far")
 LEASE_OUTCOMES = ("won", "waited", "taken-over", "failed")
 LIMITS = ("connections", "idle", "head", "head-size", "write", "rate")
+UPSTREAM_PROBLEMS = ("unreachable", "not-v2", "lists-nothing", "no-metadata", "unusable")
 VERIFY_REASONS = ("length", "format", "identity", "tag")
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for every counter that nobody reads
@@ -52,228 +43,51 @@ class ProxyMetrics:
     """One registry per proxy process; without `on` nothing is counted in it. Labels: `model` is a served model or
     "other"; all others are fixed words."""
 
-    def __init__(self, *, on: bool = True) -> None:
-        self.registry = registry = CollectorRegistry()
-        self.requests = CachedChildren(
-            Counter("foreseen_requests", "Requests answered.", ("model", "protocol", "code"), registry=registry)
-        )
-        self.rows = CachedChildren(
-            Counter(
-                "foreseen_rows",
-                "Rows answered, by where the answer came from: near, far, model, collapsed, stale, bypass, error.",
-                ("model", "result"),
-                registry=registry,
-            )
-        )
-        self.background_rows = CachedChildren(
-            Counter(
-                "foreseen_background_rows",
-                "Rows asked in the background lane, by result: those of batch runs through a proxy (a priority above "
-                "1), which are in foreseen_rows_total, too; at a worker's own /metrics those of jobs.",
-                ("model", "result"),
-                registry=registry,
-            )
-        )
-        self.imported_rows = CachedChildren(
-            Counter(
-                "foreseen_imported_rows",
-                "Rows that batch runs handed over with their answers (POST .../import), by result: stored, had.",
-                ("model", "result"),
-                registry=registry,
-            )
-        )
-        self.misses = CachedChildren(
-            Counter(
-                "foreseen_misses",
-                "Rows that no tier answered, by reason: cold, expired, verify-failed, far-down, "
-                "far-slow, bypassed, asked.",
-                ("model", "reason"),
-                registry=registry,
-            )
-        )
-        self.observed = CachedChildren(
-            Counter(
-                "foreseen_observed_rows",
-                "Rows of observed models, always answered by the model, by what the cache would have done: hit-exact, "
-                "hit-close, hit-different, collapsed, miss.",
-                ("model", "outcome"),
-                registry=registry,
-            )
-        )
-        self.observed_seconds = CachedChildren(
-            Counter(
-                "foreseen_observed_saved_compute_seconds",
-                "Model compute time that exact and close would-be hits of observed models would have saved.",
-                ("model",),
-                registry=registry,
-            )
-        )
-        self.request_seconds = Tallies(
-            Histogram(
-                "foreseen_request_duration_seconds",
-                "Time from a whole body to its answer, by result.",
-                ("model", "result"),
-                buckets=REQUEST_BUCKETS,
-                registry=registry,
-            ),
-            at_once=several_workers(),
-        )
-        self.model_seconds = Tallies(
-            Histogram(
-                "foreseen_model_request_duration_seconds",
-                "Time that the rows nobody knew waited for their model process, as one request or several.",
-                ("model",),
-                buckets=REQUEST_BUCKETS,
-                registry=registry,
-            ),
-            at_once=several_workers(),
-        )
-        self.far_seconds = Tallies(
-            Histogram(
-                "foreseen_far_duration_seconds",
-                "Time of one far operation.",
-                ("op",),
-                buckets=FAR_BUCKETS,
-                registry=registry,
-            ),
-            at_once=several_workers(),
-        )
-        self.saved_seconds = CachedChildren(
-            Counter(
-                "foreseen_saved_compute_seconds",
-                "Model compute time that answers from near, far and shared flights saved.",
-                ("model",),
-                registry=registry,
-            )
-        )
-        self.far_errors = CachedChildren(
-            Counter("foreseen_far_errors", "Far operations that failed, by kind.", ("kind",), registry=registry)
-        )
-        self.verify_failed = CachedChildren(
-            Counter(
-                "foreseen_verify_failed",
-                "Far entries that were not what was asked for, by reason: length, format, identity, tag.",
-                ("reason",),
-                registry=registry,
-            )
-        )
-        self.dropped = CachedChildren(
-            Counter(
-                "foreseen_far_dropped_entries",
-                "Entries that were not stored in far, by reason.",
-                ("reason",),
-                registry=registry,
-            )
-        )
-        self.leases = CachedChildren(
-            Counter(
-                "foreseen_lease_rows",
-                "Rows of slow models by what a lease in Redis made of them: won (computed here), waited (another proxy "
-                "computed them), taken-over (its leader died or failed), failed (Redis did; computed here).",
-                ("model", "outcome"),
-                registry=registry,
-            )
-        )
-        self.quarantined = CachedChildren(
-            Counter(
-                "foreseen_quarantined_rows",
-                "Rows refused because they have twice ended the model's process, alone.",
-                ("model",),
-                registry=registry,
-            )
-        )
-        self.limited = CachedChildren(
-            Counter(
-                "foreseen_limited",
-                "Callers that met a limit: connections (refused), idle (closed to make room), head (too slow), "
-                "head-size, write (they do not read), rate.",
-                ("limit",),
-                registry=registry,
-            )
-        )
-        self.evictions = Counter("foreseen_near_evictions", "Entries that near evicted for others.", registry=registry)
-        self.stages = Tallies(
-            Histogram(
-                "foreseen_stage_duration_seconds",
-                "Time of one step of a request: decode, prepare, key, near, flight (far and model within it), render; "
-                "of one flight: far, model, keep.",
-                ("stage",),
-                buckets=STAGE_BUCKETS,
-                registry=registry,
-            )
-        )
-        self.entry_bytes = Tally(
-            Histogram(
-                "foreseen_entry_bytes",
-                "Size of the entries that were made, as they lie in far.",
-                buckets=ENTRY_BUCKETS,
-                registry=registry,
-            )
-        )
-        self.model_rows = Tallies(
-            Histogram(
-                "foreseen_model_request_rows",
-                "Rows that were asked of a model process at a time.",
-                ("model",),
-                buckets=ROWS_BUCKETS,
-                registry=registry,
-            ),
-            at_once=several_workers(),
-        )
-        self.loop_lag = Tally(
-            Histogram(
-                "foreseen_loop_lag_seconds",
-                "How late a worker's event loop woke, four times a second: what everybody waits on top.",
-                buckets=LAG_BUCKETS,
-                registry=registry,
-            )
-        )
-        self.cpu_seconds = Counter("foreseen_worker_cpu_seconds", "CPU time of the proxy's workers.", registry=registry)
-        sums: dict[str, Any] = {"multiprocess_mode": "livesum", "registry": registry}
-        self.near_bytes = Gauge("foreseen_near_bytes", "Memory of the near tier.", **sums)
-        self.near_entries = Gauge("foreseen_near_entries", "Entries in the near tier.", **sums)
-        self.in_flight = Gauge("foreseen_flight_rows", "Rows being asked for right now.", **sums)
-        self.breaker_open = Gauge(
-            "foreseen_far_breaker_open",
-            "1 while the far tier is not asked because it failed.",
-            multiprocess_mode="livemax",
-            registry=registry,
-        )
+    requests: CachedChildren[Counter]
+    rows: CachedChildren[Counter]
+    background_rows: CachedChildren[Counter]
+    imported_rows: CachedChildren[Counter]
+    misses: CachedChildren[Counter]
+    observed: CachedChildren[Counter]
+    observed_seconds: CachedChildren[Counter]
+    request_seconds: Tallies
+    model_seconds: Tallies
+    far_seconds: Tallies
+    saved_seconds: CachedChildren[Counter]
+    far_errors: CachedChildren[Counter]
+    verify_failed: CachedChildren[Counter]
+    dropped: CachedChildren[Counter]
+    leases: CachedChildren[Counter]
+    quarantined: CachedChildren[Counter]
+    limited: CachedChildren[Counter]
+    evictions: Counter
+    stages: Tallies
+    entry_bytes: Tally
+    model_rows: Tallies
+    loop_lag: Tally
+    cpu_seconds: Counter
+    near_bytes: Gauge
+    near_entries: Gauge
+    in_flight: Gauge
+    breaker_open: Gauge
+    far_foreign: Gauge
+    far_pending: Gauge
+    connections: Gauge
+    tasks: Gauge
+    workers: Gauge
+    resident: Gauge
+    model_ready: CachedChildren[Gauge]
+    upstream_problems: CachedChildren[Gauge]
+    started: Gauge
+    build: Gauge
 
-        self.far_foreign = Gauge(
-            "foreseen_far_foreign",
-            "1 while the far tier is not asked because its Redis was filled under another root secret.",
-            multiprocess_mode="livemax",
-            registry=registry,
-        )
-        self.far_pending = Gauge("foreseen_far_pending_bytes", "Entries on their way to far.", **sums)
-        self.connections = Gauge("foreseen_connections", "Open connections of callers.", **sums)
-        self.tasks = Gauge("foreseen_tasks", "Coroutines that the workers' event loops have under way.", **sums)
-        self.workers = Gauge("foreseen_workers", "Proxy workers alive.", **sums)
-        self.resident = Gauge("foreseen_worker_resident_bytes", "Memory of the proxy's workers.", **sums)
-        self.model_ready = CachedChildren(
-            Gauge(
-                "foreseen_model_ready",
-                "1 while every worker can reach the model process: a miss would be answered.",
-                ("model",),
-                multiprocess_mode="livemin",
-                registry=registry,
-            )
-        )
-        newest: dict[str, Any] = {"multiprocess_mode": "max", "registry": registry}
-        started = Gauge(
-            "foreseen_worker_start_time_seconds",
-            "When the youngest worker started, Unix time: it changes whenever one is restarted.",
-            **newest,
-        )
-        started.set(time.time())
+    def __init__(self, *, on: bool = True) -> None:
+        self.registry = CollectorRegistry()
+        for name, spec in PROXY_METRICS.items():
+            setattr(self, name, _made(spec, self.registry) if on else NullMetric())
         self.workers.set(1)
-        build = Gauge("foreseen_build_info", "1; its labels say what runs.", ("version", "python"), **newest)
-        build.labels(version("foreseen"), platform.python_version()).set(1)
-        if not on:
-            self.registry = CollectorRegistry()
-            for name in vars(self).keys() - {"registry"}:
-                setattr(self, name, NullMetric())
+        self.started.set(time.time())
+        self.build.labels(version("foreseen"), platform.python_version()).set(1)
         self._on = on
         self._hits: dict[tuple[str, str], Hits] = {}
 
@@ -333,3 +147,18 @@ class ProxyMetrics:
     def exposition(self) -> bytes:
         """The text format, over all workers. Takes milliseconds: call it off the event loop."""
         return exposition(self.registry)
+
+
+def _made(spec: Spec, registry: CollectorRegistry) -> Any:
+    """The metric of one row of the table, in the form in which the hot path counts."""
+    match spec:
+        case CounterSpec(name, help_text, labels):
+            counter = Counter(name, help_text, labels, registry=registry)
+            return CachedChildren(counter) if labels else counter
+        case GaugeSpec(name, help_text, mode, labels):
+            gauge = Gauge(name, help_text, labels, multiprocess_mode=cast("Any", mode), registry=registry)
+            return CachedChildren(gauge) if labels else gauge
+        case HistogramSpec(name, help_text, buckets, labels, at_once):
+            histogram = Histogram(name, help_text, labels, buckets=buckets, registry=registry)
+            at_once = at_once and several_workers()
+            return Tallies(histogram, at_once=at_once) if labels else Tally(histogram, at_once=at_once)

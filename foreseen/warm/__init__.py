@@ -4,6 +4,7 @@ The one thing that other people's programs (Ray, Airflow, a notebook) need is `W
 """
 
 from foreseen.warm.plan import Plan
+from foreseen.warm.run.resolve import plan_for
 from foreseen.warm.run.warmer import Warmer
 
-__all__ = ["Plan", "Warmer"]
+__all__ = ["Plan", "Warmer", "plan_for"]

@@ -37,7 +37,16 @@ class Plan(Struct, frozen=True, kw_only=True):
     """redis://, rediss:// or unix://PATH; default: DATA's own."""
     model: str | None = None
     """unix:/path or http://host:port of the model process; default: DATA's own."""
-    generation: int = 0
+    generation: int | None = None
+    """The generation of the model's space that entries are written in. None: the one that purges have left, by the
+    state store, which is asked again while the warmer works."""
+    state: str | None = None
+    """State store of purges, an address, or "none" where nothing is ever purged; default: DATA's own."""
+    redis_ca_file: Path | None = None
+    """Certificates (PEM) that verify the state store over TLS; default: the system's."""
+    sentinel_user: str | None = None
+    sentinel_password_file: Path | None = None
+    """What Sentinels ask for, where they say where the state store is."""
     mode: Literal["compute", "import"] = "compute"
     inputs: dict[str, str] = {}
     """Column → input, where they differ."""

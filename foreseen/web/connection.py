@@ -17,11 +17,13 @@ from typing import Any
 import orjson
 import structlog
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from foreseen.errors import BadRequest, ForeseenError, HeadTimeout, HeadTooLarge, Overloaded, RateLimited
-from foreseen.web.http import JSON, SERVER, error_reply
+from foreseen.web.head_checks import checked
+from foreseen.web.http import JSON, SERVER, error_reply, internal
 from foreseen.web.limits import Bucket, Gate, ListenerLimits
 
 TAKEN_BYTES = 64 * 1024
@@ -30,6 +32,9 @@ ACCEPTED_A_TURN = 64
 """Each costs 0.1 ms; the others come in the next turn."""
 TAKEN_IN_SECONDS = 1.0
 """From accepted to a connection; it takes a turn or two."""
+MOST_HEADS = 128
+"""Heads of one piece that are parsed one by one."""
+_END_OF_HEAD = b"\r\n\r\n"
 _TOO_MANY = "Too many headers"
 """How aiohttp's parser says it; it has no class for this."""
 
@@ -70,7 +75,7 @@ class AppRunner(web.AppRunner):
         made = await super()._make_server()
         return _Server(
             self._connect,
-            made.request_handler,
+            checked(made.request_handler),
             request_factory=made.request_factory,
             handler_cancellation=made.handler_cancellation,
             gate=self._gate,
@@ -162,7 +167,18 @@ class Connection(RequestHandler):
                 timer.cancel()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        """aiohttp's parser gets heads one by one: where it meets a mistake, it forgets the requests before it that came
+        in the same piece."""
+        at = 0
+        for _ in range(MOST_HEADS):
+            end = data.find(_END_OF_HEAD, at) + len(_END_OF_HEAD)
+            if end < len(_END_OF_HEAD) or end >= len(data):
+                break
+            super().data_received(data[at:end])
+            at = end
+        super().data_received(data[at:] if at else data)
+        if self._messages and not isinstance(self._messages[-1][0], RawRequestMessage):
+            self._blame_unfinished()
         if self._force_close:
             return
         waiter = self._waiter
@@ -173,6 +189,18 @@ class Connection(RequestHandler):
         elif self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer, self._head_bytes = None, 0
+
+    def _blame_unfinished(self) -> None:
+        """A mistake in the body of a request is answered as that request, which else would wait for the rest of it."""
+        mistake: Any = self._messages[-1][0]
+        payloads = [payload for _, payload in self._messages]
+        if self._current_request is not None:
+            payloads.append(self._current_request.content)
+        unfinished = [payload for payload in payloads if not payload.is_eof()]
+        for payload in unfinished:
+            payload.set_exception(mistake.exc)
+        if unfinished:
+            self._messages.pop()
 
     def admit(self) -> None:
         """Take a request out of the caller's bucket. Raises RateLimited. Every request passes here, or where a
@@ -201,12 +229,19 @@ class Connection(RequestHandler):
         """Whether another request may follow on this connection after the one that has come."""
         return self._request_count < self._most
 
+    def is_followed(self, request: web.BaseRequest) -> bool:
+        """Whether bytes came behind a request before its answer; true where that is not known."""
+        return True
+
     def rests_since(self) -> float | None:
         """The event loop's time since when it only waits for a request, or for the rest of its head."""
         return self._next_keepalive_close_time - self._keepalive_timeout if self.between_requests else None
 
     async def finish_response(self, request: Any, resp: Any, start_time: float | None) -> Any:
         """The last one says so; what of it is not read is not flushed for ever."""
+        upgrade = "Upgrade" in request.headers or request.method == "CONNECT"
+        if upgrade and self.is_followed(request):
+            resp.force_close()  # what follows may be meant for another protocol, or be lost between two parsers
         if not self.may_go_on() or (self.draining and not self._messages):  # what is pipelined is answered before
             resp.force_close()
         answered = await super().finish_response(request, resp, start_time)
@@ -279,8 +314,7 @@ class Connection(RequestHandler):
             raise ConnectionError("part of a reply is sent; an error cannot follow")
         error: ForeseenError
         if status >= 500:
-            log.error("internal error", route="unmatched", error=type(exc).__name__, exc_info=exc)
-            error = ForeseenError("internal error")
+            error = internal(exc if isinstance(exc, Exception) else RuntimeError(), "unmatched")
         elif isinstance(exc, LineTooLong) or _TOO_MANY in (message or ""):
             self._gate.count("head-size")
             error = HeadTooLarge("the request has too many header fields, or too long ones")

@@ -7,9 +7,11 @@ a gzip body that was cut off passes; each breaks a real client or a server (prot
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
-import zlib
+import sys
 from collections.abc import Awaitable, Callable
+from io import BytesIO
 from typing import Any
 
 import orjson
@@ -20,14 +22,14 @@ from aiohttp.http_exceptions import HttpProcessingError
 from foreseen.errors import (
     BadRequest,
     BodyTimeout,
-    ExpectationFailed,
     ForeseenError,
     MethodNotAllowed,
     NotFound,
-    TooLarge,
     Unsupported,
     UnsupportedCoding,
 )
+from foreseen.logs import Sparing
+from foreseen.web.bodies import BODIES, FREE_BYTES, MEDIUM_BYTES, Bodies, Charge, Inflater, too_large
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 JSON = "application/json"
@@ -37,9 +39,10 @@ SERVER = "foreseen"
 _CODINGS = frozenset(("", "identity", "gzip", "deflate"))
 _OFF_LOOP_BYTES = 1024
 """A larger compressed body is inflated in a thread: it may grow a thousandfold."""
-_GZIP_MEMBERS = 64
-"""A gzip body is a series of members (RFC 1952); empty ones cost 20 bytes to send and microseconds to open."""
 TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
+
+_CHARGE = web.RequestKey("foreseen.charge", Charge)
+_sparing = Sparing()
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 log = structlog.get_logger()
@@ -51,6 +54,7 @@ async def read_body(request: web.Request, seconds: float) -> bytes:
     Raises UnsupportedCoding, TooLarge, BodyTimeout (aiohttp closes slow headers but never slow bodies), BadRequest.
     """
     coding = ", ".join(request.headers.getall("Content-Encoding", ())).strip().lower()
+    coding = "gzip" if coding == "x-gzip" else coding  # the same, by RFC 9110 section 8.4.1.3
     if coding not in _CODINGS:
         raise UnsupportedCoding(
             f"Content-Encoding: {coding[:32]!r} is not supported; send gzip, deflate or none",
@@ -58,55 +62,58 @@ async def read_body(request: web.Request, seconds: float) -> bytes:
         )
     limit = _limit(request)
     if (request.content_length or 0) > limit:  # refused before it is read
-        raise _too_large(limit)
+        raise too_large(limit)
     if request.headers.get("Transfer-Encoding", "chunked").strip().lower() != "chunked":
         raise Unsupported("Transfer-Encoding: only chunked is understood (RFC 9112 section 6.1)")
+    bodies = request.app.get(BODIES)
+    charge = None if bodies is None else request.setdefault(_CHARGE, Charge(bodies))
     try:
         async with asyncio.timeout(seconds):
-            body = await request.read()
+            body = await _read(request, limit, charge)
     except TimeoutError:
         # aiohttp closes what is not read to its end, after the reply; `force_close` would close it before.
         told = f"the body did not arrive within {seconds:g} seconds"
         raise BodyTimeout(told, headers={"Connection": "close"}) from None
-    except web.HTTPRequestEntityTooLarge:
-        raise _too_large(limit) from None
-    except (ClientPayloadError, HttpProcessingError, web.RequestPayloadError) as error:
+    except HttpProcessingError:
+        raise BadRequest("the request is not valid HTTP", headers={"Connection": "close"}) from None
+    except (ClientPayloadError, web.RequestPayloadError) as error:
         raise BadRequest(f"the body cannot be read: {type(error).__name__}") from None
     except ConnectionError:  # the caller hung up; nobody reads this, but it is counted as the caller's
         raise BadRequest("the body ended early") from None
     if coding in ("", "identity"):
         return body
-    if len(body) <= _OFF_LOOP_BYTES:
-        return inflated(body, coding, limit)
-    return await asyncio.to_thread(inflated, body, coding, limit)
+    return await _inflated(Inflater(body, coding, limit, charge), len(body), bodies)
 
 
-def inflated(body: bytes, coding: str, limit: int) -> bytes:
-    """A gzip or deflate body (zlib's container, or bare as some send it), decoded to at most `limit` bytes.
+async def _read(request: web.Request, limit: int, charge: Charge | None) -> bytes:
+    """The whole body, in one place in memory: aiohttp's own reading holds a large one twice."""
+    stream, size, into = request.content, 0, None
+    first = b""
+    while chunk := await stream.readany():
+        size += len(chunk)
+        if size > limit:
+            raise too_large(limit)
+        if charge is not None:
+            charge.grow(len(chunk))
+        if into is not None:
+            into.write(chunk)
+        elif not first:
+            first = chunk
+        else:
+            into = BytesIO()
+            into.write(first)
+            into.write(chunk)
+    return first if into is None else into.getvalue()
 
-    Raises BadRequest where it is not whole, TooLarge.
-    """
-    wbits = 31 if coding == "gzip" else 15 if body[:1] and body[0] & 15 == zlib.DEFLATED else -15
-    parts: list[bytes] = []
-    size = at = members = 0
-    while at < len(body) or not members:
-        members += 1
-        if members > (_GZIP_MEMBERS if coding == "gzip" else 1):
-            raise BadRequest(f"Content-Encoding: more follows behind the end of the {coding} body")
-        inflater = zlib.decompressobj(wbits)
-        while not inflater.eof:
-            part = body[at : at + 65536]
-            try:
-                parts.append(inflater.decompress(part, limit + 1 - size))
-            except zlib.error:
-                raise BadRequest(f"Content-Encoding: the body is not {coding}") from None
-            size += len(parts[-1])
-            if size > limit:
-                raise _too_large(limit)
-            if not part and not inflater.eof:
-                raise BadRequest(f"Content-Encoding: the {coding} body is cut off")
-            at += len(part) - len(inflater.unused_data)
-    return b"".join(parts)
+
+async def _inflated(inflater: Inflater, size: int, bodies: Bodies | None) -> bytes:
+    """A decoded body: a small one at once, a medium one in a thread, large ones in a thread one after another."""
+    if size <= _OFF_LOOP_BYTES and inflater.run(FREE_BYTES):
+        return inflater.value()
+    if not await asyncio.to_thread(inflater.run, MEDIUM_BYTES):
+        async with contextlib.nullcontext() if bodies is None else bodies.alone:
+            await asyncio.to_thread(inflater.run, sys.maxsize)
+    return inflater.value()
 
 
 def header_length(request: web.Request) -> int | None:
@@ -166,7 +173,7 @@ def as_foreseen(error: Exception, request: web.Request) -> ForeseenError:
         case web.HTTPNotFound():
             return NotFound("there is no such route")
         case web.HTTPRequestEntityTooLarge():
-            return _too_large(_limit(request))
+            return too_large(_limit(request))
         case web.HTTPClientError():
             return BadRequest(error.reason)
         case _:
@@ -174,8 +181,11 @@ def as_foreseen(error: Exception, request: web.Request) -> ForeseenError:
 
 
 def internal(error: Exception, route: str) -> ForeseenError:
-    """What is no error of ours: logged, and a bare 500."""
-    log.error("internal error", route=route, error=type(error).__name__, exc_info=error)
+    """What is no error of ours: logged, and a bare 500. Who can cause one can do so a thousand times a second."""
+    kind = type(error).__name__
+    skipped = _sparing.skipped(f"{kind} {route}")
+    if skipped is not None:
+        log.error("internal error", route=route, error=kind, exc_info=error, **skipped)
     return ForeseenError("internal error")
 
 
@@ -185,13 +195,12 @@ def route_of(request: web.Request) -> str:
     return resource.canonical if resource is not None else "unmatched"
 
 
-async def expect(request: web.Request) -> web.StreamResponse | None:
-    """`Expect: 100-continue` gets its 100; anything else is an error of ours (RFC 9110 section 10.1.1)."""
-    if request.headers.get("Expect", "").lower() != "100-continue":
-        return error_reply(ExpectationFailed("Expect: only 100-continue is understood"))
+async def expect(request: web.Request) -> None:
+    """`Expect: 100-continue` gets its 100, but for HTTP/1.0, which does not know it (RFC 9110 section 10.1.1)."""
+    if request.version < (1, 1):
+        return
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     request.writer.output_size = 0  # what was written is not part of the reply
-    return None
 
 
 @web.middleware
@@ -201,10 +210,10 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except Exception as error:  # noqa: BLE001 - this is the edge: what gets here is answered, logged and counted
         return error_reply(as_foreseen(error, request))
-
-
-def _too_large(limit: int) -> TooLarge:
-    return TooLarge(f"the body is above the limit of {limit} bytes")
+    finally:
+        charge = request.get(_CHARGE)
+        if charge is not None:
+            charge.release()
 
 
 def _limit(request: web.Request) -> int:

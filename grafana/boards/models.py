@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grafana.panels import Panel, Row
-from grafana.queries import FRESH, MODEL, OF, quantile, rate
+from grafana.queries import FRESH, MODEL, OF, OURS, quantile, rate
 
 MODELS = (
     Row(
@@ -53,6 +53,13 @@ MODELS = (
                 "none",
                 ((f"min by (model) (foreseen_model_ready{{{OF}}})", "{{model}}"),),
                 steps=((None, "transparent"), (1.0, "green")),
+            ),
+            Panel(
+                "Upstream problems",
+                "Models of the server behind --upstream, or that server itself, that cannot be served, by problem. See "
+                "runbook: ForeseenUpstreamNotServed.",
+                "none",
+                ((f"max by (problem) (foreseen_upstream_problems{{{OURS}}})", "{{problem}}"),),
             ),
             Panel(
                 "Rows in quarantine",

@@ -8,10 +8,12 @@ machine.
 from __future__ import annotations
 
 import importlib
+import shutil
 from pathlib import Path
 from types import ModuleType
 
 import msgspec
+import onnx
 from msgspec import Struct
 from onnx import ModelProto
 
@@ -19,19 +21,28 @@ from foreseen.errors import SetupError
 from foreseen.models.build.child import prove
 from foreseen.models.build.fetch import fetch
 from foreseen.models.build.publish import GRAPH_NAME, describe, publish, workshop
-from foreseen.models.graphs.graph import to_bytes
-from foreseen.models.measure import check, exact, heads
+from foreseen.models.graphs import onnx_write
+from foreseen.models.measure import check, exact, heads, reference
 from foreseen.models.measure.gate import Figures, invariance_reasons, reasons, runs_alone
 from foreseen.models.measure.graph_run import GraphSession
 from foreseen.models.measure.samples import samples
 from foreseen.models.progress import BuildProgress
 from foreseen.models.quantize import quantize
-from foreseen.modelspec.artifact import Artifact, Record, write_record
+from foreseen.modelspec.artifact import Artifact, Record, refuse_optional, write_record
 from foreseen.modelspec.manifest import Manifest, Precision
+from foreseen.modelspec.source_file import changed_file
 from foreseen.types import Row
 
 QUICK_ROWS = 48
-BUILDERS = {"bert": "bert", "mpnet": "mpnet", "fingerprint": "fingerprint", "digits": "digits", "onnx": "onnx_file"}
+TOO_LARGE = 'it is larger than the 2.1 GB of an ONNX file; take precisions = ["int8-rowwise"]'
+BUILDERS = {
+    "bert": "bert",
+    "mpnet": "mpnet",
+    "fingerprint": "fingerprint",
+    "digits": "digits",
+    "onnx": "onnx_file",
+    "folder": "hf.folder",
+}
 """What `source.builder` may say → the module of `foreseen.models.graphs` that does it."""
 
 
@@ -42,7 +53,13 @@ class Bench(Struct, frozen=True):
     folder: Path
     files: Path
     """What was fetched, tokenizer.json among it."""
-    fp32: ModelProto
+    graph: Path
+    """The fp32 graph, in a file: a session maps it, and no step holds it in memory longer than it needs it."""
+
+    @property
+    def fp32(self) -> ModelProto:
+        """The fp32 graph, read again."""
+        return onnx.load(self.graph)
 
 
 def build(manifest: Manifest, data: Path, *, quick: bool = True, say: BuildProgress) -> Record:
@@ -56,10 +73,27 @@ def prepare(manifest: Manifest, data: Path, folder: Path, say: BuildProgress) ->
     """Fetch what the manifest's source lists and make the fp32 graph of it."""
     if manifest.source is None:
         raise SetupError(f"model {manifest.name!r} has no [source]: there is nothing to build")
+    if changed := changed_file(manifest):  # what was fetched before would be built again, and nobody would notice
+        raise SetupError(changed)
+    refuse_optional(manifest)
     files = folder / "files"
     fetch(manifest.source, data, files, say)
-    with say.step(f"make the fp32 graph of {manifest.name}"):
-        return Bench(manifest, folder, files, builder_of(manifest).make(manifest, files))
+    graph = folder / "fp32.onnx"
+    write_fp32(manifest, files, graph, say)
+    if (files / reference.NAME).is_file():
+        with say.step("compare with the reference"):
+            reference.compare(GraphSession(graph, manifest.model, "fp32"), manifest, files, files / reference.NAME)
+    return Bench(manifest, folder, files, graph)
+
+
+def write_fp32(manifest: Manifest, files: Path, graph: Path, say: BuildProgress) -> None:
+    """Make the fp32 graph and write it into a file. Raises SetupError."""
+    builder = builder_of(manifest)
+    count = getattr(builder, "parts", None)
+    with say.step(f"make the fp32 graph of {manifest.name}", count and count(files)) as advance:
+        model = builder.make(manifest, files) if count is None else builder.make(manifest, files, advance)
+        write = onnx_write.write_apart if onnx_write.is_large(model) else onnx_write.write
+        write(model, graph)
 
 
 def make(bench: Bench, precision: Precision, say: BuildProgress) -> tuple[Artifact, Path]:
@@ -68,7 +102,12 @@ def make(bench: Bench, precision: Precision, say: BuildProgress) -> tuple[Artifa
     made.mkdir()
     graph = made / GRAPH_NAME
     with say.step(f"make {precision}"):
-        graph.write_bytes(to_bytes(quantize(bench.fp32, precision)))
+        if precision == "fp32" and onnx_write.data_of(bench.graph).exists():
+            raise SetupError(f"fp32 of {bench.manifest.name}: {TOO_LARGE}")
+        if precision == "fp32":
+            shutil.copyfile(bench.graph, graph)
+        else:
+            onnx_write.write(quantize(bench.fp32, precision), graph)
     assets = []
     for name in asset_names(bench.manifest):
         (made / name).write_bytes((bench.files / name).read_bytes())
@@ -101,15 +140,16 @@ def _quick(bench: Bench, data: Path, say: BuildProgress) -> Record:
 
 
 def _quick_figures(bench: Bench, graph: Path, rows: list[Row]) -> Figures:
-    candidate = GraphSession(graph, bench.manifest.model, bench.manifest.precisions[0])
-    fp32 = GraphSession(to_bytes(bench.fp32), bench.manifest.model, "fp32")
-    reference = check.vectors(fp32.alone(rows), fp32.signature)
+    precision = bench.manifest.precisions[0]
+    candidate = GraphSession(graph, bench.manifest.model, precision)
+    fp32 = candidate if precision == "fp32" else GraphSession(bench.graph, bench.manifest.model, "fp32")
+    known = check.vectors(fp32.alone(rows), fp32.signature)
     alone = candidate.alone(rows)
-    cosine = check.cosines(reference, check.vectors(alone, candidate.signature))
+    cosine = check.cosines(known, check.vectors(alone, candidate.signature))
     figures = Figures(float(cosine.mean()), float(cosine.min()))
     if runs_alone(bench.manifest):
         return figures
-    changed = check.invariance(candidate, rows, alone, heads.head_of(bench.manifest, reference))
+    changed = check.invariance(candidate, rows, alone, heads.head_of(bench.manifest, known))
     lengths = tuple(exact.changed(candidate, bench.manifest, rows))
     return msgspec.structs.replace(
         figures, flips=changed.flips, max_difference=changed.max_difference, changed_lengths=lengths
@@ -119,7 +159,8 @@ def _quick_figures(bench: Bench, graph: Path, rows: list[Row]) -> Figures:
 def builder_of(manifest: Manifest) -> ModuleType:
     """The module of `foreseen.models.graphs` that makes the fp32 graph: it has `make(manifest, folder)`.
 
-    A builder that trains also has `truth()`: rows that it held back and their labels.
+    A builder that trains also has `truth()`: rows that it held back and their labels. One that reads large weights has
+    `parts(folder)`, how many tensors there are, and `make` then takes what to call after each.
     """
     name = manifest.source.builder if manifest.source else ""
     if name not in BUILDERS:

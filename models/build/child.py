@@ -1,6 +1,6 @@
 """A graph and its manifest → loaded and run in a child process, since ONNX Runtime has aborted on a bad artifact.
 
-(Its embedding-layer fusion made one for MiniLM, DESIGN section 9.) A crash of the child is a candidate that lost.
+(Its embedding-layer fusion made one for MiniLM.) A crash of the child is a candidate that lost.
 """
 
 from __future__ import annotations

@@ -34,6 +34,9 @@ def fetch(source: Source, data: Path, folder: Path, say: BuildProgress) -> None:
     if source.url is not None:
         with say.step(f"fetch {source.url}"):
             _fetch_url(source, data, folder)
+    if source.folder is not None:
+        with say.step(f"take {len(source.files)} files of {source.folder}"):
+            _take(Path(source.folder), source.files, folder)
     if source.archive is not None:
         with say.step(f"unpack {source.archive.parts[0]}"):
             _unpack(source.archive, folder)
@@ -47,6 +50,32 @@ def _fetch_url(source: Source, data: Path, folder: Path) -> None:
     name = plain_name(str(source.options.get("file", PurePosixPath(url).name)))
     path = _kept(data, source.sha256, lambda into: _copy(url, into / name))
     shutil.copyfile(path, folder / name)
+
+
+def _take(beside: Path, files: dict[str, str], folder: Path) -> None:
+    """Files of a folder on this machine, proved by their sha256. They are read-only here, so a hard link is enough."""
+    for name, sha256 in files.items():
+        for part in name.split("/"):
+            plain_name(part)
+        target = folder / name
+        target.parent.mkdir(exist_ok=True)
+        try:
+            if (beside / name).is_symlink():
+                raise SetupError(f"{beside / name}: is a link; put the file itself there")
+            _link(beside / name, target)
+        except OSError as error:
+            raise SetupError(f"{beside / name}: {error.strerror}") from None
+        if (found := _sha256(target)) != sha256:
+            raise SetupError(f"{beside / name}: its sha256 is {found}, the manifest says {sha256}")
+
+
+def _link(path: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(path)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(path, target)
 
 
 def _copy(url: str, path: Path) -> Path:

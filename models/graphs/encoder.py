@@ -66,15 +66,22 @@ class Encoder:
         graph = self._graph
         attended = self.dense(self._attention(x, names, bias), names.attention)
         x = self.norm(graph.add("Add", attended, x), names.attention_norm)
-        wide = graph.add("Gelu", self.dense(x, names.up), approximate="none")
+        wide = self.activation(self.dense(x, names.up))
         return self.norm(graph.add("Add", self.dense(wide, names.down), x), names.norm)
 
+    def activation(self, x: str) -> str:
+        return self._graph.add("Gelu", x, approximate="none")
+
     def _attention(self, x: str, names: LayerNames, bias: str) -> str:
-        graph, sizes = self._graph, self._sizes
-        each = sizes.hidden // sizes.heads
         query = self._heads(self.dense(x, names.query), [0, 2, 1, 3])
         key = self._heads(self.dense(x, names.key), [0, 2, 3, 1])
         value = self._heads(self.dense(x, names.value), [0, 2, 1, 3])
+        return self.attend(query, key, value, bias)
+
+    def attend(self, query: str, key: str, value: str, bias: str) -> str:
+        """softmax(q·k/√d + bias)·v. `query`, `value` FP32 [b, heads, s, d], `key` [b, heads, d, s] → [b, s, hidden]."""
+        graph, sizes = self._graph, self._sizes
+        each = sizes.hidden // sizes.heads
         scores = graph.add("MatMul", graph.add("Mul", query, graph.number(1 / math.sqrt(each))), key)
         weights = graph.add("Softmax", graph.add("Add", scores, bias), axis=-1)
         mixed = graph.add("Transpose", graph.add("MatMul", weights, value), perm=[0, 2, 1, 3])

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from foreseen.models.graphs import onnx_write
 from foreseen.modelspec.manifest import Dim, ModelInput, ModelOutput, ModelSignature
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.types import Array
@@ -26,18 +27,32 @@ class Graph:
     """A graph being written: `constant` and `add` give back the name of the tensor that they made."""
 
     def __init__(self) -> None:
+        # Written in place: `onnx.helper` copies every weight twice on the way into a model.
+        self._model = ModelProto()
         self._nodes: list[NodeProto] = []
-        self._constants: dict[str, TensorProto] = {}
+        self._constants: set[str] = set()
 
     def constant(self, name: str, array: Array) -> str:
         """Put a named constant into the graph; the same name twice is the same constant."""
+        return self._put(name, np.ascontiguousarray(array))
+
+    def _put(self, name: str, array: Array) -> str:
         if name not in self._constants:
-            self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+            self._constants.add(name)
+            tensor = self._model.graph.initializer.add()
+            tensor.dims.extend(array.shape)
+            tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+            tensor.name = name
+            tensor.raw_data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
         return name
 
     def numbers(self, *values: int) -> str:
         """A 1-d INT64 constant: axes, shapes, starts, ends."""
         return self.constant("i" + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def scalar(self, value: int) -> str:
+        """A 0-d INT64 constant, which Range, CumSum and a Gather that drops an axis want."""
+        return self._put(f"s{value}", np.array(value, np.int64))
 
     def number(self, value: float) -> str:
         """A scalar FP32 constant."""
@@ -51,16 +66,16 @@ class Graph:
 
     def model(self, signature: ModelSignature) -> ModelProto:
         """The finished, checked model with the inputs and outputs of a manifest's `[model]` part."""
-        graph = helper.make_graph(
-            self._nodes,
-            "foreseen",
-            [value_info(i) for i in signature.inputs],
-            [value_info(o) for o in signature.outputs],
-            list(self._constants.values()),
-        )
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
-        model = helper.make_model(graph, producer_name="foreseen", opset_imports=opsets, ir_version=IR_VERSION)
-        onnx.checker.check_model(model)
+        model = self._model
+        for listed in (model.opset_import, model.graph.node, model.graph.input, model.graph.output):
+            del listed[:]  # a graph may be written on and finished again
+        model.ir_version, model.producer_name = IR_VERSION, "foreseen"
+        model.opset_import.extend([helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)])
+        model.graph.name = "foreseen"
+        model.graph.node.extend(self._nodes)
+        model.graph.input.extend([value_info(i) for i in signature.inputs])
+        model.graph.output.extend([value_info(o) for o in signature.outputs])
+        onnx_write.check(model)
         return model
 
 

@@ -1,11 +1,8 @@
-"""An ONNX file that was fetched → the fp32 graph, if it is whole: nothing outside the file, the declared signature.
-
-External data are refused altogether: they are what CVE-2022-25882, -2024-27318, -2026-27489 and -34446 (traversal,
-symlinks, hard links) go through. Merge them first: `onnx.save(onnx.load(path), path)`.
-"""
+"""An ONNX file that was fetched → the fp32 graph with the declared signature, all of its data inside it."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -14,6 +11,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
 
 from foreseen.errors import SetupError
+from foreseen.models.graphs import external_data, onnx_write
 from foreseen.modelspec.manifest import Manifest
 
 DEFAULT_FILE = "model.onnx"
@@ -35,18 +33,28 @@ def make(manifest: Manifest, folder: Path) -> ModelProto:
 
 
 def read(path: Path) -> ModelProto:
-    """Parse and check an ONNX file without following anything that it points at."""
+    """Parse and check an ONNX file. Data in another file are read from beside it and nowhere else."""
     try:
         model = onnx.load_model_from_string(path.read_bytes())
-        for tensor in tensors(model):
-            if tensor.external_data or tensor.data_location == TensorProto.EXTERNAL:
-                raise SetupError(f"{path.name}: tensor {tensor.name!r} lies outside of the file; merge it into one")
+        external_data.merge(tensors(model), path.parent)
         onnx.checker.check_model(model)
+    except SetupError as error:
+        raise SetupError(f"{path.name}: {error}") from None
     except OSError as error:
         raise SetupError(f"{path}: {error.strerror}") from None
     except (DecodeError, onnx.checker.ValidationError) as error:
         raise SetupError(f"{path.name}: is not a valid ONNX file: {str(error).splitlines()[0]}") from None
     return model
+
+
+def copy(path: Path, target: Path) -> None:
+    """The file as it is, or, where some of its data lie in another, one file of all of them."""
+    model = onnx.load_model_from_string(path.read_bytes())
+    if any(external_data.is_external(tensor) for tensor in tensors(model)):
+        external_data.merge(tensors(model), path.parent)
+        onnx_write.write(model, target)
+    else:
+        shutil.copyfile(path, target)
 
 
 def inputs(model: ModelProto) -> list[onnx.ValueInfoProto]:

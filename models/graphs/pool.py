@@ -1,7 +1,8 @@
 """Token vectors and a mask → one normalised vector per row, the same bits whatever batch the row is in.
 
 Of all operators of an encoder in ONNX Runtime, pooling is the one whose bits depend on batch-mates: `ReduceSum` over
-the sequence in every batch, `MatMul(mask[b,1,s], x)` for lengths ≡ 3 mod 4 (DESIGN section 5). With two rows of mask
+the sequence in every batch, `MatMul(mask[b,1,s], x)` for lengths ≡ 3 mod 4 (docs/architecture.md, Exactness). With two
+rows of mask
 the MatMul takes the general matrix kernel, whose sums run in the order of the sequence: row 0 of that is exact.
 """
 

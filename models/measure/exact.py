@@ -1,7 +1,7 @@
 """A model declared exact → the lengths at which batch-mates or padding change a bit of a row: none, or it is refused.
 
 Every length from 4 to 62, since kernels take other paths by length: the one-row pool goes wrong at lengths ≡ 3 mod 4
-only, the `ReduceSum` pool almost everywhere (DESIGN section 5; `tests/models/test_minilm.py` shows both).
+only, the `ReduceSum` pool almost everywhere (docs/architecture.md; `tests/models/test_minilm.py` shows both).
 """
 
 from __future__ import annotations

@@ -11,20 +11,36 @@ from PIL import Image as Picture
 from foreseen.errors import SetupError
 from foreseen.models.measure.texts import texts
 from foreseen.modelspec.images import pixels
-from foreseen.modelspec.manifest import ClientInput, Manifest, ModelInput, Tokenizer
+from foreseen.modelspec.manifest import ClientInput, Manifest, ModelInput, Tokenizer, seconds
+from foreseen.modelspec.prepare import Preparer, tokenizer_of
 from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.wire import InputTensor
 from foreseen.types import Array, Row
 
 PICTURE_PIXELS = 300
+QUERY_WORDS = 3  # queries are not cut, so they must leave room in the shortest rows
 NAMED_SIZES = (1, 24)
 """Least and largest size of a named dimension that nothing else decides."""
 
 
 def samples(manifest: Manifest, folder: Path, count: int, seed: int = 1) -> list[Row]:
     """`count` rows. Texts go through the model's own tokenizer in `folder`; other inputs are drawn at random."""
+    if seconds(manifest.seen):
+        return _pairs(manifest, folder, count)
     chance = np.random.default_rng(seed)
     columns = [_column(spec, manifest, folder, count, chance) for spec in manifest.model.keyed]
     return [Row(parts) for parts in zip(*columns, strict=True)]
+
+
+def _pairs(manifest: Manifest, folder: Path, count: int) -> list[Row]:
+    """Rows of two texts each, made by the model's own preparation."""
+    names = {i.tokenizer.file for i in manifest.seen.inputs if i.tokenizer is not None}
+    preparer = Preparer(manifest, {name: (folder / name).read_bytes() for name in names})
+    written, second = texts(2 * count), seconds(manifest.seen)
+    asked = [" ".join(text.split()[:QUERY_WORDS]) for text in written[count:]]
+    given = [(spec, written[:count] if spec.name in second else asked) for spec in manifest.seen.inputs]
+    columns = [(spec, np.array([text.encode() for text in column], object)) for spec, column in given]
+    return list(preparer.rows([InputTensor(spec.name, spec.datatype, column) for spec, column in columns]))
 
 
 def tokenized(manifest: Manifest, folder: Path, written: list[str]) -> list[Row]:
@@ -75,9 +91,6 @@ def _tokenizer(manifest: Manifest, spec: ModelInput) -> Tokenizer | None:
 
 def _ids(step: Tokenizer, folder: Path, written: list[str]) -> list[Array]:
     """Token ids as `prepare` makes them: no padding, cut to `max_tokens`."""
-    from tokenizers import Tokenizer as Loaded
-
-    loaded = Loaded.from_file(str(folder / step.file))
-    loaded.no_padding()
-    loaded.enable_truncation(step.max_tokens)
-    return [np.array(encoding.ids, np.int64) for encoding in loaded.encode_batch(written)]
+    loaded = tokenizer_of({step.file: (folder / step.file).read_bytes()}, step)
+    prompted = [(step.prompt or "") + text for text in written]
+    return [np.array(encoding.ids, np.int64) for encoding in loaded.encode_batch(prompted)]

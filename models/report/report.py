@@ -133,5 +133,7 @@ def _report(manifest: Manifest, what: str, candidates: list[Candidate]) -> Repor
 
 
 def _subject(manifest: Manifest) -> str:
-    parts = (manifest.model, manifest.seen, manifest.source, manifest.gates, manifest.precisions, manifest.exact)
+    # Where a folder lies is no part of what was measured: its files are told by their sha256.
+    source = None if manifest.source is None else msgspec.structs.replace(manifest.source, folder=None)
+    parts = (manifest.model, manifest.seen, source, manifest.gates, manifest.precisions, manifest.exact)
     return fields_digest(msgspec.json.encode(parts, order="sorted"))

@@ -13,7 +13,6 @@ from msgspec import Struct
 from foreseen.errors import SetupError
 from foreseen.models.build.build import Bench, builder_of, make
 from foreseen.models.build.publish import GRAPH_NAME
-from foreseen.models.graphs.graph import to_bytes
 from foreseen.models.measure import check, exact, heads, labelled
 from foreseen.models.measure.gate import Figures, reasons, runs_alone
 from foreseen.models.measure.graph_run import GraphSession
@@ -87,7 +86,7 @@ def measure(
 ) -> tuple[str, list[Candidate], dict[str, MadeCandidate]]:
     """Make and measure every precision of the manifest. Gives what was asked, the candidates and what was made."""
     manifest = bench.manifest
-    fp32 = GraphSession(to_bytes(bench.fp32), manifest.model, "fp32")
+    fp32 = GraphSession(bench.graph, manifest.model, "fp32")
     with say.step("make the questions and the head that labels the answers"):
         asked = _questions(bench, fp32, files)
     with say.step(f"run fp32 on {len(asked.rows)} rows, each alone"):

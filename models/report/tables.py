@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from foreseen.models.report.study import Candidate, Report
-from foreseen.modelspec.artifact import Record
+from foreseen.modelspec.artifact import Record, Serving
 from foreseen.modelspec.manifest import Manifest
 
 MEGABYTE = 1e6
@@ -34,33 +35,51 @@ def show_report(out: Console, report: Report, chosen: str | None) -> None:
         out.print(f"in force is {chosen}; a full build would take {report.best}", highlight=False)
 
 
+def show_build(out: Console, record: Record, before: Record | None) -> None:
+    """The choice, and whether it is another one than before."""
+    show_choice(out, record)
+    if before is None:
+        return
+    if before.artifact.digest == record.artifact.digest:
+        out.print(f"unchanged: artifact {record.artifact.digest[:12]} was in force before", highlight=False)
+    else:
+        out.print(f"changed: artifact {before.artifact.digest[:12]} was in force before", highlight=False)
+
+
 def show_choice(out: Console, record: Record) -> None:
     artifact = record.artifact
     cached = "cached by the row" if record.row_independent else "NOT cached by the row: batch-mates change its answers"
     size = artifact.graph.bytes / MEGABYTE
-    line = f"{artifact.model}: {artifact.precision} in force, {size:.1f} MB, {artifact.digest[:12]}, {cached}"
+    line = f"{artifact.model}: {artifact.precision} in force, {size:.1f} MB, artifact {artifact.digest[:12]}, {cached}"
     out.print(line, highlight=False, soft_wrap=True)
 
 
-def show_models(out: Console, built: Sequence[tuple[Manifest, Record | None]]) -> None:
-    table = Table("model", "what", "in force", "MB", "rows", "digest")
-    for manifest, record in built:
+def show_models(out: Console, built: Sequence[tuple[Manifest, Record | None, Serving | None]]) -> None:
+    """`artifact` is what was built, `digest` what its process last served it as, which is in every key."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    names = max((len(manifest.name) for manifest, _, _ in built), default=5)
+    for name, width in (("model", names), ("in force", 12), ("MB", 5), ("rows", 11), ("artifact", 12), ("digest", 12)):
+        table.add_column(name, no_wrap=True, min_width=width)
+    table.add_column("what", no_wrap=True, overflow="ellipsis")
+    for manifest, record, serving in built:
         if record is None:
-            table.add_row(manifest.name, manifest.title, "not built", "", "", "")
+            table.add_row(manifest.name, "not built", "", "", "", "", manifest.title)
             continue
         artifact = record.artifact
-        rows = "independent" if record.row_independent else "depend on batch-mates"
+        rows = "independent" if record.row_independent else "coupled"
         size = f"{artifact.graph.bytes / MEGABYTE:.1f}"
-        table.add_row(manifest.name, manifest.title, artifact.precision, size, rows, artifact.digest[:12])
+        digest = "–" if serving is None else serving.digest[:12]
+        table.add_row(manifest.name, artifact.precision, size, rows, artifact.digest[:12], digest, manifest.title)
     out.print(table)
 
 
-def listed(manifest: Manifest, record: Record | None) -> dict[str, Any]:
-    """One model of `models list --json`."""
+def listed(manifest: Manifest, record: Record | None, serving: Serving | None) -> dict[str, Any]:
+    """One model of `models list --json`; `digest` is the model digest, null until its process was ready once."""
     base: dict[str, Any] = {"name": manifest.name, "title": manifest.title, "precisions": list(manifest.precisions)}
     if record is None:
         return base | {"built": None}
-    built = {"precision": record.artifact.precision, "digest": record.artifact.digest}
+    digest = None if serving is None else serving.digest
+    built = {"precision": record.artifact.precision, "artifact": record.artifact.digest, "digest": digest}
     return base | {"built": built | {"row_independent": record.row_independent}}
 
 

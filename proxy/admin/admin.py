@@ -15,6 +15,7 @@ from aiohttp import web
 from foreseen.errors import SetupError, Unauthorized
 from foreseen.keys.explain import read_frame
 from foreseen.keys.secret import read_secret
+from foreseen.logs import Sparing
 from foreseen.types import Explanation
 
 log = structlog.get_logger()
@@ -25,21 +26,33 @@ class Token:
 
     def __init__(self, path: Path, *, required: bool) -> None:
         try:
-            self._token = read_secret(path)
+            self._token = read_secret(path, "admin token")
         except SetupError:
             if required:
                 raise
             self._token = b""
+        self._sparing = Sparing()
 
     def check(self, request: web.Request, verb: str) -> str:
-        """Who asks. Raises Unauthorized. Every call is logged, whoever made it; one without the token as a warning."""
-        given = request.headers.get("Authorization", "").encode()
-        passed = bool(self._token) and compare_digest(given, b"Bearer " + self._token)
+        """Who asks. Raises Unauthorized. Every call is logged, whoever made it; one without the token as a warning, and
+        a flood of those from one address as a warning a second that says how many there were."""
+        passed = bool(self._token) and compare_digest(_bearer(request), self._token)
         actor = actor_of(request)
-        (log.info if passed else log.warning)("admin", verb=verb, actor=actor, passed=passed)
-        if not passed:
+        if passed:
+            log.info("admin", verb=verb, actor=actor, passed=True)
+        else:
+            skipped = self._sparing.skipped(actor.partition(",")[0])
+            if skipped is not None:
+                log.warning("admin", verb=verb, actor=actor, passed=False, **skipped)
             raise Unauthorized("this route needs the admin token", headers={"WWW-Authenticate": "Bearer"})
         return actor
+
+
+def _bearer(request: web.Request) -> bytes:
+    """The token that a request gives, any bytes; empty where it gives none. The scheme's case does not matter (RFC 9110
+    section 11.1)."""
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    return given.strip(" ").encode(errors="surrogateescape") if scheme.lower() == "bearer" else b""
 
 
 def actor_of(request: web.Request) -> str:

@@ -19,7 +19,7 @@ from foreseen.errors import QueueUnavailable
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.telemetry.child_states import ChildState
 from foreseen.telemetry.exposition import exposition
-from foreseen.telemetry.metrics import ProxyMetrics
+from foreseen.telemetry.metrics import UPSTREAM_PROBLEMS, ProxyMetrics
 from foreseen.types import AWAY, FarState, QueueStatus
 
 BEAT_SECONDS = 0.25
@@ -54,6 +54,7 @@ class Heartbeat:
         connections: Callable[[], int] = lambda: 0,
         queue: Callable[[], Awaitable[QueueStatus]] | None = None,
         children: Callable[[], Sequence[ChildState]] = tuple,
+        upstream_problems: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._served = served
@@ -65,6 +66,7 @@ class Heartbeat:
         self._connections = connections
         self._queue = queue
         self._children = children
+        self._upstream_problems = upstream_problems
         self._scraping = asyncio.Lock()
         self._cpu_seconds = 0.0
         self._expected: set[str] = set()
@@ -106,6 +108,10 @@ class Heartbeat:
         self._expected |= new
         for name, served in self._served.items():
             metrics.model_ready.labels(name).set(served.ready)
+        if self._upstream_problems is not None:
+            found = self._upstream_problems()
+            for problem in UPSTREAM_PROBLEMS:
+                metrics.upstream_problems.labels(problem).set(found.get(problem, 0))
         cpu_seconds = time.process_time()
         metrics.cpu_seconds.inc(cpu_seconds - self._cpu_seconds)
         self._cpu_seconds = cpu_seconds

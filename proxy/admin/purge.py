@@ -16,6 +16,7 @@ from msgspec import Struct
 from foreseen.errors import BadRequest, FarError, NotConfirmed, StateUnavailable
 from foreseen.protocol.strict_json import load_json
 from foreseen.proxy.admin.admin import Token
+from foreseen.proxy.admin.purge_targets import Targets
 from foreseen.proxy.cache.generations import is_gone
 from foreseen.proxy.cache.tiers import Tiers
 from foreseen.stores.state import Kind, State
@@ -89,7 +90,7 @@ class Purger:
         return self._state
 
 
-def admin_application(purger: Purger, token: Token, body_seconds: float) -> web.Application:
+def admin_application(purger: Purger, targets: Targets, token: Token, body_seconds: float) -> web.Application:
     """The operators' listener: POST /admin/purge, GET /admin/workers, POST /admin/workers/forget."""
 
     async def asked(request: web.Request, verb: str) -> tuple[dict[str, Any], str]:
@@ -100,14 +101,19 @@ def admin_application(purger: Purger, token: Token, body_seconds: float) -> web.
         return document, actor
 
     async def purge(request: web.Request) -> web.Response:
-        """Purge one of `model`, `digest`, `key` and `all` (true); workers confirm within `timeout_seconds`."""
+        """Purge one of `model`, `digest`, `key` and `all` (true); workers confirm within `timeout_seconds`. A model or
+        digest that nothing knows is 404 unless `even_if_unknown` is true."""
         document, actor = await asked(request, "purge")
         kind, what = target_of(document)
         seconds = document.get("timeout_seconds", 5.0)
         if type(seconds) not in (int, float) or not 0 <= seconds <= MOST_SECONDS:
             raise BadRequest(f"timeout_seconds: must be a number from 0 to {MOST_SECONDS:g}")
-        done = await purger.purge(kind, what, seconds, actor)
-        return json_reply({"generation": done.generation, "workers": done.workers})
+        unknown = document.get("even_if_unknown", False)
+        if type(unknown) is not bool:
+            raise BadRequest("even_if_unknown: must be true or false")
+        target = await targets.resolve(kind, what, even_if_unknown=unknown)
+        done = [await purger.purge(target.kind, name, seconds, actor) for name in target.names][-1]
+        return json_reply({"generation": done.generation, "workers": done.workers, "purged": target.said})
 
     async def workers(request: web.Request) -> web.Response:
         """The registered workers and the last purge that each has confirmed."""
@@ -133,7 +139,7 @@ def admin_application(purger: Purger, token: Token, body_seconds: float) -> web.
 def target_of(document: dict[str, Any]) -> tuple[Kind, str]:
     """What a purge is of: exactly one of model, digest, key and all. Raises BadRequest."""
     given = [kind for kind in ("model", "digest", "key", "all") if document.get(kind) not in (None, False)]
-    unknown = document.keys() - {"model", "digest", "key", "all", "timeout_seconds"}
+    unknown = document.keys() - {"model", "digest", "key", "all", "timeout_seconds", "even_if_unknown"}
     if len(given) != 1 or unknown:
         raise BadRequest("body: give exactly one of model, digest, key and all, and timeout_seconds if you like")
     kind, what = given[0], document[given[0]]

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import aiohttp
-import orjson
 import structlog
 from msgspec import structs
 
@@ -21,53 +19,62 @@ from foreseen.errors import SetupError
 from foreseen.modelspec.manifest import Freshness, Manifest, find, names
 from foreseen.proxy.backend.isolation import IsolationLock
 from foreseen.proxy.backend.served import WATCH_SECONDS, WATCH_SECONDS_AT_START, ServedModel
-from foreseen.proxy.backend.upstream import UpstreamMetadata, UpstreamProcess, told_of
+from foreseen.proxy.backend.upstream import UpstreamProcess
+from foreseen.proxy.backend.upstream_metadata import UpstreamMetadata, declared_told, optional_inputs, told_of
+from foreseen.proxy.backend.v2_server import Problem, Unusable, V2Server
 from foreseen.proxy.cache.freshness import policy_of
 from foreseen.settings import ProxySettings
+from foreseen.stores.redis_urls import shown
 
 log = structlog.get_logger()
 
-START_SECONDS = 60.0
+FIND_SECONDS = 3.0
+"""How long a process waits at its start for a server that is starting, too."""
 LOOK_SECONDS = 5.0
 """For models that are new there."""
-_REQUEST_SECONDS = 5.0
+REMIND_SECONDS = 60.0
+"""Between two lines in the log about a problem that stays."""
+SIDE_BY_SIDE = 8
+"""Models that are looked at side by side: one whose metadata do not come holds no other up for long."""
 
 Serve = Callable[[UpstreamMetadata], ServedModel]
 
 
 class Upstream:
-    """The models of one server. `names` are those to serve, none for all that it lists; `serve` makes one of ours."""
+    """The models of one server. `names` are those to serve, none for all that it lists; `serve` makes one of ours, and
+    `declared` knows what an operator's manifest says of one."""
 
-    def __init__(self, address: str, names: Sequence[str], serve: Serve, trials: IsolationLock | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        names: Sequence[str],
+        serve: Serve,
+        trials: IsolationLock | None = None,
+        declared: Callable[[str], Manifest | None] = lambda _: None,
+    ) -> None:
         self.served: dict[str, ServedModel] = {}
         self.trials = trials or IsolationLock()
-        self._address = address.rstrip("/")
+        self.refused: dict[str, Unusable] = {}
+        """Models that cannot be served, by name, and why."""
+        self.problem: Unusable | None = None
+        """Why the server as a whole is of no use."""
+        self._address = shown(address)
+        self._server = V2Server(address)
         self._names = tuple(names)
         self._serve = serve
-        self._refused: dict[str, str] = {}
+        self._declared = declared
         self._followers: dict[str, asyncio.Task[None]] = {}
-        self._client: aiohttp.ClientSession | None = None
+        self._logged: dict[str, tuple[str, float]] = {}
 
     async def find(self) -> None:
-        """Wait until the server tells its models, and serve them. Raises SetupError where it does not in time."""
-        failure = "it did not answer"
-        try:
-            async with asyncio.timeout(START_SECONDS):
-                while True:
-                    try:
-                        await self._look()
-                    except SetupError as error:
-                        failure = str(error)
-                    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                        failure = f"it cannot be reached ({type(error).__name__})"
-                    else:
-                        if self.served:
-                            return
-                        failure = "; ".join(self._refused.values()) or "it lists no model"
-                    await asyncio.sleep(WATCH_SECONDS_AT_START)
-        except TimeoutError:
-            await self.close()
-            raise SetupError(f"--upstream {self._address}: {failure}") from None
+        """Serve what the server has now; wait a few seconds where that is not what is wanted, then go on all the same:
+        `follow` serves it when it comes."""
+        until = asyncio.get_running_loop().time() + FIND_SECONDS
+        while True:
+            await self.look()
+            if self.missing is None or asyncio.get_running_loop().time() >= until:
+                return
+            await asyncio.sleep(WATCH_SECONDS_AT_START)
 
     async def follow(self) -> None:
         """Keep `served` as the server is, for ever."""
@@ -76,33 +83,87 @@ class Upstream:
                 for name in self.served:
                     if name not in self._followers:
                         self._followers[name] = asyncio.create_task(self._follow(name))
-                await asyncio.sleep(LOOK_SECONDS)
-                try:
-                    await self._look()
-                except (aiohttp.ClientError, OSError, TimeoutError, SetupError) as error:
-                    log.debug("upstream not listed", upstream=self._address, error=type(error).__name__)
+                await asyncio.sleep(LOOK_SECONDS if self.missing is None else WATCH_SECONDS)
+                await self.look()
         finally:
             for task in self._followers.values():
                 task.cancel()
             await self.close()
 
     async def close(self) -> None:
-        if self._client is not None:
-            await self._client.close()
+        await self._server.close()
+
+    @property
+    def missing(self) -> str | None:
+        """Why models are not served that should be: those that were named, or any at all. None where they are."""
+        wanted = [name for name in self._names if name not in self.served]
+        if self.served and not wanted:
+            return None
+        if self.problem is not None:
+            return str(self.problem)
+        whys = [str(self.refused[name]) for name in wanted or self.refused if name in self.refused]
+        return "; ".join(whys[:3]) or "the upstream has not been asked yet"
+
+    def problems(self) -> Counter[str]:
+        """How many models, or servers, cannot be served, by problem."""
+        found = Counter(one.problem for one in self.refused.values())
+        if self.problem is not None:
+            found[self.problem.problem] += 1
+        return Counter[str](found)
+
+    async def look(self) -> None:
+        """Serve what is not served yet; note, and log, what cannot be."""
+        try:
+            await self._look()
+            self.problem = None
+            self._logged.pop("", None)
+        except Unusable as error:
+            self.problem = error
+            self._say("", error)
 
     async def _look(self) -> None:
-        """Serve what is not served yet."""
-        for name in self._names or await self._listed():
-            if name in self.served:
-                continue
-            try:
-                one = self._serve(await self._told(name))
-                await one.refresh()  # ready as soon as it is there
-                self.served[name] = one
-            except SetupError as error:
-                if self._refused.get(name) != str(error):
-                    log.warning("upstream model not served", model=name, why=str(error))
-                self._refused[name] = str(error)
+        """Serve what is not served yet. Raises Unusable where the server lists no model."""
+        names = self._names or await self._server.listed()
+        new = [name for name in names if name not in self.served]
+        for gone in self.refused.keys() - set(new):
+            del self.refused[gone]
+        places = asyncio.Semaphore(SIDE_BY_SIDE)
+
+        async def add(name: str) -> None:
+            async with places:
+                await self._add(name)
+
+        await asyncio.gather(*(add(name) for name in new))
+
+    async def _add(self, name: str) -> None:
+        try:
+            one = self._serve(await self._told(name))
+        except SetupError as error:
+            why = error if isinstance(error, Unusable) else Unusable("unusable", str(error), "see docs/upstream.md")
+            self.refused[name] = why
+            self._say(name, why)
+            return
+        await one.refresh()  # ready as soon as it is there
+        self.served[name] = one
+        self.refused.pop(name, None)
+        self._logged.pop(name, None)
+
+    def _say(self, name: str, why: Unusable) -> None:
+        """One line for a problem when it begins, and once a minute while it stays."""
+        text, now = str(why), asyncio.get_running_loop().time()
+        before, at = self._logged.get(name, ("", 0.0))
+        if before == text and now - at < REMIND_SECONDS:
+            return
+        self._logged[name] = text, now
+        whose = {"model": name} if name else {}
+        log.warning(
+            "upstream model not served" if name else "upstream not usable",
+            upstream=self._address,
+            problem=why.problem,
+            why=why.said,
+            fix=why.fix,
+            **whose,
+        )
 
     async def _follow(self, name: str) -> None:
         """One model: its version, whether its rows may be keyed one by one, its signature."""
@@ -112,7 +173,10 @@ class Upstream:
             process = one.process
             assert isinstance(process, UpstreamProcess)
             if process.declared is None:
-                await self._renew(name, one, process)
+                try:
+                    await self._renew(name, one, process)
+                except SetupError as error:  # a manifest that came meanwhile, say
+                    self._say(name, Unusable("unusable", str(error), "see docs/upstream.md"))
             if turn == 0 and one.facts is not None and one.facts.identity == "unobservable":
                 log.warning(
                     "upstream: a change of this model would be unobservable; declare --upstream-digest", model=name
@@ -123,9 +187,9 @@ class Upstream:
         if process.told.manifest.model != one.manifest.model:
             new = self._serve(process.told)
             log.warning("upstream model has another signature", model=name)
-        elif process.rows != one.manifest.rows:
-            new = one.keyed(structs.replace(one.manifest, rows=process.rows))
-            log.info("upstream rows", model=name, rows=process.rows, why=process.why)
+        elif (process.rows, process.outputs) != (one.manifest.rows, one.manifest.outputs):
+            new = one.keyed(structs.replace(one.manifest, rows=process.rows, outputs=process.outputs))
+            log.info("upstream rows", model=name, rows=process.rows, outputs=process.outputs, why=process.why)
         else:
             return
         await new.refresh()
@@ -134,41 +198,24 @@ class Upstream:
         if new.process is not process:
             await process.close()
 
-    async def _listed(self) -> list[str]:
-        """`/v2/models` where there is one (KServe, Foreseen), else Triton's repository index (Triton, MLServer)."""
-        document = await self._json("GET", "/v2/models")
-        if isinstance(document, dict) and isinstance(document.get("models"), list):
-            listed = document["models"]
-        else:
-            listed = await self._json("POST", "/v2/repository/index", b"{}")
-        if not isinstance(listed, list):
-            raise SetupError("it does not list its models; name them with --model")
-        names = [one.get("name") if isinstance(one, dict) else one for one in listed]
-        return list(dict.fromkeys(name for name in names if isinstance(name, str)))
-
     async def _told(self, name: str) -> UpstreamMetadata:
-        metadata = await self._json("GET", f"/v2/models/{name}")
-        if not isinstance(metadata, dict):
-            raise SetupError(f"model {name!r}: the upstream {self._address} has no metadata of it")
-        return told_of(name, metadata)
-
-    async def _json(self, method: str, path: str, body: bytes | None = None) -> Any:
-        """A JSON reply, None where the server has none."""
-        if self._client is None:
-            self._client = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_REQUEST_SECONDS))
-        headers = {"Content-Type": "application/json"} if body is not None else {}
-        async with self._client.request(method, self._address + path, data=body, headers=headers) as reply:
-            content = await reply.read()
-            if reply.status != 200:
-                return None
+        """What is known of a model: an operator's manifest, or else its metadata. Raises SetupError."""
+        declared = self._declared(name)
+        if declared is not None:
+            return declared_told(declared)
+        metadata = await self._server.metadata(name)
+        optional = optional_inputs(metadata, await self._server.config(name))
         try:
-            return orjson.loads(content)
-        except orjson.JSONDecodeError:
-            return None
+            return told_of(name, metadata, optional)
+        except SetupError as error:
+            kind: Problem = "unusable" if metadata.get("inputs") and metadata.get("outputs") else "no-metadata"
+            said = f"GET /v2/models/{name} answered 200, but: {error}"
+            raise Unusable(kind, said, "write a model.toml for it (docs/upstream.md)") from None
 
 
 async def upstream_of(settings: ProxySettings, defaults: Freshness) -> Upstream | None:
-    """The upstream of the settings, its models found; None where there is none. Raises SetupError."""
+    """The upstream of the settings, with the models that it has now; None where there is none. Raises SetupError for
+    settings that make no sense."""
     if settings.upstream is None:
         return None
     address, folders = settings.upstream, (settings.models,) if settings.models else ()
@@ -177,12 +224,14 @@ async def upstream_of(settings: ProxySettings, defaults: Freshness) -> Upstream 
 
     trials = IsolationLock()
 
-    def serve(told: UpstreamMetadata) -> ServedModel:
-        known = told.manifest.name in names(folders)  # the manifests in the box are not of this server's models
-        manifest = find(told.manifest.name, folders) if known else None
-        return in_front_of(address, told, settings, defaults, manifest, trials)
+    def declared(name: str) -> Manifest | None:
+        """The manifests in the box are not of this server's models."""
+        return find(name, folders) if name in names(folders) else None
 
-    upstream = Upstream(address, settings.model, serve, trials)
+    def serve(told: UpstreamMetadata) -> ServedModel:
+        return in_front_of(address, told, settings, defaults, declared(told.manifest.name), trials)
+
+    upstream = Upstream(address, settings.model, serve, trials, declared)
     await upstream.find()
     return upstream
 
@@ -208,5 +257,5 @@ def in_front_of(
         quarantine_seconds=settings.quarantine_seconds,
         trials=trials,
     )
-    own = manifest or told.manifest
+    own = structs.replace(manifest or told.manifest, upstream=address)
     return ServedModel(own, process, settings.data, policy_of(own.freshness, defaults))

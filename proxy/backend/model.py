@@ -37,6 +37,7 @@ from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import Manifest, ModelSignature
 from foreseen.modelspec.rows import raw_of_outputs, raw_outputs, stack, whole_outputs
 from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.members import REPLY_HEAD, RequestMembers, read_canonical
 from foreseen.protocol.wire import Response, parse_response, render_request
 from foreseen.proxy.backend.http_pool import Broken, HttpPool, HttpReply, NotReached, Unreadable
 from foreseen.proxy.backend.isolation import IsolationLock
@@ -77,6 +78,8 @@ class ModelFacts(Struct, frozen=True):
     row_independent: bool = True
     identity: str = "digest"
     """What a change of the model shows in: `digest`, `declared`, `version`, or `unobservable`."""
+    artifact: str = ""
+    """The artifact digest; empty of a foreign server."""
 
 
 class ModelProcess:
@@ -302,15 +305,17 @@ class ModelProcess:
 
     async def _ask(self, rows: Sequence[Row], parameters: bytes, options: RequestOptions) -> list[Prediction]:
         """One request as it is. Raises ConnectionBroke where it was aboard when the connection ended."""
-        batch = whole_batch(rows[0], self._signature) if self._together(rows) else stack(rows, self._signature)
+        signature = self._signature.of(rows[0].given)
+        batch = whole_batch(rows[0], signature) if self._together(rows) else stack(rows, signature)
         left = options.deadline - asyncio.get_running_loop().time()
         if left <= 0:
             raise DeadlineExceeded("the deadline passed before the model was asked")
-        tensors = [(i.name, i.datatype, batch[i.name]) for i in self._signature.inputs]
+        tensors = [(i.name, i.datatype, batch[i.name]) for i in signature.inputs]
         request_id = next(self._ids)
         started = time.perf_counter()
-        response = await self._asked(tensors, orjson.loads(parameters) if parameters else {}, options, request_id)
-        return self._predictions(response, rows, request_id, time.perf_counter() - started)
+        members = read_canonical(parameters)
+        response = await self._asked(tensors, members, options, request_id)
+        return self._predictions(response, rows, members, request_id, time.perf_counter() - started)
 
     # What follows is how this kind of server is asked; `upstream.py` says it of any other.
 
@@ -324,11 +329,12 @@ class ModelProcess:
         return [range(at, min(at + step, len(rows))) for at in range(0, len(rows), step)]
 
     async def _asked(
-        self, tensors: Tensors, parameters: dict[str, Any], options: RequestOptions, request_id: str
+        self, tensors: Tensors, members: RequestMembers, options: RequestOptions, request_id: str
     ) -> Response:
         left = options.deadline - asyncio.get_running_loop().time()
         told = {"timeout": max(1, int(left * 1e6)), "priority": 1 if options.lane == "online" else 2}
-        return await self._asked_binary(tensors, parameters | told, options, request_id)
+        own = RequestMembers({**members.parameters, **told})
+        return await self._asked_binary(tensors, own, options, request_id)
 
     def _digest(self, response: Response) -> str:
         """Which version of the model made a reply. Raises ModelFailed where it belongs to another question."""
@@ -341,13 +347,25 @@ class ModelProcess:
         """How many rows each output of a whole request has; None where any number may be right."""
         return dict.fromkeys((spec.name for spec in self._signature.outputs), rows)
 
+    def _signature_of(
+        self, response: Response, members: RequestMembers, given: tuple[int, ...] | None
+    ) -> ModelSignature:
+        """What was asked with these inputs, and what the outputs of a reply have to be."""
+        return self._signature.of(given)
+
+    def _beside(self, response: Response) -> bytes | None:
+        """What is to be stored of a reply beside its tensors."""
+        return None
+
     # From here on all are alike.
 
     async def _asked_binary(
-        self, tensors: Tensors, parameters: dict[str, Any], options: RequestOptions, request_id: str
+        self, tensors: Tensors, members: RequestMembers, options: RequestOptions, request_id: str, *, last: bool = False
     ) -> Response:
-        body, length = render_request(tensors, parameters, request_id)
-        return await self._post(body, {HEADER_LENGTH: str(length), "Content-Type": BINARY}, options)
+        """`last`: the connection is used for nothing else."""
+        body, length = render_request(tensors, members.parameters, request_id, members)
+        headers = {HEADER_LENGTH: str(length), "Content-Type": BINARY}
+        return await self._post(body, {**headers, "Connection": "close"} if last else headers, options)
 
     async def _post(self, body: bytes, headers: dict[str, str], options: RequestOptions) -> Response:
         """One exchange, without a bound on its time: whoever calls has one."""
@@ -388,7 +406,9 @@ class ModelProcess:
         except (BadRequest, ValueError) as error:
             raise ModelFailed(f"model {name!r}: {error}") from None
 
-    def _predictions(self, response: Response, rows: Sequence[Row], asked: str, seconds: float) -> list[Prediction]:
+    def _predictions(
+        self, response: Response, rows: Sequence[Row], members: RequestMembers, asked: str, seconds: float
+    ) -> list[Prediction]:
         """Hold a reply against the question, then cut it into rows."""
         name = self._manifest.name
         if response.model != name or response.id not in (asked, *self._silent_ids):
@@ -397,11 +417,15 @@ class ModelProcess:
         outputs: dict[str, Array] = {output.name: output.array for output in response.outputs}
         told = response.parameters.get("seconds")
         each = float(told) if isinstance(told, int | float) else seconds / len(rows)
+        signature = self._signature_of(response, members, rows[0].given)
         if self._together(rows):
             count = len(rows[0].tensors[0])
-            raw = [raw_of_outputs(whole_outputs(outputs, self._signature, self._firsts(count)), self._signature)]
+            raw = [raw_of_outputs(whole_outputs(outputs, signature, self._firsts(count)), signature)]
         else:
-            raw = raw_outputs(outputs, rows, self._signature)
+            raw = raw_outputs(outputs, rows, signature)
+        beside = self._beside(response)
+        if beside is not None:
+            raw = [((*heads, REPLY_HEAD), (*data, beside)) for heads, data in raw]
         now = time.time()
         return [Prediction(heads, data, digest, now, now, each) for heads, data in raw]
 

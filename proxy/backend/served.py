@@ -124,6 +124,8 @@ class ServedModel:
         try:
             facts = await self.process.facts()
         except ModelUnavailable as error:
+            if not self.ours and str(error) != self.why:  # our own processes are started, and logged, here
+                log.warning("model not ready", model=self.manifest.name, why=str(error))
             self.reachable, self.why = False, str(error)
             return
         except SetupError as error:

@@ -12,7 +12,9 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, Literal
+from urllib.parse import quote
 
+import aiohttp
 import orjson
 import structlog
 from msgspec import Struct, structs
@@ -20,13 +22,22 @@ from msgspec import Struct, structs
 from foreseen.errors import BadInput, BadRequest, DigestMoved, ForeseenError, ModelFailed, ModelUnavailable, SetupError
 from foreseen.modelspec.artifact import fields_digest, preparation_digest
 from foreseen.modelspec.invariance import difference, random_rows
-from foreseen.modelspec.manifest import BATCH, Dim, Manifest, ModelInput, ModelOutput, ModelSignature, is_name
+from foreseen.modelspec.manifest import BATCH, Manifest, ModelOutput, ModelSignature
 from foreseen.modelspec.rows import RowOutputs
 from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.members import RequestMembers, member_names, naming, pack_reply, reply_of, tensor_outputs
 from foreseen.protocol.tensors import array_of_raw
 from foreseen.protocol.wire import Response, render_json_request
 from foreseen.proxy.backend.isolation import IsolationLock
-from foreseen.proxy.backend.model import ModelFacts, ModelProcess, Tensors
+from foreseen.proxy.backend.model import PROBE_SECONDS, ModelFacts, ModelProcess, Tensors
+from foreseen.proxy.backend.upstream_metadata import (
+    UpstreamMetadata,
+    declared_told,
+    document_of,
+    objects_of,
+    optional_inputs,
+    told_of,
+)
 from foreseen.types import Prediction, RequestOptions, Row
 from foreseen.web.http import JSON
 
@@ -40,50 +51,11 @@ PROBE_PAUSE_SECONDS = 5.0
 Rows = Literal["each", "together"]
 
 
-class UpstreamMetadata(Struct, frozen=True):
-    """What a server's metadata say of a model."""
-
-    manifest: Manifest
-    firsts: Mapping[str, int | None]
-    """How many rows each output of a whole request has: -1 is as many as its inputs, None may be any number."""
-    digest: str | None
-    versioned: bool
-
-
 class Verdict(Struct, frozen=True):
     """What the probe has shown of one version of a model. None: it could not tell."""
 
     independent: bool | None
     why: str
-
-
-def told_of(name: str, metadata: Mapping[str, Any]) -> UpstreamMetadata:
-    """A model's metadata as a manifest. Raises SetupError that says what is missing."""
-    if not is_name(name):
-        raise SetupError(f"model {name!r}: only letters, digits, '.', '_' and '-' can stand in its name")
-    inputs = [_tensor(name, one, "inputs") for one in _listed(name, metadata, "inputs")]
-    outputs = [_tensor(name, one, "outputs") for one in _listed(name, metadata, "outputs")]
-    batched = all(dim == -1 for _, _, (dim, *_) in inputs)
-    listed = metadata.get("versions")
-    versions = [str(one) for one in listed] if isinstance(listed, list) else []
-    parameters = metadata.get("parameters")
-    digest = parameters.get("digest") if isinstance(parameters, dict) else None
-    signature = ModelSignature(
-        tuple(ModelInput(tensor, datatype, _dims(tensor, shape)) for tensor, datatype, shape in inputs),
-        tuple(ModelOutput(tensor, datatype, _dims(tensor, shape)) for tensor, datatype, shape in outputs),
-    )
-    return UpstreamMetadata(
-        Manifest(name, signature, version=_newest(versions), rows="together"),
-        {tensor: dim if dim >= 0 else -1 if batched else None for tensor, _, (dim, *_) in outputs},
-        digest if isinstance(digest, str) else None,
-        bool(versions),
-    )
-
-
-def declared_told(manifest: Manifest) -> UpstreamMetadata:
-    """What an operator's manifest says of a model: everything but its version."""
-    firsts = dict.fromkeys((spec.name for spec in manifest.model.outputs), -1)
-    return UpstreamMetadata(manifest, firsts, None, versioned=False)
 
 
 class UpstreamProcess(ModelProcess):
@@ -128,6 +100,9 @@ class UpstreamProcess(ModelProcess):
         self._base_digest = ""
         self._said_version = ""
         self._binary: bool | None = None
+        self._answers_some = False
+        self._known_metadata: dict[str, Any] | None = None
+        self._optional: frozenset[str] | None = None
 
     @property
     def rows(self) -> Rows:
@@ -136,6 +111,13 @@ class UpstreamProcess(ModelProcess):
             return self.declared.rows
         verdict = self._verdicts.get(self._digest_now())
         return "each" if verdict is not None and verdict.independent else "together"
+
+    @property
+    def outputs(self) -> Literal["all", "requested"]:
+        """Whether it answers with all its outputs whatever is asked for."""
+        if self.declared is not None:
+            return self.declared.outputs
+        return "requested" if self._answers_some else "all"
 
     @property
     def settled(self) -> bool:
@@ -153,6 +135,48 @@ class UpstreamProcess(ModelProcess):
             self._probe.cancel()
             await asyncio.gather(self._probe, return_exceptions=True)
         await super().close()
+
+    async def facts(self) -> ModelFacts:
+        metadata = await self._metadata()
+        if self.declared is None and metadata != self._known_metadata:
+            self._optional = optional_inputs(metadata, await self._config())
+            self._known_metadata = metadata
+        return self._facts(metadata)
+
+    async def _config(self) -> Any:
+        """Triton's model configuration, None where there is none to be had."""
+        name = self._manifest.name
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                status, content = await self._got(f"/v2/models/{name}/config")
+                return orjson.loads(content) if status == 200 else None
+        except (aiohttp.ClientError, OSError, TimeoutError, orjson.JSONDecodeError):
+            return None
+
+    async def _metadata(self) -> dict[str, Any]:
+        """Its V2 metadata; without any, nothing where an operator's manifest says all. Raises ModelUnavailable."""
+        name = self._manifest.name
+        path = f"/v2/models/{quote(name, safe='')}"
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                status, _ = await self._got(f"{path}/ready")
+                if status != 200:
+                    raise ModelUnavailable(f"model {name!r} is not ready: GET {path}/ready answered {status}")
+                status, content = await self._got(path)
+        except TimeoutError:
+            why = f"GET {path} was not answered in {PROBE_SECONDS:g} seconds"
+            raise ModelUnavailable(f"model {name!r} cannot be reached: {why}") from None
+        except (aiohttp.ClientError, OSError) as error:
+            why = f"GET {path} failed ({type(error).__name__})"
+            raise ModelUnavailable(f"model {name!r} cannot be reached: {why}") from None
+        document = document_of(content) if status == 200 else None
+        if document is None and self.declared is None:
+            raise ModelUnavailable(f"model {name!r}: GET {path} answered {status} and no metadata")
+        return document or {}
+
+    async def _got(self, path: str) -> tuple[int, bytes]:
+        async with self._client().get(self._base + path) as reply:
+            return reply.status, await reply.read()
 
     def _facts(self, metadata: dict[str, Any]) -> ModelFacts:
         """Raises ModelUnavailable where the server has no such model any more, SetupError where it is another one."""
@@ -176,9 +200,9 @@ class UpstreamProcess(ModelProcess):
     def _told(self, name: str, metadata: dict[str, Any]) -> UpstreamMetadata:
         """A manifest of the operator's may say of a tensor what the metadata leave out, but not otherwise."""
         if self.declared is None:
-            return told_of(name, metadata)
-        there = [*(metadata.get("inputs") or ()), *(metadata.get("outputs") or ())]
-        datatypes = {one.get("name"): one.get("datatype") for one in there if isinstance(one, dict)}
+            return told_of(name, metadata, self._optional)
+        there = [*objects_of(metadata, "inputs"), *objects_of(metadata, "outputs")]
+        datatypes = {str(one.get("name")): one.get("datatype") for one in there}
         signature = self.declared.model
         here = [(i.name, i.datatype) for i in signature.inputs] + [(o.name, o.datatype) for o in signature.outputs]
         for tensor, datatype in here:
@@ -210,7 +234,7 @@ class UpstreamProcess(ModelProcess):
         return self._digest_now()
 
     def _together(self, rows: Sequence[Row]) -> bool:
-        whole = [len(spec.shape) for spec in self._signature.keyed]
+        whole = [len(spec.shape) for spec in self._signature.of(rows[0].given).keyed]
         ranks = [tensor.ndim for tensor in rows[0].tensors]
         if ranks == whole:
             return True
@@ -219,11 +243,13 @@ class UpstreamProcess(ModelProcess):
         return False
 
     def _parts(self, rows: Sequence[Row]) -> list[Sequence[int]]:
-        """Rows of one shape go together: nobody knows what padding would do, unless a mask takes it off again."""
+        """Rows of the same inputs and of one shape go together: nobody knows what padding would do, unless a mask takes
+        it off again."""
         masked = any(spec.role == "mask" for spec in self._signature.inputs)
-        if masked or self._together(rows):
+        complete = all(row.given is None for row in rows)
+        if (masked and complete) or self._together(rows):
             return super()._parts(rows)
-        shapes = [tuple(tensor.shape for tensor in row.tensors) for row in rows]
+        shapes = [(row.given or (), *(tensor.shape for tensor in row.tensors)) for row in rows]
         parts: list[Sequence[int]] = []
         for _, group in groupby(sorted(range(len(rows)), key=lambda at: (shapes[at], at)), key=lambda at: shapes[at]):
             places = list(group)
@@ -232,15 +258,20 @@ class UpstreamProcess(ModelProcess):
         return parts
 
     def _firsts(self, rows: int) -> Mapping[str, int | None]:
-        return {name: rows if first == -1 else first for name, first in self.told.firsts.items()}
+        return self.told.firsts
 
     async def _asked(
-        self, tensors: Tensors, parameters: dict[str, Any], options: RequestOptions, request_id: str
+        self, tensors: Tensors, members: RequestMembers, options: RequestOptions, request_id: str
     ) -> Response:
         """Binary tensors where the server takes them, JSON where not; which of the two, its first answer shows."""
+        if members.outputs and self.outputs == "all":  # an entry holds all outputs, so all are asked for
+            members = naming(members, [spec.name for spec in self._signature.outputs])
         if self._binary is not False:
             try:
-                response = await self._asked_binary(tensors, parameters, options, request_id)
+                # MLServer answers bytes that it cannot read with 500 and closes the connection without a word: what
+                # is sent on it next, the same as JSON, would look like a row that has ended the server's process.
+                last = self._binary is None
+                response = await self._asked_binary(tensors, members, options, request_id, last=last)
             except (BadInput, ModelFailed):
                 if self._binary:
                     raise
@@ -248,12 +279,49 @@ class UpstreamProcess(ModelProcess):
                 self._binary = True
                 return response
         try:
-            body = render_json_request(tensors, parameters, request_id)
+            body = render_json_request(tensors, members.parameters, request_id, members)
         except BadRequest as error:
             raise BadInput(f"{error}; the server behind takes JSON only") from None
         response = await self._post(body, {"Content-Type": JSON}, options)
         self._binary = False
         return response
+
+    def _signature_of(
+        self, response: Response, members: RequestMembers, given: tuple[int, ...] | None
+    ) -> ModelSignature:
+        """An output that was to be classified is text where the server has done it."""
+        texts = {output.name: output.array for output in response.outputs if output.datatype == "BYTES"}
+        classified = {
+            name
+            for name, more in members.outputs.items()
+            if name in texts and more.get("parameters", {}).get("classification")
+        }
+        signature = self._answering(response, members, self._signature.of(given))
+        if not classified:
+            return signature
+        outputs = tuple(
+            ModelOutput(spec.name, "BYTES", (BATCH, *texts[spec.name].shape[1:])) if spec.name in classified else spec
+            for spec in signature.outputs
+        )
+        return structs.replace(signature, outputs=outputs)
+
+    def _answering(self, response: Response, members: RequestMembers, signature: ModelSignature) -> ModelSignature:
+        """The signature with those outputs that a reply has to have: what was named where the server answers just that;
+        else all. A server that leaves some out where none was named is one that does (MLServer's scikit-learn)."""
+        listed, there = signature.outputs, {output.name for output in response.outputs}
+        wanted = {spec.name for spec in listed}
+        if not members.outputs:
+            answered = wanted & there
+            if answered and answered < wanted:
+                self._answers_some = True
+            if answered and self.outputs == "requested":
+                wanted = answered
+        elif self.outputs == "requested":
+            wanted = set(members.outputs)
+        return structs.replace(signature, outputs=tuple(spec for spec in listed if spec.name in wanted))
+
+    def _beside(self, response: Response) -> bytes | None:
+        return pack_reply(response.members)
 
     async def _prove(self, digest: str) -> None:
         """Ask random rows alone, in a batch and in another order; it shows something of the version that answered."""
@@ -282,44 +350,35 @@ class UpstreamProcess(ModelProcess):
         versions = {prediction.digest for prediction in (*alone, *batches[0], *batches[1])}
         if len(versions) > 1:
             raise DigestMoved(alone[0].digest)
+        if len({tuple(head.name for head in tensor_outputs(one)) for one in (*alone, *batches[0], *batches[1])}) > 1:
+            return alone[0].digest, Verdict(False, "which outputs it answers with changes from request to request")
         answers = [_arrays(prediction) for prediction in alone]
         if all(difference(answers[:1], [other]) == 0 for other in answers[1:]):
             return alone[0].digest, Verdict(None, "all random rows got one answer, which shows nothing")
         worst = max(difference(answers, [_arrays(prediction) for prediction in batch]) for batch in batches)
         if worst > self._tolerance:
             return alone[0].digest, Verdict(False, f"an answer changes by {worst:g} with its batch-mates")
+        if await self._members_depend(rows[0], alone, batches, options):
+            return alone[0].digest, Verdict(False, "the parameters of a reply change with the batch-mates")
         return alone[0].digest, Verdict(True, f"alone and in batches answers differ by {worst:g} at most")
 
-
-def _listed(name: str, metadata: Mapping[str, Any], part: str) -> list[Any]:
-    listed = metadata.get(part)
-    if not isinstance(listed, list) or not listed:
-        raise SetupError(f"model {name!r}: its metadata name no {part}; write a model.toml that does")
-    return listed
-
-
-def _tensor(name: str, one: Any, part: str) -> tuple[str, str, list[int]]:
-    """Name, datatype and shape of one tensor of the metadata."""
-    if not isinstance(one, dict) or not isinstance(one.get("name"), str):
-        raise SetupError(f"model {name!r}: its metadata's {part} cannot be read")
-    shape, datatype = one.get("shape"), one.get("datatype")
-    if datatype not in DATATYPES:
-        raise SetupError(f"model {name!r}: {part}.{one['name']}: the datatype is none of the protocol's")
-    if not isinstance(shape, list) or not shape or not all(type(dim) is int and dim >= -1 for dim in shape):
-        raise SetupError(f"model {name!r}: {part}.{one['name']}: the shape is not a list of sizes")
-    return one["name"], datatype, shape
-
-
-def _dims(tensor: str, shape: Sequence[int]) -> tuple[Dim, ...]:
-    """Open dimensions get names that no other tensor shares, so that nothing is padded or cut."""
-    return (BATCH, *(f"{tensor}.{axis}" if dim == -1 else dim for axis, dim in enumerate(shape[1:], 1)))
-
-
-def _newest(versions: Sequence[str]) -> str:
-    numbers = [one for one in versions if one.isdigit()]
-    return max(numbers, key=int) if numbers else versions[-1] if versions else "1"
+    async def _members_depend(
+        self, row: Row, alone: Sequence[Prediction], batches: Sequence[Sequence[Prediction]], options: RequestOptions
+    ) -> bool:
+        """Whether what replies hold beside their tensors changes with the batch-mates. What changes by itself (a time,
+        a number of the request) does not count: `row`, the first of those asked alone, shows what that is."""
+        pairs = [pair for batch in batches for pair in zip(alone, batch, strict=True)]
+        if all(reply_of([one]) == reply_of([other]) for one, other in pairs):
+            return False
+        again = (await self._ask([row], b"", options))[0]
+        changing = member_names(reply_of(alone[:1])) - member_names(reply_of([alone[0], again]))
+        for one, other in pairs:
+            named = member_names(reply_of([one])) | member_names(reply_of([other]))
+            if named - changing - member_names(reply_of([one, other])):
+                return True
+        return False
 
 
 def _arrays(prediction: Prediction) -> RowOutputs:
-    heads = zip(prediction.outputs, prediction.data, strict=True)
+    heads = zip(tensor_outputs(prediction), prediction.data, strict=False)  # the rest of the reply comes last
     return tuple(array_of_raw(data, DATATYPES[head.datatype], head.shape, head.name) for head, data in heads)

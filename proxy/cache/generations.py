@@ -50,8 +50,8 @@ class Generations:
         self._forget = forget
         self._mark = mark
         self._known: dict[str, int] = {}
-        self._of: dict[tuple[str, str], int] = {}
-        """What was worked out of it, until it changes: asked for by every request."""
+        self.worked_out: dict[tuple[str, str], int] = {}
+        """Generations by model and digest, until what is known changes: asked for by every request. Read only."""
         self._before: deque[dict[str, int]] = deque(maxlen=FORMER_PURGES)
         self._purged_keys: OrderedDict[Key, int] = OrderedDict()
         """And the generation of the purge."""
@@ -63,11 +63,11 @@ class Generations:
 
     def of(self, model: str, digest: str) -> int | None:
         """The generation of a model's space; None as long as it cannot be known."""
-        generation = self._of.get((model, digest))
+        generation = self.worked_out.get((model, digest))
         if generation is None and self.ready.is_set():
-            if len(self._of) >= MAX_SPACES:
-                self._of.clear()
-            generation = self._of[model, digest] = generation_of(self._known, model, digest)
+            if len(self.worked_out) >= MAX_SPACES:
+                self.worked_out.clear()
+            generation = self.worked_out[model, digest] = generation_of(self._known, model, digest)
         return generation
 
     def formerly(self, model: str, digest: str) -> list[int]:
@@ -157,7 +157,7 @@ class Generations:
         await self._apply(purges)
         for name, value in told.items():
             self._known[name] = max(self._known.get(name, 0), value)
-        self._of.clear()
+        self.worked_out.clear()
         await self._note()
         self.ready.set()
         await state.confirm(self.worker, self._last)
@@ -168,7 +168,7 @@ class Generations:
         for purge in purges:
             if purge.kind != "key":
                 self._known[f"{purge.kind}:{purge.what}"] = purge.generation
-                self._of.clear()
+                self.worked_out.clear()
         now = time.time() if self.ready.is_set() else 0.0  # of those in the log only the store knows when they were
         keys = {Key(bytes.fromhex(purge.what)): purge.generation for purge in purges if purge.kind == "key"}
         self._purged_keys |= keys

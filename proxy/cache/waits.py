@@ -1,10 +1,12 @@
-"""A question's rows that are aloft → its answers, when they have landed or its deadline has come."""
+"""A question's rows that are in flight → its answers, when they are resolved or its deadline has come."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -56,6 +58,50 @@ async def until_resolved(waits: Iterable[Wait], deadline: float) -> None:
 def _wake(turn: asyncio.Future[None], _: object = None) -> None:
     if not turn.done():
         turn.set_result(None)
+
+
+class Expiring(Protocol):
+    """What has a deadline, on the event loop's clock."""
+
+    deadline: float
+
+    def expire(self) -> None:
+        """The deadline has come."""
+
+
+class Deadlines:
+    """Deadlines of many at one timer: a timer each costs 1 to 2 µs, and nearly all are answered long before."""
+
+    def __init__(self) -> None:
+        self._waiting: set[Expiring] = set()
+        self._due = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, one: Expiring) -> None:
+        self._waiting.add(one)
+        if one.deadline < self._due:
+            self._set(one.deadline)
+
+    def discard(self, one: Expiring) -> None:
+        self._waiting.discard(one)
+
+    def sweep(self) -> None:
+        """Expire what is due; set the timer for what is left."""
+        now = asyncio.get_running_loop().time()
+        for one in [one for one in self._waiting if one.deadline <= now]:
+            self._waiting.discard(one)
+            one.expire()
+        self._set(min((one.deadline for one in self._waiting), default=math.inf))
+
+    def _set(self, due: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due, self._timer = due, None
+        if due < math.inf:
+            self._timer = asyncio.get_running_loop().call_at(due, self.sweep)
 
 
 def cut_short(waits: Iterable[Wait], deadline: float) -> bool:

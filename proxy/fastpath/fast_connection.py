@@ -1,8 +1,8 @@
-"""A connection's bytes → answers, by the shortest road that they are known to be good for.
+"""A connection's bytes → answers. Where the head of a request is known, byte by byte, aiohttp is not asked:
 
-    replay   the bytes of a whole request that was answered from near before        `replay.py`
-    road     a known head and its body: answered without aiohttp's request, task and response objects   `heads.py`
-    aiohttp  everything else, untouched
+    a whole request that came before    its reply from the answer cache
+    a known head and its body           answered without aiohttp's request, task and response objects
+    everything else                     aiohttp, untouched
 
 The first two are taken only between requests: the last one is answered, every byte that came is accounted for, and the
 bytes at hand are one whole request and no more. While a request is under way here, what arrives is held back, with the
@@ -16,59 +16,69 @@ from typing import Any
 
 from aiohttp import web
 
-from foreseen.proxy.fastpath.fast_path import FastPath, PendingReply
-from foreseen.proxy.fastpath.known_heads import END_OF_HEAD, KnownHeads, is_traced, may_be_learned
-from foreseen.proxy.fastpath.responder import RenderedReply
+from foreseen.errors import Overloaded
+from foreseen.proxy.fastpath.known_heads import END_OF_HEAD, KnownHeads, may_be_learned
+from foreseen.proxy.fastpath.responder import Responder
+from foreseen.proxy.predict.answer_cache import MAX_REQUEST_BYTES, Lookup
 from foreseen.proxy.predict.ask import RequestHead
-from foreseen.proxy.predict.replay import MAX_REQUEST_BYTES
-from foreseen.proxy.predict.response_bytes import reply_head
-from foreseen.proxy.predict.shortcut import Found
+from foreseen.proxy.predict.pending_request import PendingRequest
+from foreseen.proxy.predict.response_bytes import Reply, reply_head
+from foreseen.web.bodies import FREE_BYTES, Bodies, Charge
 from foreseen.web.connection import Connection
 
 HOLD_SECONDS = 0.25
 """How long a known head waits for its body here before aiohttp gets it, which knows how to refuse a slow one."""
+HELD_BYTES = 16 * 2**20
+"""A longer request is aiohttp's: it is in no memory of known bodies, and held in pieces it would be copied."""
 APART_BYTES = 64 * 1024
 """A longer body is not copied behind its head."""
+CLOSE = "Connection: close\r\n"
+START_BYTES = 32 * 1024
+"""Where a head has to end by, for its connection to be between requests again."""
 
 
-class ShortConnection(Connection):
+class FastConnection(Connection):
     """aiohttp's connection, which answers recognised requests itself.
 
-    `_fed` is how many bytes aiohttp got since the connection was last between requests, `_copy` those bytes while they
-    are few, `_head` the head among them once it is whole; `_whole` is how many of them are accounted for as one
+    `_fed` is how many bytes aiohttp got since the connection was last between requests, `_start` the first of them,
+    `_head` the head among them once it is whole; `_whole` is how many of them are accounted for as one
     request, `_idle` whether its answer is sent and aiohttp means to go on. Idle and with equal lengths it is between
     requests again. (aiohttp's own waiting for the next request begins a turn of the event loop later, and by then the
     next may be here.) A connection that carried something else, pipelining, chunks or an upgrade, stays aiohttp's.
     """
 
     __slots__ = (
-        "_back", "_copy", "_done", "_edge", "_fed", "_have", "_head", "_heads", "_held", "_holding", "_idle",
-        "_road", "_under_way", "_wanted", "_whole",
+        "_back", "_bodies", "_charge", "_done", "_fed", "_have", "_head", "_heads", "_held", "_holding", "_idle",
+        "_pending", "_responder", "_start", "_wanted", "_whole",
     )  # fmt: skip
 
-    def __init__(self, manager: Any, road: FastPath, heads: KnownHeads, **options: Any) -> None:
+    def __init__(
+        self, manager: Any, responder: Responder, heads: KnownHeads, bodies: Bodies | None = None, **options: Any
+    ) -> None:
         super().__init__(manager, **options)
-        self._road = road
-        self._edge = road.edge
+        self._bodies = bodies
+        self._charge: Charge | None = None
+        self._responder = responder
         self._heads = heads
         self._idle = True
         self._fed = self._whole = 0
-        self._copy: bytes | None = b""
-        self._head = b""
+        self._head = self._start = b""
         self._held: list[bytes] = []
         self._have = self._wanted = 0
         self._holding: asyncio.TimerHandle | None = None
-        self._under_way: PendingReply | None = None
+        self._pending: PendingRequest | None = None
         self._back: list[bytes] = []
         self._done: asyncio.Future[None] | None = None
 
     def data_received(self, data: bytes) -> None:
-        if self._under_way is not None:
+        if self._pending is not None:
             self._hold_back(data)
         elif self._wanted:
             self._held.append(data)
             self._have += len(data)
-            if self._have >= self._wanted:
+            if not self._has_room(len(data)):
+                self._release()
+            elif self._have >= self._wanted:
                 self._whole_request()
         elif self._between_requests():
             self._take(data)
@@ -77,28 +87,25 @@ class ShortConnection(Connection):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._let_go()
+        self._discharge()
         self._back.clear()
         super().connection_lost(exc)
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp names it
         """aiohttp's, once a request that is under way here is answered."""
-        if self._under_way is not None:
+        if self._pending is not None:
             self._done = self._loop.create_future()
             await asyncio.wait([self._done], timeout=timeout)
         await super().shutdown(timeout)
 
     @property
     def between_requests(self) -> bool:
-        return self._under_way is None and not self._wanted and super().between_requests
+        return self._pending is None and not self._wanted and super().between_requests
 
-    def learn(self, request: web.Request, ask: RequestHead, told: RenderedReply) -> None:
-        """What aiohttp's reading of a request was; called by handlers once it is answered."""
-        if not self._account_for(request) or told.reply is None or not may_be_learned(request):
-            return
-        if request.content_length:
-            self._heads.learn(self._head, ask)
-        if self._copy is not None and not is_traced(self._head):
-            self._edge.remember(ask, self._copy, told.reply)
+    def learn(self, request: web.Request, head: RequestHead, reply: Reply) -> None:
+        """What aiohttp's reading of a request's head was; called by handlers once it is answered."""
+        if self._account_for(request) and reply.status == 200 and request.content_length and may_be_learned(request):
+            self._heads.learn(self._head, head)
 
     async def finish_response(self, request: Any, resp: Any, start_time: float | None) -> Any:
         """Every request is accounted for before its answer goes, so that its connection is between requests after."""
@@ -109,12 +116,16 @@ class ShortConnection(Connection):
 
     def _account_for(self, request: web.Request) -> bool:
         """Whether aiohttp's reading of a request, head and Content-Length, accounts for every byte that came."""
-        if request.version != (1, 1) or "Transfer-Encoding" in request.headers or "Upgrade" in request.headers:
-            return False
-        if not self._head or self._fed != len(self._head) + (request.content_length or 0):
+        if request.version != (1, 1) or self.is_followed(request):
             return False
         self._whole = self._fed
         return True
+
+    def is_followed(self, request: web.BaseRequest) -> bool:
+        """Whether bytes came that are not this request's, as far as its head and Content-Length say."""
+        if "Transfer-Encoding" in request.headers or not self._head:
+            return True
+        return self._fed != len(self._head) + (request.content_length or 0)
 
     def _between_requests(self) -> bool:
         """Whether the last request is answered, every byte of it accounted for, and the connection can be written."""
@@ -125,22 +136,27 @@ class ShortConnection(Connection):
             and not self._paused
             and not self._close
             and not self._force_close
-            and self.may_go_on()
-            and (self.bucket is None or not self.bucket.wait())  # aiohttp's road tells who is refused
+            and self._request_count < self._most
+            and (self.bucket is None or not self.bucket.wait())  # aiohttp's handlers count a refusal
         )
 
     def _take(self, data: bytes) -> None:
-        """Bytes that begin a request: the shortest road that they are good for."""
+        """Bytes that begin a request."""
         short = len(data) <= MAX_REQUEST_BYTES
-        if short and (reply := self._edge.replayed(data)) is not None:
+        if short and (reply := self._responder.repeat(data)) is not None:
             self._admitted()
             self._write(reply)
             return
         known = self._heads.of(data)
-        if known is None or len(data) > known.whole:
+        if known is None or len(data) > known.whole or known.whole > HELD_BYTES:
             self._begin(data)
         elif len(data) < known.whole:
             self._held, self._have, self._wanted = [data], len(data), known.whole
+            if self._bodies is not None and known.whole > FREE_BYTES:
+                self._charge = Charge(self._bodies)
+                if not self._has_room(len(data)):
+                    self._release()
+                    return
             self._holding = self._loop.call_later(HOLD_SECONDS, self._release)
         else:
             self._answer(known.ask, data[known.head :], data if short and known.again else None)
@@ -157,24 +173,27 @@ class ShortConnection(Connection):
             self._begin(b"".join(held))
             return
         held[0] = held[0][known.head :]
-        found = self._edge.find_whole(known.ask, held, known.whole - known.head)
-        self._answer(known.ask, b"".join(held) if found is None else found.text, None, found)
+        lookup = self._responder.find_large(known.ask, held, known.whole - known.head)
+        self._answer(known.ask, b"".join(held) if lookup is None else lookup.text, None, lookup)
 
-    def _answer(self, ask: RequestHead, body: bytes, raw: bytes | None, found: Found | None = None) -> None:
-        """A whole request, recognised: its answer now, or when what it waits for is here."""
+    def _answer(self, head: RequestHead, body: bytes, raw: bytes | None, lookup: Lookup | None = None) -> None:
+        """A whole request with a known head: its reply now, or when what it waits for is here."""
         self._admitted()
         self._manager.requests_count += 1  # type: ignore[union-attr]
-        told = self._road.set_out(ask, body, raw, self._answered, found)
-        if isinstance(told, PendingReply):
-            self._under_way = told
+        reply = self._responder.begin(head, body, self._answered, raw, lookup)
+        if type(reply) is bytes:
+            self._discharge()
+            self._write(reply)
+        elif type(reply) is Reply:
+            self._send(reply)
         else:
-            self._send(told)
+            self._pending = reply  # type: ignore[assignment] # narrowed above, at a tenth of the price of isinstance
 
-    def _answered(self, told: bytes | RenderedReply) -> None:
-        """The request that was under way has its answer."""
-        self._under_way = None
+    def _answered(self, reply: Reply) -> None:
+        """The request that was pending has its reply."""
+        self._pending = None
         if self.transport is not None:
-            self._send(told)
+            self._send(reply)
         if self._done is not None:
             self._done.set_result(None)
         elif self._back and self.transport is not None:
@@ -189,22 +208,20 @@ class ShortConnection(Connection):
         if self.bucket is not None:
             self.bucket.take()
 
-    def _send(self, told: bytes | RenderedReply) -> None:
+    def _send(self, reply: Reply) -> None:
+        if self._charge is not None:
+            self._discharge()
+        lines, body = reply.lines, reply.body
         last = self.draining and not self._back  # what was pipelined behind it is answered before
-        if isinstance(told, bytes):
-            self._write(told.replace(b"\r\nDate: ", b"\r\nConnection: close\r\nDate: ", 1) if last else told)
-            if last:
-                self.force_close()
-            return
         if last:
-            told = told._replace(headers=[*told.headers, ("Connection", "close")])
-        head, body = reply_head(told.status, told.headers, len(told.body)), told.body
+            lines += CLOSE
+        head = reply_head(reply.status, lines, len(body))
         if len(body) > APART_BYTES:
             self._write(head)
             self._write(body)
         else:
             self._write(head + body)
-        if last or (told.status != 200 and ("Connection", "close") in told.headers):
+        if last or (reply.status != 200 and CLOSE in lines):
             self.force_close()
 
     def _write(self, reply: bytes) -> None:
@@ -216,7 +233,7 @@ class ShortConnection(Connection):
             self._keepalive_handle = self._loop.call_at(close_at, self._process_keepalive)
 
     def _process_keepalive(self) -> None:
-        if self._under_way is not None:  # aiohttp knows nothing of it and takes the connection for idle
+        if self._pending is not None:  # aiohttp knows nothing of it and takes the connection for idle
             self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         super()._process_keepalive()
 
@@ -225,6 +242,20 @@ class ShortConnection(Connection):
         self._back.append(data)
         if len(self._back) == 1 and self.transport is not None:
             self.transport.pause_reading()
+
+    def _has_room(self, more: int) -> bool:
+        """Whether a large body may be held here. aiohttp gets it where it may not, and refuses it if it must."""
+        try:
+            if self._charge is not None:
+                self._charge.grow(more)
+        except Overloaded:
+            return False
+        return True
+
+    def _discharge(self) -> None:
+        if self._charge is not None:
+            self._charge.release()
+            self._charge = None
 
     def _let_go(self) -> None:
         if self._holding is not None:
@@ -240,17 +271,16 @@ class ShortConnection(Connection):
 
     def _begin(self, data: bytes) -> None:
         """aiohttp gets bytes that begin a request."""
+        self._discharge()
         self._fed = self._whole = 0
-        self._copy, self._head = b"", b""
+        self._head = self._start = b""
         self._hand_over(data)
 
     def _hand_over(self, data: bytes) -> None:
         self._idle = False
         self._fed += len(data)
-        if self._copy is not None:
-            copy = self._copy + data
-            if not self._head:
-                end = copy.find(END_OF_HEAD)
-                self._head = copy[: end + len(END_OF_HEAD)] if end >= 0 else b""
-            self._copy = copy if len(copy) <= MAX_REQUEST_BYTES else None
+        if not self._head and len(self._start) < START_BYTES:
+            self._start += data[:START_BYTES]
+            end = self._start.find(END_OF_HEAD)
+            self._head = self._start[: end + len(END_OF_HEAD)] if end >= 0 else b""
         super().data_received(data)

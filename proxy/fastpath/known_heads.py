@@ -107,11 +107,6 @@ class KnownHeads:
         return made
 
 
-def is_traced(head: bytes) -> bool:
-    """Whether a head names its request or its trace."""
-    return _NAMED.search(head) is not None
-
-
 def may_be_learned(request: web.Request) -> bool:
     """Whether a request is no more than its bytes: nothing in its headers decides about later ones."""
     headers = request.headers

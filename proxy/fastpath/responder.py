@@ -1,53 +1,32 @@
-"""(what a head asks, a body) → status, headers and body of its reply, counted and logged: the edge of both roads.
+"""(what a head asks, a body) → its reply, counted and logged, whatever becomes of it. Errors become replies here.
 
-Requests that aiohttp reads and those that are recognised before it (`road.py`) end here, so that what is answered,
-counted and logged is the same.
+Requests that aiohttp reads and those whose head a connection knows (`fast_connection.py`) are answered alike: the fast
+way where the answer cache has a valid reply, else the normal one (`PendingRequest`).
 """
 
 from __future__ import annotations
 
-import math
+import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 
-from foreseen.errors import ForeseenError, UnknownModel
+from foreseen.errors import ForeseenError, ModelUnavailable, UnknownModel
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import NO_CONTROL
-from foreseen.proxy.cache.tiers import Tiers
-from foreseen.proxy.predict.access import AccessLog
+from foreseen.proxy.cache.waits import Deadlines
+from foreseen.proxy.predict.answer_cache import AnswerCache, CachedBody, Lookup
 from foreseen.proxy.predict.ask import RequestHead
-from foreseen.proxy.predict.replay import MAX_ROWS, REPLAY, SHORTCUT, Kept, Memory
-from foreseen.proxy.predict.response_bytes import hit_reply
-from foreseen.proxy.predict.serve import NOBODY_JOINS, Hit, Reply, Server, Visit
-from foreseen.proxy.predict.shortcut import Found
-from foreseen.settings import ProxySettings
-from foreseen.telemetry.metrics import ProxyMetrics
-from foreseen.types import Answer, Key, Prediction, Space
-from foreseen.web.http import BINARY, HEADER_LENGTH, JSON, SERVER, error_body, internal
+from foreseen.proxy.predict.pending_request import PendingRequest
+from foreseen.proxy.predict.response_bytes import Reply, fixed_lines, lines_of
+from foreseen.proxy.predict.serve import Server
+from foreseen.web.http import error_body, internal
 
-Headers = list[tuple[str, str]]
+REPEAT, KNOWN_BODY = "replay", "shortcut"
+"""What `Server-Timing` says of a cached reply to a whole request, and to a body."""
 
-
-_TIMING = b"Server-Timing: decode;dur=%.3f, prepare;dur=%.3f, answer;dur=%.3f%b"
-
-
-class RenderedReply(NamedTuple):
-    """A reply, but for the headers that its connection adds. `reply` is what it was made of, None of an error."""
-
-    status: int
-    headers: Headers
-    body: bytes
-    reply: Reply | None = None
-
-
-class WaitingRequest(NamedTuple):
-    """A request that waits for a visit, its own or one that it joined; `own` is its plain id."""
-
-    visit: Visit
-    own: bytes | None
-    deadline: float
-    joined: bool
+Reached = Callable[[Reply], None]
 
 
 class Responder:
@@ -58,233 +37,135 @@ class Responder:
         *,
         served: Mapping[str, ServedModel],
         server: Server,
-        metrics: ProxyMetrics,
-        settings: ProxySettings,
-        tiers: Tiers,
-        memory: Memory | None = None,
+        cache: AnswerCache,
+        clock: Callable[[], float],
+        refused: Mapping[str, Exception] = MappingProxyType({}),
     ) -> None:
-        self._near = tiers.near
-        self._clock = tiers.clock
-        self._memory = memory
+        self.deadlines = Deadlines()
         self._served = served
+        self._refused = refused
         self._server = server
-        self._metrics = metrics
-        self._server_timing = settings.server_timing
-        self._access = AccessLog(settings.access_log_hits)
+        self._cache = cache
+        self._counter = server.counter
+        self._clock = clock
+        self._repeat_timing = REPEAT if server.server_timing else None
+        self._body_timing = KNOWN_BODY if server.server_timing else None
 
     def find(self, name: str, version: str | None) -> ServedModel:
-        """A served model. Raises UnknownModel."""
+        """A served model. Raises UnknownModel, or ModelUnavailable for one of an upstream that cannot be served."""
         served = self._served.get(name)
+        if served is None and name in self._refused:
+            raise ModelUnavailable(f"model {name!r} is not ready: {self._refused[name]}")
         if served is None:
             raise UnknownModel(name[:128])
         if version is not None and version != served.manifest.version:
             raise UnknownModel(name, version[:32])
         return served
 
-    async def answer(self, ask: RequestHead, body: bytes, started: float, deadline: float) -> RenderedReply:
-        """The reply to a request, whatever becomes of it. `started` is on the clock that measures durations."""
-        try:
-            served = self.find(ask.model, ask.version)
-            return self._told(ask, await self._server.answer(served, ask, body, deadline), started)
-        except Exception as error:  # noqa: BLE001 - this is the edge
-            return self.failed(ask.model, ask.protocol, error, started, ask.traceparent)
-
-    def at_once(
-        self,
-        ask: RequestHead,
-        body: bytes,
-        raw: bytes | None,
-        started: float,
-        deadline: float,
-        found: Found | None = None,
-    ) -> bytes | RenderedReply | WaitingRequest | None:
-        """The same as far as it needs no waiting; see `Server.at_once`. Bytes are a whole reply. `raw` are the bytes of
-        the request where they may be replayed; `found` is what is known of the body, where it was looked up."""
-        try:
-            served = self.find(ask.model, ask.version)
-            found = found or self._server.shortcuts.find(ask, body)
-            entry, visit = found.entry, None
-            if entry is not None and entry.served is served and ask.control is NO_CONTROL:
-                if entry.kept is not None:
-                    now = self._clock()
-                    if entry.kept.stands(self._near, now):
-                        return self._again(entry.kept, ask, found.id, raw, now, started)
-                    entry.kept = None
-                if entry.in_flight is not None and self._server.may_join(entry.in_flight):
-                    return WaitingRequest(entry.in_flight, found.id, deadline, joined=True)
-                if entry.drawn is not None and entry.known.preparer is served.preparer():
-                    visit = self._server.again(served, ask, deadline, found, entry)
-            if visit is None:
-                visit = self._server.at_once(served, ask, body, deadline, found)
-        except Exception as error:  # noqa: BLE001 - this is the edge
-            return self.failed(ask.model, ask.protocol, error, started, ask.traceparent)
-        if visit is None:
+    def repeat(self, raw: bytes) -> bytes | None:
+        """The fast way of a whole request that came before, byte by byte."""
+        request = self._cache.find_request(raw)
+        if request is None:
             return None
-        aboard = WaitingRequest(visit, visit.own, visit.journey.question.options.deadline, joined=False)
-        if not visit.journey.waits:
-            return self.arrived(ask, aboard, started, raw)
-        if visit.entry is not None and visit.forgotten != NOBODY_JOINS:
-            visit.entry.in_flight = visit
-        return aboard
+        started, now = time.perf_counter(), self._clock()
+        if not self._cache.is_valid(request.entry, now):
+            return None
+        self._count(request.head, request.entry, started)
+        return request.reply(now, self._repeat_timing)
 
-    def find_whole(self, ask: RequestHead, pieces: Sequence[bytes], length: int) -> Found | None:
+    def begin(
+        self, head: RequestHead, body: bytes, reached: Reached, raw: bytes | None = None, lookup: Lookup | None = None
+    ) -> bytes | Reply | PendingRequest:
+        """The reply, or the request that waits for it and then calls `reached` with it. Bytes are a whole reply. `raw`
+        are the bytes of the request where they may be kept; `lookup` is what is known of the body, if it was looked
+        up."""
+        started = time.perf_counter()
+        try:
+            lookup = lookup or self._cache.find(head, body)
+            served, now = self.find(head.model, head.version), self._clock()
+            entry = None if lookup.entry is None else self._valid(head, lookup.entry, now)
+            if entry is not None:
+                self._count(head, entry, started)
+                if raw is not None and lookup.id is None:
+                    self._cache.keep_request(raw, head, entry)
+                return entry.reply(now, lookup.id, self._body_timing)
+            deadline = asyncio.get_running_loop().time() + head.seconds
+            request = PendingRequest(self._server, served, head, body, lookup, started, deadline, raw)
+            reply = request.begin()
+        except Exception as error:  # noqa: BLE001 - every error becomes a reply
+            return self._failed(head, error, started)
+        if reply is None:
+            self._wait(request, reached)
+        return request if reply is None else reply
+
+    async def answer(self, head: RequestHead, body: bytes, started: float, deadline: float) -> Reply:
+        """The same for a request that aiohttp has read. `started` is on the clock that measures durations."""
+        try:
+            lookup, now = self._cache.find(head, body), self._clock()
+            served = self.find(head.model, head.version)
+            entry = None if lookup.entry is None else self._valid(head, lookup.entry, now)
+            if entry is not None and entry.rendered is not None:
+                self._count(head, entry, started)
+                own = entry.decoded.output_options.id if lookup.id is None else lookup.id.decode()
+                answer, length = entry.rendered.with_id(own)
+                return Reply(200, fixed_lines(length) + entry.lines(now, self._body_timing), answer)
+            request = PendingRequest(self._server, served, head, body, lookup, started, deadline)
+            return request.begin() or await request.answer()
+        except Exception as error:  # noqa: BLE001 - every error becomes a reply
+            return self._failed(head, error, started)
+
+    def find_large(self, head: RequestHead, pieces: Sequence[bytes], length: int) -> Lookup | None:
         """What is known of a large body in the pieces that it came in; None where it is not known."""
-        return self._server.shortcuts.find_whole(ask, pieces, length)
-
-    def _again(
-        self, kept: Kept, ask: RequestHead, own: bytes | None, raw: bytes | None, now: float, started: float
-    ) -> bytes:
-        """A kept reply to a body that is known."""
-        if own is None and raw is not None and self._memory is not None and self._memory.worth_keeping(raw):
-            self._memory.keep(raw, kept.as_replay())
-        kept.count(time.perf_counter() - started, ask.traceparent)
-        return kept.at(now, own)
-
-    def arrived(
-        self, ask: RequestHead, aboard: WaitingRequest, started: float, raw: bytes | None = None
-    ) -> bytes | RenderedReply | None:
-        """The reply of a request all of whose rows are there; None where `answer` has to be asked anew. `raw` are its
-        bytes, where they may be replayed."""
-        visit, own, deadline, joined = aboard
-        try:
-            if visit.hit is None:
-                mine = self._server.joined(visit, own, deadline) if joined else visit
-                answers = self._server.landed(mine)
-                if answers is None:
-                    return None
-                visit.hit = self._hit_of(ask, mine, answers, raw)
-                if visit.hit is None:
-                    return self._told(ask, self._server.replied(mine, answers), started)
-            return self._hit(ask, visit, visit.hit, own, started)
-        except Exception as error:  # noqa: BLE001 - this is the edge
-            return self.failed(ask.model, ask.protocol, error, started, ask.traceparent)
-
-    def _hit_of(self, ask: RequestHead, visit: Visit, answers: Sequence[Answer], raw: bytes | None) -> Hit | None:
-        """What answers have in common that are all fresh hits; else None. What near has is kept for the next time."""
-        far, saved, until, made_at, trip = 0, 0.0, math.inf, math.inf, 0.0
-        for answer in answers:
-            if answer.source == "far":
-                far += 1
-                if answer.trip is not None and answer.trip.far is not None:
-                    trip = max(trip, answer.trip.far)
-            elif answer.source != "near":
-                return None
-            prediction = answer.prediction
-            saved += prediction.seconds
-            until, made_at = min(until, prediction.expires_at), min(made_at, prediction.made_at)
-        predictions = [answer.prediction for answer in answers]
-        drawn = self._server.drawn(visit, predictions)
-        if drawn is None:
-            return None
-        space, keys = visit.journey.question.space, visit.journey.keys
-        if not far and visit.entry is not None:
-            parts = drawn.before, drawn.after
-            visit.entry.kept = self._kept(ask, space, keys, predictions, parts, drawn.length, SHORTCUT)
-        if not far and raw is not None and self._memory is not None and self._memory.worth_keeping(raw):
-            body, length = drawn.reply(visit.own)
-            replay = self._kept(ask, space, keys, predictions, (body, b""), length, REPLAY)
-            self._memory.keep(raw, replay)
-        return Hit(drawn, len(answers) - far, far, saved, until, made_at, trip if far else None)
-
-    def _hit(self, ask: RequestHead, visit: Visit, hit: Hit, own: bytes | None, started: float) -> bytes:
-        """The reply where every row is a fresh hit: what facts and headers would make of it, much cheaper."""
-        done, times, drawn = time.perf_counter(), visit.times, hit.drawn
-        seconds, timing = done - started, b""
-        if self._server_timing:
-            far = b"\r\n" if hit.trip is None else b", far;dur=%.3f\r\n" % (hit.trip * 1000)
-            if times.decoded <= times.started:
-                timing = b"Server-Timing: shortcut, answer;dur=%.3f%b" % (seconds * 1000, far)
-            else:
-                spent = (times.decoded - times.started, times.prepared - times.decoded, done - times.prepared)
-                timing = _TIMING % (*[1000 * one for one in spent], far)
-        if times.decoded > times.started:
-            self._metrics.stages.add("decode", times.decoded - times.started)
-            self._metrics.stages.add("prepare", times.prepared - times.decoded)
-        hits = self._metrics.hits(ask.model, ask.protocol)
-        self._server.count_again(visit.served, hits, hit.near, hit.far, hit.saved, seconds)
-        self._access.told(ask.model, ask.protocol, 200, "hit", hit.near + hit.far, seconds, traceparent=ask.traceparent)
-        now = self._clock()
-        left, age = math.floor(hit.until - now), max(0, int(now - hit.made_at))
-        return hit_reply(drawn.before, drawn.after, drawn.length, own, left, age, timing, far=hit.far > 0)
+        return self._cache.find_large(head, pieces, length)
 
     def failed(
         self, model: str, protocol: str, error: Exception, started: float, traceparent: str | None = None
-    ) -> RenderedReply:
+    ) -> Reply:  # fmt: skip
         """The reply that an error becomes."""
         known = error if isinstance(error, ForeseenError) else internal(error, f"/{protocol}/models/{{model}}")
-        name = model if model in self._served else "other"  # a label is a served model or this: paths are data
-        seconds = time.perf_counter() - started
-        self._metrics.request_seconds.of(name, "error").add(seconds)
-        if name in self._served:
-            stats = self._served[name].stats
-            stats.fail += 1
-            stats.fail_ns += int(seconds * 1e9)
-        self._metrics.requests.labels(name, protocol, str(known.status)).inc()
-        self._access.told(name, protocol, known.status, "error", 0, seconds, code=known.code, traceparent=traceparent)
+        self._counter.failed(model, protocol, known, time.perf_counter() - started, traceparent)
         headers, body = error_body(known)
-        return RenderedReply(known.status, list(headers.items()), body)
+        return Reply(known.status, lines_of(headers.items()), body)
 
-    def accepted(self, ask: RequestHead, rows: int, started: float) -> None:
-        """A request that was answered with a ticket."""
-        seconds = time.perf_counter() - started
-        self._metrics.requests.labels(ask.model, ask.protocol, "202").inc()
-        self._metrics.request_seconds.of(ask.model, "accepted").add(seconds)
-        self._access.told(ask.model, ask.protocol, 202, "accepted", rows, seconds, traceparent=ask.traceparent)
+    def accepted(self, head: RequestHead, rows: int, started: float) -> None:
+        """Count a request that was answered with a ticket."""
+        self._counter.accepted(head, rows, time.perf_counter() - started)
 
-    def _told(self, ask: RequestHead, reply: Reply, started: float) -> RenderedReply:
-        self._metrics.requests.labels(ask.model, ask.protocol, "200").inc()
-        seconds, rows = time.perf_counter() - started, len(reply.answers)
-        self._access.told(ask.model, ask.protocol, 200, reply.result, rows, seconds, traceparent=ask.traceparent)
-        return RenderedReply(200, [*_fixed(reply.length), *reply.headers.items()], reply.body, reply)
+    def _valid(self, head: RequestHead, entry: CachedBody, now: float) -> CachedBody | None:
+        """An entry, where its reply may be sent to a request with this head."""
+        return entry if head.control is NO_CONTROL and self._cache.is_valid(entry, now) else None
 
-    def replayed(self, request: bytes) -> bytes | None:
-        """The kept reply to these very bytes, counted and logged."""
-        return None if self._memory is None else self._memory.reply(request)
+    def _count(self, head: RequestHead, entry: CachedBody, started: float) -> None:
+        self._counter.hit(head, entry.served, len(entry.rows), 0, entry.saved, time.perf_counter() - started)
 
-    def remember(self, ask: RequestHead, raw: bytes, reply: Reply) -> None:
-        """Keep the reply to a request that aiohttp read and near answered, for when its very bytes come again."""
-        answers, question = reply.answers, reply.question
-        if self._memory is None or question is None or reply.result != "hit" or len(answers) > MAX_ROWS:
-            return
-        if question.options.lane == "background":  # what is replayed counts as an online hit
-            return
-        if any(answer.source != "near" for answer in answers) or not self._memory.worth_keeping(raw):
-            return
-        predictions = [answer.prediction for answer in answers]
-        body = reply.body, b""
-        self._memory.keep(raw, self._kept(ask, question.space, reply.keys, predictions, body, reply.length, REPLAY))
+    def _wait(self, request: PendingRequest, reached: Reached) -> None:
+        """For its flights, without a task of its own; what waits for more gets one."""
+        if request.waits:
+            self.deadlines.add(request)
+            request.call_when_resolved(partial(self._finish, request, reached))
+        else:
+            self._await(request, reached)
 
-    def _kept(
-        self,
-        ask: RequestHead,
-        space: Space,
-        keys: Sequence[Key],
-        predictions: Sequence[Prediction],
-        body: tuple[bytes, bytes],
-        length: int | None,
-        timing: str,
-    ) -> Kept:
-        """The reply as one that may be sent again as long as near has what it was made of."""
-        hits, count_again, access = self._metrics.hits(ask.model, ask.protocol), self._server.count_again, self._access
-        saved = sum(prediction.seconds for prediction in predictions)
-        served, rows = self._served[ask.model], len(predictions)
+    def _finish(self, request: PendingRequest, reached: Reached) -> None:
+        self.deadlines.discard(request)
+        try:
+            reply = request.finish()
+        except Exception as error:  # noqa: BLE001 - every error becomes a reply
+            reply = self._failed(request.head, error, request.started)
+        if reply is None:
+            self._await(request, reached)
+        else:
+            reached(reply)
 
-        def count(seconds: float, traceparent: str | None) -> None:
-            count_again(served, hits, rows, 0, saved, seconds)
-            access.told(ask.model, ask.protocol, 200, "hit", rows, seconds, traceparent=traceparent)
+    def _await(self, request: PendingRequest, reached: Reached) -> None:
+        async def answered() -> None:
+            try:
+                reply = await request.answer()
+            except Exception as error:  # noqa: BLE001 - every error becomes a reply
+                reply = self._failed(request.head, error, request.started)
+            reached(reply)
 
-        return Kept(
-            list(zip(keys, predictions, strict=True)),
-            body,
-            length,
-            lambda: self._server.in_force(served, space),
-            count,
-            timing if self._server_timing else None,
-        )
+        request.task = asyncio.get_running_loop().create_task(answered())  # the loop holds tasks only weakly
 
-
-def _fixed(length: int | None) -> Headers:
-    """The headers that do not change with time."""
-    if length is None:
-        return [("Server", SERVER), ("Content-Type", JSON)]
-    return [("Server", SERVER), ("Content-Type", BINARY), (HEADER_LENGTH, str(length))]
+    def _failed(self, head: RequestHead, error: Exception, started: float) -> Reply:
+        return self.failed(head.model, head.protocol, error, started, head.traceparent)

@@ -39,7 +39,6 @@ SLICE_ITEMS = 128
 """Results that are read and rendered at a time."""
 FILLING_SECONDS = 600.0
 """A batch that is not closed by then was left by a proxy that died: its idempotency key is new again."""
-OFF_LOOP_BYTES = 32 * 1024
 
 
 class Batches:
@@ -77,7 +76,7 @@ class Batches:
         options = self._ticket_options.of(request, body)
         promised = await self._used(options)
         if promised is None:
-            lines = await _lines(body, self._most_lines)
+            lines = await self._jobs.heavy.run(lambda: lines_of(body, self._most_lines), len(body))
             promised = await self._taken(lines, options)
         prefer = Prefer(request)
         if prefer.wait:
@@ -144,7 +143,8 @@ class Batches:
             if isinstance(line, BadLine):
                 raise line.error
             ask = RequestHead(line.model, line.version, line.protocol)
-            promised = await self._jobs.submit(self._edge.find(line.model, line.version), ask, line.body, options)
+            model = self._edge.find(line.model, line.version)
+            promised = await self._jobs.submit(model, ask, bytes(line.body), options)
             if promised is None:
                 raise BadRequest("the line asks for nothing that can wait: no rows, or part of a sequence")
         except QueueUnavailable:
@@ -201,10 +201,6 @@ class _Said(ForeseenError):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
         self.status, self.code = failure.status, failure.code  # type: ignore[misc]
-
-
-async def _lines(body: bytes, most: int) -> list[RequestLine | BadLine]:
-    return lines_of(body, most) if len(body) <= OFF_LOOP_BYTES else await asyncio.to_thread(lines_of, body, most)
 
 
 def _line(name: str | None, body: bytes | None, error: ForeseenError | None) -> bytes:

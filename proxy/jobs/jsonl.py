@@ -12,6 +12,7 @@ what the same bytes would ask by themselves.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Literal
 from urllib.parse import unquote
 
@@ -21,6 +22,9 @@ from msgspec import Raw, Struct
 from foreseen.errors import BadRequest, ForeseenError, TooLarge
 
 MAX_NAME = 256
+MAX_LINE_BYTES = 16 * 2**20
+_SPACE = b" \t\r\x0b\x0c"
+_BLANK = re.compile(rb"[ \t\r\x0b\x0c]*")
 _URL = re.compile(
     r"/v2/models/(?P<v2>[^/?#]+)(?:/versions/(?P<version>[^/?#]+))?/infer"
     r"|/v1/models/(?P<v1>[^/:?#]+)(?:/versions/(?P<version1>[^/:?#]+))?:predict"
@@ -34,7 +38,8 @@ class RequestLine(Struct, frozen=True):
     model: str
     version: str | None
     protocol: Literal["v2", "v1"]
-    body: bytes
+    body: bytes | memoryview
+    """A part of the batch's own bytes: a copy of every line would be a second batch."""
 
 
 class BadLine(Struct, frozen=True):
@@ -64,7 +69,7 @@ def lines_of(body: bytes, most: int) -> list[RequestLine | BadLine]:
     if body.count(b"\n") > most + 1:
         raise TooLarge(f"the batch has more than {most} lines")
     names: set[str] = set()
-    lines = [_line(text, names) for text in map(bytes.strip, body.split(b"\n")) if text]
+    lines = [_line(text, names) for text in _texts(body)]
     if not lines:
         raise BadRequest("body: expected JSON Lines, one request a line")
     if len(lines) > most:
@@ -72,8 +77,29 @@ def lines_of(body: bytes, most: int) -> list[RequestLine | BadLine]:
     return lines
 
 
-def _line(text: bytes, names: set[str]) -> RequestLine | BadLine:
+def _texts(body: bytes) -> Iterator[memoryview]:
+    """What stands in each line that is not blank, without the space around it."""
+    view, at = memoryview(body), 0
+    while at < len(body):
+        end = body.find(b"\n", at)
+        end = len(body) if end < 0 else end
+        start = _space_end(body, at, end)
+        if start < end:
+            last = end if body[end - 1] not in _SPACE else start + len(body[start:end].rstrip())
+            yield view[start:last]
+        at = end + 1
+
+
+def _space_end(body: bytes, start: int, end: int) -> int:
+    match = _BLANK.match(body, start, end)
+    assert match is not None, "it matches nothing, too"
+    return match.end()
+
+
+def _line(text: memoryview, names: set[str]) -> RequestLine | BadLine:
     name = None
+    if len(text) > MAX_LINE_BYTES:
+        return BadLine(None, TooLarge(f"the line is longer than {MAX_LINE_BYTES} bytes"))
     try:
         try:
             envelope = _DECODER.decode(text)
@@ -94,7 +120,7 @@ def _take(name: str, names: set[str]) -> None:
     names.add(name)
 
 
-def _asked(envelope: _Envelope, text: bytes) -> RequestLine:
+def _asked(envelope: _Envelope, text: memoryview) -> RequestLine:
     if envelope.url is None:
         if envelope.model is None:
             raise BadRequest("model: is missing, or url")
@@ -104,8 +130,9 @@ def _asked(envelope: _Envelope, text: bytes) -> RequestLine:
         raise BadRequest("url: must be /v2/models/MODEL/infer or /v1/models/MODEL:predict")
     if envelope.method not in (None, "POST"):
         raise BadRequest("method: must be POST")
-    if not bytes(envelope.body):
+    if not memoryview(envelope.body):
         raise BadRequest("body: is missing")
     model, version = match["v2"] or match["v1"], match["version"] or match["version1"]
     protocol: Literal["v2", "v1"] = "v2" if match["v2"] else "v1"
-    return RequestLine(envelope.custom_id, unquote(model), version and unquote(version), protocol, bytes(envelope.body))
+    asked = memoryview(envelope.body)
+    return RequestLine(envelope.custom_id, unquote(model), version and unquote(version), protocol, asked)

@@ -68,7 +68,7 @@ class TicketOptionsReader:
     def of(self, request: web.Request, body: bytes) -> TicketOptions:
         """Raises BadRequest, WebhookRefused."""
         lengths = ",".join(request.headers.getall("Inference-Header-Content-Length", ()))
-        parts = (request.path.encode(), lengths.encode(), body)
+        parts = (request.path.encode(), lengths.encode(errors="surrogateescape"), body)
         options = self._jobs.options(PUBLIC, self._webhook(request), _key(request), *parts)
         return structs.replace(options, caller=caller_of(request))
 

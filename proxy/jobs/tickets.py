@@ -7,7 +7,7 @@ same job. A ticket is a job and the wish of its asker; its id is all that it tak
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import structlog
@@ -30,14 +30,16 @@ from foreseen.errors import (
 from foreseen.keys.entry import FAR_OVERHEAD_BYTES
 from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.members import tensor_outputs
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import Control, steps_of
 from foreseen.proxy.jobs.job_notifications import JobNotifications
+from foreseen.proxy.predict import codecs
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.facts import AnswerFacts
+from foreseen.proxy.predict.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES, Heavy
 from foreseen.proxy.predict.pipeline import Pipeline
-from foreseen.proxy.predict.render import render
-from foreseen.proxy.predict.serve import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES, decoded
+from foreseen.proxy.predict.response_bytes import headers_of
 from foreseen.queue.queue import Queue
 from foreseen.queue.queue_types import OPEN_STATES, Extras, JobState
 from foreseen.queue.queue_types import JobView as Stored
@@ -64,7 +66,6 @@ BATCH = ""
 LOOK_SECONDS = 0.25
 """How long near and far have to say that they know all rows, before the question becomes a job."""
 
-T = TypeVar("T")
 R = TypeVar("R", bound=Struct)
 
 log = structlog.get_logger()
@@ -151,7 +152,9 @@ class Jobs:
         served: Mapping[str, ServedModel],
         purges: JobPurges,
         metrics: ProxyMetrics,
+        heavy: Heavy | None = None,
     ) -> None:
+        self.heavy = heavy or Heavy()
         self.news = JobNotifications(queue)
         self._queue = queue
         self._records = records
@@ -169,7 +172,7 @@ class Jobs:
         Raises QueueFull, QueueUnavailable, KeyReused and what is wrong with the question.
         """
         control, steps, size = ask.control, steps_of(ask.control, served.steps), len(body)
-        asked = await _off_loop(lambda: decoded(served, ask, body), size > OFF_LOOP_BYTES)
+        asked = await self.heavy.run(lambda: codecs.decode(ask, body, served), size)
         if options.batch and (
             asked.output_options.binary or any(output.binary for output in asked.output_options.outputs or ())
         ):
@@ -178,7 +181,7 @@ class Jobs:
             return None
         space, preparation, preparer = self._in_force(served), served.preparation, served.preparer()
         limit = OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES
-        rows = await _off_loop(lambda: preparer.rows(asked.inputs), size > limit)
+        rows = await self.heavy.run(lambda: preparer.rows(asked.inputs), size, limit)
         frames, scope = served.framer.frames(rows, asked.parameters), space.scope
         keys = self._pipeline.keyed(space, frames)
         question = Question(space, rows, self._terms(steps, control), asked.parameters)
@@ -186,7 +189,7 @@ class Jobs:
             return await self.used(scope, options)  # the same request may have been here, and be answered, meanwhile
         shared = steps == ALL_STEPS and control.age_limits == ANY_AGE
         same = self._records.same(keys) if shared else NEVER_SAME
-        unique, places = await _off_loop(lambda: distinct(frames), size > OFF_LOOP_BYTES)
+        unique, places = await self.heavy.run(lambda: distinct(frames), size)
         for sharing in (same, NEVER_SAME) if same else (NEVER_SAME,):
             job, nonce, seal = new_job(), new_nonce(), self._records.seal
             head = Head(
@@ -324,10 +327,11 @@ class Jobs:
         answers = self._answers(result)
         _renderable(served.manifest, answers)
         now = self._pipeline.tiers.clock()
-        predictions, heavy = [answer.prediction for answer in answers], len(seen.record or b"") > OFF_LOOP_BYTES
-        body, length = await _off_loop(lambda: render(served.manifest, predictions, output_options), heavy)
+        predictions, size = [answer.prediction for answer in answers], len(seen.record or b"")
+        rendered = await self.heavy.run(lambda: codecs.render(served.manifest, predictions, output_options), size)
+        body, length = rendered.with_id(output_options.id)
         facts = AnswerFacts.of(answers, served, now, requested=not {"near", "far"} & set(head.steps))
-        return Fetched(body, length, facts.headers())
+        return Fetched(body, length, dict(headers_of(facts.lines())))
 
     async def cancel(self, ticket: str, scope: str) -> TicketStatus:
         """Cancel a ticket that has not ended, and with the last one its job; how it stands then."""
@@ -415,7 +419,11 @@ class Jobs:
 def _renderable(manifest: Manifest, answers: list[Answer]) -> None:
     """Raises PredictionGone where the model has another signature by now."""
     wanted = [output.name for output in manifest.model.outputs]
-    if any([output.name for output in answer.prediction.outputs] != wanted for answer in answers):
+    some = manifest.outputs == "requested"
+    for answer in answers:
+        names = [output.name for output in tensor_outputs(answer.prediction)]
+        if names == wanted or (some and set(names) <= set(wanted)):
+            continue
         raise PredictionGone("the model has another signature since")
 
 
@@ -428,7 +436,3 @@ def _row_bytes(manifest: Manifest) -> int:
             elements *= dim if isinstance(dim, int) else 1
         size += elements * max(1, DATATYPES[output.datatype].size)
     return size
-
-
-async def _off_loop(work: Callable[[], T], heavy: bool) -> T:
-    return await asyncio.to_thread(work) if heavy else work()

@@ -16,8 +16,9 @@ from foreseen.errors import BadInput, BadRequest
 from foreseen.modelspec.manifest import ClientInput, Manifest, wire_shape
 from foreseen.modelspec.parameters import counting, in_sequence, lane_of
 from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.members import naming
 from foreseen.protocol.strict_json import load_json
-from foreseen.protocol.tensors import array_of_json, checked_shape
+from foreseen.protocol.tensors import Written, array_of_json, checked_shape
 from foreseen.protocol.wire import InputTensor, Request, parse_raw, parse_request
 from foreseen.proxy.predict.render import wanted_outputs
 from foreseen.types import Lane, OutputOptions
@@ -37,14 +38,17 @@ class DecodedRequest(Struct, frozen=True):
 
 def decode_v2(body: bytes, header_length: int | None, manifest: Manifest) -> DecodedRequest:
     """An `/infer` body. Raises BadRequest or BadInput naming the field."""
-    request = _raw(body, manifest) if header_length == 0 else parse_request(body, header_length)
+    whole = manifest.upstream is not None
+    request = _raw(body, manifest) if header_length == 0 else parse_request(body, header_length, whole=whole)
     output_options = OutputOptions("v2", request.id, request.outputs, request.binary)
     wanted_outputs(manifest, output_options)  # an unknown output is refused before anything is asked
-    parameters = request.parameters
+    parameters, members = request.parameters, request.members
+    if manifest.outputs == "requested" and request.outputs:
+        members = naming(members, [wanted.name for wanted in request.outputs])
     return DecodedRequest(
         request.inputs,
         output_options,
-        counting(parameters, manifest),
+        counting(parameters, manifest, members),
         in_sequence(parameters),
         _timeout(parameters),
         lane_of(parameters),
@@ -59,11 +63,21 @@ def decode_v1(body: bytes, manifest: Manifest) -> DecodedRequest:
     if ("instances" in document) == ("inputs" in document):
         raise BadRequest("body: give either instances (by row) or inputs (by column)")
     specs = manifest.seen.inputs
+    options, columns = OutputOptions("v1" if "instances" in document else "v1-columns"), _columns(document, specs)
+    tensors = tuple(
+        _v1_tensor(spec, columns[spec.name], _written(body, spec, specs)) for spec in specs if spec.name in columns
+    )
+    return DecodedRequest(tensors, options)
+
+
+def _columns(document: dict[str, Any], specs: tuple[ClientInput, ...]) -> dict[str, list[Any]]:
     if "instances" in document:
-        output_options, columns = OutputOptions("v1"), _columns_of_instances(document["instances"], specs)
-    else:
-        output_options, columns = OutputOptions("v1-columns"), _columns_of_inputs(document["inputs"], specs)
-    return DecodedRequest(tuple(_v1_tensor(spec, columns[spec.name]) for spec in specs), output_options)
+        return _columns_of_instances(document["instances"], specs)
+    return _columns_of_inputs(document["inputs"], specs)
+
+
+def _written(body: bytes, spec: ClientInput, specs: tuple[ClientInput, ...]) -> Written:
+    return Written(body, lambda document: _columns(document, specs)[spec.name])
 
 
 def _raw(body: bytes, manifest: Manifest) -> Request:
@@ -87,21 +101,28 @@ def _columns_of_instances(instances: Any, specs: tuple[ClientInput, ...]) -> dic
     if type(instances) is not list:
         raise BadRequest("instances: must be a list")
     names = {spec.name for spec in specs}
-    columns: dict[str, list[Any]] = {spec.name: [] for spec in specs}
+    needed = {spec.name for spec in specs if not (spec.optional or spec.ignore)}
+    columns: dict[str, list[Any]] = {}
     for index, instance in enumerate(instances):
         named = type(instance) is dict and instance.keys() != {"b64"}
-        if named and instance.keys() != names:
+        if named and not needed <= instance.keys() <= names:
             raise BadInput(f"instances[{index}]: must have exactly {', '.join(sorted(names))}")
         if not named and len(specs) != 1:
             raise BadInput(f"instances[{index}]: must be an object of {', '.join(sorted(names))}")
-        for spec in specs:
-            columns[spec.name].append(instance[spec.name] if named else instance)
-    return columns
+        row = instance if named else {specs[0].name: instance}
+        if index == 0:
+            columns = {name: [] for name in row}
+        if row.keys() != columns.keys():
+            raise BadInput(f"instances[{index}]: must have the inputs of the first, {', '.join(sorted(columns))}")
+        for name, value in row.items():
+            columns[name].append(value)
+    return columns or {spec.name: [] for spec in specs}
 
 
 def _columns_of_inputs(inputs: Any, specs: tuple[ClientInput, ...]) -> dict[str, list[Any]]:
     columns = inputs if type(inputs) is dict else {specs[0].name: inputs}
-    if columns.keys() != {spec.name for spec in specs}:
+    needed = {spec.name for spec in specs if not (spec.optional or spec.ignore)}
+    if not needed <= columns.keys() <= {spec.name for spec in specs}:
         raise BadInput(f"inputs: must have exactly {', '.join(sorted(spec.name for spec in specs))}")
     for name, column in columns.items():
         if type(column) is not list:
@@ -109,7 +130,7 @@ def _columns_of_inputs(inputs: Any, specs: tuple[ClientInput, ...]) -> dict[str,
     return columns
 
 
-def _v1_tensor(spec: ClientInput, column: list[Any]) -> InputTensor:
+def _v1_tensor(spec: ClientInput, column: list[Any], written: Written) -> InputTensor:
     """V1 states no shapes: they are read off the first elements, and the rest must agree."""
     field, datatype = f"inputs.{spec.name}", DATATYPES[spec.datatype]
     shape, level = [], column
@@ -120,7 +141,8 @@ def _v1_tensor(spec: ClientInput, column: list[Any]) -> InputTensor:
         shape = [0, *(max(dim, 0) for dim in wire_shape(spec.shape)[1:])]
     checked = checked_shape(shape, field)
     if datatype.kind != "s":
-        return InputTensor(spec.name, spec.datatype, array_of_json(column, datatype, checked, field))
+        array = array_of_json(column, datatype, checked, field, written, missing=spec.nonfinite)
+        return InputTensor(spec.name, spec.datatype, array)
     flat: list[Any] = column
     for size in checked[1:]:
         if any(type(part) is not list or len(part) != size for part in flat):

@@ -1,14 +1,36 @@
-"""A question → where every row's entry is, or why it would be a miss. Asks no model and changes nothing."""
+"""A request → where every row's entry is, or why it would be a miss. Asks no model and changes nothing."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from foreseen.keys.key import key_of
+from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import Policy
 from foreseen.proxy.cache.tiers import Tiers, judge
+from foreseen.proxy.predict import codecs
+from foreseen.proxy.predict.ask import RequestHead
+from foreseen.proxy.predict.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES
 from foreseen.proxy.predict.pipeline import Pipeline
-from foreseen.types import ANY_AGE, Answer, Explanation, Key, Prediction, Question, Space
+from foreseen.proxy.predict.serve import Server
+from foreseen.types import ANY_AGE, Answer, Explanation, Key, Prediction, Question, RequestOptions, Space, Steps
+
+
+async def explain_request(server: Server, served: ServedModel, head: RequestHead, body: bytes) -> list[Explanation]:
+    """One explanation per row of a request. Raises BadRequest or BadInput, ModelUnavailable."""
+    preparer, size = served.preparer(), len(body)
+    decoded = await server.heavy.run(lambda: codecs.decode(head, body, served), size)
+    limit = OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES
+    rows = await server.heavy.run(lambda: preparer.rows(decoded.inputs), size, limit)
+    space = server.space(served)
+    steps: Steps = frozenset(("model",)) if decoded.sequence else served.steps
+    deadline = asyncio.get_running_loop().time() + head.seconds
+    question = Question(space, rows, RequestOptions(deadline, steps=steps), decoded.parameters)
+    former = [server.in_generation(Space(space.scope, space.model, digest)) for digest in served.former]
+    before = server.purges.formerly(space.model, space.digest)
+    former += [Space(space.scope, space.model, space.digest, generation) for generation in before]
+    return await explain_rows(server.pipeline, question, former, server.purges.was_purged)
 
 
 async def explain_rows(

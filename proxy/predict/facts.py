@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from foreseen.proxy.backend.served import ServedModel
-from foreseen.proxy.cache.freshness import age_of
 from foreseen.types import Answer
+
+SAVED = frozenset(("near", "far", "stale", "collapsed"))
+"""Sources that cost the model nothing."""
+
+
+def hit_lines(seconds_left: int, age: int, detail: str, timing: str | None) -> str:
+    """The header lines of a hit that change with time: the only place that writes them, for every kind of hit."""
+    timed = "" if timing is None else f"Server-Timing: {timing}\r\n"
+    return f"Cache-Status: foreseen;hit;ttl={seconds_left};detail={detail}\r\nAge: {age}\r\n{timed}"
 
 
 class AnswerFacts:
-    """What a request's answers have in common, for headers and labels."""
+    """What a request's answers have in common, for headers, labels and counters. `far` and `model` are the slowest call
+    of each tier that an answer came by, in seconds; `saved` is compute seconds that the cache saved."""
 
-    __slots__ = ("_answers", "_now", "_status", "result", "sources")
+    __slots__ = ("_now", "_status", "far", "made_at", "model", "result", "saved", "sources", "until")
 
-    def __init__(
-        self, now: float, result: str, status: str | None, sources: Counter[str], answers: Sequence[Answer]
-    ) -> None:
-        self.result = result
-        self.sources = sources
+    def __init__(self, answers: Sequence[Answer], now: float) -> None:
+        """The sums; `result` is still to be decided."""
+        sources: dict[str, int] = {}
+        until = made_at = math.inf
+        saved = 0.0
+        self.far: float | None = None
+        self.model: float | None = None
+        for answer in answers:
+            source, prediction, trip = answer.source, answer.prediction, answer.trip
+            sources[source] = sources.get(source, 0) + 1
+            if source in SAVED:
+                saved += prediction.seconds
+            until, made_at = min(until, prediction.expires_at), min(made_at, prediction.made_at)
+            if trip is not None:
+                self.far, self.model = _longer(self.far, trip.far), _longer(self.model, trip.model)
+        self.sources: Mapping[str, int] = sources
+        self.until, self.made_at, self.saved = until, made_at, saved
+        self.result = "hit"
+        self._status: str | None = None
         self._now = now
-        self._status = status
-        self._answers = answers
 
     @classmethod
     def of(
@@ -36,37 +56,45 @@ class AnswerFacts:
         requested: bool,
     ) -> AnswerFacts:
         """`hit` stands in Cache-Status only where every row is one, stale or not; `requested`: no-cache was."""
-        sources = Counter[str](answer.source for answer in answers)
-        hits = sources["near"] + sources["far"] + sources["stale"]
-        if not answers:
-            return cls(now, "hit", None, sources, answers)
+        facts = cls(answers, now)
+        count = facts.sources.get
+        hits = count("near", 0) + count("far", 0) + count("stale", 0)
         if hits == len(answers):
-            left = math.floor(min(answer.prediction.expires_at for answer in answers) - now)
-            why = next((answer.why for answer in answers if answer.why is not None), None)
-            detail = why or ("far" if sources["far"] else "near")
-            return cls(now, "stale" if why else "hit", f"foreseen;hit;ttl={left};detail={detail}", sources, answers)
-        if requested:
-            return cls(now, "bypass" if sources["bypass"] else "miss", "foreseen;fwd=request", sources, answers)
-        if sources["bypass"]:
+            if count("stale"):
+                facts.result = "stale"
+                facts._status = next((answer.why for answer in answers if answer.why is not None), None)
+            elif answers:
+                facts._status = "far" if count("far") else "near"
+        elif requested:
+            facts.result, facts._status = "bypass" if count("bypass") else "miss", "foreseen;fwd=request"
+        elif count("bypass"):
             by = why_bypassed or ("observe" if "keep" in served.steps else served.bypass_reason)
-            return cls(now, "bypass", f"foreseen;fwd=bypass;detail={by}", sources, answers)
-        if hits:
-            return cls(now, "partial", f'foreseen;fwd=partial;detail="{hits}/{len(answers)}"', sources, answers)
-        stored = ";stored" if all(answer.stored for answer in answers) else ""
-        collapsed = sources["collapsed"] == len(answers)
-        status = f"foreseen;fwd=miss{stored}{';collapsed' if collapsed else ''}"
-        return cls(now, "collapsed" if collapsed else "miss", status, sources, answers)
+            facts.result, facts._status = "bypass", f"foreseen;fwd=bypass;detail={by}"
+        elif hits:
+            facts.result, facts._status = "partial", f'foreseen;fwd=partial;detail="{hits}/{len(answers)}"'
+        else:
+            stored = ";stored" if all(answer.stored for answer in answers) else ""
+            collapsed = count("collapsed") == len(answers)
+            facts.result = "collapsed" if collapsed else "miss"
+            facts._status = f"foreseen;fwd=miss{stored}{';collapsed' if collapsed else ''}"
+        return facts
 
-    def headers(self) -> dict[str, str]:
-        headers = {} if self._status is None else {"Cache-Status": self._status}
-        if self.result in ("hit", "stale") and self._answers:
-            headers["Age"] = str(int(max(age_of(answer.prediction.made_at, self._now) for answer in self._answers)))
-        return headers
+    def lines(self, timing: str | None = None) -> str:
+        """`Cache-Status`, `Age` of hits, and `Server-Timing` where it is given. Of no rows there is nothing to say."""
+        if self._status is not None and self.result in ("hit", "stale"):
+            age = max(0, int(self._now - self.made_at))
+            return hit_lines(math.floor(self.until - self._now), age, self._status, timing)
+        status = "" if self._status is None else f"Cache-Status: {self._status}\r\n"
+        return status if timing is None else f"{status}Server-Timing: {timing}\r\n"
 
-    def timing(self, steps: dict[str, float]) -> str:
-        """Server-Timing in ms, with the slowest far and model call that an answer came by."""
-        trips = [answer.trip for answer in self._answers if answer.trip is not None]
-        far = max((trip.far for trip in trips if trip.far is not None), default=None)
-        model = max((trip.model for trip in trips if trip.model is not None), default=None)
-        steps = steps | ({"far": far} if far is not None else {}) | ({"model": model} if model is not None else {})
-        return ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in steps.items())
+    def timing(self, steps: str) -> str:
+        """Server-Timing: these steps, and the slowest far and model call, in ms."""
+        far = "" if self.far is None else f", far;dur={self.far * 1000:.3f}"
+        model = "" if self.model is None else f", model;dur={self.model * 1000:.3f}"
+        return f"{steps}{far}{model}"
+
+
+def _longer(one: float | None, other: float | None) -> float | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return max(one, other)

@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from foreseen.errors import BadInput, FarError, FarUnavailable, ModelFailed
+from foreseen.errors import BadInput, FarError, FarUnavailable, ModelFailed, StateUnavailable
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.parameters import counting
 from foreseen.modelspec.rows import raw_outputs
 from foreseen.protocol.wire import InputTensor, parse_request
+from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import expiry_of
+from foreseen.proxy.predict.codecs import check_rows
 from foreseen.proxy.predict.pipeline import Pipeline
-from foreseen.types import Array, Key, Prediction, Row, Space
+from foreseen.proxy.predict.serve import Server
+from foreseen.types import ALL_STEPS, Array, Key, Prediction, Row, Space
 
 PREFIX = "output."
 MADE_AT, SECONDS = "foreseen.made_at", "foreseen.seconds"
@@ -36,7 +39,7 @@ class ImportBody(Struct, frozen=True):
 
 def decode_import(body: bytes, header_length: int | None, manifest: Manifest) -> ImportBody:
     """Raises BadRequest or BadInput naming the field."""
-    request = parse_request(body, header_length)
+    request = parse_request(body, header_length, whole=manifest.upstream is not None)
     told = dict(request.parameters)
     digest = told.pop("digest", None)
     if not isinstance(digest, str):
@@ -49,7 +52,37 @@ def decode_import(body: bytes, header_length: int | None, manifest: Manifest) ->
             raise BadInput(f"inputs.{tensor.name}.datatype: is {tensor.datatype}, must be {spec.datatype}")
     facts = {name: given[name] for name in (MADE_AT, SECONDS) if name in given}
     inputs = tuple(t for t in request.inputs if not t.name.startswith(PREFIX) and t.name not in facts)
-    return ImportBody(inputs, outputs, facts, counting(told, manifest), digest)
+    names = {tensor.name for tensor in inputs}
+    of_inputs = {name: more for name, more in request.members.inputs.items() if name in names}
+    members = structs.replace(request.members, inputs=of_inputs)
+    return ImportBody(inputs, outputs, facts, counting(told, manifest, members), digest)
+
+
+async def import_request(
+    server: Server, served: ServedModel, header_length: int | None, body: bytes
+) -> tuple[int, list[int]]:
+    """Store what a batch run has computed: how many rows, and which of them were there. Asks no model.
+
+    Raises BadInput (also for another model's predictions), StateUnavailable, FarUnavailable.
+    """
+    size, pipeline, heavy = len(body), server.pipeline, server.heavy
+    given = await heavy.run(lambda: decode_import(body, header_length, served.manifest), size)
+    check_rows(served, given.inputs)
+    space = server.space(served)
+    if given.digest != space.digest:
+        why = f"the outputs are of model {given.digest[:16]}…, in force is {space.digest[:16]}…"
+        raise BadInput(f"parameters.digest: {why}; predict them again")
+    if served.steps != ALL_STEPS or served.manifest.rows == "together":
+        raise BadInput("answers of this model are not cached by the row")
+    if server.unknown(space):
+        raise StateUnavailable("the state store does not answer, so what was purged is not known")
+    preparer, at = served.preparer(), pipeline.tiers.clock()
+    rows = await heavy.run(lambda: preparer.rows(given.inputs), size)
+    predictions = await heavy.run(lambda: predictions_of(given, rows, served.manifest, at), size)
+    had = await import_rows(pipeline, space, rows, given.parameters, predictions)
+    server.metrics.imported_rows.labels(space.model, "had").inc(len(had))
+    server.metrics.imported_rows.labels(space.model, "stored").inc(len(rows) - len(had))
+    return len(rows), had
 
 
 def predictions_of(brought: ImportBody, rows: Sequence[Row], manifest: Manifest, now: float) -> list[Prediction]:

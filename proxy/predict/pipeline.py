@@ -7,7 +7,8 @@
     model   the rows nobody knows, in one request; of a slow model in some, so that nobody waits for others' rows
     keep    new rows go to near and far
 
-(decode and prepare come before it, render after it: `serve.py`.) Functions stand in the order in which the data moves.
+(decode and prepare come before it, render after it: `pending_request.py`.) Functions stand in the order in which the
+data moves.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from foreseen.errors import DigestMoved, ForeseenError, InputRejected, NotCached, Overloaded, RowsRefused
+from foreseen.errors import DigestMoved, ForeseenError, InputRejected, NotCached, Overloaded, RowsRefused, TooLarge
 from foreseen.keys.key import Framer
 from foreseen.proxy.backend.admission import Admission
 from foreseen.proxy.cache.far_skip import FarSkipPolicy
@@ -40,6 +41,11 @@ REFRESH_SECONDS = 30.0
 NOTHING = LookResult({}, {})
 SLICE_ROWS = 256
 """Rows that are keyed in one turn of the event loop: about a millisecond."""
+PART_ROWS = 4096
+"""More rows of one question are answered a part after another: what a row takes while it is under way, 2 KiB, is taken
+for one part at a time."""
+MAX_NEW_ROWS = 65_536
+"""Rows of one question that near may lack."""
 
 
 class Model(Protocol):
@@ -52,17 +58,6 @@ class Model(Protocol):
     def ours(self) -> bool: ...
 
     async def predict(self, rows: Sequence[Row], parameters: bytes, options: RequestOptions) -> list[Prediction]: ...
-
-
-class Journey(NamedTuple):
-    """A question on its way: what near had, and the flights that the other rows took."""
-
-    question: Question
-    keys: Sequence[Key]
-    looked: LookResult
-    waits: Mapping[Key, Wait]
-    joined_at: float
-    """When, on the clock that measures durations."""
 
 
 class Pipeline:
@@ -99,31 +94,45 @@ class Pipeline:
             started = time.perf_counter()
             keys = await self._keys_in_slices(question)
             self._metrics.stages.add("key", time.perf_counter() - started)
+        if len(keys) <= PART_ROWS:
+            return await self._answer(question, keys)
+        answers: list[Answer] = []
+        for at in range(0, len(keys), PART_ROWS):
+            answers += await self._answer(_part(question, at, PART_ROWS), keys[at : at + PART_ROWS])
+            await asyncio.sleep(0)
+        return answers
+
+    async def _answer(self, question: Question, keys: Sequence[Key]) -> list[Answer]:
         while True:
-            journey = self.set_out(question, keys)
-            if journey.waits:
-                await until_resolved(journey.waits.values(), question.options.deadline)
-            answers = self.arrive(journey)
+            looked, waits = self.begin(question, keys)
+            if waits:
+                started = time.perf_counter()
+                await until_resolved(waits.values(), question.options.deadline)
+                self.waited(time.perf_counter() - started)
+            answers = self.finish(keys, looked, waits, question.options.deadline)
             if answers is not None:
                 return answers
 
-    def set_out(self, question: Question, keys: Sequence[Key]) -> Journey:
-        """near, then flight for what it lacks: all of a question that needs no waiting. Raises Overloaded."""
-        looking = time.perf_counter()
+    def begin(self, question: Question, keys: Sequence[Key]) -> tuple[LookResult, Mapping[Key, Wait]]:
+        """near, then flight for what it lacks: all of a question that needs no waiting. What near has, and what the
+        other rows wait for. Raises Overloaded."""
+        started = time.perf_counter()
         looked = self._look_near(question, keys)
-        looked_at = time.perf_counter()
-        self._near_stage.add(looked_at - looking)
-        return Journey(question, keys, looked, self._take_flight(question, keys, looked), looked_at)
+        self._near_stage.add(time.perf_counter() - started)
+        return looked, self._take_flight(question, keys, looked)
 
-    def arrive(self, journey: Journey) -> list[Answer] | None:
-        """The answers of a journey whose flights have landed or whose deadline has come; None where a flight that was
-        joined ended before that: ask again. Raises as `answer` does."""
-        question, keys, looked, waits, joined_at = journey
-        if waits:
-            self._flight_stage.add(time.perf_counter() - joined_at)
-            if cut_short(waits.values(), question.options.deadline):
-                return None
+    def finish(
+        self, keys: Sequence[Key], looked: LookResult, waits: Mapping[Key, Wait], deadline: float
+    ) -> list[Answer] | None:
+        """The answers of a question that was begun, once its flights have ended or its deadline has come; None where a
+        flight that was joined ended before that: ask again. Raises as `answer` does."""
+        if waits and cut_short(waits.values(), deadline):
+            return None
         return in_order(keys, looked.found, waits, self.flights.spare)
+
+    def waited(self, seconds: float) -> None:
+        """Count how long a question waited for its flights."""
+        self._flight_stage.add(seconds)
 
     def keys(self, question: Question) -> list[Key]:
         """key: the identity of every row."""
@@ -142,9 +151,13 @@ class Pipeline:
         if len(question.rows) <= SLICE_ROWS:
             return self.keys(question)
         keys: list[Key] = []
+        new: dict[Key, Key] = {}
         for at in range(0, len(question.rows), SLICE_ROWS):
-            part = Question(question.space, question.rows[at : at + SLICE_ROWS], question.options, question.parameters)
-            keys += self.keys(part)
+            part = self.keys(_part(question, at, SLICE_ROWS))
+            if len(question.rows) > MAX_NEW_ROWS:  # equal rows share a key, which is a third of what a row takes here
+                part = [key if self.tiers.near.peek(key) else new.setdefault(key, key) for key in part]
+                _check_new(len(new))
+            keys += part
             await asyncio.sleep(0)
         return keys
 
@@ -357,6 +370,7 @@ class Pipeline:
         """Past all tiers and flights: for models whose answers are not cached, and for observed ones."""
         started = time.perf_counter()
         space, rows = question.space, question.rows
+        _check_new(len(rows))
         try:
             predictions = await self._predicted(space.model, rows, question.parameters, question.options)
         except RowsRefused as some:
@@ -381,3 +395,12 @@ class Pipeline:
         await self.flights.drain(seconds)
         await self.tiers.close(seconds)
         await self.leases.close(seconds)
+
+
+def _part(question: Question, at: int, rows: int) -> Question:
+    return Question(question.space, question.rows[at : at + rows], question.options, question.parameters)
+
+
+def _check_new(rows: int) -> None:
+    if rows > MAX_NEW_ROWS:
+        raise TooLarge(f"inputs: more than {MAX_NEW_ROWS} rows of the request are not in the cache; split it")

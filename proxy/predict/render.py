@@ -1,4 +1,4 @@
-"""Answers and a wish → the reply's body: rows in order, the wanted outputs in the wanted encoding.
+"""Predictions and output options → the reply's body: rows in order, the wanted outputs in the wanted encoding.
 
 Output selection, binary or JSON, classification and V1 or V2 are all made here, of the stored tensors, so that none of
 them is part of a key. Nothing in a body is request-specific but the echoed id: a hit's body equals the miss's.
@@ -13,67 +13,48 @@ from typing import Any
 
 import numpy as np
 import orjson
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from foreseen.errors import BadRequest
+from foreseen.errors import BadRequest, ModelUnavailable
 from foreseen.modelspec.manifest import ClientOutput, Manifest, wire_shape
 from foreseen.protocol.datatypes import DATATYPES, elements
+from foreseen.protocol.members import ReplyMembers, reply_of
 from foreseen.protocol.tensors import array_of_raw, raw_of
 from foreseen.protocol.wire import OutputTensor, render_response
 from foreseen.types import Array, OutputOptions, Prediction, WantedOutput
 
 MAX_CLASSES = 1_000_000
+_NUMPY = orjson.OPT_SERIALIZE_NUMPY
 
 
-def render(
-    manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions
-) -> tuple[bytes, int | None]:
-    """The body, and the length of its JSON part where binary tensors follow. Raises BadRequest."""
-    if output_options.protocol != "v2":
-        return _render_v1(manifest, predictions, output_options), None
-    outputs = [
-        _tensor(manifest, predictions, wanted, output_options) for wanted in wanted_outputs(manifest, output_options)
-    ]
-    return render_response(manifest.name, manifest.version, output_options.id, outputs)
+class RenderedBody(Struct, frozen=True):
+    """A reply's body in two parts: the request's id goes between them, where it has one. `json_length` is that of the
+    JSON part without an id, None where no binary tensors follow; `id_format` takes the inside of a JSON string."""
 
-
-class Drawn(Struct, frozen=True):
-    """A rendered reply to requests that wish the same: `before` and `after` the place of the request's id."""
-
-    predictions: Sequence[Prediction]
     before: bytes
     after: bytes
-    length: int | None
-    """Of its JSON part, without an id."""
+    json_length: int | None
+    id_format: bytes = b',"id":"%b"'
 
-    def of(self, predictions: Sequence[Prediction]) -> bool:
-        """Whether these would be rendered to the same bytes."""
-        own = self.predictions
-        return len(own) == len(predictions) and all(
-            one is other or (one.data == other.data and one.outputs == other.outputs)
-            for one, other in zip(own, predictions, strict=True)
-        )
-
-    def reply(self, request_id: bytes | None) -> tuple[bytes, int | None]:
-        """As `render`; `request_id` is plain: its own JSON but for the quotes."""
+    def with_id(self, request_id: str | None) -> tuple[bytes, int | None]:
+        """The body, and the length of its JSON part where binary tensors follow."""
         if request_id is None:
-            return self.before + self.after, self.length
-        member = b',"id":"%b"' % request_id
-        return b"".join((self.before, member, self.after)), self.length and self.length + len(member)
+            return self.before + self.after, self.json_length
+        member = self.id_format % orjson.dumps(request_id)[1:-1]
+        return b"".join((self.before, member, self.after)), self.json_length and self.json_length + len(member)
 
 
-def draw(manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions) -> Drawn:
-    """A rendered reply, whatever the id. Raises BadRequest."""
-    if output_options.protocol != "v2":
-        return Drawn(predictions, _render_v1(manifest, predictions, output_options), b"", None)
-    body, length = render(
-        manifest,
-        predictions,
-        OutputOptions(output_options.protocol, None, output_options.outputs, output_options.binary),
-    )
+def render_v2(manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions) -> RenderedBody:
+    """The body of an `/infer` reply. Raises BadRequest."""
+    outputs = [
+        _tensor(manifest, predictions, wanted, output_options)
+        for wanted in _there(manifest, predictions, output_options)
+    ]
+    members = _members(manifest, predictions, outputs)
+    body, length = render_response(manifest.name, manifest.version, None, outputs, members=members)
     before = orjson.dumps({"model_name": manifest.name, "model_version": manifest.version})[:-1]
     assert body.startswith(before)
-    return Drawn(predictions, before, body[len(before) :], length)
+    return RenderedBody(before, body[len(before) :], length)
 
 
 def wanted_outputs(manifest: Manifest, output_options: OutputOptions) -> tuple[WantedOutput, ...]:
@@ -87,11 +68,44 @@ def wanted_outputs(manifest: Manifest, output_options: OutputOptions) -> tuple[W
     return output_options.outputs
 
 
+def _there(
+    manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions
+) -> tuple[WantedOutput, ...]:
+    """What is wanted, of what was answered: an upstream may answer with some of its outputs. Raises ModelUnavailable
+    where one that was named is missing: that it has to be asked for has just been found out."""
+    wanted = wanted_outputs(manifest, output_options)
+    if manifest.upstream is None or not predictions:
+        return wanted
+    names = set.intersection(*({head.name for head in one.outputs} for one in predictions))
+    missing = [one.name for one in wanted if one.name not in names]
+    if missing and output_options.outputs is not None:
+        raise ModelUnavailable(f"outputs.{missing[0]}: the model answers with it only where it is asked for; ask again")
+    return tuple(one for one in wanted if one.name in names)
+
+
+def _members(
+    manifest: Manifest, predictions: Sequence[Prediction], outputs: Sequence[OutputTensor]
+) -> ReplyMembers | None:
+    """What an upstream's reply held beside its tensors; not of an output that is rendered as something else here."""
+    if manifest.upstream is None:
+        return None
+    members = reply_of(predictions)
+    if members is None or not members.outputs:
+        return members
+    datatypes = {head.name: head.datatype for head in predictions[0].outputs}
+    same = {output.name for output in outputs if datatypes[output.name] == output.datatype}
+    return ReplyMembers(members.top, {name: more for name, more in members.outputs.items() if name in same})
+
+
 def _tensor(
     manifest: Manifest, predictions: Sequence[Prediction], wanted: WantedOutput, output_options: OutputOptions
 ) -> OutputTensor:
     spec = _spec(manifest, wanted.name)
     binary = output_options.binary if wanted.binary is None else wanted.binary
+    if wanted.classification is not None and _is_classified(predictions, spec):
+        spec = structs.replace(spec, datatype="BYTES")
+        raw, shape = _joined(manifest, predictions, spec)
+        return OutputTensor(wanted.name, "BYTES", shape, raw, binary)
     raw, shape = _joined(manifest, predictions, spec)
     if wanted.classification is None:
         return OutputTensor(wanted.name, spec.datatype, shape, raw, binary)
@@ -99,10 +113,18 @@ def _tensor(
     return OutputTensor(wanted.name, "BYTES", classes.shape, raw_of(classes, DATATYPES["BYTES"]), binary)
 
 
+def _is_classified(predictions: Sequence[Prediction], spec: ClientOutput) -> bool:
+    """Whether an upstream has classified an output itself: it may know labels that its metadata do not say."""
+    heads = predictions[0].outputs if predictions else ()
+    return any(head.name == spec.name and head.datatype != spec.datatype for head in heads)
+
+
 def _joined(manifest: Manifest, predictions: Sequence[Prediction], spec: ClientOutput) -> tuple[bytes, tuple[int, ...]]:
     """All rows of one output as one tensor's bytes and shape; rows of different sizes are zero-padded again."""
     if not predictions:
         return b"", tuple(0 if dim == -1 else dim for dim in wire_shape(spec.shape))
+    if manifest.upstream is not None:  # its replies need not have the same outputs
+        predictions = [_only(prediction, spec.name) for prediction in predictions]
     place = next(i for i, output in enumerate(predictions[0].outputs) if output.name == spec.name)
     shapes = {prediction.outputs[place].shape for prediction in predictions}
     if manifest.rows == "together":
@@ -116,6 +138,12 @@ def _joined(manifest: Manifest, predictions: Sequence[Prediction], spec: ClientO
         part = array_of_raw(prediction.data[place], datatype, prediction.outputs[place].shape, spec.name)
         batch[i][tuple(slice(0, size) for size in part.shape)] = part
     return raw_of(batch, datatype), batch.shape
+
+
+def _only(prediction: Prediction, name: str) -> Prediction:
+    """A prediction with one of its outputs."""
+    place = next(i for i, output in enumerate(prediction.outputs) if output.name == name)
+    return structs.replace(prediction, outputs=(prediction.outputs[place],), data=(prediction.data[place],))
 
 
 def _classes(array: Array, count: int, spec: ClientOutput) -> Array:
@@ -138,21 +166,30 @@ def _classes(array: Array, count: int, spec: ClientOutput) -> Array:
     return made
 
 
-def _render_v1(manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions) -> bytes:
-    """`{"predictions": [...]}` by row, or `{"outputs": ...}` by column; one output stands without its name."""
+def render_v1(manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions) -> RenderedBody:
+    """`{"predictions": [...]}` by row, or `{"outputs": ...}` by column; one output stands without its name. Raises
+    BadRequest."""
+    return RenderedBody(orjson.dumps(_document_v1(manifest, predictions, output_options), option=_NUMPY), b"", None)
+
+
+def _document_v1(
+    manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions
+) -> dict[str, Any]:
     columns: dict[str, Any] = {}
-    for wanted in wanted_outputs(manifest, output_options):
+    for wanted in _there(manifest, predictions, output_options):
         spec = _spec(manifest, wanted.name)
         raw, shape = _joined(manifest, predictions, spec)
         array = array_of_raw(raw, DATATYPES[spec.datatype], shape, wanted.name)
         columns[wanted.name] = _v1_values(array, spec)
     single = next(iter(columns.values())) if len(columns) == 1 else None
     if output_options.protocol == "v1-columns":
-        return orjson.dumps({"outputs": columns if single is None else single}, option=orjson.OPT_SERIALIZE_NUMPY)
+        return {"outputs": columns if single is None else single}
     if single is not None:
-        return orjson.dumps({"predictions": single}, option=orjson.OPT_SERIALIZE_NUMPY)
+        return {"predictions": single}
+    if len({len(values) for values in columns.values()}) > 1:  # a detector's, whose rows are what it has found
+        raise BadRequest("instances: the outputs differ in their number of rows; ask by column (inputs), or over V2")
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    return orjson.dumps({"predictions": rows}, option=orjson.OPT_SERIALIZE_NUMPY)
+    return {"predictions": rows}
 
 
 def _v1_values(array: Array, spec: ClientOutput) -> Any:

@@ -3,66 +3,58 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from email.utils import formatdate
 from http import HTTPStatus
+from typing import NamedTuple
 
 from foreseen.web.http import BINARY, HEADER_LENGTH, JSON, SERVER
 
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
-_JSON_HEAD = f"{_STATUS[200]}Server: {SERVER}\r\nContent-Type: {JSON}\r\n".encode()
-_BINARY_HEAD = f"{_STATUS[200]}Server: {SERVER}\r\nContent-Type: {BINARY}\r\n{HEADER_LENGTH}: ".encode() + b"%d\r\n"
-_HIT = b"%bCache-Status: foreseen;hit;ttl=%d;detail=%b\r\nAge: %d\r\n%bContent-Length: %d\r\nDate: %b\r\n\r\n%b%b%b"
-_dated: tuple[int, bytes] = (-1, b"")
+_JSON_LINES = f"Server: {SERVER}\r\nContent-Type: {JSON}\r\n"
+_BINARY_LINES = f"Server: {SERVER}\r\nContent-Type: {BINARY}\r\n{HEADER_LENGTH}: "
+_dated: tuple[int, str] = (-1, "")
 
 
-def reply_head(status: int, headers: list[tuple[str, str]], length: int) -> bytes:
+class Reply(NamedTuple):
+    """A reply, but for the headers that its connection adds. `lines` are header lines, each with its line end."""
+
+    status: int
+    lines: str
+    body: bytes
+
+    def headers(self) -> list[tuple[str, str]]:
+        return headers_of(self.lines)
+
+
+def headers_of(lines: str) -> list[tuple[str, str]]:
+    """The names and values of header lines."""
+    return [(name, value) for name, _, value in (line.partition(": ") for line in lines.split("\r\n")[:-1])]
+
+
+def lines_of(headers: Iterable[tuple[str, str]]) -> str:
+    return "".join([f"{name}: {value}\r\n" for name, value in headers])
+
+
+def fixed_lines(json_length: int | None) -> str:
+    """The headers of an answer that do not change with time; `json_length` where binary tensors follow."""
+    return _JSON_LINES if json_length is None else f"{_BINARY_LINES}{json_length}\r\n"
+
+
+def reply_head(status: int, lines: str, length: int) -> bytes:
     """Status line and headers of any reply; `length` is its body's."""
-    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
-    return f"{_STATUS[status]}{lines}Content-Length: {length}\r\n".encode() + b"Date: %b\r\n\r\n" % date()
+    return f"{_STATUS[status]}{lines}Content-Length: {length}\r\nDate: {date()}\r\n\r\n".encode()
 
 
-def hit_reply(
-    before: bytes,
-    after: bytes,
-    json_length: int | None,
-    own: bytes | None,
-    left: int,
-    age: int,
-    timing: bytes,
-    *,
-    far: bool,
-) -> bytes:
-    """A hit, whole: its body in two parts with the request's id between them, seconds left and passed, and the line
-    of `Server-Timing`."""
-    member = id_member(own)
-    return _HIT % (
-        hit_start(json_length and json_length + len(member)),
-        left,
-        b"far" if far else b"near",
-        age,
-        timing,
-        len(before) + len(member) + len(after),
-        date(),
-        before,
-        member,
-        after,
-    )
+def head_parts(lines: str) -> tuple[bytes, bytes]:
+    """The head of an answer up to the digits of its `Content-Length`, and what follows them."""
+    return f"{_STATUS[200]}{lines}Content-Length: ".encode(), f"\r\nDate: {date()}\r\n\r\n".encode()
 
 
-def hit_start(json_length: int | None) -> bytes:
-    """Status line and the headers of a hit that do not change with time; `json_length` where tensors follow."""
-    return _JSON_HEAD if json_length is None else _BINARY_HEAD % json_length
-
-
-def id_member(own: bytes | None) -> bytes:
-    """What a reply says of a plain id, behind the model's version."""
-    return b"" if own is None else b',"id":"%b"' % own
-
-
-def date() -> bytes:
+def date() -> str:
     """`Date` of this second."""
     global _dated  # noqa: PLW0603 - one clock, one text a second
     now = int(time.time())
     if now != _dated[0]:
-        _dated = now, formatdate(now, usegmt=True).encode()
+        _dated = now, formatdate(now, usegmt=True)
     return _dated[1]

@@ -12,7 +12,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,12 @@ from foreseen.errors import SetupError
 from foreseen.keys.secret import read_secret
 from foreseen.modelspec.artifact import read_record
 from foreseen.modelspec.manifest import find
+from foreseen.modelspec.source_file import changed_file
 from foreseen.operate.interpreter import optimized
 from foreseen.operate.scrape import Scrape, scrape
+from foreseen.operate.started import flags_of, url_at
 from foreseen.paths import model_socket
+from foreseen.proxy.backend.v2_server import Unusable, V2Server
 from foreseen.proxy.tools.doctor_stores import redis, state
 from foreseen.proxy.tools.finding import Finding, Grade, numbers, size
 from foreseen.settings import DoctorSettings
@@ -38,19 +41,20 @@ EARLIEST_UNIX_SECONDS = 1_735_689_600.0
 PROBE_SECONDS = 3.0
 OVERHEAD = 1.3
 """What a full near or Redis takes beyond its own count: allocators, fragments."""
-_FLOOR = re.compile(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?(?:>=|==)([0-9][0-9.]*)")
+_FLOOR = re.compile(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?(?:<[0-9.]+,)?(?:>=|==)([0-9][0-9.]*)")
 _EXTRA = re.compile(r"""extra == ['"](\w+)['"]""")
 _OURS = frozenset(("proxy", "cpu"))
 """Extras of a machine that serves; those of builds and development are not its business."""
 
 
-def examine(settings: DoctorSettings) -> list[Finding]:
-    """Everything that can be looked at from here."""
-    return asyncio.run(_all(settings))
+def examine(settings: DoctorSettings, given: Collection[str] = ()) -> list[Finding]:
+    """Everything that can be looked at from here. `given` are the settings that somebody named."""
+    return asyncio.run(_all(settings, given))
 
 
-async def _all(settings: DoctorSettings) -> list[Finding]:
+async def _all(settings: DoctorSettings, given: Collection[str]) -> list[Finding]:
     found = [*versions(), *interpreter(optimized()), *clock(time.time()), *backlog()]
+    found += folders(settings, given)
     found += files(resource.getrlimit(resource.RLIMIT_NOFILE)[1], settings.connections)
     found += [*secret(settings), *memory(settings, memory_bytes()), *workers(settings.workers, os.cpu_count() or 1)]
     for store in (redis, state):
@@ -125,6 +129,23 @@ def backlog(path: Path = Path("/proc/sys/net/core/somaxconn")) -> Iterator[Findi
         yield Finding("note", "backlog", f"the kernel queues {limit} connections, not {BACKLOG}", fix)
 
 
+def folders(settings: DoctorSettings, given: Collection[str]) -> Iterator[Finding]:
+    """A folder that was named and is not there, and what `foreseen up` was started with in the data directory."""
+    if settings.models is not None and not settings.models.is_dir():
+        yield Finding("must", "models", f"--models {settings.models}: there is no such folder", "mend --models")
+    if not settings.data.is_dir():
+        if "data" in given:
+            fix = "mend --data, or start `foreseen up` with it once"
+            yield Finding("must", "data", f"--data {settings.data}: there is no such folder", fix)
+        else:
+            fix = "nothing: `foreseen up` makes it"
+            yield Finding("note", "data", f"{settings.data.resolve()}: not there yet", fix)
+        return
+    flags = flags_of(settings.data)
+    told = f"`foreseen up` was started with {flags}" if flags else "`foreseen up` was never started in it"
+    yield Finding("ok", "data", f"{settings.data.resolve()}: {told}")
+
+
 def secret(settings: DoctorSettings) -> Iterator[Finding]:
     path = settings.secret_file or settings.data / "secret"
     try:
@@ -179,6 +200,9 @@ async def model(named: str, settings: DoctorSettings) -> AsyncIterator[Finding]:
             return
         if not address:
             read_record(settings.data, name)
+            if changed := await asyncio.to_thread(changed_file, found):
+                said, _, fix = changed.partition("; run: ")
+                yield Finding("must", what, said, fix)
     except SetupError as error:
         said, _, fix = str(error).partition("; ")
         yield Finding("must", what, said, fix.removeprefix("run: ") or "see foreseen models list")
@@ -215,8 +239,16 @@ async def upstream(address: str, what: str = "upstream") -> AsyncIterator[Findin
         return
     if status == 200:
         yield Finding("ok", what, f"{address} is ready")
+        return
+    server = V2Server(address)
+    try:
+        await server.listed()
+    except Unusable as error:
+        yield Finding("must", what, f"{address} is not ready: {error.said}", error.fix)
     else:
         yield Finding("must", what, f"{address} is not ready (status {status})", "see its log")
+    finally:
+        await server.close()
 
 
 async def _ask(address: str, name: str) -> dict[str, Any] | None:
@@ -238,12 +270,13 @@ async def _ask(address: str, name: str) -> dict[str, Any] | None:
 
 def running(settings: DoctorSettings) -> Iterator[Finding]:
     """What a running proxy has counted."""
+    url = settings.url or url_at(settings.host, settings.port)
     try:
-        now = scrape(settings.url)
+        now = scrape(url)
     except SetupError:
-        yield Finding("note", "proxy", f"no proxy answers at {settings.url}", "start one, or say --url")
+        yield Finding("note", "proxy", f"no proxy answers at {url}", "start one, or say --url")
         return
-    yield from counted(now, settings.url)
+    yield from counted(now, url)
 
 
 def counted(now: Scrape, url: str) -> Iterator[Finding]:

@@ -152,7 +152,7 @@ async def _run(live: Live, seconds: float, seed: int) -> tuple[Series, Mixed]:
 
 
 def measure(folder: Path, seconds: float, seed: int) -> tuple[Series, Mixed]:
-    caches = [f"--{name}-bytes={SMALL_BYTES}" for name in ("near", "replay", "shortcut")]
+    caches = [f"--{name}-bytes={SMALL_BYTES}" for name in ("near", "reply-cache")]
     flags = ("--workers=2", *caches, f"--far-bytes={FAR_BYTES}")
     with started(built_data(), folder / "data", *flags) as live:
         return asyncio.run(_run(live, seconds, seed))

@@ -139,6 +139,7 @@ async def test_it_describes_itself(inverse: Client) -> None:
     }
     assert parameters == {
         "digest": inverse.served.session.digest,
+        "artifact": inverse.served.session.record.artifact.digest,
         "preparation": inverse.served.session.record.artifact.preparation,
         "precision": "fp32",
         "provider": "CPUExecutionProvider",
@@ -362,6 +363,7 @@ async def test_statistics_count_as_tritons(inverse: Client) -> None:
     spent = stats["inference_stats"]
     assert (spent["success"]["count"], spent["fail"]["count"], spent["cache_hit"]["count"]) == (2, 1, 0)
     assert spent["success"]["ns"] >= spent["compute_infer"]["ns"] > 0
+    assert len({spent[f"compute_{part}"]["count"] for part in ("input", "infer", "output")}) == 1
     assert (await inverse.get("/v2/models/stats"))[1]["model_stats"][0]["name"] == "inverse"
 
 

@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from foreseen.cli import app
 from foreseen.errors import SetupError
 from foreseen.models.add import add
 from foreseen.models.build.build import build
@@ -62,6 +63,52 @@ def test_a_file_becomes_a_manifest_that_builds(tmp_path: Path) -> None:
     assert (given.name, given.datatype, given.shape) == ("features", "FP32", ("rows", 8))
     assert (answered.name, answered.datatype, answered.shape) == ("scores", "FP32", ("rows", 3))
     assert build(manifest, tmp_path / "data", say=SilentProgress()).row_independent
+
+
+def test_a_file_that_was_replaced_is_noticed_and_can_be_put_in_force(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A build of the changed file is an error that says what to do; doing it keeps what was written by hand."""
+    mine, data = tmp_path / "mine", tmp_path / "data"
+    path = add(saved(tmp_path / "m.onnx", linear()), "m", mine, data, SilentProgress())
+    path.write_text(path.read_text("utf-8").replace('title = ""', 'title = "by hand"'), "utf-8")
+    flags = ["--models", str(mine), "--data", str(data)]
+    for said in ("artifact", "unchanged"):
+        app(["models", "build", "m", *flags], result_action="return_value")
+        assert said in capsys.readouterr().out
+    saved(mine / "m" / "model.onnx", linear(centred=True))
+    with pytest.raises(SetupError, match=r"model.onnx was changed.*--replace"):
+        app(["models", "build", "m", *flags], result_action="return_value")
+    app(
+        ["models", "add", str(mine / "m" / "model.onnx"), "--name", "m", "--replace", *flags],
+        result_action="return_value",
+    )
+    assert find("m", (mine,)).title == "by hand"
+    before = read_record(data, "m").artifact.digest
+    capsys.readouterr()
+    with pytest.raises(SetupError, match="batch-mates"):  # what is kept by hand said otherwise, and the gate holds
+        app(["models", "build", "m", *flags], result_action="return_value")
+    path.write_text(
+        path.read_text("utf-8").replace("[gates]\nmax_difference = 0.0", "[batching]\nsingle = true"), "utf-8"
+    )
+    app(["models", "build", "m", *flags], result_action="return_value")
+    assert f"changed: artifact {before[:12]} was in force before" in capsys.readouterr().out
+
+
+def test_a_replaced_file_of_another_signature_gets_another_manifest(tmp_path: Path) -> None:
+    """Without --replace it is refused; with it the old model.toml is kept beside the new one."""
+    mine, data = tmp_path / "mine", tmp_path / "data"
+    path = add(saved(tmp_path / "m.onnx", linear()), "m", mine, data, SilentProgress())
+    before = path.read_text("utf-8")
+    other = linear()
+    other.graph.output[0].name = other.graph.node[0].output[0] = "logits"
+    file = saved(tmp_path / "other.onnx", other)
+    with pytest.raises(SetupError, match="--replace"):
+        add(file, "m", mine, data, SilentProgress())
+    add(file, "m", mine, data, SilentProgress(), replace=True)
+    assert [output.name for output in load(path).model.outputs] == ["logits"]
+    assert path.with_suffix(".toml.old").read_text("utf-8") == before
+    assert build(load(path), data, say=SilentProgress())
 
 
 def test_rows_that_depend_on_each_other_are_found_and_run_alone(tmp_path: Path) -> None:

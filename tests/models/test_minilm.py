@@ -93,7 +93,7 @@ def random_rows() -> list[Row]:
 
 @pytest.mark.parametrize("precision", ["fp32", "int8-rowwise"])
 def test_no_batch_and_no_padding_changes_a_bit_at_any_length(sessions: dict[str, GraphSession], precision: str) -> None:
-    """DESIGN section 5: bit-exactness is to be had, and the pool decides it."""
+    """Bit-exactness is to be had, and the pool decides it."""
     assert exact.changed(sessions[precision], MANIFEST, random_rows(), rounds=6) == []
 
 

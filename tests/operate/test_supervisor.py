@@ -14,6 +14,8 @@ from foreseen.operate.supervisor import Child
 from foreseen.telemetry.child_states import FILE_BYTES, ChildrenFile, ChildState, read_children
 from foreseen.telemetry.exposition import child_families
 
+pytestmark = pytest.mark.processes
+
 PATIENCE_SECONDS = 20.0
 
 

@@ -22,7 +22,19 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MADE = ("cli.md", "errors.md", "http.md", "metrics.md", "settings.md")
 """By code; tests/project/test_project.py holds them against it."""
 OURS = [page for page in PAGES if page.name not in MADE]
-OTHERS = {"--build", "--detach", "--only", "--rm", "--scale", "--seconds", "--seed", "foreseen_warm"}
+OTHERS = {
+    "--build",
+    "--detach",
+    "--find-links",
+    "--index",
+    "--wheel-dir",
+    "--only",
+    "--rm",
+    "--scale",
+    "--seconds",
+    "--seed",
+    "foreseen_warm",
+}
 """Flags of docker, of benchmarks and of chaos, and the name of a DAG."""
 
 

@@ -36,6 +36,8 @@ RECONNECTED = (
     "_process_keepalive",
     "_request_count",
     "_loop",
+    "_messages",
+    "_current_request",
     "force_close",
 )
 """What `proxy/fastpath/fast_connection.py` shares with aiohttp's own handling of a connection."""
@@ -58,8 +60,10 @@ async def test_aiohttps_server_keeps_the_options_of_its_connections() -> None:
 
 
 def test_aiohttps_request_keeps_the_limit_of_a_body() -> None:
-    """web.Request._client_max_size: read by web/http.py."""
-    assert "_client_max_size" in inspect.getsource(web.BaseRequest.__init__)
+    """web.Request._client_max_size: read by web/http.py; `_version`: read and set by web/head_checks.py."""
+    made = inspect.getsource(web.BaseRequest.__init__)
+    assert "_client_max_size" in made
+    assert "self._version = message.version" in made
 
 
 def test_prometheus_histograms_have_buckets_that_can_be_added_to() -> None:

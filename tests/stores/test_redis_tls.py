@@ -215,7 +215,7 @@ def test_a_whole_system_over_tls_and_no_command_line_shows_a_password(
     with securely(tmp_path / "redis") as secured:
         monkeypatch.setenv("FORESEEN_REDIS", secured.url("foreseen-cache"))
         monkeypatch.setenv("FORESEEN_STATE", secured.url("foreseen-state"))
-        flags = ("--model=fingerprint", "--near-bytes=0", "--replay-bytes=0", f"--redis-ca-file={secured.ca}")
+        flags = ("--model=fingerprint", "--near-bytes=0", "--reply-cache-bytes=0", f"--redis-ca-file={secured.ca}")
         with fresh(data, *flags) as live:
             asked = ask_fingerprint(numbers(1))
             while "detail=far" not in (told := live.post("/v2/models/fingerprint/infer", asked))[1]["cache-status"]:

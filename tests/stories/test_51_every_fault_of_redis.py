@@ -36,7 +36,7 @@ RECOVERY_SECONDS = 2.0
 COUNTED_SECONDS = 20.0
 PROBED_SECONDS = 0.7
 KNOWN = range(40)
-FLAGS = ("--model=fingerprint", "--near-bytes=0", "--replay-bytes=0", "--lease-ms=inf")
+FLAGS = ("--model=fingerprint", "--near-bytes=0", "--reply-cache-bytes=0", "--lease-ms=inf")
 
 
 @dataclass

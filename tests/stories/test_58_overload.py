@@ -127,7 +127,9 @@ async def test_a_flood_of_misses_costs_others_no_hits(built: Path, tmp_path: Pat
     """Ten times as many rows that never come again as near has room for, from ten askers: a caller of known rows gets
     right answers, nearly all of them from near."""
     known = range(580_000, 580_030)
-    with started(built, tmp_path / "data", "--near-bytes=100000", "--replay-bytes=0", models=("fingerprint",)) as live:
+    with started(
+        built, tmp_path / "data", "--near-bytes=100000", "--reply-cache-bytes=0", models=("fingerprint",)
+    ) as live:
         url = live.url + FINGERPRINT
         async with session() as client:
             for seed in [*known, *known, *known]:

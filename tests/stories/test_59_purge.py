@@ -75,11 +75,37 @@ def test_a_purge_reaches_every_worker_before_it_is_acknowledged(two: Live, what:
 
 
 def test_another_model_and_another_digest_are_not_touched(two: Live) -> None:
-    """A purge names a space, and only that space ends."""
+    """A purge names a space, and only that space ends; one that is no longer served is purged and said so."""
     everywhere(two, 590_002)
-    purge(two, "--model=minilm")
-    purge(two, "--digest=0123456789")
+    assert "purged model minilm, which is no longer served here" in purge(two, "--model=minilm")
+    assert "not known here" in purge(two, "--digest=0123456789", "--even-if-unknown")
     assert cached(two, 590_002) == {True}
+
+
+def test_what_models_list_prints_can_be_purged(two: Live) -> None:
+    """The artifact digest and the model digest, whole or as they are shown, forget the same answers."""
+    done = foreseen("models", "list", f"--data={two.data}", "--json")
+    (built,) = [one["built"] for one in json.loads(done.stdout) if one["name"] == "fingerprint"]
+    assert built["digest"] == digest_of(two)
+    for digest in (built["digest"], built["artifact"], built["digest"][:12], built["artifact"][:12]):
+        everywhere(two, 590_008)
+        assert digest[:12] in purge(two, f"--digest={digest}")
+        assert cached(two, 590_008) == {False}
+
+
+def test_an_unknown_name_is_an_error_that_names_near_ones(two: Live) -> None:
+    """Nothing is purged, the status is 1, and what may have been meant is named."""
+    for flags, near in (
+        (("--model=fingerprnt",), "fingerprint"),
+        ((f"--digest={digest_of(two)[:6]}00",), digest_of(two)[:12]),
+    ):
+        done = foreseen("purge", f"--data={two.data}", *flags)
+        assert done.returncode == 1
+        assert done.stderr.startswith("foreseen: not purged: ")
+        assert near in done.stderr
+    told = admin(two, "/admin/purge", {"model": "bertha"})
+    assert told is not None
+    assert (told[0], told[1]["code"]) == (404, "unknown_target")
 
 
 def test_one_key_and_no_other(two: Live) -> None:

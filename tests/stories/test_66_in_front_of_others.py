@@ -33,6 +33,21 @@ async def test_models_are_found_and_rows_are_keyed_once_they_prove_independent(t
         assert foreign.binary_tries == 1
 
 
+async def test_a_server_that_hangs_up_on_binary_tensors_is_asked_in_json(tmp_path: Path) -> None:
+    """No row is taken for one that ends the server: the connection that it closes is not used again."""
+    foreign = Foreign()
+    foreign.closing = True
+    async with (
+        listening(foreign.application()) as url,
+        fronted(url, tmp_path / "data", upstream_probe=False) as front,
+    ):
+        for number in range(5):
+            front.proxy.served["fp"].process._binary = None  # type: ignore[attr-defined] # as at the first question
+            assert (await front.infer(numbers(number)))[2] == [fingerprint(numbers(number))]
+            assert foreign.rows_like(numbers(number)) == 1
+        assert not front.proxy.served["fp"].process.quarantine
+
+
 async def test_what_is_not_probed_is_one_entry_per_request(tmp_path: Path) -> None:
     """Without the probe the same request is a hit, and another with one of its rows is not."""
     foreign = Foreign()
@@ -118,8 +133,9 @@ LIES: dict[str, Callable[[Reply], Reply]] = {
 }
 
 
-@pytest.mark.parametrize("probed", [True, False])
-@pytest.mark.parametrize("what", LIES)
+@pytest.mark.parametrize(
+    ("what", "probed"), [(what, probed) for what in LIES for probed in (True, False) if probed or what != "count"]
+)
 async def test_an_answer_that_does_not_match_the_question_is_refused(what: str, probed: bool, tmp_path: Path) -> None:
     """502, nothing is stored, and the honest answer that comes later is the one that is kept."""
     foreign = Foreign()
@@ -136,6 +152,28 @@ async def test_an_answer_that_does_not_match_the_question_is_refused(what: str, 
         foreign.lie = lambda reply: reply
         assert await front.infer(row) == (200, "foreseen;fwd=miss;stored", [fingerprint(row)])
         assert (await front.infer(row))[1].startswith("foreseen;hit")
+
+
+@pytest.mark.parametrize("probed", [True, False])
+async def test_a_detector_answers_as_many_rows_as_it_finds(probed: bool, tmp_path: Path) -> None:
+    """None, one, many: each request is one entry, whatever the first dimension of its answer; rows stay together."""
+    foreign = Foreign()
+    foreign.answer = lambda rows: [fingerprint(rows[0])] * (sum(map(sum, rows)) % 4)
+    async with (
+        listening(foreign.application()) as url,
+        fronted(url, tmp_path / "data", upstream_probe=probed) as front,
+    ):
+        if probed:
+            process = front.proxy.served["fp"].process
+            await front.until(lambda told: process.settled and process.why != "not probed")  # type: ignore[attr-defined]
+        for how in ("fwd=miss", "hit"):
+            for found in range(4):
+                row = [found, *[4] * 15]
+                status, said, digests = await front.infer(row)
+                assert (status, digests, how in said) == (200, [fingerprint(row)] * found, True)
+                status, _, digests = await front.infer(row, [0] * 16, row)
+                assert (status, digests) == (200, [fingerprint(row)] * (2 * found % 4))
+        assert (await front.get("/v2/models/fp"))["parameters"]["rows"] == "together"
 
 
 async def test_an_id_that_is_not_echoed_is_no_lie(tmp_path: Path) -> None:
@@ -270,7 +308,7 @@ async def test_what_cannot_be_served_is_said(tmp_path: Path) -> None:
         upstream = Upstream(url, (), lambda told: pytest.fail("nothing to serve"))
         await upstream._look()
         assert upstream.served == {}
-        assert "name no inputs" in upstream._refused["fp"]
+        assert "name no inputs" in str(upstream.refused["fp"])
         await upstream.close()
     with pytest.raises(SetupError, match="is not http://host:port"):
         async with fronted("localhost:1", tmp_path / "data"):

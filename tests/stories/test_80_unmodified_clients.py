@@ -47,7 +47,7 @@ def test_tritonclient_reads_everything_about_a_model(live: Live) -> None:
     facts = triton(live, "about")
     assert (facts["live"], facts["ready"], facts["model_ready"]) == (True, True, [True, True, False, False])
     assert facts["server"]["name"] == "foreseen"
-    assert facts["metadata"]["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
+    assert facts["metadata"]["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1, 1]}]
     assert facts["config"]["max_batch_size"] > 0
     assert [one["name"] for one in facts["statistics"]["model_stats"]] == ["fingerprint"]
     assert [one["name"] for one in facts["all_statistics"]["model_stats"]] == ["minilm", "fingerprint"]

@@ -104,7 +104,7 @@ def test_the_recipes_really_collide() -> None:
     assert hits > 20
 
 
-def test_colliding_bodies_are_never_crossed_on_short_roads(live: Live) -> None:
+def test_colliding_bodies_are_never_crossed_on_the_fast_path(live: Live) -> None:
     """Raw requests whose bodies XXH3 takes for one another, in turns and again and again on one connection: whatever
     is remembered of them, each gets its own rows' answers."""
     numbers_of = np.random.default_rng(12).integers(-(2**40), 2**40, 64 * 16).view(np.float32)
@@ -204,11 +204,11 @@ async def test_twenty_thousand_random_requests_are_bit_identical_fresh_and_from_
                 flat = (await reply.json())["outputs"][0]["data"]
             assert flat == [value for row in picked for value in fingerprint(row)]
 
-        async def client() -> None:
+        async def one_client() -> None:
             for _ in range(20_000 // 16):
                 await (check_texts() if rng.random() < 0.3 else check_numbers())
 
-        await asyncio.gather(*(client() for _ in range(16)))
+        await asyncio.gather(*(one_client() for _ in range(16)))
     fresh = await _embeddings_direct(live, built, texts, rng)
     assert fresh == alone
 

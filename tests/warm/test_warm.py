@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -23,14 +25,16 @@ from pyarrow import feather
 from foreseen.errors import SetupError
 from foreseen.modelspec.artifact import read_serving
 from foreseen.modelspec.manifest import find
-from foreseen.paths import state_socket
+from foreseen.paths import model_socket, redis_socket, state_socket
 from foreseen.settings import WarmSettings
 from foreseen.stores.state import generation_of, read_generations
-from foreseen.warm import Plan, Warmer
+from foreseen.warm import Plan, Warmer, plan_for
 from foreseen.warm.run.checkpoint import Progress
 from foreseen.warm.run.command import Job, Summary
+from foreseen.warm.run.console import pace
 from foreseen.warm.run.dry_run import _Distinct
 from foreseen.warm.run.via_proxy import hits_of
+from foreseen.warm.write.results import where
 from tests.live import Live
 from tests.models_fixture import PACKAGED
 from tests.questions import ask_fingerprint, ask_minilm, fingerprint, numbers
@@ -44,6 +48,23 @@ class Unwatched:
 
     def started(self, rows: int | None, done: Progress) -> None: ...
     def moved(self, done: Progress) -> None: ...
+
+
+class Impatient:
+    """Counts what it is told of; unless it is patient it ends the run after the first chunk."""
+
+    def __init__(self, *, patient: bool = False) -> None:
+        self._patient = patient
+        self.told: list[int] = []
+
+    def started(self, rows: int | None, done: Progress) -> None: ...
+
+    def inside(self, rows: int) -> None:
+        self.told.append(rows)
+
+    def moved(self, done: Progress) -> None:
+        if not self._patient:
+            raise KeyboardInterrupt
 
 
 def settings(live: Live, **more: Any) -> WarmSettings:
@@ -300,6 +321,8 @@ def test_results_can_be_imported_again(live: Live, tmp_path: Path) -> None:
     assert [row["key"] for row in warmer(pa.table({"x": rows})).to_pylist()] == keys
     warmer.close()
     assert counts(warmed(live, tmp_path / "out", outputs=("all",))) == (25, 0, 0, 0)
+    warmed(live, tmp_path / "out", out=tmp_path / "again")
+    assert counts(warmed(live, tmp_path / "again", outputs=("all",))) == (25, 0, 0, 0)
 
 
 def test_results_in_a_database(live: Live, tmp_path: Path) -> None:
@@ -331,6 +354,52 @@ def test_through_a_proxy(live: Live, tmp_path: Path) -> None:
     assert counts(warmed(live, tmp_path / "t.jsonl", model="minilm", **apart)) == (0, 1, 0, 1)
     assert hits_of('foreseen;fwd=partial;detail="48/64"', 64) == 48
     assert hits_of("foreseen;fwd=miss;stored", 64) == 0
+
+
+def test_the_summary_says_where_and_what(live: Live, tmp_path: Path) -> None:
+    """Equal rows, what an attempt before had done, where the results lie; the password of a database is not said."""
+    rows = rows_of(21_000, 20)
+    file = parquet(tmp_path / "a.parquet", {"x": [*rows, *rows[:5]]})
+    words = {"chunk_rows": 10, "out": tmp_path / "out"}
+    with pytest.raises(KeyboardInterrupt):
+        Job([str(file)], settings(live, **words)).go(Impatient())
+    done = warmed(live, file, **words)
+    assert (done.rows, done.resumed, done.equal) == (25, 10, 0)  # the rows that are equal were in the first attempt
+    assert done.results == f"{tmp_path / 'out'} (Parquet)"
+    done = warmed(live, file, chunk_rows=10)
+    assert (done.rows, done.resumed, done.equal, done.results) == (25, 0, 5, None)
+    said = where(settings(live, sql="postgresql+psycopg://me:secret@host/db?password=secret", sql_table="t"))
+    assert said == "postgresql+psycopg://host/db: table t, one row per input row in view t_by_row"
+
+
+def test_rows_inside_a_chunk_are_progress(live: Live, tmp_path: Path) -> None:
+    """They are told of as soon as the model, the proxy or Redis has answered, whatever the size of the chunk."""
+    for first, more in enumerate(({}, {"url": live.url}, {"outputs": ("all",), "digest": digest_of(live)})):
+        rows = rows_of(22_000 + 1000 * first, 600)
+        file = parquet(tmp_path / f"{first}.parquet", predicted(rows))
+        looker = Impatient(patient=True)
+        Job([str(file)], settings(live, **more)).go(looker, looker)
+        assert sum(looker.told) == 600
+        assert len(looker.told) > 1 or "outputs" in more
+
+
+def test_the_pace_in_words() -> None:
+    """Rows, rate and the time that is left; an estimate that turns out too low never says less than nothing."""
+    assert pace(0, 100, 0.0) == "reading"
+    assert pace(50, 100, 10.0) == "50 of 100 rows, 10 rows/s, 5 s left"
+    assert pace(1000, 1_000_000, 100.0) == "1,000 of 1,000,000 rows, 100 rows/s, 2 h 46 min left"
+    assert pace(70, 1000, 10.0).endswith("1 min 33 s left")
+    assert pace(50, None, 10.0) == "50 rows, 10 rows/s"
+
+
+def test_the_estimate_is_of_all_rows(live: Live, tmp_path: Path) -> None:
+    """The sample is drawn over the whole file, not from its first rows, and the rate counts."""
+    texts = ["short"] * 5 + [f"a longer text about {i} " * 8 for i in range(60)]
+    file = parquet(tmp_path / "a.parquet", {"text": texts})
+    told = Job([str(file)], settings(live, model="minilm", rows_per_second=1.0)).dry()
+    assert (told.rows, told.distinct) == (65, 61)
+    assert told.seconds is not None
+    assert told.seconds >= 61
 
 
 def test_dry_run_changes_nothing(live: Live, tmp_path: Path) -> None:
@@ -370,6 +439,45 @@ def test_after_a_purge_the_new_space_is_warmed(own: Live, tmp_path: Path) -> Non
     assert counts(warmed(own, file)) == (1, 4, 0, 0)
     assert hit(own, *rows)
     assert "what was purged is not known" in refused(own, file, state="unix:///nowhere")
+    apart: dict[str, Any] = {"data": tmp_path, "address": f"unix:{model_socket(own.data, 'fingerprint')}"}
+    assert "give --state of the proxies" in refused(own, file, redis=f"unix://{redis_socket(own.data)}", **apart)
+
+
+def test_a_warmer_follows_purges(own: Live) -> None:
+    """A program's own Warmer asks the state store: what it writes after a purge is what the proxy asks for, also where
+    the purge came while it was open."""
+    plan = plan_for("fingerprint", own.data)
+    assert plan.generation is None
+    purge = [sys.executable, "-m", "foreseen.cli", "purge", f"--data={own.data}", "--model=fingerprint"]
+    warmer = Warmer(plan)
+    for first in 0, 10:
+        table = pa.table({"x": rows_of(first, 3)})
+        assert set(warmer(table).column("result").to_pylist()) == {"computed"}
+        subprocess.run(purge, check=True, capture_output=True)
+        warmer._open._generations._asked_at = 0.0  # type: ignore[union-attr] # a second later
+        assert set(warmer(table).column("result").to_pylist()) == {"computed"}
+        assert hit(own, *rows_of(first, 3))
+    own.signal("state", signal.SIGSTOP)  # a store that says nothing takes no purge: what it said last counts
+    try:
+        warmer._open._generations._asked_at = 0.0  # type: ignore[union-attr]
+        assert set(warmer(table).column("result").to_pylist()) == {"hit"}
+    finally:
+        own.signal("state", signal.SIGCONT)
+    warmer.close()
+
+
+def test_the_documented_program_runs(
+    live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The example of docs/batch.md, as it stands there, in a folder whose `data` is a running system's."""
+    page = (Path(__file__).parents[2] / "docs" / "batch.md").read_text()
+    (example,) = re.findall(r"```python\n(from foreseen\.warm import .*?)```", page, re.DOTALL)
+    (tmp_path / "data").symlink_to(live.data)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "docs/batch.md", "exec"), {})
+    assert capsys.readouterr().out.split() == ["computed", "computed"]
+    headers = live.post("/v2/models/minilm/infer", ask_minilm("How long does a card take?"))[1]
+    assert headers["cache-status"].startswith("foreseen;hit")
 
 
 def test_a_warmer_travels(live: Live) -> None:

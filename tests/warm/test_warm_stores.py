@@ -12,7 +12,7 @@ import sqlalchemy as sql
 
 from tests.live import Live
 from tests.postgres import OWNER, postgres
-from tests.questions import fingerprint
+from tests.questions import ask_fingerprint, fingerprint
 from tests.warm.test_warm import counts, digest_of, parquet, refused, rows_of, warmed
 
 
@@ -52,6 +52,27 @@ def test_one_row_per_key(live: Live, tmp_path: Path, database: str) -> None:
     assert told == {json.dumps(row): fingerprint(row) for row in rows + rows_of(90_100, 4)}
     assert {digest for *_, digest in found} == {digest_of(live)}
     assert all(len(key) == 64 for key, *_ in found)
+
+
+def test_one_row_per_row_of_the_input(live: Live, tmp_path: Path, database: str) -> None:
+    """Equal rows keep their own ids: the view has one row each, with the answer; a repeated run adds nothing."""
+    rows = rows_of(93_000, 4)
+    lines = [{"x": rows[i % 4], "id": f"id {i}"} for i in range(10)] + [{"x": [1], "id": "bad"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    request = json.dumps(ask_fingerprint(*rows))  # one line that holds four rows
+    (tmp_path / "b.jsonl").write_text(request)
+    for _ in range(2):
+        warmed(live, tmp_path / "a.jsonl", tmp_path / "b.jsonl", sql=database, sql_table="answers_93", chunk_rows=4)
+    engine = sql.create_engine(database)
+    with engine.connect() as connection:
+        found = connection.execute(sql.text("SELECT * FROM answers_93_by_row ORDER BY file, row_number, item"))
+        names, told = list(found.keys()), [row._mapping for row in found]
+    engine.dispose()
+    assert not any("." in name for name in names)
+    assert len(stored(database, "answers_93")) == 4
+    assert [json.loads(one["inputs"]).get("id") for one in told] == [f"id {i}" for i in range(10)] + [None] * 4
+    assert [(one["row_number"], one["item"]) for one in told[10:]] == [(0, i) for i in range(4)]
+    assert [json.loads(one["outputs"])["digest"] for one in told[:10]] == [fingerprint(rows[i % 4]) for i in range(10)]
 
 
 def test_two_runs_at_a_time_share_a_table(live: Live, tmp_path: Path, server: str) -> None:

@@ -18,8 +18,8 @@ from foreseen.modelspec.manifest import ClientInput, Manifest
 from foreseen.modelspec.prepare import Preparer
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.wire import InputTensor
-from foreseen.types import Array, Key, Row
-from foreseen.warm.plan import PARAMETERS_COLUMN, REJECT_COLUMN
+from foreseen.types import Array, Columns, Key, Row
+from foreseen.warm.plan import LINE_COLUMN, PARAMETERS_COLUMN, REJECT_COLUMN
 from foreseen.warm.read.columns import columns_for, fixed, ragged, tensor
 
 
@@ -50,15 +50,16 @@ def given_of(
 ) -> list[ClientBatch]:
     """The batch as client tensors, in one part, or in one per row where rows differ in size. Rows that cannot become
     any go into `bad`. Raises SetupError for a column that is missing or can never be the input."""
-    names = batch.schema.names
-    if REJECT_COLUMN in names:
+    have = batch.schema.names
+    names = [name for name in have if name not in (REJECT_COLUMN, LINE_COLUMN, PARAMETERS_COLUMN)]
+    if REJECT_COLUMN in have:
         whys = batch.column(REJECT_COLUMN).to_pylist()
         bad.update({index: why for index, why in enumerate(whys) if why is not None})
     parameters: list[bytes] = []
-    if PARAMETERS_COLUMN in names:
+    if PARAMETERS_COLUMN in have:
         parameters = [value or b"" for value in batch.column(PARAMETERS_COLUMN).to_pylist()]
-    specs = manifest.seen.inputs
-    masks = {spec.trim for spec in specs if spec.trim}
+    masks = {spec.trim for spec in manifest.seen.inputs if spec.trim}
+    specs = [s for s in manifest.seen.inputs if not s.optional or _is_there(s, names, mapped, masks)]
     wanted = [spec for spec in specs if _is_there(spec, names, mapped, masks)]
     if all(fixed(spec) for spec in wanted):
         made = {s.name: tensor(batch, columns_for(s, names, mapped), s, bad) for s in wanted}
@@ -101,11 +102,11 @@ class Keyer:
             return self.keyed(given.part(0, half), bad) + self.keyed(given.part(half, len(given.places)), bad)
 
     def _prepared(self, given: ClientBatch) -> KeyedBatch:
-        if self._preparer.columnar and not any(given.parameters):
-            columns = self._preparer.table(given.tensors)
+        rows = self._preparer.rows(given.tensors)
+        if isinstance(rows, Columns) and not any(given.parameters):
+            columns = rows.arrays
             keys = keys_of(self._space, self._framer.table(columns))
             return KeyedBatch(given.places, keys, lambda i: Row(tuple(c[i, ...] for c in columns)), given.parameters)
-        rows = self._preparer.rows(given.tensors)
         parameters = given.parameters or [b""] * len(rows)
         frames = (self._framer.frame(row, more) for row, more in zip(rows, parameters, strict=True))
         return KeyedBatch(given.places, [key_of(self._space, frame) for frame in frames], rows.__getitem__, parameters)
@@ -113,7 +114,8 @@ class Keyer:
 
 def _is_there(spec: ClientInput, names: Sequence[str], mapped: Mapping[str, str], masks: set[str]) -> bool:
     """An input that is dropped, or a mask that follows from its rows, may be left out of a table."""
-    return not (spec.ignore or spec.name in masks) or spec.name in names or spec.name in mapped.values()
+    needed = not (spec.ignore or spec.optional or spec.name in masks)
+    return needed or spec.name in names or spec.name in mapped.values()
 
 
 def _blank(spec: ClientInput, rows: int) -> Array:

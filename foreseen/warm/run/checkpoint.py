@@ -30,6 +30,7 @@ class Progress(Struct):
     computed: int = 0
     imported: int = 0
     failed: int = 0
+    equal: int = 0
     rejects_bytes: int = 0
     seconds: float = 0.0
 

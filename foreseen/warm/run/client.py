@@ -17,6 +17,7 @@ import orjson
 from msgspec import Struct
 
 from foreseen.errors import BadInput, BadRequest, ModelFailed, ModelUnavailable, SetupError, TooLarge
+from foreseen.protocol.members import read_canonical
 from foreseen.protocol.wire import Response, parse_response, render_request
 from foreseen.types import Array
 
@@ -66,8 +67,8 @@ class V2Client:
 
     def infer(self, tensors: Sequence[tuple[str, str, Array]], parameters: bytes) -> ClientReply:
         """Raises BadInput (mend the input), ModelFailed (this input fails), or SetupError when patience is over."""
-        asked: dict[str, Any] = {**(orjson.loads(parameters) if parameters else {}), "priority": BACKGROUND}
-        body, length = render_request(tensors, asked)
+        members = read_canonical(parameters)
+        body, length = render_request(tensors, {**members.parameters, "priority": BACKGROUND}, None, members)
         headers = {HEADER_LENGTH: str(length), "Content-Type": "application/octet-stream"}
         return self._patiently(lambda: self._infer(body, headers))
 

@@ -14,29 +14,36 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from typing import Any, Protocol, TypeVar
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from foreseen.errors import SetupError
 from foreseen.modelspec.manifest import Manifest
 from foreseen.settings import WarmSettings
 from foreseen.stores.redis_urls import access_of
-from foreseen.warm.read.files import File, files_of
+from foreseen.warm.plan import Plan
+from foreseen.warm.read.files import File, check_columns, files_of
 from foreseen.warm.read.reader import Chunk, chunks
 from foreseen.warm.run.checkpoint import Checkpoint, Progress, run_name
 from foreseen.warm.run.checks import check, share_of
 from foreseen.warm.run.dry_run import Forecast, forecast
+from foreseen.warm.run.generation import Generations
 from foreseen.warm.run.progress_reporter import ProgressReporter
-from foreseen.warm.run.resolve import check_digests, plan_of, state_of, wanted_columns
+from foreseen.warm.run.resolve import check_digests, check_types, plan_of, state_of, wanted_columns
 from foreseen.warm.run.sched_idle import only_when_idle
 from foreseen.warm.run.verify import Sample
 from foreseen.warm.run.warm_worker import Done, WarmTarget, WarmWorker, through_of
 from foreseen.warm.run.warmer import Ready, Warmer
+from foreseen.warm.write.importer import OUTPUT_PREFIX
+from foreseen.warm.write.results import where
 
 SWITCH_SECONDS = 0.0001
 """A busy thread keeps the interpreter for 5 ms by default; the one that feeds Redis would stand idle as long."""
 
 COMPUTED_ROWS = 8192
 """Rows between two checkpoints where the model computes, at most: seconds of work, and enough to sort by length."""
+
+FIRST_ROWS = 512
+"""The first chunk of a run is small, so that its rate is known within the first second."""
 
 _T = TypeVar("_T")
 
@@ -46,6 +53,12 @@ class RunObserver(Protocol):
 
     def started(self, rows: int | None, done: Progress) -> None: ...
     def moved(self, done: Progress) -> None: ...
+
+
+class Inside(Protocol):
+    """Who is also told of rows that are through within the chunk under way, from any thread."""
+
+    def inside(self, rows: int) -> None: ...
 
 
 class Summary(Struct):
@@ -62,6 +75,12 @@ class Summary(Struct):
     seconds: float
     rejects: str | None = None
     first_failure: str | None = None
+    resumed: int = 0
+    """Rows that attempts before this one had done."""
+    equal: int = 0
+    """Rows that are equal to an earlier row of the run, as far as one worker has seen both."""
+    results: str | None = None
+    """Where the predictions lie."""
 
 
 class Job:
@@ -81,15 +100,27 @@ class Job:
             self.wanted = {file.url: wanted_columns(file, self.plan) for file in self.files}
             if settings.out is not None or settings.sql is not None:  # a store keeps ids and whatever else there is
                 for file in self.files:
-                    self.wanted[file.url] = {**dict.fromkeys(file.columns or (), ""), **self.wanted[file.url]}
+                    self.wanted[file.url] = {
+                        **dict.fromkeys(_kept_columns(file, self.plan), ""),
+                        **self.wanted[file.url],
+                    }
+            for file in self.files:
+                # `--out` and `--sql` keep all columns, so that all of them must have a name of their own.
+                check_columns(file, list(self.wanted[file.url]) if file.columns is not None and file.rows != 0 else [])
+            check_types(self.files, self.plan)
             if settings.outputs:
                 check_digests(self.files, self.plan, settings.digest)
         except SetupError:
             self.target.close()
             raise
+        try:
+            self.generation = Generations(self.plan).current()
+        except SetupError:
+            self.target.close()
+            raise
         self.run = run_name(
             [(f.url, f.bytes) for f in self.files],
-            (settings.model, self.plan.digest, self.plan.generation, settings.url, str(settings.data), settings.redis),
+            (settings.model, self.plan.digest, self.generation, settings.url, str(settings.data), settings.redis),
             (
                 settings.map,
                 settings.outputs,
@@ -121,9 +152,11 @@ class Job:
         finally:
             self.target.close()
 
-    def go(self, watcher: RunObserver) -> Summary:
+    def go(self, watcher: RunObserver, inside: Inside | None = None) -> Summary:
         """Run, or go on where the same command stopped. Raises SetupError where it has to stop; run it again."""
         settings = self.settings
+        if inside is not None:
+            self.target.answered = inside.inside
         with (
             closing(self.target),
             closing(Checkpoint(settings.checkpoint or settings.data / "warm", self.run)) as checkpoint,
@@ -135,10 +168,11 @@ class Job:
                 self._verify(share_of(settings.verify))
             for one in (reporter, watcher):
                 one.started(self._rows(), progress)
-            since = time.monotonic()
+            since, resumed = time.monotonic(), progress.rows
             for done in self._by_many(progress) if settings.ray else self._by_one(worker, progress):
                 checkpoint.append(progress, done.rejects)
                 progress.add(done.counts)
+                progress.equal += done.equal
                 progress.seconds, since = progress.seconds + time.monotonic() - since, time.monotonic()
                 if settings.ray:
                     progress.done.append((done.file, done.start))
@@ -147,12 +181,12 @@ class Job:
                 checkpoint.write(progress)
                 for one in (reporter, watcher):
                     one.moved(progress)
-            summary = self._summary(progress, checkpoint)
+            summary = self._summary(progress, checkpoint, resumed)
             checkpoint.done()
             return summary
 
-    def chunks(self, file: File, place: int) -> Generator[Chunk, None, None]:
-        return chunks(file, self.manifest, self.wanted[file.url], place, self.chunk_rows)
+    def chunks(self, file: File, place: int, first_rows: int | None = None) -> Generator[Chunk, None, None]:
+        return chunks(file, self.manifest, self.wanted[file.url], place, self.chunk_rows, first_rows)
 
     def _by_many(self, progress: Progress) -> Iterator[Done]:
         """The chunks that are left, by Ray's workers, each as soon as it is safe."""
@@ -160,7 +194,7 @@ class Job:
 
         order = RayRun(
             settings=self.settings,
-            plan=self.plan,
+            plan=structs.replace(self.plan, generation=self.generation),  # other machines may not reach the state store
             run=self.run,
             files=tuple(self.files),
             wanted=self.wanted,
@@ -193,17 +227,20 @@ class Job:
         return state_of(self.settings) if self.settings.url is None else None
 
     def _rows(self) -> int | None:
-        known = [file.rows for file in self.files if file.rows is not None]
-        return sum(known) if len(known) == len(self.files) else None
+        """Rows of all files, estimated where only reading would tell; None where not even that."""
+        known = [file.rows if file.rows is not None else file.estimate for file in self.files]
+        counted = [rows for rows in known if rows is not None]
+        return sum(counted) if len(counted) == len(known) else None
 
     def _made_ready(self, file: File, place: int) -> Generator[tuple[Chunk, Ready | None], None, None]:
         """Chunks with their keys, made while the model computes the ones before."""
         if isinstance(self.target, Warmer):
             self.target.open()
-        for chunk in self.chunks(file, place):
+        first = FIRST_ROWS if place == 0 and file is self.files[0] else None
+        for chunk in self.chunks(file, place, first):
             yield chunk, self.target.ready(chunk.batch) if isinstance(self.target, Warmer) else None
 
-    def _summary(self, progress: Progress, checkpoint: Checkpoint) -> Summary:
+    def _summary(self, progress: Progress, checkpoint: Checkpoint, resumed: int) -> Summary:
         return Summary(
             self.manifest.name,
             "url" if self.settings.url else self.plan.mode,
@@ -216,7 +253,18 @@ class Job:
             round(progress.seconds, 3),
             str(checkpoint.rejects) if progress.failed else None,
             checkpoint.first() if progress.failed else None,
+            resumed,
+            progress.equal,
+            where(self.settings),
         )
+
+
+def _kept_columns(file: File, plan: Plan) -> tuple[str, ...]:
+    """All columns that a store can keep beside its own: spreadsheets leave some without a name, and results that are
+    warmed again have some that this run writes itself."""
+    columns = file.members if file.columns is None else file.columns
+    own = {OUTPUT_PREFIX + output.name for output in plan.manifest.model.outputs}
+    return tuple(name for name in columns if name and name not in own and not name.startswith("foreseen."))
 
 
 def stand_back(settings: WarmSettings) -> None:

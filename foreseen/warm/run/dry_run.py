@@ -6,8 +6,9 @@ error about 0.1 %), so that memory stays bounded. Keys are uniformly distributed
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import pyarrow as pa
 from msgspec import Struct
@@ -15,11 +16,13 @@ from msgspec import Struct
 from foreseen.keys.entry import FAR_OVERHEAD_BYTES
 from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.datatypes import DATATYPES
+from foreseen.types import Key, Row
 from foreseen.warm.plan import FAILED, HIT
-from foreseen.warm.run.warmer import Warmer
+from foreseen.warm.run.warmer import Rows, Warmer
 
 SAMPLE_KEYS = 1_000_000
-TIMED_ROWS = 64
+TIMED_ROWS, FEWEST_ROWS, TIMED_BYTES = 1024, 32, 64 * 2**20
+"""Rows that the model computes for the estimate: enough to sort by length as a run does."""
 ENTRY_BYTES = 110
 """An entry without its data: head, layout of one output, tag; and the names of a key."""
 
@@ -57,26 +60,49 @@ class _Distinct:
         return len(self._kept) << self.level, sum(self._kept.values()) << self.level
 
 
+class _Sample:
+    """Rows that would have to be computed, each as likely as the others, bounded in number and in bytes."""
+
+    def __init__(self) -> None:
+        self._dice = random.Random(0)  # noqa: S311 - a sample, no secret
+        self._seen = 0
+        self._most = TIMED_ROWS
+        self.rows: list[tuple[Key, tuple[Row, bytes]]] = []
+
+    def add(self, rows: Rows) -> None:
+        for one in rows.items():
+            if self._seen == 0:
+                size = sum(part.nbytes for part in one[1][0].tensors)
+                self._most = max(FEWEST_ROWS, min(TIMED_ROWS, TIMED_BYTES // max(1, size)))
+            self._seen += 1
+            if len(self.rows) < self._most:
+                self.rows.append(one)
+            elif (place := self._dice.randrange(self._seen)) < self._most:
+                self.rows[place] = one
+
+
 def forecast(batches: Iterable[pa.RecordBatch], warmer: Warmer, running: bool) -> Forecast:
-    started, rows, failed = time.perf_counter(), 0, 0
-    distinct = _Distinct()
-    row_seconds: float | None = None
+    started, counting, rows, failed = time.perf_counter(), 0.0, 0, 0
+    distinct, sample = _Distinct(), _Sample()
     for batch in batches:
-        warmed = warmer.cached(batch)
+        warmed, missed = warmer.looked(batch)
+        since = time.perf_counter()
+        if warmer.plan.mode == "compute":
+            sample.add(missed)
         rows += batch.num_rows
         for key, code in zip(warmed.keys, warmed.codes.tolist(), strict=True):
             if code == FAILED:
                 failed += 1
             else:
                 distinct.add(key, cached=code == HIT)
-        if row_seconds is None and running and warmer.plan.mode == "compute":
-            row_seconds = _timed(warmer, batch, [i for i, key in enumerate(warmed.keys) if key][:TIMED_ROWS])
+        counting += time.perf_counter() - since  # which a run does not do
+    read_seconds = time.perf_counter() - started - counting
     different, cached = distinct.counts()
     missing = different - cached
     if warmer.plan.mode == "import":  # which reads, keys and asks Redis as this has just done
-        seconds: float | None = time.perf_counter() - started
+        seconds: float | None = read_seconds
     else:
-        seconds = None if row_seconds is None else missing * row_seconds
+        seconds = _seconds(warmer, sample, missing, read_seconds) if running else None
     return Forecast(
         rows,
         different,
@@ -99,10 +125,17 @@ def row_bytes(manifest: Manifest) -> int:
     return total
 
 
-def _timed(warmer: Warmer, batch: pa.RecordBatch, places: Sequence[int]) -> float | None:
-    """Seconds per row, by really computing a few; they are not stored."""
-    if not places:
-        return None
-    started = time.perf_counter()
-    made = warmer.predicted(batch, places)
-    return (time.perf_counter() - started) / len(made) if made else None
+def _seconds(warmer: Warmer, sample: _Sample, missing: int, read_seconds: float) -> float:
+    """How long a run would take: it computes while it reads, and does not exceed its rate.
+
+    The sample is asked for as a run asks: sorted by length, two requests under way. The first rows only wake the model.
+    """
+    if not missing or not sample.rows:
+        return read_seconds
+    first = max(1, len(sample.rows) // 8)
+    if len(sample.rows) > first:
+        warmer.timed(dict(sample.rows[:first]))
+    made, seconds = warmer.timed(dict(sample.rows[first:] or sample.rows))
+    computing = missing * seconds / max(1, made)
+    rate = warmer.plan.rows_per_second
+    return max(read_seconds, computing, missing / rate if rate else 0.0)

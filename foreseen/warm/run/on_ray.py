@@ -85,7 +85,7 @@ def read(table: pa.Table, order: RayRun) -> Iterator[pa.Table]:
 
 
 class RayActor:
-    """One Worker, in whatever process Ray has put it."""
+    """One WarmWorker, in whatever process Ray has put it."""
 
     def __init__(self, order: RayRun) -> None:
         if order.settings.stand_back and not order.settings.outputs:

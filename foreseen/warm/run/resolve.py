@@ -7,18 +7,18 @@ served is still in force; `--digest` says it where neither is known, since only 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from msgspec import Struct
 
-from foreseen.errors import ModelUnavailable, SetupError, StateUnavailable
+from foreseen.errors import ModelUnavailable, SetupError
 from foreseen.modelspec.artifact import preparation_digest, read_record, read_serving
 from foreseen.modelspec.manifest import Manifest, find
 from foreseen.paths import model_socket, state_socket
 from foreseen.settings import WarmSettings
 from foreseen.stores.redis_urls import access_of, master_at
-from foreseen.stores.state import generation_of, read_generations
 from foreseen.warm.plan import Plan
-from foreseen.warm.read.columns import columns_for, fixed
+from foreseen.warm.read.columns import columns_for, fixed, never_fits
 from foreseen.warm.read.files import DIGEST_COLUMN, File
 from foreseen.warm.run.client import V2Client
 from foreseen.warm.write.importer import MADE_AT_COLUMN, OUTPUT_PREFIX, SECONDS_COLUMN
@@ -56,7 +56,10 @@ def plan_of(settings: WarmSettings) -> tuple[Plan, ResolvedModel]:
         data=settings.data,
         secret_file=settings.secret_file,
         redis=None if settings.redis is None else master_at(settings.redis, access_of(settings)),
-        generation=_generation(settings, facts.digest),
+        state=settings.state,
+        redis_ca_file=settings.redis_ca_file,
+        sentinel_user=settings.sentinel_user,
+        sentinel_password_file=settings.sentinel_password_file,
         model=settings.address,
         mode="import" if importing else "compute",
         inputs=mapped(settings.map, [i.name for i in manifest.seen.inputs], "--map", "input"),
@@ -68,6 +71,13 @@ def plan_of(settings: WarmSettings) -> tuple[Plan, ResolvedModel]:
         patience_seconds=settings.patience_seconds,
     )
     return plan, facts
+
+
+def plan_for(model: str, data: Path | str = "data", models: Path | str | None = None) -> Plan:
+    """The plan of warming a model that runs under `data`: its manifest from `models` or the packaged ones, its digest
+    from its process. Raises SetupError where it may not be warmed or is not known."""
+    folder = None if models is None else Path(models)
+    return plan_of(WarmSettings(model=model, data=Path(data), models=folder))[0]
 
 
 def mapped(given: Sequence[str], names: Sequence[str], flag: str, kind: str) -> dict[str, str]:
@@ -87,13 +97,16 @@ def wanted_columns(file: File, plan: Plan) -> dict[str, str]:
     masks = {spec.trim for spec in seen if spec.trim}
     have = file.columns
     if have is None:
-        free = {**{s.name: s.name for s in seen}, **plan.inputs}
-        outputs = {**{s.name: s.name for s in model}, **plan.outputs} if plan.mode == "import" else {}
-        return {**free, **outputs, MADE_AT_COLUMN: "", SECONDS_COLUMN: "", DIGEST_COLUMN: ""}
+        own = {MADE_AT_COLUMN: "", SECONDS_COLUMN: "", DIGEST_COLUMN: ""}
+        given = {**plan.inputs, **plan.outputs}
+        names = [s.name for s in seen] + [s.name for s in model if plan.mode == "import"]
+        return {**own, **given, **{name: name for name in names if name not in given.values()}}
     wanted: dict[str, str] = {}
+    if file.rows == 0:  # a part without rows may be without columns
+        return wanted
     try:
         for spec in seen:
-            optional = spec.ignore or spec.name in masks
+            optional = spec.ignore or spec.optional or spec.name in masks
             if optional and spec.name not in have and spec.name not in plan.inputs.values():
                 continue
             wanted |= dict.fromkeys(columns_for(spec, have, plan.inputs), spec.name)
@@ -109,9 +122,39 @@ def wanted_columns(file: File, plan: Plan) -> dict[str, str]:
     return wanted
 
 
+def check_types(files: Sequence[File], plan: Plan) -> None:
+    """A file whose column can never be the input rejects its rows. Where that is so of all files, nobody needs to read
+    them to know: raises SetupError."""
+    reasons = [_misfit_of(file, plan) for file in files if file.rows != 0]
+    if reasons and all(reason is not None for reason in reasons):
+        raise SetupError(str(reasons[0]))
+
+
+def _misfit_of(file: File, plan: Plan) -> str | None:
+    if file.schema is None or file.columns is None:
+        return None
+    specs = [(spec, plan.inputs, "") for spec in plan.manifest.seen.inputs if not spec.ignore]
+    if plan.mode == "import":
+        specs += [(spec, plan.outputs, OUTPUT_PREFIX) for spec in plan.manifest.model.outputs]  # type: ignore[misc]
+    for spec, names, prefix in specs:
+        try:
+            columns = columns_for(spec, file.columns, names, prefix)
+        except SetupError:  # a mask that may be left out
+            continue
+        for column in columns:
+            if column in file.schema.names:
+                kind = file.schema.field(column).type
+                why = never_fits(kind, spec, column, one_of_many=len(columns) > 1)
+                if why is not None:
+                    return f"{file.url}: {why}"
+    return None
+
+
 def check_digests(files: Sequence[File], plan: Plan, given: str | None) -> None:
     """An import is only right for the model that computed it. Raises SetupError for any file that does not say so."""
     for file in files:
+        if file.rows == 0:
+            continue
         if file.digest is None and file.columns is not None and DIGEST_COLUMN in file.columns:
             continue  # held against each row when it is read
         recorded = file.digest or given
@@ -166,19 +209,6 @@ def state_of(settings: WarmSettings) -> str | None:
     if settings.state == "none" or (settings.state is None and not own.exists()):
         return None
     return settings.state or f"unix://{own}"
-
-
-def _generation(settings: WarmSettings, digest: str) -> int:
-    """The generation that purges have left. Entries of another one would never be asked for, hence no guessing."""
-    state = state_of(settings)
-    if state is None:
-        return 0
-    try:
-        return generation_of(read_generations(state, access_of(settings)), settings.model, digest)
-    except StateUnavailable:
-        raise SetupError(
-            "the state store does not answer, so what was purged is not known; start it (foreseen up), or give --state"
-        ) from None
 
 
 def outputs_of(settings: WarmSettings, manifest: Manifest) -> dict[str, str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -65,6 +65,8 @@ class ViaProxy:
         self.outputs: dict[str, str] = {}
         self.token: str | None = None
         """Where it is given, rows come with their outputs, which are handed over."""
+        self.answered: Callable[[int], None] = lambda _: None
+        """Called with the number of rows whenever some of a batch are through, in any thread."""
         self._rate = rows_per_second
         self._not_before = 0.0
         self._threads = ThreadPoolExecutor(UNDER_WAY, thread_name_prefix="warm")
@@ -139,6 +141,7 @@ class ViaProxy:
             return
         warmed.codes[part.places] = IMPORTED
         warmed.codes[part.places[had]] = HIT
+        self.answered(len(part.places))
 
     def _send(self, given: ClientBatch, warmed: Warmed, wanted: bool) -> None:
         """One request; where it is refused, its halves, until the culprit stands alone."""
@@ -156,6 +159,7 @@ class ViaProxy:
         had = hits_of(reply.cache_status, len(given.places))
         warmed.codes[given.places[:had]] = HIT
         warmed.codes[given.places[had:]] = COMPUTED
+        self.answered(len(given.places))
         if wanted:
             self._keep(given, reply, warmed)
 
@@ -212,15 +216,23 @@ def _name(given: ClientBatch, i: int) -> bytes:
 def _manifest(described: dict[str, Any], model: str) -> Manifest:
     """As much of a manifest as the metadata tell: names, datatypes and shapes."""
     try:
-        inputs = [(i["name"], i["datatype"], _dims(i["name"], i["shape"])) for i in described["inputs"]]
+        inputs = [(i["name"], i["datatype"], _dims(i["name"], _shape_of(i))) for i in described["inputs"]]
         outputs = [(o["name"], o["datatype"], _dims(o["name"], o["shape"])) for o in described["outputs"]]
         if any(datatype not in DATATYPES for _, datatype, _ in inputs + outputs):
             raise ValueError("datatype")
     except (KeyError, TypeError, ValueError, msgspec.ValidationError):
         raise SetupError(f"model {model!r}: the server's metadata cannot be read; is --url a V2 server?") from None
     signature = ModelSignature(tuple(ModelInput(*i) for i in inputs), tuple(ModelOutput(*o) for o in outputs))
-    seen = ClientSignature(tuple(ClientInput(*i) for i in inputs), tuple(ClientOutput(*o) for o in outputs))
+    # Whether an input takes NaN the metadata do not say; the proxy refuses the rows that it does not take.
+    taken = tuple(ClientInput(*i, nonfinite=DATATYPES[i[1]].kind == "f") for i in inputs)
+    seen = ClientSignature(taken, tuple(ClientOutput(*o) for o in outputs))
     return Manifest(model, signature, client=seen)
+
+
+def _shape_of(described: dict[str, Any]) -> Sequence[int]:
+    """Texts of shape [-1, 1] are one a row; a proxy takes them as [-1], too."""
+    shape: Sequence[int] = described["shape"]
+    return shape[:1] if described["datatype"] == "BYTES" and list(shape[1:]) == [1] else shape
 
 
 def _dims(name: str, shape: Sequence[int]) -> tuple[Dim, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from foreseen.warm.plan import FAILED, Plan, Warmed
 from foreseen.warm.read.files import DIGEST_COLUMN, File
 from foreseen.warm.read.reader import Chunk
 from foreseen.warm.run.resolve import mapped, outputs_of
+from foreseen.warm.run.seen_keys import SeenKeys
 from foreseen.warm.run.via_proxy import ViaProxy
 from foreseen.warm.run.warmer import Ready, Warmer
 from foreseen.warm.write.results import Store, store_of
@@ -21,6 +23,8 @@ from foreseen.warm.write.results import Store, store_of
 
 class WarmTarget(Protocol):
     """What warms a batch: a Warmer, or a proxy."""
+
+    answered: Callable[[int], None]
 
     def warm(self, batch: Any, *, wanted: bool = False) -> Warmed: ...
     def close(self) -> None: ...
@@ -34,6 +38,8 @@ class Done(Struct):
     stop: int
     counts: list[int]
     rejects: list[dict[str, Any]]
+    equal: int = 0
+    """Rows that are equal to one that this worker had before."""
 
 
 class WarmWorker:
@@ -44,6 +50,7 @@ class WarmWorker:
         self._importing = bool(settings.outputs)
         self._plan = plan
         self._store: Store | None = store_of(settings, plan, run)
+        self._seen = SeenKeys()
 
     def do(self, index: int, file: File, chunk: Chunk, ready: Ready | None = None) -> Done:
         """Entries first, then results. Raises SetupError where the run has to stop."""
@@ -55,13 +62,13 @@ class WarmWorker:
         else:
             warmed = self.target.warm(chunk.batch, wanted=wanted)
         if self._store is not None:
-            self._store.write(index, chunk, warmed)
+            self._store.write(index, file.url, chunk, warmed)
         counts = np.bincount(warmed.codes, minlength=len(RESULTS)).tolist()
         rejects = [
             {"file": file.url, "row": chunk.line(i), "reason": warmed.reasons.get(i, "was not answered")}
             for i in np.flatnonzero(warmed.codes == FAILED).tolist()
         ]
-        return Done(index, chunk.start, chunk.stop, counts, rejects)
+        return Done(index, chunk.start, chunk.stop, counts, rejects, self._seen.again(warmed.keys))
 
     def close(self) -> None:
         if self._store is not None:
@@ -103,6 +110,7 @@ def through_of(settings: WarmSettings) -> tuple[ViaProxy, Plan]:
         inputs=through.columns,
         outputs=through.outputs,
         rows_per_second=settings.rows_per_second,
+        generation=0,  # the proxy's own matter
     )
     return through, plan
 

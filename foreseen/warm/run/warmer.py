@@ -14,9 +14,9 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,7 @@ from foreseen.types import Key, Output, Prediction, Row, Space
 from foreseen.warm.plan import COMPUTED, FAILED, HIT, PUBLIC, Plan, Warmed
 from foreseen.warm.read.keys import KeyedBatch, Keyer, given_of
 from foreseen.warm.run.client import V2Client
+from foreseen.warm.run.generation import Generations
 from foreseen.warm.write.bulk_redis import BulkRedis
 from foreseen.warm.write.importer import Importer
 
@@ -45,8 +46,20 @@ MAX_ROWS = 4096
 UNDER_WAY = 2
 
 
-Ready = tuple[Warmed, dict[Key, tuple[Row, bytes]]]
-"""A batch with its keys, and one row (with its parameters) of each key."""
+Rows = dict[Key, tuple[Row, bytes]]
+"""One row of each key, with its parameters."""
+
+
+class Ready(NamedTuple):
+    """A batch with its keys in one generation, and one row of each key."""
+
+    warmed: Warmed
+    waiters: Rows
+    generation: int
+
+
+def unwatched(rows: int) -> None:
+    """Nobody looks at the progress within a batch."""
 
 
 class Warmer:
@@ -54,13 +67,15 @@ class Warmer:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self.answered: Callable[[int], None] = unwatched
+        """Called with the number of rows whenever some of a batch are through, in any thread."""
         self._open: _Open | None = None
 
     def __getstate__(self) -> Plan:
         return self.plan
 
     def __setstate__(self, plan: Plan) -> None:
-        self.plan, self._open = plan, None
+        self.plan, self.answered, self._open = plan, unwatched, None
 
     def __call__(self, table: pa.Table | pa.RecordBatch) -> pa.Table:
         """One row per row of the table: key, result (hit, computed, imported, failed), reason.
@@ -74,7 +89,7 @@ class Warmer:
     def open(self) -> None:
         """Open the connections now, in this thread. Raises SetupError."""
         if self._open is None:
-            self._open = _Open(self.plan)
+            self._open = _Open(self.plan, self.answered)
 
     def ready(self, batch: pa.RecordBatch) -> Ready | None:
         """Prepare and key a batch for `warm`, in another thread than it if need be: the model waits for nobody's
@@ -84,23 +99,33 @@ class Warmer:
 
     def warm(self, batch: pa.RecordBatch, *, wanted: bool = False, ready: Ready | None = None) -> Warmed:
         """The same as a call, with the predictions where they are wanted."""
-        if self._open is None:
-            self._open = _Open(self.plan)
+        opened = self._opened()
         if self.plan.mode == "import":
-            return self._open.imported(batch)
-        return self._open.computed(ready or self._open.seated(batch), wanted=wanted)
+            return opened.imported(batch)
+        if ready is None or ready.generation != opened.generation():  # purged since it was made
+            ready = opened.seated(batch)
+        return opened.computed(ready, wanted=wanted)
 
     def cached(self, batch: pa.RecordBatch) -> Warmed:
         """Only look: hit, or computed for what would have to be."""
-        if self._open is None:
-            self._open = _Open(self.plan)
-        return self._open.looked(batch)
+        return self.looked(batch)[0]
+
+    def looked(self, batch: pa.RecordBatch) -> tuple[Warmed, Rows]:
+        """The same, with one row of each key that would have to be computed."""
+        return self._opened().looked(batch)
+
+    def timed(self, rows: Rows) -> tuple[int, float]:
+        """How many of these rows the model answers, and in how many seconds, asked as a run asks; stores nothing."""
+        return self._opened().timed(rows)
 
     def predicted(self, batch: pa.RecordBatch, places: Sequence[int]) -> dict[int, Prediction]:
         """What the model says of these rows now, cached or not; stores nothing."""
-        if self._open is None:
-            self._open = _Open(self.plan)
-        return self._open.predicted(batch, places)
+        return self._opened().predicted(batch, places)
+
+    def _opened(self) -> _Open:
+        self.open()
+        assert self._open is not None
+        return self._open
 
     def close(self) -> None:
         if self._open is not None:
@@ -119,13 +144,15 @@ def preparer_of(manifest: Manifest, data: Any) -> Preparer:
 class _Open:
     """What a warmer holds while it works."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, answered: Callable[[int], None]) -> None:
         manifest, root = plan.manifest, read_secret(plan.secret_file or plan.data / "secret")
         self._plan = plan
         self._signature = manifest.model
         self._codec = EntryCodec(tag_key(root))
-        space = space_key(root, Space(PUBLIC, manifest.name, plan.digest, plan.generation))
-        self._keyer = Keyer(manifest, preparer_of(manifest, plan.data), space)
+        self._root, self._answered = root, answered
+        self._preparer = preparer_of(manifest, plan.data)
+        self._generations = Generations(plan)
+        self._keyers = {generation: self._keyer(generation) for generation in [self._generations.current()]}
         self._pipe = BulkRedis(plan.redis or f"unix://{redis_socket(plan.data)}", plan.patience_seconds)
         try:
             self._pipe.check_secret(secret_check(root))
@@ -136,7 +163,7 @@ class _Open:
         address = plan.model or f"unix:{model_socket(plan.data, manifest.name)}"
         self._client = V2Client(address, manifest.name, plan.patience_seconds)
         self._threads = ThreadPoolExecutor(UNDER_WAY, thread_name_prefix="warm")
-        self._importer = Importer(plan, self._codec, self._pipe)
+        self._importer = Importer(plan, self._codec, self._pipe, answered)
         self._row_seconds: float | None = None
         self._not_before = 0.0
 
@@ -146,19 +173,33 @@ class _Open:
         self._client.close()
         self._pipe.close()
 
-    def imported(self, batch: pa.RecordBatch) -> Warmed:
-        return self._importer.imported(batch, self._keyed)
+    def generation(self) -> int:
+        return self._generations.current()
 
-    def looked(self, batch: pa.RecordBatch) -> Warmed:
-        warmed, waiters = self.seated(batch)
+    def _keyer(self, generation: int) -> Keyer:
+        manifest = self._plan.manifest
+        space = Space(PUBLIC, manifest.name, self._plan.digest, generation)
+        return Keyer(manifest, self._preparer, space_key(self._root, space))
+
+    def imported(self, batch: pa.RecordBatch) -> Warmed:
+        generation = self.generation()
+        return self._importer.imported(batch, lambda part, bad: self._keyed(part, bad, generation))
+
+    def looked(self, batch: pa.RecordBatch) -> tuple[Warmed, Rows]:
+        warmed, waiters, _ = self.seated(batch)
         found = self._found(list(waiters))
         for index, key in enumerate(warmed.keys):
             if key:
                 warmed.codes[index] = HIT if key in found else COMPUTED
-        return warmed
+        return warmed, {key: row for key, row in waiters.items() if key not in found}
+
+    def timed(self, rows: Rows) -> tuple[int, float]:
+        started = time.perf_counter()
+        made, _ = self._ask(list(rows), rows, keep=False, held=False)
+        return len(made), time.perf_counter() - started
 
     def computed(self, ready: Ready, *, wanted: bool) -> Warmed:
-        warmed, waiters = ready
+        warmed, waiters, _ = ready
         found = self._found(list(waiters))
         missing = [key for key in waiters if key not in found]
         made, failed = self._ask(missing, waiters, keep=True)
@@ -176,27 +217,32 @@ class _Open:
         return warmed
 
     def predicted(self, batch: pa.RecordBatch, places: Sequence[int]) -> dict[int, Prediction]:
-        warmed, waiters = self.seated(batch.take(pa.array(places)))
+        warmed, waiters, _ = self.seated(batch.take(pa.array(places)))
         made, _ = self._ask(list(waiters), waiters, keep=False)
         return {
             place: made[Key(key)] for place, key in zip(places, warmed.keys, strict=True) if key and Key(key) in made
         }
 
-    def _keyed(self, batch: pa.RecordBatch, bad: dict[int, str]) -> list[KeyedBatch]:
+    def _keyed(self, batch: pa.RecordBatch, bad: dict[int, str], generation: int) -> list[KeyedBatch]:
         given = given_of(batch, self._plan.manifest, self._plan.inputs, bad)
-        return [keyed for part in given for keyed in self._keyer.keyed(part, bad)]
+        keyer = self._keyers.get(generation)
+        if keyer is None:
+            keyer = self._keyer(generation)
+            self._keyers = {generation: keyer}
+        return [keyed for part in given for keyed in keyer.keyed(part, bad)]
 
     def seated(self, batch: pa.RecordBatch) -> Ready:
         """The batch with its keys, and one row of each key."""
         bad: dict[int, str] = {}
         keys: list[bytes] = [b""] * batch.num_rows
-        waiters: dict[Key, tuple[Row, bytes]] = {}
-        for part in self._keyed(batch, bad):
+        waiters: Rows = {}
+        generation = self.generation()
+        for part in self._keyed(batch, bad, generation):
             for i, (place, key) in enumerate(zip(part.places.tolist(), part.keys, strict=True)):
                 keys[place] = key
                 if key not in waiters:
                     waiters[key] = part.row(i), part.parameters[i] if part.parameters else b""
-        return Warmed(keys, np.full(batch.num_rows, FAILED, np.int8), bad, {}), waiters
+        return Ready(Warmed(keys, np.full(batch.num_rows, FAILED, np.int8), bad, {}), waiters, generation)
 
     def _found(self, keys: Sequence[Key]) -> dict[Key, Prediction]:
         """What Redis has and proves to be the entry; the rest is as good as not there."""
@@ -215,9 +261,9 @@ class _Open:
         return found
 
     def _ask(
-        self, keys: Sequence[Key], waiters: dict[Key, tuple[Row, bytes]], *, keep: bool
+        self, keys: Sequence[Key], waiters: Rows, *, keep: bool, held: bool = True
     ) -> tuple[dict[Key, Prediction], dict[Key, str]]:
-        """The model's answers: sorted by length, in requests of `batch_ms`, two under way."""
+        """The model's answers: sorted by length, in requests of `batch_ms`, two under way; `held` to the rate."""
         # Shortest first within one set of parameters: neighbours in length need least padding.
         queue = sorted(keys, key=lambda key: (waiters[key][1], tokens(waiters[key][0], self._signature)))
         made: dict[Key, Prediction] = {}
@@ -231,6 +277,8 @@ class _Open:
                 at += len(part)
                 if len(flying) == UNDER_WAY:
                     flying.pop(0).result()
+                if held:
+                    self._wait_turn(len(part))
                 flying.append(self._threads.submit(self._part, part, waiters, made, failed, keep))
         finally:
             for one in flying:
@@ -248,14 +296,13 @@ class _Open:
     def _part(
         self,
         keys: Sequence[Key],
-        waiters: dict[Key, tuple[Row, bytes]],
+        waiters: Rows,
         made: dict[Key, Prediction],
         failed: dict[Key, str],
         keep: bool,
     ) -> None:
         """One request; where it is refused, its halves, until the culprit stands alone."""
         rows = [waiters[key][0] for key in keys]
-        self._wait_turn(len(rows))
         try:
             predictions = self._predict(rows, waiters[keys[0]][1])
         except (BadInput, TooLarge, ModelFailed) as error:
@@ -273,6 +320,7 @@ class _Open:
                 failed[key] = f"its entry has {len(entries.pop(key))} bytes, more than --far-value-bytes"
             with self._lock:
                 self._pipe.put(list(entries), list(entries.values()), [answered[key].expires_at for key in entries])
+            self._answered(len(keys))
         made.update(answered)
 
     def _wait_turn(self, rows: int) -> None:

@@ -1,4 +1,4 @@
-"""Keyed rows with the outputs that a batch run computed → entries in the far tier, without asking any model.
+"""KeyedBatch rows with the outputs that a batch run computed → entries in the far tier, without asking any model.
 
 Numbers of fixed shape become entries by the column: a million rows cost two hashes each and no object. While Redis
 takes one slice, the next is being packed.
@@ -20,7 +20,7 @@ from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of
 from foreseen.types import Array, Key, Output, Prediction
 from foreseen.warm.plan import FAILED, HIT, IMPORTED, Plan, Warmed
-from foreseen.warm.read.columns import columns_for, fixed, ragged, tensor
+from foreseen.warm.read.columns import columns_for, fixed, floats, ragged, tensor
 from foreseen.warm.read.keys import KeyedBatch
 from foreseen.warm.write.bulk_redis import BulkRedis
 
@@ -36,8 +36,9 @@ MADE_AT_COLUMN, SECONDS_COLUMN = "foreseen.made_at", "foreseen.seconds"
 class Importer:
     """Writes given outputs."""
 
-    def __init__(self, plan: Plan, codec: EntryCodec, pipe: BulkRedis) -> None:
+    def __init__(self, plan: Plan, codec: EntryCodec, pipe: BulkRedis, answered: Callable[[int], None]) -> None:
         self._plan = plan
+        self._answered = answered
         self._codec = codec
         self._pipe = pipe
         self._lock = Lock()
@@ -64,6 +65,7 @@ class Importer:
     def _land(self, codes: Array, places: Array, sent: Future[None]) -> None:
         sent.result()
         codes[places] = np.where(self._pipe.stored(len(places)), IMPORTED, HIT)
+        self._answered(len(places))
 
     def _sent(
         self, batch: pa.RecordBatch, keyed: Sequence[KeyedBatch], bad: dict[int, str], keys: list[bytes], low: int
@@ -147,10 +149,10 @@ def facts_of(batch: pa.RecordBatch) -> tuple[Array, Array]:
     names, now = batch.schema.names, time.time()
     made_at: Array = np.full(batch.num_rows, now)
     if MADE_AT_COLUMN in names:
-        made_at = np.minimum(np.nan_to_num(batch.column(MADE_AT_COLUMN).to_numpy(zero_copy_only=False), nan=now), now)
+        made_at = np.minimum(floats(batch.column(MADE_AT_COLUMN), now), now)
     seconds: Array = np.zeros(batch.num_rows, np.float32)
     if SECONDS_COLUMN in names:
-        seconds = np.nan_to_num(batch.column(SECONDS_COLUMN).to_numpy(zero_copy_only=False)).astype(np.float32)
+        seconds = floats(batch.column(SECONDS_COLUMN), 0.0).astype(np.float32)
     return made_at, seconds
 
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 import orjson
@@ -23,7 +24,7 @@ from foreseen.protocol.tensors import array_of_raw, json_of_raw
 from foreseen.settings import WarmSettings
 from foreseen.types import Output, Prediction
 from foreseen.warm.plan import LINE_COLUMN, PARAMETERS_COLUMN, REJECT_COLUMN, Plan, Warmed
-from foreseen.warm.read.files import DIGEST_METADATA
+from foreseen.warm.read.looks import DIGEST_METADATA
 from foreseen.warm.read.reader import Chunk
 from foreseen.warm.write.importer import MADE_AT_COLUMN, OUTPUT_PREFIX, SECONDS_COLUMN
 
@@ -40,7 +41,7 @@ _BOUNDS: dict[str, dict[str, Any]] = {
 class Store(Protocol):
     """Where predictions go. `write` is idempotent and is through when it returns."""
 
-    def write(self, file: int, chunk: Chunk, warmed: Warmed) -> None: ...
+    def write(self, file: int, url: str, chunk: Chunk, warmed: Warmed) -> None: ...
     def close(self) -> None: ...
 
 
@@ -67,7 +68,7 @@ class ParquetFolder:
         self._outputs = manifest.model.outputs
         self._metadata = {DIGEST_METADATA: digest.encode(), b"foreseen.model": manifest.name.encode()}
 
-    def write(self, file: int, chunk: Chunk, warmed: Warmed) -> None:
+    def write(self, file: int, url: str, chunk: Chunk, warmed: Warmed) -> None:
         good = [i for i, key in enumerate(warmed.keys) if key and key in warmed.predictions]
         if not good:
             return
@@ -97,7 +98,12 @@ class ParquetFolder:
 
 
 class Database:
-    """One table: key (hex, primary), model, digest, inputs and outputs as JSON, made_at, seconds."""
+    """Answers by key, once each, and which key every row of the input has.
+
+    TABLE          key (hex, primary), model, digest, inputs and outputs as JSON, made_at, seconds
+    TABLE_rows     model, file, row_number and item (of a line that holds several) → key, all columns as JSON
+    TABLE_by_row   a view: one row per input row, with its columns and its answer
+    """
 
     def __init__(self, url: str, table: str, manifest: Manifest, digest: str) -> None:
         try:
@@ -113,22 +119,34 @@ class Database:
             if kind not in inserts:
                 raise SetupError("--sql takes sqlite:///FILE and postgresql+psycopg://USER@HOST/NAME")
             self._engine = sql.create_engine(url, connect_args=_BOUNDS[kind])
-            self._table = sql.Table(
-                table,
-                sql.MetaData(),
-                sql.Column("key", sql.String(64), primary_key=True),
-                sql.Column("model", sql.Text, nullable=False),
-                sql.Column("digest", sql.String(64), nullable=False),
-                sql.Column("inputs", sql.Text, nullable=False),
-                sql.Column("outputs", sql.Text, nullable=False),
-                sql.Column("made_at", sql.Float, nullable=False),
-                sql.Column("seconds", sql.Float, nullable=False),
-            )
-            self._insert = inserts[kind](self._table).on_conflict_do_nothing(index_elements=["key"])
         except (self._error, ImportError) as error:
             raise SetupError(f"--sql: {_line(error)}") from None
+        schema, _, name = table.rpartition(".")  # a dot in a name would have to be quoted by all who read it
+        metadata = sql.MetaData(schema=schema or None)
+        self._answers = sql.Table(
+            name,
+            metadata,
+            sql.Column("key", sql.String(64), primary_key=True),
+            *(sql.Column(column, kind, nullable=False) for column, kind in _answer_columns(sql)),
+        )
+        self._rows = sql.Table(
+            f"{name}_rows",
+            metadata,
+            *(sql.Column(column, kind, primary_key=True) for column, kind in _place_columns(sql)),
+            sql.Column("key", sql.String(64), nullable=False),
+            sql.Column("inputs", sql.Text, nullable=False),
+        )
+        self._view = f"{name}_by_row"
+        self._insert = inserts[kind](self._answers).on_conflict_do_nothing(index_elements=["key"])
+        upsert = inserts[kind](self._rows)
+        self._upsert = upsert.on_conflict_do_update(
+            index_elements=[column for column, _ in _place_columns(sql)],
+            set_={"key": upsert.excluded.key, "inputs": upsert.excluded.inputs},
+        )
         try:
-            self._make_ready(sql.inspect)
+            for one in (self._answers, self._rows):
+                self._make_ready(one, sql.inspect)
+            self._make_view(sql)
         except self._error as error:
             self._engine.dispose()
             raise SetupError(f"--sql: {_line(error)}") from None
@@ -136,49 +154,99 @@ class Database:
             self._engine.dispose()
             raise
 
-    def _make_ready(self, inspect: Callable[[Any], Any]) -> None:
+    def _make_ready(self, table: Any, inspect: Callable[[Any], Any]) -> None:
         """Make the table where there is none. One of somebody else's is refused before anything is computed for it."""
         try:
-            self._table.create(self._engine, checkfirst=True)
+            table.create(self._engine, checkfirst=True)
         except self._error:
-            if not inspect(self._engine).has_table(self._table.name):  # two runs may make it in the same moment
+            if not inspect(self._engine).has_table(table.name, table.schema):  # two runs may make it at the same moment
                 raise
-        have = {column["name"] for column in inspect(self._engine).get_columns(self._table.name)}
-        lacking = [column.name for column in self._table.columns if column.name not in have]
+        have = {column["name"] for column in inspect(self._engine).get_columns(table.name, table.schema)}
+        lacking = [column.name for column in table.columns if column.name not in have]
         if lacking:
-            lack = f"table {self._table.name!r} has no column {lacking[0]!r}"
+            lack = f"table {table.name!r} has no column {lacking[0]!r}"
             raise SetupError(f"--sql: {lack}, it is not a run's; give another --sql-table")
 
-    def write(self, file: int, chunk: Chunk, warmed: Warmed) -> None:
+    def _make_view(self, sql: Any) -> None:
+        answers, rows = self._answers.c, self._rows.c
+        chosen = sql.select(
+            *(rows[column] for column, _ in _place_columns(sql)),
+            rows.inputs,
+            answers.key,
+            *(answers[column] for column in ("digest", "outputs", "made_at", "seconds")),
+        ).join_from(self._rows, self._answers, rows.key == answers.key)
+        named = self._engine.dialect.identifier_preparer.format_table(
+            sql.Table(self._view, sql.MetaData(schema=self._answers.schema))
+        )
+        try:
+            if self._view not in sql.inspect(self._engine).get_view_names(self._answers.schema):
+                with self._engine.begin() as connection:
+                    connection.execute(sql.text(f"CREATE VIEW {named} AS {chosen.compile(self._engine)}"))
+        except self._error:
+            if self._view not in sql.inspect(self._engine).get_view_names(self._answers.schema):
+                raise
+
+    def write(self, file: int, url: str, chunk: Chunk, warmed: Warmed) -> None:
         own = (REJECT_COLUMN, LINE_COLUMN, PARAMETERS_COLUMN)
         inputs = [name for name in chunk.batch.schema.names if name not in own]
-        rows: dict[bytes, dict[str, Any]] = {}
+        answers: dict[bytes, dict[str, Any]] = {}
+        rows: list[dict[str, Any]] = []
+        line, item = -1, 0
         for i, key in enumerate(warmed.keys):
-            prediction = warmed.predictions.get(key) if key and key not in rows else None
+            line, item = chunk.line(i), item + 1 if chunk.line(i) == line else 0
+            prediction = warmed.predictions.get(key) if key else None
             if prediction is None:
                 continue
-            row = {name: chunk.batch.column(name)[i].as_py() for name in inputs}
-            rows[key] = {
-                "key": key.hex(),
-                "model": self._manifest.name,
-                "digest": self._digest,
-                "inputs": _json(row),
-                "outputs": _json(
-                    {o.name: _plain(o, d) for o, d in zip(prediction.outputs, prediction.data, strict=True)}
-                ),
-                "made_at": prediction.made_at,
-                "seconds": prediction.seconds,
-            }
+            told = _json({name: chunk.batch.column(name)[i].as_py() for name in inputs})
+            place = {"model": self._manifest.name, "file": url, "row_number": line, "item": item}
+            rows.append({**place, "key": key.hex(), "inputs": told})
+            if key not in answers:
+                answers[key] = self._answer(key, prediction, told)
         try:
             if rows:
                 with self._engine.begin() as connection:
                     # In the order of keys, so that two runs never wait for each other's rows in a circle.
-                    connection.execute(self._insert, [rows[key] for key in sorted(rows)])
+                    connection.execute(self._insert, [answers[key] for key in sorted(answers)])
+                    connection.execute(self._upsert, rows)
         except self._error as error:
             raise SetupError(f"--sql: {_line(error)}; run the same command to go on") from None
 
+    def _answer(self, key: bytes, prediction: Prediction, inputs: str) -> dict[str, Any]:
+        outputs = {o.name: _plain(o, d) for o, d in zip(prediction.outputs, prediction.data, strict=True)}
+        return {
+            "key": key.hex(),
+            "model": self._manifest.name,
+            "digest": self._digest,
+            "inputs": inputs,
+            "outputs": _json(outputs),
+            "made_at": prediction.made_at,
+            "seconds": prediction.seconds,
+        }
+
     def close(self) -> None:
         self._engine.dispose()
+
+
+def _answer_columns(sql: Any) -> list[tuple[str, Any]]:
+    texts = [("model", sql.Text), ("digest", sql.String(64)), ("inputs", sql.Text), ("outputs", sql.Text)]
+    return [*texts, ("made_at", sql.Float), ("seconds", sql.Float)]
+
+
+def _place_columns(sql: Any) -> list[tuple[str, Any]]:
+    """What names one row of the input."""
+    return [("model", sql.Text), ("file", sql.Text), ("row_number", sql.BigInteger), ("item", sql.Integer)]
+
+
+def where(settings: WarmSettings) -> str | None:
+    """Where the predictions of a run lie, in words and without a password."""
+    if settings.out is not None:
+        return f"{settings.out} (Parquet)"
+    if settings.sql is None:
+        return None
+    place = urlsplit(settings.sql)
+    host = place.netloc.rpartition("@")[2]
+    table = settings.sql_table
+    return f"{place.scheme}://{host}{place.path}: table {table}, one row per input row in view {table}_by_row"
 
 
 def _column(head: Output, index: int, predictions: Sequence[Prediction]) -> pa.Array:

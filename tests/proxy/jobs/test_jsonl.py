@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from foreseen.errors import BadRequest, TooLarge
-from foreseen.proxy.jobs.jsonl import MAX_NAME, BadLine, RequestLine, lines_of
+from foreseen.proxy.jobs.jsonl import MAX_LINE_BYTES, MAX_NAME, BadLine, RequestLine, lines_of
 
 
 def test_both_spellings_ask_what_their_bytes_ask() -> None:
@@ -63,3 +63,16 @@ def test_a_batch_is_bounded_and_not_empty() -> None:
     for body in (b"", b"\n \r\n"):
         with pytest.raises(BadRequest):
             lines_of(body, 3)
+
+
+def test_a_line_is_bounded() -> None:
+    """What is too long is that line's error and no other's; lines are parts of the body and not copies of it."""
+    body = b'{"model": "m"}\n{"model": "m", "id": "' + b"a" * MAX_LINE_BYTES + b'"}\n \x0b{"model": "n"}\x0c\n'
+    before, long, after = lines_of(body, 10)
+    assert isinstance(before, RequestLine)
+    assert isinstance(before.body, memoryview)
+    assert before.body.obj is body
+    assert isinstance(long, BadLine)
+    assert isinstance(long.error, TooLarge)
+    assert isinstance(after, RequestLine)
+    assert after.body == b'{"model": "n"}'

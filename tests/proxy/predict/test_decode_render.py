@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -15,9 +16,16 @@ from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
 from foreseen.protocol.wire import parse_response, render_request
+from foreseen.proxy.predict import codecs
 from foreseen.proxy.predict.decode import DecodedRequest, decode_v1, decode_v2
-from foreseen.proxy.predict.render import render
 from foreseen.types import Output, OutputOptions, Prediction, WantedOutput
+
+
+def render(
+    manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions
+) -> tuple[bytes, int | None]:
+    """A reply's whole body, and the length of its JSON part where binary tensors follow."""
+    return codecs.render(manifest, predictions, output_options).with_id(output_options.id)
 
 
 def manifest(inputs: list[Any], outputs: list[Any], **more: Any) -> Manifest:
@@ -49,6 +57,27 @@ def frames(one: Manifest, asked: DecodedRequest) -> list[bytes]:
 
 def v2(data: Any, shape: Any = (2, 2), **more: Any) -> bytes:
     return orjson.dumps({"inputs": [{"name": "x", "shape": shape, "datatype": "FP32", "data": data}], **more})
+
+
+def test_null_is_nan_where_the_input_takes_it() -> None:
+    """JSON has no NaN: null is one among floats, by V2 nested and flat and by V1, and is the same row as a binary NaN.
+    An input that takes none refuses it."""
+    numbers = np.array([[np.nan, 2]], np.float32)
+    binary, length = render_request([("x", "FP32", numbers)], {})
+    takes = msgspec.convert({**msgspec.to_builtins(ONE)}, Manifest)
+    seen = msgspec.structs.replace(takes.seen.inputs[0], nonfinite=True)
+    takes = msgspec.structs.replace(takes, client=msgspec.structs.replace(takes.seen, inputs=(seen,)))
+    ways = [
+        lambda one: decode_v2(v2([None, 2], (1, 2)), None, one),
+        lambda one: decode_v2(v2([[None, 2]], (1, 2)), None, one),
+        lambda one: decode_v1(b'{"instances":[[null,2]]}', one),
+        lambda one: decode_v1(b'{"inputs":{"x":[[null,2]]}}', one),
+        lambda one: decode_v2(binary, length, one),
+    ]
+    assert len({frames(takes, way(takes))[0] for way in ways}) == 1
+    for way in ways:
+        with pytest.raises(BadInput):
+            frames(ONE, way(ONE))
 
 
 def test_every_way_of_asking_one_input_gives_the_same_rows() -> None:

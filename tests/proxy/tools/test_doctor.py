@@ -12,11 +12,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from foreseen.errors import SetupError
 from foreseen.operate.interpreter import optimized
 from foreseen.operate.scrape import parse
+from foreseen.operate.started import as_started, flags_of, url_of, write_started
 from foreseen.paths import redis_socket, state_socket
 from foreseen.proxy.tools import doctor, doctor_stores
-from foreseen.settings import DoctorSettings
+from foreseen.settings import DoctorSettings, UpSettings
 from foreseen.telemetry.exposition import exposition
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import FarState, QueueStatus
@@ -223,6 +225,45 @@ def test_a_running_system_is_well_until_it_is_not(live: Live) -> None:
     finally:
         assert to_redis(live, finding["fix"]) == b"+OK\r\n"
     assert foreseen_doctor(live).returncode == 0
+
+
+def test_without_flags_it_finds_what_up_was_started_with(live: Live) -> None:
+    """In the data directory of a running system neither port nor models have to be said; flags win."""
+    command = [sys.executable, "-m", "foreseen.cli", "doctor", "--json", f"--data={live.data}"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    said = {one["what"]: one for one in json.loads(done.stdout)}
+    assert done.returncode == 0, done.stdout
+    assert live.url in said["proxy"]["said"]
+    assert {"model minilm", "model fingerprint"} <= set(said)
+    assert f"--port={live.port}" in said["data"]["said"]
+    done = subprocess.run([*command, "--port=9"], check=False, capture_output=True, text=True, timeout=60)
+    said = {one["what"]: one for one in json.loads(done.stdout)}
+    assert said["proxy"]["said"] == "no proxy answers at http://127.0.0.1:9"
+    shown = [sys.executable, "-m", "foreseen.cli", "top", "--once", "--json", "--interval=0.1", f"--data={live.data}"]
+    assert subprocess.run(shown, check=False, capture_output=True, timeout=60).returncode == 0
+
+
+def test_a_folder_that_is_not_there_is_a_finding(tmp_path: Path) -> None:
+    """A misspelt --data or --models; a data directory that nobody named is made by the first `up`."""
+    gone = tmp_path / "gone"
+    named = DoctorSettings(data=gone, models=gone)
+    assert grades(doctor.folders(named, ("data", "models"))) == ["must", "must"]
+    assert grades(doctor.folders(DoctorSettings(data=gone), ())) == ["note"]
+    assert grades(doctor.folders(DoctorSettings(data=tmp_path, models=tmp_path), ("data", "models"))) == ["ok"]
+    with pytest.raises(SetupError, match="no such folder"):
+        assert named.model_folders
+
+
+def test_what_up_was_started_with_is_kept_for_its_owner(tmp_path: Path) -> None:
+    """Only what differs from the defaults, with the port that it got; passwords are shown to nobody."""
+    started = UpSettings(data=tmp_path, workers=2, redis="redis://u:word@h:1", model=("m", "n"), models=tmp_path)
+    write_started(started, 8123)
+    assert (tmp_path / "started.json").stat().st_mode & 0o777 == 0o600
+    found = as_started(DoctorSettings(data=tmp_path, workers=3), {"workers"})
+    assert (found.port, found.workers, found.redis, found.model) == (8123, 3, "redis://u:word@h:1", ("m", "n"))
+    assert found.models == tmp_path.resolve()
+    assert "word" not in flags_of(tmp_path)
+    assert (url_of(tmp_path), url_of(tmp_path / "none")) == ("http://127.0.0.1:8123", "http://127.0.0.1:8000")
 
 
 def test_a_state_store_that_forgets(live: Live) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import structlog
 
-from foreseen.proxy.predict.access import LINES_PER_SECOND, AccessLog
+from foreseen.proxy.predict.counting import LINES_PER_SECOND, AccessLog
 from tests.live import Live, started
 from tests.questions import ask_fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT
@@ -28,7 +28,7 @@ class Clock:
 def lines(access: AccessLog, times: int, result: str = "hit", **more: Any) -> list[Any]:
     with structlog.testing.capture_logs() as captured:
         for _ in range(times):
-            access.told("m", "v2", 200, result, 3, 0.0123456, **more)
+            access.write("m", "v2", 200, result, 3, 0.0123456, **more)
     return list(captured)
 
 

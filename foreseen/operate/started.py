@@ -1,0 +1,93 @@
+"""`DATA/started.json`: what `foreseen up` was started with last, so that `doctor` and `top` look at that system.
+
+It holds addresses of stores, with their passwords: mode 0600, like the secrets beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from foreseen.settings import DoctorSettings, UpSettings
+from foreseen.stores.redis_urls import shown
+
+NAME = "started.json"
+DEFAULT_URL = "http://127.0.0.1:8000"
+_OF_THE_COMMAND = frozenset(("data", "log_level", "log_format", "json", "url"))
+"""Settings that are this command's own, whatever the system was started with."""
+_ADDRESSES = frozenset(("redis", "state", "upstream"))
+
+
+def write_started(settings: UpSettings, port: int) -> None:
+    """Leave behind what differs from the defaults; `port` is the one that it got."""
+    found: dict[str, Any] = {}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if field.name not in _OF_THE_COMMAND and value != field.default:
+            found[field.name] = str(value.resolve()) if isinstance(value, Path) else value
+    found["port"] = port
+    path = settings.data / NAME
+    beside = path.with_name(f".{NAME}.{os.getpid()}")
+    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+    beside.replace(path)
+
+
+def read_started(data: Path) -> dict[str, Any] | None:
+    """What was left behind; None where `up` never ran there, or an older version did."""
+    try:
+        document = msgspec.json.decode((data / NAME).read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def as_started(settings: DoctorSettings, given: Collection[str]) -> DoctorSettings:
+    """The settings of the system to look at: what was given, else what `up` was started with, else the defaults."""
+    document = read_started(settings.data) or {}
+    known = {field.name: field for field in fields(DoctorSettings)}
+    taken: dict[str, Any] = {}
+    for name, value in document.items():
+        if name in known and name not in given and name not in _OF_THE_COMMAND:
+            taken[name] = _typed(name, value)
+    return replace(settings, **taken)
+
+
+def url_of(data: Path) -> str:
+    """Where the proxy of a data directory answers."""
+    document = read_started(data) or {}
+    port, host = document.get("port"), document.get("host", "127.0.0.1")
+    return DEFAULT_URL if not isinstance(port, int) else url_at(str(host), port)
+
+
+def url_at(host: str, port: int) -> str:
+    """The address of a listener for a client on this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - listens there, asked here
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def flags_of(data: Path) -> str:
+    """The same as flags, for people; passwords are left out."""
+    document = read_started(data) or {}
+    flags = []
+    for name, value in document.items():
+        flag = name.replace("_", "-")
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, bool):
+                flags.append(f"--{flag}" if one else f"--no-{flag}")
+            else:
+                flags.append(f"--{flag}={shown(one) if name in _ADDRESSES and isinstance(one, str) else one}")
+    return " ".join(flags)
+
+
+def _typed(name: str, value: Any) -> Any:
+    """A JSON value as the setting has it."""
+    if isinstance(value, list):
+        return tuple(value)
+    paths = {field.name for field in fields(DoctorSettings) if "Path" in str(field.type)}
+    return Path(value) if name in paths and isinstance(value, str) else value

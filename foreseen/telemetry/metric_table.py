@@ -1,0 +1,194 @@
+"""Every metric of the proxy as one table: name, help text, labels, and how workers are summed up.
+
+Counters and histograms sum over workers. `mode` says what several workers' gauges come to. The exposition adds `_total`
+to a counter's name.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+REQUEST_BUCKETS = (
+    0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+)  # fmt: skip
+STAGE_BUCKETS = (
+    0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0,
+)  # fmt: skip
+LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+ENTRY_BUCKETS = tuple(float(4**power) for power in range(3, 13))
+FAR_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
+
+
+class CounterSpec(NamedTuple):
+    """A counter; `labels` are closed sets."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+class HistogramSpec(NamedTuple):
+    """A histogram. `at_once`: with several workers every observation is counted before the answer is sent."""
+
+    name: str
+    help: str
+    buckets: tuple[float, ...]
+    labels: tuple[str, ...] = ()
+    at_once: bool = False
+
+
+class GaugeSpec(NamedTuple):
+    """A gauge. `mode` is prometheus_client's `multiprocess_mode`."""
+
+    name: str
+    help: str
+    mode: str
+    labels: tuple[str, ...] = ()
+
+
+Spec = CounterSpec | HistogramSpec | GaugeSpec
+
+PROXY_METRICS: dict[str, Spec] = {
+    "requests": CounterSpec("foreseen_requests", "Requests answered.", labels=("model", "protocol", "code")),
+    "rows": CounterSpec(
+        "foreseen_rows",
+        "Rows answered, by where the answer came from: near, far, model, collapsed, stale, bypass, error.",
+        labels=("model", "result"),
+    ),
+    "background_rows": CounterSpec(
+        "foreseen_background_rows",
+        "Rows asked in the background lane, by result: those of batch runs through a proxy (a priority "
+        "above 1), which are in foreseen_rows_total, too; at a worker's own /metrics those of jobs.",
+        labels=("model", "result"),
+    ),
+    "imported_rows": CounterSpec(
+        "foreseen_imported_rows",
+        "Rows that batch runs handed over with their answers (POST .../import), by result: stored, had.",
+        labels=("model", "result"),
+    ),
+    "misses": CounterSpec(
+        "foreseen_misses",
+        "Rows that no tier answered, by reason: cold, expired, verify-failed, far-down, far-slow, bypassed, asked.",
+        labels=("model", "reason"),
+    ),
+    "observed": CounterSpec(
+        "foreseen_observed_rows",
+        "Rows of observed models, always answered by the model, by what the cache would have done: "
+        "hit-exact, hit-close, hit-different, collapsed, miss.",
+        labels=("model", "outcome"),
+    ),
+    "observed_seconds": CounterSpec(
+        "foreseen_observed_saved_compute_seconds",
+        "Model compute time that exact and close would-be hits of observed models would have saved.",
+        labels=("model",),
+    ),
+    "request_seconds": HistogramSpec(
+        "foreseen_request_duration_seconds",
+        "Time from a whole body to its answer, by result.",
+        labels=("model", "result"),
+        buckets=REQUEST_BUCKETS,
+        at_once=True,
+    ),
+    "model_seconds": HistogramSpec(
+        "foreseen_model_request_duration_seconds",
+        "Time that the rows nobody knew waited for their model process, as one request or several.",
+        labels=("model",),
+        buckets=REQUEST_BUCKETS,
+        at_once=True,
+    ),
+    "far_seconds": HistogramSpec(
+        "foreseen_far_duration_seconds", "Time of one far operation.", labels=("op",), buckets=FAR_BUCKETS, at_once=True
+    ),
+    "saved_seconds": CounterSpec(
+        "foreseen_saved_compute_seconds",
+        "Model compute time that answers from near, far and shared flights saved.",
+        labels=("model",),
+    ),
+    "far_errors": CounterSpec("foreseen_far_errors", "Far operations that failed, by kind.", labels=("kind",)),
+    "verify_failed": CounterSpec(
+        "foreseen_verify_failed",
+        "Far entries that were not what was asked for, by reason: length, format, identity, tag.",
+        labels=("reason",),
+    ),
+    "dropped": CounterSpec(
+        "foreseen_far_dropped_entries", "Entries that were not stored in far, by reason.", labels=("reason",)
+    ),
+    "leases": CounterSpec(
+        "foreseen_lease_rows",
+        "Rows of slow models by what a lease in Redis made of them: won (computed here), waited (another "
+        "proxy computed them), taken-over (its leader died or failed), failed (Redis did; computed here).",
+        labels=("model", "outcome"),
+    ),
+    "quarantined": CounterSpec(
+        "foreseen_quarantined_rows",
+        "Rows refused because they have twice ended the model's process, alone.",
+        labels=("model",),
+    ),
+    "limited": CounterSpec(
+        "foreseen_limited",
+        "Callers that met a limit: connections (refused), idle (closed to make room), head (too slow), "
+        "head-size, write (they do not read), rate.",
+        labels=("limit",),
+    ),
+    "evictions": CounterSpec("foreseen_near_evictions", "Entries that near evicted for others."),
+    "stages": HistogramSpec(
+        "foreseen_stage_duration_seconds",
+        "Time of one step of a request: decode, prepare, key, near, flight (far and model within it), "
+        "render; of one flight: far, model, keep.",
+        labels=("stage",),
+        buckets=STAGE_BUCKETS,
+    ),
+    "entry_bytes": HistogramSpec(
+        "foreseen_entry_bytes", "Size of the entries that were made, as they lie in far.", buckets=ENTRY_BUCKETS
+    ),
+    "model_rows": HistogramSpec(
+        "foreseen_model_request_rows",
+        "Rows that were asked of a model process at a time.",
+        labels=("model",),
+        buckets=ROWS_BUCKETS,
+        at_once=True,
+    ),
+    "loop_lag": HistogramSpec(
+        "foreseen_loop_lag_seconds",
+        "How late a worker's event loop woke, four times a second: what everybody waits on top.",
+        buckets=LAG_BUCKETS,
+    ),
+    "cpu_seconds": CounterSpec("foreseen_worker_cpu_seconds", "CPU time of the proxy's workers."),
+    "near_bytes": GaugeSpec("foreseen_near_bytes", "Memory of the near tier.", mode="livesum"),
+    "near_entries": GaugeSpec("foreseen_near_entries", "Entries in the near tier.", mode="livesum"),
+    "in_flight": GaugeSpec("foreseen_flight_rows", "Rows being asked for right now.", mode="livesum"),
+    "breaker_open": GaugeSpec(
+        "foreseen_far_breaker_open", "1 while the far tier is not asked because it failed.", mode="livemax"
+    ),
+    "far_foreign": GaugeSpec(
+        "foreseen_far_foreign",
+        "1 while the far tier is not asked because its Redis was filled under another root secret.",
+        mode="livemax",
+    ),
+    "far_pending": GaugeSpec("foreseen_far_pending_bytes", "Entries on their way to far.", mode="livesum"),
+    "connections": GaugeSpec("foreseen_connections", "Open connections of callers.", mode="livesum"),
+    "tasks": GaugeSpec("foreseen_tasks", "Coroutines that the workers' event loops have under way.", mode="livesum"),
+    "workers": GaugeSpec("foreseen_workers", "Proxy workers alive.", mode="livesum"),
+    "resident": GaugeSpec("foreseen_worker_resident_bytes", "Memory of the proxy's workers.", mode="livesum"),
+    "model_ready": GaugeSpec(
+        "foreseen_model_ready",
+        "1 while every worker can reach the model process: a miss would be answered.",
+        labels=("model",),
+        mode="livemin",
+    ),
+    "upstream_problems": GaugeSpec(
+        "foreseen_upstream_problems",
+        "Models behind --upstream, or the server itself, that cannot be served, by problem: unreachable, not-v2, "
+        "lists-nothing, no-metadata, unusable. The log says what was asked, and what to do.",
+        labels=("problem",),
+        mode="livemax",
+    ),
+    "started": GaugeSpec(
+        "foreseen_worker_start_time_seconds",
+        "When the youngest worker started, Unix time: it changes whenever one is restarted.",
+        mode="max",
+    ),
+    "build": GaugeSpec("foreseen_build_info", "1; its labels say what runs.", labels=("version", "python"), mode="max"),
+}
+"""Attribute of `ProxyMetrics` → its metric, in the order of the exposition."""

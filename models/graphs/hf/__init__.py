@@ -1,0 +1,1 @@
+"""Graphs of Hugging Face model folders: a module per family of architectures, the heads, and `folder`, the builder."""

@@ -1,0 +1,205 @@
+"""What a purge names → the model names or digests to purge, and what they are; a name that nothing knows is an error.
+
+Known are: models and digests that this proxy serves, those that any proxy on the state store served or purged, and
+artifacts in the data directory. Somebody who must forget data relies on it that a misspelt name is not "purged".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import structlog
+from msgspec import Struct
+
+from foreseen.errors import SetupError, StateUnavailable, UnknownTarget
+from foreseen.modelspec.artifact import read_record, read_serving
+from foreseen.proxy.backend.served import ServedModel
+from foreseen.stores.state import Kind, ServedDigest, State
+
+LEAST_DIGITS = 8
+"""Of a digest that is not written out; `foreseen models list` shows twelve."""
+WATCH_SECONDS = 0.25
+NOTES_AGAIN_SECONDS = 60.0
+"""The store may have lost what was noted, and remembers the latest only."""
+SHOWN_DIGITS = 12
+MOST_SHOWN = 8
+
+log = structlog.get_logger()
+
+
+class Target(Struct, frozen=True):
+    """What is to be purged, one after the other, and how that is called."""
+
+    kind: Kind
+    names: tuple[str, ...]
+    said: str
+
+
+class KnownNames(Struct, frozen=True):
+    """Every model and digest that a purge can be of."""
+
+    served: tuple[ServedDigest, ...]
+    """By this proxy, now."""
+    former: tuple[ServedDigest, ...]
+    """By any proxy on this state store, at any time."""
+    artifacts: tuple[tuple[str, str], ...]
+    """(model, artifact digest) of what lies in the data directory."""
+    purged: frozenset[str]
+    """`model:NAME` and `digest:DIGEST` of earlier purges."""
+    loaded: frozenset[str]
+    """Names of this proxy's models, also of those that are not ready."""
+
+    @property
+    def models(self) -> set[str]:
+        named = {one.model for one in (*self.served, *self.former)} | {model for model, _ in self.artifacts}
+        earlier = {name.removeprefix("model:") for name in self.purged if name.startswith("model:")}
+        return named | earlier | self.loaded
+
+
+class Targets:
+    """The purge targets of one proxy, and its notes in the state store of what it serves."""
+
+    def __init__(self, state: State | None, served: Mapping[str, ServedModel], data: Path) -> None:
+        self._state = state
+        self._served = served
+        self._data = data
+        self._noted: set[ServedDigest] = set()
+        self._again_at = 0.0
+
+    async def resolve(self, kind: Kind, what: str, *, even_if_unknown: bool = False) -> Target:
+        """What to purge. Raises UnknownTarget, and StateUnavailable."""
+        if kind == "all":
+            return Target("all", ("",), "everything")
+        if kind == "key":
+            return Target("key", (what,), f"key {what[:SHOWN_DIGITS]}")
+        known = await self._known()
+        found = model_target(what, known) if kind == "model" else digest_target(what, known)
+        if found is not None:
+            return found
+        if not even_if_unknown:
+            raise UnknownTarget(unknown_text(kind, what, known))
+        return Target(kind, (what,), f"{kind} {what}, which is not known here")
+
+    async def follow(self) -> None:
+        """Note in the state store what is served, whenever that changes. For ever."""
+        while True:
+            await self.note()
+            await asyncio.sleep(WATCH_SECONDS)
+
+    async def note(self) -> None:
+        """The same once; what the store did not take is noted the next time."""
+        if time.monotonic() >= self._again_at:
+            self._noted, self._again_at = set(), time.monotonic() + NOTES_AGAIN_SECONDS
+        former = {ServedDigest(name, digest) for name, one in self._served.items() for digest in one.former}
+        known = {(one.model, one.digest) for one in self._noted}
+        new = set(self._now()) - self._noted | {one for one in former if (one.model, one.digest) not in known}
+        if self._state is None or not new:
+            return
+        try:
+            await self._state.note_served(sorted(new, key=lambda one: (one.model, one.digest)))
+        except StateUnavailable:
+            return
+        self._noted |= new
+
+    async def _known(self) -> KnownNames:
+        if self._state is None:
+            raise StateUnavailable("this proxy runs without a state store; start it with --state")
+        generations, former = await self._state.generations(), await self._state.served()
+        artifacts = await asyncio.to_thread(artifacts_of, self._data)
+        left = [one for model, _ in artifacts if (one := last_served(self._data, model)) is not None]
+        return KnownNames(self._now(), (*former, *left), artifacts, frozenset(generations), frozenset(self._served))
+
+    def _now(self) -> tuple[ServedDigest, ...]:
+        ready = [(name, one.facts) for name, one in self._served.items() if one.facts is not None]
+        return tuple(ServedDigest(name, facts.digest, facts.artifact or None) for name, facts in ready)
+
+
+def artifacts_of(data: Path) -> tuple[tuple[str, str], ...]:
+    """(model, artifact digest) of every artifact that lies in a data directory, in force or not."""
+    folders = (data / "models").glob("*/*/") if (data / "models").is_dir() else ()
+    found = {(one.parent.name, one.name) for one in folders if len(one.name) == 64}
+    for path in (data / "models").glob("*/record.json"):
+        try:
+            found.add((path.parent.name, read_record(data, path.parent.name).artifact.digest))
+        except SetupError:
+            continue
+    return tuple(sorted(found))
+
+
+def last_served(data: Path, model: str) -> ServedDigest | None:
+    """What the model's own process left behind when it was last ready."""
+    serving = read_serving(data, model)
+    return None if serving is None else ServedDigest(model, serving.digest, serving.artifact)
+
+
+def model_target(what: str, known: KnownNames) -> Target | None:
+    """A model by its name; None where nothing knows it."""
+    if what in known.loaded:
+        return Target("model", (what,), f"model {what}")
+    if what in known.models:
+        return Target("model", (what,), f"model {what}, which is no longer served here")
+    return None
+
+
+def digest_target(what: str, known: KnownNames) -> Target | None:
+    """A model digest or an artifact digest, whole or its beginning; None where nothing knows it. Raises UnknownTarget
+    where a beginning stands for several."""
+    everything = {(one.model, one.digest): one for one in (*known.former, *known.served)}
+    earlier = {name.removeprefix("digest:") for name in known.purged if name.startswith("digest:")}
+    models = {digest for _, digest in everything} | earlier
+    artifacts = {one.artifact for one in everything.values() if one.artifact} | {one for _, one in known.artifacts}
+    digest = _written_out(what, models | artifacts)
+    if digest is None:
+        return None
+    now = {one.digest for one in known.served}
+    if digest in models:
+        names = sorted({one.model for one in everything.values() if one.digest == digest})
+        of = f" of model {', '.join(names)}" if names else ""
+        gone = "" if digest in now else ", which is no longer served here"
+        return Target("digest", (digest,), f"digest {digest[:SHOWN_DIGITS]}{of}{gone}")
+    return _artifact_target(digest, list(everything.values()), now, known)
+
+
+def _artifact_target(artifact: str, everything: Sequence[ServedDigest], now: set[str], known: KnownNames) -> Target:
+    """All model digests that an artifact was served under. Where none is known, the whole model: better too much."""
+    made = sorted({(one.digest, one.model) for one in everything if one.artifact == artifact})
+    if made:
+        shown = ", ".join(f"{digest[:SHOWN_DIGITS]} of model {model}" for digest, model in made)
+        gone = "" if any(digest in now for digest, _ in made) else ", which is no longer served here"
+        digests = tuple(dict.fromkeys(digest for digest, _ in made))
+        return Target("digest", digests, f"artifact {artifact[:SHOWN_DIGITS]}, served as digest {shown}{gone}")
+    names = tuple(sorted({model for model, one in known.artifacts if one == artifact}))
+    said = f"artifact {artifact[:SHOWN_DIGITS]}, of which no digest is known, hence all of model {', '.join(names)}"
+    return Target("model", names, said)
+
+
+def _written_out(what: str, digests: set[str]) -> str | None:
+    """The digest that begins so. Raises UnknownTarget where there are several."""
+    if what in digests:
+        return what
+    found = sorted(one for one in digests if len(what) >= LEAST_DIGITS and one.startswith(what))
+    if len(found) > 1:
+        raise UnknownTarget(f"digest {what[:64]!r} is the beginning of several: {', '.join(found[:MOST_SHOWN])}")
+    return found[0] if found else None
+
+
+def unknown_text(kind: Kind, what: str, known: KnownNames) -> str:
+    """What is said of a name that nothing knows: near names first, else what there is."""
+    if kind == "model":
+        names = {name.lower(): name for name in sorted(known.models)}
+        near = [names[one] for one in difflib.get_close_matches(what.lower(), names, n=MOST_SHOWN, cutoff=0.5)]
+        there = sorted(known.loaded | known.models)
+    else:
+        digests = {one.digest: one.model for one in (*known.former, *known.served)}
+        shown = {one: f"{one[:SHOWN_DIGITS]} ({model})" for one, model in digests.items()}
+        shown |= {one: f"{one[:SHOWN_DIGITS]} (artifact of {model})" for model, one in known.artifacts}
+        near = [shown[one] for one in sorted(shown) if one[:4] == what[:4]]
+        near = near or [shown[one] for one in difflib.get_close_matches(what, shown, n=MOST_SHOWN, cutoff=0.8)]
+        there = [shown[one] for one in sorted(shown)]
+    hint = f"near names: {', '.join(near[:MOST_SHOWN])}" if near else f"known are: {', '.join(there[:MOST_SHOWN])}"
+    hint = hint if there else "none is known"
+    return f"no proxy, state store or artifact knows {kind} {what[:64]!r}; {hint}. --even-if-unknown purges it anyway"

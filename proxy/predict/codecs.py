@@ -1,0 +1,87 @@
+"""HTTP dialects: how a body is decoded and how answers are rendered. Only this module knows which there are.
+
+A new dialect is a `Codec` in this table, a route in `handlers.py`, and nothing in between: the normal way of a request
+(`pending_request.py`), the fast one (`answer_cache.py`) and the pipeline take what a codec gives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from foreseen.errors import TooLarge
+from foreseen.modelspec.manifest import Manifest
+from foreseen.protocol.wire import InputTensor
+from foreseen.proxy.backend.served import ServedModel
+from foreseen.proxy.predict.ask import RequestHead
+from foreseen.proxy.predict.decode import DecodedRequest, decode_v1, decode_v2
+from foreseen.proxy.predict.render import RenderedBody, render_v1, render_v2
+from foreseen.types import OutputOptions, Prediction
+
+MAX_ROWS, MAX_MADE_ROWS = 2**19, 2**16
+"""Rows of one request: of numbers, which stay in the tensor that they came in, and of what is made row by row."""
+
+Render = Callable[[Manifest, Sequence[Prediction], OutputOptions], RenderedBody]
+
+
+class Codec(Protocol):
+    """One dialect."""
+
+    @property
+    def has_request_id(self) -> bool:
+        """Whether a body may carry a member `id` that its reply repeats and that means nothing else."""
+
+    @property
+    def render(self) -> Render:
+        """The body of a reply, whatever the request's id. Raises BadRequest."""
+
+    def decode(self, head: RequestHead, body: bytes, manifest: Manifest) -> DecodedRequest:
+        """What a body asks. Raises BadRequest or BadInput naming the field."""
+
+
+class V2Codec:
+    """The Open Inference Protocol: `/infer`."""
+
+    has_request_id = True
+    render = staticmethod(render_v2)
+
+    def decode(self, head: RequestHead, body: bytes, manifest: Manifest) -> DecodedRequest:
+        return decode_v2(body, head.header_length, manifest)
+
+
+class V1Codec:
+    """TensorFlow Serving's and KServe's V1: `:predict`, by row or by column."""
+
+    has_request_id = False
+    render = staticmethod(render_v1)
+
+    def decode(self, head: RequestHead, body: bytes, manifest: Manifest) -> DecodedRequest:
+        return decode_v1(body, manifest)
+
+
+CODECS: Mapping[str, Codec] = {"v2": V2Codec(), "v1": V1Codec()}
+"""By the protocol of a request's head."""
+_OF_OPTIONS: Mapping[str, Codec] = {**CODECS, "v1-columns": CODECS["v1"]}
+HAVE_REQUEST_ID = frozenset(name for name, codec in CODECS.items() if codec.has_request_id)
+
+
+def decode(head: RequestHead, body: bytes, served: ServedModel) -> DecodedRequest:
+    """decode: what a body asks in the dialect of its head. Raises BadRequest or BadInput naming the field, TooLarge."""
+    decoded = CODECS[head.protocol].decode(head, body, served.manifest)
+    check_rows(served, decoded.inputs)
+    return decoded
+
+
+def check_rows(served: ServedModel, inputs: Sequence[InputTensor]) -> None:
+    """Raises TooLarge where a request has more rows than may be made of it."""
+    if served.manifest.rows == "together":
+        return
+    most = MAX_ROWS if served.preparer().columnar else MAX_MADE_ROWS
+    for tensor in inputs:
+        if tensor.array.ndim and len(tensor.array) > most:
+            raise TooLarge(f"inputs.{tensor.name}: has more than {most} rows; split the request")
+
+
+def render(manifest: Manifest, predictions: Sequence[Prediction], options: OutputOptions) -> RenderedBody:
+    """render: the body of a reply in the dialect that was decoded. Raises BadRequest."""
+    return _OF_OPTIONS[options.protocol].render(manifest, predictions, options)

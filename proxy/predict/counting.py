@@ -1,0 +1,179 @@
+"""What becomes of requests → counters, Triton's statistics and the log: each request is counted here, once.
+
+The log has one line per request: all that were not hits, and a share of the hits. Never an input, nor a path or name
+that is not a served model's. Lines are bounded in number, so that a flood of wrong requests does not become a flood of
+lines; the next line says how many were left out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from foreseen.errors import ForeseenError
+from foreseen.proxy.backend.served import ServedModel
+from foreseen.proxy.predict.ask import RequestHead
+from foreseen.proxy.predict.facts import AnswerFacts
+from foreseen.telemetry.meters import Hits
+from foreseen.telemetry.metrics import ProxyMetrics
+from foreseen.types import Lane
+
+log = structlog.get_logger()
+
+LINES_PER_SECOND = 200
+"""More would cost more than the answers: a line takes about 20 µs."""
+
+
+class RequestCounter:
+    """Counts and logs the predict requests of one proxy process. Seconds are from a request's arrival to its reply."""
+
+    def __init__(self, metrics: ProxyMetrics, served: Mapping[str, ServedModel], access: AccessLog) -> None:
+        self._metrics = metrics
+        self._served = served
+        self._access = access
+        self._hits: dict[tuple[str, str], Hits] = {}
+
+    def hit(
+        self, head: RequestHead, served: ServedModel, near: int, far: int, saved: float, seconds: float
+    ) -> None:  # fmt: skip
+        """A request all of whose rows were fresh hits of near or far."""
+        hits = self._hits.get((head.model, head.protocol))
+        if hits is None:
+            hits = self._hits[head.model, head.protocol] = self._metrics.hits(head.model, head.protocol)
+        hits.add(near, far, saved, seconds)
+        stats, took = served.stats, int(seconds * 1e9)
+        stats.success += 1
+        stats.success_ns += took
+        stats.rows += near + far
+        stats.last_ms = int(time.time() * 1000)
+        stats.cache_hit += 1
+        stats.cache_hit_ns += took
+        self._access.write(
+            head.model, head.protocol, 200, "hit", near + far, seconds, traceparent=head.traceparent
+        )  # fmt: skip
+
+    def answered(self, head: RequestHead, served: ServedModel, facts: AnswerFacts, lane: Lane, seconds: float) -> None:
+        """A request that was answered, from wherever."""
+        sources, result = facts.sources, facts.result
+        if result == "hit" and lane == "online":
+            return self.hit(head, served, sources.get("near", 0), sources.get("far", 0), facts.saved, seconds)
+        rows = sum(sources.values())
+        for source, count in sources.items():
+            self._count_rows(head.model, source, count, lane)
+        if facts.saved:
+            self._metrics.saved_seconds.labels(head.model).inc(facts.saved)
+        self._metrics.requests.labels(head.model, head.protocol, "200").inc()
+        self._metrics.request_seconds.of(head.model, result).add(seconds)
+        computed = sources.get("model", 0) + sources.get("bypass", 0)
+        stats, took = served.stats, int(seconds * 1e9)
+        stats.success += 1
+        stats.success_ns += took
+        stats.rows += rows
+        stats.last_ms = int(time.time() * 1000)
+        if result in ("hit", "stale"):
+            stats.cache_hit += 1
+            stats.cache_hit_ns += took
+        elif result != "bypass":
+            stats.cache_miss += 1
+            stats.cache_miss_ns += took
+        stats.computed_rows += computed
+        stats.computed_requests += computed > 0
+        self._access.write(head.model, head.protocol, 200, result, rows, seconds, traceparent=head.traceparent)
+        return None
+
+    def accepted(self, head: RequestHead, rows: int, seconds: float) -> None:
+        """A request that was answered with a ticket."""
+        self._metrics.requests.labels(head.model, head.protocol, "202").inc()
+        self._metrics.request_seconds.of(head.model, "accepted").add(seconds)
+        self._access.write(head.model, head.protocol, 202, "accepted", rows, seconds, traceparent=head.traceparent)
+
+    def failed(
+        self, model: str, protocol: str, error: ForeseenError, seconds: float, traceparent: str | None = None
+    ) -> None:
+        """A request that was answered with an error. A label is a served model or `other`: paths are data."""
+        served = self._served.get(model)
+        name = "other" if served is None else model
+        self._metrics.request_seconds.of(name, "error").add(seconds)
+        if served is not None:
+            served.stats.fail += 1
+            served.stats.fail_ns += int(seconds * 1e9)
+        self._metrics.requests.labels(name, protocol, str(error.status)).inc()
+        self._access.write(name, protocol, error.status, "error", 0, seconds, code=error.code, traceparent=traceparent)
+
+    def failed_rows(self, served: ServedModel, rows: int, lane: Lane) -> None:
+        """Rows of a request that got an error instead of answers."""
+        self._count_rows(served.manifest.name, "error", rows, lane)
+
+    def _count_rows(self, model: str, result: str, rows: int, lane: Lane) -> None:
+        self._metrics.rows.labels(model, result).inc(rows)
+        if lane == "background":
+            self._metrics.background_rows.labels(model, result).inc(rows)
+
+
+class AccessLog:
+    """Of one worker. `hits` is the share of hits that are logged; 0 logs none and costs nothing."""
+
+    def __init__(self, hits: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._hits = hits
+        self._clock = clock
+        self._due = 0.0
+        self._second = 0
+        self._lines = 0
+        self._skipped = 0
+
+    def write(
+        self,
+        model: str,
+        protocol: str,
+        status: int,
+        result: str,
+        rows: int,
+        seconds: float,
+        *,
+        code: str | None = None,
+        traceparent: str | None = None,
+    ) -> None:
+        """Log a request, or not. One that carries a sampled trace (W3C trace flags) always is, so that a trace ends
+        here as somebody who follows it expects."""
+        if result == "hit" and not (self._is_due() or _sampled(traceparent)):
+            return
+        second = int(self._clock())
+        if second != self._second:
+            self._second, self._lines = second, 0
+        self._lines += 1
+        if self._lines > LINES_PER_SECOND:
+            self._skipped += 1
+            return
+        more: dict[str, object] = {} if code is None else {"code": code}
+        if traceparent is not None:
+            more["traceparent"] = traceparent
+        if result == "hit" and self._hits < 1:
+            more["share"] = self._hits
+        if self._skipped:
+            more["skipped"], self._skipped = self._skipped, 0
+        log.info(
+            "request",
+            model=model,
+            protocol=protocol,
+            status=status,
+            result=result,
+            rows=rows,
+            ms=round(seconds * 1000, 3),
+            **more,
+        )
+
+    def _is_due(self) -> bool:
+        """Whether this hit is one of the share: every hundredth of 0.01, spread evenly."""
+        if not self._hits:
+            return False
+        self._due += self._hits
+        if self._due < 1:
+            return False
+        self._due -= 1
+        return True
+
+
+def _sampled(traceparent: str | None) -> bool:
+    return traceparent is not None and bool(int(traceparent[-2:], 16) & 1)

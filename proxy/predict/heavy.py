@@ -1,0 +1,40 @@
+"""Work on large bodies, off the event loop: in two threads, and what needs much memory one after another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from foreseen.web.bodies import MEDIUM_BYTES
+
+T = TypeVar("T")
+
+OFF_LOOP_BYTES = 32 * 1024
+"""A larger body is parsed and prepared off the event loop; a smaller one costs less than the hop to a thread."""
+OFF_LOOP_TEXT_BYTES = 4 * 1024
+"""The same for text that goes through a tokenizer, which costs about 30 µs for a short sentence."""
+
+
+class Heavy:
+    """The threads of one proxy process. One of them is free for medium bodies while the other has a large one."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="prepare")
+        self._large = asyncio.Semaphore()
+
+    async def run(self, work: Callable[[], T], size: int, limit: int = OFF_LOOP_BYTES) -> T:
+        """Do the work of a body of so many bytes; on the event loop where it has no more than `limit`."""
+        if size <= limit:
+            return work()
+        if size <= MEDIUM_BYTES:
+            return await self.off_loop(work)
+        async with self._large:
+            return await self.off_loop(work)
+
+    async def off_loop(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False)
