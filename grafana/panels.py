@@ -31,6 +31,9 @@ class Panel:
     height: int = 8
     decimals: int | None = None
     most: float | None = None
+    words: Sequence[tuple[float, str, str]] = ()
+    """Values that are shown as a word in a colour."""
+    logarithmic: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ def board(title: str, uid: str, said: str, rows: Sequence[Row], *, others: Seque
         .with_variable(dashboard.DatasourceVariable("datasource").type("prometheus").label("Data source"))
         .with_variable(_variable("job", "Job", "label_values(foreseen_build_info, job)"))
         .with_variable(_variable("model", "Model", "label_values(foreseen_rows_total, model)"))
+        .with_variable(dashboard.TextBoxVariable("price").label("Price of a compute hour").default_value("1"))
         .annotation(
             dashboard.AnnotationQuery()
             .name("Restarts")
@@ -121,34 +125,15 @@ def _built(panel: Panel) -> Any:
                 .color(heatmap.HeatmapColorOptions().mode(heat.HeatmapColorMode.SCHEME).scheme("Oranges").steps(64))
             )
         case _:
-            made = (
-                timeseries.Panel()
-                .fill_opacity(60 if panel.shape == "stacked" else 8)
-                .line_width(1)
-                .show_points(common.VisibilityMode.NEVER)
-                .legend(
-                    build.VizLegendOptions()
-                    .display_mode(common.LegendDisplayMode.TABLE)
-                    .placement(common.LegendPlacement.BOTTOM)
-                    .show_legend(True)
-                    .calcs(["lastNotNull", "max"])
-                )
-                .tooltip(
-                    build.VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI).sort(common.SortOrder.DESCENDING)
-                )
-                .min(0)
-            )
-            if panel.shape == "stacked":
-                made = made.stacking(build.StackingConfig().mode(common.StackingMode.NORMAL).group("A"))
-            if panel.steps:
-                made = made.thresholds_style(
-                    build.GraphThresholdsStyleConfig().mode(common.GraphThresholdsStyleMode.LINE)
-                )
+            made = _lines(panel)
     made = made.title(panel.title).description(panel.said).datasource(SOURCE).unit(panel.unit)
     if panel.decimals is not None:
         made = made.decimals(panel.decimals)
     if panel.most is not None:
         made = made.max(panel.most)
+    if panel.words:
+        options = {f"{value:g}": kind.ValueMappingResult(text=word, color=color) for value, word, color in panel.words}
+        made = made.mappings([kind.ValueMap(options=options)])
     if panel.shape != "heatmap":
         steps = panel.steps or ((None, "blue"),)
         made = made.thresholds(
@@ -161,4 +146,31 @@ def _built(panel: Panel) -> Any:
         if panel.shape == "heatmap":
             target = target.format("heatmap")  # type: ignore[arg-type]
         made = made.with_target(target.datasource(SOURCE).range())
+    return made
+
+
+def _lines(panel: Panel) -> Any:
+    made: Any = (
+        timeseries.Panel()
+        .fill_opacity(60 if panel.shape == "stacked" else 8)
+        .line_width(1)
+        .show_points(common.VisibilityMode.NEVER)
+        .legend(
+            build.VizLegendOptions()
+            .display_mode(common.LegendDisplayMode.TABLE)
+            .placement(common.LegendPlacement.BOTTOM)
+            .show_legend(True)
+            .calcs(["lastNotNull", "max"])
+        )
+        .tooltip(build.VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI).sort(common.SortOrder.DESCENDING))
+    )
+    if not panel.logarithmic:
+        made = made.min(0)
+    if panel.shape == "stacked":
+        made = made.stacking(build.StackingConfig().mode(common.StackingMode.NORMAL).group("A"))
+    if panel.logarithmic:
+        scale = build.ScaleDistributionConfig().type(common.ScaleDistribution.LOG).log(10)
+        made = made.scale_distribution(scale)
+    if panel.steps:
+        made = made.thresholds_style(build.GraphThresholdsStyleConfig().mode(common.GraphThresholdsStyleMode.LINE))
     return made

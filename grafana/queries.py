@@ -17,6 +17,7 @@ OBJECTIVE = 0.999
 GOOD_HIGH = ((None, "red"), (0.2, "orange"), (0.5, "green"))
 GOOD_LOW_HIT = ((None, "green"), (0.005, "orange"), (0.02, "red"))
 GOOD_LOW_MISS = ((None, "green"), (1.0, "orange"), (5.0, "red"))
+UP_OR_DOWN = ((1.0, "up", "green"), (0.0, "down", "red"))
 NEEDS_ONE = ((None, "red"), (1.0, "green"))
 NEEDS_NONE = ((None, "green"), (1.0, "red"))
 BUDGET = ((None, "red"), (0.0, "orange"), (0.5, "green"))
@@ -51,6 +52,10 @@ FRESH = OF + ', result=~"near|far"'
 CACHED = OF + ', result=~"near|far|collapsed|stale"'
 HIT = OF + ', result="hit"'
 MISS = OF + ', result="miss"'
+FIRING = (
+    'sum by (alertname) (ALERTS{alertname=~"Foreseen.+", alertstate="firing"})'
+    ' or label_replace(vector(0), "alertname", "none", "", "")'
+)
 FAILED = f'(sum(increase(foreseen_requests_total{{{OURS}, code=~"5..", code!="501"}}[$__range])) or vector(0))'
 ANSWERED = f"sum(increase(foreseen_requests_total{{{OURS}}}[$__range]))"
 RATIO = f"{total('foreseen_rows_total', FRESH)} / {total('foreseen_rows_total')}"

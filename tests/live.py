@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from foreseen.paths import model_socket
 from tests.ports import free_port
@@ -128,21 +128,26 @@ def sum_of(exposition: str, name: str, labels: Mapping[str, str]) -> float:
 @contextlib.contextmanager
 def started(built: Path, data: Path, *flags: str, models: Sequence[str] = ("minilm", "fingerprint")) -> Iterator[Live]:
     """Start `foreseen up` on a copy of the built models, wait for `ready`, stop it with SIGTERM at the end."""
-    data.mkdir(parents=True, exist_ok=True)
-    if not (data / "models").exists():
-        shutil.copytree(built / "models", data / "models", ignore=shutil.ignore_patterns(".fetched", ".building*"))
+    given(built, data)
     with fresh(data, *(f"--model={model}" for model in models), *flags) as system:
         yield system
 
 
+def given(built: Path, data: Path) -> None:
+    """A data directory with a copy of the built models."""
+    data.mkdir(parents=True, exist_ok=True)
+    if not (data / "models").exists():
+        shutil.copytree(built / "models", data / "models", ignore=shutil.ignore_patterns(".fetched", ".building*"))
+
+
 @contextlib.contextmanager
-def fresh(data: Path, *flags: str) -> Iterator[Live]:
-    """The same on a data directory as it is, with these flags alone."""
+def fresh(data: Path, *flags: str, stderr: IO[str] | None = None) -> Iterator[Live]:
+    """The same on a data directory as it is, with these flags alone; its log goes where `stderr` says."""
     port = free_port()
     command = [sys.executable, "-P", "-m", "foreseen.cli", "up", f"--data={data}", f"--port={port}", *flags]
     if not any(flag.startswith("--log-level=") for flag in flags):
         command.append("--log-level=warning")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
     system = Live(f"http://127.0.0.1:{port}", data, process)
     try:
         assert process.stdout is not None

@@ -22,6 +22,7 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from foreseen.errors import BadRequest, ForeseenError, HeadTimeout, HeadTooLarge, Overloaded, RateLimited
+from foreseen.web.caller import caller_of
 from foreseen.web.head_checks import checked
 from foreseen.web.http import JSON, SERVER, error_reply, internal
 from foreseen.web.limits import Bucket, Gate, ListenerLimits
@@ -52,20 +53,20 @@ class AppRunner(web.AppRunner):
         # aiohttp takes a gzip body that was cut off for a whole one, and refuses br and zstd before a handler can.
         super().__init__(app, access_log=None, auto_decompress=False, **options)
         self._connect = connect or Connection
-        self._gate = Gate(ListenerLimits()) if gate is None else gate  # one that nobody has entered is falsy
+        self._gate = Gate(ListenerLimits()) if gate is None else gate  # an empty gate is falsy
 
-    def tell_last_answers(self) -> None:
+    def announce_close(self) -> None:
         """From now on every answer carries `Connection: close`."""
         assert isinstance(self.server, _Server)
         self.server.draining = True
 
     def accept_all(self, listener: socket.socket) -> None:
-        """Take whoever waits at a listener of one of the sites, not only one a turn of the event loop."""
+        """Accept all connections that wait at a listener of one of the sites, not only one a turn of the event loop."""
         assert isinstance(self.server, _Server)
         self.server.listener = listener
 
     async def accept_no_more(self) -> None:
-        """Wait until whoever was accepted is among the connections. Others on the same socket are another process's."""
+        """Wait until every accepted connection is registered. Others on the same socket are another process's."""
         assert isinstance(self.server, _Server)
         self.server.listener = None
         if self.server.taken:
@@ -113,7 +114,7 @@ class _Server(web.Server):
         for _ in range(ACCEPTED_A_TURN):
             try:
                 accepted, _ = listener.accept()
-            except OSError:  # nobody waits, or it is closed, or no descriptor is left, which libuv knows to handle
+            except OSError:  # none waits, or it is closed, or no descriptor is left, which libuv knows to handle
                 return
             accepted.setblocking(False)
             task = self._loop.create_task(self._take(accepted))
@@ -128,8 +129,8 @@ class _Server(web.Server):
 
 
 class Connection(RequestHandler):
-    """aiohttp's protocol, within limits, and with an end that clients are told of. `bucket` is the caller's, None where
-    its rate is not limited."""
+    """aiohttp's protocol within limits; its last answer says `Connection: close`. `bucket` is the client's, None if its
+    rate is not limited."""
 
     __slots__ = ("_gate", "_head_bytes", "_head_timer", "_most", "_write_timer", "bucket")
 
@@ -213,6 +214,11 @@ class Connection(RequestHandler):
             self._gate.count("rate")
             raise RateLimited("more requests than one address may send", retry_after=ceil(wait))
         bucket.take()
+
+    @property
+    def forwarded_hops(self) -> int:
+        """How many proxies in front are trusted to say whom they speak for."""
+        return self._gate.limits.forwarded_hops
 
     @property
     def draining(self) -> bool:
@@ -309,12 +315,12 @@ class Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What aiohttp answers by itself. Its own text repeats parts of the request, and so does what it logs."""
+        """Replace aiohttp's own error replies. Their text repeats parts of the request, and so does its log."""
         if request.writer.output_size > 0:
             raise ConnectionError("part of a reply is sent; an error cannot follow")
         error: ForeseenError
         if status >= 500:
-            error = internal(exc if isinstance(exc, Exception) else RuntimeError(), "unmatched")
+            error = internal(exc if isinstance(exc, Exception) else RuntimeError(), "unmatched", caller_of(request))
         elif isinstance(exc, LineTooLong) or _TOO_MANY in (message or ""):
             self._gate.count("head-size")
             error = HeadTooLarge("the request has too many header fields, or too long ones")

@@ -9,6 +9,7 @@ from grafana.queries import (
     BUDGET,
     CACHED,
     FAILED,
+    FIRING,
     GOOD_HIGH,
     GOOD_LOW_HIT,
     GOOD_LOW_MISS,
@@ -21,6 +22,7 @@ from grafana.queries import (
     OURS,
     RATE,
     RATIO,
+    UP_OR_DOWN,
     quantile,
     rate,
     total,
@@ -86,6 +88,28 @@ OVERVIEW = (
                 1,
             ),
             Panel(
+                "Money saved",
+                "The same at the price of a compute hour that stands above, in its currency, in the time shown.",
+                "short",
+                ((f"sum(increase(foreseen_saved_compute_seconds_total{{{OF}}}[$__range])) / 3600 * $price", "saved"),),
+                "stat",
+                ((None, "green"),),
+                4,
+                4,
+                2,
+            ),
+            Panel(
+                "Firing alerts",
+                "Alerts of Foreseen that fire now, by name: each has a section in docs/runbook.md.",
+                "none",
+                ((FIRING, "{{alertname}}"),),
+                "stat",
+                NEEDS_NONE,
+                8,
+                4,
+                0,
+            ),
+            Panel(
                 "Error budget left",
                 f"Share of the allowed {1 - OBJECTIVE:.1%} of failed requests (5xx) that is left in "
                 "the time shown. Below 0 the objective is broken.",
@@ -99,21 +123,25 @@ OVERVIEW = (
             ),
             Panel(
                 "Far",
-                "1: Redis answered the last scrape. 0: it is down or slower than its budget; answers go on, from "
-                "near and the model. See runbook: ForeseenStoreDown.",
+                "Redis. Up: it answered the last scrape. Down: it is away or slower than its budget; answers go on, "
+                "from near and the model. See runbook: ForeseenStoreDown.",
                 "none",
                 ((f"min(foreseen_far_up{{{OURS}}})", "up"),),
                 "stat",
                 NEEDS_ONE,
                 4,
                 4,
+                words=UP_OR_DOWN,
             ),
             Panel(
                 "Models ready",
-                "Least readiness of all models shown. 0: misses of one of them are refused with 503, hits "
-                "go on. See runbook: ForeseenModelDown.",
+                "How many of the models shown are ready on every worker, and how many there are. Of one that is not, "
+                "misses are refused with 503 and hits go on. See runbook: ForeseenModelDown.",
                 "none",
-                ((f"min(foreseen_model_ready{{{OF}}})", "ready"),),
+                (
+                    (f"sum(min by (model) (foreseen_model_ready{{{OF}}}))", "ready"),
+                    (f"count(count by (model) (foreseen_model_ready{{{OF}}}))", "of"),
+                ),
                 "stat",
                 NEEDS_ONE,
                 4,
@@ -151,10 +179,10 @@ OVERVIEW = (
                 2,
             ),
             Panel(
-                "Proved wrong",
-                "Far entries in the time shown that were not what was asked for. They were never "
-                "answered, but somebody else writes to this Redis, or its memory is bad. See runbook: "
-                "ForeseenVerifyFailed.",
+                "Wrong entries in Redis",
+                "Entries read from Redis in the time shown that failed their proof (length, format, identity or tag). "
+                "They were computed anew and never answered; but somebody else writes to this Redis, or its memory is "
+                "bad. See runbook: ForeseenVerifyFailed.",
                 "none",
                 ((f"sum(increase(foreseen_verify_failed_total{{{OURS}}}[$__range]))", "entries"),),
                 "stat",

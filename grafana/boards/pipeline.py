@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grafana.panels import Panel, Row
-from grafana.queries import MODEL, NEEDS_NONE, NEEDS_ONE, OF, OURS, fastest, one, quantile, rate, total
+from grafana.queries import MODEL, NEEDS_NONE, NEEDS_ONE, OF, OURS, UP_OR_DOWN, fastest, one, quantile, rate, total
 
 PIPELINE = (
     Row(
@@ -26,6 +26,7 @@ PIPELINE = (
                 "s",
                 ((quantile(0.5, "foreseen_stage_duration_seconds", "stage", OURS), "{{stage}}"),),
                 width=12,
+                logarithmic=True,
             ),
             Panel(
                 "Steps, p99",
@@ -33,6 +34,7 @@ PIPELINE = (
                 "s",
                 ((quantile(0.99, "foreseen_stage_duration_seconds", "stage", OURS), "{{stage}}"),),
                 width=12,
+                logarithmic=True,
             ),
             Panel(
                 "Time by step",
@@ -92,17 +94,18 @@ PIPELINE = (
             ),
             Panel(
                 "Queue",
-                "1 while the state store answers; at 0 new jobs are refused with 503 and nothing else is. See runbook: "
-                "ForeseenQueueDown.",
+                "Up while the state store answers; down: new jobs are refused with 503 and nothing else is. "
+                "See runbook: ForeseenQueueDown.",
                 "none",
                 ((f"min(foreseen_queue_up{{{OURS}}})", "up"),),
                 "stat",
                 steps=NEEDS_ONE,
                 width=6,
+                words=UP_OR_DOWN,
             ),
             Panel(
                 "Waiting and running",
-                "Jobs that have not ended. At --queue-jobs more are refused with 503.",
+                "Jobs that have not ended. At 100,000 more are refused with 503.",
                 "short",
                 ((one("foreseen_jobs", "state", 'state=~"queued|running"'), "{{state}}"),),
                 "stacked",
@@ -244,6 +247,22 @@ PIPELINE = (
                 "large. write: they do not read. rate: too many requests. Somebody's mistake, or an attack.",
                 "ops",
                 ((rate("foreseen_limited_total", "limit", OURS), "{{limit}}"),),
+            ),
+            Panel(
+                "Heaviest callers",
+                "Requests of the last minute by address (behind trusted proxies, --forwarded-hops, the client's), the "
+                "heaviest --top-callers of each proxy; `other`: all the rest.",
+                "short",
+                ((f"topk(10, sum by (caller) (foreseen_caller_requests{{{OURS}}}))", "{{caller}}"),),
+            ),
+            Panel(
+                "Heaviest callers, rows",
+                "Their rows of the last minute, and those that a model had to compute: who fills the queue of a model.",
+                "short",
+                (
+                    (f"topk(10, sum by (caller) (foreseen_caller_rows{{{OURS}}}))", "{{caller}}"),
+                    (f"topk(10, sum by (caller) (foreseen_caller_computed_rows{{{OURS}}}))", "{{caller}} computed"),
+                ),
             ),
             Panel(
                 "Youngest worker",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grafana.panels import Panel, Row
-from grafana.queries import FRESH, NEEDS_NONE, NEEDS_ONE, OURS, RATE, quantile, rate, total
+from grafana.queries import FRESH, NEEDS_NONE, NEEDS_ONE, OURS, RATE, UP_OR_DOWN, quantile, rate, total
 
 STORE = (
     Row(
@@ -34,13 +34,14 @@ STORE = (
         (
             Panel(
                 "Far up",
-                "1: Redis answered the scrape.",
+                "Whether Redis answered the scrape.",
                 "none",
                 ((f"min(foreseen_far_up{{{OURS}}})", "up"),),
                 "stat",
                 NEEDS_ONE,
                 4,
                 4,
+                words=UP_OR_DOWN,
             ),
             Panel(
                 "Not asked",
@@ -55,6 +56,7 @@ STORE = (
                 NEEDS_NONE,
                 4,
                 4,
+                words=((0.0, "closed", "green"), (1.0, "open", "red")),
             ),
             Panel(
                 "Memory used",
@@ -104,8 +106,9 @@ STORE = (
                 4,
             ),
             Panel(
-                "Proved wrong",
-                "Entries in the time shown that were not what was asked for.",
+                "Wrong entries in Redis",
+                "Entries read in the time shown that failed their proof (length, format, identity or tag). They were "
+                "computed anew and never answered. See runbook: ForeseenVerifyFailed.",
                 "none",
                 ((f"sum(increase(foreseen_verify_failed_total{{{OURS}}}[$__range]))", "entries"),),
                 "stat",

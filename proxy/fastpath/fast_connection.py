@@ -15,6 +15,7 @@ import asyncio
 from typing import Any
 
 from aiohttp import web
+from msgspec import structs
 
 from foreseen.errors import Overloaded
 from foreseen.proxy.fastpath.known_heads import END_OF_HEAD, KnownHeads, may_be_learned
@@ -24,6 +25,7 @@ from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.pending_request import PendingRequest
 from foreseen.proxy.predict.response_bytes import Reply, reply_head
 from foreseen.web.bodies import FREE_BYTES, Bodies, Charge
+from foreseen.web.caller import Caller, peer_of
 from foreseen.web.connection import Connection
 
 HOLD_SECONDS = 0.25
@@ -49,7 +51,7 @@ class FastConnection(Connection):
 
     __slots__ = (
         "_back", "_bodies", "_charge", "_done", "_fed", "_have", "_head", "_heads", "_held", "_holding", "_idle",
-        "_pending", "_responder", "_start", "_wanted", "_whole",
+        "_peer", "_pending", "_responder", "_start", "_wanted", "_whole",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +63,7 @@ class FastConnection(Connection):
         self._responder = responder
         self._heads = heads
         self._idle = True
+        self._peer: str | None = None
         self._fed = self._whole = 0
         self._head = self._start = b""
         self._held: list[bytes] = []
@@ -143,7 +146,7 @@ class FastConnection(Connection):
     def _take(self, data: bytes) -> None:
         """Bytes that begin a request."""
         short = len(data) <= MAX_REQUEST_BYTES
-        if short and (reply := self._responder.repeat(data)) is not None:
+        if short and (reply := self._responder.repeat(data, self._caller(data))) is not None:
             self._admitted()
             self._write(reply)
             return
@@ -159,7 +162,8 @@ class FastConnection(Connection):
                     return
             self._holding = self._loop.call_later(HOLD_SECONDS, self._release)
         else:
-            self._answer(known.ask, data[known.head :], data if short and known.again else None)
+            head = structs.replace(known.ask, caller=self._caller(data[: known.head]))
+            self._answer(head, data[known.head :], data if short and known.again else None)
 
     def _whole_request(self) -> None:
         """The body that a known head waited for is here."""
@@ -172,9 +176,16 @@ class FastConnection(Connection):
         if known is None or sum(map(len, held)) != known.whole:
             self._begin(b"".join(held))
             return
+        head = structs.replace(known.ask, caller=self._caller(held[0][: known.head]))
         held[0] = held[0][known.head :]
-        lookup = self._responder.find_large(known.ask, held, known.whole - known.head)
-        self._answer(known.ask, b"".join(held) if lookup is None else lookup.text, None, lookup)
+        lookup = self._responder.find_large(head, held, known.whole - known.head)
+        self._answer(head, b"".join(held) if lookup is None else lookup.text, None, lookup)
+
+    def _caller(self, head: bytes) -> Caller:
+        """Who sends the request that begins with these bytes."""
+        if self._peer is None:
+            self._peer = peer_of(self.transport)
+        return Caller(self._peer, head, self.forwarded_hops)
 
     def _answer(self, head: RequestHead, body: bytes, raw: bytes | None, lookup: Lookup | None = None) -> None:
         """A whole request with a known head: its reply now, or when what it waits for is here."""

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import orjson
-from msgspec import Struct
+from msgspec import Struct, structs
 from xxhash import xxh3_64_intdigest
 
 from foreseen.modelspec.prepare import Preparer
@@ -305,7 +305,7 @@ class AnswerCache:
         if self._bodies.get(entry.hash) is not entry or not entry.until:
             return
         self._forget_request(hashed)
-        request = self._requests[hashed] = CachedRequest(raw, head, entry)
+        request = self._requests[hashed] = CachedRequest(raw, structs.replace(head, caller=None), entry)
         entry.requests.add(hashed)
         self._request_bytes += request.size
         self.bytes += request.size

@@ -1,14 +1,16 @@
 """What becomes of requests → counters, Triton's statistics and the log: each request is counted here, once.
 
-The log has one line per request: all that were not hits, and a share of the hits. Never an input, nor a path or name
-that is not a served model's. Lines are bounded in number, so that a flood of wrong requests does not become a flood of
-lines; the next line says how many were left out.
+The log has one line per request: all that were not hits, and a share of the hits. It says who asked (address, path
+without its query, request id) and of an error its text. Never an input, nor a name that the client made up. Lines are
+bounded in number, so that a flood of wrong requests does not become a flood of lines; the next line says how many were
+left out. Every request is counted under its caller, logged or not.
 """
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 
 import structlog
 
@@ -16,12 +18,19 @@ from foreseen.errors import ForeseenError
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.facts import AnswerFacts
+from foreseen.telemetry.callers import CallerCounts
 from foreseen.telemetry.meters import Hits
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Lane
+from foreseen.web.caller import Caller
 
 log = structlog.get_logger()
 
+_NONE = "there is no such"
+_QUOTED = re.compile(r"'.*'", re.DOTALL)
+_FIELD = re.compile(r"(inputs|outputs|parameters)\.(.*)", re.DOTALL)
+
+MAX_ERROR_CHARACTERS = 300
 LINES_PER_SECOND = 200
 """More would cost more than the answers: a line takes about 20 µs."""
 
@@ -29,10 +38,17 @@ LINES_PER_SECOND = 200
 class RequestCounter:
     """Counts and logs the predict requests of one proxy process. Seconds are from a request's arrival to its reply."""
 
-    def __init__(self, metrics: ProxyMetrics, served: Mapping[str, ServedModel], access: AccessLog) -> None:
+    def __init__(
+        self,
+        metrics: ProxyMetrics,
+        served: Mapping[str, ServedModel],
+        access: AccessLog,
+        callers: CallerCounts | None = None,
+    ) -> None:
         self._metrics = metrics
         self._served = served
         self._access = access
+        self._callers = CallerCounts(0) if callers is None else callers
         self._hits: dict[tuple[str, str], Hits] = {}
 
     def hit(
@@ -50,9 +66,7 @@ class RequestCounter:
         stats.last_ms = int(time.time() * 1000)
         stats.cache_hit += 1
         stats.cache_hit_ns += took
-        self._access.write(
-            head.model, head.protocol, 200, "hit", near + far, seconds, traceparent=head.traceparent
-        )  # fmt: skip
+        self._write(head, 200, "hit", near + far, seconds)
 
     def answered(self, head: RequestHead, served: ServedModel, facts: AnswerFacts, lane: Lane, seconds: float) -> None:
         """A request that was answered, from wherever."""
@@ -80,17 +94,23 @@ class RequestCounter:
             stats.cache_miss_ns += took
         stats.computed_rows += computed
         stats.computed_requests += computed > 0
-        self._access.write(head.model, head.protocol, 200, result, rows, seconds, traceparent=head.traceparent)
+        self._write(head, 200, result, rows, seconds, computed)
         return None
 
     def accepted(self, head: RequestHead, rows: int, seconds: float) -> None:
         """A request that was answered with a ticket."""
         self._metrics.requests.labels(head.model, head.protocol, "202").inc()
         self._metrics.request_seconds.of(head.model, "accepted").add(seconds)
-        self._access.write(head.model, head.protocol, 202, "accepted", rows, seconds, traceparent=head.traceparent)
+        self._write(head, 202, "accepted", rows, seconds)
 
     def failed(
-        self, model: str, protocol: str, error: ForeseenError, seconds: float, traceparent: str | None = None
+        self,
+        model: str,
+        protocol: str,
+        error: ForeseenError,
+        seconds: float,
+        traceparent: str | None = None,
+        caller: Caller | None = None,
     ) -> None:
         """A request that was answered with an error. A label is a served model or `other`: paths are data."""
         served = self._served.get(model)
@@ -100,7 +120,28 @@ class RequestCounter:
             served.stats.fail += 1
             served.stats.fail_ns += int(seconds * 1e9)
         self._metrics.requests.labels(name, protocol, str(error.status)).inc()
-        self._access.write(name, protocol, error.status, "error", 0, seconds, code=error.code, traceparent=traceparent)
+        if caller is not None:
+            self._callers.add(caller.address, 0, 0)
+        self._access.write(
+            name,
+            protocol,
+            error.status,
+            "error",
+            0,
+            seconds,
+            code=error.code,
+            error=without_names(str(error), () if served is None else served.names),
+            traceparent=traceparent,
+            caller=caller,
+        )
+
+    def _write(self, head: RequestHead, status: int, result: str, rows: int, seconds: float, computed: int = 0) -> None:
+        """One request in the table of callers, and perhaps in the log."""
+        caller = head.caller
+        if caller is not None:
+            self._callers.add(caller.address, rows, computed)
+        trace = head.traceparent
+        self._access.write(head.model, head.protocol, status, result, rows, seconds, traceparent=trace, caller=caller)
 
     def failed_rows(self, served: ServedModel, rows: int, lane: Lane) -> None:
         """Rows of a request that got an error instead of answers."""
@@ -113,9 +154,11 @@ class RequestCounter:
 
 
 class AccessLog:
-    """Of one worker. `hits` is the share of hits that are logged; 0 logs none and costs nothing."""
+    """Of one worker. `hits` is the share of hits that are logged; 0 logs none and costs nothing. `models` are those
+    whose names a path may show."""
 
-    def __init__(self, hits: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, hits: float, clock: Callable[[], float] = time.monotonic, models: Container[str] = ()) -> None:
+        self._models = models
         self._hits = hits
         self._clock = clock
         self._due = 0.0
@@ -133,7 +176,9 @@ class AccessLog:
         seconds: float,
         *,
         code: str | None = None,
+        error: str | None = None,
         traceparent: str | None = None,
+        caller: Caller | None = None,
     ) -> None:
         """Log a request, or not. One that carries a sampled trace (W3C trace flags) always is, so that a trace ends
         here as somebody who follows it expects."""
@@ -146,7 +191,11 @@ class AccessLog:
         if self._lines > LINES_PER_SECOND:
             self._skipped += 1
             return
-        more: dict[str, object] = {} if code is None else {"code": code}
+        more: dict[str, object] = {} if caller is None else caller.fields(self._models)
+        if code is not None:
+            more["code"] = code
+        if error is not None:
+            more["error"] = error[:MAX_ERROR_CHARACTERS]
         if traceparent is not None:
             more["traceparent"] = traceparent
         if result == "hit" and self._hits < 1:
@@ -173,6 +222,18 @@ class AccessLog:
             return False
         self._due -= 1
         return True
+
+
+def without_names(text: str, known: Collection[str]) -> str:
+    """An error's text without names that the client made up: what is quoted, and a tensor or parameter that the model
+    does not have. The caller's own reply has them."""
+    text = _QUOTED.sub("'…'", text)
+    field = _FIELD.match(text)
+    if field is None:
+        return text
+    if _NONE not in text and any(re.match(rf"{re.escape(name)}[.:\[\s]", field[2]) for name in known):
+        return text
+    return f"{field[1]}.…: {text.rpartition(': ')[2]}"
 
 
 def _sampled(traceparent: str | None) -> bool:

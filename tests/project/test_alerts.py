@@ -61,10 +61,10 @@ def test_an_alert_says_what_to_do(name: str) -> None:
     assert name.startswith("Foreseen")
     assert rule["labels"]["severity"] in {"page", "ticket", "info"}
     told = rule["annotations"]
-    assert set(told) == {"summary", "description", "runbook_url", "dashboard_url"}
+    assert set(told) == {"summary", "description", "runbook", "dashboard"}
     assert told["description"].endswith(".")
-    assert told["runbook_url"] == f"docs/runbook.md#{name.lower()}"
-    assert told["dashboard_url"].removeprefix("/d/foreseen-") in BOARDS
+    assert told["runbook"] == f"docs/runbook.md#{name.lower()}"
+    assert told["dashboard"].removeprefix("/d/foreseen-") in BOARDS
 
 
 def test_the_runbook_has_a_section_for_every_alert_and_panels_lead_to_them() -> None:

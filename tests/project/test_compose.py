@@ -25,7 +25,7 @@ from foreseen.cli import app
 from foreseen.inference.metrics import ModelMetrics
 from foreseen.modelspec.manifest import Manifest, find, load
 from foreseen.settings import Common, InferenceSettings, ProxySettings, WorkerSettings
-from foreseen.telemetry.exposition import CHILD_STATE, FAR_STATE, QUEUE_STATE, WARM_STATE
+from foreseen.telemetry.exposition import CALLER_STATE, CHILD_STATE, FAR_STATE, QUEUE_STATE, WARM_STATE
 from foreseen.telemetry.metrics import ProxyMetrics
 
 ROOT = Path(__file__).parent.parent.parent
@@ -37,7 +37,7 @@ PORTS = {
     "proxy": 8000, "inference-minilm": 8001, "inference-fingerprint": 8001, "worker": 8002, "prometheus": 9090,
     "grafana": 3000,
 }  # fmt: skip
-RUNTIME_LABELS = {"job", "instance", "le"}
+RUNTIME_LABELS = {"job", "instance", "le", "alertname", "alertstate"}
 """What Prometheus and histograms add to a metric's own labels."""
 
 
@@ -411,7 +411,7 @@ def exposed() -> dict[str, set[str]]:
             labels = set(collector._labelnames)  # type: ignore[attr-defined]
             samples |= dict.fromkeys(registry._collector_to_names[collector], labels)
     queue = {name: {label} if label else set() for name, _, label, _ in (*QUEUE_STATE, *CHILD_STATE)}
-    warm = {name: set(labels) for name, _, labels, _ in WARM_STATE}
+    warm = {name: set(labels) for name, _, labels, _ in (*WARM_STATE, *CALLER_STATE)}
     return samples | {name: set() for name, _, _ in FAR_STATE} | queue | warm
 
 

@@ -11,19 +11,20 @@ import promql_parser
 import pytest
 
 from foreseen.inference.metrics import ModelMetrics
-from foreseen.telemetry.exposition import CHILD_STATE, FAR_STATE, QUEUE_STATE, WARM_STATE
+from foreseen.telemetry.exposition import CALLER_STATE, CHILD_STATE, FAR_STATE, QUEUE_STATE, WARM_STATE
 from foreseen.telemetry.metrics import ProxyMetrics
 from grafana.make import BOARDS, UNUSED, documents
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "grafana" / "dashboards"
 UNITS = {"reqps", "percentunit", "s", "none", "short", "rowsps", "bytes", "ops"}
-STANDS_FOR = {"$__rate_interval": "1m", "$__range": "1h", "$job": ".+", "$model": ".+"}
+STANDS_FOR = {"$__rate_interval": "1m", "$__range": "1h", "$job": ".+", "$model": ".+", "$price": "1"}
 
 
 def metrics() -> set[str]:
     """Every metric that the program has, by the name of its counter or gauge, or the stem of its histogram."""
-    found = {name for name, _, _ in FAR_STATE} | {name for name, _, _, _ in (*QUEUE_STATE, *WARM_STATE, *CHILD_STATE)}
+    more = (*QUEUE_STATE, *WARM_STATE, *CHILD_STATE, *CALLER_STATE)
+    found = {name for name, _, _ in FAR_STATE} | {name for name, _, _, _ in more}
     for registry in (ProxyMetrics().registry, ModelMetrics("m").registry):
         for collector in list(registry._collector_to_names):
             family = next(iter(collector.describe()))

@@ -17,7 +17,7 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from foreseen.errors import SetupError
-from foreseen.proxy.jobs.webhooks import READ_BYTES, Caller, Delivery, LookUp
+from foreseen.proxy.jobs.webhook.webhooks import READ_BYTES, Caller, Delivery, LookUp
 from foreseen.queue.signing import Signer, make_webhook_secret
 from foreseen.queue.targets import Allowed
 
@@ -171,7 +171,7 @@ def test_a_secret_that_everybody_reads_stops_the_start(tmp_path: Path) -> None:
     path = tmp_path / "open"
     path.write_text(SECRET)
     path.chmod(0o644)
-    with pytest.raises(SetupError, match="readable by everybody"):
+    with pytest.raises(SetupError, match="readable by every user"):
         Signer(path)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import structlog
 
-from foreseen.proxy.predict.counting import LINES_PER_SECOND, AccessLog
+from foreseen.proxy.predict.counting import LINES_PER_SECOND, AccessLog, without_names
 from tests.live import Live, started
 from tests.questions import ask_fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT
@@ -94,3 +94,22 @@ def test_a_trace_is_logged_by_both_processes(built: Path, tmp_path: Path, capfd:
         ("proxy", "request", "miss"),
     ]
     assert all(line["traceparent"] == SAMPLED for line in logged if "traceparent" in line)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("inputs.text.shape: is [2, 2], must be [-1]", "inputs.text.shape: is [2, 2], must be [-1]"),
+        (
+            "inputs.a: there is no such input; the model takes text",
+            "inputs.…: there is no such input; the model takes text",
+        ),
+        ("inputs.text: secret: there is no such input", "inputs.…: there is no such input"),
+        ("outputs.a: secret: there is no such output", "outputs.…: there is no such output"),
+        ("Request for unknown model: 'it's secret' is not found", "Request for unknown model: '…' is not found"),
+        ("body: expected an object", "body: expected an object"),
+    ],
+)
+def test_names_that_a_client_made_up_are_left_out(text: str, told: str) -> None:
+    """Of a field only the model's own names, of what is quoted nothing."""
+    assert without_names(text, ("text",)) == told

@@ -1,0 +1,112 @@
+"""Who sent a request, as logs and counts name it: address, request id and path; read when a line is written.
+
+The address is the connection's, or, behind so many trusted proxies (`--forwarded-hops`), what the outermost of them
+wrote into `X-Forwarded-For`: everything to the left of that a client may have made up.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Container, Sequence
+
+from aiohttp import web
+
+CALLER = "foreseen.caller"
+"""Where a request of aiohttp keeps its caller."""
+MAX_ID_CHARACTERS, MAX_PARTS = 128, 12
+_WORDS = frozenset(
+    (
+        "", "v1", "v2", "models", "versions", "infer", "predict", "explain", "import", "predictions", "batch", "result",
+        "results", "health", "live", "ready", "config", "stats", "metrics", "repository", "index", "admin",
+    )
+)  # fmt: skip
+"""What routes are made of."""
+_NUMBER = re.compile(r"[0-9]{1,9}")
+_FORWARDED = re.compile(rb"(?i)\r\nx-forwarded-for:([^\r\n]*)")
+_ID = re.compile(rb"(?i)\r\n(?:x-request-id|x-correlation-id):[ \t]*([^\r\n]*)")
+_TARGET = re.compile(rb"[A-Z]+ ([^ ?\r\n]*)")
+_NOT_PLAIN = re.compile(r"[^!-~]")
+
+
+class Caller:
+    """Of one request, by the bytes of its head."""
+
+    __slots__ = ("_head", "_hops", "_peer")
+
+    def __init__(self, peer: str, head: bytes, hops: int) -> None:
+        self._peer = peer
+        self._head = head
+        self._hops = hops
+
+    @property
+    def address(self) -> str:
+        if not self._hops:
+            return self._peer
+        forwarded = [line.decode("latin-1") for line in _FORWARDED.findall(self._head)]
+        return address_of(self._peer, forwarded, self._hops)
+
+    def fields(self, models: Container[str] = ()) -> dict[str, object]:
+        """What a log line says of it: client, path, and the request id where there is one. Names in the path that are
+        no route's and not of one of these models are the client's own words, and left out."""
+        target, named = _TARGET.match(self._head), _ID.search(self._head)
+        path = "" if target is None else known_path(target[1].decode("latin-1"), models)
+        told: dict[str, object] = {"client": self.address, "path": path}
+        if named is not None and named[1].strip():
+            told["request_id"] = plain(named[1].decode("latin-1").strip(), MAX_ID_CHARACTERS)
+        return told
+
+
+def caller_of(request: web.BaseRequest) -> Caller:
+    """The caller of a request that aiohttp has read; made once."""
+    known = request.get(CALLER)
+    if isinstance(known, Caller):
+        return known
+    hops = getattr(request.protocol, "forwarded_hops", 0)
+    wanted = (b"x-forwarded-for", b"x-request-id", b"x-correlation-id")
+    lines = [b"\r\n%b:%b" % (name, value) for name, value in request.raw_headers if name.lower() in wanted]
+    head = b"%b %b%b" % (request.method.encode(), request.path_qs.encode("latin-1", "replace"), b"".join(lines))
+    made = request[CALLER] = Caller(peer_of(request.transport), head, hops)
+    return made
+
+
+def peer_of(transport: object) -> str:
+    """The address at the other end of a connection; `unix` where it has none."""
+    peer = getattr(transport, "get_extra_info", lambda _: None)("peername")
+    return str(peer[0]) if isinstance(peer, tuple) else "unix"
+
+
+def address_of(peer: str, forwarded: Sequence[str], hops: int) -> str:
+    """The client's address behind `hops` trusted proxies, each of which appends its own peer to X-Forwarded-For. Where
+    that is no address it is the connection's own."""
+    chain = [part.strip() for line in forwarded for part in line.split(",") if part.strip()]
+    if not hops or not chain:
+        return peer
+    return _plain_address(chain[-min(hops, len(chain))]) or peer
+
+
+def _plain_address(text: str) -> str | None:
+    """An address of X-Forwarded-For without its port and brackets."""
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return None
+
+
+def known_path(path: str, models: Container[str]) -> str:
+    """A path with `{…}` for every part that is neither a route's word, nor a number, nor the name of a model."""
+    shown = []
+    for part in path.split("/")[:MAX_PARTS]:
+        name, colon, verb = part.partition(":")
+        named = name if name in _WORDS or name in models or _NUMBER.fullmatch(name) else "{…}"
+        shown.append(f"{named}{colon}{verb if not colon or verb in _WORDS else '{…}'}")
+    return "/".join(shown)
+
+
+def plain(text: str, most: int) -> str:
+    """Text of a client as a log may have it: visible ASCII, bounded."""
+    return _NOT_PLAIN.sub("?", text[:most])
