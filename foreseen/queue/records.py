@@ -9,8 +9,8 @@ The tag's key never reaches the store, so that whoever can write there can neith
 another: every record names the job that it belongs to. A question is its rows' canonical frames, which is also what its
 keys are made of. Values are untrusted, types are checked, nothing is pickled.
 
-A ticket's id is base64url(job 16 ‖ nonce 12 ‖ mac 8): who knows no secret can neither guess one nor make one, and what
-proves to be one of ours but is not in the store is not unknown but expired. The mac covers the tenant.
+A ticket's id is base64url(job 16 ‖ nonce 12 ‖ mac 8); the mac covers the tenant. Without the secret nobody can make one,
+so an id of ours that is not in the store has expired.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 import base64
 import binascii
 import secrets
-import zlib
 from collections.abc import Sequence
 from hmac import compare_digest
 from typing import TypeVar
@@ -42,7 +41,6 @@ NEVER_SAME = b""
 """Of a question that shares its job with nobody."""
 
 T = TypeVar("T", bound=Struct)
-Item = TypeVar("Item")
 
 
 class Head(Struct, frozen=True, array_like=True):
@@ -188,12 +186,8 @@ class Records:
         return blake3(b"".join(keys), key=self._same_key).digest()
 
     def once(self, scope: str, key: str) -> bytes:
-        """The name that a tenant's idempotency key has in the store, which never sees the key."""
+        """The name that a tenant's idempotency key, or caller, has in the store, which never sees either."""
         return blake3(_prefixed(scope.encode(), key.encode()), key=self._once_key).digest()[:NAME_BYTES]
-
-    def caller(self, scope: str, caller: str) -> bytes:
-        """The name that a tenant's caller has in the store, which never sees who it is."""
-        return blake3(_prefixed(b"caller", scope.encode(), caller.encode()), key=self._once_key).digest()[:NAME_BYTES]
 
     def fingerprint(self, *parts: bytes) -> bytes:
         """What tells one request from another, 32 bytes."""
@@ -220,33 +214,12 @@ class Records:
         return blake3(body, key=self._key).digest()[:TAG_BYTES]
 
 
-def distinct(frames: Sequence[bytes]) -> tuple[list[bytes], bytes]:
-    """The frames that differ, and which of them each is: uint32, deflated; empty where all differ."""
-    known: dict[bytes, int] = {}
-    places = [known.setdefault(frame, len(known)) for frame in frames]
-    if len(known) == len(frames):
-        return list(frames), b""
-    return list(known), zlib.compress(np.array(places, "<u4").tobytes(), 1)
-
-
-def placed(items: list[Item], places: bytes) -> list[Item]:
-    """The item of each row, where equal rows have one. Raises EntryError("format")."""
-    if not places:
-        return items
-    try:
-        numbers = np.frombuffer(zlib.decompress(places), "<u4")
-        return [items[number] for number in numbers.tolist()]
-    except (zlib.error, ValueError, IndexError):
-        raise EntryError("format") from None
-
-
 def part_of(digest: str, generation: int, keys: Sequence[Key], answers: Sequence[Answer]) -> Part:
     """Answers that were made in one space."""
     known: dict[tuple[Output, ...], int] = {}
     rows = []
     for key, answer in zip(keys, answers, strict=True):
-        p = answer.prediction
-        layout = known.setdefault(p.outputs, len(known))
+        p, layout = answer.prediction, known.setdefault(answer.prediction.outputs, len(known))
         rows.append(
             RowResult(key, layout, p.data, p.made_at, p.expires_at, p.seconds, answer.source, answer.stored, answer.why)
         )
@@ -254,18 +227,17 @@ def part_of(digest: str, generation: int, keys: Sequence[Key], answers: Sequence
 
 
 def answers_of(result: Result) -> list[Answer]:
-    """A result's answers. Raises EntryError("format") where they are not what `part_of` makes."""
+    """A result's answers, of equal rows one. Raises EntryError("format") where they are not what `part_of` makes."""
     answers: list[Answer] = []
     for part in result.parts:
         layouts = [tuple(Output(*output) for output in outputs) for outputs in part.layouts]
         for row in part.rows:
             if not (0 <= row.layout < len(layouts) and len(layouts[row.layout]) == len(row.data)):
                 raise EntryError("format")
-            prediction = Prediction(
-                layouts[row.layout], row.data, part.digest, row.made_at, row.expires_at, row.seconds
-            )
+            facts = part.digest, row.made_at, row.expires_at, row.seconds
+            prediction = Prediction(layouts[row.layout], row.data, *facts)
             answers.append(Answer(prediction, row.source, row.stored, why=row.why))
-    return placed(answers, result.places)
+    return answers
 
 
 def _prefixed(*parts: bytes) -> bytes:

@@ -34,6 +34,7 @@ from foreseen.proxy.predict.decode import prepared
 from foreseen.proxy.predict.facts import AnswerFacts
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.response_bytes import headers_of
+from foreseen.queue.equal_rows import distinct
 from foreseen.queue.queue import Queue
 from foreseen.queue.queue_types import OPEN_STATES, Extras
 from foreseen.queue.queue_types import JobView as Stored
@@ -47,7 +48,6 @@ from foreseen.queue.records import (
     Result,
     Rows,
     Ticket,
-    distinct,
     new_job,
     new_nonce,
 )
@@ -141,7 +141,7 @@ class Jobs:
         hook = b""
         if options.webhook is not None:
             hook = self._records.seal(Hook(nonce, scope, options.webhook))
-        caller = b"" if options.caller is None else self._records.caller(scope, options.caller)
+        caller = b"" if options.caller is None else self._records.once(scope, options.caller)
         return Extras(hook, options.batch, options.once, options.fingerprint, caller)
 
     def options(self, scope: str, webhook: str | None, key: str | None, *request: bytes) -> TicketOptions:

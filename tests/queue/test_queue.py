@@ -18,6 +18,7 @@ from foreseen.errors import EntryError, ModelUnavailable, QueueFull, QueueUnavai
 from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.proxy.jobs.worker import MOST_ALONE, JobWorker
+from foreseen.queue.equal_rows import distinct, placed
 from foreseen.queue.queue import Queue, connect_queue
 from foreseen.queue.queue_types import Bounds, Extras, JobEnd, PutBack
 from foreseen.queue.records import (
@@ -28,11 +29,9 @@ from foreseen.queue.records import (
     Rows,
     Ticket,
     answers_of,
-    distinct,
     new_job,
     new_nonce,
     part_of,
-    placed,
     rows_of,
 )
 from foreseen.queue.scripts import BASE
