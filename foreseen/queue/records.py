@@ -9,8 +9,8 @@ The tag's key never reaches the store, so that whoever can write there can neith
 another: every record names the job that it belongs to. A question is its rows' canonical frames, which is also what its
 keys are made of. Values are untrusted, types are checked, nothing is pickled.
 
-A ticket's id is base64url(job 16 ‖ nonce 12 ‖ mac 8); the mac covers the tenant. Without the secret nobody can make one,
-so an id of ours that is not in the store has expired.
+A ticket's id is base64url(job 16 ‖ nonce 12 ‖ mac 8), and the mac covers the tenant. Without the secret nobody can make
+one, so an id of ours that is not in the store has expired.
 """
 
 from __future__ import annotations
