@@ -37,6 +37,7 @@ class Plain:
 
     bypass_reason = "not-cacheable"
     steps: Steps = ALL_STEPS
+    names = ("x", "y")
 
     def __init__(self, model: ScriptedModel) -> None:
         self.manifest: Manifest = manifest([("x", "INT64", ["rows", 2])], [("y", "INT64", ["rows", 1])])
