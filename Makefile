@@ -7,6 +7,8 @@ MLSERVER := .venv-mlserver
 TRITONSERVER := .venv-triton
 RAY    := .venv-ray
 AIRFLOW := .venv-airflow
+OPENAI := .venv-openai
+INFINITY := .venv-infinity
 TORCH  := .venv-torch
 POSTGRES := $(or $(firstword $(wildcard /usr/lib/postgresql/*/bin/postgres)),/usr/lib/postgresql/15/bin/postgres)
 BIN    := $(VENV)/bin
@@ -15,7 +17,7 @@ PORT   ?= 8000
 
 .DEFAULT_GOAL := help
 
-.PHONY: help up setup check test test-integrations lint docs dashboards bench-hit bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact bench-isolation chaos chaos-purges soak verify-rolling verify-lease verify-overload verify-jobs bench-jobs mutants clean
+.PHONY: help up setup check test test-integrations lint docs dashboards bench-hit bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact verify-gpu bench-isolation chaos chaos-purges soak verify-rolling verify-lease verify-overload verify-jobs bench-jobs mutants clean
 
 help: ## print these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -78,13 +80,25 @@ $(AIRFLOW)/installed: tests/integrations/airflow.txt pyproject.toml
 	@$(AIRFLOW)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
+$(OPENAI)/installed: tests/integrations/openai.txt
+	@echo "setup: installing clients of OpenAI's embeddings API into $(OPENAI)"
+	@$(PYTHON) -m venv $(OPENAI)
+	@$(OPENAI)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+$(INFINITY)/installed: tests/integrations/infinity.txt
+	@echo "setup: installing infinity and torch into $(INFINITY)"
+	@$(PYTHON) -m venv $(INFINITY)
+	@$(INFINITY)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
 $(TORCH)/installed: tests/integrations/torch.txt
 	@echo "setup: installing torch, transformers and sentence-transformers into $(TORCH)"
 	@$(PYTHON) -m venv $(TORCH)
 	@$(TORCH)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
-test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed $(TORCH)/installed ## batch runs by Ray and Airflow, model folders against torch, each in its own environment
+test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed $(TORCH)/installed $(OPENAI)/installed $(INFINITY)/installed ## batch runs by Ray and Airflow, model folders against torch, OpenAI's clients and servers, each in its own environment
 	@$(BIN)/python -m pytest tests/integrations
 
 check: lint ## lint, types, import contract and all tests that start no other process: under two minutes, no root
@@ -130,8 +144,11 @@ bench-warm: setup ## imports beside raw Redis mass insertion, computing beside a
 	@$(BIN)/python -c "from tests.models_fixture import built_data; built_data('minilm', 'digits')"
 	@$(BIN)/python -m bench.warm --data build/test-data
 
-verify-exact: setup ## rows through the server are the bits of rows alone: minilm and mpnet (440 MB of wheels), fp32 and int8
+verify-exact: setup ## rows through the server are the bits of rows alone: minilm and mpnet (440 MB of wheels), four precisions, two pools, ragged and fixed
 	@$(BIN)/python -m bench.exact
+
+verify-gpu: setup ## minilm and mpnet on a GPU (smaller on a CPU): shapes, CUDA graphs, bits, a restart; under eight minutes
+	@$(BIN)/python -m bench.verify_gpu
 
 verify-lease: setup ## 10,000 askers of one cold row at two proxies of four workers, the leader killed: two model rows at most
 	@$(BIN)/python -m tests.leasing --requests 10000 --workers 4 --proxies 2

@@ -79,6 +79,10 @@ JSON, BINARY = "application/json", "application/octet-stream"
 FRESH_ID = """local n = 0
 request = function() n = n + 1
   return wrk.format(nil, nil, nil, '{"id":"' .. n .. '",' .. wrk.body:sub(2)) end"""
+FRESH_USER = """local n = 10000000 + os.time() % 50000 * 100000
+request = function() n = n + 1
+  return wrk.format(nil, nil, nil, '{"user":"' .. n .. '",' .. wrk.body:sub(2)) end"""
+CREDENTIAL = 'wrk.headers["Authorization"] = "Bearer sk-bench"'
 FRESH_TRACE = """local n = os.time() % 50000 * 100000
 request = function() n = n + 1
   wrk.headers["traceparent"] = string.format("00-%032x-%016x-00", n, n)
@@ -251,6 +255,12 @@ class Bench:
         self.add("text, the same bytes", url, script(self.folder, "text", one))
         self.add("text, a fresh id", url, script(self.folder, "text-fresh", one, FRESH_ID))
         self.add("two known texts, a pair never seen", url, script(self.folder, "pairs", one, pairs))
+        asked, openai = json.dumps({"model": "minilm", "input": texts[0]}).encode(), f"{self.here}/v1/embeddings"
+        same = script(self.folder, "openai", asked, CREDENTIAL)
+        self.add("nginx, an OpenAI body", f"{self.nginx.partition('/v2/')[0]}/v1/embeddings", same)
+        self.add("OpenAI body with Authorization, the same bytes", openai, same)
+        fresh = script(self.folder, "openai-fresh", asked, CREDENTIAL, FRESH_USER)
+        self.add("OpenAI body never seen, of a known text", openai, fresh)
 
     def batches(self) -> None:
         """64 rows of 16 INT64, 384 FP32 each in the reply, all binary."""

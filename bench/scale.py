@@ -52,8 +52,8 @@ STEP = 1024
 SETTINGS = (
     f"--models={shapes.FOLDER}",
     "--near-bytes=1073741824",
-    "--far-budget-ms=5000",
     "--far-pending-bytes=1073741824",
+    "--far-budget-ms=5000",
 )
 SWEEPS = ("entries", "batches", "tensors", "connections")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import fields
+from collections.abc import Mapping
 from importlib.metadata import version
 from itertools import pairwise, zip_longest
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import cyclopts
 import msgspec
@@ -19,9 +19,7 @@ from foreseen.command_line import Units, foreign, misspelt, split
 from foreseen.errors import ForeseenError, SetupError
 from foreseen.logs import Format, configure, default_format, fail
 from foreseen.settings import (
-    NAMES,
     PURGE_TARGETS,
-    Common,
     DoctorSettings,
     InferenceSettings,
     JobsSettings,
@@ -32,15 +30,27 @@ from foreseen.settings import (
     WarmSettings,
     WorkerSettings,
 )
+from foreseen.settings.commands import all_settings, settings_of
+from foreseen.settings.renamed import take_old_names
+from foreseen.settings.sources import FromFile, Origins
+
+_ORIGINS = Origins()
 
 app = App(
     name="foreseen",
     help="A caching prediction proxy: ask once, the model answers; ask again, the cache does.",
     version=version("foreseen"),
-    config=(cyclopts.config.Env("FORESEEN_", command=False), Units()),
-    default_parameter=Parameter(env_var_split=split),
+    config=(
+        cyclopts.config.Env("FORESEEN_", command=False),
+        FromFile(lambda text: fail(text, _format(_command()), _command())),
+        Units(),
+        _ORIGINS,
+    ),
+    default_parameter=Parameter(env_var_split=split, negative_iterable=()),
 )
 app.command("foreseen.models.commands:app", name="models")
+config_app = App(name="config", help="Look at settings.", config=())
+app.command(config_app)
 
 RequestFile = Annotated[Path, Parameter(allow_leading_hyphen=True, env_var=())]
 _UP, _PROXY, _DOCTOR = UpSettings(), ProxySettings(), DoctorSettings()
@@ -57,6 +67,8 @@ def up(settings: UpSettings = _UP) -> None:
     from foreseen.operate.up import run
 
     configure(settings.log_level, "up", settings.log_format)
+    for name in settings_of("up") - _OF_JOB_WORKERS:  # what it starts gets them as flags, and must not see others
+        os.environ.pop(f"FORESEEN_{name.upper()}", None)
     sys.exit(run(settings))
 
 
@@ -81,7 +93,7 @@ def worker(settings: WorkerSettings = _WORKER) -> None:
 @app.command
 def jobs(settings: JobsSettings = _JOBS) -> None:
     """Show the queue of jobs and its dead letters; put a dead letter back, or drop it."""
-    from foreseen.operate.jobs_command import answer
+    from foreseen.operate.commands.jobs_command import answer
 
     print(answer(settings))
 
@@ -126,7 +138,7 @@ def purge(settings: PurgeSettings = _PURGE) -> None:
 
     Ends with status 1 where that is not so, naming the workers that have not.
     """
-    from foreseen.operate.purge_command import purge as run
+    from foreseen.operate.commands.purge_command import purge as run
 
     print(run(settings))
 
@@ -158,7 +170,9 @@ def explain(first: RequestFile, second: RequestFile, /, *, settings: KeySettings
 
 
 @app.command
-def observed(*, url: str | None = None, data: Path = Path("data"), json: bool = False) -> None:
+def observed(
+    *, url: str | None = None, data: Path = Path("data"), json: bool = False, config: Path | None = None
+) -> None:
     """Say what the cache would have done for models that run under --observe.
 
     Parameters
@@ -169,8 +183,10 @@ def observed(*, url: str | None = None, data: Path = Path("data"), json: bool = 
         The data directory.
     json
         Print JSON for machines.
+    config
+        Settings from a TOML file.
     """
-    from foreseen.operate.observed_command import read, table
+    from foreseen.operate.commands.observed_command import read, table
     from foreseen.operate.started import url_of
 
     summary = read(url or url_of(data))
@@ -230,7 +246,7 @@ def doctor(settings: DoctorSettings = _DOCTOR) -> None:
     from foreseen.proxy.tools.doctor import examine
 
     configure("error", "doctor", settings.log_format)
-    given = _given(DoctorSettings)
+    given = frozenset(_ORIGINS.found)
     found = examine(as_started(settings, given), given)
     if settings.json:
         print(msgspec.json.encode(found).decode())
@@ -247,6 +263,7 @@ def top(
     interval: float = 1.0,
     once: bool = False,
     json: bool = False,
+    config: Path | None = None,
 ) -> None:
     """Show what a running proxy does: requests, hit ratio, latency of hits and misses, models, store, saved compute.
 
@@ -264,6 +281,8 @@ def top(
         Look once, over one interval, and end.
     json
         Print JSON for machines; with --once.
+    config
+        Settings from a TOML file.
     """
     from foreseen.operate import top as view
     from foreseen.operate.started import url_of
@@ -277,13 +296,15 @@ def top(
 
 
 @app.command
-def dashboards(*, out: Path) -> None:
+def dashboards(*, out: Path, config: Path | None = None) -> None:
     """Write the Grafana dashboards and the Prometheus rules to a folder.
 
     Parameters
     ----------
     out
         The folder; it gets `dashboards/*.json` and `rules/*.yml`.
+    config
+        Settings from a TOML file.
     """
     from foreseen.operate.dashboards import write_dashboards
 
@@ -291,20 +312,34 @@ def dashboards(*, out: Path) -> None:
         print(path)
 
 
-def _names() -> set[str]:
-    """Every setting that some command reads from the environment."""
-    named = {one.name for kind in NAMES.values() for one in fields(kind)}
-    return named | {"url", "interval", "once", "full", "train", "test", "name", "replace", "json"}
+@config_app.command
+def show(
+    command: Annotated[str, Parameter(env_var=())] = "up",
+    /,
+    *flags: Annotated[str, Parameter(allow_leading_hyphen=True, env_var=())],
+    json: bool = False,
+) -> None:
+    """Print the settings of a command as they are in force, and where each was given: flag, environment, file, default.
+
+    Parameters
+    ----------
+    command
+        The command.
+    flags
+        Its flags, as they would be given to it.
+    json
+        Print JSON for machines.
+    """
+    from foreseen.operate.commands.config_command import show as shown_settings
+
+    def parse(words: list[str]) -> Mapping[str, Any]:
+        return app.parse_args(words, exit_on_error=False, print_error=False)[1].arguments
+
+    print(shown_settings(command, flags, parse, _ORIGINS, lambda text: fail(text, None, "config"), json=json))
 
 
-def _given(kind: type[Common]) -> set[str]:
-    """The settings that this command line or the environment names."""
-    words = {word.partition("=")[0] for word in sys.argv[1:]}
-    named = {one.name: one.name.replace("_", "-") for one in fields(kind)}
-    by_flag = {name for name, flag in named.items() if {f"--{flag}", f"--no-{flag}"} & words}
-    return by_flag | {name for name in named if f"FORESEEN_{name.upper()}" in os.environ}
-
-
+_OF_JOB_WORKERS = frozenset(("host",))
+"""Where their /metrics listen is said by the environment of `up` alone: its flag is the proxies'."""
 SERVERS = ("up", "proxy", "worker", "inference")
 _BROKEN_PIPE = 128 + 13
 """What a shell says of a program that SIGPIPE has ended."""
@@ -312,14 +347,15 @@ _BROKEN_PIPE = 128 + 13
 
 def main() -> None:
     """Run a command. What is not as it must be is one line on stderr that says what to do, and status 1."""
-    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    command = _command()
     if command == "purge":
         for name in PURGE_TARGETS:
             os.environ.pop(f"FORESEEN_{name.upper()}", None)
     for name in foreign(os.environ):
         del os.environ[name]
+    old = take_old_names(sys.argv, os.environ)
     form = _format(command)
-    for told in misspelt(os.environ, _names()):
+    for told in (*old, *misspelt(os.environ, all_settings())):
         fail(told, form, command)
     try:
         try:
@@ -342,6 +378,10 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _command() -> str:
+    return sys.argv[1] if len(sys.argv) > 1 else ""
 
 
 def _format(command: str) -> Format | None:

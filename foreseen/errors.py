@@ -1,4 +1,4 @@
-"""What can go wrong, with status and stable code. Each error belongs to one arrow of the way of a request.
+"""All errors, with status and stable code, in the order of a request's steps.
 
 Anything that is not one of these is a 500 "internal error" whose details only the log sees. `docs/errors.md` is made of
 the docstrings, which say what happened, and of `fix`.
@@ -18,22 +18,31 @@ class ForeseenError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
     fix: ClassVar[str] = "Report it."
-    """What who reads `docs/errors.md` can do."""
+    """The remedy that `docs/errors.md` names."""
 
-    def __init__(self, message: str, *, retry_after: int | None = None, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: int | None = None,
+        headers: dict[str, str] | None = None,
+        param: str | None = None,
+    ) -> None:
+        """`param` is the field that an OpenAI client reads, where the error is of one."""
         super().__init__(message)
         self.retry_after = retry_after
         self.headers = headers or {}
+        self.param = param
 
 
-# decode and prepare: the client's to mend.
+# decode and prepare: the client can fix these.
 
 
 class BadRequest(ForeseenError):
     """The body or a header cannot be understood; the message names the field."""
 
     status, code = 400, "bad_request"
-    fix = "Mend the request."
+    fix = "Correct the request."
 
 
 class BadInput(BadRequest):
@@ -73,7 +82,7 @@ class UnknownModel(ForeseenError):
     def __init__(self, model: str, version: str | None = None) -> None:
         # Two example clients of Triton assert how it begins.
         at = f" version '{version}'" if version is not None else ""
-        super().__init__(f"Request for unknown model: '{model}'{at} is not found")
+        super().__init__(f"Request for unknown model: '{model}'{at} is not found", param="model")
 
 
 class UnknownTarget(ForeseenError):
@@ -119,8 +128,8 @@ class HeadTimeout(ForeseenError):
 
 
 class HeadTooLarge(ForeseenError):
-    """The request's head has more than `--headers` fields, one longer than `--header-bytes`, or arrives in parts of
-    more than `--head-bytes`."""
+    """The request's head has more than 128 fields, one longer than 8,190 bytes, or arrives in parts of more than
+    64 KiB."""
 
     status, code = 431, "head_too_large"
     fix = "Send fewer or shorter header fields."
@@ -154,7 +163,7 @@ class Unsupported(ForeseenError):
     fix = "Do without."
 
 
-# model: the model process's or the operator's to mend.
+# model: the operator can fix these.
 
 
 class ModelUnavailable(ForeseenError):
@@ -235,7 +244,7 @@ class NotConfirmed(ForeseenError):
 
 
 class UnknownPrediction(ForeseenError):
-    """No prediction of this id was ever promised to this caller."""
+    """There is no prediction of this id for this client."""
 
     status, code = 404, "unknown_prediction"
     fix = "Use the `Location` of the 202 as it came."
@@ -298,7 +307,7 @@ class QueueFull(ForeseenError):
     """As many jobs wait, or as many bytes of jobs and results are kept, as may be."""
 
     status, code = 503, "queue_full"
-    fix = "Ask again after `Retry-After`; more workers, or `--queue-jobs`, `--queue-bytes`."
+    fix = "Ask again after `Retry-After`; more workers, or a larger `--queue-bytes`."
 
     def __init__(self, message: str, *, retry_after: int = 5) -> None:
         super().__init__(message, retry_after=retry_after)

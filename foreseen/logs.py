@@ -1,6 +1,6 @@
-"""How every process writes to stderr: structlog, one JSON object a line, or readable text; values are fields.
+"""Logging of every process to stderr: structlog, one JSON object a line, or readable text; values are fields.
 
-What libraries log, warnings, tracebacks and the last word of a command that fails are written in the same format.
+What libraries log, warnings, tracebacks and the error message of a command that fails are written in the same format.
 Never an input, a tensor, a token, a secret or a full digest.
 """
 
@@ -32,7 +32,7 @@ class Sparing:
         self._kinds: dict[str, tuple[float, float, int]] = {}
 
     def skipped(self, kind: str) -> dict[str, int] | None:
-        """What a line says of those of its kind that were left out before it; None where it is to be left out, too."""
+        """Fields that report the lines of this kind left out before; None if this line is to be left out, too."""
         now = self._clock()
         lines, at, left_out = self._kinds.pop(kind, (float(LINES_AT_ONCE), now, 0))
         lines = min(float(LINES_AT_ONCE), lines + now - at)
@@ -60,7 +60,7 @@ class _Lossy:
 
 
 class _Forwarded(logging.Handler):
-    """What a library logs by Python's own logging, as a line of ours."""
+    """Writes a library's log records (Python's `logging`) as lines of structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
         log = structlog.get_logger()
@@ -101,7 +101,7 @@ def configure(level: str, process: str, form: Format | None = None) -> None:
 
 
 def _ended(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """The last word of a process that a bug ends."""
+    """Log the exception that ends a process."""
     structlog.get_logger().error("ended by an error", error=kind.__name__, exc_info=(kind, error, traceback))
 
 

@@ -1,4 +1,4 @@
-"""Where things lie under a data directory, so that every command finds what `foreseen up` started."""
+"""Paths under a data directory, by which every command finds what `foreseen up` started."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run_folder(data: Path) -> Path:
 
 
 def make_run_folder(data: Path) -> Path:
-    """Make it, for this user only. Raises OSError, also where somebody else owns it."""
+    """Make it, for this user only. Raises OSError, also where another user owns it."""
     folder = run_folder(data)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_uid != os.getuid():

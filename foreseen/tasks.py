@@ -1,4 +1,4 @@
-"""Background tasks → their end."""
+"""Cancels background tasks and waits until they have ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The values that travel through a request: frozen, slotted, without behaviour.
+"""The values that a request passes through the proxy: frozen, slotted, without behaviour.
 
 They are `msgspec.Struct`s rather than dataclasses because rows and predictions are made by the thousand: a frozen
 Struct is made in about 0.1 µs, a frozen dataclass in about 1 µs (measured on CPython 3.11).
@@ -91,7 +91,7 @@ ANY_AGE = MaxAge()
 
 
 class RequestOptions(Struct, frozen=True):
-    """Under which terms a question is asked. `deadline` is on the event loop's clock, in seconds."""
+    """The options of a request. `deadline` is on the event loop's clock, in seconds."""
 
     deadline: float
     lane: Lane = "online"
@@ -110,20 +110,32 @@ class Question(Struct, frozen=True):
 
 
 class WantedOutput(Struct, frozen=True):
-    """One output of a wish. `binary` is None where the request did not say; `classification` asks for the n best."""
+    """One requested output. `binary` is None where the request did not say; `classification` asks for the n best."""
 
     name: str
     binary: bool | None = None
     classification: int | None = None
 
 
-class OutputOptions(Struct, frozen=True):
-    """How an answer is to look. Nothing in it is part of a key."""
+class EmbeddingOptions(Struct, frozen=True):
+    """What OpenAI's embeddings API asks of a reply besides. `model` is the name that was asked for; `tokens` the token
+    ids of all rows, None where the server behind counts them; `dimensions` a declared Matryoshka size."""
 
-    protocol: Literal["v2", "v1", "v1-columns"] = "v2"
+    model: str
+    encoding: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    tokens: int | None = None
+
+
+class OutputOptions(Struct, frozen=True):
+    """How an answer is rendered. Nothing in it is part of a key."""
+
+    protocol: Literal["v2", "v1", "v1-columns", "openai"] = "v2"
     id: str | None = None
     outputs: tuple[WantedOutput, ...] | None = None
     binary: bool = False
+    embedding: EmbeddingOptions | None = None
+    """Of the protocol `openai`."""
 
 
 class Output(Struct, frozen=True, gc=False):
@@ -152,7 +164,7 @@ class Prediction(Struct, frozen=True, gc=False):
 
 
 class TierSeconds(Struct, frozen=True):
-    """How long the flight that brought an answer spent in each tier, in seconds; None where it did not call."""
+    """How long the flight of an answer spent in each tier, in seconds; None where it did not call."""
 
     far: float | None = None
     model: float | None = None
@@ -170,7 +182,7 @@ class Explanation(Struct, frozen=True):
 
 
 class Answer(Struct, frozen=True, gc=False):
-    """One row's prediction and the facts of how it came: the edge makes headers, counters and logs of them."""
+    """One row's prediction and its facts (source, age, seconds) for headers, counters and logs."""
 
     prediction: Prediction
     source: Source
@@ -181,14 +193,14 @@ class Answer(Struct, frozen=True, gc=False):
 
 
 class Miss(Struct, frozen=True, gc=False):
-    """Why a tier has no answer to a row; `spare` is one that is better than an error."""
+    """Why a tier has no answer to a row; `stale_fallback` is a stale answer that is better than an error."""
 
     reason: str
-    spare: Answer | None = None
+    stale_fallback: Answer | None = None
 
 
 class FarState(Struct, frozen=True):
-    """What Redis says of itself, `uptime` in seconds. `memory_limit` 0: none."""
+    """The state that Redis reports, `uptime` in seconds. `memory_limit` 0: none."""
 
     memory: int
     memory_limit: int
@@ -214,8 +226,8 @@ class WarmRunStatus(Struct, frozen=True):
 
 
 class QueueStatus(Struct, frozen=True):
-    """What the state store tells of the queue of jobs: counts since it began (`state:*` now), the age of its oldest job
-    in seconds, dead letters, webhooks that are not delivered, workers that were heard of a moment ago; and of warming.
+    """The status of the job queue in the state store: counts since it began (`state:*`: now), the age of its oldest job
+    in seconds, dead letters, webhooks not delivered yet, live workers; and the status of batch runs.
     """
 
     counts: dict[str, int]
@@ -227,7 +239,7 @@ class QueueStatus(Struct, frozen=True):
 
 
 AWAY = QueueStatus({}, 0.0, 0)
-"""The standing of a queue that did not answer: this very one, since a new queue has nothing to tell either."""
+"""The status of a queue that did not answer. Compared by identity: a new queue has the same values."""
 
 
 DOWN = FarState(0, 0, 0, 0, 0, "", "", append_only=False)

@@ -40,9 +40,9 @@ def config(manifest: Manifest, max_rows: int) -> dict[str, Any]:
         "platform": "onnxruntime_onnx",
         "backend": "onnxruntime",
         "version_policy": {"specific": {"versions": [int(manifest.version)]}},
-        "max_batch_size": max_rows,
-        "input": [_configured(spec) for spec in manifest.model.inputs],
-        "output": [_configured(spec) for spec in manifest.model.outputs],
+        "max_batch_size": max_rows if manifest.model.has_rows else 0,
+        "input": [_configured(spec, manifest.model.has_rows) for spec in manifest.model.inputs],
+        "output": [_configured(spec, manifest.model.has_rows) for spec in manifest.model.outputs],
         "dynamic_batching": {},
     }
 
@@ -93,6 +93,6 @@ def _tensor(spec: ModelInput | ModelOutput) -> dict[str, Any]:
     return {"name": spec.name, "datatype": spec.datatype, "shape": wire_shape(spec.shape)}
 
 
-def _configured(spec: ModelInput | ModelOutput) -> dict[str, Any]:
+def _configured(spec: ModelInput | ModelOutput, has_rows: bool) -> dict[str, Any]:
     kind = _CONFIG_TYPES.get(spec.datatype, f"TYPE_{spec.datatype}")
-    return {"name": spec.name, "data_type": kind, "dims": wire_shape(spec.shape[1:])}
+    return {"name": spec.name, "data_type": kind, "dims": wire_shape(spec.shape[1:] if has_rows else spec.shape)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import onnxruntime
 import structlog
 
+from foreseen.inference.graphs import Buffers
 from foreseen.types import Array
 
 _log = structlog.get_logger()
@@ -51,6 +53,29 @@ def buckets(max_rows: int, max_tokens: int, longest: int = 512) -> Iterator[tupl
             yield rows, length
             rows *= 2
         length *= 2
+
+
+DETERMINISM = "tf32=0 conv=default workspace=:4096:8"
+"""What of the settings below decides an answer's bits: part of the model digest."""
+_CUDA_OPTIONS = {
+    # Searched kernels differ from session to session (onnxruntime#19822), so that two processes would not answer alike.
+    "cudnn_conv_algo_search": "DEFAULT",
+    "use_tf32": "0",
+    "do_copy_in_default_stream": "1",
+}
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
+
+def providers(chain: Sequence[str], *, graphs: bool) -> list[str | tuple[str, dict[str, str]]]:
+    """The execution providers with options by which every process computes alike; `graphs` asks for CUDA graphs."""
+    options = _CUDA_OPTIONS | ({"enable_cuda_graph": "1"} if graphs else {})
+    return [(name, options) if name == "CUDAExecutionProvider" else name for name in chain]
+
+
+def fix_workspace() -> None:
+    """cuBLAS with a workspace of one size adds up in one order. To be called before CUDA starts. A value already
+    set stays."""
+    os.environ.setdefault(_WORKSPACE, ":4096:8")
 
 
 def device_family(folder: Path = Path("/proc/driver/nvidia/gpus")) -> str:
@@ -118,3 +143,48 @@ def run_bound(session: Any, names: Sequence[str], feeds: Mapping[str, Array], op
     session.run_with_iobinding(binding, options)
     outputs: list[Array] = binding.copy_outputs_to_cpu()
     return outputs
+
+
+class CudaDevice:
+    """A session of ONNX Runtime on a CUDA device, opened with `enable_cuda_graph`."""
+
+    def __init__(self, session: Any, names: Sequence[str], number: int = 0) -> None:
+        self._session = session
+        self._names = names
+        self._number = number
+
+    def plain(self, feeds: Mapping[str, Array], options: Any) -> list[Array]:
+        return run_bound(self._session, self._names, feeds, options)
+
+    def buffers(self, feeds: Mapping[str, Array], outputs: Sequence[Array]) -> Buffers:
+        return _Bound(self._session, self._names, self._number, feeds, outputs)
+
+    def options(self) -> Any:
+        return onnxruntime.RunOptions()
+
+
+class _Bound:
+    """OrtValues on the device, bound once."""
+
+    def __init__(
+        self, session: Any, names: Sequence[str], number: int, feeds: Mapping[str, Array], outputs: Sequence[Array]
+    ) -> None:
+        self._session = session
+        self._binding = session.io_binding()
+        self._inputs = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", number) for name, array in feeds.items()
+        }
+        self._outputs = [
+            onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(array.shape), array.dtype, "cuda", number)
+            for array in outputs
+        ]
+        for name, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for name, value in zip(names, self._outputs, strict=True):
+            self._binding.bind_ortvalue_output(name, value)
+
+    def run(self, feeds: Mapping[str, Array], options: Any) -> list[Array]:
+        for name, array in feeds.items():
+            self._inputs[name].update_inplace(array)
+        self._session.run_with_iobinding(self._binding, options)
+        return [value.numpy() for value in self._outputs]

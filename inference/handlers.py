@@ -130,7 +130,7 @@ class ModelRoutes:
         deadline, lane = self._terms(asked.parameters)
         tensors = {tensor.name: tensor.array for tensor in asked.inputs}
         outputs, computed = await self._served.answer(tensors, deadline, lane)
-        rows = len(next(iter(outputs.values())))
+        rows = len(next(iter(outputs.values()))) if self._served.manifest.model.has_rows else 1
         seconds, queued = sum(c.seconds for c in computed), max((c.queued for c in computed), default=0.0)
         facts = {"digest": session.digest, "seconds": seconds / rows if rows else 0.0}
         rendered, length = self._rendered(asked, outputs, facts)

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
-import numpy as np
 import structlog
 from msgspec import Struct
 
-from foreseen.errors import SetupError
+from foreseen.errors import BadInput, ModelFailed, SetupError
+from foreseen.modelspec import made_up
 from foreseen.modelspec.invariance import difference
-from foreseen.modelspec.manifest import Manifest, ModelInput
-from foreseen.modelspec.rows import RowOutputs, split, stack
-from foreseen.protocol.datatypes import DATATYPES
-from foreseen.types import Array, Row
+from foreseen.modelspec.manifest import Manifest
+from foreseen.modelspec.rows import RowOutputs, split, stack, whole_row
+from foreseen.types import Row
 
 _log = structlog.get_logger()
 
@@ -50,16 +49,23 @@ class Proof(Struct, frozen=True):
 
 
 def prove(runner: RowRunner, manifest: Manifest) -> Proof:
-    """Run example rows alone, alone again and together. Raises SetupError where a run fails or breaks its promise."""
-    rows = example_rows(manifest)
+    """Run example rows alone, alone again and together. Raises SetupError where a run fails or breaks its promise.
+
+    A made-up row that the model refuses is left out. Where it refuses all of them there is no proof: the model is
+    served, but not cached by the row.
+    """
+    lonely = manifest.batching.alone or manifest.rows == "together"
     try:
+        rows = _taken(runner, manifest)
+        if not rows:
+            _log.warning("self-test: the model takes no made-up row; give it an [example]", model=manifest.name)
+            return Proof(0.0, lonely, _LEAST_START_TOKENS)
         alone = [runner.run([row])[0] for row in rows]
         again = [runner.run([row])[0] for row in rows]
-        lonely = manifest.batching.single or manifest.rows == "together"
         batches = [] if lonely else [runner.run(rows), runner.run(rows[::-1])[::-1], runner.run(rows * 2)[: len(rows)]]
     except Exception as error:  # noqa: BLE001 -- whatever it is, the model does not answer
         raise SetupError(f"model {manifest.name!r}: the self-test's run failed: {error}") from None
-    if difference(alone, again):
+    if repeated := difference(alone, again):
         message = "two runs of one row differ"
         if manifest.cacheable and manifest.exact:
             raise SetupError(f"model {manifest.name!r}: {message}, but the manifest says exact")
@@ -71,7 +77,7 @@ def prove(runner: RowRunner, manifest: Manifest) -> Proof:
             "but the manifest says exact; rebuild it here, or set exact = false"
         )
     allowed = manifest.gates.max_difference
-    independent = allowed is None or worst <= allowed
+    independent = allowed is None or max(worst, repeated) <= allowed
     if not independent:
         _log.warning(
             "rows not independent here: not cached by the row",
@@ -95,12 +101,27 @@ def warm(runner: RowRunner, manifest: Manifest, shapes: Iterable[tuple[int, int]
         runner.run(_prepared([_made_up(manifest, length)] * count, manifest))
 
 
+def _taken(runner: RowRunner, manifest: Manifest) -> list[Row]:
+    """The rows that the model answers. Its manifest's own example is not left out."""
+    rows = example_rows(manifest)
+    given = len(rows) if _has_example(manifest) and not _padded(manifest) else int(_has_example(manifest))
+    taken = rows[:given]
+    for row in rows[given:]:
+        try:
+            runner.run([row])
+        except (BadInput, ModelFailed) as error:
+            _log.info("self-test: a made-up row is refused", model=manifest.name, why=str(error))
+        else:
+            taken.append(row)
+    if not taken and manifest.exact:
+        raise ModelFailed("none of the made-up rows is taken, but the manifest says exact; give it an [example]")
+    return taken
+
+
 def example_rows(manifest: Manifest) -> list[Row]:
     """A few different rows of the model's shapes; the manifest's example is the first where it is in model tensors."""
     rows = [_made_up(manifest, length) for length in _LENGTHS] if _padded(manifest) else []
-    clients = [(i.name, i.datatype, i.shape) for i in manifest.seen.inputs]
-    same = clients == [(i.name, i.datatype, i.shape) for i in manifest.model.keyed]
-    if same and all(i.name in manifest.example for i in manifest.model.keyed):
+    if _has_example(manifest):
         rows = [*_given(manifest), *rows]
     if not rows:
         rows = [_made_up(manifest, 1), _made_up(manifest, 2)]  # of fixed shapes: the length is but a seed
@@ -131,7 +152,7 @@ def _best_seconds(runner: RowRunner, row: Row) -> float:
 
 def _prepared(rows: list[Row], manifest: Manifest) -> list[Row]:
     """As a session takes them: where rows go together, the request is the row."""
-    if manifest.rows == "each":
+    if manifest.rows == "each" or not manifest.model.has_rows:
         return rows
     batch = stack(rows, manifest.model)
     return [Row(tuple(batch[spec.name] for spec in manifest.model.inputs))]
@@ -141,38 +162,22 @@ def _padded(manifest: Manifest) -> bool:
     return any(isinstance(dim, str) for i in manifest.model.keyed for dim in i.shape[1:])
 
 
+def _has_example(manifest: Manifest) -> bool:
+    """Whether the manifest's example is in the model's own tensors."""
+    clients = [(i.name, i.datatype, i.shape) for i in manifest.seen.inputs]
+    same = clients == [(i.name, i.datatype, i.shape) for i in manifest.model.keyed]
+    return same and all(i.name in manifest.example for i in manifest.model.keyed)
+
+
 def _given(manifest: Manifest) -> list[Row]:
-    tensors: dict[str, Array] = {}
-    for spec in manifest.model.keyed:
-        data: list[Any] = manifest.example[spec.name]
-        if spec.datatype == "BYTES":
-            data = [item.encode() for item in data]
-        shape = [-1, *(dim if isinstance(dim, int) else len(data) for dim in spec.shape[1:])]
-        try:
-            tensors[spec.name] = np.array(data, DATATYPES[spec.datatype].dtype).reshape(shape)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise SetupError(f"example.{spec.name}: {error}") from None
+    tensors = {spec.name: made_up.example(spec, manifest, {}) for spec in manifest.seen.inputs}
+    if not manifest.model.has_rows:
+        return [whole_row(tensors, manifest.model)]
     return split(tensors, manifest.model)
 
 
 def _made_up(manifest: Manifest, length: int) -> Row:
+    """A row, or a request where it cannot be cut into rows, of a length that a request may have."""
     steps = [i.tokenizer for i in manifest.seen.inputs if i.tokenizer is not None]
-    length = min([length, *(step.max_tokens for step in steps)])  # no request has a longer row
-    types = {step.types for step in steps}
-    return Row(tuple(_tensor(spec, length, spec.name in types) for spec in manifest.model.keyed))
-
-
-def _tensor(spec: ModelInput, length: int, types: bool) -> Array:
-    """Small numbers, so that they are within every vocabulary; each length its own. Token types are all 0."""
-    shape = tuple(length if isinstance(dim, str) else dim for dim in spec.shape[1:])
-    dtype = DATATYPES[spec.datatype].dtype
-    if types:
-        return np.zeros(shape, dtype)
-    if spec.datatype == "BYTES":
-        return np.full(shape, b"foreseen", object)
-    if spec.datatype == "BOOL":
-        return np.ones(shape, dtype)
-    numbers = np.random.default_rng(length)
-    if DATATYPES[spec.datatype].kind == "i":
-        return numbers.integers(1, 8, shape).astype(dtype)
-    return numbers.random(shape).astype(dtype)
+    tensors = made_up.tensors(manifest, min([length, *(step.max_tokens for step in steps)]), seed=length)
+    return Row(tuple(tensors.values())) if manifest.model.has_rows else whole_row(tensors, manifest.model)

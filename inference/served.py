@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
@@ -16,7 +16,8 @@ from foreseen.inference.session import Session, SessionPlan, open_session, satur
 from foreseen.inference.waiting import BatchLimits, Computed
 from foreseen.modelspec.artifact import Serving, write_serving
 from foreseen.modelspec.manifest import Manifest, find
-from foreseen.modelspec.rows import empty_outputs, split, stack, stack_outputs, tokens
+from foreseen.modelspec.rows import empty_outputs, split, stack, stack_outputs, tokens, whole_row
+from foreseen.modelspec.shapes import RAGGED, Shapes
 from foreseen.settings import InferenceSettings
 from foreseen.types import Array, Lane, Row
 
@@ -54,13 +55,7 @@ class LoadedModel:
         """Load and prove the model off the event loop. Raises SetupError in one line that says what to do."""
         session, limits = await asyncio.to_thread(self._load)
         self._session, self.limits = session, limits
-        single = self.manifest.rows == "together"
-        self._batcher = Batcher(
-            [session] * _instances(self._settings),
-            (lambda _: 1) if single else lambda row: tokens(row, self.manifest.model),
-            limits,
-            self,
-        )
+        self._batcher = Batcher([session] * _instances(self._settings), self._length_of(session.shapes), limits, self)
         self.metrics.watch_queue(lambda: self._batcher.waiting if self._batcher else 0)
         await asyncio.to_thread(self._leave_word, session)
         _log.info("model ready", model=self.manifest.name, **_facts(limits))
@@ -83,6 +78,9 @@ class LoadedModel:
         if self._batcher is None:
             raise ModelUnavailable(f"model '{self.manifest.name}' is not ready")
         signature = self.manifest.model
+        if not signature.has_rows:
+            computed = await self._batcher.predict([whole_row(tensors, signature)], deadline, lane)
+            return dict(zip((o.name for o in signature.outputs), computed[0].outputs, strict=True)), computed
         rows = split(tensors, signature)
         if not rows:
             return empty_outputs(signature), []
@@ -91,6 +89,14 @@ class LoadedModel:
             return dict(zip((o.name for o in signature.outputs), computed[0].outputs, strict=True)), computed
         computed = await self._batcher.predict(rows, deadline, lane)
         return stack_outputs([c.outputs for c in computed], signature), computed
+
+    def _length_of(self, shapes: Shapes) -> Callable[[Row], int]:
+        """How long a row is to the batcher: its length in its batch, where that does not depend on its batch-mates."""
+        if self.manifest.rows == "together":
+            return lambda _: 1
+        if shapes.kind == "fixed":
+            return lambda row: shapes.length(tokens(row, self.manifest.model))
+        return lambda row: tokens(row, self.manifest.model)
 
     def ran(self, rows: int, failed: int, padding: int, waits: Sequence[float], seconds: float) -> None:
         """The batcher's Meter."""
@@ -128,17 +134,22 @@ class LoadedModel:
             proof = selftest.prove(session, manifest)
             self._independent = proof.independent
             if settings.provider != "cpu":
-                selftest.warm(session, manifest, gpu.buckets(self.limits.max_rows, self.limits.max_tokens))
+                fixed = session.shapes.kind == "fixed"
+                shapes = ((1, length) for length in session.shapes.lengths or (1,))
+                ragged = gpu.buckets(self.limits.max_rows, self.limits.max_tokens)
+                selftest.warm(session, manifest, shapes if fixed else ragged)
         except BaseException:
             session.close()
             raise
-        return session, _limits(settings, manifest, proof.start_tokens)
+        return session, _limits(settings, manifest, proof.start_tokens, session.shapes)
 
 
-def _limits(settings: InferenceSettings, manifest: Manifest, start_tokens: int = 0) -> BatchLimits:
+def _limits(
+    settings: InferenceSettings, manifest: Manifest, start_tokens: int = 0, shapes: Shapes = RAGGED
+) -> BatchLimits:
     """The settings', else the manifest's. Rows that depend on each other come as one row already."""
     batching = manifest.batching
-    alone = batching.single or manifest.rows == "together"
+    alone = batching.alone or manifest.rows == "together" or shapes.kind == "single"
     wait_ms = batching.wait_ms if settings.wait_ms is None else settings.wait_ms
     return BatchLimits(
         queue_rows=settings.queue_rows,
@@ -146,6 +157,7 @@ def _limits(settings: InferenceSettings, manifest: Manifest, start_tokens: int =
         max_tokens=settings.max_tokens or batching.max_tokens,
         start_tokens=start_tokens,
         wait_seconds=wait_ms / 1000,
+        count=shapes.count if shapes.kind == "fixed" else None,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,14 +19,26 @@ import numpy as np
 import onnxruntime as ort
 import structlog
 from msgspec import Struct
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
 from foreseen.errors import BadInput, SetupError
 from foreseen.inference import gpu
+from foreseen.inference.graphs import Graphs
 from foreseen.inference.processor import processor_family
 from foreseen.inference.watchdog import Watchdog
 from foreseen.modelspec.artifact import Record, model_digest, read_file, read_record
 from foreseen.modelspec.manifest import Manifest, ModelInput, ModelOutput
-from foreseen.modelspec.rows import RowOutputs, split, split_outputs, stack, stack_outputs
+from foreseen.modelspec.rows import (
+    RowOutputs,
+    firsts_of,
+    row_count,
+    split,
+    split_outputs,
+    stack,
+    stack_outputs,
+    whole_outputs,
+)
+from foreseen.modelspec.shapes import batches, neutral_row
 from foreseen.types import Array, Row
 
 _log = structlog.get_logger()
@@ -62,6 +75,13 @@ _SATURATION_PROBE = (
 """A graph of one node, compressed: see `saturates`. A test makes it again with `onnx.helper` and compares."""
 
 
+_KERNEL_ERRORS = (InvalidArgument, Fail, RuntimeException)
+_KERNEL = re.compile(r"while running (\w+) node")
+ALIGNMENT_BYTES = 64
+_NOT_THE_INPUT = ("alloc", "memory", "terminate flag", "CUDA", "CUDNN", "CUBLAS", "TensorRT")
+"""Words of complaints that are not about the input."""
+
+
 class SessionPlan(Struct, frozen=True):
     """How a session is to run: what the settings say, without where they come from."""
 
@@ -74,6 +94,8 @@ class SessionPlan(Struct, frozen=True):
     """A run that takes longer is told to stop."""
     hung_grace_seconds: float = 5.0
     """One that goes on for so much longer takes the process with it."""
+    cuda_graphs: bool = True
+    """Capture the runs of fixed shapes on CUDA, where the graph allows it."""
 
 
 def session_options(precision: str, threads: int) -> ort.SessionOptions:
@@ -103,7 +125,15 @@ def _options(threads: int, *, guarded: bool) -> ort.SessionOptions:
 class Session:
     """One loaded model. Made by `open_session`."""
 
-    def __init__(self, manifest: Manifest, record: Record, graph: ort.InferenceSession, plan: SessionPlan) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        record: Record,
+        graph: ort.InferenceSession,
+        plan: SessionPlan,
+        *,
+        has_graphs: bool = False,
+    ) -> None:
         self.manifest = manifest
         self.record = record
         self.provider: str = graph.get_providers()[0]
@@ -114,8 +144,13 @@ class Session:
         self._names = [output.name for output in manifest.model.outputs]
         self._strings = [i.name for i in manifest.model.inputs if i.datatype == "BYTES"]
         self._bound = plan.provider != "cpu" and not self._strings and not _gives_strings(manifest)
+        self.graphs = Graphs(gpu.CudaDevice(graph, self._names)) if has_graphs and self._bound else None
+        """CUDA graphs of the fixed shapes; None on a CPU, in ragged batches, and where a graph cannot be captured."""
         self._watchdog = Watchdog(plan.hung_seconds, plan.hung_grace_seconds)
-        self.digest = model_digest(record.artifact, self.runtime_identity())
+        self.shapes = record.shapes
+        self._neutral = neutral_row(manifest) if self.shapes.kind == "fixed" else None
+        identity = (self.shapes.identity,) if self.shapes.identity else ()
+        self.digest = model_digest(record.artifact, (*self.runtime_identity(), *identity))
 
     def __repr__(self) -> str:
         return f"<Session {self.manifest.name} {self.record.artifact.precision} on {self.provider}>"
@@ -129,7 +164,11 @@ class Session:
             return ()
         family: tuple[str, ...] = (processor_family(),)
         if self._plan.provider != "cpu":
-            family = (gpu.device_family(), *gpu.libraries(Path("/proc/self/maps").read_text().splitlines()))
+            family = (
+                gpu.device_family(),
+                gpu.DETERMINISM,
+                *gpu.libraries(Path("/proc/self/maps").read_text().splitlines()),
+            )
         threads = "" if self.manifest.exact else f" threads={self._plan.threads}"
         return (
             "+".join(self._graph.get_providers()),
@@ -139,40 +178,59 @@ class Session:
         )
 
     def run(self, rows: Sequence[Row]) -> list[RowOutputs]:
-        """The outputs of every row, computed as one batch padded to the longest.
+        """The outputs of every row, computed as one batch padded to the longest, or in the record's fixed shapes.
 
         Raises ModelFailed where outputs are not what the signature says or not finite, BadInput for BYTES that are
         not UTF-8 (ONNX strings are), and whatever ONNX Runtime raises.
         """
         if self.manifest.rows == "together":
             return [self._run_together(row) for row in rows]
-        return self._run_batch(rows)
+        return self._run_batch(rows) if self._neutral is None else self._run_fixed(rows, self._neutral)
+
+    def _run_fixed(self, rows: Sequence[Row], neutral: Row) -> list[RowOutputs]:
+        """Rows in batches of the fixed set, each filled up with the neutral row."""
+        answered: dict[int, RowOutputs] = {}
+        for places, length, count in batches(rows, self.manifest, self.shapes):
+            batch = [rows[at] for at in places] + [neutral] * (count - len(places))
+            answered.update(zip(places, self._run_batch(batch, length), strict=False))
+        return [answered[at] for at in range(len(rows))]
 
     def _run_together(self, row: Row) -> RowOutputs:
         """A row that is a whole request: a tensor per input, derived ones too, with batch axis; so its outputs."""
         signature = self.manifest.model
         tensors = {spec.name: tensor for spec, tensor in zip(signature.inputs, row.tensors, strict=True)}
+        if not signature.has_rows:
+            firsts = firsts_of(signature, row_count(row.tensors, signature.inputs))
+            return whole_outputs(self._outputs(tensors), signature, firsts)
         answered = self._run_batch(split(tensors, signature))
         stacked = stack_outputs(answered, signature)
         return tuple(stacked[name] for name in self._names)
 
-    def _run_batch(self, rows: Sequence[Row]) -> list[RowOutputs]:
+    def _run_batch(self, rows: Sequence[Row], length: int | None = None) -> list[RowOutputs]:
         signature = self.manifest.model
-        feeds = stack(rows, signature)
+        return split_outputs(self._outputs(stack(rows, signature, length)), rows, signature, length)
+
+    def _outputs(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        """One run of the graph, watched."""
+        feeds = {name: aligned(array) for name, array in feeds.items()}
         for name in self._strings:
-            feeds[name] = _decoded(feeds[name], name)
+            feeds[name] = decoded(feeds[name], name)
         options = ort.RunOptions()
 
         def stop() -> None:
             options.terminate = True
 
-        with self._watchdog.watch(stop):
-            if self._bound:
-                arrays = gpu.run_bound(self._graph, self._names, feeds, options)
-            else:
-                arrays = self._graph.run(self._names, feeds, options)
-        outputs = {name: _encoded(array) for name, array in zip(self._names, arrays, strict=True)}
-        return split_outputs(outputs, rows, signature)
+        try:
+            with self._watchdog.watch(stop):
+                if self.graphs is not None:
+                    arrays = self.graphs.run(feeds, options)
+                elif self._bound:
+                    arrays = gpu.run_bound(self._graph, self._names, feeds, options)
+                else:
+                    arrays = self._graph.run(self._names, feeds, options)
+        except _KERNEL_ERRORS as error:
+            raise _refusal(error) from None
+        return {name: encoded(array) for name, array in zip(self._names, arrays, strict=True)}
 
     def close(self) -> None:
         """Stop the watchdog. Runs in progress go on unwatched."""
@@ -191,17 +249,15 @@ def open_session(manifest: Manifest, data: Path, plan: SessionPlan) -> Session:
         )
     options = session_options(record.artifact.precision, plan.threads)
     if plan.provider != "cpu":
+        gpu.fix_workspace()
         gpu.load_libraries()
     content = read_file(data, record.artifact, record.artifact.graph)
-    try:
-        graph = ort.InferenceSession(content, options, providers=list(chain))
-    except Exception as error:  # noqa: BLE001 -- ONNX Runtime has no common error class
-        raise SetupError(f"model {manifest.name!r}: ONNX Runtime cannot load the artifact: {error}") from None
+    graph, has_graphs = _loaded(manifest, content, options, chain, record.shapes.kind == "fixed" and plan.cuda_graphs)
     graph.disable_fallback()  # it would change the provider, hence the bits, under a digest that names the old one
     _check_signature(manifest, graph)
     if graph.get_providers()[0] != chain[0]:
         raise SetupError(f"provider {plan.provider!r}: {chain[0]} did not start (driver or libraries are missing)")
-    session = Session(manifest, record, graph, plan)
+    session = Session(manifest, record, graph, plan, has_graphs=has_graphs)
     if plan.provider != "cpu":
         _check_fallback(session, plan)
     _log.info(
@@ -213,6 +269,21 @@ def open_session(manifest: Manifest, data: Path, plan: SessionPlan) -> Session:
         digest=session.digest[:8],
     )
     return session
+
+
+def _loaded(
+    manifest: Manifest, content: bytes, options: ort.SessionOptions, chain: Sequence[str], wants_graphs: bool
+) -> tuple[ort.InferenceSession, bool]:
+    """The graph in ONNX Runtime, and whether it may be captured: where it may not, the reason is logged."""
+    if wants_graphs and chain[0] == "CUDAExecutionProvider":
+        try:
+            return ort.InferenceSession(content, options, providers=gpu.providers(chain, graphs=True)), True
+        except Exception as error:  # noqa: BLE001 -- ONNX Runtime has no common error class
+            _log.warning("no CUDA graphs", model=manifest.name, why=str(error).splitlines()[0][:200])
+    try:
+        return ort.InferenceSession(content, options, providers=gpu.providers(chain, graphs=False)), False
+    except Exception as error:  # noqa: BLE001 -- as above
+        raise SetupError(f"model {manifest.name!r}: ONNX Runtime cannot load the artifact: {error}") from None
 
 
 @functools.cache
@@ -227,6 +298,18 @@ def saturates(*, guarded: bool) -> bool:
     largest: Array = np.full((2, 64), 255, np.uint8)
     (products,) = graph.run(None, {"a": largest})
     return bool((products != 127 * 127 * 64).any())
+
+
+def _refusal(error: Exception) -> Exception:
+    """A kernel's complaint about its input as BadInput, without its text, which holds values of the input; anything
+    else (no memory, a device that failed, a run that was stopped) as it is."""
+    said = str(error)
+    node = _KERNEL.search(said)
+    shaped = isinstance(error, InvalidArgument) and node is None
+    if any(word in said for word in _NOT_THE_INPUT) or not (node or shaped):
+        return error
+    where = f"its {node.group(1)} node takes no such numbers or sizes" if node else "its inputs have other sizes"
+    return BadInput(f"the model refuses this input: {where}")
 
 
 def _nodes(graph: ort.InferenceSession) -> dict[str, list[tuple[str, str]]]:
@@ -270,20 +353,36 @@ def _gives_strings(manifest: Manifest) -> bool:
     return any(output.datatype == "BYTES" for output in manifest.model.outputs)
 
 
-def _decoded(array: Array, name: str) -> Array:
+def aligned(array: Array) -> Array:
+    """The same numbers at an address that is a multiple of 64.
+
+    ONNX Runtime computes where an input lies, and Eigen's sums start at the next aligned address: the same row summed
+    at another offset of a request's body differs in its last bits (seen with ReduceSum at offsets 4, 8 and 20).
+    """
+    address: int = array.__array_interface__["data"][0]
+    if array.dtype.kind == "O" or (address % ALIGNMENT_BYTES == 0 and array.flags.c_contiguous):
+        return array
+    room = np.empty(array.nbytes + ALIGNMENT_BYTES, np.uint8)
+    start = -room.__array_interface__["data"][0] % ALIGNMENT_BYTES
+    placed: Array = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    placed[...] = array
+    return placed
+
+
+def decoded(array: Array, name: str) -> Array:
     """`bytes` objects as the `str` objects that ONNX Runtime takes."""
-    decoded: Array = np.empty(array.shape, object)
+    texts: Array = np.empty(array.shape, object)
     try:
-        decoded.ravel()[:] = [item.decode("utf-8") for item in array.ravel()]
+        texts.ravel()[:] = [item.decode("utf-8") for item in array.ravel()]
     except UnicodeDecodeError:
         raise BadInput(f"inputs.{name}: ONNX strings are UTF-8") from None
-    return decoded
+    return texts
 
 
-def _encoded(array: Array) -> Array:
+def encoded(array: Array) -> Array:
     """The `str` objects that ONNX Runtime gives as `bytes`; other arrays as they are."""
     if array.dtype != object:
         return array
-    encoded: Array = np.empty(array.shape, object)
-    encoded.ravel()[:] = [item.encode("utf-8") for item in array.ravel()]
-    return encoded
+    raw: Array = np.empty(array.shape, object)
+    raw.ravel()[:] = [item.encode("utf-8") for item in array.ravel()]
+    return raw

@@ -6,7 +6,7 @@ Whatever goes wrong on the operator's side is raised as a SetupError of one line
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from cyclopts import App, Parameter
@@ -26,6 +26,7 @@ app = App(name="models", help="Make models lighter, with evidence.")
 Train = Annotated[Path | None, Parameter(help="CSV (text, label; .gz, .xz) that a logistic head is fitted on.")]
 Test = Annotated[Path | None, Parameter(help="CSV (text, label) that agreement and flips are measured on.")]
 Json = Annotated[bool, Parameter(help="Print JSON and nothing else.", negative="")]
+Provider = Annotated[Literal["cpu", "cuda"], Parameter(help="Where candidates are measured: where they are served.")]
 DEFAULTS = Common()
 
 
@@ -38,6 +39,7 @@ def build(
     ] = False,
     train: Train = None,
     test: Test = None,
+    provider: Provider = "cpu",
     common: Common = DEFAULTS,
 ) -> None:
     """Build a model and put it in force; say whether it is another one than before.
@@ -48,6 +50,7 @@ def build(
         The model, as its manifest's folder is called.
     """
     files = _files(train, test)
+    _measure_on(provider)
     manifest = manifests.find(name, common.model_folders)
     before = _record(common.data, manifest)
     with progress.shown(common.log_format) as say:
@@ -77,7 +80,15 @@ def list_(*, json: Json = False, common: Common = DEFAULTS) -> None:
 
 
 @app.command
-def report(name: str, *, json: Json = False, train: Train = None, test: Test = None, common: Common = DEFAULTS) -> None:
+def report(
+    name: str,
+    *,
+    json: Json = False,
+    train: Train = None,
+    test: Test = None,
+    provider: Provider = "cpu",
+    common: Common = DEFAULTS,
+) -> None:
     """Show what was measured of a built model; what is missing is measured now. The choice in force stays.
 
     Parameters
@@ -88,6 +99,7 @@ def report(name: str, *, json: Json = False, train: Train = None, test: Test = N
     from foreseen.models.report.report import measured, path_of, public
 
     files = _files(train, test)
+    _measure_on(provider)
     manifest = manifests.find(name, common.model_folders)
     record = read_record(common.data, name)
     with progress.shown(common.log_format) as say:
@@ -119,6 +131,17 @@ def add(
             negative="",
         ),
     ] = False,
+    dim: Annotated[
+        tuple[str, ...],
+        Parameter(help="NAME=SIZE[,SIZE]: sizes that a dimension takes, where none are found by trying.", negative=""),
+    ] = (),
+    values: Annotated[
+        tuple[str, ...],
+        Parameter(help="NAME=LOW,HIGH: numbers that an input takes, where none are found by trying.", negative=""),
+    ] = (),
+    tokenizer: Annotated[
+        Path | None, Parameter(help="The model's tokenizer.json: clients then send text in the place of ids.")
+    ] = None,
     common: Common = DEFAULTS,
 ) -> None:
     """Add a model of your own: write a commented model.toml into --models and probe row independence.
@@ -136,11 +159,14 @@ def add(
         raise SetupError("say where your models are: --models DIR (or FORESEEN_MODELS), and the same for `up`")
     with progress.shown(common.log_format) as say:
         if is_folder(file):
+            if dim or values or tokenizer is not None:
+                raise SetupError("--dim, --values and --tokenizer are for ONNX files, not for model folders")
             path = add_folder(file, name, common.models, common.data, say, reference, pair, replace=replace)
         elif reference is not None or pair is not None:
             raise SetupError("--reference and --pair are for model folders, not for ONNX files")
         else:
-            path = add_file(Path(file), name, common.models, common.data, say, replace=replace)
+            one = Path(file)
+            path = add_file(one, name, common.models, common.data, say, dim, values, tokenizer, replace=replace)
     print(f"{path}\nbuild it with: foreseen models build {path.parent.name} --models {common.models}")
 
 
@@ -177,6 +203,13 @@ def import_(name: str, file: Path, *, common: Common = DEFAULTS) -> None:
     with progress.shown(common.log_format) as say:
         record = carry.import_(common.data, manifest, file, say)
     tables.show_choice(Console(), record)
+
+
+def _measure_on(provider: Literal["cpu", "cuda"]) -> None:
+    if provider != "cpu":
+        from foreseen.models.measure.graph_run import measure_on
+
+        measure_on(provider)
 
 
 def _files(train: Path | None, test: Path | None) -> Files | None:

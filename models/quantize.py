@@ -29,6 +29,8 @@ LARGEST = 127  # symmetric: -128 is left out, so x and -x quantize alike
 BITS = 8  # 4 halve the weights once more, but agree less than 98 % on encoders of this size
 BLOCK = 32
 ACCURACY_LEVEL = 4  # activations in int8 per block of a row: row-independent like the row-wise rewrite
+LEAST_OPSET = 11  # of Round
+AXES_INPUT_OPSET = 18  # from then on ReduceMax takes its axes as an input, before as an attribute
 LEAST_MAXIMUM = 1e-30  # guards a row of zeros; far below any activation, far above denormals
 
 
@@ -44,8 +46,11 @@ def _fp32(model: ModelProto) -> ModelProto:
 def int8_rowwise(model: ModelProto) -> ModelProto:
     """MatMuls with a constant FP32 weight [k, n] → MatMulInteger, u8 activations per row, s8 weights per column."""
     made = copy.deepcopy(model)
+    opset = opset_of(made)
+    if opset < LEAST_OPSET:
+        raise SetupError(f"int8-rowwise: the graph's opset is {opset}, it needs {LEAST_OPSET} (Round) or later")
     constants = {tensor.name: tensor for tensor in made.graph.initializer}
-    rewriter = _Rowwise(constants)
+    rewriter = _Rowwise(constants, axes_are_input=opset >= AXES_INPUT_OPSET)
     nodes: list[NodeProto] = []
     for node in made.graph.node:
         nodes += rewriter.rewrite(node)
@@ -58,8 +63,9 @@ def int8_rowwise(model: ModelProto) -> ModelProto:
 class _Rowwise:
     """Rewrites node after node; remembers which activations are quantized already: Q, K and V share theirs."""
 
-    def __init__(self, constants: dict[str, TensorProto]) -> None:
+    def __init__(self, constants: dict[str, TensorProto], *, axes_are_input: bool) -> None:
         self._constants = constants
+        self._axes_are_input = axes_are_input
         self._done: dict[str, tuple[str, str]] = {}
         self._made: set[str] = set()
         self.weights: list[TensorProto] = []
@@ -88,14 +94,20 @@ class _Rowwise:
         self._constant("rowwise.middle", np.array(ZERO_POINT, np.float32))
         self._constant("rowwise.largest", np.array(LARGEST, np.float32))
         self._constant("rowwise.least", np.array(LEAST_MAXIMUM, np.float32))
-        self._constant("rowwise.axis", np.array([-1], np.int64))
+        if self._axes_are_input:
+            self._constant("rowwise.axis", np.array([-1], np.int64))
 
         def add(op: str, *inputs: str, **attributes: Any) -> str:
             name = f"{x}.{op.lower()}{len(nodes)}"
             nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
             return name
 
-        peak = add("ReduceMax", add("Abs", x), "rowwise.axis", keepdims=1)
+        size = add("Abs", x)
+        peak = (
+            add("ReduceMax", size, "rowwise.axis", keepdims=1)
+            if self._axes_are_input
+            else add("ReduceMax", size, axes=[-1], keepdims=1)
+        )
         scale = add("Div", add("Max", peak, "rowwise.least"), "rowwise.largest")
         middle = add("Add", add("Round", add("Div", x, scale)), "rowwise.middle")
         self._done[x] = add("Cast", middle, to=TensorProto.UINT8), scale
@@ -114,6 +126,11 @@ class _Rowwise:
         if name not in self._made:
             self._made.add(name)
             self.weights.append(numpy_helper.from_array(array, name))
+
+
+def opset_of(model: ModelProto) -> int:
+    """The version of ONNX's own operators that the graph is written for."""
+    return max((int(opset.version) for opset in model.opset_import if opset.domain in ("", "ai.onnx")), default=0)
 
 
 def quantized_columns(weight: Array) -> tuple[Array, Array]:

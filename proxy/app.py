@@ -18,15 +18,16 @@ from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import secret_check, tag_key
 from foreseen.keys.secret import read_secret
 from foreseen.modelspec.artifact import refuse_optional
-from foreseen.modelspec.manifest import Freshness, find
+from foreseen.modelspec.manifest import find
+from foreseen.modelspec.policy import Freshness
 from foreseen.paths import children_file, model_socket, redis_socket
 from foreseen.proxy.admin.admin import Token
 from foreseen.proxy.admin.heartbeat import Heartbeat
 from foreseen.proxy.admin.purge import Purger, admin_application
 from foreseen.proxy.admin.purge_targets import Targets
 from foreseen.proxy.backend.discovery import Upstream, in_front_of, upstream_of
-from foreseen.proxy.backend.isolation import IsolationLock
 from foreseen.proxy.backend.model import ModelProcess
+from foreseen.proxy.backend.poison.isolation import IsolationLock
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.backend.upstream_metadata import declared_told
 from foreseen.proxy.cache.freshness import policy_of
@@ -34,23 +35,23 @@ from foreseen.proxy.cache.generations import Generations
 from foreseen.proxy.cache.lease import Leases
 from foreseen.proxy.cache.near import Near
 from foreseen.proxy.cache.purge_mark import PurgeMark
-from foreseen.proxy.cache.tiers import Tiers
+from foreseen.proxy.cache.tiers import TierLimits, Tiers
 from foreseen.proxy.fastpath.fast_connection import FastConnection
 from foreseen.proxy.fastpath.known_heads import KnownHeads
 from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.handlers import Handlers
 from foreseen.proxy.jobs.batch import Batches
+from foreseen.proxy.jobs.openai_batches import OpenAIBatches
 from foreseen.proxy.jobs.predictions import Predictions
 from foreseen.proxy.jobs.ticket_options import TicketOptionsReader
 from foreseen.proxy.jobs.tickets import Jobs
 from foreseen.proxy.predict.answer_cache import AnswerCache
 from foreseen.proxy.predict.counting import AccessLog, RequestCounter
-from foreseen.proxy.predict.heavy import Heavy
 from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.serve import Server
 from foreseen.queue.queue import connect_queue
-from foreseen.queue.queue_types import Bounds
+from foreseen.queue.queue_types import MAX_JOBS, Bounds
 from foreseen.queue.records import Records
 from foreseen.queue.targets import Allowed
 from foreseen.settings import ProxySettings
@@ -67,6 +68,7 @@ from foreseen.web.bodies import BODIES, Bodies
 from foreseen.web.connection import AppRunner
 from foreseen.web.drain import Shutdown, announce, drain
 from foreseen.web.gc_freeze import settle
+from foreseen.web.heavy import Heavy
 from foreseen.web.limits import Gate, ListenerLimits
 from foreseen.web.listen import BACKLOG, files_for, inherited, listen, listen_admin
 
@@ -104,7 +106,7 @@ class Proxy:
             near=Near(settings.near_bytes),
             far=self.far,
             metrics=self.metrics,
-            limits=settings,
+            limits=TierLimits(far_pending_bytes=settings.far_pending_bytes),
         )
         given = None if settings.state == "none" else settings.state
         access, replicas = access_of(settings), settings.state_replicas
@@ -118,7 +120,7 @@ class Proxy:
         access_log = AccessLog(settings.access_log_hits, models=self.served)
         self.server = Server(
             self.pipeline,
-            Observer(self.pipeline, self.metrics, settings.observe_tolerance),
+            Observer(self.pipeline, self.metrics),
             self.metrics,
             self.answers,
             RequestCounter(self.metrics, self.served, access_log, self.callers),
@@ -193,7 +195,8 @@ class Proxy:
             most_lines=settings.batch_lines,
             body_seconds=settings.body_seconds,
         )
-        return Predictions(jobs, self.responder, ticket_options, batches)
+        openai = OpenAIBatches(jobs, queue, batches, file_bytes=settings.body_bytes, body_seconds=settings.body_seconds)
+        return Predictions(jobs, self.responder, ticket_options, batches, openai)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -271,13 +274,11 @@ class Proxy:
         if manifest.upstream is not None and not address:
             defaults = _freshness(self.settings)
             told = declared_told(manifest)
-            return in_front_of(manifest.upstream, told, self.settings, defaults, manifest, self.trials)
+            return in_front_of((manifest.upstream,), told, self.settings, defaults, manifest, self.trials)
         refuse_optional(manifest)
         process = ModelProcess(
             manifest,
             address or f"unix:{model_socket(self.settings.data, name)}",
-            rows_per_request=self.settings.model_rows,
-            requests=self.settings.model_requests,
             quarantine_seconds=self.settings.quarantine_seconds,
             trials=self.trials,
         )
@@ -344,7 +345,7 @@ def _far(settings: ProxySettings, check: bytes) -> OwnedEntries | None:
         return None
     url = settings.redis or f"unix://{redis_socket(settings.data)}"
     budget_seconds = settings.far_budget_ms / 1000
-    entries = far_at(url, budget_seconds, keys_per_call=settings.far_keys, access=access_of(settings))
+    entries = far_at(url, budget_seconds, access=access_of(settings))
     return OwnedEntries(entries, check)
 
 
@@ -353,9 +354,6 @@ def _limits(settings: ProxySettings) -> ListenerLimits:
     return ListenerLimits(
         connections=files_for(settings.connections),
         requests=settings.connection_requests,
-        head_bytes=settings.head_bytes,
-        header_bytes=settings.header_bytes,
-        headers=settings.headers,
         head_seconds=settings.head_seconds,
         write_seconds=settings.write_seconds,
         rate=settings.rate,
@@ -376,7 +374,7 @@ def _freshness(settings: ProxySettings) -> Freshness:
 
 def bounds_of(settings: ProxySettings) -> Bounds:
     """How much the queue holds, and for how long."""
-    return Bounds(settings.queue_jobs, settings.queue_bytes, settings.job_seconds, settings.result_seconds)
+    return Bounds(MAX_JOBS, settings.queue_bytes, settings.job_seconds, settings.result_seconds)
 
 
 def _assert_parser() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from foreseen.modelspec.manifest import ClientInput, ClientOutput, wire_shape
@@ -15,14 +16,19 @@ PLATFORM = "onnx_onnxv1"
 def metadata(served: ServedModel) -> dict[str, Any]:
     """V2 model metadata, with the digest in force."""
     manifest, facts = served.manifest, served.facts
-    told = {} if facts is None else {"digest": facts.digest, "precision": facts.precision, "provider": facts.provider}
+    cut = manifest.model.has_rows
+    told: dict[str, Any] = (
+        {} if facts is None else {"digest": facts.digest, "precision": facts.precision, "provider": facts.provider}
+    )
     if facts is not None and facts.preparation is None:  # somebody else's server, which says neither of the two
         told = {"digest": facts.digest, "digest_from": facts.identity}
+        if facts.worst_difference is not None:
+            told["worst_difference"] = facts.worst_difference
     return {
         "name": manifest.name,
         "versions": [manifest.version],
         "platform": PLATFORM,
-        "inputs": [{**_tensor(spec), "shape": input_shape(spec)} for spec in manifest.seen.inputs],
+        "inputs": [{**_tensor(spec), "shape": input_shape(spec, cut=cut)} for spec in manifest.seen.inputs],
         "outputs": [_tensor(spec) for spec in manifest.seen.outputs],
         "parameters": {**told, "rows": manifest.rows, "cached": "keep" in served.steps},
     }
@@ -31,13 +37,14 @@ def metadata(served: ServedModel) -> dict[str, Any]:
 def config(served: ServedModel) -> dict[str, Any]:
     """Triton's ModelConfig: perf_analyzer cannot do without. `max_batch_size` above 0 takes the first dim off."""
     manifest = served.manifest
+    cut = manifest.model.has_rows
     return {
         "name": manifest.name,
         "platform": "onnxruntime_onnx",
         "backend": "onnxruntime",
-        "max_batch_size": manifest.batching.max_rows,
-        "input": [_config_tensor(spec, input_shape(spec)) for spec in manifest.seen.inputs],
-        "output": [_config_tensor(spec, wire_shape(spec.shape)) for spec in manifest.seen.outputs],
+        "max_batch_size": manifest.batching.max_rows if cut else 0,
+        "input": [_config_tensor(spec, input_shape(spec, cut=cut), cut) for spec in manifest.seen.inputs],
+        "output": [_config_tensor(spec, wire_shape(spec.shape), cut) for spec in manifest.seen.outputs],
         "dynamic_batching": {},
         "response_cache": {"enable": manifest.cacheable},
     }
@@ -80,17 +87,34 @@ def v1_status(served: ServedModel) -> dict[str, Any]:
     }
 
 
-def input_shape(spec: ClientInput) -> list[int]:
+def openai_model(name: str) -> dict[str, Any]:
+    """A model as OpenAI's API lists it. `created` is of no meaning here and never changes."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "foreseen"}
+
+
+def model_list(served: Iterable[ServedModel]) -> dict[str, Any]:
+    """`GET /v1/models`: KServe's and OpenAI's form in one. Aliases are models of OpenAI's only."""
+    listed = [one.manifest for one in served]
+    names = [name for manifest in listed for name in (manifest.name, *manifest.openai.aliases)]
+    return {
+        "models": [manifest.name for manifest in listed],
+        "object": "list",
+        "data": [openai_model(name) for name in names],
+    }
+
+
+def input_shape(spec: ClientInput, *, cut: bool) -> list[int]:
     """What metadata and config say of an input: one element per row is [-1, 1], since Triton's clients cannot send rows
-    of no dimension (perf_analyzer: "unable to set shape for the input"). [-1] is taken, too, as the same question."""
+    of no dimension (perf_analyzer: "unable to set shape for the input"). [-1] is taken, too, as the same question.
+    Where requests are not `cut` into rows the shape is the graph's own."""
     shape = wire_shape(spec.shape)
-    return shape if len(shape) > 1 else [*shape, 1]
+    return [*shape, 1] if cut and len(shape) == 1 else shape
 
 
 def _tensor(spec: ClientInput | ClientOutput) -> dict[str, Any]:
     return {"name": spec.name, "datatype": spec.datatype, "shape": wire_shape(spec.shape)}
 
 
-def _config_tensor(spec: ClientInput | ClientOutput, shape: list[int]) -> dict[str, Any]:
+def _config_tensor(spec: ClientInput | ClientOutput, shape: list[int], cut: bool) -> dict[str, Any]:
     kind = "TYPE_STRING" if DATATYPES[spec.datatype].kind == "s" else f"TYPE_{spec.datatype}"
-    return {"name": spec.name, "data_type": kind, "dims": shape[1:]}
+    return {"name": spec.name, "data_type": kind, "dims": shape[1:] if cut else shape}

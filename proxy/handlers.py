@@ -21,6 +21,7 @@ from foreseen.proxy.fastpath.fast_connection import FastConnection
 from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.jobs.predictions import Predictions
 from foreseen.proxy.jobs.ticket_options import WEBHOOK, Prefer
+from foreseen.proxy.predict import codecs
 from foreseen.proxy.predict.ask import Protocol, RequestHead
 from foreseen.proxy.predict.explain_rows import explain_request
 from foreseen.proxy.predict.import_rows import import_request
@@ -43,10 +44,15 @@ from foreseen.web.http import (
     traceparent,
 )
 
-COUNTED = ("/infer", ":predict")
+COUNTED = ("/infer", ":predict", "/embeddings")
 """Routes that admit a caller themselves, since what they refuse is counted under the model's name."""
+OPENAI = ("/v1", "/openai/v1")
+"""Before the routes of OpenAI's API."""
+_OPENAI_PATHS = ("/v1/embeddings", "/v1/files", "/v1/batches", "/openai/")
 FREE = ("/v2/health/live", "/v2/health/ready", "/metrics", "/metrics/{model}")
 """Routes that no rate limits: those who ask them watch over the rest."""
+REQUEST_ID = "X-Request-Id"
+MAX_ID_CHARACTERS = 256
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
 
 
@@ -79,7 +85,7 @@ class Handlers:
         self._predictions = predictions
 
     def application(self) -> web.Application:
-        app = web.Application(middlewares=[errors, admitted], client_max_size=self._settings.body_bytes)
+        app = web.Application(middlewares=[errors, openai_errors, admitted], client_max_size=self._settings.body_bytes)
         route = app.router.add_route
         app.router.add_get("/", self.alive)
         for path in ("/v2", "/v2/"):
@@ -98,7 +104,11 @@ class Handlers:
                 route(method, f"{model}/infer", self.infer, expect_handler=expect)
             app.router.add_post(f"{model}/explain", self.explain)
             app.router.add_post(f"{model}/import", self.import_rows)
-        app.router.add_get("/v1/models", self.v1_models)
+        for prefix in OPENAI:
+            for method in ("POST", "QUERY"):
+                route(method, f"{prefix}/embeddings", self.embeddings, expect_handler=expect)
+            app.router.add_get(f"{prefix}/models", self.v1_models)
+        app.router.add_get("/openai/v1/models/{model:[^/:]+}", self.v1_model)
         v1 = "/v1/models/{model:[^/:]+}"  # GET …:predict is a method that is not allowed, and no model of that name
         for model in (v1, v1 + "/versions/{version:[^/:]+}"):
             app.router.add_get(model, self.v1_model)
@@ -120,14 +130,21 @@ class Handlers:
         """V1: `POST …:predict`."""
         return await self._predict(request, "v1")
 
+    async def embeddings(self, request: web.Request) -> web.StreamResponse:
+        """OpenAI's embeddings API; the body names the model. `X-Request-Id` is echoed."""
+        return _echoing(request, await self._predict(request, "openai"))
+
     async def _predict(self, request: web.Request, protocol: Protocol) -> web.StreamResponse:
         started, begun, responder = time.perf_counter(), asyncio.get_running_loop().time(), self._responder
-        name = request.match_info["model"]
+        name = request.match_info.get("model", "")
         try:
-            responder.find(name, request.match_info.get("version"))
+            if name:
+                responder.find(name, request.match_info.get("version"))
             admit(request)
             body = await read_body(request, self._settings.body_seconds)
-            ask = self._ask(request, protocol)
+            head = self._ask(request, protocol)
+            ask = responder.named(head, body)
+            name = ask.model
             ticket = await self._ticket(request, ask, body, started)
             if ticket is not None:
                 return ticket
@@ -137,8 +154,8 @@ class Handlers:
         else:
             reply = await responder.answer(ask, body, started, begun + ask.seconds)
             connection = request.protocol
-            if isinstance(connection, FastConnection):
-                connection.learn(request, ask, reply)
+            if isinstance(connection, FastConnection) and not (protocol == "openai" and REQUEST_ID in request.headers):
+                connection.learn(request, head, reply)
         return web.Response(body=reply.body, status=reply.status, headers=CIMultiDict(reply.headers()))
 
     async def _ticket(
@@ -181,7 +198,7 @@ class Handlers:
         """What the request's head asks. Raises BadRequest."""
         path = request.match_info
         return RequestHead(
-            path["model"],
+            path.get("model", ""),
             path.get("version"),
             protocol,
             header_length(request) if protocol == "v2" else None,
@@ -267,12 +284,14 @@ class Handlers:
         return json_reply({"model_stats": [describe.statistics(served) for served in self._served.values()]})
 
     async def v1_models(self, request: web.Request) -> web.Response:
-        """V1: names of the models served."""
-        return json_reply({"models": list(self._served)})
+        """Names of the models served, in KServe's V1 form and OpenAI's at once."""
+        return json_reply(describe.model_list(self._served.values()))
 
     async def v1_model(self, request: web.Request) -> web.Response:
-        """V1 status, KServe's and TensorFlow Serving's in one."""
-        return json_reply(describe.v1_status(self._find(request)))
+        """V1 status: KServe's, TensorFlow Serving's and OpenAI's in one. Aliases are known, too."""
+        name = request.match_info["model"]
+        served = self._responder.find_named(name, request.match_info.get("version"))
+        return json_reply({**describe.v1_status(served), **describe.openai_model(name)})
 
     async def metrics(self, request: web.Request) -> web.Response:
         """The Prometheus exposition over all workers."""
@@ -292,6 +311,27 @@ def admit(request: web.Request) -> None:
     """Raises RateLimited where the caller's address asks too often."""
     if isinstance(request.protocol, Connection):
         request.protocol.admit()
+
+
+def _echoing(request: web.Request, reply: web.StreamResponse) -> web.StreamResponse:
+    """A reply with the request's own id."""
+    given = request.headers.get(REQUEST_ID)
+    if given is not None and len(given) <= MAX_ID_CHARACTERS and given.isascii() and given.isprintable():
+        reply.headers[REQUEST_ID] = given
+    return reply
+
+
+@web.middleware
+async def openai_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Errors under the routes of OpenAI's API have its form."""
+    if not request.path.startswith(_OPENAI_PATHS):
+        return await handler(request)
+    try:
+        return await handler(request)
+    except Exception as error:  # noqa: BLE001 - this is the edge: what gets here is answered, logged and counted
+        known = as_foreseen(error, request)
+        headers, body = codecs.error_body("openai", known)
+        return _echoing(request, web.Response(body=body, status=known.status, headers=headers))
 
 
 @web.middleware

@@ -17,10 +17,10 @@ from aiohttp import web
 from foreseen.errors import SetupError
 from foreseen.proxy.app import Proxy, upstream_for
 from foreseen.proxy.cache.generations import is_gone
-from foreseen.proxy.jobs.deliveries import Deliveries
 from foreseen.proxy.jobs.prefork import worked_in_child
-from foreseen.proxy.jobs.webhook_payloads import WebhookPayloads
-from foreseen.proxy.jobs.webhooks import Caller
+from foreseen.proxy.jobs.webhook.deliveries import Deliveries
+from foreseen.proxy.jobs.webhook.webhook_payloads import WebhookPayloads
+from foreseen.proxy.jobs.webhook.webhooks import WebhookSender
 from foreseen.proxy.jobs.worker import JobWorker
 from foreseen.queue.signing import Signer
 from foreseen.settings import WorkerSettings
@@ -97,13 +97,12 @@ async def _telling(proxy: Proxy) -> AsyncIterator[None]:
         yield
         return
     seconds = settings.webhook_seconds
-    caller = Caller(proxy.webhooks, Signer(settings.webhook_secret), seconds=seconds)
+    caller = WebhookSender(proxy.webhooks, Signer(settings.webhook_secret), seconds=seconds)
     deliveries = Deliveries(
         queue.outbox,
         WebhookPayloads(jobs, proxy.records),
         caller,
         tries=settings.webhook_tries,
-        at_once=settings.webhook_calls,
         seconds=seconds,
     )
     running = asyncio.create_task(deliveries.run())

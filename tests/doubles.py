@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.proxy.cache.freshness import Policy
 from foreseen.proxy.cache.lease import Leases
 from foreseen.proxy.cache.near import Near
-from foreseen.proxy.cache.tiers import FarTier, Tiers
+from foreseen.proxy.cache.tiers import FarTier, TierLimits, Tiers
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import (
@@ -154,8 +153,7 @@ class StuckFar:
         return 0
 
 
-@dataclass
-class Limits:
+class Limits(TierLimits, frozen=True):
     waiting_rows: int = 1000
     far_value_bytes: int = 10_000
     far_pending_bytes: int = 100_000

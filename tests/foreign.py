@@ -171,7 +171,7 @@ class Front:
 async def fronted(upstream: str | None, data: Path, **more: Any) -> AsyncIterator[Front]:
     """A proxy without a far tier in front of a server."""
     make_secret(data / "secret")
-    settings = ProxySettings(data=data, upstream=upstream, redis="none", **more)
+    settings = ProxySettings(data=data, upstream=(upstream,) if upstream else (), redis="none", **more)
     proxy = Proxy(settings, await upstream_of(settings, _freshness(settings)))
     async with proxy.running(), listening(proxy.application) as url, aiohttp.ClientSession() as client:
         yield Front(proxy, client, url)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Annotated, get_args, get_origin, get_type_hints
+from typing import get_args, get_type_hints
 
 from aiohttp import web
 from cyclopts import Parameter
@@ -15,6 +15,8 @@ from foreseen import errors
 from foreseen.cli import app
 from foreseen.inference.metrics import ModelMetrics
 from foreseen.settings import NAMES, PURGE_TARGETS
+from foreseen.settings.common import INTERNAL
+from foreseen.settings.renamed import RENAMED
 from foreseen.telemetry.exposition import CALLER_STATE, CHILD_STATE, FAR_STATE, QUEUE_STATE, WARM_STATE
 from foreseen.telemetry.metrics import ProxyMetrics
 from tests.openapi import application, operators, page
@@ -27,38 +29,91 @@ def settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        "Every flag is also an environment variable; a flag wins. Made from the code by `make docs`.",
+        "Every flag is also an environment variable and a key of the [configuration file](#the-configuration-file).",
+        "A flag wins over the environment, that over the file, that over the default.",
+        "Made from the code by `make docs`.",
         "",
         "Sizes (`…-bytes`) may be written `64MiB`, `1.5GiB`, `512M` (binary) or `500kB` (decimal), durations",
         "(`…-seconds`, `…-ms`) `500ms`, `90s`, `1h30m`, `7d`; a plain number is in the unit of the name. In the",
         "environment a setting that may be repeated takes several words, separated by commas or white space. A",
         "`FORESEEN_` name that is no setting is named on stderr.",
+        "",
+        *FILE_SECTION,
+        "",
+        "## Old names",
+        "",
+        "Of the release before; each is taken with a warning, and the next release refuses it.",
+        "",
+        "| command | old name | name of now |",
+        "| --- | --- | --- |",
+        *_old_names(),
     ]
     for command, kind in NAMES.items():
-        lines += [
-            "",
-            f"## `foreseen {command}`",
-            "",
-            "| flag | environment | default | what it does |",
-            "| --- | --- | --- | --- |",
-        ]
+        lines += ["", f"## `foreseen {command}`", "", *_TABLE]
+        rare = []
         hints = get_type_hints(kind, include_extras=True)
         for one in fields(kind):
-            hint = hints[one.name]
-            helps = (
-                [p.help for p in get_args(hint)[1:] if isinstance(p, Parameter)]
-                if get_origin(hint) is Annotated
-                else []
-            )
-            none = command == "purge" and one.name in PURGE_TARGETS
-            name = "–" if none else f"`FORESEEN_{one.name.upper()}`"
-            default = one.default if "MISSING" not in type(one.default).__name__ else "required"
-            shown = (
-                " ".join(map(str, default)) if isinstance(default, tuple) else "" if default is None else str(default)
-            )
-            flag = one.name.replace("_", "-")
-            lines.append(f"| `--{flag}` | {name} | {f'`{shown}`' if shown else '–'} | {helps[0]} |")
+            found = next(p for p in get_args(hints[one.name])[1:] if isinstance(p, Parameter))
+            if one.name in INTERNAL:
+                continue
+            into = lines if found.show is not False else rare
+            into.append(_setting(command, one, found.help or ""))
+        if rare:
+            lines += ["", "Rarely changed, and not shown by `--help`:", "", *_TABLE, *rare]
     return "\n".join(lines) + "\n"
+
+
+_TABLE = ("| flag | environment | default | what it does |", "| --- | --- | --- | --- |")
+FILE_SECTION = """
+## The configuration file
+
+    # foreseen.toml
+    near-bytes = "64MiB"
+    model = ["minilm", "fingerprint"]
+
+    [up]
+    workers = 2
+    far-bytes = "2GiB"
+
+    [warm]
+    redis = "redis://10.0.0.7:6379"
+
+`foreseen COMMAND --config foreseen.toml`, or `FORESEEN_CONFIG`, for every command. A key is a flag without its dashes;
+values are strings, numbers, `true`, `false`, or lists of these for settings that may be repeated, with the same sizes
+and durations as flags. Keys at the top are for every command that has such a setting; a table `[COMMAND]` is for that
+command alone, and wins. A key that is no setting is an error that names near spellings. `config` itself, what
+`foreseen purge` aims at, and the place of a request file can only be given on the command line.
+
+`foreseen up` reads the top and `[up]`, and gives its processes their settings as flags: they read no file.
+Who can read the file can read what is in it: give it mode 0600 where an address holds a password.
+
+`foreseen config show [COMMAND] [FLAGS]` prints the settings in force and where each was given: `flag`, the environment
+variable, the file, or `default`; with `--json` for machines. Passwords in addresses are left out.
+""".strip().splitlines()
+
+
+def _setting(command: str, one: Field[object], said: str) -> str:
+    """One line of a table."""
+    name = "–" if command == "purge" and one.name in PURGE_TARGETS else f"`FORESEEN_{one.name.upper()}`"
+    default = one.default if one.default is not MISSING else "required"
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else "" if default is None else str(default)
+    return f"| `--{one.name.replace('_', '-')}` | {name} | {f'`{shown}`' if shown else '–'} | {said} |"
+
+
+def _now(new: str | None) -> str:
+    return "none: it is a constant" if new is None else f"`--{new.replace('_', '-')}`"
+
+
+def _old_names() -> list[str]:
+    """The old names, each once for all commands that have it."""
+    commands: dict[tuple[str, str | None], list[str]] = {}
+    for command, table in RENAMED.items():
+        for pair in table.items():
+            commands.setdefault(pair, []).append(f"`{command}`")
+    return [
+        f"| {', '.join(several)} | `--{old.replace('_', '-')}` | {_now(new)} |"
+        for (old, new), several in commands.items()
+    ]
 
 
 def metrics_page() -> str:

@@ -159,10 +159,16 @@ def document() -> Document:
     }
 
 
+def _variant(path: str) -> str:
+    """What tells the routes of one handler apart."""
+    marks = {"_version": "version}" in path, "_slash": path == "/v2/", "_openai": path.startswith("/openai/")}
+    return "".join(mark for mark, is_so in marks.items() if is_so)
+
+
 def _operation(path: str, name: str, said: str, *, query: bool) -> Document:
     summary, _, more = said.partition("\n")
     operation: Document = {
-        "operationId": f"{name}{'_version' if 'version}' in path else ''}{'_slash' if path == '/v2/' else ''}",
+        "operationId": f"{name}{_variant(path)}",
         "summary": summary.strip(),
         "responses": {"default": _answer("An error.", "Error")},
     }

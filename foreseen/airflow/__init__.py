@@ -10,7 +10,7 @@ from typing import Any
 
 
 def provider_info() -> dict[str, Any]:
-    """What Airflow's provider manager asks of an installed distribution."""
+    """The metadata that Airflow's provider manager reads from an installed distribution."""
     return {
         "package-name": "foreseen",
         "name": "Foreseen",

@@ -1,4 +1,4 @@
-"""A task of a DAG → one batch run, the same that `foreseen warm` starts: a retry goes on where the task stopped."""
+"""An Airflow operator that runs `foreseen warm` as a task: a retry goes on where the task stopped."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class WarmOperator(BaseOperator):  # type: ignore[misc] # Airflow is not install
     """Warms one model from files.
 
     files    files, globs, folders, URLs that fsspec knows
-    model    whose answers are wanted
+    model    the model that computes the answers
     options  what `foreseen warm` takes besides, by the flags' names with underscores: {"url": "http://proxy:8000"},
              {"data": "/srv/foreseen", "outputs": ["all"], "verify": "1%"}, …
 
@@ -53,17 +53,17 @@ class WarmOperator(BaseOperator):  # type: ignore[misc] # Airflow is not install
         """One run. Raises AirflowException in one line."""
         try:
             settings = settings_of(self.model, self.options)
-            summary = Job(self.files, settings).go(_Told(self.log))
+            summary = Job(self.files, settings).go(_LogProgress(self.log))
         except (ForeseenError, SetupError) as error:
             raise AirflowException(f"foreseen: {error}") from None
-        told: dict[str, Any] = msgspec.to_builtins(summary)
-        self.log.info("foreseen: %s", told)
+        result: dict[str, Any] = msgspec.to_builtins(summary)
+        self.log.info("foreseen: %s", result)
         if summary.failed > share_of(settings.error_budget) * summary.rows:
             raise AirflowException(_over_budget(summary))
         for asset in self.outlets:
             if isinstance(asset, Asset):
-                context["outlet_events"][asset].extra = told
-        return told
+                context["outlet_events"][asset].extra = result
+        return result
 
 
 def settings_of(model: str, options: dict[str, Any]) -> WarmSettings:
@@ -86,7 +86,7 @@ def _over_budget(summary: Summary) -> str:
     )
 
 
-class _Told:
+class _LogProgress:
     """Progress as lines of the task's log, one every ten seconds."""
 
     def __init__(self, log: Any) -> None:

@@ -1,4 +1,4 @@
-"""Prediction ↔ the bytes that lie in Redis.
+"""The entry format: prediction ↔ the bytes stored in Redis.
 
     entry   = "FSE1"                       magic and format version
               key (32)                     the full identity, compared on every hit
@@ -11,9 +11,9 @@
     layout  = u8 count, count × (u8 length, name, u8 datatype code, u8 rank, rank × u32 dimension, u32 data length)
 
 A last output with an empty name holds what an upstream's reply had beside its tensors (`protocol/members.py`).
-All integers and floats are little-endian. The tag's key never reaches Redis, so that whoever can write there still
-cannot forge an answer; the key in the entry makes a reply to somebody else's command (a desynchronised connection) a
-counted miss and not an answer. Values are untrusted: every length is checked before it is used, nothing is pickled.
+All integers and floats are little-endian. The tag's key never reaches Redis, so a process that can write there still
+cannot forge an answer. The key in the entry turns the reply to another command (a desynchronised connection) into a
+counted miss instead of an answer. Values are untrusted: every length is checked before it is used, nothing is pickled.
 """
 
 from __future__ import annotations
@@ -41,12 +41,16 @@ _HEAD_DTYPE = np.dtype(
 """The same as a packed record, for many at a time."""
 _MAX_LAYOUTS = 1024
 
+MAX_FAR_VALUE_BYTES = 4 * 2**20
+"""A larger entry is answered but not stored in the far tier."""
+
 FAR_OVERHEAD_BYTES = 200
-"""What Redis spends on an entry beside its value: key, dictionary slot, expiry, allocator rounding. Measured."""
+"""Bytes that Redis spends on an entry beside its value: key, dictionary slot, expiry, allocator rounding. Measured."""
 
 NEAR_OVERHEAD_BYTES = 520
-"""What a near entry costs beside its data: key 65, prediction 88, tuples and bytes heads 100, slot 72, its share of the
-two ordered dicts about 110 and of the ghost about 85. Measured with tracemalloc by `tests/proxy/cache/test_near.py`."""
+"""Bytes that a near entry costs beside its data: key 65, prediction 88, tuples and bytes heads 100, slot 72, its share
+of the two ordered dicts about 110 and of the ghost about 85. Measured with tracemalloc by
+`tests/proxy/cache/test_near.py`."""
 
 Layout = tuple[tuple[Output, ...], tuple[int, ...]]
 """Outputs and the lengths of their data."""
@@ -168,7 +172,7 @@ def _layout_bytes(prediction: Prediction) -> bytes:
 
 
 def _read_layout(raw: bytes) -> Layout:
-    """Bounds-checked although the tag has proved who wrote it: a writer's bug is not to become a reader's crash."""
+    """Bounds-checked although the tag has proved the writer: a writer's bug must not become a reader's crash."""
     try:
         return _walk_layout(raw)
     except (IndexError, KeyError, UnicodeDecodeError):

@@ -1,6 +1,6 @@
-"""Canonical frames → readable form, and the fields in which two of them differ.
+"""Shows canonical frames in readable form, and the fields in which two of them differ.
 
-Reads the grammar that `key.py` writes. What it shows holds inputs, so it is for whoever may see them.
+It reads the grammar that `key.py` writes. The output holds inputs: show it only to users who may see them.
 """
 
 from __future__ import annotations

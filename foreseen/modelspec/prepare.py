@@ -59,14 +59,40 @@ class Preparer:
         arrays = self._arrays(inputs)
         if self.columnar and all(name in arrays for name in self._keyed):
             return Columns([arrays[name] for name in self._keyed])
-        columns = self._columns(arrays)
-        given = [name for name in self._keyed if name in columns]
+        cut = self._manifest.model.has_rows
+        columns = self._columns(arrays) if cut else {}
+        given = [name for name in self._keyed if name in (columns if cut else arrays)]
         if not given:
             raise BadInput(f"inputs: none is given that the model answers to; it takes {', '.join(self._inputs)}")
         which = None if len(given) == len(self._keyed) else tuple(self._keyed.index(name) for name in given)
+        if not cut:
+            return [Row(tuple(arrays[name] for name in given), which)]
         if self._manifest.rows == "together":
             return [Row(tuple(_whole(columns[name]) for name in given), which)]
         return [Row(parts, which) for parts in zip(*(columns[name] for name in given), strict=True)]
+
+    def id_rows(self, items: Sequence[Sequence[int]]) -> Sequence[Row]:
+        """The rows of token ids that were given in place of text. Raises BadInput naming the item."""
+        spec = next((one for one in self._inputs.values() if one.tokenizer is not None), None)
+        if spec is None or spec.tokenizer is None or self._keyed != (spec.tokenizer.ids,):
+            raise BadInput("input: the model takes text, no token ids", param="input")
+        known, most = self._tokenizers[spec.name].get_vocab_size(), spec.tokenizer.max_tokens
+        dtype = next(DATATYPES[i.datatype].dtype for i in self._manifest.model.keyed)
+        for at, ids in enumerate(items):
+            if len(ids) > most:
+                raise BadInput(f"input[{at}]: has {len(ids)} token ids, at most {most} fit", param=f"input[{at}]")
+            if max(ids) >= known:
+                raise BadInput(f"input[{at}]: the tokenizer has ids below {known} only", param=f"input[{at}]")
+        rows = [np.array(ids, dtype) for ids in items]
+        return [Row((_whole(rows),))] if self._manifest.rows == "together" else [Row((one,)) for one in rows]
+
+    def token_count(self, rows: Sequence[Row]) -> int | None:
+        """The token ids of rows, special tokens included; None where text is not tokenized here."""
+        names = [one.tokenizer.ids for one in self._inputs.values() if one.tokenizer is not None]
+        if len(names) != 1 or names[0] not in self._keyed:
+            return None
+        place = self._keyed.index(names[0])
+        return sum(row.tensors[place].size for row in rows)
 
     def _is_columnar(self) -> bool:
         """Whether `table` does what `rows` does: for numbers of fixed shape, in rows that stand alone."""
@@ -92,7 +118,7 @@ class Preparer:
             for name, spec in self._inputs.items()
             if name in given or not (spec.ignore or spec.optional)
         }
-        if len({len(array) for array in arrays.values()}) > 1:
+        if self._manifest.model.has_rows and len({len(array) for array in arrays.values()}) > 1:
             raise BadInput("inputs: the first dimension (rows) differs between inputs")
         return arrays
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from foreseen.errors import BadInput, ModelFailed
-from foreseen.modelspec.manifest import Dim, ModelInput, ModelOutput, ModelSignature
+from foreseen.modelspec.manifest import BATCH, Dim, ModelInput, ModelOutput, ModelSignature
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of
 from foreseen.types import Array, Output, Row
@@ -51,22 +51,26 @@ def split(tensors: Mapping[str, Array], signature: ModelSignature) -> list[Row]:
     return [Row(parts) for parts in zip(*columns, strict=True)]
 
 
-def stack(rows: Sequence[Row], signature: ModelSignature) -> dict[str, Array]:
-    """One batch of rows: padded along named dimensions to the largest row, derived inputs made."""
+def stack(rows: Sequence[Row], signature: ModelSignature, length: int | None = None) -> dict[str, Array]:
+    """One batch of rows: padded along named dimensions to the largest row or to `length`, derived inputs made."""
     batch: dict[str, Array] = {}
     for index, spec in enumerate(signature.keyed):
         parts = [row.tensors[index] for row in rows]
-        batch[spec.name] = _padded(parts, spec.datatype, spec.pad)
+        widths = None if length is None else [length if isinstance(dim, str) else dim for dim in spec.shape[1:]]
+        batch[spec.name] = _padded(parts, spec.datatype, spec.pad, widths)
         for derived in signature.inputs:
             if derived.of == spec.name:
                 batch[derived.name] = _derived(derived, parts, batch[spec.name].shape)
     return batch
 
 
-def split_outputs(outputs: Mapping[str, Array], rows: Sequence[Row], signature: ModelSignature) -> list[RowOutputs]:
-    """Each row's own outputs of a batch. Raises ModelFailed where they are not what the signature says."""
+def split_outputs(
+    outputs: Mapping[str, Array], rows: Sequence[Row], signature: ModelSignature, length: int | None = None
+) -> list[RowOutputs]:
+    """Each row's own outputs of a batch that was padded to `length`, or to its largest row. Raises ModelFailed where
+    they are not what the signature says."""
     sizes = _padded_sizes(rows, signature)
-    padded = {name: max(s[name] for s in sizes) for name in sizes[0]} if sizes else {}
+    padded = {name: length or max(s[name] for s in sizes) for name in sizes[0]} if sizes else {}
     columns: list[list[Array]] = []
     for spec in signature.outputs:
         wanted = [len(rows) if d == "rows" else padded.get(d, -1) if isinstance(d, str) else d for d in spec.shape]
@@ -107,6 +111,43 @@ def raw_of_outputs(arrays: RowOutputs, signature: ModelSignature) -> RawOutputs:
     return heads, tuple(raw_of(array, DATATYPES[spec.datatype]) for spec, array in pairs)
 
 
+def whole_row(tensors: Mapping[str, Array], signature: ModelSignature) -> Row:
+    """A request that cannot be cut into rows, as one row: a tensor per input as it was sent. Inputs derived from
+    another may be left out. Raises BadInput naming the input."""
+    parts: list[Array] = []
+    for name in tensors:
+        if all(name != spec.name for spec in signature.inputs):
+            raise BadInput(f"inputs.{name}: the model has no such input")
+    for spec in signature.inputs:
+        if spec.name in tensors:
+            _fits(tensors[spec.name], spec)
+            parts.append(tensors[spec.name])
+        elif spec.role is None or spec.of is None or spec.of not in tensors:
+            raise BadInput(f"inputs.{spec.name}: missing")
+        else:
+            made = np.ones if spec.role == "mask" else np.zeros
+            parts.append(made(tensors[spec.of].shape, DATATYPES[spec.datatype].dtype))
+    return Row(tuple(parts))
+
+
+def row_count(tensors: Sequence[Array], inputs: Sequence[ModelInput]) -> int | None:
+    """How many rows a whole request has: the size of an axis called "rows". None where no input has one."""
+    for spec, tensor in zip(inputs, tensors, strict=True):
+        if BATCH in spec.shape:
+            return int(tensor.shape[spec.shape.index(BATCH)])
+    return None
+
+
+def firsts_of(signature: ModelSignature, rows: int | None) -> dict[str, int | None]:
+    """How many rows each output of a whole request has: as many as its inputs where its first axis is "rows", as the
+    signature says where that is a number, and None where any may be right."""
+    return {
+        spec.name: rows if first == BATCH else None if isinstance(first, str) else first
+        for spec in signature.outputs
+        for first in spec.shape[:1]
+    }
+
+
 def whole_outputs(
     outputs: Mapping[str, Array], signature: ModelSignature, firsts: Mapping[str, int | None]
 ) -> RowOutputs:
@@ -116,7 +157,8 @@ def whole_outputs(
     """
     whole = []
     for spec in signature.outputs:
-        wanted = [firsts[spec.name], *(None if isinstance(d, str) else d for d in spec.shape[1:])]
+        others = [None if isinstance(d, str) else d for d in spec.shape[1:]]
+        wanted = [firsts[spec.name], *others] if spec.shape else []
         whole.append(_answered(outputs, spec, [-1 if dim is None else dim for dim in wanted]))
     return tuple(whole)
 
@@ -215,11 +257,11 @@ def mask_lengths(mask: Array, field: str) -> Array:
     return lengths
 
 
-def _padded(parts: Sequence[Array], datatype: str, pad: int) -> Array:
+def _padded(parts: Sequence[Array], datatype: str, pad: int, widths: Sequence[int] | None = None) -> Array:
     first = parts[0].shape
-    if all(part.shape == first for part in parts):
+    if all(part.shape == first for part in parts) and (widths is None or [*first] == [*widths]):
         return np.concatenate(parts).reshape(len(parts), *first) if first else np.stack(parts)  # a fifth of its time
-    shape = [max(part.shape[axis] for part in parts) for axis in range(len(first))]
+    shape = widths or [max(part.shape[axis] for part in parts) for axis in range(len(first))]
     batch: Array = np.full([len(parts), *shape], pad if datatype != "BYTES" else b"", DATATYPES[datatype].dtype)
     for i, part in enumerate(parts):
         batch[i][_corner(part)] = part

@@ -18,7 +18,7 @@ from foreseen.stores.redis_urls import shown
 
 NAME = "started.json"
 DEFAULT_URL = "http://127.0.0.1:8000"
-_OF_THE_COMMAND = frozenset(("data", "log_level", "log_format", "json", "url"))
+_OF_THE_COMMAND = frozenset(("config", "data", "log_level", "log_format", "json", "url"))
 """Settings that are this command's own, whatever the system was started with."""
 _ADDRESSES = frozenset(("redis", "state", "upstream"))
 

@@ -1,7 +1,7 @@
-"""Settings → a running system on one machine: Valkey, one process per model, the proxy workers; and its end.
+"""`foreseen up`: Valkey, one process per model and the proxy workers on one machine, from start to stop.
 
 Starts in the order of need, says `ready` when a real prediction has gone through, restarts what ends, replaces what was
-built anew, and all workers on SIGHUP (`fleet.py`). On SIGINT or SIGTERM it stops all of it, proxy first, so that
+built anew, and all workers on SIGHUP (`rollout.py`). On SIGINT or SIGTERM it stops all of it, proxy first, so that
 requests under way still find a model. Its one TCP port is `--port`; every other listener is a unix socket under the
 data directory.
 """
@@ -14,29 +14,25 @@ import fcntl
 import os
 import signal
 import socket
-import sys
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Coroutine, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-import aiohttp
-import orjson
 import structlog
 
 from foreseen.errors import SetupError
 from foreseen.keys.secret import make_secret, read_secret
-from foreseen.logs import default_format
-from foreseen.modelspec.artifact import preparation_digest, read_file, read_record
-from foreseen.modelspec.manifest import Manifest, example_request, find
-from foreseen.modelspec.source_file import changed_file
+from foreseen.modelspec.manifest import Manifest, find
+from foreseen.operate.child_processes import build_model, foreseen_command, job_worker_children, model_child
 from foreseen.operate.defaults import defaults_in_force
+from foreseen.operate.readiness import READY_SECONDS, Readiness
 from foreseen.operate.rollout import Rollout
 from foreseen.operate.started import url_at, write_started
 from foreseen.operate.supervisor import STARTED_SECONDS, Child
 from foreseen.paths import children_file, make_run_folder, redis_socket, state_socket
 from foreseen.queue.signing import Signer, make_webhook_secret
-from foreseen.settings import InferenceSettings, ProxySettings, UpSettings, WorkerSettings, arguments
+from foreseen.settings import ProxySettings, UpSettings, arguments
 from foreseen.stores import valkey
 from foreseen.tasks import end
 from foreseen.telemetry.child_states import ChildrenFile
@@ -46,15 +42,9 @@ from foreseen.web.listen import listen, listen_admin
 
 log = structlog.get_logger()
 
-READY_SECONDS = 120.0
-UPSTREAM_SECONDS = 5.0
-"""How long a start waits for the models of an upstream once the proxy answers."""
 STOP_SECONDS = 15.0
-POLL_SECONDS = 0.1
 FOLLOW_SECONDS = 1.0
 """Between two looks whether a model was built anew, and at the children."""
-REFUSALS = 3
-"""A proxy or a model that ends by its own decision so often in a row, before anything was ever ready, never will be."""
 
 
 def run(settings: UpSettings) -> int:
@@ -73,13 +63,15 @@ class _System:
         self._models = [_manifest(name, settings) for name in settings.own_models]
         self._local = [manifest for manifest in self._models if manifest.upstream is None]
         leave_seconds = settings.drain_seconds + settings.deadline_seconds + STOP_SECONDS
-        self._fleet = Rollout(settings.data, self._worker, self._model_process, leave_seconds)
+        self._fleet = Rollout(settings.data, self._worker, partial(model_child, settings), leave_seconds)
+        has_upstream = bool(settings.upstream) or len(self._local) < len(self._models)
+        self._readiness = Readiness(self._local, self._fleet.of, has_upstream=has_upstream)
         self._predicting = False
         self._stopping = asyncio.Event()
         self._hangup = asyncio.Event()
         self._admin: socket.socket | None = None
         self._states: ChildrenFile | None = None
-        self._telling: asyncio.Task[None] | None = None
+        self._publishing: asyncio.Task[None] | None = None
         self._worker_flags: list[str] = []
         self._worker_descriptors: tuple[int, ...] = ()
         self._worker_environment: dict[str, str] = {}
@@ -98,7 +90,7 @@ class _System:
                 if self._predicting:
                     print(f"ready {url}", flush=True)
                 else:
-                    later = asyncio.create_task(self._say_ready(url))
+                    later = asyncio.create_task(self._readiness.say_ready(url))
                 await self._watch()
         finally:
             if later is not None:
@@ -112,9 +104,9 @@ class _System:
     async def _start(self, listener: socket.socket, url: str) -> None:
         settings = self._settings
         make_run_folder(settings.data)
-        self._telling = asyncio.create_task(self._tell(ChildrenFile(children_file(settings.data))))
+        self._publishing = asyncio.create_task(self._publish_states(ChildrenFile(children_file(settings.data))))
         for manifest in self._local:
-            await _build(manifest, settings)
+            await build_model(manifest, settings)
         print(defaults_in_force(settings, self._models, url), flush=True)
         if settings.admin_token_file is None:
             make_secret(settings.data / "admin-token")
@@ -133,8 +125,9 @@ class _System:
         for manifest in self._local:
             await self._fleet.add_model(manifest)
         await self._start_workers(listener, state)
-        await self._start_job_workers(state)
-        await self._until_predicting(url)
+        for child in job_worker_children(settings, state):
+            await self._fleet.add(child)
+        self._predicting = await self._readiness.until_predicting(url)
 
     async def _start_valkey(self) -> None:
         path = redis_socket(self._settings.data)
@@ -165,12 +158,6 @@ class _System:
         except SetupError as error:
             log.error("store does not start; the rest does", store=child.name, why=str(error), lost=lost)
 
-    def _model_process(self, manifest: Manifest, path: Path) -> Child:
-        own = ("--model=", "--host=", "--port=")  # the proxy's, under the same names
-        flags = [flag for flag in arguments(self._settings, InferenceSettings) if not flag.startswith(own)]
-        command = [*_foreseen(), "inference", f"--model={manifest.name}", f"--uds={path}", *flags]
-        return Child(f"model:{manifest.name}", command, death_signal=ORPHANED)
-
     async def _start_workers(self, listener: socket.socket, state: str) -> None:
         settings = self._settings
         if settings.workers > 1:
@@ -197,91 +184,14 @@ class _System:
             flags = [flag for flag in flags if not flag.startswith("--model=")] + [f"--model={one}" for one in named]
         return Child(
             f"proxy:{slot}",
-            [*_foreseen(), "proxy", *flags, f"--slot={slot}"],
+            [*foreseen_command(), "proxy", *flags, f"--slot={slot}"],
             death_signal=ORPHANED,
             environment=self._worker_environment,
             pass_fds=self._worker_descriptors,
             on_end=(lambda _: forget_worker(slot)) if self._settings.workers > 1 else lambda _: None,
         )
 
-    async def _start_job_workers(self, state: str) -> None:
-        """Workers on the queue of jobs, where there is one."""
-        settings = self._settings
-        if state == "none":
-            return
-        own = ("--state=", "--redis=", "--near-bytes=", "--reply-cache-bytes=", "--admin-port=", "--port=", "--host=")
-        flags = [flag for flag in arguments(settings, WorkerSettings) if not flag.startswith(own)]
-        # The proxies' files of metrics are theirs alone: two processes that write one file leave it unreadable.
-        environment: dict[str, str | None] = {"FORESEEN_STATE": state, MULTIPROCESS_FOLDER: None}
-        if settings.redis is not None:
-            environment["FORESEEN_REDIS"] = settings.redis
-        for number in range(settings.job_workers):
-            command = [*_foreseen(), "worker", *flags]
-            if settings.job_metrics_port is not None:
-                command.append(f"--metrics-port={settings.job_metrics_port + number}")
-            child = Child(
-                f"worker:{number}",
-                command,
-                death_signal=signal.SIGTERM,
-                environment=environment,
-                healthy_seconds=STARTED_SECONDS,
-            )
-            await self._fleet.add(child)
-
-    async def _until_predicting(self, url: str) -> None:
-        """Ask every model its example, through the proxy, until each has answered. An upstream's have none, and are not
-        waited for longer than a few seconds: they may come, or be mended, later."""
-        late = asyncio.get_running_loop().call_later(READY_SECONDS, _say_late)
-        try:
-            async with aiohttp.ClientSession() as client:
-                for manifest in self._local:
-                    model = f"{url}/v2/models/{manifest.name}"
-                    await self._until_ok(lambda model=model: client.get(f"{model}/ready"))  # type: ignore[misc]
-                    body = orjson.dumps(example_request(manifest))
-                    await self._until_ok(lambda model=model, body=body: client.post(f"{model}/infer", data=body))  # type: ignore[misc]
-                if self._settings.upstream is None and len(self._local) == len(self._models):
-                    await self._until_ok(lambda: client.get(f"{url}/v2/health/ready"))
-                    self._predicting = True
-                else:
-                    self._predicting = await self._upstream_ready(client, url)
-        finally:
-            late.cancel()
-
-    async def _upstream_ready(self, client: aiohttp.ClientSession, url: str) -> bool:
-        """Whether the proxy is ready within a few seconds; the log says why it is not."""
-        await self._until_ok(lambda: client.get(f"{url}/v2/health/live"))
-        try:
-            async with asyncio.timeout(UPSTREAM_SECONDS):
-                await self._until_ok(lambda: client.get(f"{url}/v2/health/ready"))
-        except TimeoutError:
-            async with client.get(f"{url}/v2/health/ready") as reply:
-                log.error("not ready; goes on without", url=url, why=(await reply.json()).get("error"))
-            return False
-        return True
-
-    async def _say_ready(self, url: str) -> None:
-        """Once it is, however long that takes."""
-        async with aiohttp.ClientSession() as client:
-            while True:
-                with contextlib.suppress(aiohttp.ClientError, OSError):
-                    async with client.get(f"{url}/v2/health/ready") as reply:
-                        if reply.status == 200:
-                            print(f"ready {url}", flush=True)
-                            return
-                await asyncio.sleep(FOLLOW_SECONDS)
-
-    async def _until_ok(self, ask: Callable[[], AbstractAsyncContextManager[aiohttp.ClientResponse]]) -> None:
-        while True:
-            with contextlib.suppress(aiohttp.ClientError, OSError):
-                async with ask() as reply:
-                    if reply.status == 200:
-                        return
-            failed = next((one for one in self._fleet.of("proxy:", "model:") if one.refusals >= REFUSALS), None)
-            if failed is not None:
-                raise SetupError(f"{failed.name} does not start; its reason stands above")
-            await asyncio.sleep(POLL_SECONDS)
-
-    async def _tell(self, file: ChildrenFile) -> None:
+    async def _publish_states(self, file: ChildrenFile) -> None:
         """Write what the children are like, for the proxies' metrics, for ever."""
         try:
             while True:
@@ -311,7 +221,7 @@ class _System:
         try:
             manifests = [_manifest(manifest.name, self._settings) for manifest in self._local]
             for manifest in manifests:
-                await _build(manifest, self._settings)
+                await build_model(manifest, self._settings)
         except SetupError as error:
             log.error("not reloaded; all goes on as it was", why=str(error))
             return
@@ -346,49 +256,8 @@ class _System:
         for kind in ("proxy:", "worker:", "model:", "far", "state"):
             await asyncio.gather(*(child.stop(STOP_SECONDS, signal.SIGINT) for child in self._fleet.of(kind)))
         self._fleet.tidy()
-        if self._telling is not None:
-            await end(self._telling)
-
-
-def _say_late() -> None:
-    log.error("no prediction has gone through yet; waiting on, see the log above", seconds=READY_SECONDS)
-
-
-async def _build(manifest: Manifest, settings: UpSettings) -> None:
-    """Build a model in a process of its own where it is missing or of an older manifest."""
-    if changed := await asyncio.to_thread(changed_file, manifest):
-        log.warning("model file changed; what was built before is served", model=manifest.name, why=changed)
-    if _is_built(manifest, settings.data):
-        return
-    flags = ["--models", str(settings.models)] if settings.models else []
-    flags.append(f"--log-format={settings.log_format or default_format()}")
-    process = await asyncio.create_subprocess_exec(
-        *_foreseen(),
-        "models",
-        "build",
-        manifest.name,
-        "--data",
-        str(settings.data),
-        *flags,
-        stdin=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        if await process.wait():
-            raise SetupError(f"model {manifest.name!r} could not be built; its reason stands above")
-    finally:
-        if process.returncode is None:
-            process.terminate()
-            await process.wait()
-
-
-def _is_built(manifest: Manifest, data: Path) -> bool:
-    try:
-        artifact = read_record(data, manifest.name).artifact
-        for file in (artifact.graph, *artifact.assets):
-            read_file(data, artifact, file)
-    except SetupError:
-        return False
-    return artifact.preparation == preparation_digest(manifest, artifact.assets)
+        if self._publishing is not None:
+            await end(self._publishing)
 
 
 def _take(lock: IO[str], data: Path) -> None:
@@ -408,8 +277,3 @@ def _manifest(named: str, settings: UpSettings) -> Manifest:
     if "=" in named:
         raise SetupError(f"--model {named}: `up` starts the models itself; give addresses to `foreseen proxy`")
     return find(named, settings.model_folders)
-
-
-def _foreseen() -> list[str]:
-    """The command of a child. -P: Python would import a folder or file of the current directory before our own."""
-    return [sys.executable, "-P", "-m", "foreseen.cli"]

@@ -1,4 +1,4 @@
-"""How much a JSON text would come to, found before it is parsed: its elements, and the memory of its strings.
+"""Bounds a JSON text before it is parsed: the number of its elements, and the memory of its strings.
 
 An empty object is two characters of text and 64 bytes of memory, so a limit on bytes bounds nothing. Counted are the
 characters that separate values (`,` `:` `[` `]` `{` `}`) outside strings, and strings: a list of n numbers counts
@@ -16,7 +16,7 @@ from foreseen.errors import TooLarge
 MAX_ELEMENTS = 1_000_000
 """They come to 65 MiB at most once parsed (measured over lists, objects, members, strings and nesting)."""
 MAX_TEXT_BYTES = 80 * 2**20
-"""Of a text's length and the memory of its strings: the parser copies the first and makes the second."""
+"""Most bytes of a text and of the memory of its strings: the parser copies the first and makes the second."""
 _WIDEST = 4
 """Bytes of every character of a string that holds one above U+FFFF."""
 _MARKS = b',:[]{}"'

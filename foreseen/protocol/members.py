@@ -1,6 +1,6 @@
 """Members of V2 bodies that have no meaning here, kept so that none is lost on the way to another server. Pure.
 
-A server of somebody else may answer by anything in a request: parameters of a tensor or of a requested output
+Another vendor's server may use anything in a request: parameters of a tensor or of a requested output
 (MLServer's `content_type`), members that no specification names. All of it is forwarded, and all of it is part of the
 key. What its reply holds beside its tensors is stored with the entry and comes back with every hit.
 
@@ -35,7 +35,7 @@ may have an empty name, so the entry format is what it was, and a reader that do
 
 
 class RequestMembers(Struct, frozen=True):
-    """What a request holds beside its id and tensors, by the name of the input or requested output."""
+    """The members of a request beside its id and tensors, by the name of the input or requested output."""
 
     parameters: Members = {}
     top: Members = {}
@@ -91,7 +91,7 @@ def canonical(members: RequestMembers) -> bytes:
 
 
 def read_canonical(raw: bytes) -> RequestMembers:
-    """What `canonical` wrote."""
+    """Parse the output of `canonical`."""
     document = orjson.loads(raw) if raw else {}
     return RequestMembers(*document) if isinstance(document, list) else RequestMembers(document)
 
@@ -108,7 +108,7 @@ def pack_reply(members: ReplyMembers) -> bytes | None:
 
 
 def reply_of(predictions: Sequence[Prediction]) -> ReplyMembers | None:
-    """What the replies to all these rows agree in, beside their tensors."""
+    """The members, beside tensors, that the replies to all these rows agree in."""
     kept = {_kept(prediction) for prediction in predictions}
     if None in kept or not kept:
         return None
@@ -120,6 +120,14 @@ def reply_of(predictions: Sequence[Prediction]) -> ReplyMembers | None:
         _common([one.top for one in documents]),
         {name: _common([one.outputs.get(name, {}) for one in documents]) for name in first.outputs},
     )
+
+
+def reply_usage(prediction: Prediction) -> int:
+    """The tokens that an embedding server has counted for a row; 0 where it has not."""
+    kept = _kept(prediction)
+    usage = None if kept is None else orjson.loads(kept[4:])[0].get("usage")
+    tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    return tokens if type(tokens) is int else 0
 
 
 def member_names(members: ReplyMembers | None) -> set[tuple[str, ...]]:

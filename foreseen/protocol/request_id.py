@@ -1,4 +1,4 @@
-"""A V2 body → where its `id` stands, so that bodies that differ in it alone can be taken for one another.
+"""Finds the `id` in a V2 body, so that two bodies that differ only in it count as the same.
 
 It is found where it is the first member of that name and plain: letters, digits and a few signs, so it is its own JSON.
 That it is the request's own, not that of something within it, is proved: another one in its place is read as the
@@ -18,7 +18,7 @@ _PLAIN = re.compile(rb"[0-9A-Za-z._:/+-]{1,128}")
 
 
 def find_id(body: bytes, header_length: int | None) -> tuple[int, bytes | None]:
-    """Where the first member `id` of a body has its characters, and these, where they are plain. `header_length` is the
+    """The position of a body's first member `id`, and its characters, if they are plain. `header_length` is the
     length of the JSON part, None where it is all of the body."""
     if header_length == 0:
         return 0, None

@@ -1,4 +1,4 @@
-"""JSON text → Python values, refusing everything that two readers could understand differently.
+"""Parses JSON strictly: refuses everything that two readers could understand differently.
 
 orjson already refuses NaN, numbers that overflow a double, lone surrogates, a BOM, bad UTF-8 and nesting above 1,024.
 What it lets through is a member given twice in one object (RFC 8259 section 4 leaves it open, I-JSON forbids it), also
@@ -38,8 +38,8 @@ def load_plain_json(text: bytes) -> Any:
 
 
 def load_json(text: bytes, *, bounded: bool = True) -> Any:
-    """The value. Raises BadRequest, and TooLarge where it would take too much memory, unless it is `bounded` by whom
-    it comes from."""
+    """The value. Raises BadRequest; if `bounded`, also TooLarge where the value would take too much memory. Replies of
+    servers that the operator has chosen are not bounded."""
     if bounded:
         check_size(text)
     document = load_plain_json(text)
@@ -50,8 +50,8 @@ def load_json(text: bytes, *, bounded: bool = True) -> Any:
 
 
 def load_whole(text: bytes | str) -> Any:
-    """The value of valid JSON for who wants integers: what is spelled as `1.0` or `1e0` is the integer that its digits
-    say, and `NOT_WHOLE` where they say none, or one above `MAX_FLOAT_INT`.
+    """The value of valid JSON for a reader of integers: `1.0` or `1e0` becomes the integer that its digits spell;
+    `NOT_WHOLE` stands for a number that is none, or one above `MAX_FLOAT_INT`.
 
     A double has 53 bits: `9007199254740993.0` becomes another number, and `1.0000000000000001` becomes 1.
     Raises BadRequest where the text is nested too deep for this.

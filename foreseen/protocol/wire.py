@@ -1,9 +1,9 @@
-"""Open Inference Protocol V2 bodies ↔ tensors, JSON and binary, with no socket anywhere.
+"""Open Inference Protocol V2 bodies ↔ tensors, in JSON and binary form. No I/O.
 
 Sources: kserve/open-inference-protocol `inference_rest.md`; triton-inference-server/server
 `docs/protocol/extension_binary_data.md` and `extension_classification.md`.
 
-The law of this file: what it lets through is well-formed. Whether it is what the model takes is for others to say.
+The rule of this file: what it accepts is well-formed. `prepare` checks whether the model accepts it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Request(Struct, frozen=True):
     binary: bool = False
     """Whether outputs that do not say otherwise are wanted as binary tensors."""
     members: RequestMembers = NO_MEMBERS
-    """What else it holds, where that was asked for."""
+    """Its other members, if they were asked for."""
 
 
 class OutputTensor(Struct, frozen=True):
@@ -86,10 +86,10 @@ class Response(Struct, frozen=True):
     parameters: dict[str, Any]
     outputs: tuple[InputTensor, ...]
     members: ReplyMembers = NO_REPLY_MEMBERS
-    """What it holds beside its tensors, where that was asked for."""
+    """Its members beside tensors, if they were asked for."""
 
 
-class _Tensor(Struct):
+class _TensorDocument(Struct):
     name: str
     datatype: str
     shape: list[int]
@@ -97,16 +97,16 @@ class _Tensor(Struct):
     data: Any = UNSET
 
 
-class _Wanted(Struct):
+class _RequestedOutput(Struct):
     name: str
     parameters: dict[str, Any] | None = None
 
 
 class _RequestBody(Struct):
-    inputs: list[_Tensor]
+    inputs: list[_TensorDocument]
     id: str | None = None
     parameters: dict[str, Any] | None = None
-    outputs: list[_Wanted] | None = None
+    outputs: list[_RequestedOutput] | None = None
 
 
 class _OnlyId(Struct):
@@ -118,7 +118,7 @@ _ID = msgspec.json.Decoder(_OnlyId)
 
 class _ResponseBody(Struct):
     model_name: str
-    outputs: list[_Tensor]
+    outputs: list[_TensorDocument]
     model_version: str | None = None
     id: str | None = None
     parameters: dict[str, Any] | None = None
@@ -297,7 +297,7 @@ def _convert(document: Any, kind: type[_T]) -> _T:
 
 
 def _tensors(
-    listed: list[_Tensor], part: str, tail: memoryview | None, envelope: bytes, *, bounded: bool
+    listed: list[_TensorDocument], part: str, tail: memoryview | None, envelope: bytes, *, bounded: bool
 ) -> tuple[InputTensor, ...]:
     """The tensors of a body: JSON data of the envelope, or binary data in the order of listing. `bounded`: in their
     elements."""
@@ -338,7 +338,7 @@ def _written(envelope: bytes, part: str, index: int) -> Written:
     return Written(envelope, lambda document: document[part][index]["data"])
 
 
-def _binary_size(tensor: _Tensor, field: str) -> int | None:
+def _binary_size(tensor: _TensorDocument, field: str) -> int | None:
     parameters = tensor.parameters or {}
     if any(name.startswith("shared_memory") for name in parameters):
         raise BadRequest(f"{field}.parameters: shared memory is not supported")
@@ -352,7 +352,7 @@ def _binary_size(tensor: _Tensor, field: str) -> int | None:
     return size
 
 
-def _wanted(output: _Wanted, field: str) -> WantedOutput:
+def _wanted(output: _RequestedOutput, field: str) -> WantedOutput:
     parameters = output.parameters or {}
     classes = parameters.get("classification")
     if classes is not None and (type(classes) is not int or classes < 0):

@@ -20,6 +20,7 @@ from redis import exceptions as gone
 from redis.asyncio import Redis
 
 from foreseen.errors import QueueUnavailable
+from foreseen.lua_scripts import lua_script
 from foreseen.queue.records import JOB_BYTES
 from foreseen.queue.scripts import BASE
 
@@ -29,42 +30,9 @@ Outcome = Literal["delivered", "failed", "refused", "exhausted"]
 
 log = structlog.get_logger()
 
-_CLAIM = """
-local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local claimed = {}
-for _, who in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now), 'LIMIT', 0, ARGV[1])) do
-  local job, nonce = string.sub(who, 1, ARGV[3]), string.sub(who, ARGV[3] + 1)
-  local hook = redis.call('HGET', ARGV[4] .. job, 'h:' .. nonce)
-  if hook then
-    redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2]), who)
-    claimed[#claimed + 1] = {job, nonce, hook, redis.call('HINCRBY', KEYS[2], who, 1)}
-  else
-    redis.call('ZREM', KEYS[1], who)
-    redis.call('HDEL', KEYS[2], who)
-  end
-end
-return claimed
-"""
-_SETTLE = """
-if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
-redis.call('ZREM', KEYS[1], ARGV[1])
-redis.call('HDEL', KEYS[2], ARGV[1])
-if ARGV[3] ~= '' then redis.call('HINCRBY', KEYS[3], 'hook:' .. ARGV[3], 1) end
-return 1
-"""
-_PUT_OFF = """
-if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
-local clock = redis.call('TIME')
-local due = clock[1] * 1000 + math.floor(clock[2] / 1000) + ARGV[3]
-redis.call('ZADD', KEYS[1], 'XX', string.format('%.0f', due), ARGV[1])
-if ARGV[4] == '1' then
-  redis.call('HINCRBY', KEYS[3], 'hook:failed', 1)
-else
-  redis.call('HINCRBY', KEYS[2], ARGV[1], -1)
-end
-return 1
-"""
+_CLAIM = lua_script("foreseen.queue", "hook_claim")
+_SETTLE = lua_script("foreseen.queue", "hook_settle")
+_PUT_OFF = lua_script("foreseen.queue", "hook_put_off")
 
 
 class Claimed(Struct, frozen=True):

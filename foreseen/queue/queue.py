@@ -1,13 +1,14 @@
-"""The queue of jobs: Redis Streams in the state store. It just raises QueueUnavailable.
+"""The queue of jobs: Redis Streams in the state store.
 
-What is written, and when, stands in `transitions`, what is told of it in `queued.py`; this file carries it there and
-back. Calls are bounded and never
-repeated here: who submits answers 503, a worker goes on where it was.
+If the store fails, every method raises QueueUnavailable and repeats nothing: a request gets 503, a worker goes on where
+it was.
+
+What is written, and when, stands in `scripts/`; what is read of it in `queue_types.py`; how the store is called in
+`queue_calls.py`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from redis.asyncio import Redis
 
 from foreseen.errors import KeyReused, QueueFull, QueueUnavailable
 from foreseen.queue.outbox import HOOKS, Outbox
+from foreseen.queue.queue_calls import BUDGET_SECONDS, NoWorkers, QueueCalls
 from foreseen.queue.queue_types import (
     PLAIN,
     Bounds,
@@ -35,23 +37,17 @@ from foreseen.queue.queue_types import (
     seen_of,
 )
 from foreseen.queue.records import JOB_BYTES, NONCE_BYTES
-from foreseen.queue.scripts import BASE, GROUP, SCRIPTS
-from foreseen.queue.warm_progress import ROWS, RUNS, TELL, Run, warming_of
+from foreseen.queue.scripts import BASE, GROUP
+from foreseen.queue.warm_progress import REPORT, ROWS, RUNS, Run, warming_of
 from foreseen.stores.command_batching import Grouped
 from foreseen.stores.master_locator import client_at, moves_of
 from foreseen.stores.redis_urls import BY_ADDRESS, Access
 from foreseen.types import QueueStatus
 
-BUDGET_SECONDS = 2.0
-"""A store that takes longer is stopped, as far as a client that submits or polls can tell."""
 BLOCK_SECONDS = 0.5
 ALIVE_SECONDS = 15.0
 SILENCE_SECONDS = 1.0
 """How long the channel of news is listened to at a time."""
-MAX_CALLS = 16
-"""At a time and of one process; more take turns, as long as the budget at most."""
-PROMISED = frozenset(("submit", "batch", "close", "cancel"))
-"""What a caller is told of once so many replicas have it. An end that is lost is computed again."""
 QUEUE, OPEN, DEAD, COUNTS, NEWS = (f"{BASE}.{name}" for name in ("queue", "open", "dead", "counts", "news"))
 
 log = structlog.get_logger()
@@ -63,12 +59,9 @@ class Queue:
     def __init__(self, client: Redis, bounds: Bounds, replicas: int = 0) -> None:
         self.bounds = bounds
         self.outbox = Outbox(client)
-        self._grouped = Grouped(client, BUDGET_SECONDS)
+        self._calls = QueueCalls(client, replicas)
         self._fetched = Grouped(client, BUDGET_SECONDS)
-        self._promised = Grouped(client, BUDGET_SECONDS, replicas) if replicas else self._grouped
         self._client = client
-        self._turns = asyncio.Semaphore(MAX_CALLS)
-        self._scripts = {name: client.register_script(text) for name, text in SCRIPTS.items()}
         self._life = (_ms(bounds.job_seconds), _ms(bounds.result_seconds))
 
     async def submit(
@@ -90,7 +83,7 @@ class Queue:
         Raises QueueFull, KeyReused, QueueUnavailable.
         """
         bounds = self.bounds
-        told = await self._run(
+        told = await self._calls.run(
             "submit", same, job, nonce, head, rows, ticket, count, size, bounds.jobs, bounds.bytes, *self._life,
             extras.hook, extras.batch, extras.once, extras.fingerprint,
         )  # fmt: skip
@@ -100,7 +93,7 @@ class Queue:
         self, job: bytes, nonce: bytes, head: bytes, ticket: bytes, count: int, extras: Extras = PLAIN
     ) -> IssuedTicket:
         """Open a batch of so many items, which name it when they are submitted. Raises as `submit`."""
-        told = await self._run(
+        told = await self._calls.run(
             "batch", job, nonce, head, ticket, count, self.bounds.bytes, *self._life,
             extras.hook, extras.once, extras.fingerprint,
         )  # fmt: skip
@@ -108,16 +101,49 @@ class Queue:
 
     async def close_batch(self, job: bytes, record: bytes, bad: int) -> bool:
         """All its items are submitted, but for those so many that are bad: it ends when they have."""
-        return bool(await self._run("close", job, record, bad))
+        return bool(await self._calls.run("close", job, record, bad))
 
     async def cancel_all(self, tickets: Sequence[tuple[bytes, bytes]]) -> None:
         """Cancel many tickets, those that have not ended."""
         for job, nonce in tickets:
-            await self._run("cancel", job, nonce, self._life[1])
+            await self._calls.run("cancel", job, nonce, self._life[1])
 
     async def forget_once(self, once: bytes) -> None:
         """An idempotency key is new again."""
-        await self._ask("DEL", f"{BASE}.once:".encode() + once)
+        await self._calls.ask("DEL", f"{BASE}.once:".encode() + once)
+
+    async def keep(self, name: str, content: bytes, most: int) -> None:
+        """Keep a blob for as long as a job may wait; of all of them at most so many bytes. Raises QueueFull,
+        QueueUnavailable."""
+        sizes, now, kept = f"{BASE}.blobs", await self.now(), 0
+        listed = await self._calls.ask("HGETALL", sizes)
+        pairs = listed.items() if isinstance(listed, dict) else zip(listed[::2], listed[1::2], strict=True)
+        for known, told in pairs:
+            size, _, until = told.partition(b" ")
+            if float(until) < now:
+                await self._calls.ask("HDEL", sizes, known)
+            else:
+                kept += int(size)
+        if kept + len(content) > most:
+            raise QueueFull(f"files: {most} bytes are kept at most", retry_after=60)
+        seconds = self._life[0] // 1000 + 1
+        await self._calls.ask("HSET", sizes, name, f"{len(content)} {now + seconds:.0f}")
+        await self._calls.ask("SET", f"{BASE}.blob:{name}", content, "EX", seconds)
+
+    async def kept(self, name: str) -> bytes | None:
+        """A blob, None where there is none. Raises QueueUnavailable."""
+        content: bytes | None = await self._calls.ask("GET", f"{BASE}.blob:{name}")
+        return content
+
+    async def forget(self, name: str) -> None:
+        """Forget a blob."""
+        await self._calls.ask("DEL", f"{BASE}.blob:{name}")
+        await self._calls.ask("HDEL", f"{BASE}.blobs", name)
+
+    async def now(self) -> float:
+        """The store's own clock, in Unix seconds."""
+        seconds, micros = await self._calls.ask("TIME")
+        return int(seconds) + int(micros) / 1e6
 
     def _given(self, told: list[bytes]) -> IssuedTicket:
         match told[1]:
@@ -131,19 +157,19 @@ class Queue:
 
     async def see(self, job: bytes, nonce: bytes, *, record: bool = False) -> JobView | None:
         """A job as a ticket sees it, with the record of its end if asked for; None where there is no such ticket."""
-        way = self._fetched if record else self._grouped  # a record may be large
-        return seen_of(await self._told(way.ask("HMGET", _at(job), *fields_of(nonce, record=record))))
+        way = self._fetched if record else self._calls.grouped  # a record may be large
+        return seen_of(await self._calls.guarded(way.ask("HMGET", _at(job), *fields_of(nonce, record=record))))
 
     async def see_all(self, tickets: Sequence[tuple[bytes, bytes]]) -> list[JobView | None]:
         """The same of many, with their records, in one go."""
         pipe = self._client.pipeline(transaction=False)
         for job, nonce in tickets:
             pipe.hmget(_at(job), fields_of(nonce, record=True))
-        return [seen_of(got) for got in await self._call(pipe.execute())]
+        return [seen_of(got) for got in await self._calls.call(pipe.execute())]
 
     async def used(self, once: bytes) -> tuple[bytes, bytes, bytes] | None:
         """The fingerprint, job and nonce that an idempotency key stands for, None where it is new."""
-        held: bytes | None = await self._ask("GET", f"{BASE}.once:".encode() + once)
+        held: bytes | None = await self._calls.ask("GET", f"{BASE}.once:".encode() + once)
         if held is None:
             return None
         print_bytes = len(held) - JOB_BYTES - NONCE_BYTES
@@ -151,7 +177,7 @@ class Queue:
 
     async def cancel(self, job: bytes, nonce: bytes) -> bool:
         """Cancel a ticket of a job that has not ended; whether there is such a ticket."""
-        return bool(await self._run("cancel", job, nonce, self._life[1]))
+        return bool(await self._calls.run("cancel", job, nonce, self._life[1]))
 
     @contextlib.asynccontextmanager
     async def news(self) -> AsyncIterator[Callable[[], Awaitable[tuple[bytes, bool] | None]]]:
@@ -159,11 +185,11 @@ class Queue:
         of its tickets at least); None where a moment passed without."""
         channel = self._client.pubsub(ignore_subscribe_messages=True)
         try:
-            await self._call(channel.subscribe(NEWS))
+            await self._calls.call(channel.subscribe(NEWS))
             moves = moves_of(self._client)
 
             async def following() -> tuple[bytes, bool] | None:
-                told = await self._call(channel.get_message(timeout=SILENCE_SECONDS))
+                told = await self._calls.call(channel.get_message(timeout=SILENCE_SECONDS))
                 if moves_of(self._client) != moves:
                     raise QueueUnavailable("the queue is on another server now")
                 return None if told is None else (told["data"][:JOB_BYTES], len(told["data"]) == JOB_BYTES)
@@ -178,7 +204,7 @@ class Queue:
     async def open(self) -> None:
         """Make the group of workers where there is none."""
         with contextlib.suppress(gone.ResponseError):  # it exists
-            await self._call(self._client.xgroup_create(QUEUE, GROUP, id="0", mkstream=True))
+            await self._calls.call(self._client.xgroup_create(QUEUE, GROUP, id="0", mkstream=True))
 
     async def next(self, worker: str, count: int) -> list[Delivered]:
         """The messages and jobs that are next; where there are none, wait a moment."""
@@ -194,14 +220,16 @@ class Queue:
     ) -> list[ClaimedJob]:
         """Take jobs aboard: what each is to be, with its records."""
         flat = [part for pair in messages for part in pair]
-        call = self._scripts["begin"](keys=[BASE], args=[worker, company, most_alone, *flat])  # its reply holds rows
-        told = await self._call(call)
+        call = self._calls.scripts["begin"](
+            keys=[BASE], args=[worker, company, most_alone, *flat]
+        )  # its reply holds rows
+        told = await self._calls.call(call)
         return [ClaimedJob(verdict.decode(), *rest) for verdict, *rest in told]
 
     async def beat(self, worker: str, aboard: Iterable[tuple[bytes, bytes, int]]) -> list[bytes]:
         """Say that these messages' jobs are alive, and how many of their rows are done; those that are not its own."""
         flat = [part for one in aboard for part in one]
-        return list(await self._run("beat", worker, *flat)) if flat else []
+        return list(await self._calls.run("beat", worker, *flat)) if flat else []
 
     async def finish(self, worker: str, ended: Sequence[JobEnd]) -> int:
         """End jobs; how many of them had not ended before."""
@@ -210,31 +238,31 @@ class Queue:
         for one in ended:
             fresh = int(min(one.fresh_until, 9e9) * 1000)
             flat += (one.message, one.job, one.state, one.record, fresh, len(one.record) + 1024, one.letter)
-        return int(await self._run("finish", worker, keep, dead, *flat))
+        return int(await self._calls.run("finish", worker, keep, dead, *flat))
 
     async def put_back(self, worker: str, jobs: Sequence[PutBack]) -> None:
         flat: list[Any] = []
         for one in jobs:
             flat += (one.message, one.job, _ms(one.delay_seconds), int(one.tried), int(one.suspect))
-        await self._run("back", worker, *flat)
+        await self._calls.run("back", worker, *flat)
 
     async def tick(self) -> int:
         """Forget what is over, queue what is due; how many were due."""
-        return int(await self._run("tick", *self._life))
+        return int(await self._calls.run("tick", *self._life))
 
     async def workers(self) -> list[str]:
         """Everybody who has ever taken a job and was not taken off."""
-        told = await self._call(self._client.xinfo_consumers(QUEUE, GROUP))
+        told = await self._calls.call(self._client.xinfo_consumers(QUEUE, GROUP))
         return [one["name"].decode() for one in told]
 
     async def claim(self, worker: str, gone_worker: str, silent_seconds: float, most: int) -> list[Delivered]:
         """Messages of a worker that has certainly ended, or ("") of whoever has been silent for so long."""
-        told = await self._run("claim", worker, gone_worker, _ms(silent_seconds), most)
+        told = await self._calls.run("claim", worker, gone_worker, _ms(silent_seconds), most)
         return [delivered_of(message, dict(zip(fields[::2], fields[1::2], strict=True))) for message, fields in told]
 
     async def leave(self, worker: str) -> None:
         """A worker that has nothing aboard and takes nothing more: what waits for it goes to others."""
-        await self._run("leave", worker)
+        await self._calls.run("leave", worker)
 
     # What operators ask.
 
@@ -248,7 +276,7 @@ class Queue:
         pipe.hgetall(RUNS)
         pipe.hgetall(ROWS)
         pipe.time()
-        counts, oldest, dead, webhooks, runs, rows, clock = await self._call(pipe.execute())
+        counts, oldest, dead, webhooks, runs, rows, clock = await self._calls.call(pipe.execute())
         now = clock[0] + clock[1] / 1e6
         age = max(0.0, now - oldest[0][1] / 1000) if oldest else 0.0
         counted = {name.decode(): int(value) for name, value in counts.items()}
@@ -257,79 +285,34 @@ class Queue:
     async def warms(self, name: str, run: Run, before: list[int], *, over: bool) -> None:
         """How far a batch run is; `before` is what it has told of its rows already, as far as it knows."""
         told, known = (msgspec.json.encode(one) for one in (run, before))
-        await self._call(self._client.eval(TELL, 2, RUNS, ROWS, name, told, int(over), known))
+        await self._calls.call(self._client.eval(REPORT, 2, RUNS, ROWS, name, told, int(over), known))
 
     async def _alive(self) -> int:
         """Workers that were heard of a moment ago: one reads or beats about every second."""
         try:
-            told = await self._call(self._client.xinfo_consumers(QUEUE, GROUP))
+            told = await self._calls.call(self._client.xinfo_consumers(QUEUE, GROUP))
         except (gone.ResponseError, NoWorkers):  # there was none yet
             return 0
         return sum(one["idle"] < ALIVE_SECONDS * 1000 for one in told)
 
     async def dead_letters(self) -> dict[bytes, bytes]:
-        told: dict[bytes, bytes] = await self._call(self._client.hgetall(DEAD))
+        told: dict[bytes, bytes] = await self._calls.call(self._client.hgetall(DEAD))
         return told
 
     async def retry(self, job: bytes) -> bool:
         """Put a dead letter back into the queue, as if it had never run."""
-        return bool(await self._run("retry", job))
+        return bool(await self._calls.run("retry", job))
 
     async def drop(self, job: bytes) -> bool:
         """Take a dead letter off the list; its tickets still say how it ended."""
-        return bool(await self._call(self._client.hdel(DEAD, job)))
+        return bool(await self._calls.call(self._client.hdel(DEAD, job)))
 
     async def close(self) -> None:
         await self._client.aclose()
 
     async def _read(self, call: Awaitable[Any]) -> list[Delivered]:
-        told = await self._call(call)
+        told = await self._calls.call(call)
         return [delivered_of(message, fields or {}) for _, entries in told for message, fields in entries]
-
-    async def _run(self, name: str, *values: Any) -> Any:
-        script, promised = self._scripts[name], name in PROMISED
-        way, words = self._promised if promised else self._grouped, (1, BASE, *values)
-        try:
-            return await self._told(way.ask("EVALSHA", script.sha, *words, promised=promised))
-        except gone.NoScriptError:
-            return await self._told(way.ask("EVAL", script.script, *words, promised=promised))
-
-    async def _ask(self, *words: Any) -> Any:
-        """A command that goes with others. Raises QueueUnavailable."""
-        return await self._told(self._grouped.ask(*words))
-
-    async def _call(self, call: Any) -> Any:
-        """A call on a connection of its own. Raises QueueUnavailable, also where none is free in time."""
-        try:
-            async with asyncio.timeout(BUDGET_SECONDS):
-                await self._turns.acquire()
-        except TimeoutError:
-            call.close()
-            raise QueueUnavailable("the queue does not answer") from None
-        try:
-            return await self._told(call)
-        finally:
-            self._turns.release()
-
-    async def _told(self, call: Awaitable[Any]) -> Any:
-        try:
-            return await call
-        except gone.NoScriptError:
-            raise
-        except gone.ResponseError as error:
-            if "NOGROUP" in str(error) or "no such key" in str(error):
-                raise NoWorkers("nobody has worked on this queue yet") from None
-            if str(error).split(" ", 1)[0] in ("ERR", "WRONGTYPE", "BUSYGROUP"):  # a mistake of ours, not of the store
-                raise
-            log.warning("queue refused", error=error.status_code or str(error).split(" ", 1)[0])
-            raise QueueUnavailable("the queue does not take jobs now") from None
-        except (gone.RedisError, OSError, TimeoutError, RuntimeError) as error:  # the last is uvloop's of a closed one
-            log.debug("queue", error=type(error).__name__)
-            raise QueueUnavailable("the queue does not answer") from None
-
-
-class NoWorkers(QueueUnavailable):
-    """The group of workers is not there: nobody has begun, or the store has lost it."""
 
 
 def connect_queue(url: str, bounds: Bounds, access: Access = BY_ADDRESS, replicas: int = 0) -> Queue:

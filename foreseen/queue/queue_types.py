@@ -12,6 +12,10 @@ Verdict = Literal["run", "few", "alone", "poison", "gone"]
 OPEN_STATES = ("queued", "running")
 
 
+MAX_JOBS = 100_000
+"""Jobs that may wait; more are refused with 503. What they take in memory is bounded by a setting."""
+
+
 class Bounds(Struct, frozen=True):
     """How much the queue holds, and for how long (seconds)."""
 

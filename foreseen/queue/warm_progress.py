@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import Struct
 
+from foreseen.lua_scripts import lua_script
 from foreseen.types import WarmRunStatus
 
 RUNS, ROWS = "{fsj1}.warm.runs", "{fsj1}.warm.rows"
@@ -22,27 +23,7 @@ RESULTS = ("hit", "computed", "imported", "failed")
 ALIVE_SECONDS = 15.0
 """A run is heard of every second or two; one that has not been for so long is not under way."""
 
-TELL = """
-local run, told, over = ARGV[1], cjson.decode(ARGV[2]), ARGV[3]
-local at = tonumber(redis.call('TIME')[1])
-local known = redis.call('HGET', KEYS[1], run)
-local before = known and cjson.decode(known).rows or cjson.decode(ARGV[4])
-for i, result in ipairs({'hit', 'computed', 'imported', 'failed'}) do
-  local more = told.rows[i] - before[i]
-  if more > 0 then redis.call('HINCRBY', KEYS[2], result .. ':' .. told.model, string.format('%.0f', more)) end
-end
-redis.call('PEXPIRE', KEYS[2], '2592000000')
-told.at = at
-redis.call('HSET', KEYS[1], run, cjson.encode(told))
-if over == '1' then redis.call('HDEL', KEYS[1], run) end
-local all = redis.call('HGETALL', KEYS[1])
-for i = 1, #all, 2 do
-  if cjson.decode(all[i + 1]).at < at - 60 then redis.call('HDEL', KEYS[1], all[i]) end
-end
-redis.call('PEXPIRE', KEYS[1], '60000')
-return 1
-"""
-"""run, its JSON, "1" if it is over, the rows by result that were told before by what the run knows of it."""
+REPORT = lua_script("foreseen.queue", "warm_report")
 
 
 class Run(Struct):

@@ -26,11 +26,11 @@ AGAIN_SECONDS = 0.2
 log = structlog.get_logger()
 
 
-def far_at(url: str, budget_seconds: float, *, keys_per_call: int = 256, access: Access = BY_ADDRESS) -> Entries:
+def far_at(url: str, budget_seconds: float, *, access: Access = BY_ADDRESS) -> Entries:
     """The far tier at an address, whatever is there. Opens no connection yet. Raises SetupError for no address."""
 
     def one(address: str) -> Far:
-        return Far(connect(address, budget_seconds, access), keys_per_call=keys_per_call)
+        return Far(connect(address, budget_seconds, access))
 
     many = several(url)
     if many is None:

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from foreseen.errors import FarError
+from foreseen.lua_scripts import lua_script
 from foreseen.types import DOWN, FarState, Key
 
 PREFIX = b"fsn1:"
 SECRET_CHECK = b"fsn1.secret"
 LEASE = b"fsn1.lease:"
-_EXTEND = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
-_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+_EXTEND = lua_script("foreseen.stores", "lease_extend")
+_RELEASE = lua_script("foreseen.stores", "lease_release")
 COMMANDS_PER_CALL = 256
 
 Command = tuple[Any, ...]

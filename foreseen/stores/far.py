@@ -30,6 +30,8 @@ from foreseen.stores.redis_pool import Open, RedisPool
 from foreseen.stores.redis_urls import MAX_CONNECTIONS, execute
 from foreseen.types import DOWN, FarState, Key
 
+KEYS_PER_CALL = 256
+"""Keys of one MGET at most."""
 STORE_PAUSE_SECONDS = 1.0
 """How long stores rest after Redis refused one (full, read-only, not permitted); reads go on."""
 
@@ -70,7 +72,7 @@ def _wire(client: Redis) -> RedisPool | None:
 class Far(Entries):
     """The far tier on one server. Everything raises at once while the breaker is open."""
 
-    def __init__(self, client: Redis, *, keys_per_call: int = 256, breaker: Breaker | None = None) -> None:
+    def __init__(self, client: Redis, *, keys_per_call: int = KEYS_PER_CALL, breaker: Breaker | None = None) -> None:
         self._client = client
         self._wire = _wire(client)
         self._keys_per_call = keys_per_call
@@ -190,7 +192,7 @@ class Far(Entries):
     def _look_up_again(self) -> None:
         """A server that became a replica keeps its connections: without them the name is looked up anew."""
         if self._wire is not None:
-            self._wire.close()
+            self._wire.close_idle()
         task = asyncio.get_running_loop().create_task(self._client.connection_pool.disconnect(inuse_connections=False))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)

@@ -30,6 +30,7 @@ from redis import exceptions as gone
 from redis.asyncio import Redis
 
 from foreseen.errors import StateUnavailable
+from foreseen.lua_scripts import lua_script
 from foreseen.stores.master_locator import client_at, moves_of, waited
 from foreseen.stores.redis_urls import BY_ADDRESS, MAX_CONNECTIONS, Access, several
 
@@ -45,55 +46,12 @@ Kind = Literal["all", "model", "digest", "key"]
 
 log = structlog.get_logger()
 
-_NEXT = """
-local t = redis.call('TIME')
-local last = tonumber(redis.call('HGET', KEYS[1], 'last') or '0')
-local function purge(kind, what, above)
-  local generation = string.format('%.0f', math.max(above + 1, t[1] * 1000000 + t[2]))
-  redis.call('HSET', KEYS[1], 'last', generation)
-  if kind ~= 'key' then redis.call('HSET', KEYS[1], kind .. ':' .. what, generation) end
-  redis.call('XADD', KEYS[2], generation .. '-1', 'kind', kind, 'what', what)
-  return generation
-end
-"""
-_PURGE = (
-    _NEXT
-    + """
-if redis.call('XLEN', KEYS[2]) < tonumber(ARGV[3]) then return purge(ARGV[1], ARGV[2], last) end
-redis.call('DEL', KEYS[2])
-return purge('all', '', last)
-"""
-)
-_BEGIN = (
-    _NEXT
-    + """
-local seen = tonumber(ARGV[1])
-if last == 0 or last < seen then purge('all', '', math.max(last, seen)) end
-return redis.call('HGETALL', KEYS[1])
-"""
-)
-_RAISE = """
-for i = 1, #ARGV, 2 do
-  local known = tonumber(redis.call('HGET', KEYS[1], ARGV[i]) or '0')
-  if tonumber(ARGV[i + 1]) > known then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-end
-"""
-_SERVED = """
-local t = redis.call('TIME')
-local now = string.format('%.0f', t[1] * 1000000 + t[2])
-for i = 2, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], now .. ' ' .. ARGV[i + 1]) end
-if redis.call('HLEN', KEYS[1]) <= tonumber(ARGV[1]) then return end
-local all, by_age = redis.call('HGETALL', KEYS[1]), {}
-for i = 1, #all, 2 do by_age[#by_age + 1] = {tonumber(string.match(all[i + 1], '^%d+')), all[i]} end
-table.sort(by_age, function(a, b) return a[1] < b[1] end)
-for i = 1, #by_age - tonumber(ARGV[1]) do redis.call('HDEL', KEYS[1], by_age[i][2]) end
-"""
-_LOG_AGAIN = """
-for i = 1, #ARGV, 2 do
-  redis.pcall('XADD', KEYS[1], ARGV[i] .. '-1', 'kind', 'key', 'what', ARGV[i + 1])
-end
-"""
-"""Refused, one by one, where the log has newer ones already."""
+_NEXT = lua_script("foreseen.stores", "state_next")
+_PURGE = _NEXT + lua_script("foreseen.stores", "state_purge")
+_BEGIN = _NEXT + lua_script("foreseen.stores", "state_begin")
+_RAISE = lua_script("foreseen.stores", "state_raise")
+_SERVED = lua_script("foreseen.stores", "state_served")
+_LOG_AGAIN = lua_script("foreseen.stores", "state_log_again")
 
 
 class Purge(Struct, frozen=True):

@@ -1,7 +1,7 @@
-"""Which callers are the heaviest, over the last minute: a bounded table per worker, and their sum for a scrape.
+"""The heaviest callers of the last minute: a bounded table in each worker, summed over workers at a scrape.
 
-With several workers each leaves its own counts in the folder of metrics once a second; the one that is scraped reads
-all. Series are bounded: a scrape tells of the heaviest few, and of the others as `other`.
+With several workers each writes its counts into the folder of metrics once a second; the worker that is scraped reads
+all. Series are bounded: a scrape reports the heaviest few, and the others as `other`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Counts = dict[str, list[int]]
 
 
 class CallerCounts:
-    """Of one worker. `shown` callers are told of; with 0 nothing is counted."""
+    """The table of one worker. `shown` callers are reported; with 0 nothing is counted."""
 
     def __init__(self, shown: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._shown = shown
@@ -84,11 +84,11 @@ def heaviest(counts: Mapping[str, list[int]], shown: int) -> Counts:
     by_computed = sorted(named, key=lambda address: (-named[address][2], address))
     chosen = dict.fromkeys([*by_computed[: shown // 2], *by_requests])
     kept = list(chosen)[:shown]
-    told = {address: named[address] for address in sorted(kept, key=lambda address: -named[address][0])}
-    rest = [one for address, one in counts.items() if address not in told]
+    heaviest = {address: named[address] for address in sorted(kept, key=lambda address: -named[address][0])}
+    rest = [one for address, one in counts.items() if address not in heaviest]
     if rest:
-        told[OTHER] = [sum(one[at] for one in rest) for at in range(3)]
-    return told
+        heaviest[OTHER] = [sum(one[at] for one in rest) for at in range(3)]
+    return heaviest
 
 
 @lru_cache(MOST_CALLERS)

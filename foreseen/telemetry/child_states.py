@@ -1,7 +1,7 @@
-"""The supervisor's children ↔ a file of fixed size under the data directory, which the proxies' `/metrics` tells of.
+"""A file of fixed size with the states of the supervisor's children, which the proxies' `/metrics` reports.
 
 The file is made, in full, before any child is started, and then overwritten in place: a full disk, which ends children,
-does not keep anybody from seeing that it does.
+does not keep their ends from being reported.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ChildrenFile:
         self.write(())
 
     def write(self, children: Sequence[ChildState]) -> None:
-        """What the children are like now. More than the file holds are left out."""
+        """Write the present states of the children; none if they do not fit into the file."""
         body = msgspec.json.encode(children)
         if len(body) > FILE_BYTES:
             body = b"[]"
@@ -47,7 +47,7 @@ class ChildrenFile:
 
 
 def read_children(path: Path) -> list[ChildState]:
-    """What the supervisor wrote last; nothing where there is none, or while it writes."""
+    """The states that the supervisor wrote last; none where there is no file, or while it writes."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=list[ChildState])
     except (OSError, msgspec.MsgspecError):

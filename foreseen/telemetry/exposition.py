@@ -1,4 +1,4 @@
-"""What was counted → the Prometheus text format: over all workers, with what Redis says of itself, and Triton's names.
+"""Writes the Prometheus text format: metrics of all workers, state of Redis, queue and children, and Triton's names.
 
 With several workers `PROMETHEUS_MULTIPROC_DIR` is set before this module is imported. Their values lie in files of that
 folder, named after the worker's number, so that a restarted worker goes on where the last one stopped.
@@ -45,21 +45,21 @@ FAR_STATE = (
     ("foreseen_far_up", "gauge", "1 if Redis answered this scrape within the far budget."),
     ("foreseen_far_memory_bytes", "gauge", "Memory that Redis uses."),
     ("foreseen_far_memory_limit_bytes", "gauge", "Redis' maxmemory; 0: no limit."),
-    ("foreseen_far_entries", "gauge", "Keys in Redis, whoever put them there."),
-    ("foreseen_far_evicted_entries_total", "counter", "Keys that Redis evicted for want of memory."),
-    ("foreseen_far_expired_entries_total", "counter", "Keys of Redis whose time was over."),
-    ("foreseen_far_uptime_seconds", "gauge", "How long Redis has run; it falls when it was started again, empty."),
+    ("foreseen_far_entries", "gauge", "Keys in Redis, also those of other programs."),
+    ("foreseen_far_evicted_entries_total", "counter", "Keys that Redis evicted because its memory was full."),
+    ("foreseen_far_expired_entries_total", "counter", "Keys that expired in Redis."),
+    ("foreseen_far_uptime_seconds", "gauge", "Time since Redis started; it falls after a restart."),
 )
 """Families that are read from Redis at each scrape, where there is a far tier."""
 
 
 def far_families(state: FarState | None) -> Iterator[Metric]:
-    """What Redis says of itself as families; nothing but `foreseen_far_up` where it says nothing."""
+    """The state of Redis as metric families; only `foreseen_far_up` if it does not answer."""
     if state is None:
         return
     answered = state != DOWN
-    told = (int(answered), state.memory, state.memory_limit, state.keys, state.evicted, state.expired, state.uptime)
-    for (name, kind, said), value in list(zip(FAR_STATE, told, strict=True))[: None if answered else 1]:
+    readings = (int(answered), state.memory, state.memory_limit, state.keys, state.evicted, state.expired, state.uptime)
+    for (name, kind, said), value in list(zip(FAR_STATE, readings, strict=True))[: None if answered else 1]:
         family = Metric(name.removesuffix("_total"), said, kind)
         family.add_sample(name, {}, value)
         yield family
@@ -70,12 +70,12 @@ QUEUE_STATE = (
     ("foreseen_jobs", "gauge", "state", "Jobs in the state store by state; ended ones until they are forgotten."),
     ("foreseen_jobs_oldest_seconds", "gauge", "", "Age of the oldest job that has not ended; 0: there is none."),
     ("foreseen_jobs_dead_letters", "gauge", "", "Dead letters: jobs that are poison, or that nothing could answer."),
-    ("foreseen_job_workers", "gauge", "", "Workers of the queue that were heard of in the last 15 seconds."),
+    ("foreseen_job_workers", "gauge", "", "Job workers that sent a heartbeat in the last 15 seconds."),
     ("foreseen_queue_bytes", "gauge", "", "Memory of jobs and results, and what is reserved for results."),
     ("foreseen_webhooks_waiting", "gauge", "", "Webhooks that are not delivered yet."),
     ("foreseen_jobs_submitted_total", "counter", "", "Jobs that were put into the queue."),
-    ("foreseen_jobs_joined_total", "counter", "", "Tickets of jobs that were there already: the same question."),
-    ("foreseen_jobs_ended_total", "counter", "state", "Jobs that have ended, by how."),
+    ("foreseen_jobs_joined_total", "counter", "", "Tickets that joined an existing job with the same rows."),
+    ("foreseen_jobs_ended_total", "counter", "state", "Jobs that have ended, by state."),
     ("foreseen_jobs_redelivered_total", "counter", "", "Jobs that were taken over from a worker that died."),
     (
         "foreseen_webhook_calls_total",
@@ -90,12 +90,12 @@ WEBHOOK_OUTCOMES = ("delivered", "failed", "exhausted", "refused")
 
 
 def queue_families(queue: QueueStatus | None) -> Iterator[Metric]:
-    """What the queue is like as families; nothing but `foreseen_queue_up` where it does not answer. Every proxy on a
-    state store tells the same numbers: take one, do not sum them."""
+    """The queue's status as metric families; only `foreseen_queue_up` if it does not answer. Every proxy on a state
+    store reports the same numbers: take one, do not sum them."""
     if queue is None:
         return
     get = queue.counts.get
-    told: tuple[Mapping[str, float], ...] = (
+    readings: tuple[Mapping[str, float], ...] = (
         {"": int(queue is not AWAY)},
         {state: get(f"state:{state}", 0) for state in JOB_STATES},
         {"": queue.oldest_seconds},
@@ -109,7 +109,7 @@ def queue_families(queue: QueueStatus | None) -> Iterator[Metric]:
         {"": get("redelivered", 0)},
         {outcome: get(f"hook:{outcome}", 0) for outcome in WEBHOOK_OUTCOMES},
     )
-    known = list(zip(QUEUE_STATE, told, strict=True))
+    known = list(zip(QUEUE_STATE, readings, strict=True))
     for (name, kind, label, said), values_ in known[:1] if queue is AWAY else known:
         family = Metric(name.removesuffix("_total"), said, kind)
         for value, number in values_.items():
@@ -122,36 +122,36 @@ WARM_STATE = (
         "foreseen_warm_runs",
         "gauge",
         ("model",),
-        "Batch runs under way that write to Redis themselves, past the proxies.",
+        "Batch runs under way that write to Redis directly, without a proxy.",
     ),
     (
         "foreseen_warm_run_rows",
         "gauge",
         ("model", "state"),
-        "Their rows: done; left, as far as the files say how many they hold.",
+        "Their rows by state: done; left, as far as the files record how many they hold.",
     ),
     (
         "foreseen_warm_rows_total",
         "counter",
         ("model", "result"),
-        "Rows of all such runs, told at each of their checkpoints, by result: hit, computed, imported, failed.",
+        "Rows of all such runs, reported once a second, by result: hit, computed, imported, failed.",
     ),
 )
 """Families that are read from the state store at each scrape, where there is a queue: name, type, labels, meaning."""
 
 
 def warm_families(queue: QueueStatus | None, models: Sequence[str]) -> Iterator[Metric]:
-    """What batch runs tell of themselves, of served models only; nothing where the store does not answer. As above,
-    every proxy on it tells the same."""
+    """The progress that batch runs report, for served models only; nothing if the store does not answer. As above,
+    every proxy on it reports the same."""
     if queue is None or queue is AWAY:
         return
     warming = queue.warming
-    told: tuple[dict[tuple[str, ...], int], ...] = (
+    readings: tuple[dict[tuple[str, ...], int], ...] = (
         {(model,): warming.runs.get(model, 0) for model in models},
         {(model, state): warming.states.get((model, state), 0) for model in models for state in ("done", "left")},
         {(model, result): warming.rows.get((model, result), 0) for model in models for result in RESULTS},
     )
-    for (name, kind, labels, said), values_ in zip(WARM_STATE, told, strict=True):
+    for (name, kind, labels, said), values_ in zip(WARM_STATE, readings, strict=True):
         family = Metric(name.removesuffix("_total"), said, kind)
         for value, number in values_.items():
             family.add_sample(name, dict(zip(labels, value, strict=True)), number)
@@ -194,9 +194,9 @@ type, label, meaning."""
 
 
 def child_families(children: Sequence[ChildState]) -> Iterator[Metric]:
-    """What the supervisor says of its children. Every worker under it tells the same."""
-    told = ({one.name: int(one.running) for one in children}, {one.name: one.ends for one in children})
-    for (name, kind, label, said), values_ in zip(CHILD_STATE, told, strict=True):
+    """The supervisor's record of its children. Every worker under it reports the same."""
+    readings = ({one.name: int(one.running) for one in children}, {one.name: one.ends for one in children})
+    for (name, kind, label, said), values_ in zip(CHILD_STATE, readings, strict=True):
         family = Metric(name.removesuffix("_total"), said, kind)
         for child, number in values_.items():
             family.add_sample(name, {label: child}, number)
@@ -205,7 +205,7 @@ def child_families(children: Sequence[ChildState]) -> Iterator[Metric]:
 
 
 def triton_families(families: Sequence[Metric], versions: Mapping[str, str]) -> Iterator[Metric]:
-    """Triton's names for what the proxy counts. Those of queue and compute are the model process's own."""
+    """The proxy's counts under Triton's names. The model process reports those of queue and compute itself."""
     samples = [sample for family in families for sample in family.samples]
 
     def total(name: str, *values: str) -> dict[str, float]:
@@ -215,7 +215,7 @@ def triton_families(families: Sequence[Metric], versions: Mapping[str, str]) -> 
 
     requests, seconds = "foreseen_requests_total", "foreseen_request_duration_seconds"
     answered, good = total(requests), total(requests, "200")
-    told: dict[str, tuple[str, Mapping[str, float]]] = {
+    readings: dict[str, tuple[str, Mapping[str, float]]] = {
         "nv_inference_request_success": ("Requests answered with 200.", good),
         "nv_inference_request_failure": (
             "Requests answered with an error.",
@@ -231,7 +231,7 @@ def triton_families(families: Sequence[Metric], versions: Mapping[str, str]) -> 
         "nv_cache_hit_duration_per_model": ("Time of hits, in µs.", _micros(total(f"{seconds}_sum", "hit"))),
         "nv_cache_miss_duration_per_model": ("Time of misses, in µs.", _micros(total(f"{seconds}_sum", *_MISSED))),
     }
-    for name, (said, by_model) in told.items():
+    for name, (said, by_model) in readings.items():
         family = Metric(name, said, "unknown")  # Triton's counters have no _total
         for model, value in by_model.items():
             family.add_sample(name, {"model": model, "version": versions[model]}, value)

@@ -83,8 +83,9 @@ class Tallies:
 
 
 class Hits:
-    """What the hits of one model and protocol count: requests, rows by tier, compute seconds saved, durations. Plain
-    additions, brought in by `flush` as a tally's are; at once where several workers write to files that outlive them.
+    """The tally of one model's and protocol's hits: requests, rows by tier, compute seconds saved, durations. Plain
+    additions, which `flush` adds to the metrics as it does tallies; at once where several workers
+    write to files that outlive them.
     """
 
     __slots__ = (

@@ -58,13 +58,13 @@ PROXY_METRICS: dict[str, Spec] = {
     ),
     "background_rows": CounterSpec(
         "foreseen_background_rows",
-        "Rows asked in the background lane, by result: those of batch runs through a proxy (a priority "
+        "Rows requested in the background lane, by result: those of batch runs through a proxy (a priority "
         "above 1), which are in foreseen_rows_total, too; at a worker's own /metrics those of jobs.",
         labels=("model", "result"),
     ),
     "imported_rows": CounterSpec(
         "foreseen_imported_rows",
-        "Rows that batch runs handed over with their answers (POST .../import), by result: stored, had.",
+        "Rows that batch runs imported with their answers (POST .../import), by result: stored, had.",
         labels=("model", "result"),
     ),
     "misses": CounterSpec(
@@ -92,7 +92,7 @@ PROXY_METRICS: dict[str, Spec] = {
     ),
     "model_seconds": HistogramSpec(
         "foreseen_model_request_duration_seconds",
-        "Time that the rows nobody knew waited for their model process, as one request or several.",
+        "Latency of model requests for cache misses: the wait of missed rows for their model process.",
         labels=("model",),
         buckets=REQUEST_BUCKETS,
         at_once=True,
@@ -108,7 +108,7 @@ PROXY_METRICS: dict[str, Spec] = {
     "far_errors": CounterSpec("foreseen_far_errors", "Far operations that failed, by kind.", labels=("kind",)),
     "verify_failed": CounterSpec(
         "foreseen_verify_failed",
-        "Far entries that were not what was asked for, by reason: length, format, identity, tag.",
+        "Far entries that failed verification, by reason: length, format, identity, tag.",
         labels=("reason",),
     ),
     "dropped": CounterSpec(
@@ -116,22 +116,22 @@ PROXY_METRICS: dict[str, Spec] = {
     ),
     "leases": CounterSpec(
         "foreseen_lease_rows",
-        "Rows of slow models by what a lease in Redis made of them: won (computed here), waited (another "
-        "proxy computed them), taken-over (its leader died or failed), failed (Redis did; computed here).",
+        "Rows of slow models by the outcome of their lease in Redis: won (computed here), waited (another "
+        "proxy computed them), taken-over (their leader died or failed), failed (Redis failed; computed here).",
         labels=("model", "outcome"),
     ),
     "quarantined": CounterSpec(
         "foreseen_quarantined_rows",
-        "Rows refused because they have twice ended the model's process, alone.",
+        "Rows refused as poison: each has twice crashed the model process when it was its only row.",
         labels=("model",),
     ),
     "limited": CounterSpec(
         "foreseen_limited",
-        "Callers that met a limit: connections (refused), idle (closed to make room), head (too slow), "
+        "Clients that met a limit: connections (refused), idle (closed to make room), head (too slow), "
         "head-size, write (they do not read), rate.",
         labels=("limit",),
     ),
-    "evictions": CounterSpec("foreseen_near_evictions", "Entries that near evicted for others."),
+    "evictions": CounterSpec("foreseen_near_evictions", "Entries that near evicted to make room."),
     "stages": HistogramSpec(
         "foreseen_stage_duration_seconds",
         "Time of one step of a request: decode, prepare, key, near, flight (far and model within it), "
@@ -140,24 +140,24 @@ PROXY_METRICS: dict[str, Spec] = {
         buckets=STAGE_BUCKETS,
     ),
     "entry_bytes": HistogramSpec(
-        "foreseen_entry_bytes", "Size of the entries that were made, as they lie in far.", buckets=ENTRY_BUCKETS
+        "foreseen_entry_bytes", "Size of the entries that were made, as stored in far.", buckets=ENTRY_BUCKETS
     ),
     "model_rows": HistogramSpec(
         "foreseen_model_request_rows",
-        "Rows that were asked of a model process at a time.",
+        "Rows of one request to a model process.",
         labels=("model",),
         buckets=ROWS_BUCKETS,
         at_once=True,
     ),
     "loop_lag": HistogramSpec(
         "foreseen_loop_lag_seconds",
-        "How late a worker's event loop woke, four times a second: what everybody waits on top.",
+        "Event loop lag, measured four times a second: every request of the worker waits that much longer.",
         buckets=LAG_BUCKETS,
     ),
     "cpu_seconds": CounterSpec("foreseen_worker_cpu_seconds", "CPU time of the proxy's workers."),
     "near_bytes": GaugeSpec("foreseen_near_bytes", "Memory of the near tier.", mode="livesum"),
     "near_entries": GaugeSpec("foreseen_near_entries", "Entries in the near tier.", mode="livesum"),
-    "in_flight": GaugeSpec("foreseen_flight_rows", "Rows being asked for right now.", mode="livesum"),
+    "in_flight": GaugeSpec("foreseen_flight_rows", "Rows in flight: requested and not answered yet.", mode="livesum"),
     "breaker_open": GaugeSpec(
         "foreseen_far_breaker_open", "1 while the far tier is not asked because it failed.", mode="livemax"
     ),
@@ -166,9 +166,9 @@ PROXY_METRICS: dict[str, Spec] = {
         "1 while the far tier is not asked because its Redis was filled under another root secret.",
         mode="livemax",
     ),
-    "far_pending": GaugeSpec("foreseen_far_pending_bytes", "Entries on their way to far.", mode="livesum"),
-    "connections": GaugeSpec("foreseen_connections", "Open connections of callers.", mode="livesum"),
-    "tasks": GaugeSpec("foreseen_tasks", "Coroutines that the workers' event loops have under way.", mode="livesum"),
+    "far_pending": GaugeSpec("foreseen_far_pending_bytes", "Entries being stored in far.", mode="livesum"),
+    "connections": GaugeSpec("foreseen_connections", "Open connections of clients.", mode="livesum"),
+    "tasks": GaugeSpec("foreseen_tasks", "Tasks of the workers' event loops that have not ended.", mode="livesum"),
     "workers": GaugeSpec("foreseen_workers", "Proxy workers alive.", mode="livesum"),
     "resident": GaugeSpec("foreseen_worker_resident_bytes", "Memory of the proxy's workers.", mode="livesum"),
     "model_ready": GaugeSpec(
@@ -189,6 +189,8 @@ PROXY_METRICS: dict[str, Spec] = {
         "When the youngest worker started, Unix time: it changes whenever one is restarted.",
         mode="max",
     ),
-    "build": GaugeSpec("foreseen_build_info", "1; its labels say what runs.", labels=("version", "python"), mode="max"),
+    "build": GaugeSpec(
+        "foreseen_build_info", "1; its labels are the versions that run.", labels=("version", "python"), mode="max"
+    ),
 }
 """Attribute of `ProxyMetrics` → its metric, in the order of the exposition."""

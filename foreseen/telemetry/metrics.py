@@ -1,9 +1,10 @@
-"""What the proxy counts: the names others may rely on, with closed label sets.
+"""The proxy's metrics: stable names with closed label sets.
 
 Seconds, bytes, `_total`. A hit takes well under a millisecond, so request buckets start at 0.25 ms. With several
 workers `PROMETHEUS_MULTIPROC_DIR` is set before this module is imported, and a scrape sums over them. Requests, rows
 and their durations are counted before an answer is sent, with several workers in files at once, so that not even
-`kill -9` loses one; stage timings, sizes and gauges follow once a second. A scrape brings in what is tallied.
+`kill -9` loses one; stage timings, sizes and gauges follow once a second. A scrape
+flushes the tallies first.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ LIMITS = ("connections", "idle", "head", "head-size", "write", "rate")
 UPSTREAM_PROBLEMS = ("unreachable", "not-v2", "lists-nothing", "no-metadata", "unusable")
 VERIFY_REASONS = ("length", "format", "identity", "tag")
 
-disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for every counter that nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call] # it adds an unused second series to every counter
 
 
 class ProxyMetrics:
@@ -92,7 +93,7 @@ class ProxyMetrics:
         self._hits: dict[tuple[str, str], Hits] = {}
 
     def hits(self, model: str, protocol: str) -> Hits:
-        """What hits of a model and protocol count, for those who count many."""
+        """The tally of a model's and protocol's hits, for callers that count many."""
         hits = self._hits.get((model, protocol))
         if hits is None and not self._on:
             hits = self._hits[model, protocol] = cast("Hits", NullMetric())
@@ -137,7 +138,7 @@ class ProxyMetrics:
             self.dropped.labels(reason)
 
     def flush(self) -> None:
-        """Bring in what was tallied. On the event loop."""
+        """Add the tallies to the metrics. On the event loop."""
         tallies = (self.stages, self.request_seconds, self.model_seconds, self.model_rows, self.far_seconds)
         for tally in (*chain(*tallies), self.entry_bytes, self.loop_lag):
             tally.flush()

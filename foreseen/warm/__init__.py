@@ -1,4 +1,4 @@
-"""Tables of rows → entries in the far tier: compute what is missing, or import what a batch run has computed.
+"""Warms the cache from tables of rows: computes what is missing, or imports what a batch run has computed.
 
 The one thing that other people's programs (Ray, Airflow, a notebook) need is `Warmer`: small, picklable, synchronous.
 """

@@ -1,4 +1,4 @@
-"""What a warmer is told: everything it needs to open its own connections, wherever it is unpickled."""
+"""A warmer's plan: everything it needs to open its own connections, wherever it is unpickled."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from msgspec import Struct
 
+from foreseen.keys.entry import MAX_FAR_VALUE_BYTES
 from foreseen.modelspec.manifest import Manifest
 from foreseen.queue.warm_progress import RESULTS
 from foreseen.types import Array, Prediction
@@ -46,7 +47,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     """Certificates (PEM) that verify the state store over TLS; default: the system's."""
     sentinel_user: str | None = None
     sentinel_password_file: Path | None = None
-    """What Sentinels ask for, where they say where the state store is."""
+    """Credentials of the Sentinels that locate the state store."""
     mode: Literal["compute", "import"] = "compute"
     inputs: dict[str, str] = {}
     """Column → input, where they differ."""
@@ -59,14 +60,14 @@ class Plan(Struct, frozen=True, kw_only=True):
     ttl_seconds: float = 604800.0
     jitter: float = 0.1
     """Entries that are made together do not expire together."""
-    value_bytes: int = 4 * 2**20
+    value_bytes: int = MAX_FAR_VALUE_BYTES
     """A larger entry is not stored."""
     patience_seconds: float = 60.0
     """How long a model process or a Redis that is away, full or silent is waited for."""
 
 
 class Warmed(Struct):
-    """What became of the rows of one batch. `keys[i]` is empty where row i failed before it had one."""
+    """The results of one batch. `keys[i]` is empty where row i failed before it had one."""
 
     keys: list[bytes]
     codes: Array
@@ -80,7 +81,7 @@ class Warmed(Struct):
         return dict(zip(RESULTS, found, strict=True))
 
     def table(self) -> pa.Table:
-        """key, result, reason: a small table for whoever called."""
+        """key, result, reason: a small table for the caller."""
         words = pa.DictionaryArray.from_arrays(pa.array(self.codes, pa.int8()), pa.array(RESULTS))
         return pa.table(
             {

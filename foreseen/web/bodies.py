@@ -17,7 +17,7 @@ from foreseen.errors import BadRequest, Overloaded, TooLarge
 
 FREE_BYTES = 64 * 1024
 MEDIUM_BYTES = 2**20
-"""Larger bodies have room of their own, so that a few of 64 MiB leave everybody else's alone."""
+"""Larger bodies have room of their own, so that a few of 64 MiB do not block small ones."""
 MEDIUM_ROOM_BYTES = 128 * 2**20
 LARGE_ROOM_BYTES = 192 * 2**20
 STEP_BYTES = 2**20
@@ -66,7 +66,7 @@ class Bodies:
 
 
 class Charge:
-    """What one request holds, until `release`."""
+    """The bytes that one request holds, until `release`."""
 
     __slots__ = ("_bodies", "_held", "_room", "_size")
 
@@ -100,7 +100,7 @@ class Charge:
 
 
 BODIES = web.AppKey("bodies", Bodies)
-"""Of an application whose bodies are bounded in sum."""
+"""The bounds of an application, for `read_body`."""
 
 
 class Inflater:

@@ -1,4 +1,4 @@
-"""Who sent a request, as logs and counts name it: address, request id and path; read when a line is written.
+"""The caller of a request for logs and counts: address, request id and path; parsed only when a line is written.
 
 The address is the connection's, or, behind so many trusted proxies (`--forwarded-hops`), what the outermost of them
 wrote into `X-Forwarded-For`: everything to the left of that a client may have made up.
@@ -41,10 +41,10 @@ class Caller(Struct, frozen=True):
         no route's and not of one of these models are the client's own words, and left out."""
         target, named = _TARGET.match(self.head), _ID.search(self.head)
         path = "" if target is None else known_path(target[1].decode("latin-1"), models)
-        told: dict[str, object] = {"client": self.address, "path": path}
+        fields: dict[str, object] = {"client": self.address, "path": path}
         if named is not None and named[1].strip():
-            told["request_id"] = plain(named[1].decode("latin-1").strip(), MAX_ID_CHARACTERS)
-        return told
+            fields["request_id"] = plain(named[1].decode("latin-1").strip(), MAX_ID_CHARACTERS)
+        return fields
 
 
 def caller_of(request: web.BaseRequest) -> Caller:

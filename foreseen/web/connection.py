@@ -53,20 +53,20 @@ class AppRunner(web.AppRunner):
         # aiohttp takes a gzip body that was cut off for a whole one, and refuses br and zstd before a handler can.
         super().__init__(app, access_log=None, auto_decompress=False, **options)
         self._connect = connect or Connection
-        self._gate = Gate(ListenerLimits()) if gate is None else gate  # one that nobody has entered is falsy
+        self._gate = Gate(ListenerLimits()) if gate is None else gate  # an empty gate is falsy
 
-    def tell_last_answers(self) -> None:
+    def announce_close(self) -> None:
         """From now on every answer carries `Connection: close`."""
         assert isinstance(self.server, _Server)
         self.server.draining = True
 
     def accept_all(self, listener: socket.socket) -> None:
-        """Take whoever waits at a listener of one of the sites, not only one a turn of the event loop."""
+        """Accept all connections that wait at a listener of one of the sites, not only one a turn of the event loop."""
         assert isinstance(self.server, _Server)
         self.server.listener = listener
 
     async def accept_no_more(self) -> None:
-        """Wait until whoever was accepted is among the connections. Others on the same socket are another process's."""
+        """Wait until every accepted connection is registered. Others on the same socket are another process's."""
         assert isinstance(self.server, _Server)
         self.server.listener = None
         if self.server.taken:
@@ -114,7 +114,7 @@ class _Server(web.Server):
         for _ in range(ACCEPTED_A_TURN):
             try:
                 accepted, _ = listener.accept()
-            except OSError:  # nobody waits, or it is closed, or no descriptor is left, which libuv knows to handle
+            except OSError:  # none waits, or it is closed, or no descriptor is left, which libuv knows to handle
                 return
             accepted.setblocking(False)
             task = self._loop.create_task(self._take(accepted))
@@ -129,8 +129,8 @@ class _Server(web.Server):
 
 
 class Connection(RequestHandler):
-    """aiohttp's protocol, within limits, and with an end that clients are told of. `bucket` is the caller's, None where
-    its rate is not limited."""
+    """aiohttp's protocol within limits; its last answer says `Connection: close`. `bucket` is the client's, None if its
+    rate is not limited."""
 
     __slots__ = ("_gate", "_head_bytes", "_head_timer", "_most", "_write_timer", "bucket")
 
@@ -315,7 +315,7 @@ class Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What aiohttp answers by itself. Its own text repeats parts of the request, and so does what it logs."""
+        """Replace aiohttp's own error replies. Their text repeats parts of the request, and so does its log."""
         if request.writer.output_size > 0:
             raise ConnectionError("part of a reply is sent; an error cannot follow")
         error: ForeseenError

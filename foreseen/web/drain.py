@@ -21,11 +21,11 @@ from foreseen.web.connection import AppRunner, Connection
 LOOK_SECONDS = 0.02
 """Between two looks whether a connection is left, and before the listener closes."""
 ORPHANED = signal.SIGUSR1
-"""What a child that drains gets when its supervisor was killed. The kernel sends it once for each thread of the
+"""The signal that a draining child gets when its supervisor was killed. The kernel sends it once for each thread of the
 supervisor that adopts the child on the way, so it cannot be SIGTERM, of which the second one means "at once". A child
 that does not handle it yet is ended by it."""
 ORPHANED_SECONDS = 1.0
-"""Without a connection for so long, a server whose supervisor was killed has nobody left to serve."""
+"""Without a connection for so long, a server whose supervisor was killed has no clients left."""
 
 log = structlog.get_logger()
 
@@ -67,7 +67,7 @@ class Shutdown:
 
 
 def announce(descriptor: int | None) -> None:
-    """Tell the supervisor that this process is ready, so that the one before it may go."""
+    """Signal the supervisor that this process is ready, so that it may end the previous one."""
     if descriptor is not None:
         with contextlib.suppress(OSError):  # it has given up waiting
             os.write(descriptor, b"1")
@@ -75,7 +75,7 @@ def announce(descriptor: int | None) -> None:
 
 
 async def serve_orphaned(runner: AppRunner, seconds: float) -> None:
-    """Serve on until whoever asks has ended, too: no connection has been open for a moment. At most so long."""
+    """Serve on until the clients have ended, too: no connection has been open for a moment. At most so long."""
     server, loop = runner.server, asyncio.get_running_loop()
     asked_at = loop.time()
     until = asked_at + seconds
@@ -93,7 +93,7 @@ async def drain(runner: AppRunner, idle_seconds: float, busy_seconds: float) -> 
     server = runner.server
     if server is None:
         return
-    runner.tell_last_answers()
+    runner.announce_close()
     await asyncio.sleep(LOOK_SECONDS)  # the next turns of the event loop accept all that wait to be
     for site in list(runner.sites):
         await site.stop()

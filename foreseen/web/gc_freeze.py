@@ -1,7 +1,7 @@
-"""What a process has made by the time that it is ready → nothing that its garbage collector looks at again.
+"""Excludes the objects of a process that is ready from garbage collection (`gc.freeze`).
 
 A full collection walks every object that can be part of a cycle. A proxy has 77,000 of them before the first request:
-50 ms in which nobody is answered, again and again as long as requests come whose bodies are new.
+a pause of 50 ms without answers, again and again as long as requests come whose bodies are new.
 """
 
 from __future__ import annotations

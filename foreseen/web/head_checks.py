@@ -1,4 +1,4 @@
-"""What RFC 9110 and 9112 ask of a request's head and aiohttp does not check, before any handler sees the request."""
+"""Checks of a request's head that RFC 9110 and 9112 require and aiohttp omits; made before any handler runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What both servers do with HTTP: read a body within limits, answer JSON, turn every error into `{"error", "code"}`.
+"""HTTP of both servers: read a body within limits, answer JSON, turn every error into `{"error", "code"}`.
 
 aiohttp's own error bodies are `text/plain`, its `json_response` says `charset=utf-8`, a slow body is never closed, and
 a gzip body that was cut off passes; each breaks a real client or a server (protocol notes: `docs/clients.md`).
@@ -36,7 +36,7 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 JSON = "application/json"
 BINARY = "application/octet-stream"
 SERVER = "foreseen"
-"""aiohttp would tell its own and Python's version."""
+"""aiohttp would send its own and Python's version."""
 _CODINGS = frozenset(("", "identity", "gzip", "deflate"))
 _OFF_LOOP_BYTES = 1024
 """A larger compressed body is inflated in a thread: it may grow a thousandfold."""
@@ -73,13 +73,13 @@ async def read_body(request: web.Request, seconds: float) -> bytes:
             body = await _read(request, limit, charge)
     except TimeoutError:
         # aiohttp closes what is not read to its end, after the reply; `force_close` would close it before.
-        told = f"the body did not arrive within {seconds:g} seconds"
-        raise BodyTimeout(told, headers={"Connection": "close"}) from None
+        text = f"the body did not arrive within {seconds:g} seconds"
+        raise BodyTimeout(text, headers={"Connection": "close"}) from None
     except HttpProcessingError:
         raise BadRequest("the request is not valid HTTP", headers={"Connection": "close"}) from None
     except (ClientPayloadError, web.RequestPayloadError) as error:
         raise BadRequest(f"the body cannot be read: {type(error).__name__}") from None
-    except ConnectionError:  # the caller hung up; nobody reads this, but it is counted as the caller's
+    except ConnectionError:  # the client hung up: the reply is not read, but the error is counted as the client's
         raise BadRequest("the body ended early") from None
     if coding in ("", "identity"):
         return body
@@ -182,7 +182,8 @@ def as_foreseen(error: Exception, request: web.Request) -> ForeseenError:
 
 
 def internal(error: Exception, route: str, caller: Caller | None = None) -> ForeseenError:
-    """What is no error of ours: logged, and a bare 500. Who can cause one can do so a thousand times a second."""
+    """An exception that is no ForeseenError: logged, and a 500 without details. The log is rate-limited, since a client
+    that can cause one can do so a thousand times a second."""
     kind = type(error).__name__
     skipped = _sparing.skipped(f"{kind} {route}")
     if skipped is not None:

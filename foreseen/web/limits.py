@@ -1,7 +1,6 @@
-"""How much of a listener one caller, or all of them together, may take. Thinking only: who is told what is
-`connection.py`'s.
+"""Limits of a listener: connections, request heads, write time, and a token bucket for each client address. No I/O.
 
-What is bounded beside this: bodies by `read_body`, rows and deadlines by the pipeline.
+`connection.py` applies them. Other limits: `read_body` bounds bodies, the pipeline bounds rows and deadlines.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ MAX_ADDRESSES = 65_536
 IDLE_SECONDS = 1.0
 """A connection that has been at rest for so long may be closed to make room."""
 ROOM_SHARE = 64
-"""Room is made for a sixty-fourth of all at once: to find who has rested longest means to look at all."""
+"""A sixty-fourth of the connections is closed at once: finding the longest idle ones means looking at all."""
 
 
 class ListenerLimits(Struct, frozen=True):
-    """Of one listener. The defaults are those of listeners that only our own processes reach."""
+    """The limits of one listener. The defaults are those of listeners that only our own processes reach."""
 
     connections: int = 0
     """Open at a time; 0: as many as there are."""
     requests: int = 0
-    """Of one connection, then it is closed in good order; 0: as many as come."""
+    """Most requests of one connection, which is then closed in good order; 0: no limit."""
     head_bytes: int = 64 * 1024
     header_bytes: int = 8190
     headers: int = 128
@@ -91,7 +90,7 @@ class Buckets:
 
 
 def network_of(address: str) -> str:
-    """Who counts as one: an IPv4 address, or an IPv6 network of 64 bits, which is what one caller is given."""
+    """The unit of rate limiting: an IPv4 address, or an IPv6 /64 network, which is what one client is given."""
     if ":" not in address:
         return address
     parsed = ipaddress.IPv6Address(address.partition("%")[0])
@@ -100,7 +99,7 @@ def network_of(address: str) -> str:
 
 
 class LimitedConnection(Protocol):
-    """What is needed of a connection."""
+    """The part of a connection that the gate needs."""
 
     def rests_since(self) -> float | None:
         """The event loop's time since when it only waits for a request; None while it is at work."""
@@ -109,39 +108,43 @@ class LimitedConnection(Protocol):
 
 
 class Gate:
-    """Who is in, on one listener. `count` is told each time that somebody was limited, and by what."""
+    """The open connections of one listener. `count` is called with the limit's name whenever a client meets one."""
 
     def __init__(self, limits: ListenerLimits, count: Callable[[str], None] = lambda _: None) -> None:
         self.limits = limits
         self.count = count
         self._buckets = Buckets(limits.rate, limits.burst)
-        self._guests: set[LimitedConnection] = set()
+        self._connections: set[LimitedConnection] = set()
 
     def __len__(self) -> int:
-        return len(self._guests)
+        return len(self._connections)
 
     def bucket(self, peer: Any) -> Bucket | None:
         return self._buckets.of(peer)
 
-    def enter(self, guest: LimitedConnection, now: float) -> bool:
+    def enter(self, connection: LimitedConnection, now: float) -> bool:
         """Whether there is room, made by closing those that have rested longest."""
         most = self.limits.connections
-        if most and len(self._guests) >= most:
+        if most and len(self._connections) >= most:
             self._make_room(max(1, most // ROOM_SHARE), now)
-            if len(self._guests) >= most:
+            if len(self._connections) >= most:
                 self.count("connections")
                 return False
-        self._guests.add(guest)
+        self._connections.add(connection)
         return True
 
-    def leave(self, guest: LimitedConnection) -> None:
-        self._guests.discard(guest)
+    def leave(self, connection: LimitedConnection) -> None:
+        self._connections.discard(connection)
 
     def _make_room(self, places: int, now: float) -> None:
-        resting = [(since, id(guest), guest) for guest in self._guests if (since := guest.rests_since()) is not None]
-        for since, _, guest in sorted(resting, key=lambda one: one[:2])[:places]:
+        resting = [
+            (since, id(connection), connection)
+            for connection in self._connections
+            if (since := connection.rests_since()) is not None
+        ]
+        for since, _, connection in sorted(resting, key=lambda one: one[:2])[:places]:
             if now - since < IDLE_SECONDS:
                 break
-            self._guests.discard(guest)
+            self._connections.discard(connection)
             self.count("idle")
-            guest.force_close()
+            connection.force_close()

@@ -1,4 +1,4 @@
-"""Host and port → a listening socket, or one line that names the port."""
+"""Listening sockets: TCP, the operators' unix socket, inherited descriptors; and the limit on open files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from foreseen.settings import ProxySettings
 
 BACKLOG = 1024
 OTHER_FILES = 256
-"""What a worker needs beside its callers' connections: Redis, models, logs, metrics; and some to spare."""
+"""Descriptors that a worker needs beside its clients' connections: Redis, models, logs, metrics; and a reserve."""
 
 log = structlog.get_logger()
 
@@ -39,7 +39,7 @@ def listen(host: str, port: int, flag: str = "--port") -> socket.socket:
 
 def listen_admin(settings: ProxySettings, *, take: bool = False) -> socket.socket:
     """The operators' listener: a unix socket under the data directory, or a TCP port where one is asked for. `take`:
-    whoever holds the data directory may take the socket, also from a process of before that is still ending. Raises
+    the holder of the data directory may take the socket, also from a process of before that is still ending. Raises
     OSError, also where another process listens there."""
     if settings.admin_port is not None:
         return listen(settings.host, settings.admin_port, "--admin-port")
@@ -58,7 +58,7 @@ def listen_admin(settings: ProxySettings, *, take: bool = False) -> socket.socke
 
 def _is_listened_on(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # a listener that accepts nobody just now is one, too
+        probe.setblocking(False)  # a listener with a full backlog is one, too
         return probe.connect_ex(str(path)) not in (errno.ENOENT, errno.ECONNREFUSED)
 
 

@@ -105,7 +105,7 @@ PIPELINE = (
             ),
             Panel(
                 "Waiting and running",
-                "Jobs that have not ended. At --queue-jobs more are refused with 503.",
+                "Jobs that have not ended. At 100,000 more are refused with 503.",
                 "short",
                 ((one("foreseen_jobs", "state", 'state=~"queued|running"'), "{{state}}"),),
                 "stacked",

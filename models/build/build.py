@@ -18,22 +18,26 @@ from msgspec import Struct
 from onnx import ModelProto
 
 from foreseen.errors import SetupError
-from foreseen.models.build.child import prove
+from foreseen.models.build.child import find, prove
 from foreseen.models.build.fetch import fetch
 from foreseen.models.build.publish import GRAPH_NAME, describe, publish, workshop
 from foreseen.models.graphs import onnx_write
-from foreseen.models.measure import check, exact, heads, reference
+from foreseen.models.measure import check, exact, heads, reference, shaping
 from foreseen.models.measure.gate import Figures, invariance_reasons, reasons, runs_alone
 from foreseen.models.measure.graph_run import GraphSession
 from foreseen.models.measure.samples import samples
 from foreseen.models.progress import BuildProgress
 from foreseen.models.quantize import quantize
 from foreseen.modelspec.artifact import Artifact, Record, refuse_optional, write_record
+from foreseen.modelspec.hints import Samples
 from foreseen.modelspec.manifest import Manifest, Precision
-from foreseen.modelspec.source_file import changed_file
+from foreseen.modelspec.rows import RowOutputs
+from foreseen.modelspec.shapes import Shapes
+from foreseen.modelspec.source import changed_file
 from foreseen.types import Row
 
 QUICK_ROWS = 48
+REPEATED_ROWS = 16
 TOO_LARGE = 'it is larger than the 2.1 GB of an ONNX file; take precisions = ["int8-rowwise"]'
 BUILDERS = {
     "bert": "bert",
@@ -73,17 +77,29 @@ def prepare(manifest: Manifest, data: Path, folder: Path, say: BuildProgress) ->
     """Fetch what the manifest's source lists and make the fp32 graph of it."""
     if manifest.source is None:
         raise SetupError(f"model {manifest.name!r} has no [source]: there is nothing to build")
-    if changed := changed_file(manifest):  # what was fetched before would be built again, and nobody would notice
-        raise SetupError(changed)
+    if changed := changed_file(manifest.source, manifest.name):
+        raise SetupError(changed)  # else what was fetched before would be built again, without a sign of it
     refuse_optional(manifest)
     files = folder / "files"
     fetch(manifest.source, data, files, say)
     graph = folder / "fp32.onnx"
     write_fp32(manifest, files, graph, say)
+    if _needs_hints(manifest):
+        with say.step("find inputs that it takes"):
+            manifest = msgspec.structs.replace(manifest, samples=find(graph, manifest, files))
     if (files / reference.NAME).is_file():
         with say.step("compare with the reference"):
             reference.compare(GraphSession(graph, manifest.model, "fp32"), manifest, files, files / reference.NAME)
     return Bench(manifest, folder, files, graph)
+
+
+def _needs_hints(manifest: Manifest) -> bool:
+    """Whether the manifest of an added graph says nothing of the numbers or texts that it takes."""
+    own = manifest.source is not None and manifest.source.builder == "onnx" and manifest.samples == Samples()
+    prepared = {i.tokenizer.ids for i in manifest.seen.inputs if i.tokenizer} | {
+        i.image.to for i in manifest.seen.inputs if i.image
+    }
+    return own and any(spec.name not in prepared for spec in manifest.model.keyed)
 
 
 def write_fp32(manifest: Manifest, files: Path, graph: Path, say: BuildProgress) -> None:
@@ -127,33 +143,47 @@ def _quick(bench: Bench, data: Path, say: BuildProgress) -> Record:
     rows = samples(manifest, bench.files, QUICK_ROWS)
     artifact, made = make(bench, manifest.precisions[0], say)
     with say.step(f"check {artifact.precision} on {len(rows)} rows"):
-        figures = _quick_figures(bench, made / GRAPH_NAME, rows)
+        figures, shapes = _quick_figures(bench, made / GRAPH_NAME, rows)
     if failed := reasons(manifest, figures):
         raise SetupError(
             f"model {manifest.name!r}: {artifact.precision} does not pass its gates ({'; '.join(failed)}); "
             f"measure the others with: foreseen models build {manifest.name} --full --data {data}"
         )
-    record = Record(artifact, row_independent=not invariance_reasons(manifest, figures))
+    record = Record(artifact, row_independent=not invariance_reasons(manifest, figures), shapes=shapes)
     publish(data, artifact, made)
     write_record(data, record)
     return record
 
 
-def _quick_figures(bench: Bench, graph: Path, rows: list[Row]) -> Figures:
+def _quick_figures(bench: Bench, graph: Path, rows: list[Row]) -> tuple[Figures, Shapes]:
     precision = bench.manifest.precisions[0]
-    candidate = GraphSession(graph, bench.manifest.model, precision)
-    fp32 = candidate if precision == "fp32" else GraphSession(bench.graph, bench.manifest.model, "fp32")
+    loaded = GraphSession(graph, bench.manifest.model, precision)
+    shapes, _ = shaping.decide(loaded, bench.manifest, rows)
+    candidate = loaded.in_shapes(bench.manifest, shapes)
+    fp32 = loaded if precision == "fp32" else GraphSession(bench.graph, bench.manifest.model, "fp32")
     known = check.vectors(fp32.alone(rows), fp32.signature)
     alone = candidate.alone(rows)
+    _check_repeatable(bench.manifest, candidate, rows, alone)
     cosine = check.cosines(known, check.vectors(alone, candidate.signature))
     figures = Figures(float(cosine.mean()), float(cosine.min()))
-    if runs_alone(bench.manifest):
-        return figures
+    if runs_alone(bench.manifest) or shapes.kind == "single":
+        return figures, shapes
     changed = check.invariance(candidate, rows, alone, heads.head_of(bench.manifest, known))
     lengths = tuple(exact.changed(candidate, bench.manifest, rows))
-    return msgspec.structs.replace(
+    figures = msgspec.structs.replace(
         figures, flips=changed.flips, max_difference=changed.max_difference, changed_lengths=lengths
     )
+    return figures, shapes
+
+
+def _check_repeatable(manifest: Manifest, session: GraphSession, rows: list[Row], alone: list[RowOutputs]) -> None:
+    """Raises SetupError where a cached model answers the same row twice in two ways."""
+    again = session.alone(rows[:REPEATED_ROWS])
+    if manifest.cacheable and any(check.difference(a, b) for a, b in zip(alone, again, strict=False)):
+        raise SetupError(
+            f"model {manifest.name!r}: two runs of one row differ, so its answers must not be cached: "
+            "set cacheable = false"
+        )
 
 
 def builder_of(manifest: Manifest) -> ModuleType:

@@ -25,9 +25,9 @@ from foreseen.modelspec.manifest import (
     ModelInput,
     ModelOutput,
     ModelSignature,
-    Source,
     Tokenizer,
 )
+from foreseen.modelspec.source import Source
 
 TOKENS = "tokens"
 IDS: tuple[Dim, ...] = (BATCH, TOKENS)

@@ -20,7 +20,7 @@ from foreseen.models.graphs.graph import Graph
 from foreseen.modelspec.manifest import Manifest
 
 
-def make(manifest: Manifest, folder: Path, pooled: pool.Sum = pool.exact_sum) -> ModelProto:
+def make(manifest: Manifest, folder: Path, pooled: pool.Sum | None = None) -> ModelProto:
     """Inputs `input_ids` and `attention_mask`, INT64 [rows, tokens]; output `embedding`, FP32 [rows, hidden].
 
     `pooled` is there for the test that shows what other pools do to a row.
@@ -37,6 +37,7 @@ def make(manifest: Manifest, folder: Path, pooled: pool.Sum = pool.exact_sum) ->
     x = encoder.norm(_embedded(graph, weights), "embeddings.LayerNorm")
     for index in range(sizes.layers):
         x = encoder.layer(x, _names(f"encoder.layer.{index}"), bias)
+    pooled = pooled or pool.of(manifest)
     pool.mean_normalised(graph, pooled(graph, x, mask), mask, "embedding")
     return graph.model(manifest.model)
 

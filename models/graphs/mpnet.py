@@ -24,7 +24,7 @@ FIRST_POSITION = 2  # padding_idx 1 is taken, so fairseq's tables count from 2
 FARTHEST = 128  # MPNetEncoder.relative_position_bucket's max_distance, a constant there as well
 
 
-def make(manifest: Manifest, folder: Path, pooled: pool.Sum = pool.exact_sum) -> ModelProto:
+def make(manifest: Manifest, folder: Path, pooled: pool.Sum | None = None) -> ModelProto:
     """Inputs `input_ids` and `attention_mask`, INT64 [rows, tokens]; output `embedding`, FP32 [rows, hidden]."""
     config = read_config(folder, "mpnet")
     weights = load_file(folder / "model.safetensors").__getitem__
@@ -42,6 +42,7 @@ def make(manifest: Manifest, folder: Path, pooled: pool.Sum = pool.exact_sum) ->
     x = encoder.norm(_embedded(graph, weights, length), "embeddings.LayerNorm")
     for index in range(sizes.layers):
         x = encoder.layer(x, _names(f"encoder.layer.{index}"), bias)
+    pooled = pooled or pool.of(manifest)
     pool.mean_normalised(graph, pooled(graph, x, mask), mask, "embedding")
     return graph.model(manifest.model)
 

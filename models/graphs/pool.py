@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from foreseen.errors import SetupError
 from foreseen.models.graphs.graph import Graph
+from foreseen.modelspec.manifest import Manifest
 
 Sum = Callable[[Graph, str, str], str]
 """(graph, tokens FP32 [b, s, h], mask FP32 [b, s]) → Σ over unmasked tokens, FP32 [b, h]."""
@@ -24,6 +26,23 @@ def exact_sum(graph: Graph, tokens: str, mask: str) -> str:
     sums = graph.add("MatMul", doubled, tokens)
     first = graph.add("Slice", sums, graph.numbers(0), graph.numbers(1), graph.numbers(1))
     return graph.add("Squeeze", first, graph.numbers(1))
+
+
+def reduce_sum(graph: Graph, tokens: str, mask: str) -> str:
+    """The `Sum` that exporters write. Its bits depend on the length that a row is padded to."""
+    masked = graph.add("Mul", tokens, graph.add("Unsqueeze", mask, graph.numbers(2)))
+    return graph.add("ReduceSum", masked, graph.numbers(1), keepdims=0)
+
+
+SUMS: dict[str, Sum] = {"exact": exact_sum, "reduce-sum": reduce_sum}
+
+
+def of(manifest: Manifest) -> Sum:
+    """What `source.options.pool` says, by default the exact one. Raises SetupError."""
+    name = str(manifest.source.options.get("pool", "exact")) if manifest.source else "exact"
+    if name not in SUMS:
+        raise SetupError(f"source.options.pool: {name!r} is not one of {', '.join(SUMS)}")
+    return SUMS[name]
 
 
 def mean_normalised(graph: Graph, sums: str, mask: str, output: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import blake2b
 
 import numpy as np
 from msgspec import Struct
@@ -31,12 +32,30 @@ class Invariance(Struct, frozen=True):
 
 
 def vectors(outputs: Sequence[RowOutputs], signature: ModelSignature) -> Array:
-    """The first output of every row as one vector of a fixed size: FP64 [n, k].
+    """The first output of numbers of every row as one vector of a fixed size, FP64 [n, k]. Of a model that gives only
+    strings it is the first output, each string as signs that its hash gives.
 
     Named dimensions (tokens) differ between rows, so the mean is taken over them.
     """
-    named = tuple(axis for axis, dim in enumerate(signature.outputs[0].shape[1:]) if isinstance(dim, str))
-    return np.stack([np.asarray(row[0], np.float64).mean(axis=named).reshape(-1) for row in outputs])
+    place = next((at for at, spec in enumerate(signature.outputs) if spec.datatype != "BYTES"), 0)
+    shape = signature.outputs[place].shape
+    dims = shape[1:] if signature.has_rows else shape
+    named = tuple(axis for axis, dim in enumerate(dims) if isinstance(dim, str))
+    return np.stack([_means(row[place], named) for row in outputs])
+
+
+def _means(output: Array, named: tuple[int, ...]) -> Array:
+    numbers = _signs(output) if output.dtype.kind == "O" else np.asarray(output, np.float64)
+    empty = any(numbers.shape[axis] == 0 for axis in named)  # nothing was found in this row, say
+    means = numbers.sum(axis=named) if empty else numbers.mean(axis=named)
+    return np.asarray(means).reshape(-1)
+
+
+def _signs(strings: Array) -> Array:
+    """Every string as 64 numbers 1 or −1: equal strings agree, others as good as never."""
+    packed = [blake2b(str(item).encode(), digest_size=8).digest() for item in strings.ravel()]
+    bits = np.unpackbits(np.frombuffer(b"".join(packed), np.uint8)).astype(np.float64)
+    return (2 * bits - 1).reshape(*strings.shape, 64)
 
 
 def cosines(a: Array, b: Array) -> Array:
@@ -77,9 +96,11 @@ def batches(count: int, seed: int = 1, rounds: int = 1) -> Iterator[list[int]]:
 
 
 def difference(a: RowOutputs, b: RowOutputs) -> float:
-    """Largest absolute difference of two answers to one row; 0.0 means equal, bit for bit."""
+    """Largest absolute difference of two answers to one row; 0.0 means equal, bit for bit; inf where shapes differ."""
     largest = 0.0
     for x, y in zip(a, b, strict=True):
+        if x.shape != y.shape:
+            return np.inf
         if x.dtype.kind == "O":
             largest = max(largest, 0.0 if np.array_equal(x, y) else np.inf)
         elif x.tobytes() != y.tobytes():

@@ -28,7 +28,7 @@ class Figures(Struct, frozen=True):
 
 def runs_alone(manifest: Manifest) -> bool:
     """Whether every row is run without batch-mates, by declaration; there is nothing to be invariant to then."""
-    return manifest.batching.single or manifest.rows == "together"
+    return manifest.batching.alone or manifest.rows == "together"
 
 
 def reasons(manifest: Manifest, figures: Figures) -> list[str]:

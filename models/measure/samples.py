@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,26 +12,55 @@ from PIL import Image as Picture
 
 from foreseen.errors import SetupError
 from foreseen.models.measure.texts import texts
+from foreseen.modelspec import made_up
 from foreseen.modelspec.images import pixels
-from foreseen.modelspec.manifest import ClientInput, Manifest, ModelInput, Tokenizer, seconds
+from foreseen.modelspec.manifest import BATCH, ClientInput, Manifest, ModelInput, Tokenizer, seconds
 from foreseen.modelspec.prepare import Preparer, tokenizer_of
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.wire import InputTensor
 from foreseen.types import Array, Row
 
 PICTURE_PIXELS = 300
+TEXTS = 1024  # different ones, for inputs of strings
 QUERY_WORDS = 3  # queries are not cut, so they must leave room in the shortest rows
 NAMED_SIZES = (1, 24)
 """Least and largest size of a named dimension that nothing else decides."""
 
 
 def samples(manifest: Manifest, folder: Path, count: int, seed: int = 1) -> list[Row]:
-    """`count` rows. Texts go through the model's own tokenizer in `folder`; other inputs are drawn at random."""
+    """`count` rows, or requests where rows have no axis. Texts go through the model's own tokenizer in `folder`; other
+    inputs are drawn at random, one size per named dimension and row, within the manifest's `[samples]`."""
     if seconds(manifest.seen):
         return _pairs(manifest, folder, count)
     chance = np.random.default_rng(seed)
-    columns = [_column(spec, manifest, folder, count, chance) for spec in manifest.model.keyed]
-    return [Row(parts) for parts in zip(*columns, strict=True)]
+    columns = {}
+    for spec in manifest.model.keyed:
+        made = _prepared(spec, manifest, folder, count, chance)
+        if made is not None:
+            columns[spec.name] = made
+    known = [_sizes(manifest, {name: column[at] for name, column in columns.items()}, chance) for at in range(count)]
+    for spec in manifest.model.keyed:
+        if spec.name not in columns:
+            columns[spec.name] = [drawn(spec, manifest, sizes, at, chance) for at, sizes in enumerate(known)]
+    return [Row(parts) for parts in zip(*(columns[spec.name] for spec in manifest.model.keyed), strict=True)]
+
+
+def equal_samples(manifest: Manifest, count: int, seed: int, scale: float = 1.0, like: Row | None = None) -> list[Row]:
+    """`count` rows of one size: that of `like`, or drawn. Numbers are times `scale` where no hint bounds them."""
+    chance = np.random.default_rng(seed)
+    keyed = manifest.model.keyed
+    made = {} if like is None else {spec.name: t for spec, t in zip(keyed, like.tensors, strict=True)}
+    sizes = _sizes(manifest, made, chance)
+    rows = []
+    for at in range(count):
+        parts = [_scaled(spec, drawn(spec, manifest, sizes, at, chance), scale, manifest) for spec in keyed]
+        rows.append(Row(tuple(parts)))
+    return rows
+
+
+def _scaled(spec: ModelInput, tensor: Array, scale: float, manifest: Manifest) -> Array:
+    is_free = DATATYPES[spec.datatype].kind == "f" and spec.name not in manifest.samples.values
+    return (tensor * tensor.dtype.type(scale)).astype(tensor.dtype) if is_free and scale != 1.0 else tensor
 
 
 def _pairs(manifest: Manifest, folder: Path, count: int) -> list[Row]:
@@ -51,7 +82,10 @@ def tokenized(manifest: Manifest, folder: Path, written: list[str]) -> list[Row]
     return [Row((ids.astype(dtype),)) for ids in _ids(step, folder, written)]
 
 
-def _column(spec: ModelInput, manifest: Manifest, folder: Path, count: int, chance: np.random.Generator) -> list[Array]:
+def _prepared(
+    spec: ModelInput, manifest: Manifest, folder: Path, count: int, chance: np.random.Generator
+) -> list[Array] | None:
+    """What the preparation makes of texts and pictures; None for an input that clients send as it is."""
     datatype = DATATYPES[spec.datatype]
     tokenizer = _tokenizer(manifest, spec)
     if tokenizer is not None:
@@ -59,9 +93,51 @@ def _column(spec: ModelInput, manifest: Manifest, folder: Path, count: int, chan
     picture = next((i.image for i in manifest.seen.inputs if i.image is not None and i.image.to == spec.name), None)
     if picture is not None:
         return [pixels(_picture(chance), picture, spec.datatype, spec.name) for _ in range(count)]
+    return None
+
+
+def _sizes(manifest: Manifest, made: Mapping[str, Array], chance: np.random.Generator) -> dict[str, int]:
+    """One size per named dimension: that of a tensor which is there already, the hints', or any."""
+    keyed = manifest.model.keyed
+    named = sorted({dim for spec in keyed for dim in spec.shape if isinstance(dim, str) and dim != BATCH})
+    lists = manifest.samples.sizes
+    place = int(chance.integers(len(next(iter(lists.values()))))) if lists else 0
+    sizes = {dim: lists[dim][place] if dim in lists else int(chance.integers(*NAMED_SIZES)) for dim in named}
+    for spec in keyed:
+        if spec.name in made:
+            sizes |= {d: n for d, n in zip(spec.shape[1:], made[spec.name].shape, strict=True) if isinstance(d, str)}
+    return sizes
+
+
+def drawn(
+    spec: ModelInput, manifest: Manifest, sizes: Mapping[str, int], at: int, chance: np.random.Generator
+) -> Array:
+    """One row's tensor of an input that clients send as it is, of the sizes and within the hints."""
+    datatype, hints = DATATYPES[spec.datatype], manifest.samples
+    shape = made_up.row_shape(spec, sizes) if manifest.model.has_rows else made_up.whole_shape(spec, sizes)
     if datatype.kind == "s":
-        return [np.array(text.encode(), object) for text in texts(count)]
-    return [_drawn(spec, chance) for _ in range(count)]
+        return _strings(shape, hints.texts.get(spec.name, ()), at, chance)
+    if spec.name in hints.values:
+        return made_up.tensor(spec, shape, hints, chance)
+    if datatype.kind == "f":
+        return np.asarray(chance.standard_normal(shape)).astype(datatype.dtype)
+    top = 2 if datatype.kind == "b" else 100
+    return np.asarray(chance.integers(0, top, shape)).astype(datatype.dtype)
+
+
+def _strings(shape: Sequence[int], known: Sequence[str], at: int, chance: np.random.Generator) -> Array:
+    """Texts, the `at`-th first; or some of those that the hints know."""
+    made: Array = np.empty(shape, object)
+    written = known or _pool()
+    for number, place in enumerate(np.ndindex(*shape)):
+        choice = int(chance.integers(len(known))) if known else (at * made.size + number) % len(written)
+        made[place] = written[choice].encode()
+    return made
+
+
+@functools.cache
+def _pool() -> list[str]:
+    return texts(TEXTS)
 
 
 def _picture(chance: np.random.Generator) -> bytes:
@@ -72,16 +148,6 @@ def _picture(chance: np.random.Generator) -> bytes:
     written = io.BytesIO()
     picture.save(written, "PNG")
     return written.getvalue()
-
-
-def _drawn(spec: ModelInput, chance: np.random.Generator) -> Array:
-    datatype = DATATYPES[spec.datatype]
-    low, high = NAMED_SIZES
-    shape = [int(chance.integers(low, high)) if isinstance(dim, str) else dim for dim in spec.shape[1:]]
-    if datatype.kind == "f":
-        return np.asarray(chance.standard_normal(shape)).astype(datatype.dtype)
-    top = 2 if datatype.kind == "b" else 100
-    return np.asarray(chance.integers(0, top, shape)).astype(datatype.dtype)
 
 
 def _tokenizer(manifest: Manifest, spec: ModelInput) -> Tokenizer | None:

@@ -45,7 +45,9 @@ def build_full(
             raise SetupError(f"model {manifest.name!r}: no candidate passes the gates ({whys})")
         chosen = next(c for c in candidates if c.precision == report.best)
         one = made[chosen.precision]
-        record = Record(one.artifact, row_independent=not invariance_reasons(manifest, chosen.figures))
+        record = Record(
+            one.artifact, row_independent=not invariance_reasons(manifest, chosen.figures), shapes=chosen.shapes
+        )
         publish(data, one.artifact, one.folder)
         write_record(data, record)
         return record, report
@@ -133,7 +135,10 @@ def _report(manifest: Manifest, what: str, candidates: list[Candidate]) -> Repor
 
 
 def _subject(manifest: Manifest) -> str:
-    # Where a folder lies is no part of what was measured: its files are told by their sha256.
-    source = None if manifest.source is None else msgspec.structs.replace(manifest.source, folder=None)
-    parts = (manifest.model, manifest.seen, source, manifest.gates, manifest.precisions, manifest.exact)
+    # Where files lie is no part of what was measured: they are named by their sha256.
+    source = None if manifest.source is None else msgspec.structs.replace(manifest.source, url=None, folder=None)
+    batching = manifest.batching
+    parts: list[object] = [manifest.model, manifest.seen, source, manifest.gates, manifest.precisions, manifest.exact]
+    if batching.shapes != "ragged":
+        parts += [batching.shapes, batching.lengths, batching.fixed_rows]
     return fields_digest(msgspec.json.encode(parts, order="sorted"))

@@ -5,6 +5,7 @@ All candidates see the same rows; what they are compared with is the fp32 graph,
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,22 @@ from msgspec import Struct
 from foreseen.errors import SetupError
 from foreseen.models.build.build import Bench, builder_of, make
 from foreseen.models.build.publish import GRAPH_NAME
-from foreseen.models.measure import check, exact, heads, labelled
+from foreseen.models.measure import check, exact, heads, labelled, shaping
 from foreseen.models.measure.gate import Figures, reasons, runs_alone
 from foreseen.models.measure.graph_run import GraphSession
 from foreseen.models.measure.measure import Timing, cells, speedups, timings
 from foreseen.models.measure.samples import samples
+from foreseen.models.measure.shaping import Shaped
 from foreseen.models.progress import BuildProgress
 from foreseen.modelspec.artifact import Artifact
 from foreseen.modelspec.manifest import Manifest, Precision
 from foreseen.modelspec.rows import RowOutputs
+from foreseen.modelspec.shapes import Shapes
 from foreseen.types import Array, Row
 
 OWN_ROWS = 1024
+TIMED_ROWS = 8
+ROUNDS_OF_ROWS = 4  # about how often each precision runs all rows: alone, in batches, padded, timed
 
 
 class Questions(Struct, frozen=True):
@@ -56,6 +61,10 @@ class Candidate(Struct, frozen=True):
     timings: tuple[Timing, ...] = ()
     nodes: dict[str, int] = {}
     """Execution provider → nodes."""
+    shapes: Shapes = Shapes()
+    """Of the batches that it is run in."""
+    shaped: tuple[Shaped, ...] = ()
+    """What was measured of each kind of shapes, where the manifest leaves the choice."""
 
 
 class Report(Struct, frozen=True):
@@ -87,6 +96,8 @@ def measure(
     """Make and measure every precision of the manifest. Gives what was asked, the candidates and what was made."""
     manifest = bench.manifest
     fp32 = GraphSession(bench.graph, manifest.model, "fp32")
+    with say.step(f"this will take about {_minutes(bench, fp32)} min"):
+        pass
     with say.step("make the questions and the head that labels the answers"):
         asked = _questions(bench, fp32, files)
     with say.step(f"run fp32 on {len(asked.rows)} rows, each alone"):
@@ -99,6 +110,16 @@ def measure(
         candidates.append(_candidate(manifest, asked, reference, one, faster[precision], say))
     order = list(manifest.precisions)
     return asked.what, sorted(candidates, key=lambda c: order.index(c.precision)), made
+
+
+def _minutes(bench: Bench, fp32: GraphSession) -> int:
+    """What measuring every precision will take, from the time that a few rows take."""
+    rows = samples(bench.manifest, bench.files, TIMED_ROWS)
+    fp32.alone(rows[:1])
+    began = time.perf_counter()
+    fp32.alone(rows)
+    each = (time.perf_counter() - began) / TIMED_ROWS
+    return max(1, round(each * OWN_ROWS * ROUNDS_OF_ROWS * (1 + len(bench.manifest.precisions)) / 60))
 
 
 def _questions(bench: Bench, fp32: GraphSession, files: labelled.Files | None) -> Questions:
@@ -140,10 +161,13 @@ def _candidate(
     say: BuildProgress,
 ) -> Candidate:
     precision = one.artifact.precision
+    with say.step(f"measure {precision} in batches of ragged and fixed shapes, and alone"):
+        shapes, shaped = shaping.decide(one.session, manifest, asked.rows)
+    session = one.session.in_shapes(manifest, shapes)
     with say.step(f"compare {precision} with fp32, alone and in batches"):
-        figures, accuracy = compare(manifest, asked, reference, one.session)
+        figures, accuracy = compare(manifest, asked, reference, session)
     with say.step(f"time {precision} at batch sizes and lengths", cells(manifest)) as part:
-        table = timings(one.session, manifest, _middle(asked.rows), part)
+        table = timings(session, manifest, _middle(asked.rows), part)
     failed = reasons(manifest, figures)
     return Candidate(
         precision=next(p for p in manifest.precisions if p == precision),
@@ -156,6 +180,8 @@ def _candidate(
         accuracy=accuracy,
         timings=table,
         nodes=one.session.nodes(),
+        shapes=shapes,
+        shaped=shaped,
     )
 
 

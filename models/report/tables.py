@@ -29,6 +29,7 @@ def show_report(out: Console, report: Report, chosen: str | None) -> None:
         table.add_row(one.precision + mark, *_cells(one), style=None if one.passed else "red")
     out.print(table)
     _show_timings(out, report.candidates)
+    _show_shapes(out, report.candidates)
     for one in report.candidates:
         out.print(_facts(one), highlight=False, soft_wrap=True)
     if report.best is not None and chosen is not None and report.best != chosen:
@@ -108,6 +109,23 @@ def _show_timings(out: Console, candidates: Sequence[Candidate]) -> None:
                 name, *[f"{c.milliseconds:.2f}" if unit == "ms" else f"{c.rows_per_second:.0f}" for c in cells]
             )
         out.print(table)
+
+
+def _show_shapes(out: Console, candidates: Sequence[Candidate]) -> None:
+    """How batches of each kind of shapes do, where the manifest leaves the choice."""
+    measured = [(one, shaped) for one in candidates for shaped in one.shaped]
+    if not measured:
+        return
+    table = Table("shapes", "set", "changes", "rows/s", "")
+    for one, shaped in measured:
+        lengths = ", ".join(
+            f"{rows}×{length}"
+            for length, rows in zip(shaped.shapes.lengths or ("row",), shaped.shapes.rows, strict=False)
+        )
+        mark = "←" if shaped.shapes == one.shapes else shaped.why
+        name = f"{one.precision} {shaped.shapes.kind}"
+        table.add_row(name, lengths, _number(shaped.difference, ".2g"), _number(shaped.rows_per_second, ".0f"), mark)
+    out.print(table)
 
 
 def _facts(one: Candidate) -> str:

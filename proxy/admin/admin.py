@@ -1,4 +1,4 @@
-"""Routes for operators: shut without a token, compared in constant time, every call logged."""
+"""The operators' token: compared in constant time, required by every operators' route; every call is logged."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Token:
         self._sparing = Sparing()
 
     def check(self, request: web.Request, verb: str) -> str:
-        """Who asks. Raises Unauthorized. Every call is logged, whoever made it; one without the token as a warning, and
-        a flood of those from one address as a warning a second that says how many there were."""
+        """The caller, for the log. Raises Unauthorized. Every call is logged. A call without the token is a warning;
+        many of those from one address are one warning a second with their number."""
         passed = bool(self._token) and compare_digest(_bearer(request), self._token)
         actor = actor_of(request)
         if passed:
@@ -56,7 +56,7 @@ def _bearer(request: web.Request) -> bytes:
 
 
 def actor_of(request: web.Request) -> str:
-    """Who is at the other end: an address or, on a unix socket, the user and process that opened it."""
+    """The peer of a request: its address or, on a unix socket, the user and process that opened it."""
     if request.remote:
         return request.remote
     opened = request.transport.get_extra_info("socket") if request.transport is not None else None

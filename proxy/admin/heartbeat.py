@@ -1,6 +1,6 @@
-"""A worker's pulse: once a second its gauges, its tallies and how late its event loop woke; and its exposition.
+"""A worker's heartbeat: sets gauges and flushes tallies once a second, measures event loop lag, writes `/metrics`.
 
-Gauges are set here and not at a scrape, since with several workers a scrape meets one of them and tells of all.
+Gauges are set here and not at a scrape: with several workers one of them answers the scrape for all.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ log = structlog.get_logger()
 _STATM = Path("/proc/self/statm")
 
 
-class Ready(Protocol):
+class ReadyModel(Protocol):
     @property
     def ready(self) -> bool: ...
 
 
 class Heartbeat:
-    """Of one proxy process. `far_state` asks Redis about itself and is None where there is no far tier."""
+    """The heartbeat of one proxy process. `far_state` asks Redis for its state; None where there is no far tier."""
 
     def __init__(
         self,
         pipeline: Pipeline,
-        served: Mapping[str, Ready],
+        served: Mapping[str, ReadyModel],
         metrics: ProxyMetrics,
         *,
         breaker_open: Callable[[], bool],
@@ -83,7 +83,7 @@ class Heartbeat:
         return now < self._stalled_until or now - self._due > STALL_SECONDS
 
     async def beat(self) -> None:
-        """For ever."""
+        """Run until cancelled."""
         while True:
             self.take()
             for _ in range(BEATS_PER_TAKE):
@@ -96,7 +96,7 @@ class Heartbeat:
                     self._stalled_until = now + RECOVERY_SECONDS
 
     def take(self) -> None:
-        """Set the gauges, bring in the tallies."""
+        """Set the gauges and flush the tallies."""
         metrics, tiers = self._metrics, self._pipeline.tiers
         metrics.near_bytes.set(tiers.near.bytes)
         metrics.near_entries.set(len(tiers.near))
@@ -138,7 +138,7 @@ class Heartbeat:
             )
 
     async def _standing(self) -> QueueStatus | None:
-        """How the queue is, where there is one; AWAY where it does not say so in time for a scrape."""
+        """The queue's status, None where there is no queue; AWAY if it does not answer in time for a scrape."""
         if self._queue is None:
             return None
         try:

@@ -1,7 +1,7 @@
-"""An operator's word → a purge that every registered worker has confirmed, or the names of those that have not.
+"""The operators' routes for purges: purge, wait until every registered worker has confirmed, name those that have not.
 
-Routes of a listener of their own: a unix socket under the data directory, or `--admin-port`. What changes something is
-logged at level warning, with who asked: an audit that `--log-level` does not turn off.
+They have a listener of their own: a unix socket under the data directory, or `--admin-port`. Every change is logged at
+level warning with the caller: an audit log that `--log-level` does not turn off.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = structlog.get_logger()
 
 
 class Purged(Struct, frozen=True):
-    """A purge that is over: nobody serves anything older."""
+    """A confirmed purge: no worker serves an older entry."""
 
     generation: int
     workers: int
@@ -69,7 +69,7 @@ class Purger:
         return Purged(generation, len(workers))
 
     async def forget_worker(self, worker: str, actor: str = "") -> None:
-        """An operator knows that a worker on another machine has ended."""
+        """Deregister a worker of another machine that an operator knows to have ended."""
         await self._store().leave(worker)
         log.warning("worker forgotten", actor=actor, worker=worker[:64])
 
@@ -77,7 +77,7 @@ class Purger:
         return await self._living(self._store())
 
     async def _living(self, state: State) -> dict[str, int]:
-        """What the registered workers have confirmed; those that have certainly ended are taken off."""
+        """The last purge that each registered worker confirmed; workers that have certainly ended are deregistered."""
         workers = await state.workers()
         for worker in [name for name in workers if is_gone(name)]:
             await state.leave(worker)
@@ -137,7 +137,7 @@ def admin_application(purger: Purger, targets: Targets, token: Token, body_secon
 
 
 def target_of(document: dict[str, Any]) -> tuple[Kind, str]:
-    """What a purge is of: exactly one of model, digest, key and all. Raises BadRequest."""
+    """The target that a body names: exactly one of model, digest, key and all. Raises BadRequest."""
     given = [kind for kind in ("model", "digest", "key", "all") if document.get(kind) not in (None, False)]
     unknown = document.keys() - {"model", "digest", "key", "all", "timeout_seconds", "even_if_unknown"}
     if len(given) != 1 or unknown:

@@ -1,7 +1,8 @@
-"""What a purge names → the model names or digests to purge, and what they are; a name that nothing knows is an error.
+"""Resolves the target of a purge to model names or digests; an unknown name is an error.
 
 Known are: models and digests that this proxy serves, those that any proxy on the state store served or purged, and
-artifacts in the data directory. Somebody who must forget data relies on it that a misspelt name is not "purged".
+artifacts in the data directory. An
+operator who must delete data relies on a misspelt name not being reported as purged.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from foreseen.proxy.backend.served import ServedModel
 from foreseen.stores.state import Kind, ServedDigest, State
 
 LEAST_DIGITS = 8
-"""Of a digest that is not written out; `foreseen models list` shows twelve."""
+"""Fewest digits of an abbreviated digest; `foreseen models list` shows twelve."""
 WATCH_SECONDS = 0.25
 NOTES_AGAIN_SECONDS = 60.0
 """The store may have lost what was noted, and remembers the latest only."""
@@ -32,7 +33,7 @@ log = structlog.get_logger()
 
 
 class Target(Struct, frozen=True):
-    """What is to be purged, one after the other, and how that is called."""
+    """The names to purge, one after the other, and their description for the operator."""
 
     kind: Kind
     names: tuple[str, ...]
@@ -71,7 +72,7 @@ class Targets:
         self._again_at = 0.0
 
     async def resolve(self, kind: Kind, what: str, *, even_if_unknown: bool = False) -> Target:
-        """What to purge. Raises UnknownTarget, and StateUnavailable."""
+        """The names to purge. Raises UnknownTarget, and StateUnavailable."""
         if kind == "all":
             return Target("all", ("",), "everything")
         if kind == "key":
@@ -131,7 +132,7 @@ def artifacts_of(data: Path) -> tuple[tuple[str, str], ...]:
 
 
 def last_served(data: Path, model: str) -> ServedDigest | None:
-    """What the model's own process left behind when it was last ready."""
+    """The digest that the model's process recorded when it was last ready."""
     serving = read_serving(data, model)
     return None if serving is None else ServedDigest(model, serving.digest, serving.artifact)
 
@@ -188,7 +189,7 @@ def _written_out(what: str, digests: set[str]) -> str | None:
 
 
 def unknown_text(kind: Kind, what: str, known: KnownNames) -> str:
-    """What is said of a name that nothing knows: near names first, else what there is."""
+    """The message for an unknown name: similar names first, otherwise the known ones."""
     if kind == "model":
         names = {name.lower(): name for name in sorted(known.models)}
         near = [names[one] for one in difflib.get_close_matches(what.lower(), names, n=MOST_SHOWN, cutoff=0.5)]

@@ -10,14 +10,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import structlog
 from msgspec import structs
 
 from foreseen.errors import SetupError
-from foreseen.modelspec.manifest import Freshness, Manifest, find, names
-from foreseen.proxy.backend.isolation import IsolationLock
+from foreseen.modelspec.manifest import Manifest, find, names
+from foreseen.modelspec.policy import Freshness
+from foreseen.proxy.backend.embedding.embedding_server import EmbeddingServer, UpstreamAccess, named, served_name
+from foreseen.proxy.backend.embedding.embedding_upstream import EmbeddingProcess
+from foreseen.proxy.backend.poison.isolation import IsolationLock
+from foreseen.proxy.backend.recognise import server_at
 from foreseen.proxy.backend.served import WATCH_SECONDS, WATCH_SECONDS_AT_START, ServedModel
 from foreseen.proxy.backend.upstream import UpstreamProcess
 from foreseen.proxy.backend.upstream_metadata import UpstreamMetadata, declared_told, optional_inputs, told_of
@@ -37,7 +42,7 @@ REMIND_SECONDS = 60.0
 SIDE_BY_SIDE = 8
 """Models that are looked at side by side: one whose metadata do not come holds no other up for long."""
 
-Serve = Callable[[UpstreamMetadata], ServedModel]
+Serve = Callable[[UpstreamMetadata, V2Server], ServedModel]
 
 
 class Upstream:
@@ -51,6 +56,7 @@ class Upstream:
         serve: Serve,
         trials: IsolationLock | None = None,
         declared: Callable[[str], Manifest | None] = lambda _: None,
+        recognised: Callable[[], Awaitable[V2Server]] | None = None,
     ) -> None:
         self.served: dict[str, ServedModel] = {}
         self.trials = trials or IsolationLock()
@@ -59,8 +65,9 @@ class Upstream:
         self.problem: Unusable | None = None
         """Why the server as a whole is of no use."""
         self._address = shown(address)
-        self._server = V2Server(address)
-        self._names = tuple(names)
+        self._server: V2Server | None = V2Server(address) if recognised is None else None
+        self._recognised = recognised
+        self._names = tuple(served_name(name) if "/" in name else name for name in names)
         self._serve = serve
         self._declared = declared
         self._followers: dict[str, asyncio.Task[None]] = {}
@@ -91,7 +98,8 @@ class Upstream:
             await self.close()
 
     async def close(self) -> None:
-        await self._server.close()
+        if self._server is not None:
+            await self._server.close()
 
     @property
     def missing(self) -> str | None:
@@ -123,6 +131,9 @@ class Upstream:
 
     async def _look(self) -> None:
         """Serve what is not served yet. Raises Unusable where the server lists no model."""
+        if self._server is None:
+            assert self._recognised is not None
+            self._server = await self._recognised()
         names = self._names or await self._server.listed()
         new = [name for name in names if name not in self.served]
         for gone in self.refused.keys() - set(new):
@@ -137,13 +148,18 @@ class Upstream:
 
     async def _add(self, name: str) -> None:
         try:
-            one = self._serve(await self._told(name))
+            assert self._server is not None
+            one = self._serve(await self._told(name), self._server)
         except SetupError as error:
             why = error if isinstance(error, Unusable) else Unusable("unusable", str(error), "see docs/upstream.md")
             self.refused[name] = why
             self._say(name, why)
             return
         await one.refresh()  # ready as soon as it is there
+        process = one.process
+        if isinstance(process, UpstreamProcess) and process.rows != one.manifest.rows:  # its probe has ended already
+            one = one.keyed(structs.replace(one.manifest, rows=process.rows))
+            await one.refresh()
         self.served[name] = one
         self.refused.pop(name, None)
         self._logged.pop(name, None)
@@ -185,7 +201,8 @@ class Upstream:
 
     async def _renew(self, name: str, one: ServedModel, process: UpstreamProcess) -> None:
         if process.told.manifest.model != one.manifest.model:
-            new = self._serve(process.told)
+            assert self._server is not None
+            new = self._serve(process.told, self._server)
             log.warning("upstream model has another signature", model=name)
         elif (process.rows, process.outputs) != (one.manifest.rows, one.manifest.outputs):
             new = one.keyed(structs.replace(one.manifest, rows=process.rows, outputs=process.outputs))
@@ -201,12 +218,19 @@ class Upstream:
     async def _told(self, name: str) -> UpstreamMetadata:
         """What is known of a model: an operator's manifest, or else its metadata. Raises SetupError."""
         declared = self._declared(name)
+        assert self._server is not None
         if declared is not None:
-            return declared_told(declared)
+            told = declared_told(declared)
+            if isinstance(self._server, EmbeddingServer):
+                told = structs.replace(told, manifest=named(declared, await self._server.metadata(name)))
+            return told
         metadata = await self._server.metadata(name)
         optional = optional_inputs(metadata, await self._server.config(name))
         try:
-            return told_of(name, metadata, optional)
+            told = told_of(name, metadata, optional)
+            if isinstance(self._server, EmbeddingServer):
+                told = structs.replace(told, manifest=named(told.manifest, metadata))
+            return told
         except SetupError as error:
             kind: Problem = "unusable" if metadata.get("inputs") and metadata.get("outputs") else "no-metadata"
             said = f"GET /v2/models/{name} answered 200, but: {error}"
@@ -216,46 +240,55 @@ class Upstream:
 async def upstream_of(settings: ProxySettings, defaults: Freshness) -> Upstream | None:
     """The upstream of the settings, with the models that it has now; None where there is none. Raises SetupError for
     settings that make no sense."""
-    if settings.upstream is None:
+    if not settings.upstream:
         return None
-    address, folders = settings.upstream, (settings.models,) if settings.models else ()
-    if not address.startswith(("http://", "https://")):
-        raise SetupError(f"--upstream {address}: is not http://host:port")
-
-    trials = IsolationLock()
+    address, folders = settings.upstream[0], (settings.models,) if settings.models else ()
+    for one in settings.upstream:
+        if not one.startswith(("http://", "https://")):
+            raise SetupError(f"--upstream {one}: is not http://host:port")
+    trials, access = IsolationLock(), UpstreamAccess(settings.upstream_key_file, settings.upstream_ca_file)
+    access.headers()  # a key file that cannot be read is a mistake in the settings
 
     def declared(name: str) -> Manifest | None:
         """The manifests in the box are not of this server's models."""
         return find(name, folders) if name in names(folders) else None
 
-    def serve(told: UpstreamMetadata) -> ServedModel:
-        return in_front_of(address, told, settings, defaults, declared(told.manifest.name), trials)
+    def serve(told: UpstreamMetadata, server: V2Server) -> ServedModel:
+        return in_front_of(settings.upstream, told, settings, defaults, declared(told.manifest.name), trials, server)
 
-    upstream = Upstream(address, settings.model, serve, trials, declared)
+    async def recognised() -> V2Server:
+        return await server_at(address, settings.upstream_api, access, embeds=settings.upstream_kind == "embed")
+
+    upstream = Upstream(address, settings.model, serve, trials, declared, recognised)
     await upstream.find()
     return upstream
 
 
 def in_front_of(
-    address: str,
+    addresses: Sequence[str],
     told: UpstreamMetadata,
     settings: ProxySettings,
     defaults: Freshness,
     manifest: Manifest | None,
     trials: IsolationLock | None = None,
+    server: V2Server | None = None,
 ) -> ServedModel:
     """A model of somebody else's server; `manifest` is the operator's own word on it."""
-    process = UpstreamProcess(
-        told,
-        address,
-        manifest=manifest,
-        digest=(manifest.digest if manifest is not None else None) or settings.upstream_digest,
-        tolerance=settings.upstream_tolerance,
-        probe=settings.upstream_probe,
-        rows_per_request=settings.model_rows,
-        requests=settings.model_requests,
-        quarantine_seconds=settings.quarantine_seconds,
-        trials=trials,
-    )
-    own = structs.replace(manifest or told.manifest, upstream=address)
+    options: dict[str, Any] = {
+        "manifest": manifest,
+        "digest": (manifest.digest if manifest is not None else None) or settings.upstream_digest,
+        "tolerance": settings.upstream_tolerance,
+        "probe": settings.upstream_probe,
+        "quarantine_seconds": settings.quarantine_seconds,
+        "trials": trials,
+    }
+    process: UpstreamProcess
+    if isinstance(server, EmbeddingServer):
+        servers = [server.sibling(address) for address in addresses]
+        process = EmbeddingProcess(told, servers, **options)
+    else:
+        process = UpstreamProcess(told, addresses[0], **options)
+    own = structs.replace(manifest or told.manifest, upstream=addresses[0])
+    if isinstance(server, EmbeddingServer):
+        own = structs.replace(own, upstream_api=told.manifest.upstream_api, openai=told.manifest.openai)
     return ServedModel(own, process, settings.data, policy_of(own.freshness, defaults))

@@ -20,7 +20,8 @@ from foreseen.keys.key import Framer
 from foreseen.modelspec.artifact import preparation_digest, read_file, read_record
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
-from foreseen.proxy.backend.model import ModelFacts, ModelProcess
+from foreseen.proxy.backend.model import ModelProcess
+from foreseen.proxy.backend.model_metadata import ModelFacts
 from foreseen.proxy.cache.freshness import Policy
 from foreseen.types import ALL_STEPS, Prediction, RequestOptions, Row, Space, Steps
 

@@ -28,8 +28,9 @@ from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.members import RequestMembers, member_names, naming, pack_reply, reply_of, tensor_outputs
 from foreseen.protocol.tensors import array_of_raw
 from foreseen.protocol.wire import Response, render_json_request
-from foreseen.proxy.backend.isolation import IsolationLock
-from foreseen.proxy.backend.model import PROBE_SECONDS, ModelFacts, ModelProcess, Tensors
+from foreseen.proxy.backend.model import ModelProcess, Tensors
+from foreseen.proxy.backend.model_metadata import PROBE_SECONDS, ModelFacts
+from foreseen.proxy.backend.poison.isolation import IsolationLock
 from foreseen.proxy.backend.upstream_metadata import (
     UpstreamMetadata,
     declared_told,
@@ -56,6 +57,8 @@ class Verdict(Struct, frozen=True):
 
     independent: bool | None
     why: str
+    worst: float | None = None
+    """The largest difference seen of an answer alone and in a batch."""
 
 
 class UpstreamProcess(ModelProcess):
@@ -76,8 +79,6 @@ class UpstreamProcess(ModelProcess):
         digest: str | None,
         tolerance: float,
         probe: bool,
-        rows_per_request: int,
-        requests: int,
         quarantine_seconds: float,
         trials: IsolationLock | None = None,
     ) -> None:
@@ -87,8 +88,6 @@ class UpstreamProcess(ModelProcess):
         super().__init__(
             own,
             address,
-            rows_per_request=rows_per_request,
-            requests=requests,
             quarantine_seconds=quarantine_seconds,
             trials=trials,
         )
@@ -257,7 +256,7 @@ class UpstreamProcess(ModelProcess):
             parts += [places[at : at + step] for at in range(0, len(places), step)]
         return parts
 
-    def _firsts(self, rows: int) -> Mapping[str, int | None]:
+    def _firsts(self, rows: int | None) -> Mapping[str, int | None]:
         return self.told.firsts
 
     async def _asked(
@@ -355,12 +354,16 @@ class UpstreamProcess(ModelProcess):
         answers = [_arrays(prediction) for prediction in alone]
         if all(difference(answers[:1], [other]) == 0 for other in answers[1:]):
             return alone[0].digest, Verdict(None, "all random rows got one answer, which shows nothing")
-        worst = max(difference(answers, [_arrays(prediction) for prediction in batch]) for batch in batches)
+        worst = max(self._gap(answers, [_arrays(prediction) for prediction in batch]) for batch in batches)
         if worst > self._tolerance:
-            return alone[0].digest, Verdict(False, f"an answer changes by {worst:g} with its batch-mates")
+            return alone[0].digest, Verdict(False, f"an answer changes by {worst:g} with its batch-mates", worst)
         if await self._members_depend(rows[0], alone, batches, options):
             return alone[0].digest, Verdict(False, "the parameters of a reply change with the batch-mates")
-        return alone[0].digest, Verdict(True, f"alone and in batches answers differ by {worst:g} at most")
+        return alone[0].digest, Verdict(True, f"alone and in batches answers differ by {worst:g} at most", worst)
+
+    def _gap(self, left: Sequence[RowOutputs], right: Sequence[RowOutputs]) -> float:
+        """How far answers are apart."""
+        return difference(left, right)
 
     async def _members_depend(
         self, row: Row, alone: Sequence[Prediction], batches: Sequence[Sequence[Prediction]], options: RequestOptions

@@ -88,6 +88,13 @@ class V2Server:
             raise Unusable("lists-nothing", f"{asked[-1].said}, which names no model that is ready", fix)
         return found
 
+    async def speaks_v2(self) -> bool:
+        """Whether it has V2's server metadata, or its models. Raises Unusable where it cannot be reached."""
+        for path in ("/v2/models", "/v2"):
+            if isinstance((await self._ask("GET", path)).document, dict):
+                return True
+        return False
+
     async def metadata(self, name: str) -> dict[str, Any]:
         """A model's metadata. Raises Unusable."""
         reply = await self._ask("GET", f"/v2/models/{quote(name, safe='')}")
@@ -106,6 +113,13 @@ class V2Server:
         except Unusable:
             return None
 
+    def _new_client(self, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(timeout=timeout)
+
+    def _headers(self) -> dict[str, str]:
+        """Of every request."""
+        return {}
+
     async def _without_list(self, asked: Sequence[Exchange]) -> Unusable:
         """What is wrong with a server that has answered no list of models."""
         server = await self._ask("GET", "/v2")
@@ -122,8 +136,8 @@ class V2Server:
     async def _ask(self, method: str, path: str, body: bytes | None = None) -> Exchange:
         """One exchange. Raises Unusable where there is no reply."""
         if self._client is None:
-            self._client = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS))
-        headers = {"Content-Type": "application/json"} if body is not None else {}
+            self._client = self._new_client(aiohttp.ClientTimeout(total=REQUEST_SECONDS))
+        headers = {**self._headers(), **({"Content-Type": "application/json"} if body is not None else {})}
         asked, again = f"{method} {path}", "start it, or mend --upstream; it is asked again every few seconds"
         try:
             async with self._client.request(method, self._address + path, data=body, headers=headers) as reply:

@@ -1,8 +1,8 @@
-"""The wall clock without its jumps → Unix seconds that never go back and never leap.
+"""A clock that follows the wall clock without its jumps: Unix seconds that never go back and never leap.
 
-Ages, lifetimes and `Age` are differences of two readings. Somebody who sets the clock an hour on must not expire the
-cache, nor make its answers immortal by setting it back. So time passes as on the monotonic clock, and what the wall
-clock says otherwise is made up for slowly.
+Ages, lifetimes and `Age` are differences of two readings. Setting the wall clock an hour forward must not expire the
+cache, and setting it back must not make entries immortal. So time passes as on the monotonic clock, and a difference
+from the wall clock is made up for slowly (slewed).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How long far and the models take → whether a look in far is worth its time. Pure: readings and clock are given.
+"""The far-skip policy: leaves out the look-up in far (Redis) while it is slower than the model. Pure.
 
-A look that takes longer than asking the model only delays the answer. It is left out while far's mean is both slow in
-itself and more than twice the model's, which is measured with its queue: where the model gets too much to do because of
-it, it gets slower, and far is asked again. Twice a second one look is made nonetheless, so that recovery is noticed.
+Measurements and clock are given. A look-up that takes longer than the model only delays the answer. It is left out
+while far's mean is both slow in itself and more than twice the model's. The model's time includes its queue: if the
+extra requests slow the model down, far is asked again. Twice a second one look-up is made anyway, to notice a recovery.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ UP, DOWN = 0.2, 0.7
 
 
 class FarSkipPolicy:
-    """Of one worker."""
+    """The measurements and the decision of one worker."""
 
     def __init__(self) -> None:
         self._far = 0.0

@@ -1,8 +1,9 @@
-"""Keys that somebody is already asking for ↔ those who wait for them: one future per key, far and model in one flight.
+"""Single-flight request coalescing: concurrent requests for one key share one look in far and one model request.
 
-Rows that board in one turn of the event loop leave together, in one detached task per cabin (space, parameters, lane,
-steps, demand): one MGET, then model and keep. A passenger who leaves cancels nobody; an error reaches those
-aboard and is kept by nobody. Nobody joins a flight that could land what they refused to take.
+Rows that arrive in one turn of the event loop form one batch per flight key (space, parameters, lane, steps, age
+limits). A detached task processes the batch: one MGET, then the model, then the store. A waiter that is cancelled
+cancels no other waiter. An error reaches all waiters of the batch and is not cached. A request does not join a flight
+that could resolve with an answer which the request has to refuse.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ RowFuture = asyncio.Future[Answer]
 
 
 class FlightKey(NamedTuple):
-    """Who may share a cabin: rows that differ in one of these are asked apart."""
+    """Rows share a batch only if they agree in all of these."""
 
     space: Space
     parameters: bytes
@@ -31,7 +32,7 @@ class FlightKey(NamedTuple):
 
     @property
     def computes(self) -> bool:
-        """Whether all it lands is computed after it began: `no-cache` takes nothing else."""
+        """Whether every answer of the batch is computed after it began: `no-cache` accepts nothing else."""
         return not self.steps & {"near", "far"}
 
 
@@ -39,20 +40,20 @@ class Waiter(Struct, frozen=True):
     row: Row
     future: RowFuture
     client: int
-    """Equal of rows that somebody asks for together."""
+    """A number that all rows of one request share."""
 
 
 class FlightBatch:
-    """Those that leave together. `deadline` is the latest aboard, on the event loop's clock; `missed` is
-    what tiers said of its keys so far."""
+    """Rows that are processed together. `deadline` is the latest of its rows', on the event loop's clock; `missed` is
+    what the tiers have answered about its keys so far."""
 
-    __slots__ = ("began", "deadline", "departed", "flight_key", "missed", "traceparent", "waiters")
+    __slots__ = ("began", "deadline", "flight_key", "missed", "started", "traceparent", "waiters")
 
     def __init__(self, flight_key: FlightKey) -> None:
         self.flight_key = flight_key
         self.deadline = 0.0
         self.began = asyncio.get_running_loop().time()
-        self.departed = False
+        self.started = False
         self.traceparent: str | None = None
         self.waiters: dict[Key, Waiter] = {}
         self.missed: dict[Key, Miss] = {}
@@ -62,27 +63,28 @@ class FlightBatch:
 
 
 class Flights:
-    """What is aloft. `fly` carries one cabin and lands its keys; what it leaves aloft, or raises, crashes."""
+    """All keys in flight. `run_batch` processes one batch and resolves its keys. Keys that it leaves unresolved fail,
+    with the error that it raised."""
 
-    def __init__(self, fly: Callable[[FlightBatch], Awaitable[None]]) -> None:
-        self._fly = fly
+    def __init__(self, run_batch: Callable[[FlightBatch], Awaitable[None]]) -> None:
+        self._run_batch = run_batch
         self.forgotten = 0
-        """How many keys were forgotten, ever."""
+        """Count of the keys that `forget` was called with."""
         self._in_flight: dict[Key, FlightBatch] = {}
         self._collecting: dict[FlightKey, FlightBatch] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._client_numbers = itertools.count()
 
     def join(self, key: Key, flight_key: FlightKey) -> RowFuture | None:
-        """The landing of a key that is already aloft or boarding, where it suits this party."""
+        """The future of a key that is in flight or collected for a batch, if its answer will suit this flight key."""
         batch = self._in_flight.get(key)
         return batch.waiters[key].future if batch is not None and _suits(batch, flight_key) else None
 
-    def spare(self, key: Key) -> Answer | None:
-        """The stale answer of a key that is aloft, for somebody who cannot wait any longer."""
+    def stale_fallback(self, key: Key) -> Answer | None:
+        """The stale answer of a key in flight, for a request that cannot wait any longer."""
         batch = self._in_flight.get(key)
         missed = None if batch is None else batch.missed.get(key)
-        return None if missed is None else missed.spare
+        return None if missed is None else missed.stale_fallback
 
     def add(
         self,
@@ -93,10 +95,10 @@ class Flights:
         traceparent: str | None = None,
         missed: Miss | None = None,
     ) -> RowFuture:
-        """Take a row aboard; it leaves at the end of this turn of the event loop.
+        """Add a row to the batch that starts at the end of this turn of the event loop.
 
-        A key that is already aloft gets a second flight (`no-cache` asks for that); later ones join the newer, unless
-        that one asks no model.
+        A key that is already in flight gets a second flight (`no-cache` needs one). Later requests join the newer
+        flight, unless that one asks no model.
         """
         return self.add_all({key: row}, flight_key, deadline, traceparent, {} if missed is None else {key: missed})[0]
 
@@ -108,14 +110,14 @@ class Flights:
         traceparent: str | None,
         missed: Mapping[Key, Miss],
     ) -> list[RowFuture]:
-        """The same of many rows; `missed` is what tiers have said of some."""
+        """The same for many rows; `missed` is what the tiers have answered about some."""
         loop = asyncio.get_running_loop()
         in_flight, asks_model, futures = self._in_flight, "model" in flight_key.steps, []
         batch, client = self._collecting.get(flight_key), next(self._client_numbers)
         for key, row in rows.items():
             if batch is None or key in batch.waiters:
                 batch = self._collecting[flight_key] = FlightBatch(flight_key)
-                loop.call_soon(self._depart, batch)
+                loop.call_soon(self._start, batch)
             future: RowFuture = loop.create_future()
             futures.append(future)
             batch.waiters[key] = Waiter(row, future, client)
@@ -128,27 +130,27 @@ class Flights:
         return futures
 
     def resolve(self, batch: FlightBatch, key: Key, answer: Answer) -> None:
-        """Hand a key's answer to everybody aboard."""
-        future = self._leave(batch, key)
+        """Give a key's answer to all its waiters."""
+        future = self._remove(batch, key)
         if not future.done():
             future.set_result(answer)
 
     def fail(self, batch: FlightBatch, keys: Iterable[Key], error: Exception) -> None:
-        """Hand an error to everybody aboard of these keys; the next asker starts anew."""
+        """Give an error to all waiters of these keys; the next request for them starts a new flight."""
         for key in keys:
-            future = self._leave(batch, key)
+            future = self._remove(batch, key)
             if not future.done():
                 future.set_exception(error)
-                future.exception()  # mark it seen: where everybody has left, nobody would
+                future.exception()  # mark it retrieved: all waiters may have been cancelled
 
     def forget(self, key: Key) -> None:
-        """Nobody joins a flight of this key from now on; those aboard keep their seats."""
+        """Let no further request join the flight of this key; its present waiters still get the answer."""
         self.forgotten += 1
         self._in_flight.pop(key, None)
 
     async def drain(self, seconds: float) -> None:
-        """Wait for what is aloft, at most so long, then end it."""
-        await asyncio.sleep(0)  # let those boarding depart: that is the last callback of their turn
+        """Wait for the batches under way, at most so long, then cancel them."""
+        await asyncio.sleep(0)  # start the batches being collected: that is the last callback of their turn
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=seconds)
             for task in late:
@@ -160,38 +162,38 @@ class Flights:
     def __repr__(self) -> str:
         return f"<Flights {len(self._in_flight)} keys in flight, {len(self._tasks)} tasks>"
 
-    def _leave(self, batch: FlightBatch, key: Key) -> RowFuture:
+    def _remove(self, batch: FlightBatch, key: Key) -> RowFuture:
         if self._in_flight.get(key) is batch:
             del self._in_flight[key]
         return batch.waiters[key].future
 
-    def _depart(self, batch: FlightBatch) -> None:
+    def _start(self, batch: FlightBatch) -> None:
         if self._collecting.get(batch.flight_key) is batch:
             del self._collecting[batch.flight_key]
-        batch.departed = True
-        task = asyncio.get_running_loop().create_task(self._carry(batch))
+        batch.started = True
+        task = asyncio.get_running_loop().create_task(self._run(batch))
         self._tasks.add(task)  # the loop itself holds tasks only weakly
         task.add_done_callback(self._tasks.discard)
 
-    async def _carry(self, batch: FlightBatch) -> None:
+    async def _run(self, batch: FlightBatch) -> None:
         error: Exception = ModelUnavailable("the proxy is stopping")
         try:
-            await self._fly(batch)
-        except Exception as raised:  # noqa: BLE001 - whatever it was belongs to those aboard
+            await self._run_batch(batch)
+        except Exception as raised:  # noqa: BLE001 - the waiters get every kind of error
             error = raised
         finally:
             self.fail(batch, [key for key, waiter in batch.waiters.items() if not waiter.future.done()], error)
 
 
 def _suits(batch: FlightBatch, flight_key: FlightKey) -> bool:
-    """Whether all that a flight may land is what the party would take."""
+    """Whether a request with this flight key would accept every answer that the batch may give."""
     there = batch.flight_key
     if there == flight_key:
-        return not (batch.departed and there.computes)
+        return not (batch.started and there.computes)
     if ("model" in there.steps) != ("model" in flight_key.steps):  # only-if-cached never waits for a model request
         return False
     if there.computes:
-        return not (flight_key.computes and batch.departed)
+        return not (flight_key.computes and batch.started)
     if flight_key.computes:
         return False
     strict = there.age_limits.max_stale is None and there.age_limits.stale_if_error is None

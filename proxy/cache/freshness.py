@@ -1,7 +1,7 @@
-"""An entry's age, the model's policy and the request's wishes → what may be done with the entry. Pure.
+"""Decides whether an entry is fresh, may be served stale, or must be recomputed. Pure.
 
-The only place that compares ages. Keys are content-addressed, so an entry is never wrong, only older than somebody
-likes. Its `expires_at` is the end of its freshness; it is kept for longer, to be answered stale:
+The only place that compares ages. Keys are content-addressed, so an entry is never wrong, only older than a request
+accepts. Its `expires_at` is the end of its freshness; it is kept for longer, to be served stale:
 
     made_at ──── fresh ──── expires_at ──── stale-while-revalidate, stale-if-error, max-stale ──── forgotten
 
@@ -18,7 +18,7 @@ from typing import assert_never
 
 from msgspec import Struct
 
-from foreseen.modelspec.manifest import Freshness
+from foreseen.modelspec.policy import Freshness
 from foreseen.types import ANY_AGE, MaxAge, StaleReason, Steps
 
 TTL_JITTER = 0.1
@@ -53,7 +53,7 @@ class Control(Struct, frozen=True):
 
 
 NO_CONTROL = Control()
-"""Nothing is asked for: the policy decides."""
+"""The request asks for nothing: the model's policy decides."""
 
 
 class Fresh(Struct, frozen=True):
@@ -67,15 +67,15 @@ class Stale(Struct, frozen=True):
 
 
 class Recompute(Struct, frozen=True):
-    """Ask the model. `spare`: where that fails, the entry is better than an error."""
+    """Ask the model. `stale_fallback`: where that fails, the entry is better than an error."""
 
     reason: str
     """`expired`, or `asked` where only the request thinks it too old."""
-    spare: bool
+    stale_fallback: bool
 
 
 class Expired(Struct, frozen=True):
-    """Older than anybody may want: forget it."""
+    """Too old for any request: forget it."""
 
 
 Decision = Fresh | Stale | Recompute | Expired
@@ -124,7 +124,7 @@ def kept_for(expires_at: float, now: float, policy: Policy) -> float:
 
 
 def usable(decision: Decision) -> bool:
-    """Whether an answer is made of the entry without asking anybody."""
+    """Whether the entry answers the request without another look or a model request."""
     match decision:
         case Fresh() | Stale():
             return True

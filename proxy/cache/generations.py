@@ -1,7 +1,8 @@
-"""What was purged → the generations that this worker's spaces have, and its word that it has seen them.
+"""Follows the purges in the state store, derives the generation of each key space, and confirms every purge.
 
-Until the state store has been read once, nobody can say what was purged while this worker was away: it answers past the
-cache. Afterwards it goes on with what it knows where the store does not answer; a purge is not acknowledged then.
+Until a worker has read the state store once, it cannot know what was purged before it started, so it bypasses the
+cache. Later, while the store does not answer, the worker goes on with the generations it knows; a purge made meanwhile
+is not acknowledged.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Forget = Callable[[Mapping[Key, float] | None], Awaitable[None]]
 
 
 class Mark(Protocol):
-    """Where the last purge is kept besides; see `purge_mark.py`."""
+    """A second place that holds the last purge's generation; see `purge_mark.py`."""
 
     async def read(self) -> int | None: ...
     async def raise_to(self, generation: int) -> None: ...
@@ -95,7 +96,7 @@ class Generations:
             try:
                 await self._catch_up(self._state)
                 if not self.reachable:
-                    log.warning("state: back")
+                    log.warning("state store: reachable again")
                 self.reachable = True
                 while not self._leaving:
                     purges = await self._state.next(self._last)
@@ -107,18 +108,18 @@ class Generations:
                         break
             except StateUnavailable:
                 if self.reachable and not self._leaving:
-                    log.warning("state: not reachable; purges are not seen")
+                    log.warning("state store: not reachable; purges are not seen")
                 self.reachable = False
                 await asyncio.sleep(AGAIN_SECONDS)
 
     async def leave(self) -> None:
-        """This worker answers nobody any more."""
+        """Deregister: this worker answers no more requests."""
         self._leaving = True
         if self._state is not None:
             try:
                 await self._state.leave(self.worker)
             except StateUnavailable:
-                log.warning("state: not reachable; this worker stays registered", worker=self.worker)
+                log.warning("state store: not reachable; this worker stays registered", worker=self.worker)
             await self._state.close()
 
     @property
@@ -126,8 +127,8 @@ class Generations:
         return self._known.get("last", 0)
 
     async def _is_apart(self, state: State) -> bool:
-        """Whether the store, or the mark in the cache, knows another last purge than this worker: one of them was
-        rolled back, or lost it."""
+        """Whether the store, or the mark in the cache, has another last purge than this worker: one of them was rolled
+        back, or lost it."""
         marked = await self._note()
         return marked > self._last or await state.last() != self._last
 
@@ -139,7 +140,7 @@ class Generations:
         return marked or 0
 
     async def _catch_up(self, state: State) -> None:
-        """Registered before it reads: a purge that comes in between waits for this worker."""
+        """Register, then read: a purge that is made in between waits for this worker."""
         await state.register(self.worker)
         before = await state.last()
         if before < self._last:
@@ -147,15 +148,15 @@ class Generations:
             await state.log_again([one for one in keys if one[0] > before])
         await state.raise_to(self._known)
         marked = await self._note()
-        told = await state.begun(marked)
+        generations = await state.begun(marked)
         if marked > max(before, self._last):
-            log.error("state: it has lost purges that were acknowledged; all that is cached counts as purged")
+            log.error("state store: acknowledged purges lost; the whole cache counts as purged")
         purges = await state.since(self._last)
         newest = purges[-1].generation if purges else self._last
-        if self.ready.is_set() and (len(purges) >= KEPT_PURGES or newest < told.get("last", 0)):
+        if self.ready.is_set() and (len(purges) >= KEPT_PURGES or newest < generations.get("last", 0)):
             await self._forget(None)  # the log is not whole: a key's purge may be missing
         await self._apply(purges)
-        for name, value in told.items():
+        for name, value in generations.items():
             self._known[name] = max(self._known.get(name, 0), value)
         self.worked_out.clear()
         await self._note()
@@ -169,7 +170,7 @@ class Generations:
             if purge.kind != "key":
                 self._known[f"{purge.kind}:{purge.what}"] = purge.generation
                 self.worked_out.clear()
-        now = time.time() if self.ready.is_set() else 0.0  # of those in the log only the store knows when they were
+        now = time.time() if self.ready.is_set() else 0.0  # a logged purge has its time in its generation
         keys = {Key(bytes.fromhex(purge.what)): purge.generation for purge in purges if purge.kind == "key"}
         self._purged_keys |= keys
         while len(self._purged_keys) > KEPT_PURGES:
@@ -183,7 +184,7 @@ class Generations:
 
 
 def worker_name() -> str:
-    """Who this worker is, and what proves that it is gone: HOST/PID/START/NAMESPACE."""
+    """A name that identifies this worker and from which its end can be proved: HOST/PID/START/NAMESPACE."""
     return f"{socket.gethostname()}/{os.getpid()}/{_started(os.getpid())}/{_namespace()}"
 
 

@@ -1,12 +1,12 @@
-"""Rows that several proxies want at one time → computed by one of them, waited for by the others.
+"""Single-flight between proxies: a lease in Redis decides which proxy computes a row that several of them miss.
 
-Within a process a flight sees to that; between processes a lease in Redis does: `SET NX PX` with a random token, one
-for each row. Who gets it computes, stores, and lets it go once Redis has the entry; the others look for the entry until
-it is there. A leader that dies stops extending its lease, which then expires, and whoever asks next takes it over. Two
-leaders do no harm: they write the same entry. Neither does a Redis in trouble: then everybody computes, as without.
+A lease is `SET NX PX` with a random token, one for each row; within a process `flight.py` does the same. The leader
+computes the row, stores it, and releases the lease once Redis has the entry. The other proxies poll for the entry. A
+leader that dies stops extending its lease, which expires, and the next proxy that asks takes it over. Two leaders do no
+harm: they write the same entry. If Redis fails, every proxy computes the row itself.
 
-It costs two round trips before the model is asked, so it is for models that take longer than that by far. How long they
-take is what their answers say; as long as none has, it is expected to be long.
+A lease costs two round trips before the model is asked, so it is used only for models that take far longer. A model's
+speed is measured from its answers; until it has given one, it counts as slow.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Key, Prediction, Steps
 
 LEASE_SECONDS = 5.0
-"""How long the death of a leader goes unnoticed. A living one extends its lease, however long the model takes, if its
-event loop has a turn: that stood still for four seconds and more where 1,250 callers came at once to a busy machine."""
+"""How long the death of a leader goes unnoticed. A live leader extends its lease, however long the model takes, as long
+as its event loop runs: it stalled for four seconds and more when 1,250 clients connected at once to a busy machine."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.005, 0.1
 TRIES = 3
-"""How often Redis may be late before it counts as being in trouble: a machine that ten thousand callers have come to is
-late for a moment, and they would all compute the row."""
+"""Timeouts of Redis in a row before it counts as failed. A machine with ten thousand new clients is late for a moment,
+and without retries every proxy would compute the row."""
 SHARE_WAITED = 0.2
 """A waiter looks again after this share of the time that it has waited, so it adds no more than that to the wait."""
 NEWEST_SHARE = 0.3
-"""What the last answer says of a model's speed, beside those before."""
+"""Weight of the newest answer in a model's moving average of seconds a row."""
 
 SHARED_STEPS: Steps = frozenset(("far", "model", "keep"))
-"""What a question has to allow, to wait for another proxy's answer and to let it have ours."""
+"""Steps that a request must allow for its rows to be shared with other proxies."""
 
 Look = Callable[[Sequence[Key]], Awaitable[Sequence[Key] | None]]
-"""Lands what far has of these keys; who is left. None where far did not answer."""
+"""Resolves the keys that far has; returns the others. None if far did not answer."""
 Compute = Callable[[Sequence[Key], Callable[[], None]], Awaitable[None]]
-"""Asks the model for these keys and keeps the answers; calls back once far has them, or will not have them."""
+"""Asks the model for these keys and stores the answers; calls back once far has them, or will not have them."""
 
 
 class LeaseTier(Protocol):
-    """What is needed of Redis. All raise FarError."""
+    """The part of Redis that leases need. All methods raise FarError."""
 
     async def lease(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> list[bool]: ...
     async def extend(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> None: ...
@@ -53,7 +53,7 @@ class LeaseTier(Protocol):
 
 
 class Leases:
-    """Whose turn it is to compute. `slow_seconds`: work that takes less is not worth a lease."""
+    """Divides missed rows between proxies. `slow_seconds`: work that takes less is not worth a lease."""
 
     def __init__(
         self, far: LeaseTier | None, metrics: ProxyMetrics, slow_seconds: float, lease_seconds: float = LEASE_SECONDS
@@ -66,9 +66,9 @@ class Leases:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def divide(self, batch: FlightBatch, keys: Sequence[Key], look: Look, compute: Compute) -> None:
-        """See to it that all keys are landed: by `compute`, or by `look` when another proxy has computed them.
+        """Resolve all keys: by `compute`, or by `look` when another proxy has computed them.
 
-        Raises DeadlineExceeded at the cabin's deadline, and what `compute` raises.
+        Raises DeadlineExceeded at the batch's deadline, and what `compute` raises.
         """
         model, shared = batch.flight_key.space.model, batch.flight_key.steps >= SHARED_STEPS
         if self._far is None or not shared or not self.worth(model, len(keys)):
@@ -107,11 +107,11 @@ class Leases:
         return self._slow_seconds < inf if each is None else each * rows >= self._slow_seconds
 
     def row_seconds(self, model: str) -> float:
-        """How long a row of a model takes, by what its answers say; 0 as long as none has."""
+        """Seconds a row of a model takes, measured from its answers; 0 until it has given one."""
         return self._row_seconds.get(model, 0.0)
 
     def took(self, model: str, predictions: Sequence[Prediction]) -> None:
-        """What the model's answers say of its speed."""
+        """Record a model's speed from its answers."""
         if not predictions:
             return
         each = sum(prediction.seconds for prediction in predictions) / len(predictions)
@@ -119,7 +119,7 @@ class Leases:
         self._row_seconds[model] = before + NEWEST_SHARE * (each - before)
 
     async def close(self, seconds: float) -> None:
-        """Let go of what is held; what is not let go of within so long expires by itself."""
+        """Release the leases that are held; those not released within so long expire by themselves."""
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=seconds)
             for task in late:
@@ -134,7 +134,7 @@ class Leases:
             return None, tries if error.kind == "timeout" else 0
 
     async def _compute(self, lease: Lease, mine: Sequence[Key], compute: Compute) -> None:
-        """Compute under a lease, which is extended meanwhile, and let it go when the entries are there for others."""
+        """Compute under a lease, extend it meanwhile, and release it when far has the entries."""
         extending = self._later(lease.extend_until_released())
 
         def let_go() -> None:
@@ -155,7 +155,7 @@ class Leases:
 
 
 class Lease:
-    """One proxy's word on some rows. Where Redis does not take it back, it expires by itself."""
+    """One proxy's leases on some rows. If a release fails, they expire by themselves."""
 
     def __init__(self, far: LeaseTier, seconds: float, deadline: float, metrics: ProxyMetrics) -> None:
         self._far = far
@@ -166,8 +166,8 @@ class Lease:
         self._held: list[Key] = []
 
     async def ask(self, keys: Sequence[Key]) -> set[Key]:
-        """Those that nobody else has. Raises FarError."""
-        self._held = list(keys)  # as long as it is not known
+        """The keys whose lease this proxy got. Raises FarError."""
+        self._held = list(keys)  # until the reply is known: Redis may have granted any of them
         got = await self._far.lease(keys, self._token, self._milliseconds)
         self._held = [key for key, won in zip(keys, got, strict=True) if won]
         return set(self._held)
@@ -215,4 +215,4 @@ class _Pauses:
 
 
 def _nothing() -> None:
-    """Nobody waits for these rows."""
+    """Used where no other proxy waits for these rows."""

@@ -1,5 +1,6 @@
-"""Key → prediction in this process's memory, bounded in bytes. Synchronous: between a look here and joining a flight
-there is no `await`, so there is no race.
+"""The near (in-process) tier: an S3-FIFO cache of predictions by key, bounded in bytes.
+
+It is synchronous: between a look-up here and joining a flight there is no `await`, so there is no race.
 
 S3-FIFO (Yang et al., SOSP'23): a small queue that most one-hit wonders never leave, a main queue, and a ghost of what
 was evicted from the small one. A look costs a dict look-up and a counter; nothing moves on a hit.
@@ -31,7 +32,7 @@ class _Slot(Struct, gc=False):
 
 
 class Near:
-    """Predictions by key. `bytes` is what they take, `evictions` how many had to go for others."""
+    """Predictions by key. `bytes` is what they take, `evictions` counts those evicted to make room."""
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
@@ -52,7 +53,7 @@ class Near:
         return slot.prediction
 
     def peek(self, key: Key) -> Prediction | None:
-        """The same without a trace of having looked."""
+        """The same without counting as a use."""
         slot = self._small.get(key) or self._main.get(key)
         return None if slot is None else slot.prediction
 

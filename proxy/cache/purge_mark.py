@@ -1,8 +1,8 @@
-"""The last purge's generation, kept in the cache's Redis too: the mark by which a state store is seen to have lost it.
+"""The last purge's generation, stored in the cache's Redis too, to detect a state store that has lost purges.
 
-A state store that starts empty, or from an older copy, would bring back what was purged: the entries are still in the
-cache. The mark lies beside them, under a MAC of the root secret, so that whoever may write to the cache can neither
-raise it (which would purge everything) nor forge one. Without a mark, or without the cache, nothing is known.
+If the state store starts empty, or from an older copy, purged entries would be served again: they are still in the
+cache. The mark is stored beside them, under a MAC of the root secret, so that a process that may write to the cache can
+neither raise it (which would purge everything) nor forge one. Without a mark, or without the cache, nothing is known.
 
     fsn1.purged   string   the generation, 20 digits ‖ MAC 16
 """
@@ -17,7 +17,7 @@ NAME = b"fsn1.purged"
 
 
 class PurgeMark:
-    """The mark in the far tier. A Redis in trouble has none: nothing here raises."""
+    """The mark in the far tier. If Redis fails, there is none: nothing here raises."""
 
     def __init__(self, far: Entries | None, root: bytes) -> None:
         self._far = far

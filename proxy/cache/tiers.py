@@ -1,7 +1,7 @@
-"""Near and far as the pair that the story uses: look, prove, keep.
+"""The two cache tiers, near (in-process) and far (Redis): look-up, verification and storing of entries.
 
-Failing open is policy and lives here and in `pipeline.py`: far may be slow, full, lying or gone, and costs time but
-never an answer. Adapters just raise; what they raise becomes a miss with a reason, counted.
+Failing open is decided here and in `pipeline.py`: a far tier that is slow, full, corrupt or down costs time but never
+an answer. The adapters raise; this module turns what they raise into a counted miss with a reason.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Protocol, assert_never
 from msgspec import Struct
 
 from foreseen.errors import EntryError, FarError
-from foreseen.keys.entry import EntryCodec
+from foreseen.keys.entry import MAX_FAR_VALUE_BYTES, EntryCodec
 from foreseen.keys.key import Framer, SpaceKey, keys_of_frames, space_key
 from foreseen.proxy.cache.clock import SteadyClock
 from foreseen.proxy.cache.freshness import Expired, Fresh, Policy, Recompute, Stale, decide, fresh, kept_for
@@ -28,26 +28,27 @@ MAX_FORGOTTEN = 100_000
 """Purged keys that are remembered; before there are more, the state store purges everything instead."""
 SKEW_SECONDS = 2.0
 """An entry that another machine made so shortly after its key was purged may be one of before, by that one's clock."""
+MAX_FAR_PENDING_BYTES = 64 * 2**20
 COLD, DEAD, FAR_DOWN = Miss("cold"), Miss("expired"), Miss("far-down")
 
 
 class FarTier(Protocol):
-    """What is needed of the far tier. All raise FarError; a look-up may also tell it of some keys alone."""
+    """The part of the far tier that is needed here. All raise FarError; `get` may also return one for single keys."""
 
     async def get(self, keys: Sequence[Key]) -> list[bytes | FarError | None]: ...
     async def put(self, entries: Sequence[tuple[Key, bytes, int]]) -> None: ...
     async def forget(self, keys: Sequence[Key]) -> int: ...
 
 
-class TierLimits(Protocol):
-    """The settings that bound the tiers and the pipeline."""
+class TierLimits(Struct, frozen=True):
+    """How much the far tier gets."""
 
-    @property
-    def waiting_rows(self) -> int: ...
-    @property
-    def far_value_bytes(self) -> int: ...
-    @property
-    def far_pending_bytes(self) -> int: ...
+    far_value_bytes: int = MAX_FAR_VALUE_BYTES
+    far_pending_bytes: int = MAX_FAR_PENDING_BYTES
+    """Entries on their way; more are dropped."""
+
+
+_LIMITS = TierLimits()
 
 
 class LookResult(Struct, frozen=True):
@@ -61,7 +62,7 @@ class LookResult(Struct, frozen=True):
 
 
 class Forgotten(Struct, frozen=True, gc=False):
-    """A key that was purged: when this process heard of it (its loop's seconds), and when it was (Unix seconds)."""
+    """A purged key: when this process learned of it (event loop seconds), and when it was purged (Unix seconds)."""
 
     at: float
     purged_at: float
@@ -78,7 +79,7 @@ class Tiers:
         near: Near,
         far: FarTier | None,
         metrics: ProxyMetrics,
-        limits: TierLimits,
+        limits: TierLimits = _LIMITS,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self.near = near
@@ -98,11 +99,11 @@ class Tiers:
         return self.keys_of(space, framer.frames(rows, parameters))
 
     def keys_of(self, space: Space, frames: Sequence[bytes]) -> list[Key]:
-        """The same, of rows whose frames are made."""
+        """The same for frames that are made already."""
         return keys_of_frames(self.space_key(space), frames)
 
     def look_near(self, keys: Iterable[Key], policy: Policy, age_limits: MaxAge = ANY_AGE) -> LookResult:
-        """near: what this process remembers of these keys. Of what it never knew nothing is said."""
+        """near: the entries this process holds of these keys. Keys that it has no entry of are in neither map."""
         now, get, at_ease = self.clock(), self.near.get, age_limits is ANY_AGE
         found: dict[Key, Answer] = {}
         missing: dict[Key, Miss] = {}
@@ -129,7 +130,7 @@ class Tiers:
     async def look_far(
         self, space: Space, keys: Sequence[Key], policy: Policy, age_limits: MaxAge = ANY_AGE
     ) -> LookResult:
-        """far: what Redis has of these keys and proves to be them. A failure is a miss of all."""
+        """far: the entries Redis has of these keys, verified. If Redis fails, all are misses."""
         if self._far is None:
             return LookResult({}, dict.fromkeys(keys, COLD))
         started = time.perf_counter()
@@ -168,7 +169,7 @@ class Tiers:
             return Miss("verify-failed")
         forgotten = self._forgotten.get(key)
         if forgotten is not None and prediction.made_at <= forgotten.purged_at + SKEW_SECONDS:
-            return COLD  # not deleted yet, or somebody has put it back
+            return COLD  # not deleted yet, or another process has stored it again
         return prediction
 
     def keep(
@@ -178,8 +179,8 @@ class Tiers:
         began: float,
         stored: Callable[[], None] = lambda: None,
     ) -> bool:
-        """keep: near now, far behind the answer's back. True where all of it is kept somewhere. What was
-        forgotten since its computation began stays so. `stored` is called when far has it, or will not have it."""
+        """keep: store in near now, in far after the answer. True if all of it is stored somewhere. A key purged since
+        its computation began is not stored. `stored` is called when far has the entries, or will not have them."""
         wanted = [one for one in fresh if not self._forgotten_since(one[0], began)] if self._forgotten else fresh
         kept = [self.keep_near(key, prediction) for key, prediction in wanted]
         sent = self._keep_far(wanted, policy, stored)
@@ -197,7 +198,7 @@ class Tiers:
         return kept
 
     def _keep_far(self, fresh: Sequence[tuple[Key, Prediction]], policy: Policy, stored: Callable[[], None]) -> bool:
-        """Send entries off, within the bounds on one entry and on all that are under way; True where all went."""
+        """Start storing entries, within the bounds on one entry and on all under way; True if all are being stored."""
         if self._far is None or not fresh:
             stored()
             return False
@@ -242,7 +243,7 @@ class Tiers:
     def _entries(
         self, fresh: Sequence[tuple[Key, Prediction]], policy: Policy, now: float
     ) -> list[tuple[Key, bytes, int]]:
-        """What far is to store: packed, each with how long it lives in ms; not what is over already."""
+        """What far is to store: packed entries, each with its lifetime in ms; without those that have expired."""
         lives = [int(kept_for(p.expires_at, now, policy) * 1000) for _, p in fresh]
         entries = self._codec.pack_all(fresh)
         return [(key, entry, life) for (key, _), entry, life in zip(fresh, entries, lives, strict=True) if life > 0]
@@ -256,8 +257,8 @@ class Tiers:
         return key
 
     async def forget(self, keys: Mapping[Key, float] | None) -> None:
-        """Keys, by when they were purged (Unix seconds), or everything in near. From then on an entry that was made
-        before is none, for as long as it could live. Returns when no store can bring an older one back."""
+        """Forget keys, by when they were purged (Unix seconds), or all of near. From then on an entry that was made
+        before is ignored, for as long as it could live. Returns when no store under way can write an older one."""
         if keys is None:
             self.near.clear()
             return
@@ -290,15 +291,17 @@ def judge(
     age_limits: MaxAge,
     trip: TierSeconds | None = None,
 ) -> Answer | Miss:
-    """The answer that a tier's entry makes for a request of this demand, or why it makes none."""
+    """The answer that a tier's entry gives to a request with these age limits, or why it is a miss."""
     decision = decide(prediction.made_at, prediction.expires_at, now, policy, age_limits)
     match decision:
         case Fresh():
             return Answer(prediction, tier, trip=trip)
         case Stale(why):
             return Answer(prediction, "stale", trip=trip, why=why)
-        case Recompute(reason, spare):
-            return Miss(reason, Answer(prediction, "stale", trip=trip, why="stale-if-error") if spare else None)
+        case Recompute(reason, stale_fallback):
+            return Miss(
+                reason, Answer(prediction, "stale", trip=trip, why="stale-if-error") if stale_fallback else None
+            )
         case Expired():
             return DEAD
         case _:
@@ -306,7 +309,7 @@ def judge(
 
 
 def both(near: Miss, far: Miss) -> Miss:
-    """What both tiers say of a row: the reason that tells more, and the spare that is younger."""
+    """One miss of both tiers: the more specific reason, and the younger stale fallback."""
     reason = near.reason if far.reason == "cold" else far.reason
-    spares = [missed.spare for missed in (near, far) if missed.spare is not None]
-    return Miss(reason, max(spares, key=lambda spare: spare.prediction.made_at, default=None))
+    fallbacks = [missed.stale_fallback for missed in (near, far) if missed.stale_fallback is not None]
+    return Miss(reason, max(fallbacks, key=lambda answer: answer.prediction.made_at, default=None))

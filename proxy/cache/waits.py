@@ -1,4 +1,4 @@
-"""A question's rows that are in flight → its answers, when they are resolved or its deadline has come."""
+"""Waiting for the rows of a request that are in flight, until all are resolved or the request's deadline has come."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from foreseen.types import Answer, Key
 
 
 class Wait(Struct, frozen=True):
-    """A row that is waited for; `joined` where it was aloft already."""
+    """A row that is waited for; `joined` if it was in flight already."""
 
     future: RowFuture
     joined: bool
 
 
 async def until_resolved(waits: Iterable[Wait], deadline: float) -> None:
-    """Wait for flights without owning them: a waiter that is cancelled leaves them aloft.
+    """Wait for flights without owning them: cancelling the wait does not cancel them.
 
-    One after another: rows of one flight land together, and one that is there already costs next to nothing. A callback
-    for each of them, as `asyncio.wait` has it, costs more than keeping them.
+    The futures are awaited one after another. Rows of one flight resolve together, and a future that is done costs next
+    to nothing. A callback for each of them, as in `asyncio.wait`, costs more than storing the rows.
     """
     pending = [wait.future for wait in waits if not wait.future.done()]
     if not pending:
@@ -61,7 +61,7 @@ def _wake(turn: asyncio.Future[None], _: object = None) -> None:
 
 
 class Expiring(Protocol):
-    """What has a deadline, on the event loop's clock."""
+    """A wait with a deadline, on the event loop's clock."""
 
     deadline: float
 
@@ -70,7 +70,7 @@ class Expiring(Protocol):
 
 
 class Deadlines:
-    """Deadlines of many at one timer: a timer each costs 1 to 2 µs, and nearly all are answered long before."""
+    """Many deadlines on one timer: a timer each costs 1 to 2 µs, and nearly all requests are answered long before."""
 
     def __init__(self) -> None:
         self._waiting: set[Expiring] = set()
@@ -105,7 +105,8 @@ class Deadlines:
 
 
 def cut_short(waits: Iterable[Wait], deadline: float) -> bool:
-    """Whether a flight that was joined ended at its own deadline while ours is still to come: then we ask again."""
+    """Whether a flight that was joined ended at its own deadline while ours is still to come: then the row is
+    requested again."""
     if asyncio.get_running_loop().time() >= deadline:
         return False
     return any(
@@ -117,17 +118,18 @@ def in_order(
     keys: Sequence[Key],
     found: Mapping[Key, Answer],
     waits: Mapping[Key, Wait],
-    spare: Callable[[Key], Answer | None],
+    stale_fallback: Callable[[Key], Answer | None],
 ) -> list[Answer]:
-    """One answer per row. A row that the model answered for somebody else's asking, or for an equal row of the same
-    batch, is `collapsed`; one that is still aloft gets its spare. Raises what a flight ended with, DeadlineExceeded."""
+    """One answer per row. A row that the model computed for another request, or for an equal row of this one, is
+    `collapsed`; a row that is still in flight gets its stale fallback. Raises the error that a flight ended with, or
+    DeadlineExceeded."""
     answers = []
     asked: set[Key] = set()
     for key in keys:
         answer = found.get(key)
         if answer is None:
             wait = waits[key]
-            answer = wait.future.result() if wait.future.done() else spare(key)
+            answer = wait.future.result() if wait.future.done() else stale_fallback(key)
             if answer is None:
                 raise DeadlineExceeded("the answer did not come before the deadline")
             if answer.source == "model" and (wait.joined or key in asked):

@@ -27,11 +27,12 @@ MAX_HEADS = 1024
 MAX_DIGITS = 9
 MORE_THAN_BYTES = frozenset(
     (
-        "Authorization", "Cache-Control", "Content-Encoding", "Cookie", "Expect", "Foreseen-Webhook", "Origin",
-        "Pragma", "Prefer", "Request-Timeout", "Transfer-Encoding", "Upgrade", "Via",
+        "Cache-Control", "Content-Encoding", "Cookie", "Expect", "Foreseen-Webhook", "Origin", "Pragma",
+        "Prefer", "Request-Timeout", "Transfer-Encoding", "Upgrade", "Via",
     )
 )  # fmt: skip
-"""Headers that decide about more than the reply's bytes, now or later."""
+"""Headers that decide about more than the reply's bytes, now or later. `Authorization` is none of them: a credential is
+part of the bytes that are compared, so another one is another head."""
 TRACES = (
     "traceparent", "tracestate", "X-Request-Id", "X-Correlation-Id", "X-B3-TraceId", "X-B3-SpanId",
     "X-B3-ParentSpanId", "X-B3-Sampled", "b3", "X-Amzn-Trace-Id", "X-Cloud-Trace-Context", "X-Datadog-Trace-Id",

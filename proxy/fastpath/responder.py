@@ -18,13 +18,14 @@ from foreseen.errors import ForeseenError, ModelUnavailable, UnknownModel
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import NO_CONTROL
 from foreseen.proxy.cache.waits import Deadlines
+from foreseen.proxy.predict import codecs
 from foreseen.proxy.predict.answer_cache import AnswerCache, CachedBody, Lookup
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.pending_request import PendingRequest
 from foreseen.proxy.predict.response_bytes import Reply, fixed_lines, lines_of
 from foreseen.proxy.predict.serve import Server
 from foreseen.web.caller import Caller
-from foreseen.web.http import error_body, internal
+from foreseen.web.http import internal
 
 REPEAT, KNOWN_BODY = "replay", "shortcut"
 """What `Server-Timing` says of a cached reply to a whole request, and to a body."""
@@ -65,6 +66,20 @@ class Responder:
             raise UnknownModel(name, version[:32])
         return served
 
+    def named(self, head: RequestHead, body: bytes) -> RequestHead:
+        """A head with its model, where only the body names it. Raises BadRequest, UnknownModel."""
+        if head.model:
+            return head
+        name = codecs.model_in(head, body)
+        return structs.replace(head, model=self.find_named(name, None).manifest.name)
+
+    def find_named(self, name: str, version: str | None) -> ServedModel:
+        """A served model by its name or an alias of it. Raises as `find` does."""
+        if name not in self._served:
+            aliased = (one.manifest.name for one in self._served.values() if name in one.manifest.openai.aliases)
+            name = next(aliased, name)
+        return self.find(name, version)
+
     def repeat(self, raw: bytes, caller: Caller | None = None) -> bytes | None:
         """The fast way of a whole request that came before, byte by byte."""
         request = self._cache.find_request(raw)
@@ -84,6 +99,7 @@ class Responder:
         up."""
         started = time.perf_counter()
         try:
+            head = self.named(head, body)
             lookup = lookup or self._cache.find(head, body)
             served, now = self.find(head.model, head.version), self._clock()
             entry = None if lookup.entry is None else self._valid(head, lookup.entry, now)
@@ -104,6 +120,7 @@ class Responder:
     async def answer(self, head: RequestHead, body: bytes, started: float, deadline: float) -> Reply:
         """The same for a request that aiohttp has read. `started` is on the clock that measures durations."""
         try:
+            head = self.named(head, body)
             lookup, now = self._cache.find(head, body), self._clock()
             served = self.find(head.model, head.version)
             entry = None if lookup.entry is None else self._valid(head, lookup.entry, now)
@@ -133,7 +150,10 @@ class Responder:
         """The reply that an error becomes."""
         known = error if isinstance(error, ForeseenError) else internal(error, f"/{protocol}/models/{{model}}", caller)
         self._counter.failed(model, protocol, known, time.perf_counter() - started, traceparent, caller)
-        headers, body = error_body(known)
+        headers, body = codecs.error_body(protocol, known)
+        known = error if isinstance(error, ForeseenError) else internal(error, f"/{protocol}/models/{{model}}", caller)
+        self._counter.failed(model, protocol, known, time.perf_counter() - started, traceparent, caller)
+        headers, body = codecs.error_body(protocol, known)
         return Reply(known.status, lines_of(headers.items()), body)
 
     def accepted(self, head: RequestHead, rows: int, started: float) -> None:

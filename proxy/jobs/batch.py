@@ -1,7 +1,7 @@
-"""`POST /v2/predictions:batch`: many questions, one ticket; every line is a job of its own, and has its own end.
+"""`POST /v2/predictions:batch`: one ticket for many requests in JSON Lines. Every line becomes a job of its own.
 
-The batch is opened, its lines become jobs that name it, and it is closed with the list of them; it ends when they all
-have. A line that asks nothing, or cannot be taken, is that line's error and no other's.
+The batch record is opened, each line is submitted as a job that names the batch, and the record is closed with the list
+of jobs. The batch ends when all its jobs have ended. A line that holds no rows or is invalid fails alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from foreseen.proxy.backend.served import PUBLIC
 from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.jobs.jsonl import BadLine, RequestLine, lines_of
 from foreseen.proxy.jobs.ticket_options import Prefer, TicketOptionsReader, accepted
-from foreseen.proxy.jobs.tickets import BATCH, Fetched, Jobs, TicketIssued, TicketOptions
+from foreseen.proxy.jobs.ticket_types import Fetched, TicketIssued, TicketOptions
+from foreseen.proxy.jobs.tickets import BATCH, Jobs
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.queue.queue import Queue
 from foreseen.queue.records import Batch, BatchLine, Failure, Head, Records, Ticket, new_job, new_nonce
@@ -73,19 +74,24 @@ class Batches:
         `Idempotency-Key` and `Foreseen-Webhook` are understood as on `/infer` with `Prefer: respond-async`.
         """
         body = await read_body(request, self._body_seconds)
-        options = self._ticket_options.of(request, body)
-        promised = await self._used(options)
-        if promised is None:
-            lines = await self._jobs.heavy.run(lambda: lines_of(body, self._most_lines), len(body))
-            promised = await self._taken(lines, options)
+        promised = await self.submitted(request, body, body)
         prefer = Prefer(request)
         if prefer.wait:
             await self._jobs.until(promised.id, PUBLIC, prefer.wait)
-        told = {"id": promised.id, "state": promised.state, "items": promised.rows}
-        return json_reply(told, 202, accepted(promised.id))
+        document = {"id": promised.id, "state": promised.state, "items": promised.rows}
+        return json_reply(document, 202, accepted(promised.id))
+
+    async def submitted(self, request: web.Request, body: bytes, lines: bytes) -> TicketIssued:
+        """The ticket of a batch of JSON Lines. `body` is the request's own, by which its idempotency key is known."""
+        options = self._ticket_options.of(request, body)
+        promised = await self._used(options)
+        if promised is not None:
+            return promised
+        asked = await self._jobs.heavy.run(lambda: lines_of(lines, self._most_lines), len(lines))
+        return await self._taken(asked, options)
 
     async def _used(self, options: TicketOptions) -> TicketIssued | None:
-        """The batch that an idempotency key stands for, None where it is new. Raises KeyReused, InProgress."""
+        """The batch of an idempotency key, None if the key is new. Raises KeyReused, InProgress."""
         promised = await self._jobs.used(PUBLIC, options)
         if promised is None:
             return None
@@ -116,7 +122,7 @@ class Batches:
         return TicketIssued(self._records.ticket_id(job, nonce, PUBLIC), "running", BATCH, len(lines))
 
     async def _give_up(self, job: bytes, nonce: bytes, options: TicketOptions) -> None:
-        """Nothing was promised: the batch is not there, and what it has submitted already is nobody's."""
+        """Cancel a batch whose 202 was not sent yet, with the jobs that it has submitted already."""
         try:
             await self._queue.cancel(job, nonce)
             if options.once:
@@ -142,12 +148,10 @@ class Batches:
         try:
             if isinstance(line, BadLine):
                 raise line.error
-            ask, options = (
-                RequestHead(line.model, line.version, line.protocol),
-                TicketOptions(batch=batch, at_once=False),
-            )
-            model = self._edge.find(line.model, line.version)
-            promised = await self._jobs.submit(model, ask, bytes(line.body), options)
+            body = bytes(line.body)
+            ask = self._edge.named(RequestHead(line.model, line.version, line.protocol), body)
+            options = TicketOptions(batch=batch, at_once=False)
+            promised = await self._jobs.submit(self._edge.find(ask.model, line.version), ask, body, options)
             if promised is None:
                 raise BadRequest("the line asks for nothing that can wait: no rows, or part of a sequence")
         except QueueUnavailable:
@@ -161,14 +165,14 @@ class Batches:
         reply = web.StreamResponse(headers={"Server": SERVER, "Content-Type": JSON_LINES})
         await reply.prepare(request)
         for items in _sliced(batch.items):
-            await reply.write(b"".join(await self._told(items)))
+            await reply.write(b"".join(await self._result_lines(items)))
         await reply.write_eof()
         return reply
 
-    async def _told(self, items: Sequence[BatchLine]) -> list[bytes]:
+    async def _result_lines(self, items: Sequence[BatchLine]) -> list[bytes]:
         jobs = [(item.job, item.nonce) for item in items if item.failure is None]
         seen = iter(await self._queue.see_all(jobs))
-        told = []
+        rendered = []
         for item in items:
             try:
                 if item.failure is not None:
@@ -178,12 +182,12 @@ class Batches:
                     raise PredictionGone("the prediction has expired")
                 fetched = await self._jobs.fetched(item.job, item.nonce, PUBLIC, one)
                 assert isinstance(fetched, Fetched), "no item of a batch is a batch"
-                told.append(_line(item.custom_id, fetched.body, None))
+                rendered.append(_line(item.custom_id, fetched.body, None))
             except QueueUnavailable:
                 raise
             except ForeseenError as error:
-                told.append(_line(item.custom_id, None, error))
-        return told
+                rendered.append(_line(item.custom_id, None, error))
+        return rendered
 
     async def cancel(self, ticket: str) -> None:
         """Cancel the items of a batch that was cancelled."""
@@ -199,7 +203,7 @@ class Batches:
 
 
 class _Said(ForeseenError):
-    """What was wrong with a line when it was submitted."""
+    """The error with which a line was refused at submission."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
@@ -209,8 +213,8 @@ class _Said(ForeseenError):
 def _line(name: str | None, body: bytes | None, error: ForeseenError | None) -> bytes:
     head = b'{"custom_id":' + orjson.dumps(name)
     if error is not None:
-        told = {"status_code": error.status, "code": error.code, "message": str(error)}
-        return head + b',"response":null,"error":' + orjson.dumps(told) + b"}\n"
+        shown = {"status_code": error.status, "code": error.code, "message": str(error)}
+        return head + b',"response":null,"error":' + orjson.dumps(shown) + b"}\n"
     return head + b',"response":{"status_code":200,"body":' + (body or b"null") + b'},"error":null}\n'
 
 

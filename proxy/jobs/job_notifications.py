@@ -1,7 +1,7 @@
-"""Changes of jobs, told on one channel of the queue's store → whoever in this process waits for one of them.
+"""Notifications of job changes: one Redis channel wakes the waiters of this process.
 
-One connection for all waiters. News may be lost (the store may be restarted), so nobody relies on them alone: a waiter
-looks again by itself after a while, and soon where there is no channel.
+All waiters share one connection. A notification may be lost (the store may restart), so a waiter also polls: every
+LOOK_SECONDS, and every LOOK_SECONDS_WITHOUT while the channel is not connected.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = structlog.get_logger()
 
 
 class JobSubscription:
-    """One waiter's eye on one job; on its end alone, if it wants no more."""
+    """One waiter's subscription to one job; only to its end if `end_alone`."""
 
     def __init__(self, news: JobNotifications, end_alone: bool) -> None:
         self._news = news
@@ -43,7 +43,7 @@ class JobSubscription:
 
 
 class JobNotifications:
-    """Who waits for which job."""
+    """The subscriptions of this process, by job."""
 
     def __init__(self, queue: Queue) -> None:
         self.listening = False
@@ -72,7 +72,7 @@ class JobNotifications:
                 del self._watches[job]
 
     async def close(self) -> None:
-        """Nobody waits any longer."""
+        """Wake all waiters and stop."""
         self.closing = True
         self._wake_all()
         if self._follower is not None:
@@ -90,7 +90,7 @@ class JobNotifications:
                             if over or not watch.end_alone:
                                 watch.changed.set()
             except QueueUnavailable:
-                log.debug("news: not reachable")
+                log.debug("job notifications: not reachable")
             finally:
                 self.listening = False
             await asyncio.sleep(AGAIN_SECONDS)

@@ -1,9 +1,10 @@
-"""JSON Lines of a batch → what each line asks, or what is wrong with it. Pure.
+"""Parses the JSON Lines of a batch: a request for each line, or the error of that line. Pure.
 
 A line is a V2 request that names its model, or wraps a request as batches of OpenAI's API do:
 
     {"custom_id": "a", "model": "minilm", "inputs": [...]}
     {"custom_id": "b", "method": "POST", "url": "/v1/models/minilm:predict", "body": {"instances": [...]}}
+    {"custom_id": "c", "method": "POST", "url": "/v1/embeddings", "body": {"model": "minilm", "input": "..."}}
 
 `custom_id` is the caller's name for it. The body of a request stays the bytes that it is, so that a line asks exactly
 what the same bytes would ask by themselves.
@@ -27,17 +28,18 @@ _SPACE = b" \t\r\x0b\x0c"
 _BLANK = re.compile(rb"[ \t\r\x0b\x0c]*")
 _URL = re.compile(
     r"/v2/models/(?P<v2>[^/?#]+)(?:/versions/(?P<version>[^/?#]+))?/infer"
+    r"|(?P<openai>/v1/embeddings|/openai/v1/embeddings)"
     r"|/v1/models/(?P<v1>[^/:?#]+)(?:/versions/(?P<version1>[^/:?#]+))?:predict"
 )
 
 
 class RequestLine(Struct, frozen=True):
-    """What one line asks."""
+    """The request of one line. `model` is empty where the body names it."""
 
     custom_id: str | None
     model: str
     version: str | None
-    protocol: Literal["v2", "v1"]
+    protocol: Literal["v2", "v1", "openai"]
     body: bytes | memoryview
     """A part of the batch's own bytes: a copy of every line would be a second batch."""
 
@@ -127,11 +129,13 @@ def _asked(envelope: _Envelope, text: memoryview) -> RequestLine:
         return RequestLine(envelope.custom_id, envelope.model, envelope.version, "v2", text)
     match = _URL.fullmatch(envelope.url)
     if match is None:
-        raise BadRequest("url: must be /v2/models/MODEL/infer or /v1/models/MODEL:predict")
+        raise BadRequest("url: must be /v2/models/MODEL/infer, /v1/models/MODEL:predict or /v1/embeddings")
     if envelope.method not in (None, "POST"):
         raise BadRequest("method: must be POST")
     if not memoryview(envelope.body):
         raise BadRequest("body: is missing")
+    if match["openai"]:
+        return RequestLine(envelope.custom_id, "", None, "openai", memoryview(envelope.body))
     model, version = match["v2"] or match["v1"], match["version"] or match["version1"]
     protocol: Literal["v2", "v1"] = "v2" if match["v2"] else "v1"
     asked = memoryview(envelope.body)

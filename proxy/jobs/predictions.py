@@ -1,8 +1,9 @@
-"""`Prefer: respond-async` → 202 and a ticket; `/v2/predictions/{id}` → how it stands, its result, its end.
+"""The asynchronous pattern over HTTP: `Prefer: respond-async` returns 202 and a ticket to poll, stream or cancel.
 
-`Prefer` is RFC 7240: `respond-async` asks for a ticket where the answer is not at hand, `wait=N` waits so many seconds
-for a prediction to end. Server-sent events follow the HTML standard; an event's id is the version of the prediction, so
-that `Last-Event-ID` goes on where a reader was cut off.
+The routes are `/v2/predictions/{id}` and its `/result`. `Prefer` is RFC 7240: `respond-async` asks for a ticket where
+the answer is not at hand, `wait=N` waits so many seconds for a prediction to end.
+Server-sent events follow the HTML standard; an event's id is the version of the prediction, so that `Last-Event-ID`
+goes on where a reader was cut off.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from foreseen.errors import BadRequest, ForeseenError, PredictionGone, UnknownPr
 from foreseen.proxy.backend.served import PUBLIC
 from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.jobs.batch import Batches
+from foreseen.proxy.jobs.openai_batches import OpenAIBatches
 from foreseen.proxy.jobs.ticket_options import Prefer, TicketOptionsReader, accepted
-from foreseen.proxy.jobs.tickets import BATCH, Jobs, TicketStatus
+from foreseen.proxy.jobs.ticket_types import TicketStatus
+from foreseen.proxy.jobs.tickets import BATCH, Jobs
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.queue.records import Batch
 from foreseen.web.http import SERVER, expect, infer_reply, json_reply
@@ -27,18 +30,26 @@ from foreseen.web.http import SERVER, expect, infer_reply, json_reply
 LONGEST_STREAM_SECONDS = 300.0
 """A stream ends then; its reader comes again with `Last-Event-ID`."""
 PING_SECONDS = 15.0
-"""A comment that keeps what stands in between from closing a silent stream."""
+"""A comment is sent so often, to keep load balancers from closing an idle stream."""
 EVENTS = "text/event-stream"
 
 
 class Predictions:
     """The routes of predictions, on one proxy process."""
 
-    def __init__(self, jobs: Jobs, edge: Responder, ticket_options: TicketOptionsReader, batches: Batches) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        edge: Responder,
+        ticket_options: TicketOptionsReader,
+        batches: Batches,
+        openai: OpenAIBatches,
+    ) -> None:
         self._jobs = jobs
         self._edge = edge
         self._ticket_options = ticket_options
         self._batches = batches
+        self._openai = openai
 
     def add_to(self, app: web.Application) -> None:
         """Add the routes."""
@@ -47,6 +58,7 @@ class Predictions:
         add("GET", "/v2/predictions/{id}/result", self.prediction_result)
         add("DELETE", "/v2/predictions/{id}", self.cancel_prediction, expect_handler=expect)
         self._batches.add_to(app)
+        self._openai.add_to(app)
 
     async def submit(
         self, request: web.Request, ask: RequestHead, body: bytes, started: float
@@ -116,13 +128,13 @@ class Predictions:
         )
         await reply.prepare(request)
         try:
-            await self._tell(reply, ticket, known)
+            await self._send_states(reply, ticket, known)
         except ConnectionError:
             return reply  # the reader has left
         await reply.write_eof()
         return reply
 
-    async def _tell(self, reply: web.StreamResponse, ticket: str, known: int) -> None:
+    async def _send_states(self, reply: web.StreamResponse, ticket: str, known: int) -> None:
         loop = asyncio.get_running_loop()
         until = loop.time() + LONGEST_STREAM_SECONDS
         while loop.time() < until and not self._jobs.news.closing:
@@ -131,7 +143,7 @@ class Predictions:
             except (PredictionGone, UnknownPrediction) as gone:
                 await reply.write(_event("expired", None, {"state": "expired", "error": str(gone), "code": gone.code}))
                 return
-            except ForeseenError:  # the queue is away for a moment: the reader stays
+            except ForeseenError:  # the queue is not reachable for a moment: the stream stays open
                 await asyncio.sleep(0.5)
                 continue
             if seen.version <= known and not seen.ended:
@@ -144,27 +156,27 @@ class Predictions:
 
 
 def document(seen: TicketStatus) -> dict[str, Any]:
-    """A ticket's body. Times are Unix seconds; `error` is there where the prediction has failed. A batch tells of its
+    """A ticket's body. Times are Unix seconds; `error` is there where the prediction has failed. A batch has its
     items instead of model and rows, and how many of those have ended without an answer."""
-    told: dict[str, Any] = {"id": seen.id, "state": seen.state}
+    fields: dict[str, Any] = {"id": seen.id, "state": seen.state}
     if seen.model == BATCH:
-        told |= {"items": seen.rows, "done": seen.done, "unsuccessful": seen.unsuccessful}
+        fields |= {"items": seen.rows, "done": seen.done, "unsuccessful": seen.unsuccessful}
     else:
-        told |= {"model": seen.model, "rows": seen.rows, "done": seen.done}
-    told["created_at"] = seen.created_at
+        fields |= {"model": seen.model, "rows": seen.rows, "done": seen.done}
+    fields["created_at"] = seen.created_at
     if seen.started_at is not None:
-        told["started_at"] = seen.started_at
+        fields["started_at"] = seen.started_at
     if seen.ended_at is not None:
-        told["ended_at"] = seen.ended_at
+        fields["ended_at"] = seen.ended_at
     if seen.attempts:
-        told["attempts"] = seen.attempts
+        fields["attempts"] = seen.attempts
     if seen.failure is not None:
-        told |= {"error": seen.failure.message, "code": seen.failure.code, "status": seen.failure.status}
-    return told
+        fields |= {"error": seen.failure.message, "code": seen.failure.code, "status": seen.failure.status}
+    return fields
 
 
 def _not_expired(seen: TicketStatus) -> None:
-    """Of a batch that has, there are results of what had run."""
+    """An expired batch still has the results of the items that ran."""
     if seen.state == "expired" and seen.model != BATCH:
         raise PredictionGone("the prediction was not computed in time")
 
@@ -178,6 +190,6 @@ def _last_event(request: web.Request) -> int:
     return int(value)
 
 
-def _event(name: str, number: int | None, told: dict[str, Any]) -> bytes:
+def _event(name: str, number: int | None, fields: dict[str, Any]) -> bytes:
     head = f"event: {name}\n" if number is None else f"id: {number}\nevent: {name}\n"
-    return head.encode() + b"data: " + orjson.dumps(told) + b"\n\n"
+    return head.encode() + b"data: " + orjson.dumps(fields) + b"\n\n"

@@ -1,4 +1,4 @@
-"""A process that has loaded everything and works in a child → the next child at once, where a signal has ended one.
+"""Prefork for job workers: the parent loads the program, a forked child works, a killed child is replaced.
 
 Loading the program takes the better part of a second of a core, and on a busy machine many; a fork takes milliseconds.
 The parent holds no threads, no connections and no event loop.

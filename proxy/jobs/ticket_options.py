@@ -13,11 +13,12 @@ from aiohttp import web
 
 from foreseen.errors import BadRequest, WebhookRefused
 from foreseen.proxy.backend.served import PUBLIC
-from foreseen.proxy.jobs.tickets import Jobs, TicketOptions
+from foreseen.proxy.jobs.ticket_types import TicketOptions
+from foreseen.proxy.jobs.tickets import Jobs
 from foreseen.queue.targets import Allowed
 
 WEBHOOK = "Foreseen-Webhook"
-"""Header of a request that prefers a ticket: the URL that its end is told to."""
+"""Header of a request that prefers a ticket: the URL of the webhook that is sent at its end."""
 ONCE = "Idempotency-Key"
 MAX_KEY = 255
 LONGEST_WAIT_SECONDS = 60.0
@@ -31,7 +32,7 @@ _KEY = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])+)"|([\x21\x23-\x
 
 
 class Prefer:
-    """What a request's `Prefer` says that is understood here."""
+    """The preferences of a request's `Prefer` that the proxy supports: `respond-async` and `wait`."""
 
     def __init__(self, request: web.Request) -> None:
         self.wait: float | None = None
@@ -47,8 +48,8 @@ class Prefer:
 
 
 def _preferences(text: str) -> dict[str, str]:
-    """Preferences by name, each as it was given first (RFC 7240 section 2). What stands behind a mistake is not read:
-    nobody is sent a 202 who did not ask for one."""
+    """Preferences by name, each as it was given first (RFC 7240 section 2). Text behind a syntax error is not
+    read, so that a client does not get a 202 without having asked for one."""
     found: dict[str, str] = {}
     at = 0
     while (match := _MEMBER.match(text, at)) is not None and match.end() > at:
@@ -58,7 +59,7 @@ def _preferences(text: str) -> dict[str, str]:
 
 
 class TicketOptionsReader:
-    """Reads the manner in which a request asks for a ticket."""
+    """Reads a request's ticket options from its headers."""
 
     def __init__(self, jobs: Jobs, webhooks: Allowed) -> None:
         self._jobs = jobs
@@ -71,7 +72,7 @@ class TicketOptionsReader:
         return self._jobs.options(PUBLIC, self._webhook(request), _key(request), *parts)
 
     def _webhook(self, request: web.Request) -> str | None:
-        """Where a ticket's end is to be told besides, None where nowhere."""
+        """The webhook URL of a request, None if it has none. Raises WebhookRefused."""
         urls = request.headers.getall(WEBHOOK, ())
         if not urls:
             return None

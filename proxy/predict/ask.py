@@ -9,13 +9,14 @@ from msgspec import Struct
 from foreseen.proxy.cache.freshness import NO_CONTROL, Control
 from foreseen.web.caller import Caller
 
-Protocol = Literal["v2", "v1"]
+Protocol = Literal["v2", "v1", "openai"]
 
 
 class RequestHead(Struct, frozen=True):
     """A head that was understood. What it leaves open, the body and the clock decide."""
 
     model: str
+    """Empty until the body is there, where that names the model."""
     version: str | None
     protocol: Protocol
     header_length: int | None = None

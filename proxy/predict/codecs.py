@@ -9,14 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from foreseen.errors import TooLarge
+import orjson
+
+from foreseen.errors import ForeseenError, TooLarge, UnknownModel
 from foreseen.modelspec.manifest import Manifest
+from foreseen.protocol.openai_embeddings import error_document, error_headers
 from foreseen.protocol.wire import InputTensor
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.decode import DecodedRequest, decode_v1, decode_v2
+from foreseen.proxy.predict.openai import decode_openai, named_model, render_openai
 from foreseen.proxy.predict.render import RenderedBody, render_v1, render_v2
 from foreseen.types import OutputOptions, Prediction
+from foreseen.web.http import error_body as plain_error_body
 
 MAX_ROWS, MAX_MADE_ROWS = 2**19, 2**16
 """Rows of one request: of numbers, which stay in the tensor that they came in, and of what is made row by row."""
@@ -49,6 +54,19 @@ class V2Codec:
         return decode_v2(body, head.header_length, manifest)
 
 
+class OpenAICodec:
+    """OpenAI's embeddings API: `/v1/embeddings`. Its bodies name their model."""
+
+    has_request_id = False
+
+    def decode(self, head: RequestHead, body: bytes, manifest: Manifest) -> DecodedRequest:
+        return decode_openai(body, manifest)
+
+    @staticmethod
+    def render(manifest: Manifest, predictions: Sequence[Prediction], options: OutputOptions) -> RenderedBody:
+        return RenderedBody(render_openai(manifest, predictions, options), b"", None)
+
+
 class V1Codec:
     """TensorFlow Serving's and KServe's V1: `:predict`, by row or by column."""
 
@@ -59,7 +77,7 @@ class V1Codec:
         return decode_v1(body, manifest)
 
 
-CODECS: Mapping[str, Codec] = {"v2": V2Codec(), "v1": V1Codec()}
+CODECS: Mapping[str, Codec] = {"v2": V2Codec(), "v1": V1Codec(), "openai": OpenAICodec()}
 """By the protocol of a request's head."""
 _OF_OPTIONS: Mapping[str, Codec] = {**CODECS, "v1-columns": CODECS["v1"]}
 HAVE_REQUEST_ID = frozenset(name for name, codec in CODECS.items() if codec.has_request_id)
@@ -80,6 +98,23 @@ def check_rows(served: ServedModel, inputs: Sequence[InputTensor]) -> None:
     for tensor in inputs:
         if tensor.array.ndim and len(tensor.array) > most:
             raise TooLarge(f"inputs.{tensor.name}: has more than {most} rows; split the request")
+
+
+def model_in(head: RequestHead, body: bytes) -> str:
+    """The model's name in a body whose head names none. Raises BadRequest, UnknownModel."""
+    if head.protocol != "openai":
+        raise UnknownModel(head.model)
+    return named_model(body)
+
+
+def error_body(protocol: str, error: ForeseenError) -> tuple[dict[str, str], bytes]:
+    """Headers and body of an error's reply in a dialect."""
+    headers, body = plain_error_body(error)
+    if protocol != "openai":
+        return headers, body
+    if error.param is None and str(error).startswith("inputs."):  # what preparation says of the one tensor
+        error.param = "input"
+    return {**headers, **error_headers(error)}, orjson.dumps(error_document(error))
 
 
 def render(manifest: Manifest, predictions: Sequence[Prediction], options: OutputOptions) -> RenderedBody:

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from foreseen.errors import BadInput, BadRequest
 from foreseen.modelspec.manifest import ClientInput, Manifest, wire_shape
 from foreseen.modelspec.parameters import counting, in_sequence, lane_of
+from foreseen.modelspec.prepare import Preparer
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.members import naming
 from foreseen.protocol.strict_json import load_json
 from foreseen.protocol.tensors import Written, array_of_json, checked_shape
 from foreseen.protocol.wire import InputTensor, Request, parse_raw, parse_request
 from foreseen.proxy.predict.render import wanted_outputs
-from foreseen.types import Lane, OutputOptions
+from foreseen.types import Lane, OutputOptions, Row
 
 
 class DecodedRequest(Struct, frozen=True):
@@ -34,6 +36,18 @@ class DecodedRequest(Struct, frozen=True):
     """Part of a stateful sequence: not to be cached."""
     timeout_seconds: float | None = None
     lane: Lane = "online"
+    ids: tuple[tuple[int, ...], ...] | None = None
+    """Token ids of every row, where they were given in place of text."""
+
+
+def prepared(decoded: DecodedRequest, preparer: Preparer) -> tuple[DecodedRequest, Sequence[Row]]:
+    """The rows of a request; and the request, with the token ids of its rows counted where its reply says so."""
+    rows = preparer.rows(decoded.inputs) if decoded.ids is None else preparer.id_rows(decoded.ids)
+    options = decoded.output_options
+    if options.embedding is None:
+        return decoded, rows
+    embedding = structs.replace(options.embedding, tokens=preparer.token_count(rows))
+    return structs.replace(decoded, output_options=structs.replace(options, embedding=embedding)), rows
 
 
 def decode_v2(body: bytes, header_length: int | None, manifest: Manifest) -> DecodedRequest:
@@ -63,6 +77,8 @@ def decode_v1(body: bytes, manifest: Manifest) -> DecodedRequest:
     if ("instances" in document) == ("inputs" in document):
         raise BadRequest("body: give either instances (by row) or inputs (by column)")
     specs = manifest.seen.inputs
+    if "instances" in document and not manifest.model.has_rows:
+        raise BadRequest("instances: this model takes whole requests; give inputs (by column), or ask it over V2")
     options, columns = OutputOptions("v1" if "instances" in document else "v1-columns"), _columns(document, specs)
     tensors = tuple(
         _v1_tensor(spec, columns[spec.name], _written(body, spec, specs)) for spec in specs if spec.name in columns

@@ -11,10 +11,11 @@ from foreseen.proxy.cache.freshness import Policy
 from foreseen.proxy.cache.tiers import Tiers, judge
 from foreseen.proxy.predict import codecs
 from foreseen.proxy.predict.ask import RequestHead
-from foreseen.proxy.predict.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES
+from foreseen.proxy.predict.decode import prepared
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.serve import Server
 from foreseen.types import ANY_AGE, Answer, Explanation, Key, Prediction, Question, RequestOptions, Space, Steps
+from foreseen.web.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES
 
 
 async def explain_request(server: Server, served: ServedModel, head: RequestHead, body: bytes) -> list[Explanation]:
@@ -22,7 +23,7 @@ async def explain_request(server: Server, served: ServedModel, head: RequestHead
     preparer, size = served.preparer(), len(body)
     decoded = await server.heavy.run(lambda: codecs.decode(head, body, served), size)
     limit = OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES
-    rows = await server.heavy.run(lambda: preparer.rows(decoded.inputs), size, limit)
+    _, rows = await server.heavy.run(lambda: prepared(decoded, preparer), size, limit)
     space = server.space(served)
     steps: Steps = frozenset(("model",)) if decoded.sequence else served.steps
     deadline = asyncio.get_running_loop().time() + head.seconds

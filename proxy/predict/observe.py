@@ -17,11 +17,14 @@ from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Answer, Key, Prediction, Question
 
+TOLERANCE = 1e-5
+"""Largest difference of a float that counts as close."""
+
 
 class Observer:
     """Answers questions of observed models. `tolerance` is the largest difference of a float that counts as close."""
 
-    def __init__(self, pipeline: Pipeline, metrics: ProxyMetrics, tolerance: float) -> None:
+    def __init__(self, pipeline: Pipeline, metrics: ProxyMetrics, tolerance: float = TOLERANCE) -> None:
         self._pipeline = pipeline
         self._metrics = metrics
         self._tolerance = tolerance

@@ -22,13 +22,13 @@ from foreseen.proxy.cache.waits import Wait, until_resolved
 from foreseen.proxy.predict import codecs
 from foreseen.proxy.predict.answer_cache import CachedBody, Lookup, PreparedRows
 from foreseen.proxy.predict.ask import RequestHead
-from foreseen.proxy.predict.decode import DecodedRequest
+from foreseen.proxy.predict.decode import DecodedRequest, prepared
 from foreseen.proxy.predict.facts import AnswerFacts
-from foreseen.proxy.predict.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES
 from foreseen.proxy.predict.render import RenderedBody
 from foreseen.proxy.predict.response_bytes import Reply, fixed_lines
 from foreseen.proxy.predict.serve import Server
 from foreseen.types import Answer, Key, Question
+from foreseen.web.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES
 
 OFF_LOOP_ROWS = 512
 """More rows than these are rendered off the event loop."""
@@ -204,13 +204,17 @@ class PendingRequest:
         if len(self.body) > (OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES):
             return False
         self._take(codecs.decode(self.head, self.body, self.served))
-        self._use(PreparedRows(preparer, preparer.rows(self._decoded.inputs)))
+        self._decoded, rows = prepared(self._decoded, preparer)
+        self._use(PreparedRows(preparer, rows))
         return True
 
     async def _prepare_anew(self, preparer: Preparer) -> None:
         """prepare, in a thread where that is much."""
-        limit, inputs = OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES, self._decoded.inputs
-        rows = await self._server.heavy.run(partial(preparer.rows, inputs), len(self.body), limit)
+        limit, work = (
+            OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES,
+            partial(prepared, self._decoded, preparer),
+        )
+        self._decoded, rows = await self._server.heavy.run(work, len(self.body), limit)
         self._use(PreparedRows(preparer, rows))
 
     def _take(self, decoded: DecodedRequest) -> None:

@@ -128,7 +128,7 @@ class Pipeline:
         flight that was joined ended before that: ask again. Raises as `answer` does."""
         if waits and cut_short(waits.values(), deadline):
             return None
-        return in_order(keys, looked.found, waits, self.flights.spare)
+        return in_order(keys, looked.found, waits, self.flights.stale_fallback)
 
     def waited(self, seconds: float) -> None:
         """Count how long a question waited for its flights."""
@@ -339,9 +339,9 @@ class Pipeline:
     def _land_spare(self, batch: FlightBatch, key: Key, error: ForeseenError) -> bool:
         """Land the stale answer that a row may have where there is none, unless the input itself is wrong."""
         missed = batch.missed.get(key)
-        if error.status < 500 or missed is None or missed.spare is None:
+        if error.status < 500 or missed is None or missed.stale_fallback is None:
             return False
-        self.flights.resolve(batch, key, missed.spare)
+        self.flights.resolve(batch, key, missed.stale_fallback)
         return True
 
     async def _predicted(

@@ -104,9 +104,9 @@ def _tensor(
     binary = output_options.binary if wanted.binary is None else wanted.binary
     if wanted.classification is not None and _is_classified(predictions, spec):
         spec = structs.replace(spec, datatype="BYTES")
-        raw, shape = _joined(manifest, predictions, spec)
+        raw, shape = joined_rows(manifest, predictions, spec)
         return OutputTensor(wanted.name, "BYTES", shape, raw, binary)
-    raw, shape = _joined(manifest, predictions, spec)
+    raw, shape = joined_rows(manifest, predictions, spec)
     if wanted.classification is None:
         return OutputTensor(wanted.name, spec.datatype, shape, raw, binary)
     classes = _classes(array_of_raw(raw, DATATYPES[spec.datatype], shape, wanted.name), wanted.classification, spec)
@@ -119,7 +119,9 @@ def _is_classified(predictions: Sequence[Prediction], spec: ClientOutput) -> boo
     return any(head.name == spec.name and head.datatype != spec.datatype for head in heads)
 
 
-def _joined(manifest: Manifest, predictions: Sequence[Prediction], spec: ClientOutput) -> tuple[bytes, tuple[int, ...]]:
+def joined_rows(
+    manifest: Manifest, predictions: Sequence[Prediction], spec: ClientOutput
+) -> tuple[bytes, tuple[int, ...]]:
     """All rows of one output as one tensor's bytes and shape; rows of different sizes are zero-padded again."""
     if not predictions:
         return b"", tuple(0 if dim == -1 else dim for dim in wire_shape(spec.shape))
@@ -151,7 +153,7 @@ def _classes(array: Array, count: int, spec: ClientOutput) -> Array:
 
     Values are printed as Triton does (`std::to_string`: six decimals for floats).
     """
-    if DATATYPES[spec.datatype].kind not in "if":
+    if DATATYPES[spec.datatype].kind not in "if" or not array.ndim:
         raise BadRequest(f"outputs.{spec.name}.parameters.classification: {spec.datatype} cannot be ranked")
     flat = array.reshape(len(array), elements(array.shape[1:]))  # of no rows, -1 would not say how many
     count = min(count, flat.shape[1], MAX_CLASSES)
@@ -178,7 +180,7 @@ def _document_v1(
     columns: dict[str, Any] = {}
     for wanted in _there(manifest, predictions, output_options):
         spec = _spec(manifest, wanted.name)
-        raw, shape = _joined(manifest, predictions, spec)
+        raw, shape = joined_rows(manifest, predictions, spec)
         array = array_of_raw(raw, DATATYPES[spec.datatype], shape, wanted.name)
         columns[wanted.name] = _v1_values(array, spec)
     single = next(iter(columns.values())) if len(columns) == 1 else None

@@ -14,11 +14,11 @@ from foreseen.proxy.predict.answer_cache import AnswerCache, PreparedRows
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.counting import RequestCounter
 from foreseen.proxy.predict.decode import DecodedRequest
-from foreseen.proxy.predict.heavy import Heavy
 from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pipeline import SLICE_ROWS, Pipeline
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Answer, Key, Question, RequestOptions, Space
+from foreseen.web.heavy import Heavy
 
 
 class Server:

@@ -1,6 +1,6 @@
-"""A configured, perhaps running system → findings, each one line with its fix. It looks and changes nothing.
+"""`foreseen doctor`: checks a configured, perhaps running system; each finding is one line with its fix. Read-only.
 
-`must`: Foreseen does not work, or not as it promises, until this is fixed. `note`: it works; somebody should know.
+`must`: Foreseen does not work, or not as it promises, until this is fixed. `note`: it works; an operator should know.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from foreseen.errors import SetupError
 from foreseen.keys.secret import read_secret
 from foreseen.modelspec.artifact import read_record
 from foreseen.modelspec.manifest import find
-from foreseen.modelspec.source_file import changed_file
+from foreseen.modelspec.source import changed_file
 from foreseen.operate.interpreter import optimized
 from foreseen.operate.scrape import Scrape, scrape
 from foreseen.operate.started import flags_of, url_at
@@ -40,7 +40,7 @@ EARLIEST_UNIX_SECONDS = 1_735_689_600.0
 """2025-01-01: a machine that starts without its time thinks that it is 1970."""
 PROBE_SECONDS = 3.0
 OVERHEAD = 1.3
-"""What a full near or Redis takes beyond its own count: allocators, fragments."""
+"""Factor of a full near's or Redis' memory over its own count: allocators, fragmentation."""
 _FLOOR = re.compile(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?(?:<[0-9.]+,)?(?:>=|==)([0-9][0-9.]*)")
 _EXTRA = re.compile(r"""extra == ['"](\w+)['"]""")
 _OURS = frozenset(("proxy", "cpu"))
@@ -48,7 +48,7 @@ _OURS = frozenset(("proxy", "cpu"))
 
 
 def examine(settings: DoctorSettings, given: Collection[str] = ()) -> list[Finding]:
-    """Everything that can be looked at from here. `given` are the settings that somebody named."""
+    """All checks that this machine allows. `given` are the settings that were set explicitly."""
     return asyncio.run(_all(settings, given))
 
 
@@ -61,8 +61,8 @@ async def _all(settings: DoctorSettings, given: Collection[str]) -> list[Finding
         found += [one async for one in store(settings)]
     for named in settings.model or (() if settings.upstream else ("minilm",)):
         found += [one async for one in model(named, settings)]
-    if settings.upstream is not None:
-        found += [one async for one in upstream(settings.upstream)]
+    for address in settings.upstream:
+        found += [one async for one in upstream(address)]
     found += await asyncio.to_thread(lambda: list(running(settings)))
     return found
 
@@ -92,7 +92,7 @@ def versions(installed: Callable[[str], str] = version) -> Iterator[Finding]:
 
 
 def interpreter(fast: bool) -> Iterator[Finding]:
-    """Only what is wrong: its version is told with the libraries'."""
+    """Only a fault: the Python version is part of the finding on the libraries."""
     if not fast:
         fix = "take the distribution's Python, or build yours with --enable-optimizations; make the environment anew"
         yield Finding("note", "interpreter", "Python was built without its profile: it takes 1.4 times as long", fix)
@@ -100,8 +100,8 @@ def interpreter(fast: bool) -> Iterator[Finding]:
 
 def clock(now: float) -> Iterator[Finding]:
     if now < EARLIEST_UNIX_SECONDS:
-        told = f"this machine thinks that it is {time.strftime('%Y-%m-%d', time.gmtime(now))}"
-        yield Finding("must", "clock", f"{told}; entries would expire at once", "run NTP (timedatectl set-ntp true)")
+        text = f"this machine thinks that it is {time.strftime('%Y-%m-%d', time.gmtime(now))}"
+        yield Finding("must", "clock", f"{text}; entries would expire at once", "run NTP (timedatectl set-ntp true)")
     else:
         yield Finding("ok", "clock", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now)))
 
@@ -110,8 +110,8 @@ def files(limit: int, connections: int) -> Iterator[Finding]:
     """Every connection is a file. `limit` is the hard one: a worker raises its soft limit by itself."""
     fix = f"LimitNOFILE={connections + OTHER_FILES} of its unit, or ulimit -Hn; or fewer --connections"
     if limit == resource.RLIM_INFINITY or limit >= connections + OTHER_FILES:
-        told = "unlimited" if limit == resource.RLIM_INFINITY else f"{limit} open files"
-        yield Finding("ok", "files", f"{told}, enough for --connections {connections}")
+        text = "unlimited" if limit == resource.RLIM_INFINITY else f"{limit} open files"
+        yield Finding("ok", "files", f"{text}, enough for --connections {connections}")
         return
     grade: Grade = "must" if limit < MIN_FILES else "note"
     has = max(1, limit - OTHER_FILES)
@@ -119,7 +119,7 @@ def files(limit: int, connections: int) -> Iterator[Finding]:
 
 
 def backlog(path: Path = Path("/proc/sys/net/core/somaxconn")) -> Iterator[Finding]:
-    """What waits to be accepted; more are dropped and come again after a second."""
+    """The kernel's limit on the accept queue; a connection above it is dropped and retried after a second."""
     try:
         limit = int(path.read_text())
     except (OSError, ValueError):
@@ -142,8 +142,8 @@ def folders(settings: DoctorSettings, given: Collection[str]) -> Iterator[Findin
             yield Finding("note", "data", f"{settings.data.resolve()}: not there yet", fix)
         return
     flags = flags_of(settings.data)
-    told = f"`foreseen up` was started with {flags}" if flags else "`foreseen up` was never started in it"
-    yield Finding("ok", "data", f"{settings.data.resolve()}: {told}")
+    text = f"`foreseen up` was started with {flags}" if flags else "`foreseen up` was never started in it"
+    yield Finding("ok", "data", f"{settings.data.resolve()}: {text}")
 
 
 def secret(settings: DoctorSettings) -> Iterator[Finding]:
@@ -168,14 +168,14 @@ def memory(settings: DoctorSettings, there: int | None) -> Iterator[Finding]:
         wanted, parts = wanted + settings.far_bytes, f"{parts} and Valkey {size(settings.far_bytes)}"
     if there is None:
         return
-    told = f"{parts} may grow to {size(int(wanted * OVERHEAD))} of {size(there)}"
+    text = f"{parts} may grow to {size(int(wanted * OVERHEAD))} of {size(there)}"
     fix = "lower --near-bytes, --far-bytes or --workers"
     if wanted * OVERHEAD > there:
-        yield Finding("must", "memory", f"{told}; the kernel would end a process", fix)
+        yield Finding("must", "memory", f"{text}; the kernel would end a process", fix)
     elif wanted * OVERHEAD > there * 0.7:
-        yield Finding("note", "memory", f"{told}, models come on top", fix)
+        yield Finding("note", "memory", f"{text}, models come on top", fix)
     else:
-        yield Finding("ok", "memory", told)
+        yield Finding("ok", "memory", text)
 
 
 def workers(count: int, cores: int) -> Iterator[Finding]:
@@ -200,31 +200,31 @@ async def model(named: str, settings: DoctorSettings) -> AsyncIterator[Finding]:
             return
         if not address:
             read_record(settings.data, name)
-            if changed := await asyncio.to_thread(changed_file, found):
+            if changed := await asyncio.to_thread(changed_file, found.source, found.name):
                 said, _, fix = changed.partition("; run: ")
                 yield Finding("must", what, said, fix)
     except SetupError as error:
         said, _, fix = str(error).partition("; ")
         yield Finding("must", what, said, fix.removeprefix("run: ") or "see foreseen models list")
         return
-    told = await _ask(address or f"unix:{model_socket(settings.data, name)}", name)
-    if told is None:
+    answer = await _ask(address or f"unix:{model_socket(settings.data, name)}", name)
+    if answer is None:
         if not address and not model_socket(settings.data, name).exists():
             yield Finding("note", what, "built, its process is not running", "foreseen up starts it")
         else:
             fix = "see its process's log; hits go on, misses get 503"
             yield Finding("must", what, f"{address or 'its process'} does not answer, or is not ready", fix)
         return
-    provider = str(told.get("provider", ""))
+    provider = str(answer.get("provider", ""))
     if settings.provider != "cpu" and provider and settings.provider not in provider.lower():
         fix = "install foreseen[gpu] and its CUDA, or say --provider cpu"
         yield Finding("must", what, f"meant for {settings.provider}, runs on {provider}", fix)
-    elif told.get("row_independent") is False:
+    elif answer.get("row_independent") is False:
         fix = "see foreseen models report; it is asked straight through"
         yield Finding("note", what, "its rows depend on each other: nothing of it is cached", fix)
     else:
         yield Finding(
-            "ok", what, f"ready, {provider or 'provider unknown'}, digest {str(told.get('digest', '?'))[:12]}"
+            "ok", what, f"ready, {provider or 'provider unknown'}, digest {str(answer.get('digest', '?'))[:12]}"
         )
 
 
@@ -252,7 +252,7 @@ async def upstream(address: str, what: str = "upstream") -> AsyncIterator[Findin
 
 
 async def _ask(address: str, name: str) -> dict[str, Any] | None:
-    """What a model process says of itself under `parameters`, None where it is not there or not ready."""
+    """The `parameters` in a model process's metadata, None if it is not reachable or not ready."""
     connector = aiohttp.UnixConnector(address.removeprefix("unix:")) if address.startswith("unix:") else None
     base = "http://model" if connector else address.rstrip("/")
     try:
@@ -264,12 +264,12 @@ async def _ask(address: str, name: str) -> dict[str, Any] | None:
                 document = orjson.loads(await reply.read())
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
         return None
-    told = document.get("parameters") if isinstance(document, dict) else None
-    return told if isinstance(told, dict) else {}
+    parameters = document.get("parameters") if isinstance(document, dict) else None
+    return parameters if isinstance(parameters, dict) else {}
 
 
 def running(settings: DoctorSettings) -> Iterator[Finding]:
-    """What a running proxy has counted."""
+    """Findings from the metrics of a running proxy."""
     url = settings.url or url_at(settings.host, settings.port)
     try:
         now = scrape(url)
@@ -312,7 +312,7 @@ def counted(now: Scrape, url: str) -> Iterator[Finding]:
 
 
 def memory_bytes() -> int | None:
-    """What this machine or, if less, this container has."""
+    """Memory of this machine or, if less, of this container."""
     limits = []
     for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
         try:

@@ -1,4 +1,4 @@
-"""The two stores → findings: a cache that forgets what is asked least, and a state that forgets nothing."""
+"""Checks of the two stores: the cache must evict, the state store must not."""
 
 from __future__ import annotations
 
@@ -100,20 +100,20 @@ async def state(settings: DoctorSettings) -> AsyncIterator[Finding]:
         return
     store = far_at(url, REDIS_SECONDS, access=access_of(settings))
     try:
-        told = await store.states()
-        skew = 0.0 if DOWN in told else abs(await store.time() - time.time())
+        states = await store.states()
+        skew = 0.0 if DOWN in states else abs(await store.time() - time.time())
     except FarError as error:
         yield Finding("must", "state", f"{shown(url)} fails: {error.kind}", "see its log and its users' rights")
         return
     finally:
         await store.close()
-    if DOWN in told:
+    if DOWN in states:
         yield silent(settings, url)
         return
-    for one in dict.fromkeys(finding for server in told for finding in kept(server)):
+    for one in dict.fromkeys(finding for server in states for finding in kept(server)):
         yield one
     if several(url) is not None:
-        for one in replicated(min(server.replicas for server in told), settings.state_replicas):
+        for one in replicated(min(server.replicas for server in states), settings.state_replicas):
             yield one
     if skew > MAX_SKEW_SECONDS:
         fix = "run NTP on both machines"
@@ -143,14 +143,14 @@ def replicated(there: int, wanted: int) -> Iterator[Finding]:
         said = f"{there} replicas, --state-replicas {wanted}: no job is taken and no purge acknowledged"
         yield Finding("must", "state", said, "start replicas, or lower --state-replicas")
     elif not there:
-        yield Finding("note", "state", "a master has no replica: nobody takes its place", "start a replica")
+        yield Finding("note", "state", "a master has no replica: no failover is possible", "start a replica")
     elif not wanted:
         said = "replicas are written behind the answer's back: a failover may lose the last jobs"
         yield Finding("note", "state", said, "--state-replicas 1 acknowledges what one of them has")
 
 
 async def consumed(url: str, access: Access) -> AsyncIterator[Finding]:
-    """Whether somebody works on the queue of jobs."""
+    """Whether workers take jobs from the queue."""
     queue = connect_queue(url, Bounds(0, 0, 0.0, 0.0), access)
     try:
         standing = await queue.standing()
@@ -176,31 +176,31 @@ def queued(standing: QueueStatus) -> Iterator[Finding]:
         yield Finding("ok", "queue", f"{standing.workers} workers, {waiting} jobs{oldest}")
 
 
-def kept(told: FarState) -> Iterator[Finding]:
+def kept(found: FarState) -> Iterator[Finding]:
     """A state store, as it should be set."""
     well = True
-    if numbers(told.version) < MIN_REDIS:
+    if numbers(found.version) < MIN_REDIS:
         well = False
-        yield Finding("must", "state", f"version {told.version} is too old", "Redis 6.2 or newer, or Valkey")
-    if not told.append_only:
+        yield Finding("must", "state", f"version {found.version} is too old", "Redis 6.2 or newer, or Valkey")
+    if not found.append_only:
         well = False
         fix = "CONFIG SET appendonly yes, and in its configuration file"
         yield Finding("must", "state", "no append-only file: a restart forgets what was purged", fix)
-    if not told.writable:
+    if not found.writable:
         well = False
         said = "its last write to disk failed: no job is taken, no purge is acknowledged"
         yield Finding("must", "state", said, "make room on its disk; see its log")
-    if told.policy != "noeviction":
+    if found.policy != "noeviction":
         well = False
-        grade: Grade = "must" if told.memory_limit else "note"
-        said = f"maxmemory-policy {told.policy}: when it is full, it forgets what was purged"
+        grade: Grade = "must" if found.memory_limit else "note"
+        said = f"maxmemory-policy {found.policy}: when it is full, it forgets what was purged"
         yield Finding(grade, "state", said, "CONFIG SET maxmemory-policy noeviction")
-    if told.memory_limit and told.memory > 0.8 * told.memory_limit:
+    if found.memory_limit and found.memory > 0.8 * found.memory_limit:
         well = False
-        said = f"{size(told.memory)} of {size(told.memory_limit)} used; when it is full, nothing can be purged"
+        said = f"{size(found.memory)} of {size(found.memory_limit)} used; when it is full, nothing can be purged"
         yield Finding("must", "state", said, "CONFIG SET maxmemory, higher")
     if well:
-        yield Finding("ok", "state", f"{told.version}, append-only file, {size(told.memory)} used")
+        yield Finding("ok", "state", f"{found.version}, append-only file, {size(found.memory)} used")
 
 
 async def confirmed(url: str, access: Access) -> AsyncIterator[Finding]:

@@ -1,4 +1,4 @@
-"""One thing that was looked at, what was seen and, unless it is well, what to do: a line of `foreseen doctor`."""
+"""A finding of `foreseen doctor`: what was checked, what was seen and, unless it is well, the fix."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Literal
 from msgspec import Struct
 
 Grade = Literal["ok", "note", "must"]
-"""`must`: Foreseen does not work, or not as it promises, until this is fixed. `note`: somebody should know."""
+"""`must`: Foreseen does not work, or not as it promises, until this is fixed. `note`: an operator should know."""
 
 
 class Finding(Struct, frozen=True):
-    """What was looked at, what was seen and, unless it is well, what to do."""
+    """One check: what was checked, what was seen and, unless it is well, the fix."""
 
     grade: Grade
     what: str

@@ -1,4 +1,4 @@
-"""A request file → its rows' frames and keys, by the very code that a proxy runs; for `foreseen key` and `explain`.
+"""Frames and keys of the rows in a request file, made by the proxy's own code; for `foreseen key` and `explain`.
 
 The key's space needs the model digest, which only the model's process can say (it names provider, processor family and
 runtime): it is asked over its socket, unless the digest is given.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import onnxruntime
 import pytest
 
 from foreseen.inference import gpu, selftest
+from foreseen.inference.graphs import Graphs
 from foreseen.inference.session import SessionPlan, open_session
 from foreseen.modelspec.manifest import find
-from foreseen.types import Row
+from foreseen.types import Array, Row
 from tests import inference_fixture as tiny
 
 
@@ -48,3 +50,77 @@ def test_a_cuda_session_warms_up_and_answers(tmp_path: Path) -> None:
     assert session.digest != open_session(manifest, settings.data, SessionPlan()).digest
     assert any(part.startswith("libcublasLt ") for part in session.runtime_identity())
     session.close()
+
+
+class Entries:
+    """Run options of a scripted device."""
+
+    def __init__(self) -> None:
+        self.number = ""
+
+    def add_run_config_entry(self, name: str, value: str) -> None:
+        assert name == "gpu_graph_id"
+        self.number = value
+
+
+class Scripted:
+    """A device that doubles `x`; it captures all shapes but those of `refused` rows, and notes every run."""
+
+    def __init__(self, refused: int = 0, wrong: int = 0) -> None:
+        self.runs: list[tuple[str, str]] = []
+        self.refused, self.wrong = refused, wrong
+
+    def plain(self, feeds: Mapping[str, Array], options: Entries) -> list[Array]:
+        self.runs.append(("plain", options.number))
+        return [feeds["x"] * 2]
+
+    def buffers(self, feeds: Mapping[str, Array], outputs: Sequence[Array]) -> Captured:
+        if len(feeds["x"]) == self.refused:
+            raise RuntimeError("a node is on the CPU")
+        return Captured(self)
+
+    def options(self) -> Entries:
+        return Entries()
+
+
+class Captured:
+    def __init__(self, device: Scripted) -> None:
+        self.device = device
+
+    def run(self, feeds: Mapping[str, Array], options: Entries) -> list[Array]:
+        self.device.runs.append(("graph", options.number))
+        return [feeds["x"] * (3 if len(feeds["x"]) == self.device.wrong else 2)]
+
+
+def test_every_shape_is_captured_once_and_replayed() -> None:
+    """A graph per shape, numbered from 1; the run that captures gives the plain run's answer."""
+    device = Scripted()
+    graphs = Graphs(device)
+    for rows in (2, 2, 4, 2, 4):
+        (answer,) = graphs.run({"x": np.ones((rows, 3), np.float32)}, Entries())
+        assert answer.tolist() == [[2.0] * 3] * rows
+    first = [("plain", "-1"), ("graph", "1")]
+    second = [("plain", "-1"), ("graph", "2")]
+    assert device.runs == [*first, ("graph", "1"), *second, ("graph", "1"), ("graph", "2")]
+
+
+@pytest.mark.parametrize(("refused", "wrong"), [(2, 0), (0, 2)])
+def test_a_shape_that_cannot_be_captured_runs_without_and_says_why(refused: int, wrong: int) -> None:
+    """Also one whose replay has other bits than a plain run. Others are captured all the same."""
+    device = Scripted(refused, wrong)
+    graphs = Graphs(device)
+    for rows in (2, 2, 4, 4):
+        (answer,) = graphs.run({"x": np.ones((rows, 3), np.float32)}, Entries())
+        assert answer.tolist() == [[2.0] * 3] * rows
+    assert device.runs[-1] == ("graph", "1")
+    (why,) = graphs.failures
+    assert why.startswith("[[2, 3]]: ")
+
+
+def test_cuda_computes_alike_in_every_process() -> None:
+    """No search for kernels, no TF32; graphs only where they were asked for. The CPU has no such options."""
+    (cuda, options), cpu = gpu.providers(("CUDAExecutionProvider", "CPUExecutionProvider"), graphs=True)
+    assert (cuda, cpu) == ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assert options["cudnn_conv_algo_search"] == "DEFAULT"
+    assert (options["use_tf32"], options["enable_cuda_graph"]) == ("0", "1")
+    assert "enable_cuda_graph" not in gpu.providers(("CUDAExecutionProvider",), graphs=False)[0][1]

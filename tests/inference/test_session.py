@@ -22,7 +22,8 @@ from foreseen.inference.processor import processor_family
 from foreseen.inference.session import Session, SessionPlan, open_session
 from foreseen.inference.watchdog import EXIT_HUNG, Watchdog
 from foreseen.modelspec.artifact import model_folder, read_record
-from foreseen.modelspec.manifest import Batching, Gates, ModelInput, ModelOutput, ModelSignature, find
+from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature, find
+from foreseen.modelspec.policy import Batching, Gates
 from foreseen.modelspec.rows import RowOutputs
 from foreseen.settings import InferenceSettings
 from foreseen.types import Row

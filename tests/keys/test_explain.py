@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from foreseen.keys.explain import differences, read_frame
 from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
-from foreseen.operate.observed_command import summary_of, table
+from foreseen.operate.commands.observed_command import summary_of, table
 from foreseen.proxy.predict.explain_rows import explain_rows
 from foreseen.proxy.predict.observe import Observer, closeness
 from foreseen.types import Row, Space

@@ -111,14 +111,14 @@ def test_a_replaced_file_of_another_signature_gets_another_manifest(tmp_path: Pa
     assert build(load(path), data, say=SilentProgress())
 
 
-def test_rows_that_depend_on_each_other_are_found_and_run_alone(tmp_path: Path) -> None:
-    """The probe's finding becomes a setting, with the reason beside it."""
+def test_rows_that_depend_on_each_other_are_kept_together(tmp_path: Path) -> None:
+    """The probe's finding becomes a setting, with the reason beside it: alone, each of them would answer zeros."""
     path = add(
         saved(tmp_path / "c.onnx", linear(centred=True)), "c", tmp_path / "mine", tmp_path / "data", SilentProgress()
     )
-    assert "batch-mates change an answer by" in path.read_text("utf-8")
+    assert "rows change each other's answers" in path.read_text("utf-8")
     manifest = load(path)
-    assert manifest.batching.single
+    assert manifest.rows == "together"
     assert build(manifest, tmp_path / "data", say=SilentProgress()).row_independent
 
 
@@ -126,7 +126,7 @@ def test_the_gate_refuses_them_where_the_manifest_batches_all_the_same(tmp_path:
     path = add(
         saved(tmp_path / "c.onnx", linear(centred=True)), "c", tmp_path / "mine", tmp_path / "data", SilentProgress()
     )
-    batched = msgspec.structs.replace(load(path), batching=DIGITS.batching)
+    batched = msgspec.structs.replace(load(path), rows="each")
     with pytest.raises(SetupError, match="batch-mates change an answer by"):
         build(batched, tmp_path / "data", say=SilentProgress())
 
@@ -143,7 +143,8 @@ def test_a_graph_for_one_row_is_run_alone(tmp_path: Path) -> None:
 
 
 def test_masks_are_known_by_their_usual_names(tmp_path: Path) -> None:
-    """A `transformers` export: the mask and the token types derive from the ids and are no part of a key."""
+    """A `transformers` export takes what its clients send: the mask trims the rows and is no part of a key; the token
+    types are one, since those of a pair of texts are not all zeros."""
     names = ("input_ids", "attention_mask", "token_type_ids")
     values = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in names]
     nodes = [
@@ -156,8 +157,10 @@ def test_masks_are_known_by_their_usual_names(tmp_path: Path) -> None:
     path = add(saved(tmp_path / "t.onnx", model), "t", tmp_path / "mine", tmp_path / "data", SilentProgress())
     roles = {spec.name: (spec.role, spec.of) for spec in load(path).model.inputs}
     assert roles["attention_mask"] == ("mask", "input_ids")
-    assert roles["token_type_ids"] == ("zeros", "input_ids")
-    assert "tokenizer" in path.read_text("utf-8")
+    assert roles["token_type_ids"] == (None, None)
+    trims = {spec.name: spec.trim for spec in load(path).seen.inputs}
+    assert trims == {"input_ids": "attention_mask", "attention_mask": None, "token_type_ids": "attention_mask"}
+    assert "--tokenizer" in path.read_text("utf-8")
 
 
 def test_what_does_not_fit_is_named_and_nothing_is_left(tmp_path: Path) -> None:

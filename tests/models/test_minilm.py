@@ -23,7 +23,8 @@ from foreseen.models.progress import SilentProgress
 from foreseen.models.quantize import quantize
 from foreseen.models.report import study
 from foreseen.modelspec.artifact import model_folder, read_record
-from foreseen.modelspec.manifest import find
+from foreseen.modelspec.manifest import Precision, find
+from foreseen.modelspec.shapes import Shapes
 from foreseen.types import Array, Row
 from tests.models_fixture import PACKAGED, built_data
 
@@ -97,21 +98,26 @@ def test_no_batch_and_no_padding_changes_a_bit_at_any_length(sessions: dict[str,
     assert exact.changed(sessions[precision], MANIFEST, random_rows(), rounds=6) == []
 
 
-def reduce_sum(graph: Graph, tokens: str, mask: str) -> str:
-    masked = graph.add("Mul", tokens, graph.add("Unsqueeze", mask, graph.numbers(2)))
-    return graph.add("ReduceSum", masked, graph.numbers(1), keepdims=0)
-
-
 def one_row_product(graph: Graph, tokens: str, mask: str) -> str:
     summed = graph.add("MatMul", graph.add("Unsqueeze", mask, graph.numbers(1)), tokens)
     return graph.add("Squeeze", summed, graph.numbers(1))
 
 
-@pytest.mark.parametrize(("pooled", "wrong"), [(reduce_sum, range(8, 63)), (one_row_product, range(7, 63, 4))])
+@pytest.mark.parametrize(("pooled", "wrong"), [(pool.reduce_sum, range(8, 63)), (one_row_product, range(7, 63, 4))])
 def test_the_same_check_goes_red_on_both_other_pools(bench: Bench, pooled: pool.Sum, wrong: range) -> None:
     """The check can fail: `ReduceSum` at nearly every length, the one-row product at lengths ≡ 3 mod 4."""
     other = GraphSession(to_bytes(bert.make(MANIFEST, bench.files, pooled)), MANIFEST.model, "fp32")
     assert set(exact.changed(other, MANIFEST, random_rows())) >= set(wrong)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8-rowwise"])
+def test_fixed_shapes_make_the_exporters_pool_exact(bench: Bench, precision: Precision) -> None:
+    """The same `ReduceSum` pool, whose rows change at nearly every length in ragged batches: in fixed shapes no company
+    and no place in the batch changes a bit of any row."""
+    model = quantize(bert.make(MANIFEST, bench.files, pool.reduce_sum), precision)
+    session = GraphSession(to_bytes(model), MANIFEST.model, precision)
+    shapes = Shapes("fixed", (8, 16, 32, 64), (2, 2, 2, 2))
+    assert exact.changed(session.in_shapes(MANIFEST, shapes), MANIFEST, random_rows(), rounds=1) == []
 
 
 def written(path: Path, lines: list[tuple[str, str]]) -> Path:

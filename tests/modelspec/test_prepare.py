@@ -10,17 +10,20 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from PIL import Image as Pillow
 
 from foreseen.errors import BadInput, SetupError, TooLarge
 from foreseen.keys.key import Framer, key_of, keys_of, keys_of_frames, space_key
-from foreseen.modelspec.artifact import read_file, read_record
-from foreseen.modelspec.manifest import Manifest, example_request, find, load
+from foreseen.modelspec.artifact import preparation_digest, read_file, read_record
+from foreseen.modelspec.made_up import example_request
+from foreseen.modelspec.manifest import Manifest, find, load
 from foreseen.modelspec.prepare import Preparer
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import array_of_json
-from foreseen.protocol.wire import InputTensor
+from foreseen.protocol.wire import InputTensor, parse_request
 from foreseen.types import Array, Columns, Row, Space
+from tests.models_fixture import PACKAGED
 
 
 def manifest(
@@ -388,9 +391,18 @@ def test_a_manifest_without_an_example_has_one_of_ones() -> None:
     """What `up` asks before it says ready is well-formed for a model that came without an example."""
     for datatype, data in (("FP32", [1] * 6), ("BYTES", ["1"] * 6), ("BOOL", [True] * 6)):
         one = manifest(datatype, ("rows", 2, "n", 3))
-        (asked,) = example_request(one)["inputs"]
-        assert (asked["shape"], asked["data"]) == ([1, 2, 1, 3], data)
-        assert len(Preparer(one, {}).rows([tensor(data, datatype, (1, 2, 1, 3))])) == 1
+        (asked,) = parse_request(*example_request(one)).inputs
+        wanted = tensor(data, datatype, (1, 2, 1, 3))
+        assert asked.array.shape == wanted.array.shape
+        assert asked.array.tolist() == wanted.array.tolist()
+        assert len(Preparer(one, {}).rows([asked])) == 1
+
+
+def test_a_made_up_picture_is_one_that_the_model_takes() -> None:
+    """An input of encoded pictures gets a PNG, not the text "1": readiness does not depend on an invented input."""
+    one = find("nsfw", PACKAGED)
+    (row,) = Preparer(one, {}).rows(parse_request(*example_request(one)).inputs)
+    assert row.tensors[0].shape == (224, 224, 3)
 
 
 def test_rows_that_belong_together_are_one_row() -> None:
@@ -448,3 +460,43 @@ def test_a_table_of_numbers_is_prepared_as_its_rows_are() -> None:
     assert not Preparer(manifest("FP32", ("rows", "n")), {}).columnar
     assert not Preparer(manifest("BYTES", ("rows",)), {}).columnar
     assert not Preparer(manifest(rows="together"), {}).columnar
+
+
+def png(values: Array) -> bytes:
+    buffer = io.BytesIO()
+    Pillow.fromarray(values).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_grey_of_16_bits_is_scaled_to_8() -> None:
+    """Golden pixels: 65535 is white, 32896 is 128 as in a file of 8 bits; nothing above 255 is clipped."""
+    _, preparer = images(width=4, height=1, scale=1.0, resize="nearest")
+    wide = np.array([[0, 257, 32896, 65535]], np.uint16)
+    (seen,) = see(preparer, png(wide))
+    assert seen[0].tolist() == [[0.0, 1.0, 128.0, 255.0]]
+    narrow = np.array([[0, 1, 128, 255]], np.uint8)
+    assert see(preparer, png(narrow))[0].tobytes() == seen.tobytes()
+
+
+def test_orientation_is_applied_where_it_is_declared() -> None:
+    """EXIF orientation 6: the file's first row is the picture's last column. Golden pixels."""
+    values = np.array([[10, 20], [30, 40]], np.uint8)
+    exif = Pillow.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Pillow.fromarray(values).save(buffer, "PNG", exif=exif)
+    for declared, wanted in ((False, [[10.0, 20.0], [30.0, 40.0]]), (True, [[30.0, 10.0], [40.0, 20.0]])):
+        _, preparer = images(width=2, height=2, scale=1.0, resize="nearest", exif=declared)
+        assert see(preparer, buffer.getvalue())[0][0].tolist() == wanted
+
+
+def test_a_later_field_at_its_default_changes_no_digest() -> None:
+    """Golden: models that do not use `exif` keep the digest, hence the entries, that they had before there was one."""
+    nsfw = find("nsfw", PACKAGED)
+    assert preparation_digest(nsfw, ()) == "9aeef237492c12a2011f5c541335a07933bebc51c7da5ea4a0f71afc1df1735a"
+    (image,) = (i for i in nsfw.seen.inputs if i.image is not None)
+    assert image.image is not None
+    turned = replace(image, image=replace(image.image, exif=True))
+    assert preparation_digest(replace(nsfw, client=replace(nsfw.seen, inputs=(turned,))), ()) != preparation_digest(
+        nsfw, ()
+    )

@@ -13,8 +13,8 @@ import pytest
 from aiohttp import web
 
 from foreseen.keys.key import Framer
-from foreseen.proxy.backend.isolation import IsolationLock
-from foreseen.proxy.backend.quarantine import MAX_SUSPECTS, Quarantine
+from foreseen.proxy.backend.poison.isolation import IsolationLock
+from foreseen.proxy.backend.poison.quarantine import MAX_SUSPECTS, Quarantine
 from foreseen.telemetry.metrics import ProxyMetrics
 from tests.doubles import ROOT, SIGNATURE, BrokenFar, Clock, DictFar, row
 from tests.foreign import Foreign, Front, fronted, listening

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from foreseen.protocol.wire import parse_request, render_request
-from foreseen.proxy.backend.model import SPLITS
+from foreseen.proxy.backend.poison.bisecting import SPLITS
 from foreseen.web.http import HEADER_LENGTH
 from tests.foreign import Foreign, Front, fronted, listening
 

@@ -22,7 +22,6 @@ LIMITS = (
     "--head-seconds=1",
     "--body-seconds=1",
     "--write-seconds=1",
-    "--headers=40",
     "--body-bytes=40000000",
 )
 BODY = json.dumps(ask_fingerprint(numbers(72))).encode()
@@ -119,7 +118,7 @@ def test_a_reader_that_does_not_read_is_cut_off(walled: Live) -> None:
     "head",
     [
         b"X-Bomb: " + b"b" * 9000 + b"\r\n",
-        b"".join(b"X-%d: b\r\n" % number for number in range(50)),
+        b"".join(b"X-%d: b\r\n" % number for number in range(140)),
         b"X-" + b"n" * 9000 + b": b\r\n",
     ],
     ids=["long value", "many fields", "long name"],

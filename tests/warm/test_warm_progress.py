@@ -83,27 +83,27 @@ def test_a_run_through_the_proxy_is_counted_by_it(live: Live, tmp_path: Path) ->
     assert live.metric("foreseen_warm_rows_total") == runs
 
 
-async def test_what_is_told_twice_counts_once(queue: Queue) -> None:
+async def test_what_is_reported_twice_counts_once(queue: Queue) -> None:
     """An attempt that goes on, a reply that was lost, a store that had forgotten the run: each row counts once."""
     first = ProgressReporter(None, "run", "m")
     first.started(100, Progress())
     first.moved(Progress(hit=10, computed=20))
-    await first.tell(queue, over=True)
+    await first.report(queue, over=True)
     assert (await queue.standing()).warming == WarmRunStatus({}, {}, {("m", "hit"): 10, ("m", "computed"): 20})
     again = ProgressReporter(None, "run", "m")
     again.started(100, Progress(hit=10, computed=20))
-    await again.tell(queue)
+    await again.report(queue)
     again.moved(Progress(hit=10, computed=50))
-    await again.tell(queue)
-    again._told = [0, 0, 0, 0]  # as if no reply had come
-    await again.tell(queue)
+    await again.report(queue)
+    again._reported = [0, 0, 0, 0]  # as if no reply had come
+    await again.report(queue)
     assert (await queue.standing()).warming.states == {("m", "done"): 60, ("m", "left"): 40}
     await queue._client.delete(RUNS)
-    await again.tell(queue)
-    await again.tell(queue, over=True)
-    told = (await queue.standing()).warming
-    assert told.rows == {("m", "hit"): 10, ("m", "computed"): 50}
-    assert told.runs == {}
+    await again.report(queue)
+    await again.report(queue, over=True)
+    status = (await queue.standing()).warming
+    assert status.rows == {("m", "hit"): 10, ("m", "computed"): 50}
+    assert status.runs == {}
 
 
 async def test_a_silent_run_is_not_under_way(queue: Queue) -> None:
@@ -113,7 +113,7 @@ async def test_a_silent_run_is_not_under_way(queue: Queue) -> None:
     assert (await queue.standing()).warming.runs == {}
     other = ProgressReporter(None, "new", "m")
     other.started(None, Progress(hit=5))
-    await other.tell(queue)
+    await other.report(queue)
     assert await queue._client.hkeys(RUNS) == [b"new"]
     assert (await queue.standing()).warming == WarmRunStatus({"m": 1}, {("m", "done"): 5, ("m", "left"): 0}, {})
 

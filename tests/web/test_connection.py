@@ -404,7 +404,6 @@ async def test_an_empty_line_before_a_request_is_part_of_its_head() -> None:
     ("name", "value"),
     [
         ("Cache-Control", "no-cache"),
-        ("Authorization", "Bearer x"),
         ("Connection", "Upgrade"),
         ("Prefer", "respond-async"),
         ("Cookie", "a=b"),

@@ -1,4 +1,4 @@
-"""Every night the questions of the day before are answered in advance; what needs a warm cache starts after that.
+"""An example DAG: warms the cache every night with the day's requests, then starts a DAG that needs a warm cache.
 
 Copy it, or point Airflow at this folder. Settings come from Airflow variables or the environment:
 FORESEEN_WARM_FILES, FORESEEN_WARM_MODEL, FORESEEN_WARM_OPTIONS (JSON of what `foreseen warm` takes besides).
@@ -25,7 +25,7 @@ with DAG("foreseen_after_warm", schedule=[cache_warm(MODEL)], catchup=False, tag
 
     @task  # type: ignore[untyped-decorator] # Airflow is not installed where types are checked
     def report(triggering_asset_events: Any = None) -> None:
-        """What the run said that started this: rows, hits, computed."""
+        """Log the summary of the run that started this DAG: rows, hits, computed."""
         for events in triggering_asset_events.values():
             for event in events:
                 print(json.dumps(event.extra))

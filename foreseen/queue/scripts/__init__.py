@@ -1,4 +1,4 @@
-"""A job's way through the queue as scripts, each of them atomic: what is written of a job and of the queue agrees.
+"""The queue's Lua scripts, each atomic: what they write of a job and of the queue agrees. One `.lua` file each.
 
     {fsj1}.job:ID      hash     a job: s state, head, q rows, r record of its end; n rows, d done; c created, b begun,
                                 e ended (Unix ms); v version, one more with every change; t tickets that want it;
@@ -17,6 +17,8 @@
     {fsj1}.hooks       zset     tickets that have ended and have a webhook → when it is due (see `outbox.py`)
     {fsj1}.once:NAME   string   an idempotency key → fingerprint of its request ‖ job ‖ nonce; goes with its job
     {fsj1}.batches     zset     batches that have not ended → when they were created
+    {fsj1}.blob:NAME   string   a file that OpenAI's clients have uploaded, or what a batch was created with
+    {fsj1}.blobs       hash     those → their size, and when they are forgotten (Unix s)
     {fsj1}.dead        hash     dead letters: job → what happened
     {fsj1}.counts      hash     what metrics tell: state:*, ended:*, submitted, redelivered, bytes, took:*
     {fsj1}.news        channel  jobs that have changed: their ids; of those that go on with a "+"
@@ -27,17 +29,33 @@ one place, `finish`, and only from queued or running. Times are the server's own
 
 from __future__ import annotations
 
-from foreseen.queue.scripts.common import COMMON
-from foreseen.queue.scripts.requesters import BATCH, CANCEL, CLOSE, RETRY, SUBMIT
-from foreseen.queue.scripts.workers import BACK, BEAT, BEGIN, CLAIM, FINISH, LEAVE, TICK
+from foreseen.lua_scripts import lua_script
+from foreseen.queue.records import JOB_BYTES, NAME_BYTES, NONCE_BYTES
 
 BASE = "{fsj1}"
 GROUP = "workers"
+DURATIONS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
+"""Upper bounds of the histogram of how long jobs took, in seconds."""
 
-SCRIPTS = {
-    name: COMMON + body
-    for name, body in {
-        "submit": SUBMIT, "batch": BATCH, "close": CLOSE, "cancel": CANCEL, "retry": RETRY,
-        "claim": CLAIM, "begin": BEGIN, "beat": BEAT, "finish": FINISH, "back": BACK, "tick": TICK, "leave": LEAVE,
-    }.items()
-}  # fmt: skip
+_VALUES = {
+    "NONCE_BYTES": str(NONCE_BYTES),
+    "JOB_BYTES": str(JOB_BYTES),
+    "NAME_BYTES": str(NAME_BYTES),
+    "DURATIONS": ", ".join(f"{one:g}" for one in DURATIONS),
+}
+"""What stands for these names in the `.lua` files."""
+_NAMES = (
+    "submit", "batch", "close", "cancel", "retry",  # requesters and operators
+    "claim", "begin", "beat", "finish", "back", "tick", "leave",  # workers
+)  # fmt: skip
+
+
+def _script(name: str) -> str:
+    """A script behind what all of them share, `common.lua`."""
+    text = lua_script("foreseen.queue", "common") + lua_script("foreseen.queue", name)
+    for value, number in _VALUES.items():
+        text = text.replace(value, number)
+    return text
+
+
+SCRIPTS = {name: _script(name) for name in _NAMES}

@@ -1,4 +1,4 @@
-"""Arrow columns of any encoding → plain columns: no dictionaries, runs, views or extension types.
+"""Decodes Arrow columns of any encoding to plain ones: no dictionaries, runs, views or extension types.
 
 pandas writes categories as dictionaries, polars writes string views, and both are another spelling of the same values.
 """

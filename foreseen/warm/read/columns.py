@@ -30,7 +30,7 @@ from foreseen.warm.read.numbers import value_of
 
 
 class Spec(Protocol):
-    """What inputs and outputs of either signature have."""
+    """The fields common to inputs and outputs of both signatures."""
 
     @property
     def name(self) -> str: ...
@@ -75,7 +75,7 @@ def tensor(batch: pa.RecordBatch, columns: Sequence[str], spec: Spec, bad: dict[
     """The values of one input or output of fixed shape, `[rows, …]`; nothing but zeros in rows that go into `bad`."""
     datatype, shape = DATATYPES[spec.datatype], tuple(int(dim) for dim in spec.shape[1:])
     each = shape if len(columns) == 1 else ()
-    parts = [_values(batch.column(name), _Wanted(datatype, each, name, takes_nan(spec)), bad) for name in columns]
+    parts = [_values(batch.column(name), _TargetType(datatype, each, name, takes_nan(spec)), bad) for name in columns]
     if len(parts) == 1:
         return parts[0]
     return np.stack(parts, axis=1).reshape(batch.num_rows, *shape)
@@ -83,7 +83,7 @@ def tensor(batch: pa.RecordBatch, columns: Sequence[str], spec: Spec, bad: dict[
 
 def ragged(batch: pa.RecordBatch, column: str, spec: Spec, bad: dict[int, str]) -> list[Array | None]:
     """The values of one input or output whose rows differ in size, by the row; None in rows that go into `bad`."""
-    wanted = _Wanted(DATATYPES[spec.datatype], (), spec.name, takes_nan(spec))
+    wanted = _TargetType(DATATYPES[spec.datatype], (), spec.name, takes_nan(spec))
     plain = decoded(batch.column(column))
     _, leaf = leaf_type(plain.type)
     if not (_numeric(leaf) or _textual(leaf) or pa.types.is_null(leaf)):
@@ -104,7 +104,7 @@ def never_fits(kind: pa.DataType, spec: Spec, column: str, *, one_of_many: bool)
     if not fixed(spec):
         return None
     shape = () if one_of_many else tuple(int(dim) for dim in spec.shape[1:])
-    wanted = _Wanted(DATATYPES[spec.datatype], shape, column, takes_nan(spec))
+    wanted = _TargetType(DATATYPES[spec.datatype], shape, column, takes_nan(spec))
     why = _misfit(plain_type(kind), wanted)
     return None if why is None else f"column {column!r} {why}"
 
@@ -121,8 +121,8 @@ def floats(column: pa.Array, otherwise: float) -> Array:
     return made
 
 
-class _Wanted(Struct, frozen=True):
-    """What one column is read as. `missing`: nulls and NaN are values."""
+class _TargetType(Struct, frozen=True):
+    """The type that one column is read as. `missing`: nulls and NaN are values."""
 
     datatype: Datatype
     shape: tuple[int, ...]
@@ -139,7 +139,7 @@ def _size(spec: Spec) -> int | None:
     return math.prod(dims) if len(dims) == len(spec.shape) - 1 else None
 
 
-def _one(value: Any, wanted: _Wanted, spec: Spec) -> Array:
+def _one(value: Any, wanted: _TargetType, spec: Spec) -> Array:
     """One row of open size: at most one dimension follows from the number of elements."""
     datatype = wanted.datatype
     if isinstance(value, str | bytes) and datatype.kind != "s":
@@ -170,7 +170,7 @@ def _json_of(item: Any, datatype: Datatype) -> Any:
     return int(item) if isinstance(item, bool) and datatype.kind in "if" else item
 
 
-def _values(column: pa.Array, wanted: _Wanted, bad: dict[int, str]) -> Array:
+def _values(column: pa.Array, wanted: _TargetType, bad: dict[int, str]) -> Array:
     """One column as an array of the datatype, `[rows, *shape]`."""
     rows = len(column)
     made: Array = np.zeros((rows, wanted.size), wanted.datatype.dtype)
@@ -197,7 +197,7 @@ def _values(column: pa.Array, wanted: _Wanted, bad: dict[int, str]) -> Array:
 _ARROW_OF_KIND = {"s": pa.large_binary(), "b": pa.bool_(), "i": pa.int64(), "f": pa.float64()}
 
 
-def _misfit(kind: pa.DataType, wanted: _Wanted) -> str | None:
+def _misfit(kind: pa.DataType, wanted: _TargetType) -> str | None:
     """Why no value of a column of this plain type can be the input."""
     depth, leaf = leaf_type(kind)
     takes = "text or bytes" if wanted.datatype.kind == "s" else wanted.datatype.name
@@ -231,7 +231,7 @@ def _good(bad: Mapping[int, str], rows: int) -> Array:
     return good
 
 
-def _without_decimals(column: pa.Array, wanted: _Wanted) -> pa.Array:
+def _without_decimals(column: pa.Array, wanted: _TargetType) -> pa.Array:
     """Decimals as integers where all of them are, else as text that is read like JSON's: both are exact."""
     if wanted.datatype.kind == "i":
         try:
@@ -254,7 +254,7 @@ def _texts(flat: pa.Array) -> Array:
     return values
 
 
-def _flat(column: pa.Array, wanted: _Wanted, bad: dict[int, str]) -> pa.Array:
+def _flat(column: pa.Array, wanted: _TargetType, bad: dict[int, str]) -> pa.Array:
     """The elements of the good rows, in order; rows of another length or with nulls go into `bad`."""
     name, level, owner = wanted.name, column, np.arange(len(column))
     depth, _ = leaf_type(column.type)
@@ -279,7 +279,7 @@ def _flat(column: pa.Array, wanted: _Wanted, bad: dict[int, str]) -> pa.Array:
     return level
 
 
-def _numbers(flat: pa.Array, wanted: _Wanted, bad: dict[int, str], good: Array) -> Array:
+def _numbers(flat: pa.Array, wanted: _TargetType, bad: dict[int, str], good: Array) -> Array:
     """Elements of the good rows as the datatype; rows in which one does not fit go into `bad` and are left out."""
     datatype, name = wanted.datatype, wanted.name
     if pa.types.is_boolean(flat.type) and datatype.kind != "b":
@@ -301,7 +301,7 @@ def _numbers(flat: pa.Array, wanted: _Wanted, bad: dict[int, str], good: Array) 
         return np.array(fits, datatype.dtype)
 
 
-def _parsed(column: pa.Array, wanted: _Wanted, bad: dict[int, str]) -> Array:
+def _parsed(column: pa.Array, wanted: _TargetType, bad: dict[int, str]) -> Array:
     """Text that stands for numbers, as JSON reads it."""
     datatype, shape, name = wanted.datatype, wanted.shape, wanted.name
     made: Array = np.zeros((len(column), *shape), datatype.dtype)

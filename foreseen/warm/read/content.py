@@ -1,4 +1,4 @@
-"""The first bytes of a file → its compression, and what a text file turns out to be instead of UTF-8 text.
+"""Detects compression and format of a file by its first bytes, and names what a text file is instead of UTF-8 text.
 
 Compression is decided by content, not by name: pandas writes `df.parquet.gzip`, which is Parquet with GZIP pages
 inside, and HTTP clients store `data.csv.gz` decompressed.

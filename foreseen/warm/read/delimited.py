@@ -1,4 +1,4 @@
-"""CSV and TSV → chunks of text columns. A record that cannot be read is a rejected row that names its line.
+"""Reads CSV and TSV as chunks of text columns. A record that cannot be read is a rejected row that names its line.
 
 All cells stay text: the signature says what they mean, and a text that looks like a number stays a text. Blank lines
 are no rows, as in JSON Lines. A place in a file is a number of records, blank lines included.
@@ -29,7 +29,7 @@ _SEPARATORS = ";\t|"
 csv.field_size_limit(MAX_CELL_CHARACTERS)  # the module's own limit of 131,072 is less than a picture as a JSON list
 
 
-class Record(Struct):
+class DelimitedRecord(Struct):
     """One record: its cells, or why there are none; no cells and no reason for a blank line."""
 
     cells: list[str]
@@ -44,7 +44,7 @@ def text_of(file: Any) -> Iterator[io.TextIOWrapper]:
     try:
         yield text
     finally:
-        text.detach()  # the file is closed by who opened it
+        text.detach()  # its opener closes the file
 
 
 def delimiter_of(url: str) -> str:
@@ -52,7 +52,7 @@ def delimiter_of(url: str) -> str:
     return "\t" if ".tsv" in name or ".tab" in name else ","
 
 
-class Records:
+class DelimitedRecords:
     """The records of a file behind its header, in order; `header` are the column names.
 
     An opening quote without a closing one takes all lines up to the next quote into its cell. Such a record is rejected
@@ -69,10 +69,10 @@ class Records:
         self._reader = csv.reader(self._pull(), delimiter=delimiter, strict=True)
         self.header = self._header(delimiter)
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[DelimitedRecord]:
         return self
 
-    def __next__(self) -> Record:
+    def __next__(self) -> DelimitedRecord:
         first = self._line + 1
         self._taken, self._characters = [], 0
         try:
@@ -81,8 +81,8 @@ class Records:
             return self._rejected(first, str(error))
         text = self._taken[0]
         if len(self._taken) == 1 and self._line <= self._unsure_until and text.count('"') % 2:
-            return Record([], f"line {first}: is the rest of a cell whose quote does not match", len(text))
-        return Record(cells, None, self._characters)
+            return DelimitedRecord([], f"line {first}: is the rest of a cell whose quote does not match", len(text))
+        return DelimitedRecord(cells, None, self._characters)
 
     def _pull(self) -> Iterator[str]:
         """Physical lines, those that are to be read again first."""
@@ -97,14 +97,14 @@ class Records:
                 raise csv.Error("a quote opens a cell of more than 64 million characters")
             yield line
 
-    def _rejected(self, first: int, why: str) -> Record:
+    def _rejected(self, first: int, why: str) -> DelimitedRecord:
         """The record's first line, rejected; its other lines are read again."""
         rest = self._taken[1:]
         self._again.extendleft(reversed(rest))
         self._unsure_until = max(self._unsure_until, self._line)
         self._line = first
         self._restart()
-        return Record([], f"line {first}: a quote does not match ({why})", len(self._taken[0]))
+        return DelimitedRecord([], f"line {first}: a quote does not match ({why})", len(self._taken[0]))
 
     def _restart(self) -> None:
         """A generator that has raised or ended gives no more lines: the reader gets a new one."""
@@ -139,7 +139,7 @@ class Records:
 def csv_chunks(handle: Any, url: str, columns: Sequence[str], start: int, sizes: Iterator[int]) -> Iterator[Chunk]:
     """The named columns from place `start` on."""
     with text_of(handle) as text:
-        records = Records(text, delimiter_of(url))
+        records = DelimitedRecords(text, delimiter_of(url))
         places = [records.header.index(name) for name in columns]
         row = sum(_is_row(record) for _, record in zip(range(start), records, strict=False))
         for rows in sizes:
@@ -161,7 +161,7 @@ def csv_chunks(handle: Any, url: str, columns: Sequence[str], start: int, sizes:
             start = stop
 
 
-def _block(records: Records, rows: int) -> Iterator[Record]:
+def _block(records: DelimitedRecords, rows: int) -> Iterator[DelimitedRecord]:
     size = 0
     while rows and size < _PIECE_CHARACTERS:
         record = next(records, None)
@@ -171,12 +171,12 @@ def _block(records: Records, rows: int) -> Iterator[Record]:
         yield record
 
 
-def _is_row(record: Record) -> bool:
+def _is_row(record: DelimitedRecord) -> bool:
     return bool(record.cells) or record.reason is not None
 
 
 def _cells(
-    block: Sequence[Record], row: int, width: int, places: Sequence[int], columns: Sequence[str]
+    block: Sequence[DelimitedRecord], row: int, width: int, places: Sequence[int], columns: Sequence[str]
 ) -> pa.RecordBatch:
     reasons = [_reason(record, width) for record in block]
     good = [record.cells if reason is None else None for record, reason in zip(block, reasons, strict=True)]
@@ -185,7 +185,7 @@ def _cells(
     return pa.RecordBatch.from_arrays(arrays, [*columns, REJECT_COLUMN, LINE_COLUMN])
 
 
-def _reason(record: Record, width: int) -> str | None:
+def _reason(record: DelimitedRecord, width: int) -> str | None:
     if record.reason is not None or len(record.cells) == width:
         return record.reason
     return f"has {len(record.cells)} cells, the header has {width}"

@@ -1,4 +1,4 @@
-"""File names, globs, folders and URLs → files that can be read, each with its format, columns and recorded digest.
+"""Resolves file names, globs, folders and URLs to readable files, with format, columns and recorded digest.
 
 Every file is opened once before anything is done, so that a missing, truncated or forbidden one stops the run before it
 has begun. URLs are fsspec's; s3:// and gs:// need s3fs and gcsfs.
@@ -55,7 +55,7 @@ _SAMPLE_BYTES = 1 << 18
 
 
 class File(Struct, frozen=True):
-    """One file to read. `columns` is None for JSONL, `rows` is None where only reading would tell."""
+    """One file to read. `columns` is None for JSONL, `rows` is None where only reading the file would show them."""
 
     url: str
     format: Format
@@ -102,7 +102,7 @@ def _streams(url: str) -> Iterator[tuple[Any, Any]]:
 
 
 _BROKEN = (LZMAError, zlib.error)
-"""What else a damaged file raises."""
+"""Further errors that a damaged file raises."""
 
 
 def format_of(url: str) -> Format | None:

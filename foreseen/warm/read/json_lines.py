@@ -1,4 +1,4 @@
-"""JSON Lines → chunks: a line is a V2 request of any number of rows, or one plain object `{input: value}`.
+"""Reads JSON Lines: a line is a V2 request of any number of rows, or one plain object `{input: value}`.
 
 A tensor of n elements may also be n members NAME_0 … NAME_n-1. A line that cannot be read rejects its own rows only.
 """
@@ -145,7 +145,7 @@ def _within(lines: Iterator[bytes], rows: int) -> Iterator[bytes]:
 
 
 def _check_members(lines: Sequence[Line], url: str) -> None:
-    """A member that no line has is a name that somebody got wrong, not so many bad rows."""
+    """A member that no line has is a misspelt name and stops the run, instead of rejecting every row."""
     objects = [line for line in lines if line.members]
     lacking = {line.lacks for line in objects}
     if len(lacking) == 1 and None not in lacking and not any(line.reject is None for line in lines):

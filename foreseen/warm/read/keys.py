@@ -1,7 +1,7 @@
-"""An Arrow batch → prepared rows, frames and keys, by the very code that the proxy runs.
+"""Prepares the rows of an Arrow batch and makes their frames and keys with the proxy's own code.
 
-Numbers of fixed shape go by the column, everything else by the row; the keys are the same. A row that is refused takes
-no other with it: what is refused as a whole is halved until the culprit stands alone.
+Numbers of fixed shape go by the column, everything else by the row; the keys are the same. A row that is refused does
+not fail the others: a refused batch is bisected until the bad row is alone.
 """
 
 from __future__ import annotations

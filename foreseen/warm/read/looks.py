@@ -1,4 +1,4 @@
-"""An open batch file → its columns, its rows as far as it tells, and the model digest that it records."""
+"""Inspects an open batch file: its columns, its number of rows if recorded, and the model digest it records."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from msgspec import Struct
 
 from foreseen.warm.read.content import check_json_lines, check_text
-from foreseen.warm.read.delimited import Records, delimiter_of, text_of
+from foreseen.warm.read.delimited import DelimitedRecords, delimiter_of, text_of
 from foreseen.warm.read.npz import npz_names
 
 DIGEST_METADATA = b"foreseen.digest"
@@ -27,7 +27,7 @@ def arrow_reader(file: Any) -> Any:
 
 
 class Look(Struct):
-    """What a file is seen to hold. `sampled` are the rows of the first part of a text file."""
+    """The contents of a file as inspected. `sampled` are the rows of the first part of a text file."""
 
     columns: tuple[str, ...] | None
     rows: int | None
@@ -67,10 +67,10 @@ def _rows_of(document: Any) -> int:
 def _look_csv(file: Any, url: str, head: bytes) -> Look:
     check_text(head)
     with text_of(file) as text:
-        records = Records(text, delimiter_of(url))
+        records = DelimitedRecords(text, delimiter_of(url))
         first = next((record for record in records if record.cells or record.reason is not None), None)
     with text_of(io.BytesIO(head)) as text:
-        sampled = sum(bool(record.cells) for record in Records(text, delimiter_of(url)))
+        sampled = sum(bool(record.cells) for record in DelimitedRecords(text, delimiter_of(url)))
     return Look(tuple(records.header), 0 if first is None else None, None, sampled)
 
 

@@ -1,4 +1,4 @@
-"""NPZ → record batches, an array of the archive a column. Arrays that no input or output needs are not read."""
+"""Reads NPZ as record batches, a column for each array. Arrays that no input or output needs are not read."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def check_npz(file: Any, names: Sequence[str]) -> int:
             )
     counts = {name: header.shape[0] for name, header in headers.items()}
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name!r} {count}" for name, count in counts.items())
-        raise ValueError(f"its arrays have different numbers of rows ({told})")
+        counted = ", ".join(f"{name!r} {count}" for name, count in counts.items())
+        raise ValueError(f"its arrays have different numbers of rows ({counted})")
     return next(iter(counts.values()), 0)
 
 

@@ -1,4 +1,4 @@
-"""Text that stands for numbers or truth values → JSON values, as tools write them.
+"""Reads numbers and truth values as tools write them in text.
 
 What JSON reads is read as JSON. Besides, `True` (pandas) and `t` (PostgreSQL) are truth values, `+1`, `.5`, `1.` and
 `007` are numbers; where an input takes NaN, the usual marks of a missing value are NaN, and `inf` is infinity.

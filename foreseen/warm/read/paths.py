@@ -1,4 +1,4 @@
-"""Paths of data sets → which files their writers hide, and the columns that Hive puts into folder names."""
+"""Paths of data sets: hidden files of their writers, and Hive's columns in folder names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a run has come ↔ a small file, so that the same command goes on where a killed one stopped.
+"""A run's checkpoint: a small file, so that the same command goes on where a killed one stopped.
 
 It is replaced atomically after every chunk, when the chunk's entries and results are safe. What was done since is done
 again and found done: entries by key, results by name. Rejects are cut back to where they were.
@@ -51,7 +51,7 @@ class Checkpoint:
     """One run's place, held by one process at a time."""
 
     def __init__(self, folder: Path, run: str) -> None:
-        """Raises SetupError where the folder cannot be written or somebody else is at it."""
+        """Raises SetupError where the folder cannot be written or another process holds it."""
         self._path = folder / f"{run}.json"
         self.rejects = folder / f"{run}.rejects.jsonl"
         try:
@@ -64,7 +64,7 @@ class Checkpoint:
             raise SetupError(f"{folder}: {error.strerror}; give --checkpoint a folder that can be written") from None
 
     def read(self) -> Progress:
-        """Where to go on; a fresh start where there is nothing to go on from."""
+        """The progress to go on from; a fresh start if there is none."""
         try:
             progress = msgspec.json.decode(self._path.read_bytes(), type=Progress)
         except (FileNotFoundError, msgspec.DecodeError):

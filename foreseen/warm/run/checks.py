@@ -1,4 +1,4 @@
-"""Flags of a batch run → what is wrong with them before anything is opened; shares as people write them."""
+"""Checks the flags of a batch run before anything is opened, and reads shares such as `1%`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors → a V2 server's answer, synchronously: the model's own process, or a proxy.
+"""A synchronous V2 client, for the model's own process or a proxy.
 
 Connections are kept open, as many as threads ask at a time. What cannot be had now (away, full) is asked again until
 the patience is over; what is refused is the input's fault and comes back as BadInput.
@@ -52,7 +52,7 @@ class V2Client:
         self._base = urlsplit(address).path.rstrip("/") if address.startswith("http") else ""
 
     def metadata(self) -> dict[str, Any]:
-        """What the server says of the model, at once or not at all. Raises ModelUnavailable."""
+        """The server's metadata of the model, without retries. Raises ModelUnavailable."""
         try:
             status, _, body = self._exchange("GET", f"{self._base}/v2/models/{self._model}", None, {})
             ready, _, _ = self._exchange("GET", f"{self._base}/v2/models/{self._model}/ready", None, {})
@@ -95,25 +95,25 @@ class V2Client:
 
     def _infer(self, body: bytes, headers: dict[str, str]) -> ClientReply:
         started = time.perf_counter()
-        told, content = self._post("infer", body, headers)
-        length = told.get(HEADER_LENGTH.lower())
+        reply_headers, content = self._post("infer", body, headers)
+        length = reply_headers.get(HEADER_LENGTH.lower())
         try:
             response = parse_response(content, int(length) if length else None)
         except (BadRequest, ValueError) as error:
             raise ModelFailed(f"the reply cannot be read: {error}") from None
-        return ClientReply(response, told.get("cache-status", ""), time.perf_counter() - started)
+        return ClientReply(response, reply_headers.get("cache-status", ""), time.perf_counter() - started)
 
     def _post(self, verb: str, body: bytes, headers: dict[str, str]) -> tuple[dict[str, str], bytes]:
         """Headers and body of a reply with status 200; what else it may be is raised."""
         where = f"model {self._model!r} at {self._address}"
         try:
-            status, told, content = self._exchange(
+            status, reply_headers, content = self._exchange(
                 "POST", f"{self._base}/v2/models/{self._model}/{verb}", body, headers
             )
         except (OSError, http.client.HTTPException) as error:
             raise ModelUnavailable(f"{where}: {error or type(error).__name__}") from None
         if status == 200:
-            return told, content
+            return reply_headers, content
         try:
             said = str(orjson.loads(content)["error"])[:300]
         except (orjson.JSONDecodeError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Files → a warmed cache: chunk after chunk, with a checkpoint behind each one, so that a kill costs nothing.
+"""`foreseen warm`: warms the cache chunk by chunk, with a checkpoint after each, so that a kill costs little.
 
     files → chunks → Worker (a Warmer or a proxy, and results) → rejects → checkpoint
 
@@ -26,13 +26,13 @@ from foreseen.warm.read.reader import Chunk, chunks
 from foreseen.warm.run.checkpoint import Checkpoint, Progress, run_name
 from foreseen.warm.run.checks import check, share_of
 from foreseen.warm.run.dry_run import Forecast, forecast
-from foreseen.warm.run.generation import Generations
+from foreseen.warm.run.generation import SpaceGenerations
 from foreseen.warm.run.progress_reporter import ProgressReporter
 from foreseen.warm.run.resolve import check_digests, check_types, plan_of, state_of, wanted_columns
 from foreseen.warm.run.sched_idle import only_when_idle
 from foreseen.warm.run.verify import Sample
-from foreseen.warm.run.warm_worker import Done, WarmTarget, WarmWorker, through_of
-from foreseen.warm.run.warmer import Ready, Warmer
+from foreseen.warm.run.warm_worker import Done, WarmTarget, WarmWorker, proxy_target_of
+from foreseen.warm.run.warmer import ReadyBatch, Warmer
 from foreseen.warm.write.importer import OUTPUT_PREFIX
 from foreseen.warm.write.results import where
 
@@ -49,20 +49,20 @@ _T = TypeVar("_T")
 
 
 class RunObserver(Protocol):
-    """Who is told how far it is."""
+    """Observes a run's progress."""
 
     def started(self, rows: int | None, done: Progress) -> None: ...
     def moved(self, done: Progress) -> None: ...
 
 
 class Inside(Protocol):
-    """Who is also told of rows that are through within the chunk under way, from any thread."""
+    """Observes rows that are done within the chunk under way, from any thread."""
 
     def inside(self, rows: int) -> None: ...
 
 
 class Summary(Struct):
-    """What became of all rows, over all attempts of this run."""
+    """The results of all rows, over all attempts of this run."""
 
     model: str
     mode: str
@@ -92,7 +92,7 @@ class Job:
         self.files = files_of(named)
         self.target: WarmTarget
         if settings.url is not None:
-            self.target, self.plan = through_of(settings)
+            self.target, self.plan = proxy_target_of(settings)
         else:
             self.plan, self.facts = plan_of(settings)
             self.target = Warmer(self.plan)
@@ -114,7 +114,7 @@ class Job:
             self.target.close()
             raise
         try:
-            self.generation = Generations(self.plan).current()
+            self.generation = SpaceGenerations(self.plan).current()
         except SetupError:
             self.target.close()
             raise
@@ -143,7 +143,7 @@ class Job:
         return min(self.settings.chunk_rows, COMPUTED_ROWS) if computing else self.settings.chunk_rows
 
     def dry(self) -> Forecast:
-        """What a run would do; changes nothing."""
+        """Forecast the run; changes nothing."""
         if not isinstance(self.target, Warmer):
             raise SetupError("--dry-run looks into Redis itself; leave --url away")
         batches = (chunk.batch for file in self.files for chunk in self.chunks(file, 0))
@@ -223,16 +223,16 @@ class Job:
             sample.hold(file.url, _ahead(self.chunks(file, 0)))
 
     def _state(self) -> str | None:
-        """Where the progress is told; what goes through a proxy that one counts."""
+        """The state store to report progress to; None for a run through a proxy, which counts the rows itself."""
         return state_of(self.settings) if self.settings.url is None else None
 
     def _rows(self) -> int | None:
-        """Rows of all files, estimated where only reading would tell; None where not even that."""
+        """Rows of all files, estimated where only reading would count them; None where not even that."""
         known = [file.rows if file.rows is not None else file.estimate for file in self.files]
         counted = [rows for rows in known if rows is not None]
         return sum(counted) if len(counted) == len(known) else None
 
-    def _made_ready(self, file: File, place: int) -> Generator[tuple[Chunk, Ready | None], None, None]:
+    def _made_ready(self, file: File, place: int) -> Generator[tuple[Chunk, ReadyBatch | None], None, None]:
         """Chunks with their keys, made while the model computes the ones before."""
         if isinstance(self.target, Warmer):
             self.target.open()
@@ -268,11 +268,11 @@ def _kept_columns(file: File, plan: Plan) -> tuple[str, ...]:
 
 
 def stand_back(settings: WarmSettings) -> None:
-    """For a process that only warms: feed Redis without pause, and take no core from a proxy that answers."""
+    """For a process that only warms: feed Redis without pause, and leave the cores to a proxy that answers."""
     sys.setswitchinterval(SWITCH_SECONDS)
     if (
         settings.stand_back and not settings.outputs
-    ):  # an import is over in seconds; computing goes on for hours beside those who wait
+    ):  # an import is over in seconds; computing goes on for hours beside online requests
         only_when_idle()
 
 

@@ -1,4 +1,4 @@
-"""A run → what a person sees of it on stderr, and a machine on stdout."""
+"""Shows a run: a progress bar for a person on stderr, a summary for programs on stdout."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from foreseen.warm.run.dry_run import Forecast
 
 
 class Bar:
-    """A progress bar where somebody watches, nothing where nobody does. Rows count as soon as they are through, also
-    within a chunk; their results are known at its end."""
+    """A progress bar if stderr is a terminal, otherwise nothing. Rows count as soon as they are done, also within a
+    chunk; their results are known at its end."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

@@ -1,4 +1,4 @@
-"""Batches → what a run over them would do: rows, distinct rows, how many are cached, how long and how much memory.
+"""Forecasts a run without computing: rows, distinct rows, cached rows, time and memory.
 
 Distinct rows are counted exactly up to a million, then estimated from a sample of the keys (Wegman's adaptive sampling,
 error about 0.1 %), so that memory stays bounded. Keys are uniformly distributed already.
@@ -28,7 +28,7 @@ ENTRY_BYTES = 110
 
 
 class Forecast(Struct):
-    """What a run would do. Seconds are None where the model would have to compute and does not run."""
+    """The forecast of a run. Seconds are None where the model would have to compute and does not run."""
 
     rows: int
     distinct: int

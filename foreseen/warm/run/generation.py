@@ -20,7 +20,7 @@ AGAIN_SECONDS = 1.0
 """The state store is asked at most so often; each time takes a connection of its own, some milliseconds."""
 
 
-class Generations:
+class SpaceGenerations:
     """The generation that a plan's entries belong to, now."""
 
     def __init__(self, plan: Plan) -> None:

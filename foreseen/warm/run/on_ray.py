@@ -1,9 +1,9 @@
-"""Chunks of files → Workers on many machines, by Ray Data: `map_batches` with actors.
+"""Distributes the chunks of a run over many machines with Ray Data: `map_batches` with actors.
 
     files → one reading task a file → chunks as Arrow IPC → actors, each with a Worker of its own → what became of them
 
 A chunk that is done in any order is remembered by its place, so the same command does only the others. What an actor
-cannot do comes back as a line of text, since an exception of another machine is a page.
+cannot do comes back as a line of text, since an exception of another machine fills a page.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _CHUNK = pa.schema(
 
 
 class RayRun(Struct, frozen=True, kw_only=True):
-    """Everything that readers and actors are told; it travels. `done` holds (file, start) of chunks to leave out."""
+    """The arguments of readers and actors, sent to other machines. `done`: (file, start) of chunks to leave out."""
 
     settings: WarmSettings
     plan: Plan
@@ -64,8 +64,8 @@ class RayRun(Struct, frozen=True, kw_only=True):
         absolute = {name: path.absolute() for name, path in folders.items() if path is not None}
         rate = self.plan.rows_per_second / workers if self.plan.rows_per_second else None
         settings = replace(self.settings, **absolute, rows_per_second=rate)
-        told = {"data": settings.data, "secret_file": settings.secret_file}
-        plan = structs.replace(self.plan, **told, rows_per_second=rate)
+        locations = {"data": settings.data, "secret_file": settings.secret_file}
+        plan = structs.replace(self.plan, **locations, rows_per_second=rate)
         placed = {file.url: file.url if "://" in file.url else str(Path(file.url).absolute()) for file in self.files}
         files = tuple(structs.replace(file, url=placed[file.url]) for file in self.files)
         wanted = {placed[url]: columns for url, columns in self.wanted.items()}
@@ -117,7 +117,7 @@ class Cluster:
 
     def __init__(self, workers: int | None) -> None:
         """Raises SetupError where Ray is not there."""
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told of a run but who asked for it
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no run is reported to Ray's makers
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         try:
             import ray

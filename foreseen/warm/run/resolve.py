@@ -1,4 +1,4 @@
-"""Settings → the plan of a warming: the manifest, the model digest in force, the columns; or why it cannot be.
+"""Resolves the settings of a run to its plan: the manifest, the model digest in force, the columns.
 
 The digest is what the model's process says. When it is down, it is what it last said, as long as the artifact that it
 served is still in force; `--digest` says it where neither is known, since only the machine that serves can work it out.
@@ -25,7 +25,7 @@ from foreseen.warm.write.importer import MADE_AT_COLUMN, OUTPUT_PREFIX, SECONDS_
 
 
 class ResolvedModel(Struct, frozen=True):
-    """What is known of the model in force. `running` is whether its process said so just now."""
+    """The model in force. `running` is whether its process answered just now."""
 
     digest: str
     preparation: str
@@ -67,7 +67,6 @@ def plan_of(settings: WarmSettings) -> tuple[Plan, ResolvedModel]:
         batch_ms=settings.batch_ms,
         rows_per_second=settings.rows_per_second,
         ttl_seconds=manifest.freshness.hard_seconds or settings.ttl_seconds,
-        value_bytes=settings.far_value_bytes,
         patience_seconds=settings.patience_seconds,
     )
     return plan, facts
@@ -123,8 +122,8 @@ def wanted_columns(file: File, plan: Plan) -> dict[str, str]:
 
 
 def check_types(files: Sequence[File], plan: Plan) -> None:
-    """A file whose column can never be the input rejects its rows. Where that is so of all files, nobody needs to read
-    them to know: raises SetupError."""
+    """A file whose column can never be the input rejects its rows. Where that is so of all files, it raises SetupError
+    before they are read."""
     reasons = [_misfit_of(file, plan) for file in files if file.rows != 0]
     if reasons and all(reason is not None for reason in reasons):
         raise SetupError(str(reasons[0]))
@@ -174,9 +173,11 @@ def _facts(manifest: Manifest, settings: WarmSettings) -> ResolvedModel:
     address = settings.address or f"unix:{model_socket(settings.data, manifest.name)}"
     client = V2Client(address, manifest.name, 0.0)
     try:
-        told: Mapping[str, object] = client.metadata().get("parameters", {})
-        independent = bool(told.get("row_independent", True))
-        return ResolvedModel(str(told["digest"]), str(told.get("preparation", "")), independent, running=True)
+        parameters: Mapping[str, object] = client.metadata().get("parameters", {})
+        independent = bool(parameters.get("row_independent", True))
+        return ResolvedModel(
+            str(parameters["digest"]), str(parameters.get("preparation", "")), independent, running=True
+        )
     except (ModelUnavailable, KeyError):
         pass
     finally:

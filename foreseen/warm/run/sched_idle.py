@@ -1,4 +1,4 @@
-"""This thread and those it starts → run only where nobody else wants the core."""
+"""SCHED_IDLE: this thread and those it starts run only on cores that are idle otherwise."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ NICE = 19
 
 
 def only_when_idle() -> None:
-    """By Linux's idle class. A nice value is not enough: whoever wakes up still waits for the slice of who is running,
-    and p99 of online hits went from 0.3 to 4.4 ms; of the idle class a core is taken at once (0.3 ms). There is no way
-    back without privileges. Elsewhere, and where it is forbidden, a nice value has to do.
+    """Use Linux's idle class. A nice value is not enough: a thread that wakes up still waits for the running thread's
+    slice, and p99 of online hits went from 0.3 to 4.4 ms. A thread of the idle class is preempted at once (0.3 ms).
+    There is no way back without privileges. Elsewhere, and where it is forbidden, a nice value has to do.
     """
     with contextlib.suppress(OSError):
         os.nice(NICE)

@@ -1,4 +1,4 @@
-"""Keys → how many of them were there before, in bounded memory.
+"""Counts the keys that occurred before, in bounded memory.
 
 Keys are uniformly distributed, so that those whose first bits are zero are a fair sample once there are too many
 (Wegman's adaptive sampling).

@@ -1,4 +1,4 @@
-"""Given predictions → the first one that the model itself does not compute, before anything is imported."""
+"""Compares a sample of given predictions with the model's own before anything is imported."""
 
 from __future__ import annotations
 

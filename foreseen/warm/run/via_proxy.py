@@ -1,6 +1,6 @@
-"""Arrow batches → requests to a running proxy, which keeps what it answers. Needs neither its secret nor its Redis.
+"""Warms through a running proxy, which stores what it answers. Needs neither its secret nor its Redis.
 
-Given outputs are handed over to be kept, which takes the operators' token.
+Given outputs are imported, which takes the operators' token.
 
 What the model takes comes from the proxy's own metadata. Equal rows are sent once; the proxy's `Cache-Status` says how
 many of a request's rows it had, though not which. A row's name here is a digest of what is sent: its key is the
@@ -64,7 +64,7 @@ class ViaProxy:
         self.columns: dict[str, str] = {}
         self.outputs: dict[str, str] = {}
         self.token: str | None = None
-        """Where it is given, rows come with their outputs, which are handed over."""
+        """If it is given, rows come with their outputs, which are imported."""
         self.answered: Callable[[int], None] = lambda _: None
         """Called with the number of rows whenever some of a batch are through, in any thread."""
         self._rate = rows_per_second
@@ -73,7 +73,7 @@ class ViaProxy:
 
     def warm(self, batch: pa.RecordBatch, *, wanted: bool = False) -> Warmed:
         if self.token is not None:
-            return self._brought(batch, self.token)
+            return self._import(batch, self.token)
         bad: dict[int, str] = {}
         keys: list[bytes] = [b""] * batch.num_rows
         warmed = Warmed(keys, np.full(batch.num_rows, FAILED, np.int8), bad, {})
@@ -105,8 +105,8 @@ class ViaProxy:
         self._threads.shutdown()
         self._client.close()
 
-    def _brought(self, batch: pa.RecordBatch, token: str) -> Warmed:
-        """Hand over rows with the outputs that they come with."""
+    def _import(self, batch: pa.RecordBatch, token: str) -> Warmed:
+        """Import rows with their given outputs."""
         bad: dict[int, str] = {}
         warmed = Warmed([b""] * batch.num_rows, np.full(batch.num_rows, FAILED, np.int8), bad, {})
         plan = Plan(manifest=self.manifest, digest=self.digest, outputs=self.outputs)
@@ -214,7 +214,7 @@ def _name(given: ClientBatch, i: int) -> bytes:
 
 
 def _manifest(described: dict[str, Any], model: str) -> Manifest:
-    """As much of a manifest as the metadata tell: names, datatypes and shapes."""
+    """The part of a manifest that the metadata contain: names, datatypes and shapes."""
     try:
         inputs = [(i["name"], i["datatype"], _dims(i["name"], _shape_of(i))) for i in described["inputs"]]
         outputs = [(o["name"], o["datatype"], _dims(o["name"], o["shape"])) for o in described["outputs"]]

@@ -1,4 +1,4 @@
-"""A chunk of a file → entries, results, and what became of its rows: in this process, or in one of many."""
+"""Processes one chunk of a file: stores entries, writes results, counts rows. Runs in this process or a Ray actor."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from foreseen.warm.read.reader import Chunk
 from foreseen.warm.run.resolve import mapped, outputs_of
 from foreseen.warm.run.seen_keys import SeenKeys
 from foreseen.warm.run.via_proxy import ViaProxy
-from foreseen.warm.run.warmer import Ready, Warmer
+from foreseen.warm.run.warmer import ReadyBatch, Warmer
 from foreseen.warm.write.results import Store, store_of
 
 
 class WarmTarget(Protocol):
-    """What warms a batch: a Warmer, or a proxy."""
+    """Warms a batch: a Warmer, or a proxy."""
 
     answered: Callable[[int], None]
 
@@ -31,7 +31,7 @@ class WarmTarget(Protocol):
 
 
 class Done(Struct):
-    """What became of one chunk. `counts` are in the order of `RESULTS`; rejects are ready to be written."""
+    """The results of one chunk. `counts` are in the order of `RESULTS`; rejects are ready to be written."""
 
     file: int
     start: int
@@ -52,7 +52,7 @@ class WarmWorker:
         self._store: Store | None = store_of(settings, plan, run)
         self._seen = SeenKeys()
 
-    def do(self, index: int, file: File, chunk: Chunk, ready: Ready | None = None) -> Done:
+    def do(self, index: int, file: File, chunk: Chunk, ready: ReadyBatch | None = None) -> Done:
         """Entries first, then results. Raises SetupError where the run has to stop."""
         if self._importing:
             check_rows(chunk, file.url, self._plan)
@@ -77,11 +77,11 @@ class WarmWorker:
 
 
 def target_of(settings: WarmSettings, plan: Plan) -> WarmTarget:
-    """What the plan is carried out by; where a proxy is asked this asks it what it serves. Raises SetupError."""
-    return Warmer(plan) if settings.url is None else through_of(settings)[0]
+    """The target that executes the plan; a proxy is asked for its metadata first. Raises SetupError."""
+    return Warmer(plan) if settings.url is None else proxy_target_of(settings)[0]
 
 
-def through_of(settings: WarmSettings) -> tuple[ViaProxy, Plan]:
+def proxy_target_of(settings: WarmSettings) -> tuple[ViaProxy, Plan]:
     """A proxy, and the plan as far as one that goes through it needs one. Raises SetupError."""
     assert settings.url is not None
     token = None

@@ -1,4 +1,4 @@
-"""Arrow batches → entries in the far tier, and a small table that says what became of each row.
+"""Warms far (Redis) from Arrow batches, and returns a small table with the result of each row.
 
     convert   columns become client tensors                   columns.py
     prepare, key                                               keys.py, with the proxy's own code
@@ -36,7 +36,7 @@ from foreseen.types import Key, Output, Prediction, Row, Space
 from foreseen.warm.plan import COMPUTED, FAILED, HIT, PUBLIC, Plan, Warmed
 from foreseen.warm.read.keys import KeyedBatch, Keyer, given_of
 from foreseen.warm.run.client import V2Client
-from foreseen.warm.run.generation import Generations
+from foreseen.warm.run.generation import SpaceGenerations
 from foreseen.warm.write.bulk_redis import BulkRedis
 from foreseen.warm.write.importer import Importer
 
@@ -50,7 +50,7 @@ Rows = dict[Key, tuple[Row, bytes]]
 """One row of each key, with its parameters."""
 
 
-class Ready(NamedTuple):
+class ReadyBatch(NamedTuple):
     """A batch with its keys in one generation, and one row of each key."""
 
     warmed: Warmed
@@ -59,7 +59,7 @@ class Ready(NamedTuple):
 
 
 def unwatched(rows: int) -> None:
-    """Nobody looks at the progress within a batch."""
+    """Ignores the progress within a batch: the default of `answered`."""
 
 
 class Warmer:
@@ -91,19 +91,19 @@ class Warmer:
         if self._open is None:
             self._open = _Open(self.plan, self.answered)
 
-    def ready(self, batch: pa.RecordBatch) -> Ready | None:
-        """Prepare and key a batch for `warm`, in another thread than it if need be: the model waits for nobody's
+    def ready(self, batch: pa.RecordBatch) -> ReadyBatch | None:
+        """Prepare and key a batch for `warm`, in another thread than it if need be: the model waits for no
         tokenizer. Importing does that by itself."""
         assert self._open is not None
-        return self._open.seated(batch) if self.plan.mode == "compute" else None
+        return self._open.prepared(batch) if self.plan.mode == "compute" else None
 
-    def warm(self, batch: pa.RecordBatch, *, wanted: bool = False, ready: Ready | None = None) -> Warmed:
+    def warm(self, batch: pa.RecordBatch, *, wanted: bool = False, ready: ReadyBatch | None = None) -> Warmed:
         """The same as a call, with the predictions where they are wanted."""
         opened = self._opened()
         if self.plan.mode == "import":
             return opened.imported(batch)
         if ready is None or ready.generation != opened.generation():  # purged since it was made
-            ready = opened.seated(batch)
+            ready = opened.prepared(batch)
         return opened.computed(ready, wanted=wanted)
 
     def cached(self, batch: pa.RecordBatch) -> Warmed:
@@ -119,7 +119,7 @@ class Warmer:
         return self._opened().timed(rows)
 
     def predicted(self, batch: pa.RecordBatch, places: Sequence[int]) -> dict[int, Prediction]:
-        """What the model says of these rows now, cached or not; stores nothing."""
+        """The model's present answers to these rows, cached or not; stores nothing."""
         return self._opened().predicted(batch, places)
 
     def _opened(self) -> _Open:
@@ -142,7 +142,7 @@ def preparer_of(manifest: Manifest, data: Any) -> Preparer:
 
 
 class _Open:
-    """What a warmer holds while it works."""
+    """The open connections and state of a warmer."""
 
     def __init__(self, plan: Plan, answered: Callable[[int], None]) -> None:
         manifest, root = plan.manifest, read_secret(plan.secret_file or plan.data / "secret")
@@ -151,7 +151,7 @@ class _Open:
         self._codec = EntryCodec(tag_key(root))
         self._root, self._answered = root, answered
         self._preparer = preparer_of(manifest, plan.data)
-        self._generations = Generations(plan)
+        self._generations = SpaceGenerations(plan)
         self._keyers = {generation: self._keyer(generation) for generation in [self._generations.current()]}
         self._pipe = BulkRedis(plan.redis or f"unix://{redis_socket(plan.data)}", plan.patience_seconds)
         try:
@@ -186,7 +186,7 @@ class _Open:
         return self._importer.imported(batch, lambda part, bad: self._keyed(part, bad, generation))
 
     def looked(self, batch: pa.RecordBatch) -> tuple[Warmed, Rows]:
-        warmed, waiters, _ = self.seated(batch)
+        warmed, waiters, _ = self.prepared(batch)
         found = self._found(list(waiters))
         for index, key in enumerate(warmed.keys):
             if key:
@@ -198,7 +198,7 @@ class _Open:
         made, _ = self._ask(list(rows), rows, keep=False, held=False)
         return len(made), time.perf_counter() - started
 
-    def computed(self, ready: Ready, *, wanted: bool) -> Warmed:
+    def computed(self, ready: ReadyBatch, *, wanted: bool) -> Warmed:
         warmed, waiters, _ = ready
         found = self._found(list(waiters))
         missing = [key for key in waiters if key not in found]
@@ -217,7 +217,7 @@ class _Open:
         return warmed
 
     def predicted(self, batch: pa.RecordBatch, places: Sequence[int]) -> dict[int, Prediction]:
-        warmed, waiters, _ = self.seated(batch.take(pa.array(places)))
+        warmed, waiters, _ = self.prepared(batch.take(pa.array(places)))
         made, _ = self._ask(list(waiters), waiters, keep=False)
         return {
             place: made[Key(key)] for place, key in zip(places, warmed.keys, strict=True) if key and Key(key) in made
@@ -231,7 +231,7 @@ class _Open:
             self._keyers = {generation: keyer}
         return [keyed for part in given for keyed in keyer.keyed(part, bad)]
 
-    def seated(self, batch: pa.RecordBatch) -> Ready:
+    def prepared(self, batch: pa.RecordBatch) -> ReadyBatch:
         """The batch with its keys, and one row of each key."""
         bad: dict[int, str] = {}
         keys: list[bytes] = [b""] * batch.num_rows
@@ -242,10 +242,10 @@ class _Open:
                 keys[place] = key
                 if key not in waiters:
                     waiters[key] = part.row(i), part.parameters[i] if part.parameters else b""
-        return Ready(Warmed(keys, np.full(batch.num_rows, FAILED, np.int8), bad, {}), waiters, generation)
+        return ReadyBatch(Warmed(keys, np.full(batch.num_rows, FAILED, np.int8), bad, {}), waiters, generation)
 
     def _found(self, keys: Sequence[Key]) -> dict[Key, Prediction]:
-        """What Redis has and proves to be the entry; the rest is as good as not there."""
+        """The entries that Redis has and that verify; the others count as missing."""
         found, now = {}, time.time()
         with self._lock:
             values = self._pipe.get(keys)
@@ -317,7 +317,7 @@ class _Open:
         if keep:
             entries = {key: self._codec.pack(key, prediction) for key, prediction in answered.items()}
             for key in [key for key, entry in entries.items() if len(entry) > self._plan.value_bytes]:
-                failed[key] = f"its entry has {len(entries.pop(key))} bytes, more than --far-value-bytes"
+                failed[key] = f"its entry has {len(entries.pop(key))} bytes, more than {self._plan.value_bytes}"
             with self._lock:
                 self._pipe.put(list(entries), list(entries.values()), [answered[key].expires_at for key in entries])
             self._answered(len(keys))
@@ -341,8 +341,8 @@ class _Open:
         digest = reply.response.parameters.get("digest")
         if digest != self._plan.digest:
             raise SetupError("the model has changed while it was warmed; run the same command again for the new one")
-        told = reply.response.parameters.get("seconds")
-        each = float(told) if isinstance(told, int | float) else reply.seconds / len(rows)
+        reported = reply.response.parameters.get("seconds")
+        each = float(reported) if isinstance(reported, int | float) else reply.seconds / len(rows)
         outputs = {tensor.name: tensor.array for tensor in reply.response.outputs}
         answered = split_outputs(outputs, rows, self._signature)
         self._row_seconds = each if self._row_seconds is None else (self._row_seconds + each) / 2

@@ -1,6 +1,6 @@
-"""Entries by the thousand ↔ Redis, as raw RESP2 over one blocking socket.
+"""Bulk reads and writes of entries in Redis, as raw RESP2 over one blocking socket.
 
-`far.py` is made for a proxy's moments: asynchronous, bounded to milliseconds, behind a breaker. A batch run wants the
+`far.py` is made for a proxy: asynchronous, bounded to milliseconds, behind a breaker. A batch run wants the
 opposite: one connection kept full, patience, and no object per command. Expiry is `PXAT` (Redis 6.2), which has the
 same number of digits for every entry, so that the commands of rows of one shape are one array of bytes.
 """

@@ -1,4 +1,4 @@
-"""KeyedBatch rows with the outputs that a batch run computed → entries in the far tier, without asking any model.
+"""Imports the outputs that a batch run computed as entries in far (Redis), without asking a model.
 
 Numbers of fixed shape become entries by the column: a million rows cost two hashes each and no object. While Redis
 takes one slice, the next is being packed.
@@ -88,7 +88,7 @@ class Importer:
                 continue
             for at, lines in self._packed(own, places, outputs, times):
                 if lines.shape[1] > self._plan.value_bytes:
-                    why = f"its entry has {lines.shape[1]} bytes, more than --far-value-bytes"
+                    why = f"its entry has {lines.shape[1]} bytes, more than {self._plan.value_bytes}"
                     bad.update(dict.fromkeys(places[at].tolist(), why))
                     continue
                 sent = [own[i] for i in at.tolist()] if len(at) < len(own) else own

@@ -1,4 +1,4 @@
-"""Predictions → the batch pattern's store: Parquet parts that can be imported again, or a table of a database.
+"""Writes a run's results: Parquet parts that can be imported again, or a table of a database.
 
 A part is written beside, synced and renamed, and its name says which rows of which file it holds: a run that is killed
 and resumed writes the same parts again or not at all. Rows of a database are inserted by key, once.
@@ -39,7 +39,7 @@ _BOUNDS: dict[str, dict[str, Any]] = {
 
 
 class Store(Protocol):
-    """Where predictions go. `write` is idempotent and is through when it returns."""
+    """A store of predictions. `write` is idempotent and has stored its rows when it returns."""
 
     def write(self, file: int, url: str, chunk: Chunk, warmed: Warmed) -> None: ...
     def close(self) -> None: ...
@@ -121,7 +121,7 @@ class Database:
             self._engine = sql.create_engine(url, connect_args=_BOUNDS[kind])
         except (self._error, ImportError) as error:
             raise SetupError(f"--sql: {_line(error)}") from None
-        schema, _, name = table.rpartition(".")  # a dot in a name would have to be quoted by all who read it
+        schema, _, name = table.rpartition(".")  # a dot in a name would have to be quoted by every reader
         metadata = sql.MetaData(schema=schema or None)
         self._answers = sql.Table(
             name,
@@ -155,7 +155,7 @@ class Database:
             raise
 
     def _make_ready(self, table: Any, inspect: Callable[[Any], Any]) -> None:
-        """Make the table where there is none. One of somebody else's is refused before anything is computed for it."""
+        """Make the table where there is none. A foreign table is refused before anything is computed for it."""
         try:
             table.create(self._engine, checkfirst=True)
         except self._error:
@@ -197,11 +197,11 @@ class Database:
             prediction = warmed.predictions.get(key) if key else None
             if prediction is None:
                 continue
-            told = _json({name: chunk.batch.column(name)[i].as_py() for name in inputs})
+            shown = _json({name: chunk.batch.column(name)[i].as_py() for name in inputs})
             place = {"model": self._manifest.name, "file": url, "row_number": line, "item": item}
-            rows.append({**place, "key": key.hex(), "inputs": told})
+            rows.append({**place, "key": key.hex(), "inputs": shown})
             if key not in answers:
-                answers[key] = self._answer(key, prediction, told)
+                answers[key] = self._answer(key, prediction, shown)
         try:
             if rows:
                 with self._engine.begin() as connection:
@@ -233,12 +233,12 @@ def _answer_columns(sql: Any) -> list[tuple[str, Any]]:
 
 
 def _place_columns(sql: Any) -> list[tuple[str, Any]]:
-    """What names one row of the input."""
+    """The fields that name one row of the input."""
     return [("model", sql.Text), ("file", sql.Text), ("row_number", sql.BigInteger), ("item", sql.Integer)]
 
 
 def where(settings: WarmSettings) -> str | None:
-    """Where the predictions of a run lie, in words and without a password."""
+    """The place of a run's predictions as text, without a password."""
     if settings.out is not None:
         return f"{settings.out} (Parquet)"
     if settings.sql is None:

@@ -24,9 +24,9 @@ class Scripted:
         self.word = asyncio.Event()
         self.error: Exception | None = None
         self.leave_aloft = False
-        self.flights = Flights(self.fly)
+        self.flights = Flights(self.run_batch)
 
-    async def fly(self, batch: FlightBatch) -> None:
+    async def run_batch(self, batch: FlightBatch) -> None:
         self.flown.append(list(batch.waiters))
         await self.word.wait()
         if self.error is not None:
@@ -119,10 +119,10 @@ async def test_deadline_and_traceparent_of_a_cabin() -> None:
     """The latest deadline aboard, and the first trace that came along."""
     seen: list[FlightBatch] = []
 
-    async def fly(batch: FlightBatch) -> None:
+    async def run_batch(batch: FlightBatch) -> None:
         seen.append(batch)
 
-    flights = Flights(fly)
+    flights = Flights(run_batch)
     flights.add(KEYS[0], row(1), PARTY, 5.0)
     flights.add(KEYS[1], row(2), PARTY, 9.0, "00-a")
     flights.add(KEYS[2], row(3), PARTY, 7.0, "00-b")
@@ -136,7 +136,7 @@ STRICT, PATIENT, FORGIVING = MaxAge(max_age=5.0), MaxAge(max_stale=9.0), MaxAge(
 
 
 @pytest.mark.parametrize(
-    ("there", "departed", "asks", "joins"),
+    ("there", "started", "asks", "joins"),
     [
         ((ALL, ANY_AGE), False, (ALL, ANY_AGE), True),
         ((ALL, ANY_AGE), True, (ALL, ANY_AGE), True),
@@ -158,12 +158,12 @@ STRICT, PATIENT, FORGIVING = MaxAge(max_age=5.0), MaxAge(max_stale=9.0), MaxAge(
     ],
 )
 async def test_nobody_joins_what_could_land_more_than_they_take(
-    there: tuple[Steps, MaxAge], departed: bool, asks: tuple[Steps, MaxAge], joins: bool
+    there: tuple[Steps, MaxAge], started: bool, asks: tuple[Steps, MaxAge], joins: bool
 ) -> None:
     """Who joins whom: by the steps, by what was asked of ages, and for no-cache by whether it has begun."""
     script = Scripted()
     future = script.flights.add(KEYS[0], row(1), flight_key(*there), 1.0)
-    if departed:
+    if started:
         await asyncio.sleep(0)
     assert (script.flights.join(KEYS[0], flight_key(*asks)) is future) == joins
     script.word.set()
@@ -180,12 +180,12 @@ async def test_a_spare_is_there_while_its_key_is_aloft() -> None:
     stale = Answer(predicted(9), "stale")
     script.flights.add(KEYS[0], row(1), PARTY, 1.0, None, Miss("expired", stale))
     script.flights.add(KEYS[1], row(2), PARTY, 1.0)
-    assert script.flights.spare(KEYS[0]) is stale
-    assert script.flights.spare(KEYS[1]) is None
-    assert script.flights.spare(KEYS[2]) is None
+    assert script.flights.stale_fallback(KEYS[0]) is stale
+    assert script.flights.stale_fallback(KEYS[1]) is None
+    assert script.flights.stale_fallback(KEYS[2]) is None
     script.word.set()
     await script.flights.drain(5)
-    assert script.flights.spare(KEYS[0]) is None
+    assert script.flights.stale_fallback(KEYS[0]) is None
 
 
 async def test_a_forgotten_key_is_joined_by_nobody_and_still_lands() -> None:
@@ -202,7 +202,7 @@ async def test_a_forgotten_key_is_joined_by_nobody_and_still_lands() -> None:
 async def test_a_new_cabin_is_empty() -> None:
     """No deadline, nobody aboard, not departed, no trace."""
     batch = FlightBatch(PARTY)
-    assert (batch.deadline, batch.departed, batch.traceparent, batch.waiters, batch.missed) == (
+    assert (batch.deadline, batch.started, batch.traceparent, batch.waiters, batch.missed) == (
         0.0,
         False,
         None,

@@ -12,7 +12,7 @@ from foreseen.proxy.cache.lease import Leases, LeaseTier
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.telemetry.metrics import LEASE_OUTCOMES, ProxyMetrics
 from foreseen.types import Key
-from tests.doubles import BrokenFar, DictFar, ScriptedModel, pipeline, predicted, question, row, value_of
+from tests.doubles import BrokenFar, DictFar, Limits, ScriptedModel, pipeline, predicted, question, row, value_of
 
 LONG_SECONDS = 60.0
 """A lease that does not expire while a test runs."""
@@ -244,7 +244,7 @@ async def test_a_large_answer_that_far_never_gets_is_let_go() -> None:
     far, first, second = DictFar(), ScriptedModel(), ScriptedModel()
     one, two = proxies(far, first, second)
     for proxy in (one, two):
-        proxy.tiers._limits.far_value_bytes = 10  # type: ignore[misc]
+        proxy.tiers._limits = Limits(far_value_bytes=10)
     assert await asked(one, 1) == [("model", 10)]
     await asyncio.wait_for(asked(two, 1), 10)
     assert (first.rows, second.rows) == (1, 1)

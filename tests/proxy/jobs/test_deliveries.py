@@ -12,10 +12,10 @@ import pytest
 from redis.asyncio import Redis
 
 from foreseen.errors import QueueUnavailable
-from foreseen.proxy.jobs.deliveries import Deliveries, pause_after
-from foreseen.proxy.jobs.tickets import TicketStatus
-from foreseen.proxy.jobs.webhook_payloads import event
-from foreseen.proxy.jobs.webhooks import Delivery
+from foreseen.proxy.jobs.ticket_types import TicketStatus
+from foreseen.proxy.jobs.webhook.deliveries import Deliveries, pause_after
+from foreseen.proxy.jobs.webhook.webhook_payloads import event
+from foreseen.proxy.jobs.webhook.webhooks import Delivery
 from foreseen.queue.outbox import HOOKS, TRIES, Claimed, Outbox, Outcome
 from foreseen.queue.queue import Queue, connect_queue
 from foreseen.queue.queue_types import Bounds, Extras, JobEnd

@@ -17,7 +17,7 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from foreseen.errors import SetupError
-from foreseen.proxy.jobs.webhooks import READ_BYTES, Caller, Delivery, LookUp
+from foreseen.proxy.jobs.webhook.webhooks import READ_BYTES, Delivery, LookUp, WebhookSender
 from foreseen.queue.signing import Signer, make_webhook_secret
 from foreseen.queue.targets import Allowed
 
@@ -105,8 +105,8 @@ class Looked:
 @contextlib.asynccontextmanager
 async def calling(
     allowed: Allowed, signer: Signer, *, seconds: float = 10, look_up: LookUp | None = None, **more: object
-) -> AsyncIterator[Caller]:
-    caller = Caller(allowed, signer, seconds=seconds, look_up=look_up, **more)  # type: ignore[arg-type]
+) -> AsyncIterator[WebhookSender]:
+    caller = WebhookSender(allowed, signer, seconds=seconds, look_up=look_up, **more)  # type: ignore[arg-type]
     try:
         yield caller
     finally:
@@ -171,7 +171,7 @@ def test_a_secret_that_everybody_reads_stops_the_start(tmp_path: Path) -> None:
     path = tmp_path / "open"
     path.write_text(SECRET)
     path.chmod(0o644)
-    with pytest.raises(SetupError, match="readable by everybody"):
+    with pytest.raises(SetupError, match="readable by every user"):
         Signer(path)
 
 

@@ -1,0 +1,141 @@
+"""Kept-alive connections to one server, each with one request at a time.
+
+Subclasses speak the protocols: HTTP/1.1 in `proxy/backend/http_pool.py`, Redis in `stores/redis_pool.py`.
+A connection is taken out of the pool for one exchange and put back when its reply is whole, so no reply can be taken
+for another request's. A connection is closed on anything else: bytes without a request, a reply that cannot be read, a
+caller that stops waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Generic, TypeVar, cast
+
+LOOK_AGAIN_SECONDS = 0.001
+"""An event loop that was busy fires its timers before it looks at its sockets (libuv's order), where the reply may have
+lain for long: when the budget is over it looks once more. Ten thousand callers at once opened the breaker otherwise."""
+
+Reply = TypeVar("Reply")
+
+
+class PooledConnection(asyncio.Protocol, Generic[Reply]):
+    """One exchange at a time. A subclass reads the reply in `received`."""
+
+    not_connected: type[Exception] = ConnectionError
+    """Raised where there is no connection, so that nothing was sent."""
+    broken: type[Exception] = ConnectionError
+    """Raised where the connection ends after the request was sent."""
+
+    def __init__(self, pool: ConnectionPool[PooledConnection[Reply]]) -> None:
+        self._pool = pool
+        self._transport: asyncio.Transport | None = None
+        self._waiting: asyncio.Future[Reply] | None = None
+
+    @property
+    def is_connected(self) -> bool:
+        return self._transport is not None
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether the connection stands and all bytes of the request have left."""
+        return self._transport is not None and not self._transport.get_write_buffer_size()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports have no common base class
+
+    async def exchange(self, request: Sequence[bytes], seconds: float | None = None) -> Reply:
+        """Send a request and wait for its reply. The caller puts the connection back into the pool.
+
+        Raises TimeoutError after `seconds`, `not_connected`, `broken`, and what `received` failed with. The connection
+        is closed then, and where the caller is cancelled.
+        """
+        transport = self._transport
+        if transport is None:
+            raise self.not_connected
+        loop = asyncio.get_running_loop()
+        waiting = self._waiting = loop.create_future()
+        transport.writelines(request)
+        late = None
+        if seconds is not None:
+            late = loop.call_later(seconds, loop.call_later, LOOK_AGAIN_SECONDS, _time_out, waiting)
+        try:
+            reply: Reply = await waiting
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            if late is not None:
+                late.cancel()
+            self._waiting = None
+        return reply
+
+    def data_received(self, data: bytes) -> None:
+        waiting = self._waiting
+        if waiting is None or waiting.done():  # no request waits for these bytes
+            self.close()
+        else:
+            self.received(data, waiting)
+
+    def received(self, data: bytes, waiting: asyncio.Future[Reply]) -> None:
+        """Read a piece of the reply; end `waiting` once the reply is whole or cannot be one."""
+        raise NotImplementedError
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._pool.forget(self)
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_exception(self.broken())
+
+    def close(self) -> None:
+        self._pool.forget(self)
+        if self._transport is not None:
+            self._transport.abort()
+            self._transport = None
+
+
+def _time_out(waiting: asyncio.Future[Reply]) -> None:
+    if not waiting.done():
+        waiting.set_exception(TimeoutError())
+
+
+Connection = TypeVar("Connection", bound=PooledConnection)  # type: ignore[type-arg] # whatever its replies are
+
+
+class ConnectionPool(Generic[Connection]):
+    """The connections to one server: as many as there are exchanges at a time, the latest used first."""
+
+    def __init__(self) -> None:
+        self._idle: dict[Connection, None] = {}
+        self._is_closed = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {len(self._idle)} idle>"
+
+    async def connect(self) -> Connection:
+        """A new connection."""
+        raise NotImplementedError
+
+    def take_idle(self) -> Connection | None:
+        """The connection that was used last, None where none is idle."""
+        return self._idle.popitem()[0] if self._idle else None
+
+    def put_back(self, connection: Connection) -> None:
+        """Let the next exchange use the connection, unless it or the pool was closed meanwhile."""
+        if self._is_closed or not connection.is_connected:
+            connection.close()
+        else:
+            self._idle[connection] = None
+
+    def forget(self, connection: Connection) -> None:
+        self._idle.pop(connection, None)
+
+    def close_idle(self) -> None:
+        """Close what is idle; the next exchanges make new connections."""
+        for connection in list(self._idle):
+            connection.close()
+
+    def close(self) -> None:
+        """Close what is idle now, and each connection under way when its exchange has ended."""
+        self._is_closed = True
+        self.close_idle()

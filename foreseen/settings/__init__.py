@@ -1,0 +1,31 @@
+"""Settings: one frozen dataclass per command; flags, environment names, the configuration file, `--help` and the tables
+of the docs come of them.
+
+Only `cli.py` reads the environment: every flag `--near-bytes` is also `FORESEEN_NEAR_BYTES`, and `near-bytes` in the
+file of `--config`. A flag wins over the environment, that over the file.
+"""
+
+from foreseen.settings.commands import NAMES, arguments
+from foreseen.settings.common import Common, StoreSettings
+from foreseen.settings.inference import InferenceSettings
+from foreseen.settings.operators import PURGE_TARGETS, JobsSettings, KeySettings, PurgeSettings
+from foreseen.settings.proxy import ProxySettings, WorkerSettings
+from foreseen.settings.up import DoctorSettings, UpSettings
+from foreseen.settings.warm import WarmSettings
+
+__all__ = [
+    "NAMES",
+    "PURGE_TARGETS",
+    "Common",
+    "DoctorSettings",
+    "InferenceSettings",
+    "JobsSettings",
+    "KeySettings",
+    "ProxySettings",
+    "PurgeSettings",
+    "StoreSettings",
+    "UpSettings",
+    "WarmSettings",
+    "WorkerSettings",
+    "arguments",
+]

@@ -1,0 +1,58 @@
+"""What every command takes, and how a setting that `--help` does not show is marked."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from foreseen.errors import SetupError
+from foreseen.paths import MODELS
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every command takes."""
+
+    config: Annotated[
+        Path | None, Parameter(help="Settings from a TOML file (docs/settings.md); flags and environment win.")
+    ] = None
+    data: Annotated[Path, Parameter(help="Folder of secret, sockets, stores and built models.")] = Path("data")
+    models: Annotated[Path | None, Parameter(help="A folder of further models, one NAME/model.toml each.")] = None
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Parameter(help="Least level that is logged.")
+    ] = "info"
+    log_format: Annotated[
+        Literal["json", "text"] | None,
+        Parameter(
+            help="How stderr is written. Default: text on a terminal, else json (of servers; of commands, text)."
+        ),
+    ] = None
+
+    @property
+    def model_folders(self) -> tuple[Path, ...]:
+        """Where manifests are looked for, the operator's folder first. Raises SetupError where that does not exist: a
+        misspelt one would leave the models in the box in force."""
+        if self.models is not None and not self.models.is_dir():
+            raise SetupError(f"--models {self.models}: there is no such folder")
+        return ((self.models,) if self.models else ()) + (MODELS,)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class StoreSettings(Common):
+    """How Redis, the state store and Sentinels are to be spoken to."""
+
+    redis_ca_file: Annotated[
+        Path | None,
+        Parameter(help="Certificates (PEM) that verify Redis and the state store over TLS; default: the system's."),
+    ] = None
+    sentinel_user: Annotated[str | None, Parameter(help="ACL user that Sentinels ask for; default: none.")] = None
+    sentinel_password_file: Annotated[
+        Path | None, Parameter(help="File with the password that Sentinels ask for; default: none is sent.")
+    ] = None
+
+
+INTERNAL = frozenset(("fd", "ready_fd", "slot", "admin_fd"))
+"""Settings that only `foreseen up` gives, to the processes that it starts: no help, page or file names them."""

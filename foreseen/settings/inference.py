@@ -1,0 +1,49 @@
+"""Settings of `foreseen inference`, one model's own process."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from foreseen.settings.common import Common
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class InferenceSettings(Common):
+    """One model's own process: a V2 server over ONNX Runtime."""
+
+    model: Annotated[str, Parameter(help="The model to serve.")]
+    uds: Annotated[Path | None, Parameter(help="Unix socket to listen on; without it, --host and --port.")] = None
+    ready_fd: Annotated[
+        int | None, Parameter(help="A descriptor that is told when this process is ready.", show=False)
+    ] = None
+    host: Annotated[str, Parameter(help="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Parameter(help="Port to listen on.")] = 8001
+    provider: Annotated[
+        Literal["cpu", "cuda", "tensorrt"], Parameter(help="Execution provider; cuda and tensorrt need the gpu extra.")
+    ] = "cpu"
+    fallback: Annotated[
+        Literal["refuse", "warn"], Parameter(help="What to do when a GPU model's nodes fall back to the CPU.")
+    ] = "refuse"
+    threads: Annotated[int, Parameter(help="Threads within one run of the model (intra_op_num_threads).")] = 1
+    instances: Annotated[int, Parameter(help="Sessions that run batches side by side; 0: one per core.")] = 1
+    queue_rows: Annotated[int, Parameter(help="Rows that may wait; more are refused with 503.")] = 4096
+    max_rows: Annotated[int | None, Parameter(help="Rows of one batch at most; default: the manifest's.")] = None
+    max_tokens: Annotated[int | None, Parameter(help="Rows × longest row of one batch; default: the manifest's.")] = (
+        None
+    )
+    wait_ms: Annotated[float | None, Parameter(help="How long an idle session waits for company, in ms.")] = None
+    run_seconds: Annotated[float, Parameter(help="A run that takes longer is hung: it is ended, then the process.")] = (
+        30.0
+    )
+    deadline_seconds: Annotated[float, Parameter(help="A request without a timeout of its own has this long.")] = 30.0
+    body_bytes: Annotated[int, Parameter(help="Largest request body, decoded, in bytes.")] = 64 * 2**20
+    body_seconds: Annotated[float, Parameter(help="How long a body may take to arrive.")] = 30.0
+    drain_seconds: Annotated[
+        float, Parameter(help="How long idle connections are kept open for a last request before this process ends.")
+    ] = 20.0
+    triton_metrics: Annotated[
+        bool, Parameter(help="Tell metrics under Triton's names too: nv_inference_*, nv_cache_*.")
+    ] = False

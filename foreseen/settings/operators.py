@@ -1,0 +1,66 @@
+"""Settings of commands that look at a running system or change it: `key`, `explain`, `jobs`, `purge`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from foreseen.settings.common import Common, StoreSettings
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class KeySettings(Common):
+    """What it takes to make a request's keys away from a proxy."""
+
+    model: Annotated[str, Parameter(help="The model that the request is for.")]
+    protocol: Annotated[Literal["v2", "v1"], Parameter(help="How the request file is to be read.")] = "v2"
+    header_length: Annotated[
+        int | None, Parameter(help="Inference-Header-Content-Length of a binary V2 request; 0 for raw binary.")
+    ] = None
+    digest: Annotated[str | None, Parameter(help="Model digest; default: what the running model says.")] = None
+    secret_file: Annotated[Path | None, Parameter(help="Root secret of all keys. Default: DATA/secret.")] = None
+    json: Annotated[bool, Parameter(help="Print JSON for machines.")] = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class JobsSettings(StoreSettings):
+    """Where the queue of jobs is."""
+
+    state: Annotated[str | None, Parameter(help="State store, by its address. Default: DATA's own.")] = None
+    retry: Annotated[str | None, Parameter(help="Put this dead letter back into the queue.")] = None
+    drop: Annotated[str | None, Parameter(help="Take this dead letter off the list.")] = None
+    json: Annotated[bool, Parameter(help="Print JSON for machines.")] = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PurgeSettings(Common):
+    """What is purged, and where. See PURGE_TARGETS."""
+
+    model: Annotated[str | None, Parameter(help="Purge everything of a model.")] = None
+    digest: Annotated[
+        str | None,
+        Parameter(
+            help="Purge everything that was computed under this model digest or artifact digest; its first eight "
+            "digits or more are enough."
+        ),
+    ] = None
+    key: Annotated[str | None, Parameter(help="Purge one row's entry, by its key (foreseen key, or explain).")] = None
+    all: Annotated[bool, Parameter(help="Purge everything.")] = False
+    even_if_unknown: Annotated[
+        bool,
+        Parameter(help="Write the purge also where no proxy, state store or artifact knows the name.", negative=""),
+    ] = False
+    timeout_seconds: Annotated[float, Parameter(help="How long workers have to confirm.")] = 5.0
+    admin: Annotated[str | None, Parameter(help="HOST:PORT of operators' routes. Default: DATA/run/admin.sock.")] = None
+    admin_token_file: Annotated[Path | None, Parameter(help="Token of operators. Default: DATA/admin-token.")] = None
+    forget: Annotated[
+        str | None, Parameter(help="Instead: a worker of another machine has ended and is not to be waited for.")
+    ] = None
+
+
+PURGE_TARGETS = ("model", "digest", "key", "all", "even_if_unknown", "forget")
+"""Flags of `foreseen purge` that have no environment name: FORESEEN_MODEL is a server's, and must not purge it."""

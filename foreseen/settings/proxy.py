@@ -1,0 +1,262 @@
+"""Settings of `foreseen proxy` and `foreseen worker`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from foreseen.settings.common import StoreSettings
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ProxySettings(StoreSettings):
+    """The proxy: speaks the predict API and answers from memory, Redis or the model."""
+
+    model: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="A model to serve, NAME or NAME=ADDRESS (unix:/path or http://host:port); may be repeated. "
+            "Default: minilm, or all of --upstream."
+        ),
+    ] = ()
+    upstream: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="A V2 or embedding server (http://host:port) to stand in front of: no manifest is needed, see "
+            "docs/upstream.md. Repeated, the addresses are replicas of an embedding server."
+        ),
+    ] = ()
+    upstream_api: Annotated[
+        Literal["auto", "v2", "openai", "tei"], Parameter(help="What --upstream speaks; auto asks its routes.")
+    ] = "auto"
+    upstream_kind: Annotated[
+        Literal["auto", "embed"], Parameter(help="What --upstream does with texts; auto asks its routes.", show=False)
+    ] = "auto"
+    upstream_key_file: Annotated[
+        Path | None,
+        Parameter(help="A file with the key that an embedding server asks for; read again when it changes."),
+    ] = None
+    upstream_ca_file: Annotated[
+        Path | None, Parameter(help="Certificates (PEM) that an https embedding server is verified by.", show=False)
+    ] = None
+    upstream_digest: Annotated[
+        str | None, Parameter(help="What stands for the upstream's version where it does not say; change it with it.")
+    ] = None
+    upstream_tolerance: Annotated[
+        float,
+        Parameter(
+            help="Largest difference of an answer alone and in a batch with which rows are independent; of embeddings, "
+            "1 - cos.",
+            show=False,
+        ),
+    ] = 1e-5
+    upstream_probe: Annotated[
+        bool, Parameter(help="Ask upstream models a few random rows, to see whether rows are independent.", show=False)
+    ] = True
+    host: Annotated[str, Parameter(help="Address to listen on; other machines reach it only if you say so.")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, Parameter(help="Port to listen on.")] = 8000
+    fd: Annotated[
+        int | None, Parameter(help="An inherited listening socket, instead of --host and --port.", show=False)
+    ] = None
+    ready_fd: Annotated[
+        int | None, Parameter(help="A descriptor that is told when this process is ready.", show=False)
+    ] = None
+    slot: Annotated[int, Parameter(help="This worker's number among several; the supervisor gives it.", show=False)] = 0
+    redis: Annotated[
+        str | None,
+        Parameter(
+            help="The far tier: redis://, rediss:// (TLS) or unix://PATH, redis+cluster:// or redis+sentinel:// with "
+            "several hosts (docs/redis.md); 'none' for no far tier. Default: DATA's own."
+        ),
+    ] = None
+    secret_file: Annotated[Path | None, Parameter(help="Root secret of all keys. Default: DATA/secret.")] = None
+    near_bytes: Annotated[int, Parameter(help="Memory of the near tier, per worker, in bytes; 0 turns it off.")] = (
+        256 * 2**20
+    )
+    reply_cache_bytes: Annotated[
+        int, Parameter(help="Memory of bodies and requests that come again, with their replies, per worker; 0: off.")
+    ] = 96 * 2**20
+    far_budget_ms: Annotated[
+        float, Parameter(help="Longest wait for one far operation, in ms. Never retried.", show=False)
+    ] = 50.0
+    far_pending_bytes: Annotated[
+        int, Parameter(help="Entries on their way to the far tier; more are dropped.", show=False)
+    ] = 64 * 2**20
+    lease_ms: Annotated[
+        float,
+        Parameter(
+            help="Rows of one moment that take the model longer than so many ms are computed by one proxy, and waited "
+            "for by all others on the same Redis; 0 for all rows, inf for none."
+        ),
+    ] = 50.0
+    ttl_seconds: Annotated[float, Parameter(help="How long an entry lives at most (hard TTL), give or take 10 %.")] = (
+        604800.0
+    )
+    soft_ttl_seconds: Annotated[
+        float | None, Parameter(help="Past this age an entry is answered while it is refreshed; default: never.")
+    ] = None
+    stale_while_revalidate_seconds: Annotated[
+        float | None,
+        Parameter(
+            help="How long a stale entry is answered while it is refreshed; default: from soft to hard TTL.", show=False
+        ),
+    ] = None
+    stale_if_error_seconds: Annotated[
+        float, Parameter(help="How long a stale entry is answered where the model fails.")
+    ] = 86400.0
+    ignore_client_cache_control: Annotated[
+        bool, Parameter(help="Ignore Cache-Control of requests: no-cache lets clients cause cost.")
+    ] = False
+    deadline_seconds: Annotated[float, Parameter(help="A request without a timeout of its own has this long.")] = 30.0
+    longest_deadline_seconds: Annotated[
+        float, Parameter(help="What Request-Timeout may ask for at most.", show=False)
+    ] = 300.0
+    miss_rows: Annotated[
+        int, Parameter(help="Rows of one model that are computed at a time; more wait.", show=False)
+    ] = 1024
+    quarantine_seconds: Annotated[
+        float,
+        Parameter(
+            help="How long a row that has twice ended the model's process, alone, is refused with 422.", show=False
+        ),
+    ] = 600.0
+    waiting_rows: Annotated[int, Parameter(help="Rows of one model that may wait; more are refused with 503.")] = 65536
+    body_bytes: Annotated[int, Parameter(help="Largest request body, decoded, in bytes.")] = 64 * 2**20
+    body_seconds: Annotated[float, Parameter(help="How long a body may take to arrive.", show=False)] = 30.0
+    keepalive_seconds: Annotated[float, Parameter(help="An idle connection is closed after this long.", show=False)] = (
+        75.0
+    )
+    drain_seconds: Annotated[
+        float, Parameter(help="How long idle connections are kept open for a last request before this process ends.")
+    ] = 20.0
+    connections: Annotated[
+        int, Parameter(help="Open connections of one worker; above it idle ones are closed, then new ones refused.")
+    ] = 10_000
+    connection_requests: Annotated[
+        int,
+        Parameter(help="Requests of one connection, then it is closed in good order; 0: as many as come.", show=False),
+    ] = 100_000
+    head_seconds: Annotated[float, Parameter(help="How long a request's head may take to arrive.", show=False)] = 10.0
+    write_seconds: Annotated[
+        float, Parameter(help="A caller that takes less than 64 KiB of its reply in this long is cut off.", show=False)
+    ] = 30.0
+    rate: Annotated[
+        float, Parameter(help="Requests a second that one address may send to one worker; 0: as many as come.")
+    ] = 0.0
+    rate_burst: Annotated[
+        int,
+        Parameter(help="Requests that an address which was quiet may send at once; at least one second's.", show=False),
+    ] = 0
+    forwarded_hops: Annotated[
+        int,
+        Parameter(
+            help="Trusted proxies in front: the client's address in logs and metrics is so many from the end of "
+            "X-Forwarded-For; 0: the address that connects."
+        ),
+    ] = 0
+    top_callers: Annotated[
+        int,
+        Parameter(help="Heaviest callers, by address, in the metrics; all others are one. 0: none.", show=False),
+    ] = 10
+    cors_origin: Annotated[
+        tuple[str, ...],
+        Parameter(help="Origin of pages whose scripts may call: https://HOST[:PORT], or *; may be repeated."),
+    ] = ()
+    observe: Annotated[
+        tuple[str, ...],
+        Parameter(help="A model that always answers itself while the cache is only compared with it; 'all' for all."),
+    ] = ()
+    admin_token_file: Annotated[
+        Path | None,
+        Parameter(help="Token of operators' routes. Default: DATA/admin-token; without it they are shut."),
+    ] = None
+    admin_port: Annotated[
+        int | None, Parameter(help="TCP port of operators' routes on --host, instead of DATA/run/admin.sock.")
+    ] = None
+    admin_fd: Annotated[
+        int | None, Parameter(help="An inherited listening socket for operators' routes.", show=False)
+    ] = None
+    state: Annotated[
+        str | None,
+        Parameter(
+            help="State store of purges and jobs, by an address like --redis; 'none' for none. Default: foreseen up's."
+        ),
+    ] = None
+    state_replicas: Annotated[
+        int,
+        Parameter(
+            help="Replicas of the state store that have a job or purge before it is acknowledged; with 0 a failover "
+            "may lose the last ones."
+        ),
+    ] = 0
+    queue_bytes: Annotated[
+        int, Parameter(help="Memory of jobs and their results in the state store, in bytes; more are refused with 503.")
+    ] = 1024 * 2**20
+    job_seconds: Annotated[float, Parameter(help="A job that is not done by then has expired.")] = 86400.0
+    result_seconds: Annotated[float, Parameter(help="How long the result of a job can be fetched.")] = 3600.0
+    batch_lines: Annotated[int, Parameter(help="Lines of a batch of predictions at most.", show=False)] = 10_000
+    webhook_allow: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="Where webhooks may go: HOST, *.DOMAIN, https://HOST:PORT or http://HOST:PORT; may be repeated. "
+            "Without it they are off."
+        ),
+    ] = ()
+    webhook_ports: Annotated[
+        tuple[int, ...], Parameter(help="Ports of webhooks to hosts that are allowed without.", show=False)
+    ] = (443,)
+    webhook_networks: Annotated[
+        tuple[str, ...],
+        Parameter(help="Networks (10.0.0.0/8) that allowed names may lead to, though they are not the internet's."),
+    ] = ()
+    webhook_secret_file: Annotated[
+        Path | None,
+        Parameter(help="Secrets that webhooks are signed with, one a line. Default: DATA/webhook-secret.", show=False),
+    ] = None
+    webhook_seconds: Annotated[float, Parameter(help="How long one call of a webhook may take.", show=False)] = 10.0
+    webhook_tries: Annotated[
+        int, Parameter(help="How often a webhook is sent at most; pauses grow to an hour.", show=False)
+    ] = 8
+    server_timing: Annotated[bool, Parameter(help="Send Server-Timing.", show=False)] = True
+    access_log_hits: Annotated[
+        float,
+        Parameter(help="Share of hits that get a line in the log (at level info); all else gets one each.", show=False),
+    ] = 0.01
+    metrics: Annotated[
+        bool, Parameter(help="Count. Without, /metrics is empty: to measure what counting costs.", show=False)
+    ] = True
+    triton_metrics: Annotated[
+        bool, Parameter(help="Tell metrics under Triton's names too: nv_inference_*, nv_cache_*.")
+    ] = False
+
+    @property
+    def webhook_secret(self) -> Path:
+        return self.webhook_secret_file or self.data / "webhook-secret"
+
+    @property
+    def own_models(self) -> tuple[str, ...]:
+        """The models with a manifest or an address of their own; with an upstream, --model names the upstream's."""
+        return () if self.upstream else self.model or ("minilm",)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings(ProxySettings):
+    """A worker on the queue of jobs; it takes the proxy's settings, as far as they are not about connections."""
+
+    job_rows: Annotated[int, Parameter(help="Rows of jobs that a worker has aboard at a time; more wait.")] = 1024
+    metrics_port: Annotated[
+        int | None,
+        Parameter(help="TCP port of this worker's own /metrics, on --host. Default: none."),
+    ] = None
+    webhook_secret_file: Annotated[
+        Path | None, Parameter(help="Secrets that webhooks are signed with, one a line. Default: DATA/webhook-secret.")
+    ] = None
+    webhook_seconds: Annotated[float, Parameter(help="How long one call of a webhook may take.")] = 10.0
+    webhook_tries: Annotated[
+        int, Parameter(help="How often a webhook is sent at most; the pauses grow to an hour.")
+    ] = 8

@@ -1,0 +1,41 @@
+"""Settings of `foreseen up` and `foreseen doctor`: those of the proxy, and of what else `up` starts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from foreseen.settings.proxy import ProxySettings
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class UpSettings(ProxySettings):
+    """Everything on one machine: Valkey, one process per model and the proxy, supervised."""
+
+    workers: Annotated[int, Parameter(help="Proxy processes on the one port.")] = 1
+    job_workers: Annotated[int, Parameter(help="Worker processes on the queue of jobs; 0: none here.")] = 1
+    job_metrics_port: Annotated[
+        int | None,
+        Parameter(
+            help="TCP port of the first such worker's /metrics, on 127.0.0.1; the others take the next. Default: none."
+        ),
+    ] = None
+    job_rows: Annotated[int, Parameter(help="Rows of jobs that a worker has aboard at a time; more wait.")] = 1024
+    webhook_secret_file: Annotated[
+        Path | None, Parameter(help="Secrets that webhooks are signed with, one a line. Default: DATA/webhook-secret.")
+    ] = None
+    far_bytes: Annotated[int, Parameter(help="Memory of the embedded Valkey, in bytes.")] = 1024 * 2**20
+    threads: Annotated[int, Parameter(help="Threads within one run of a model.")] = 1
+    instances: Annotated[int, Parameter(help="Sessions per model process; 0: one per core.")] = 1
+    provider: Annotated[Literal["cpu", "cuda", "tensorrt"], Parameter(help="Execution provider.")] = "cpu"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class DoctorSettings(UpSettings):
+    """The system to examine. What is not given is what `foreseen up` in --data was started with last."""
+
+    url: Annotated[str | None, Parameter(help="Where its proxy answers. Default: by --host and --port.")] = None
+    json: Annotated[bool, Parameter(help="Print JSON for machines.")] = False

@@ -1,0 +1,73 @@
+"""Settings of `foreseen warm`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from foreseen.settings.common import StoreSettings
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class WarmSettings(StoreSettings):
+    """What a batch run that fills the cache is told."""
+
+    model: Annotated[str, Parameter(help="The model whose answers are wanted.")]
+    url: Annotated[
+        str | None, Parameter(help="A running proxy to ask instead; then neither secret nor Redis is needed.")
+    ] = None
+    admin_token_file: Annotated[
+        Path | None,
+        Parameter(help="Operators' token, for an import through a proxy. Default: DATA/admin-token."),
+    ] = None
+    map: Annotated[tuple[str, ...], Parameter(help="COLUMN=INPUT where they differ; may be repeated.")] = ()
+    outputs: Annotated[
+        tuple[str, ...],
+        Parameter(help="Import: COLUMN=OUTPUT, or 'all' where they are called alike; no model is asked."),
+    ] = ()
+    digest: Annotated[
+        str | None, Parameter(help="Model digest of predictions that do not record which model made them.")
+    ] = None
+    verify: Annotated[
+        str | None, Parameter(help="Share of the rows (1%) that the model computes itself before an import.")
+    ] = None
+    out: Annotated[Path | None, Parameter(help="Folder for the predictions as Parquet, which can be imported.")] = None
+    sql: Annotated[
+        str | None, Parameter(help="Database for the predictions: sqlite:///FILE, postgresql+psycopg://HOST/NAME.")
+    ] = None
+    sql_table: Annotated[str, Parameter(help="Table of that database; made where it is missing.")] = "predictions"
+    rows_per_second: Annotated[float | None, Parameter(help="Rows that the model is asked for at most.")] = None
+    batch_ms: Annotated[
+        float, Parameter(help="How long one request keeps the model; an online miss waits for at most one, in ms.")
+    ] = 50.0
+    chunk_rows: Annotated[int, Parameter(help="Rows between two checkpoints.")] = 65536
+    checkpoint: Annotated[
+        Path | None, Parameter(help="Folder of checkpoints and rejected rows. Default: DATA/warm.")
+    ] = None
+    error_budget: Annotated[str, Parameter(help="Share of the rows (1%) that may fail before the status is 1.")] = "0%"
+    ttl_seconds: Annotated[float, Parameter(help="How long an entry lives at most, give or take 10 %.")] = 604800.0
+    redis: Annotated[
+        str | None, Parameter(help="The far tier, one server or behind Sentinels. Default: DATA's own.")
+    ] = None
+    state: Annotated[
+        str | None, Parameter(help="State store of purges; 'none' for none. Default: DATA's own, where it runs.")
+    ] = None
+    secret_file: Annotated[Path | None, Parameter(help="Root secret of all keys. Default: DATA/secret.")] = None
+    address: Annotated[
+        str | None, Parameter(help="The model process, unix:/path or http://host:port. Default: DATA's own.")
+    ] = None
+    patience_seconds: Annotated[
+        float, Parameter(help="How long a model or a Redis that is away, full or silent is waited for.")
+    ] = 60.0
+    stand_back: Annotated[
+        bool,
+        Parameter(help="Compute only while nobody else wants the core (Linux's idle class); imports never do."),
+    ] = True
+    ray: Annotated[
+        bool, Parameter(help="Share the work out by Ray: the cluster of RAY_ADDRESS, else the cores of this machine.")
+    ] = False
+    ray_workers: Annotated[int | None, Parameter(help="Ray's actors; default: one per CPU of the cluster.")] = None
+    dry_run: Annotated[bool, Parameter(help="Only say what would be done.")] = False
+    json: Annotated[bool, Parameter(help="Print JSON for machines, and no progress.")] = False

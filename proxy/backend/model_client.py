@@ -1,0 +1,154 @@
+"""HTTP to one model server: POST of a request body, its reply or the error that stands for it, and the metrics.
+
+The server is reached over a unix socket (`unix:/path`, by our own pool) or at `http://host:port` (by aiohttp).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+import aiohttp
+import orjson
+
+from foreseen.errors import (
+    BadInput,
+    BadRequest,
+    DeadlineExceeded,
+    ForeseenError,
+    ModelFailed,
+    ModelUnavailable,
+    Overloaded,
+    TooLarge,
+)
+from foreseen.protocol.wire import Response, parse_response
+from foreseen.proxy.backend.http_pool import Broken, HttpPool, HttpReply, NotReached, Unreadable
+from foreseen.proxy.backend.model_metadata import PROBE_SECONDS
+from foreseen.types import RequestOptions
+from foreseen.web.http import HEADER_LENGTH
+
+MAX_ERROR_CHARACTERS = 300
+
+
+class ConnectionBroke(ModelUnavailable):
+    """The connection ended after the request was sent, so its rows may have ended the process."""
+
+
+class WrongReply(ModelFailed):
+    """A reply that cannot be right. Its request is not repeated in halves: a server that has mixed up one batch would
+    not always be caught."""
+
+
+class ModelClient:
+    """The connections to one model's server. Subclasses for other kinds of server override how one is asked."""
+
+    ours = True
+    """Whether it is our own model process: it batches rows of several requests by itself, and says what each took."""
+
+    def __init__(self, model: str, address: str, *, requests: int, on_send: Callable[[], None]) -> None:
+        """At most `requests` are under way at a time; `on_send` is called before each."""
+        self._model = model
+        self._address = address
+        self._places = asyncio.Semaphore(requests)
+        self._on_send = on_send
+        self._session: aiohttp.ClientSession | None = None
+        self._line = HttpPool(address.removeprefix("unix:")) if address.startswith("unix:") else None
+        self._path = f"/v2/models/{model}/infer"
+        self._base = "http://model" if address.startswith("unix:") else address.rstrip("/")
+
+    async def exposition(self) -> bytes:
+        """What the process counts, in the Prometheus text format. Raises ModelUnavailable."""
+        try:
+            url = f"{self._base}/metrics"
+            async with asyncio.timeout(PROBE_SECONDS), self._client().get(url) as reply:
+                reply.raise_for_status()
+                return await reply.read()
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            raise ModelUnavailable(f"model {self._model!r} tells no metrics") from None
+
+    def renew(self) -> None:
+        """Another process has taken the address over: no connection to the old one is used any more."""
+        if self._line is not None:
+            self._line.close()
+            self._line = HttpPool(self._address.removeprefix("unix:"))
+
+    async def close(self) -> None:
+        if self._line is not None:
+            self._line.close()
+        if self._session is not None:
+            await self._session.close()
+
+    async def _post(self, body: bytes, headers: dict[str, str], options: RequestOptions) -> Response:
+        """One exchange, without a bound on its time: the caller has one."""
+        name = self._model
+        if options.traceparent is not None:
+            headers["traceparent"] = options.traceparent
+        try:
+            async with self._places:
+                self._on_send()
+                reply = await self._exchange(body, headers)
+        except (aiohttp.ClientConnectorError, NotReached):
+            raise ModelUnavailable(f"model {name!r} cannot be reached") from None
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError, Broken):
+            raise ConnectionBroke(f"model {name!r} cannot be reached") from None
+        except TimeoutError:  # an OSError, too
+            raise
+        except (aiohttp.ClientConnectionError, OSError):
+            raise ModelUnavailable(f"model {name!r} cannot be reached") from None
+        except (aiohttp.ClientError, Unreadable) as error:
+            raise ModelFailed(f"model {name!r}: its reply cannot be read ({type(error).__name__})") from None
+        return self._read(reply)
+
+    async def _exchange(self, body: bytes, headers: dict[str, str]) -> HttpReply:
+        if self._line is not None:
+            return await self._line.post(self._path, headers, body)
+        async with self._client().post(self._base + self._path, data=body, headers=headers) as reply:
+            lowered = {name.lower(): value for name, value in reply.headers.items()}
+            return HttpReply(reply.status, lowered, await reply.read())
+
+    def _read(self, reply: HttpReply) -> Response:
+        name = self._model
+        if reply.status != 200:
+            raise _refusal(name, reply.status, reply.body, reply.headers.get("retry-after"))
+        length = reply.headers.get(HEADER_LENGTH.lower())
+        try:
+            return parse_response(reply.body, int(length) if length is not None else None, ours=self.ours)
+        except (BadRequest, ValueError) as error:
+            raise ModelFailed(f"model {name!r}: {error}") from None
+
+    def _client(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector: aiohttp.BaseConnector
+            if self._address.startswith("unix:"):
+                # a new connection each, as they are few and ask who is there now
+                connector = aiohttp.UnixConnector(self._address.removeprefix("unix:"), limit=0, force_close=True)
+            else:
+                connector = aiohttp.TCPConnector(limit=0)
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                timeout=aiohttp.ClientTimeout(total=None),  # the deadline of every question bounds it instead
+                auto_decompress=False,
+                skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),
+            )
+        return self._session
+
+
+def _refusal(name: str, status: int, content: bytes, retry_after: str | None) -> ForeseenError:
+    """A model process's error as ours. Only what it says of the input is passed on."""
+    said = f"status {status}"
+    with contextlib.suppress(orjson.JSONDecodeError, KeyError, TypeError):
+        error = orjson.loads(content)["error"]
+        said = error[:MAX_ERROR_CHARACTERS] if isinstance(error, str) else said
+    seconds = int(retry_after) if retry_after is not None and retry_after.isdigit() else 1
+    match status:
+        case 400 | 422:
+            return BadInput(said)
+        case 413:
+            return TooLarge(said)
+        case 429 | 503:
+            return Overloaded(f"model {name!r}: {said}", retry_after=seconds)
+        case 504:
+            return DeadlineExceeded(f"model {name!r}: {said}")
+        case _:
+            return ModelFailed(f"model {name!r}: {said}")

@@ -1,0 +1,34 @@
+"""An upstream's address → what its server speaks: V2, text-embeddings-inference's API or OpenAI's."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from foreseen.proxy.backend.embedding.embedding_server import EmbeddingApi, EmbeddingServer, UpstreamAccess
+from foreseen.proxy.backend.embedding.openai_upstream import OpenAIApi
+from foreseen.proxy.backend.embedding.tei_upstream import TeiApi
+from foreseen.proxy.backend.v2_server import Unusable, V2Server
+
+
+async def server_at(
+    address: str, api: Literal["auto", "v2", "openai", "tei"], access: UpstreamAccess, *, embeds: bool = False
+) -> V2Server:
+    """The server at an address; with `auto` it is asked `/v2`, `/info`, `/v1/models`, `/models`. One that answers none
+    of them is taken for a V2 server, which then says what is wrong. Raises Unusable where it cannot be reached."""
+    apis: dict[str, EmbeddingApi] = {"tei": TeiApi(embeds=embeds), "openai": OpenAIApi(embeds=embeds)}
+    if api in apis:
+        return EmbeddingServer(address, apis[api], access)
+    server = V2Server(address)
+    if api == "v2" or await server.speaks_v2():
+        return server
+    for one in apis.values():
+        candidate = EmbeddingServer(address, one, access)
+        try:
+            await candidate.listed()
+        except Unusable as error:
+            if error.problem in ("not-v2", "unreachable") and not candidate.found:
+                await candidate.close()
+                continue
+        await server.close()
+        return candidate
+    return server
