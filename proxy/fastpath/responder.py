@@ -151,9 +151,6 @@ class Responder:
         known = error if isinstance(error, ForeseenError) else internal(error, f"/{protocol}/models/{{model}}", caller)
         self._counter.failed(model, protocol, known, time.perf_counter() - started, traceparent, caller)
         headers, body = codecs.error_body(protocol, known)
-        known = error if isinstance(error, ForeseenError) else internal(error, f"/{protocol}/models/{{model}}", caller)
-        self._counter.failed(model, protocol, known, time.perf_counter() - started, traceparent, caller)
-        headers, body = codecs.error_body(protocol, known)
         return Reply(known.status, lines_of(headers.items()), body)
 
     def accepted(self, head: RequestHead, rows: int, started: float) -> None:
