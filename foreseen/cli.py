@@ -374,7 +374,7 @@ def main() -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"foreseen: {error.filename}: {error.strerror}; give a folder that this user can use", file=sys.stderr)
+        fail(f"{error.filename}: {error.strerror}; give a folder that this user can use", form, command)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -304,10 +304,10 @@ class QueueUnavailable(ForeseenError):
 
 
 class QueueFull(ForeseenError):
-    """As many jobs wait, or as many bytes of jobs and results are kept, as may be."""
+    """As many jobs wait, or as many bytes of jobs and results are kept, as may be; or as may be of this caller's."""
 
     status, code = 503, "queue_full"
-    fix = "Ask again after `Retry-After`; more workers, or a larger `--queue-bytes`."
+    fix = "Ask again after `Retry-After`; more workers, or a larger `--queue-bytes` or `--queue-share`."
 
     def __init__(self, message: str, *, retry_after: int = 5) -> None:
         super().__init__(message, retry_after=retry_after)

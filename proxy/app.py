@@ -374,7 +374,10 @@ def _freshness(settings: ProxySettings) -> Freshness:
 
 def bounds_of(settings: ProxySettings) -> Bounds:
     """How much the queue holds, and for how long."""
-    return Bounds(MAX_JOBS, settings.queue_bytes, settings.job_seconds, settings.result_seconds)
+    if not 0.0 < settings.queue_share <= 1.0:
+        raise SetupError(f"--queue-share {settings.queue_share:g}: give a number above 0, and 1 at most")
+    seconds = settings.job_seconds, settings.result_seconds
+    return Bounds(MAX_JOBS, settings.queue_bytes, *seconds, share=settings.queue_share)
 
 
 def _assert_parser() -> None:

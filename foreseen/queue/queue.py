@@ -85,7 +85,7 @@ class Queue:
         bounds = self.bounds
         told = await self._calls.run(
             "submit", same, job, nonce, head, rows, ticket, count, size, bounds.jobs, bounds.bytes, *self._life,
-            extras.hook, extras.batch, extras.once, extras.fingerprint,
+            extras.hook, extras.batch, extras.once, extras.fingerprint, extras.caller, bounds.weight,
         )  # fmt: skip
         return self._given(told)
 
@@ -95,7 +95,7 @@ class Queue:
         """Open a batch of so many items, which name it when they are submitted. Raises as `submit`."""
         told = await self._calls.run(
             "batch", job, nonce, head, ticket, count, self.bounds.bytes, *self._life,
-            extras.hook, extras.once, extras.fingerprint,
+            extras.hook, extras.once, extras.fingerprint, extras.caller, self.bounds.weight,
         )  # fmt: skip
         return self._given(told)
 
@@ -151,6 +151,9 @@ class Queue:
                 raise QueueFull(f"the queue is full: {self.bounds.jobs} jobs wait")
             case b"bytes":
                 raise QueueFull(f"the queue is full: {self.bounds.bytes} bytes of jobs and results are kept")
+            case b"share":
+                share = f"{self.bounds.share:.0%} of the queue at most"
+                raise QueueFull(f"the queue has no more room for this caller, whose share is {share}")
             case b"reused":
                 raise KeyReused("Idempotency-Key: belongs to a request with another body")
         return IssuedTicket(told[0], told[1].decode(), told[2], told[3])  # type: ignore[arg-type]

@@ -24,6 +24,14 @@ class Bounds(Struct, frozen=True):
     job_seconds: float
     result_seconds: float
     dead_seconds: float = 7 * 86400.0
+    share: float = 1.0
+    """Of both that one caller can have while nobody else has any; see `weight`."""
+
+    @property
+    def weight(self) -> float:
+        """A caller may have so many times what is free: `share` of everything where nobody else has any, and always
+        something as long as others keep to it (dynamic thresholds: Choudhury and Hahne, 1998). 0: no bound."""
+        return self.share / (1.0 - self.share) if self.share < 1.0 else 0.0
 
 
 class Delivered(Struct, frozen=True):
@@ -86,13 +94,14 @@ class JobView(Struct, frozen=True):
 
 
 class Extras(Struct, frozen=True):
-    """What a ticket may have besides: a webhook (sealed), the batch that it is an item of, and the name and fingerprint
-    of an idempotency key; empty where it has none."""
+    """What a ticket may have besides: a webhook (sealed), the batch that it is an item of, the name and fingerprint of
+    an idempotency key, and the name of its caller, who is held to a share of the queue; empty where it has none."""
 
     hook: bytes = b""
     batch: bytes = b""
     once: bytes = b""
     fingerprint: bytes = b""
+    caller: bytes = b""
 
 
 PLAIN = Extras()

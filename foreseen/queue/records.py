@@ -9,8 +9,8 @@ The tag's key never reaches the store, so that whoever can write there can neith
 another: every record names the job that it belongs to. A question is its rows' canonical frames, which is also what its
 keys are made of. Values are untrusted, types are checked, nothing is pickled.
 
-A ticket's id is base64url(job 16 ‖ nonce 12 ‖ mac 8): who knows no secret can neither guess one nor make one, and what
-proves to be one of ours but is not in the store is not unknown but expired. The mac covers the tenant.
+A ticket's id is base64url(job 16 ‖ nonce 12 ‖ mac 8), and the mac covers the tenant. Without the secret nobody can make
+one, so an id of ours that is not in the store has expired.
 """
 
 from __future__ import annotations
@@ -57,10 +57,11 @@ class Head(Struct, frozen=True, array_like=True):
 
 
 class Rows(Struct, frozen=True, array_like=True):
-    """A job's rows, as canonical frames."""
+    """A job's rows, as canonical frames. Equal ones are there once; `places` is as `distinct` says it."""
 
     job: bytes
     frames: list[bytes]
+    places: bytes = b""
 
 
 class Ticket(Struct, frozen=True, array_like=True):
@@ -102,10 +103,11 @@ class Part(Struct, frozen=True, array_like=True):
 
 
 class Result(Struct, frozen=True, array_like=True):
-    """A job's answers, in the order of its rows."""
+    """A job's answers, in the order of its rows; those of equal rows once, as in `Rows`."""
 
     job: bytes
     parts: list[Part]
+    places: bytes = b""
 
 
 class Failure(Struct, frozen=True, array_like=True):
@@ -184,7 +186,7 @@ class Records:
         return blake3(b"".join(keys), key=self._same_key).digest()
 
     def once(self, scope: str, key: str) -> bytes:
-        """The name that a tenant's idempotency key has in the store, which never sees the key."""
+        """The name that a tenant's idempotency key, or caller, has in the store, which never sees either."""
         return blake3(_prefixed(scope.encode(), key.encode()), key=self._once_key).digest()[:NAME_BYTES]
 
     def fingerprint(self, *parts: bytes) -> bytes:
@@ -217,8 +219,7 @@ def part_of(digest: str, generation: int, keys: Sequence[Key], answers: Sequence
     known: dict[tuple[Output, ...], int] = {}
     rows = []
     for key, answer in zip(keys, answers, strict=True):
-        p = answer.prediction
-        layout = known.setdefault(p.outputs, len(known))
+        p, layout = answer.prediction, known.setdefault(answer.prediction.outputs, len(known))
         rows.append(
             RowResult(key, layout, p.data, p.made_at, p.expires_at, p.seconds, answer.source, answer.stored, answer.why)
         )
@@ -226,16 +227,15 @@ def part_of(digest: str, generation: int, keys: Sequence[Key], answers: Sequence
 
 
 def answers_of(result: Result) -> list[Answer]:
-    """A result's answers. Raises EntryError("format") where they are not what `part_of` makes."""
+    """A result's answers, of equal rows one. Raises EntryError("format") where they are not what `part_of` makes."""
     answers: list[Answer] = []
     for part in result.parts:
         layouts = [tuple(Output(*output) for output in outputs) for outputs in part.layouts]
         for row in part.rows:
             if not (0 <= row.layout < len(layouts) and len(layouts[row.layout]) == len(row.data)):
                 raise EntryError("format")
-            prediction = Prediction(
-                layouts[row.layout], row.data, part.digest, row.made_at, row.expires_at, row.seconds
-            )
+            facts = part.digest, row.made_at, row.expires_at, row.seconds
+            prediction = Prediction(layouts[row.layout], row.data, *facts)
             answers.append(Answer(prediction, row.source, row.stored, why=row.why))
     return answers
 

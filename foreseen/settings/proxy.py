@@ -196,6 +196,14 @@ class ProxySettings(StoreSettings):
     queue_bytes: Annotated[
         int, Parameter(help="Memory of jobs and their results in the state store, in bytes; more are refused with 503.")
     ] = 1024 * 2**20
+    queue_share: Annotated[
+        float,
+        Parameter(
+            help="Share of the queue that one caller (address) can have while it is empty otherwise; with others in it "
+            "each has less. 1: all of it.",
+            show=False,
+        ),
+    ] = 0.5
     job_seconds: Annotated[float, Parameter(help="A job that is not done by then has expired.")] = 86400.0
     result_seconds: Annotated[float, Parameter(help="How long the result of a job can be fetched.")] = 3600.0
     batch_lines: Annotated[int, Parameter(help="Lines of a batch of predictions at most.", show=False)] = 10_000

@@ -114,7 +114,7 @@ class Batches:
         if given.nonce != nonce:  # the same request, at the same time
             raise InProgress("Idempotency-Key: the request is being taken in this moment", retry_after=1)
         try:
-            items = await self._items(lines, job)
+            items = await self._items(lines, TicketOptions(batch=job, at_once=False, caller=options.caller))
             await self._queue.close_batch(job, seal(Batch(job, items)), sum(item.failure is not None for item in items))
         except BaseException:
             await self._give_up(job, nonce, options)
@@ -130,27 +130,26 @@ class Batches:
         except QueueUnavailable:
             return
 
-    async def _items(self, lines: Sequence[RequestLine | BadLine], batch: bytes) -> list[BatchLine]:
+    async def _items(self, lines: Sequence[RequestLine | BadLine], options: TicketOptions) -> list[BatchLine]:
         items: list[BatchLine] = [BatchLine(None, b"", b"")] * len(lines)
         numbered = iter(enumerate(lines))
 
         async def take() -> None:
             for number, line in numbered:
-                items[number] = await self._item(line, batch)
+                items[number] = await self._item(line, options)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(SUBMITTING):
                 group.create_task(take())
         return items
 
-    async def _item(self, line: RequestLine | BadLine, batch: bytes) -> BatchLine:
+    async def _item(self, line: RequestLine | BadLine, options: TicketOptions) -> BatchLine:
         """One line as a job. Raises QueueUnavailable, which ends the whole batch: nothing is promised yet."""
         try:
             if isinstance(line, BadLine):
                 raise line.error
             body = bytes(line.body)
             ask = self._edge.named(RequestHead(line.model, line.version, line.protocol), body)
-            options = TicketOptions(batch=batch, at_once=False)
             promised = await self._jobs.submit(self._edge.find(ask.model, line.version), ask, body, options)
             if promised is None:
                 raise BadRequest("the line asks for nothing that can wait: no rows, or part of a sequence")

@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 
 from aiohttp import web
+from msgspec import structs
 
 from foreseen.errors import BadRequest, WebhookRefused
 from foreseen.proxy.backend.served import PUBLIC
 from foreseen.proxy.jobs.ticket_types import TicketOptions
 from foreseen.proxy.jobs.tickets import Jobs
 from foreseen.queue.targets import Allowed
+from foreseen.web.caller import caller_of
 
 WEBHOOK = "Foreseen-Webhook"
 """Header of a request that prefers a ticket: the URL of the webhook that is sent at its end."""
@@ -69,7 +71,8 @@ class TicketOptionsReader:
         """Raises BadRequest, WebhookRefused."""
         lengths = ",".join(request.headers.getall("Inference-Header-Content-Length", ()))
         parts = (request.path.encode(), lengths.encode(errors="surrogateescape"), body)
-        return self._jobs.options(PUBLIC, self._webhook(request), _key(request), *parts)
+        options = self._jobs.options(PUBLIC, self._webhook(request), _key(request), *parts)
+        return structs.replace(options, caller=caller_of(request).address)  # a tenant's name, once there are tenants
 
     def _webhook(self, request: web.Request) -> str | None:
         """The webhook URL of a request, None if it has none. Raises WebhookRefused."""

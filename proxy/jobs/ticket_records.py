@@ -12,6 +12,7 @@ from foreseen.keys.entry import FAR_OVERHEAD_BYTES
 from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.members import tensor_outputs
+from foreseen.queue.equal_rows import placed
 from foreseen.queue.queue import Queue
 from foreseen.queue.queue_types import JobView as Stored
 from foreseen.queue.records import Head, Records, Result, Ticket, answers_of
@@ -71,7 +72,7 @@ class TicketRecords:
 
     def answers(self, result: Result) -> list[Answer]:
         try:
-            return answers_of(result)
+            return placed(answers_of(result), result.places)
         except EntryError as error:
             raise self.tampered(error) from None
 

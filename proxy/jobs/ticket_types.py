@@ -18,6 +18,8 @@ class TicketOptions(Struct, frozen=True):
     once: bytes = b""
     fingerprint: bytes = b""
     at_once: bool = True
+    caller: str | None = None
+    """Who asks, and is held to a share of the queue: the client's address, until there are tenants."""
 
 
 PLAINLY = TicketOptions()

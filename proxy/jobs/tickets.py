@@ -34,6 +34,7 @@ from foreseen.proxy.predict.decode import prepared
 from foreseen.proxy.predict.facts import AnswerFacts
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.response_bytes import headers_of
+from foreseen.queue.equal_rows import distinct
 from foreseen.queue.queue import Queue
 from foreseen.queue.queue_types import OPEN_STATES, Extras
 from foreseen.queue.queue_types import JobView as Stored
@@ -117,14 +118,15 @@ class Jobs:
             return await self.used(scope, options)  # the same request may have been submitted, and answered, meanwhile
         shared = steps == ALL_STEPS and control.age_limits == ANY_AGE
         same = self._records.same(keys) if shared else NEVER_SAME
+        unique, places = await self.heavy.run(lambda: distinct(frames), size)
         for sharing in (same, NEVER_SAME) if same else (NEVER_SAME,):
             job, nonce, seal = new_job(), new_nonce(), self._records.seal
             head = Head(
                 job, sharing, scope, served.manifest.name, preparation, len(rows), sorted(steps), asked.parameters
             )
-            sealed = seal(Rows(job, frames))
+            sealed = seal(Rows(job, unique, places))
             ticket = seal(Ticket(nonce, scope, sharing or job, asked.output_options, options.once))
-            room = len(sealed) + 1024 + len(rows) * row_bytes(served.manifest)
+            room = len(sealed) + 1024 + len(places) + len(unique) * row_bytes(served.manifest)
             extras = self.extras(options, nonce, scope)
             given = await self._queue.submit(sharing, job, nonce, seal(head), sealed, ticket, len(rows), room, extras)
             if given.nonce != nonce:
@@ -139,7 +141,8 @@ class Jobs:
         hook = b""
         if options.webhook is not None:
             hook = self._records.seal(Hook(nonce, scope, options.webhook))
-        return Extras(hook, options.batch, options.once, options.fingerprint)
+        caller = b"" if options.caller is None else self._records.once(scope, options.caller)
+        return Extras(hook, options.batch, options.once, options.fingerprint, caller)
 
     def options(self, scope: str, webhook: str | None, key: str | None, *request: bytes) -> TicketOptions:
         """The ticket options of a request. `request` are the parts that its idempotency key is bound to."""

@@ -193,9 +193,9 @@ class JobWorker:
         """One job, from its records to its end."""
         try:
             head = self._records.open_of(Head, one.job, handed.head)
-            frames = self._records.open_of(Rows, one.job, handed.rows).frames
-            await self._answer(one, head, frames)
-            self._ends.add(one, self._succeeded(one))
+            rows = self._records.open_of(Rows, one.job, handed.rows)
+            await self._answer(one, head, rows.frames)
+            self._ends.add(one, self._succeeded(one, rows.places))
         except EntryError as error:
             log.error("state store: a job's record does not verify", reason=error.reason)
             self._ends.fail(one, handed, ForeseenError("the job's record does not verify"), dead=True)
@@ -216,7 +216,7 @@ class JobWorker:
             raise ModelChanged("the model prepares its inputs in another way by now; ask again")
         for at in range(0, len(frames), SLICE_ROWS):
             one.parts.append(await self._asked(served, head, frames[at : at + SLICE_ROWS]))
-            one.done = min(at + SLICE_ROWS, len(frames))
+            one.done = head.rows * min(at + SLICE_ROWS, len(frames)) // len(frames)  # of equal rows one is asked
             if one.lost:
                 raise QueueUnavailable("another worker has the job by now, or it was cancelled")
 
@@ -244,8 +244,8 @@ class JobWorker:
                 return part_of(space.digest, generation, keys, answers)
         raise ModelUnavailable(f"model {head.model!r} is changing its version")
 
-    def _succeeded(self, one: RunningJob) -> JobEnd:
-        record = self._records.seal(Result(one.job, one.parts))
+    def _succeeded(self, one: RunningJob, places: bytes) -> JobEnd:
+        record = self._records.seal(Result(one.job, one.parts, places))
         fresh = min((row.expires_at for part in one.parts for row in part.rows), default=0.0)
         return JobEnd(one.message, one.job, "succeeded", record, fresh)
 

@@ -18,8 +18,9 @@ from foreseen.errors import EntryError, ModelUnavailable, QueueFull, QueueUnavai
 from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.proxy.jobs.worker import MOST_ALONE, JobWorker
+from foreseen.queue.equal_rows import distinct, placed
 from foreseen.queue.queue import Queue, connect_queue
-from foreseen.queue.queue_types import Bounds, JobEnd, PutBack
+from foreseen.queue.queue_types import Bounds, Extras, JobEnd, PutBack
 from foreseen.queue.records import (
     Failure,
     Head,
@@ -52,13 +53,15 @@ async def opened(state_url: str, bounds: Bounds = BOUNDS) -> AsyncIterator[Queue
         await one.close()
 
 
-async def submit(queue: Queue, value: int = 1, same: bytes = b"", model: str = "m") -> tuple[bytes, bytes]:
+async def submit(
+    queue: Queue, value: int = 1, same: bytes = b"", model: str = "m", caller: bytes = b""
+) -> tuple[bytes, bytes]:
     """A job of one row; the job that the ticket is of, and the ticket's nonce."""
     job, nonce = new_job(), new_nonce()
     head = Head(job, same, "public", model, "p", 1, sorted(ALL_STEPS))
     sealed = RECORDS.seal(Rows(job, FRAMER.frames([row(value)])))
     ticket = RECORDS.seal(Ticket(nonce, "public", same or job, OutputOptions()))
-    given = await queue.submit(same, job, nonce, RECORDS.seal(head), sealed, ticket, 1, 2000)
+    given = await queue.submit(same, job, nonce, RECORDS.seal(head), sealed, ticket, 1, 2000, Extras(caller=caller))
     return given.job, given.nonce
 
 
@@ -271,6 +274,67 @@ async def test_the_queue_is_bounded_in_jobs_and_in_bytes(state_url: str, store: 
             await submit(few)
         with pytest.raises(QueueFull, match="6000 bytes"):
             await submit(small)
+
+
+async def test_one_caller_has_a_share_of_the_queue_and_the_next_always_has_room(state_url: str, store: Redis) -> None:
+    """Half of it alone, in jobs and in bytes; a newcomer half of what is left, and so on; what ends is free again."""
+    bounds = Bounds(8, 1_000_000, 60.0, 60.0, share=0.5)
+    async with opened(state_url, bounds) as queue:
+        await queue.open()
+        first = [await submit(queue, caller=b"a" * 16) for _ in range(4)]
+        with pytest.raises(QueueFull, match="this caller"):
+            await submit(queue, caller=b"a" * 16)
+        await submit(queue, caller=b"b" * 16)
+        await submit(queue, caller=b"b" * 16)
+        with pytest.raises(QueueFull, match="this caller"):
+            await submit(queue, caller=b"b" * 16)
+        await submit(queue, caller=b"c" * 16)
+        with pytest.raises(QueueFull):
+            await submit(queue, caller=b"d" * 16)
+        await queue.cancel(*first[0])
+        await submit(queue, caller=b"d" * 16)
+    await store.flushall()
+    async with opened(state_url, Bounds(1000, 30_000, 60.0, 60.0, share=0.5)) as queue:
+        await queue.open()
+        for _ in range(20):
+            with contextlib.suppress(QueueFull):
+                await submit(queue, caller=b"d" * 16)
+        assert 8000 < int(await store.hget(f"{BASE}.callers", b"b" + b"d" * 16) or 0) <= 15_000
+        await submit(queue, caller=b"e" * 16)
+
+
+async def test_a_ticket_of_anothers_job_counts_for_who_has_it(state_url: str, store: Redis) -> None:
+    """Who joins pays for the ticket and not the caller whose job it is; when all is forgotten nobody has anything."""
+    async with opened(state_url, Bounds(100, 10_000_000, 60.0, 0.0, share=0.5)) as queue:
+        await queue.open()
+        same = RECORDS.same(numbered(1))
+        ticket = await submit(queue, same=same, caller=b"a" * 16)
+        alone = int(await store.hget(f"{BASE}.callers", b"b" + b"a" * 16) or 0)
+        for _ in range(3):
+            await submit(queue, same=same, caller=b"b" * 16)
+        assert int(await store.hget(f"{BASE}.callers", b"b" + b"a" * 16) or 0) == alone
+        assert int(await store.hget(f"{BASE}.callers", b"b" + b"b" * 16) or 0) > 0
+        async with working(queue, ScriptedModel()):
+            await until_ended(queue, ticket)
+        assert not await store.hexists(f"{BASE}.callers", b"j" + b"a" * 16)
+        await queue.tick()
+        assert await state_of(queue, *ticket) == "gone"
+        assert await store.hgetall(f"{BASE}.callers") == {}
+
+
+def test_equal_rows_are_stored_once() -> None:
+    """And come back in the order in which they were asked; where all differ nothing is added."""
+    frames = [b"a", b"b", b"a", b"a", b"c"]
+    unique, places = distinct(frames)
+    assert unique == [b"a", b"b", b"c"]
+    assert placed(unique, places) == frames
+    assert distinct([b"a", b"b"]) == ([b"a", b"b"], b"")
+    assert placed([1, 2], b"") == [1, 2]
+    many = [b"x" * 200] * 300_000
+    assert len(RECORDS.seal(Rows(new_job(), *distinct(many)))) < 10_000
+    for damaged in (places[:-1], b"no zlib", distinct([b"a"] * 2 + [b"b"] * 9)[1]):
+        with pytest.raises(EntryError, match="format"):
+            placed(["only one"], damaged)
 
 
 async def test_a_store_that_is_away_raises(tmp_path: Any) -> None:

@@ -101,7 +101,7 @@ def test_an_unusable_data_directory_is_one_line_that_names_it(built: Path, what:
             (place / "folder").mkdir(parents=True)
         done = foreseen("up", f"--data={data}", "--port=0", "--model=fingerprint")
         assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
-        assert done.stderr.startswith(f"foreseen: {place}: ")
+        assert f"{place}: " in done.stderr
 
 
 def test_a_proxy_beside_a_running_system_leaves_its_socket_for_operators_alone(live: Live) -> None:

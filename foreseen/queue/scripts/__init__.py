@@ -6,7 +6,8 @@
                                 the nonces of tickets with one; ps the batches it is in; is its idempotency keys;
                                 m its message; o whose it is, w how it is aboard (m among many, a alone); x deaths of
                                 workers with it aboard, y of such alone, a attempts; sz bytes, tb those of tickets;
-                                u fresh until, z kept until (Unix ms); same. A batch is such a hash, too: n items, d
+                                u fresh until, z kept until (Unix ms); same; by its caller, cs the other callers
+                                with tickets of it, b:CALLER their bytes. A batch is such a hash, too: n items, d
                                 ended, nb of them without an answer, r the list of them, kp how long its result is
                                 kept (ms)
     {fsj1}.same:SAME   string   the job of a question
@@ -17,6 +18,7 @@
     {fsj1}.hooks       zset     tickets that have ended and have a webhook → when it is due (see `outbox.py`)
     {fsj1}.once:NAME   string   an idempotency key → fingerprint of its request ‖ job ‖ nonce; goes with its job
     {fsj1}.batches     zset     batches that have not ended → when they were created
+    {fsj1}.callers     hash     b ‖ CALLER the bytes that a caller has, j ‖ CALLER its jobs that have not ended
     {fsj1}.blob:NAME   string   a file that OpenAI's clients have uploaded, or what a batch was created with
     {fsj1}.blobs       hash     those → their size, and when they are forgotten (Unix s)
     {fsj1}.dead        hash     dead letters: job → what happened

@@ -3,6 +3,7 @@ local base = KEYS[1]
 local QUEUE, LATER, OPEN, ENDS = base .. '.queue', base .. '.later', base .. '.open', base .. '.ends'
 local DEAD, COUNTS, NEWS, GROUP = base .. '.dead', base .. '.counts', base .. '.news', 'workers'
 local HOOKS, BATCHES, ONCE = base .. '.hooks', base .. '.batches', base .. '.once:'
+local CALLERS = base .. '.callers'
 local NONCE, JOB, NAME = NONCE_BYTES, JOB_BYTES, NAME_BYTES
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -10,6 +11,17 @@ local function whole(number) return string.format('%.0f', number) end
 local function at(id) return base .. '.job:' .. id end
 local function count(what, by) redis.call('HINCRBY', COUNTS, what, whole(by)) end
 local function open(state) return state == 'queued' or state == 'running' end
+local function charge(caller, what, by)
+  if not caller or caller == '' or by == 0 then return end
+  if redis.call('HINCRBY', CALLERS, what .. caller, whole(by)) <= 0 then
+    redis.call('HDEL', CALLERS, what .. caller)
+  end
+end
+local function has_share(caller, what, extra, free, weight)
+  if caller == '' or weight == 0 then return true end
+  local has = tonumber(redis.call('HGET', CALLERS, what .. caller) or '0')
+  return has + extra <= weight * (free - extra)
+end
 local function told(id, over)
   redis.call('HINCRBY', at(id), 'v', 1)
   redis.call('PUBLISH', NEWS, over and id or id .. '+')
@@ -30,13 +42,16 @@ local function move(id, from, to)
     count('state:' .. from, -1)
     count('state:' .. to, 1)
     redis.call('HSET', at(id), 's', to)
+    if open(from) ~= open(to) then charge(redis.call('HGET', at(id), 'by'), 'j', open(to) and 1 or -1) end
     told(id, not open(to))
   end
 end
 local function resize(id, size)
-  local before = tonumber(redis.call('HGET', at(id), 'sz') or '0')
+  local before, owner = unpack(redis.call('HMGET', at(id), 'sz', 'by'))
+  before = tonumber(before or '0')
   redis.call('HSET', at(id), 'sz', whole(size))
   count('bytes', size - before)
+  charge(owner, 'b', size - before)
 end
 local function tell(id, nonce)
   if redis.call('HEXISTS', at(id), 'h:' .. nonce) == 1 then redis.call('ZADD', HOOKS, whole(now), id .. nonce) end
@@ -91,6 +106,11 @@ local function forget(id)
   local k = at(id)
   local known = redis.call('HMGET', k, 's', 'same')
   if known[1] then
+    each(id, 'cs', NAME, function(caller)
+      local taken = tonumber(redis.call('HGET', k, 'b:' .. caller))
+      charge(caller, 'b', -taken)
+      charge(redis.call('HGET', k, 'by'), 'b', taken)
+    end)
     resize(id, 0)
     each(id, 'is', NAME, function(name) redis.call('DEL', ONCE .. name) end)
     if redis.call('HEXISTS', k, 'kp') == 0 then count('state:' .. known[1], -1) end
@@ -103,6 +123,7 @@ local function forget(id)
   redis.call('HDEL', DEAD, id)
 end
 local function sweep(most, job_ms, keep_ms)
+  if redis.call('EXISTS', OPEN, BATCHES, ENDS) == 0 then redis.call('DEL', CALLERS) end
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', OPEN, '-inf', whole(now - job_ms), 'LIMIT', 0, most)) do
     local state = redis.call('HGET', at(id), 's')
     if open(state) then

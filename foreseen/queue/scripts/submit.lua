@@ -1,12 +1,15 @@
 -- same (empty: none), new id, nonce, head, rows, ticket, number of rows, bytes to reserve, most jobs, most bytes,
 -- longest life of a job and of a result in ms; each empty for none: the ticket's webhook, its batch, the name of its
--- idempotency key, fingerprint of the request → {job, its state, head, nonce}, or {"", why not: jobs, bytes, reused}.
+-- idempotency key, fingerprint of the request, its caller; how many times what is free a caller may have (0: no bound) →
+-- {job, its state, head, nonce}, or {"", why not: jobs, bytes, share, reused}.
 local same, id, nonce, head, rows, ticket, n = unpack(ARGV, 1, 7)
-local size, most_jobs, most_bytes, job_ms, keep_ms, hook, batch, once, print = unpack(ARGV, 8, 16)
+local size, most_jobs, most_bytes, job_ms, keep_ms, hook, batch, once, print, caller, weight = unpack(ARGV, 8, 18)
+weight = tonumber(weight)
 sweep(16, tonumber(job_ms), tonumber(keep_ms))
 local before = used(once, print)
 if before then return before end
 local room = tonumber(most_bytes) - tonumber(redis.call('HGET', COUNTS, 'bytes') or '0')
+local taken = #ticket + #hook + #batch + #once + 64
 local function hand_out(id)
   local k = at(id)
   redis.call('HSET', k, 't:' .. nonce, ticket)
@@ -17,11 +20,17 @@ local function hand_out(id)
   end
   if batch ~= '' then append(id, 'ps', batch) end
   use(once, print, id, nonce, job_ms + keep_ms)
-  local taken = #ticket + #hook + #batch + #once + 64
   redis.call('HINCRBY', k, 'tb', taken)
   resize(id, tonumber(redis.call('HGET', k, 'sz')) + taken)
+  local owner = redis.call('HGET', k, 'by')
+  if caller ~= '' and owner ~= caller then
+    charge(owner, 'b', -taken)
+    charge(caller, 'b', taken)
+    if redis.call('HINCRBY', k, 'b:' .. caller, taken) == taken then append(id, 'cs', caller) end
+  end
 end
 if room < #ticket + #hook + 64 then return {'', 'bytes', '', ''} end
+if not has_share(caller, 'b', taken, room, weight) then return {'', 'share', '', ''} end
 local known = same ~= '' and redis.call('GET', base .. '.same:' .. same)
 if known then
   local state, fresh, its = unpack(redis.call('HMGET', at(known), 's', 'u', 'head'))
@@ -38,7 +47,13 @@ if known then
   end
 end
 if room < tonumber(size) then return {'', 'bytes', '', ''} end
-if redis.call('ZCARD', OPEN) >= tonumber(most_jobs) then return {'', 'jobs', '', ''} end
+local places = tonumber(most_jobs) - redis.call('ZCARD', OPEN)
+if places < 1 then return {'', 'jobs', '', ''} end
+if not (has_share(caller, 'b', size + taken, room, weight) and has_share(caller, 'j', 1, places, weight)) then
+  return {'', 'share', '', ''}
+end
+if caller ~= '' then redis.call('HSET', at(id), 'by', caller) end
+charge(caller, 'j', 1)
 redis.call('HSET', at(id), 's', 'queued', 'head', head, 'q', rows, 'n', n, 'd', 0, 'c', whole(now), 'v', 1, 't', 0,
   'sz', 0, 'same', same)
 resize(id, tonumber(size))
