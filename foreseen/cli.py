@@ -210,7 +210,7 @@ def warm(*files: Annotated[str, Parameter(env_var=())], settings: WarmSettings) 
         from foreseen.warm.run.command import Job, stand_back
         from foreseen.warm.run.console import bar, forecast_table, summary_table
     except ModuleNotFoundError as error:
-        raise SetupError(f"{error.name} is not installed; pip install 'foreseen[warm]'") from None
+        raise SetupError(f"{error.name} is not installed; install foreseen[warm], see docs/install.md") from None
     from rich.console import Console
 
     configure("error", "warm")

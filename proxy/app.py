@@ -116,7 +116,7 @@ class Proxy:
         self.generations = Generations(self.state, self.pipeline.forget, PurgeMark(self.far, root))
         self.answers = AnswerCache(settings.reply_cache_bytes, tiers.near, self.served, self.generations)
         self.heavy = Heavy()
-        self.callers = CallerCounts(settings.top_callers if settings.metrics else 0)
+        self.callers = CallerCounts(settings.top_callers) if settings.top_callers and settings.metrics else None
         access_log = AccessLog(settings.access_log_hits, models=self.served)
         self.server = Server(
             self.pipeline,

@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from foreseen.errors import SetupError
+from foreseen.operate.callers_view import callers_of, callers_table
 from foreseen.operate.scrape import Scrape, scrape
 
 HITS = ("near", "far")
-SHOWN_CALLERS = 6
 SPARED = ("near", "far", "collapsed", "stale")
 _REQUESTS = "foreseen_request_duration_seconds"
 
@@ -63,7 +63,7 @@ def told(before: Scrape, after: Scrape) -> dict[str, Any]:
         "far": _far(before, after),
         "queue": _queue(before, after),
         "warm": _warm(before, after),
-        "callers": _callers(after),
+        "callers": callers_of(after),
         "models": [
             {
                 "model": model,
@@ -140,20 +140,6 @@ def _warm(before: Scrape, after: Scrape) -> dict[str, Any]:
     }
 
 
-def _callers(after: Scrape) -> list[dict[str, Any]]:
-    """The heaviest callers of the last minute, those with the most requests first."""
-    told = [
-        {
-            "caller": caller,
-            "requests": after.total("foreseen_caller_requests", caller=caller),
-            "rows": after.total("foreseen_caller_rows", caller=caller),
-            "computed_rows": after.total("foreseen_caller_computed_rows", caller=caller),
-        }
-        for caller in after.values("foreseen_caller_requests", "caller")
-    ]
-    return sorted(told, key=lambda one: (one["caller"] == "other", -one["requests"]))
-
-
 def _failed(before: Scrape, after: Scrape) -> float:
     codes = [code for code in after.values("foreseen_requests_total", "code") if code.startswith("5")]
     return round(sum(_rate(before, after, "foreseen_requests_total", code=code) for code in codes), 3)
@@ -206,7 +192,7 @@ def view(url: str, now: dict[str, Any], trouble: str | None = None) -> Group:
         store.add_row(*_warming(warm))
     head = Text(f"foreseen  {url}", style="bold")
     head.append(f"   {trouble}" if trouble else f"   over {now['seconds']:.1f} s", "bold red" if trouble else "dim")
-    callers = [_heaviest(now["callers"])] if now["callers"] else []
+    callers = [callers_table(now["callers"])] if now["callers"] else []
     return Group(head, Panel(numbers), Panel(store), _models(now), *callers)
 
 
@@ -231,16 +217,6 @@ def _warming(warm: dict[str, Any]) -> tuple[Text, ...]:
         _pair("rows/s", f"{warm['rows_per_second']:,.1f}"),
         _pair("through the proxy", f"{through[0]:,.1f}/s asked, {through[1]:,.1f}/s imported"),
     )
-
-
-def _heaviest(callers: list[dict[str, Any]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("heaviest callers, last minute", no_wrap=True, min_width=12)
-    for column in ("requests", "rows", "computed"):
-        table.add_column(column, justify="right")
-    for one in callers[:SHOWN_CALLERS]:
-        table.add_row(one["caller"], *(f"{one[name]:,.0f}" for name in ("requests", "rows", "computed_rows")))
-    return table
 
 
 def _models(now: dict[str, Any]) -> Table:

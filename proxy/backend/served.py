@@ -71,12 +71,6 @@ class ServedModel:
         self._preparation: str | None = None
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """What errors may name of it: inputs and outputs."""
-        seen = self.manifest.seen
-        return (*(one.name for one in seen.inputs), *(one.name for one in seen.outputs))
-
-    @property
     def ready(self) -> bool:
         """Whether a miss would be answered now. Hits need only that the model has ever said its digest."""
         return self.facts is not None and self.reachable

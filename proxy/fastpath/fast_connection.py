@@ -25,7 +25,7 @@ from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.pending_request import PendingRequest
 from foreseen.proxy.predict.response_bytes import Reply, reply_head
 from foreseen.web.bodies import FREE_BYTES, Bodies, Charge
-from foreseen.web.caller import Caller, peer_of
+from foreseen.web.caller import Caller, address_in, peer_of
 from foreseen.web.connection import Connection
 
 HOLD_SECONDS = 0.25
@@ -50,8 +50,8 @@ class FastConnection(Connection):
     """
 
     __slots__ = (
-        "_back", "_bodies", "_charge", "_done", "_fed", "_have", "_head", "_heads", "_held", "_holding", "_idle",
-        "_peer", "_pending", "_responder", "_start", "_wanted", "_whole",
+        "_back", "_bodies", "_charge", "_done", "_fed", "_have", "_head", "_heads", "_held", "_holding", "_hops",
+        "_idle", "_peer", "_pending", "_responder", "_start", "_wanted", "_whole",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +64,7 @@ class FastConnection(Connection):
         self._heads = heads
         self._idle = True
         self._peer: str | None = None
+        self._hops = 0
         self._fed = self._whole = 0
         self._head = self._start = b""
         self._held: list[bytes] = []
@@ -184,8 +185,8 @@ class FastConnection(Connection):
     def _caller(self, head: bytes) -> Caller:
         """Who sends the request that begins with these bytes."""
         if self._peer is None:
-            self._peer = peer_of(self.transport)
-        return Caller(self._peer, head, self.forwarded_hops)
+            self._peer, self._hops = peer_of(self.transport), self.forwarded_hops
+        return Caller(address_in(head, self._peer, self._hops) if self._hops else self._peer, head)
 
     def _answer(self, head: RequestHead, body: bytes, raw: bytes | None, lookup: Lookup | None = None) -> None:
         """A whole request with a known head: its reply now, or when what it waits for is here."""

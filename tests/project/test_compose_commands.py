@@ -151,3 +151,10 @@ def test_the_file_system_is_as_read_only_as_the_file_says(composed: Composed) ->
         ("/tmp/x", True),
     ):
         assert (composed.proxy.exec("touch", path).returncode == 0) == possible_there, path
+
+
+def test_top_looks_at_the_proxy_beside_it(composed: Composed) -> None:
+    """`docker compose exec proxy foreseen top`: without a flag it asks port 8000, which is the container's own."""
+    done = composed.proxy.exec(FORESEEN, "top", "--once", "--interval=0.1", f"--url={composed.url}")
+    assert done.returncode == 0, done.stderr
+    assert "requests/s" in done.stdout

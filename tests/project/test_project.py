@@ -188,3 +188,11 @@ def test_the_readme_names_only_what_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`make ([\w-]+)", text):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_make_alone_prints_its_targets() -> None:
+    """`make` starts nothing: a line for every target with a description, and the variables."""
+    done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
+    described = re.findall(r"(?m)^([a-z-]+):.*## ", (ROOT / "Makefile").read_text())
+    assert re.findall(r"(?m)^make ([a-z-]+) ", done.stdout) == described
+    assert "PORT=8000" in done.stdout

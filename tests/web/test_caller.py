@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from foreseen.web.caller import Caller, address_of, known_path
+from foreseen.web.caller import Caller, address_in, address_of, known_path
 
 HEAD = (
     b"POST /v2/models/m/infer?secret=1 HTTP/1.1\r\nHost: x\r\nX-Request-Id: abc-1\r\n"
@@ -32,22 +32,24 @@ HEAD = (
 def test_addresses(forwarded: list[str], hops: int, address: str) -> None:
     """So many from the end as there are trusted proxies; what is no address changes nothing."""
     assert address_of("10.0.0.9", forwarded, hops) == address
+    assert address_in(HEAD, "10.0.0.9", 1) == "1.2.3.4"
+    assert address_in(HEAD, "10.0.0.9", 0) == "10.0.0.9"
 
 
 def test_what_a_line_says() -> None:
     """The path without its query and without names that the client made up; the request id, plain and bounded."""
-    assert Caller("10.0.0.9", HEAD, 1).fields({"m"}) == {
+    assert Caller("1.2.3.4", HEAD).fields({"m"}) == {
         "client": "1.2.3.4",
         "path": "/v2/models/m/infer",
         "request_id": "abc-1",
     }
     head = b"GET /\xff%b HTTP/1.1\r\nx-correlation-id:\t\x7f%b\r\n\r\n" % (b"x" * 999, b"y" * 999)
-    odd = Caller("10.0.0.9", head, 0)
+    odd = Caller("10.0.0.9", head)
     told = odd.fields()
     assert told["client"] == "10.0.0.9"
     assert told["path"] == "/{…}"
     assert len(str(told["request_id"])) == 128
-    assert "request_id" not in Caller("a", b"GET / HTTP/1.1\r\n\r\n", 0).fields()
+    assert "request_id" not in Caller("a", b"GET / HTTP/1.1\r\n\r\n").fields()
 
 
 @pytest.mark.parametrize(

