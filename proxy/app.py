@@ -11,16 +11,15 @@ from typing import Any
 
 import structlog
 import uvloop
-from aiohttp import http_parser, web
+from aiohttp import web
 
-from foreseen.errors import FarError, SetupError
+from foreseen.errors import FarError
 from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import secret_check, tag_key
 from foreseen.keys.secret import read_secret
 from foreseen.modelspec.artifact import refuse_optional
 from foreseen.modelspec.manifest import find
-from foreseen.modelspec.policy import Freshness
-from foreseen.paths import children_file, model_socket, redis_socket
+from foreseen.paths import children_file, model_socket
 from foreseen.proxy.admin.admin import Token
 from foreseen.proxy.admin.heartbeat import Heartbeat
 from foreseen.proxy.admin.purge import Purger, admin_application
@@ -39,6 +38,7 @@ from foreseen.proxy.cache.tiers import TierLimits, Tiers
 from foreseen.proxy.fastpath.fast_connection import FastConnection
 from foreseen.proxy.fastpath.known_heads import KnownHeads
 from foreseen.proxy.fastpath.responder import Responder
+from foreseen.proxy.from_settings import assert_parser, bounds_of, far_of, freshness_of, limits_of
 from foreseen.proxy.handlers import Handlers
 from foreseen.proxy.jobs.batch import Batches
 from foreseen.proxy.jobs.openai_batches import OpenAIBatches
@@ -51,12 +51,9 @@ from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.serve import Server
 from foreseen.queue.queue import connect_queue
-from foreseen.queue.queue_types import MAX_JOBS, Bounds
 from foreseen.queue.records import Records
 from foreseen.queue.targets import Allowed
 from foreseen.settings import ProxySettings
-from foreseen.stores.cluster import far_at
-from foreseen.stores.owned import OwnedEntries
 from foreseen.stores.redis_urls import access_of
 from foreseen.stores.state import connect_state
 from foreseen.tasks import end
@@ -69,8 +66,8 @@ from foreseen.web.connection import AppRunner
 from foreseen.web.drain import Shutdown, announce, drain
 from foreseen.web.gc_freeze import settle
 from foreseen.web.heavy import Heavy
-from foreseen.web.limits import Gate, ListenerLimits
-from foreseen.web.listen import BACKLOG, files_for, inherited, listen, listen_admin
+from foreseen.web.limits import Gate
+from foreseen.web.listen import BACKLOG, inherited, listen, listen_admin
 
 log = structlog.get_logger()
 
@@ -88,8 +85,8 @@ class Proxy:
     """One proxy process: its models, its pipeline, its application."""
 
     def __init__(self, settings: ProxySettings, upstream: Upstream | None = None) -> None:
-        """`upstream` has found its models already."""
-        _assert_parser()
+        """`upstream` has found its models already. Rooms are built from the bottom up."""
+        assert_parser()
         root = read_secret(settings.secret_file or settings.data / "secret")
         self.settings = settings
         use_slot(settings.slot)
@@ -98,9 +95,24 @@ class Proxy:
         self.trials = IsolationLock() if upstream is None else upstream.trials
         self.served = {} if upstream is None else upstream.served
         self.served |= {served.manifest.name: served for served in map(self._serve, settings.own_models)}
-        self.far = _far(settings, secret_check(root))
+        self.heavy = Heavy()
+        self.callers = CallerCounts(settings.top_callers) if settings.top_callers and settings.metrics else None
+        tiers = self._build_stores(root)
+        self._build_predict(tiers, root)
+        self._build_jobs(root)
+        token = self._build_admin(tiers)
+        self._build_http(tiers, token)
+
+    def _build_stores(self, root: bytes) -> Tiers:
+        """near, far, and the state store's clients."""
+        settings = self.settings
+        self.far = far_of(settings, secret_check(root))
         self.trials.among(self.far, root, self.metrics)
-        tiers = Tiers(
+        given = None if settings.state == "none" else settings.state
+        access, replicas = access_of(settings), settings.state_replicas
+        self.state = None if given is None else connect_state(given, access, replicas)
+        self.queue = None if given is None else connect_queue(given, bounds_of(settings), access, replicas)
+        return Tiers(
             root=root,
             codec=EntryCodec(tag_key(root)),
             near=Near(settings.near_bytes),
@@ -108,15 +120,14 @@ class Proxy:
             metrics=self.metrics,
             limits=TierLimits(far_pending_bytes=settings.far_pending_bytes),
         )
-        given = None if settings.state == "none" else settings.state
-        access, replicas = access_of(settings), settings.state_replicas
-        self.state = None if given is None else connect_state(given, access, replicas)
+
+    def _build_predict(self, tiers: Tiers, root: bytes) -> None:
+        """The pipeline, the answer cache and the server of predict requests."""
+        settings = self.settings
         leases = Leases(self.far, self.metrics, settings.lease_ms / 1000)
         self.pipeline = Pipeline(tiers, self.served, self.metrics, settings.waiting_rows, settings.miss_rows, leases)
         self.generations = Generations(self.state, self.pipeline.forget, PurgeMark(self.far, root))
         self.answers = AnswerCache(settings.reply_cache_bytes, tiers.near, self.served, self.generations)
-        self.heavy = Heavy()
-        self.callers = CallerCounts(settings.top_callers) if settings.top_callers and settings.metrics else None
         access_log = AccessLog(settings.access_log_hits, models=self.served)
         self.server = Server(
             self.pipeline,
@@ -129,15 +140,22 @@ class Proxy:
             purges=self.generations,
             heavy=self.heavy,
         )
+
+    def _build_jobs(self, root: bytes) -> None:
+        """Tickets, where there is a state store."""
+        settings = self.settings
         self.webhooks = Allowed(settings.webhook_allow, settings.webhook_ports, settings.webhook_networks)
         self.records = Records(root)
-        self.queue = None if given is None else connect_queue(given, bounds_of(settings), access, replicas)
         self.jobs: Jobs | None = None
         if self.queue is not None:
             self.jobs = Jobs(
                 self.queue, self.records, self.pipeline, self.served, self.generations, self.metrics, self.heavy
             )
-        self.gate = Gate(_limits(settings), lambda limit: self.metrics.limited.labels(limit).inc())
+
+    def _build_admin(self, tiers: Tiers) -> Token:
+        """Limits, the heartbeat and the operators' application."""
+        settings, upstream = self.settings, self.upstream
+        self.gate = Gate(limits_of(settings), lambda limit: self.metrics.limited.labels(limit).inc())
         self.heartbeat = Heartbeat(
             self.pipeline,
             self.served,
@@ -155,9 +173,14 @@ class Proxy:
         token = Token(
             settings.admin_token_file or settings.data / "admin-token", required=settings.admin_token_file is not None
         )
-        self.bodies = Bodies()
         self.targets = Targets(self.state, self.served, settings.data)
         self.admin = admin_application(Purger(self.state, tiers), self.targets, token, settings.body_seconds)
+        return token
+
+    def _build_http(self, tiers: Tiers, token: Token) -> None:
+        """The responder, the known heads and the public application."""
+        upstream = self.upstream
+        self.bodies = Bodies()
         self.responder = Responder(
             served=self.served,
             server=self.server,
@@ -165,12 +188,12 @@ class Proxy:
             clock=tiers.clock,
             refused={} if upstream is None else upstream.refused,
         )
-        self.heads = KnownHeads(settings.body_bytes)
+        self.heads = KnownHeads(self.settings.body_bytes)
         self.application = Handlers(
             served=self.served,
             server=self.server,
             responder=self.responder,
-            settings=settings,
+            settings=self.settings,
             token=token,
             exposition=self.heartbeat.exposition,
             predictions=self._predictions(),
@@ -201,7 +224,7 @@ class Proxy:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Watch the models; at the end let flights land and close every connection."""
-        await self._look_at_far()
+        await self._look_atfar_of()
         if self.upstream is not None:
             watchers = [asyncio.create_task(self.upstream.follow())]
         else:
@@ -260,7 +283,7 @@ class Proxy:
     def _versions(self) -> dict[str, str]:
         return {name: served.manifest.version for name, served in self.served.items()}
 
-    async def _look_at_far(self) -> None:
+    async def _look_atfar_of(self) -> None:
         if self.far is None:
             return
         try:
@@ -272,7 +295,7 @@ class Proxy:
         name, _, address = named.partition("=")
         manifest = find(name, self.settings.model_folders)
         if manifest.upstream is not None and not address:
-            defaults = _freshness(self.settings)
+            defaults = freshness_of(self.settings)
             told = declared_told(manifest)
             return in_front_of((manifest.upstream,), told, self.settings, defaults, manifest, self.trials)
         refuse_optional(manifest)
@@ -283,13 +306,13 @@ class Proxy:
             trials=self.trials,
         )
         return ServedModel(
-            manifest, process, self.settings.data, policy_of(manifest.freshness, _freshness(self.settings))
+            manifest, process, self.settings.data, policy_of(manifest.freshness, freshness_of(self.settings))
         )
 
 
 async def upstream_for(settings: ProxySettings) -> Upstream | None:
     """The upstream of the settings, its models found; None where there is none. Raises SetupError."""
-    return await upstream_of(settings, _freshness(settings))
+    return await upstream_of(settings, freshness_of(settings))
 
 
 async def _run(settings: ProxySettings) -> None:
@@ -338,51 +361,3 @@ def run(settings: ProxySettings) -> None:
     """Serve until SIGTERM (then drain) or SIGINT. Raises SetupError where something is not as it must be."""
     sys.setswitchinterval(_SWITCH_SECONDS)
     uvloop.run(_run(settings))
-
-
-def _far(settings: ProxySettings, check: bytes) -> OwnedEntries | None:
-    if settings.redis == "none":
-        return None
-    url = settings.redis or f"unix://{redis_socket(settings.data)}"
-    budget_seconds = settings.far_budget_ms / 1000
-    entries = far_at(url, budget_seconds, access=access_of(settings))
-    return OwnedEntries(entries, check)
-
-
-def _limits(settings: ProxySettings) -> ListenerLimits:
-    """Of the public listener. Every connection is an open file."""
-    return ListenerLimits(
-        connections=files_for(settings.connections),
-        requests=settings.connection_requests,
-        head_seconds=settings.head_seconds,
-        write_seconds=settings.write_seconds,
-        rate=settings.rate,
-        burst=settings.rate_burst,
-        forwarded_hops=settings.forwarded_hops,
-    )
-
-
-def _freshness(settings: ProxySettings) -> Freshness:
-    """What manifests that say nothing get."""
-    return Freshness(
-        settings.soft_ttl_seconds,
-        settings.ttl_seconds,
-        settings.stale_while_revalidate_seconds,
-        settings.stale_if_error_seconds,
-    )
-
-
-def bounds_of(settings: ProxySettings) -> Bounds:
-    """How much the queue holds, and for how long."""
-    if not 0.0 < settings.queue_share <= 1.0:
-        raise SetupError(f"--queue-share {settings.queue_share:g}: give a number above 0, and 1 at most")
-    seconds = settings.job_seconds, settings.result_seconds
-    return Bounds(MAX_JOBS, settings.queue_bytes, *seconds, share=settings.queue_share)
-
-
-def _assert_parser() -> None:
-    """aiohttp's pure-Python parser has a CVE family of its own, and `python -O` takes its assertions out."""
-    if http_parser.HttpRequestParser.__module__ != "aiohttp._http_parser":
-        raise SetupError("aiohttp runs without its C parser; reinstall aiohttp from a wheel")
-    if not __debug__:
-        raise SetupError("do not run with python -O: libraries' security checks are assertions")

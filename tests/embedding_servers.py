@@ -15,8 +15,9 @@ import numpy as np
 from aiohttp import web
 
 from foreseen.keys.secret import make_secret
-from foreseen.proxy.app import Proxy, _freshness
+from foreseen.proxy.app import Proxy
 from foreseen.proxy.backend.discovery import upstream_of
+from foreseen.proxy.from_settings import freshness_of
 from foreseen.settings import ProxySettings
 from tests.foreign import Front, listening
 
@@ -147,6 +148,6 @@ async def embedding_proxy(data: Path, *upstreams: str, **more: Any) -> AsyncIter
     """A proxy without a far tier in front of replicas of an embedding server, and its address."""
     make_secret(data / "secret")
     settings = ProxySettings(data=data, upstream=upstreams, redis="none", **more)
-    proxy = Proxy(settings, await upstream_of(settings, _freshness(settings)))
+    proxy = Proxy(settings, await upstream_of(settings, freshness_of(settings)))
     async with proxy.running(), listening(proxy.application) as url, aiohttp.ClientSession() as client:
         yield Front(proxy, client, url), url

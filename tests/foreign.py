@@ -13,8 +13,9 @@ import aiohttp
 from aiohttp import web
 
 from foreseen.keys.secret import make_secret
-from foreseen.proxy.app import Proxy, _freshness
+from foreseen.proxy.app import Proxy
 from foreseen.proxy.backend.discovery import upstream_of
+from foreseen.proxy.from_settings import freshness_of
 from foreseen.settings import ProxySettings
 from tests.questions import fingerprint
 
@@ -172,6 +173,6 @@ async def fronted(upstream: str | None, data: Path, **more: Any) -> AsyncIterato
     """A proxy without a far tier in front of a server."""
     make_secret(data / "secret")
     settings = ProxySettings(data=data, upstream=(upstream,) if upstream else (), redis="none", **more)
-    proxy = Proxy(settings, await upstream_of(settings, _freshness(settings)))
+    proxy = Proxy(settings, await upstream_of(settings, freshness_of(settings)))
     async with proxy.running(), listening(proxy.application) as url, aiohttp.ClientSession() as client:
         yield Front(proxy, client, url)

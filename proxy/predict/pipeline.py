@@ -1,14 +1,13 @@
-"""The story: how a question becomes answers. Read this file first.
+"""near → flight → far → model → keep: how a question becomes answers. Read this file first.
 
     key     each row's frame becomes its identity
     near    this process's memory
-    flight  rows somebody is already asking for are waited for, not asked again
-    far     Redis, all rows of this moment in one MGET; of a slow model, rows that another proxy computes are waited for
-    model   the rows nobody knows, in one request; of a slow model in some, so that nobody waits for others' rows
+    flight  a row that is being computed is waited for, not computed again
+    far     Redis, one MGET per event-loop turn; rows of a slow model that another proxy computes are waited for
+    model   cache misses: in one request, of a slow model in several, so that no caller waits for another's rows
     keep    new rows go to near and far
 
-(decode and prepare come before it, render after it: `pending_request.py`.) Functions stand in the order in which the
-data moves.
+decode, prepare and render are around it (`pending_request.py`). Functions stand in the order in which the data moves.
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
+
+from msgspec import structs
 
 from foreseen.errors import DigestMoved, ForeseenError, InputRejected, NotCached, Overloaded, RowsRefused, TooLarge
 from foreseen.keys.key import Framer
@@ -42,8 +43,7 @@ NOTHING = LookResult({}, {})
 SLICE_ROWS = 256
 """Rows that are keyed in one turn of the event loop: about a millisecond."""
 PART_ROWS = 4096
-"""More rows of one question are answered a part after another: what a row takes while it is under way, 2 KiB, is taken
-for one part at a time."""
+"""A larger question is answered part by part: a row takes 2 KiB while it is in flight."""
 MAX_NEW_ROWS = 65_536
 """Rows of one question that near may lack."""
 
@@ -98,7 +98,8 @@ class Pipeline:
             return await self._answer(question, keys)
         answers: list[Answer] = []
         for at in range(0, len(keys), PART_ROWS):
-            answers += await self._answer(_part(question, at, PART_ROWS), keys[at : at + PART_ROWS])
+            part = structs.replace(question, rows=question.rows[at : at + PART_ROWS])
+            answers += await self._answer(part, keys[at : at + PART_ROWS])
             await asyncio.sleep(0)
         return answers
 
@@ -153,7 +154,7 @@ class Pipeline:
         keys: list[Key] = []
         new: dict[Key, Key] = {}
         for at in range(0, len(question.rows), SLICE_ROWS):
-            part = self.keys(_part(question, at, SLICE_ROWS))
+            part = self.keys(structs.replace(question, rows=question.rows[at : at + SLICE_ROWS]))
             if len(question.rows) > MAX_NEW_ROWS:  # equal rows share a key, which is a third of what a row takes here
                 part = [key if self.tiers.near.peek(key) else new.setdefault(key, key) for key in part]
                 _check_new(len(new))
@@ -216,7 +217,7 @@ class Pipeline:
             await self.leases.divide(batch, missing, look, compute)
         except ForeseenError as error:
             for key in batch.missed:
-                self._land_spare(batch, key, error)
+                self._fall_back(batch, key, error)
             raise
 
     async def _look_far(self, batch: FlightBatch) -> tuple[float | None, list[Key]]:
@@ -278,15 +279,15 @@ class Pipeline:
         async def ask(keys: Sequence[Key]) -> Exception | None:
             try:
                 await self._ask_group(batch, far_seconds, keys, one_kept)
-            except Exception as error:  # noqa: BLE001 - whatever it was belongs to those aboard
+            except Exception as error:  # noqa: BLE001 - the error belongs to the rows of this request
                 for key in keys:
-                    if not (isinstance(error, ForeseenError) and self._land_spare(batch, key, error)):
+                    if not (isinstance(error, ForeseenError) and self._fall_back(batch, key, error)):
                         self.flights.fail(batch, [key], error)
                 return error
             return None
 
-        told = await asyncio.gather(*(ask([missing[at] for at in group]) for group in groups))
-        for error in told:
+        errors = await asyncio.gather(*(ask([missing[at] for at in group]) for group in groups))
+        for error in errors:
             if error is not None:
                 raise error
         return None
@@ -302,7 +303,7 @@ class Pipeline:
         try:
             predictions = await self._predicted(space.model, rows, parameters, options)
         except RowsRefused as some:
-            missing, predictions = self._crash_refused(batch, missing, some.outcomes)
+            missing, predictions = self._fail_refused(batch, missing, some.outcomes)
         except ForeseenError:
             self.far_skip.model_failed(space.model)
             raise
@@ -324,20 +325,18 @@ class Pipeline:
         for key, prediction in zip(missing, expiring, strict=True):
             self.flights.resolve(batch, key, Answer(prediction, "model", stored, trip))
 
-    def _crash_refused(
+    def _fail_refused(
         self, batch: FlightBatch, missing: Sequence[Key], outcomes: Sequence[Prediction | ForeseenError]
     ) -> tuple[Sequence[Key], list[Prediction]]:
         """Rows that the model refuses, or that are in quarantine, get their error; who is left, with predictions."""
-        answered: list[tuple[Key, Prediction]] = []
+        answered = {key: one for key, one in zip(missing, outcomes, strict=True) if isinstance(one, Prediction)}
         for key, outcome in zip(missing, outcomes, strict=True):
-            if isinstance(outcome, Prediction):
-                answered.append((key, outcome))
-            elif not self._land_spare(batch, key, outcome):
+            if not isinstance(outcome, Prediction) and not self._fall_back(batch, key, outcome):
                 self.flights.fail(batch, [key], outcome)
-        return [key for key, _ in answered], [prediction for _, prediction in answered]
+        return list(answered), list(answered.values())
 
-    def _land_spare(self, batch: FlightBatch, key: Key, error: ForeseenError) -> bool:
-        """Land the stale answer that a row may have where there is none, unless the input itself is wrong."""
+    def _fall_back(self, batch: FlightBatch, key: Key, error: ForeseenError) -> bool:
+        """Answer a row with its stale entry, if it has one, unless the input itself is wrong."""
         missed = batch.missed.get(key)
         if error.status < 500 or missed is None or missed.stale_fallback is None:
             return False
@@ -384,21 +383,16 @@ class Pipeline:
             self._metrics.background_rows.labels(model, result).inc(rows)
 
     async def forget(self, keys: Mapping[Key, float] | None) -> None:
-        """Purged keys, by when they were, or everything: what is under way is answered, but nobody joins it and nothing
-        of it is kept."""
+        """Purged keys, by when they were, or everything: flights under way are answered, not joined and not kept."""
         for key in keys or ():
             self.flights.forget(key)
         await self.tiers.forget(keys)
 
     async def close(self, seconds: float) -> None:
-        """Let flights land and stores finish, at most so long each."""
+        """Wait for flights and stores to finish, at most so long each."""
         await self.flights.drain(seconds)
         await self.tiers.close(seconds)
         await self.leases.close(seconds)
-
-
-def _part(question: Question, at: int, rows: int) -> Question:
-    return Question(question.space, question.rows[at : at + rows], question.options, question.parameters)
 
 
 def _check_new(rows: int) -> None:

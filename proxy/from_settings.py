@@ -1,0 +1,64 @@
+"""What a proxy process makes of its settings: far, limits, freshness, bounds of the job queue."""
+
+from __future__ import annotations
+
+from aiohttp import http_parser
+
+from foreseen.errors import SetupError
+from foreseen.modelspec.policy import Freshness
+from foreseen.paths import redis_socket
+from foreseen.queue.queue_types import MAX_JOBS, Bounds
+from foreseen.settings import ProxySettings
+from foreseen.stores.cluster import far_at
+from foreseen.stores.owned import OwnedEntries
+from foreseen.stores.redis_urls import access_of
+from foreseen.web.limits import ListenerLimits
+from foreseen.web.listen import files_for
+
+
+def far_of(settings: ProxySettings, check: bytes) -> OwnedEntries | None:
+    if settings.redis == "none":
+        return None
+    url = settings.redis or f"unix://{redis_socket(settings.data)}"
+    budget_seconds = settings.far_budget_ms / 1000
+    entries = far_at(url, budget_seconds, access=access_of(settings))
+    return OwnedEntries(entries, check)
+
+
+def limits_of(settings: ProxySettings) -> ListenerLimits:
+    """Of the public listener. Every connection is an open file."""
+    return ListenerLimits(
+        connections=files_for(settings.connections),
+        requests=settings.connection_requests,
+        head_seconds=settings.head_seconds,
+        write_seconds=settings.write_seconds,
+        rate=settings.rate,
+        burst=settings.rate_burst,
+        forwarded_hops=settings.forwarded_hops,
+    )
+
+
+def freshness_of(settings: ProxySettings) -> Freshness:
+    """What manifests that say nothing get."""
+    return Freshness(
+        settings.soft_ttl_seconds,
+        settings.ttl_seconds,
+        settings.stale_while_revalidate_seconds,
+        settings.stale_if_error_seconds,
+    )
+
+
+def bounds_of(settings: ProxySettings) -> Bounds:
+    """How much the queue holds, and for how long."""
+    if not 0.0 < settings.queue_share <= 1.0:
+        raise SetupError(f"--queue-share {settings.queue_share:g}: give a number above 0, and 1 at most")
+    seconds = settings.job_seconds, settings.result_seconds
+    return Bounds(MAX_JOBS, settings.queue_bytes, *seconds, share=settings.queue_share)
+
+
+def assert_parser() -> None:
+    """aiohttp's pure-Python parser has a CVE family of its own, and `python -O` takes its assertions out."""
+    if http_parser.HttpRequestParser.__module__ != "aiohttp._http_parser":
+        raise SetupError("aiohttp runs without its C parser; reinstall aiohttp from a wheel")
+    if not __debug__:
+        raise SetupError("do not run with python -O: libraries' security checks are assertions")
