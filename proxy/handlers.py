@@ -15,6 +15,8 @@ from multidict import CIMultiDict
 from foreseen.errors import BadRequest, WebhookRefused
 from foreseen.proxy import describe
 from foreseen.proxy.admin.admin import Token, explained
+from foreseen.proxy.admin.explain_rows import explain_request
+from foreseen.proxy.admin.import_rows import import_request
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import NO_CONTROL, Control, control_of
 from foreseen.proxy.fastpath.fast_connection import FastConnection
@@ -23,8 +25,6 @@ from foreseen.proxy.jobs.predictions import Predictions
 from foreseen.proxy.jobs.ticket_options import WEBHOOK, Prefer
 from foreseen.proxy.predict import codecs
 from foreseen.proxy.predict.ask import Protocol, RequestHead
-from foreseen.proxy.predict.explain_rows import explain_request
-from foreseen.proxy.predict.import_rows import import_request
 from foreseen.proxy.predict.serve import Server
 from foreseen.settings import ProxySettings
 from foreseen.telemetry.exposition import CONTENT_TYPE

@@ -14,7 +14,7 @@ from airflow.sdk.exceptions import AirflowException
 
 from foreseen.errors import ForeseenError, SetupError
 from foreseen.settings import WarmSettings
-from foreseen.warm.run.checkpoint import Progress
+from foreseen.warm.checkpoint import Progress
 from foreseen.warm.run.checks import share_of
 from foreseen.warm.run.command import Job, Summary
 

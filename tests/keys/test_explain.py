@@ -17,7 +17,7 @@ from foreseen.keys.explain import differences, read_frame
 from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.operate.commands.observed_command import summary_of, table
-from foreseen.proxy.predict.explain_rows import explain_rows
+from foreseen.proxy.admin.explain_rows import explain_rows
 from foreseen.proxy.predict.observe import Observer, closeness
 from foreseen.types import Row, Space
 from tests.doubles import BrokenFar, Clock, DictFar, ScriptedModel, pipeline, predicted, question, row

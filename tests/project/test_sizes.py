@@ -18,7 +18,7 @@ MAX_FOLDER_MODULES = 14
 LONG_MODULES_NOW = 18
 MODULES_OVER: set[str] = set()
 FUNCTIONS_OVER: set[str] = set()
-FOLDERS_OVER = {"foreseen/warm/run", "proxy/predict"}
+FOLDERS_OVER: set[str] = set()
 
 
 def _modules() -> dict[str, Path]:

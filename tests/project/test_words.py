@@ -40,7 +40,7 @@ OPEN = frozenset(
         "foreseen.proxy.describe",
         "foreseen.proxy.fastpath.known_heads",
         "foreseen.proxy.handlers",
-        "foreseen.proxy.predict.import_rows",
+        "foreseen.proxy.admin.import_rows",
         "foreseen.proxy.predict.pipeline",
         "foreseen.queue.queue",
         "foreseen.queue.records",

@@ -29,7 +29,7 @@ from foreseen.paths import model_socket, redis_socket, state_socket
 from foreseen.settings import WarmSettings
 from foreseen.stores.state import generation_of, read_generations
 from foreseen.warm import Plan, Warmer, plan_for
-from foreseen.warm.run.checkpoint import Progress
+from foreseen.warm.checkpoint import Progress
 from foreseen.warm.run.command import Job, Summary
 from foreseen.warm.run.console import pace
 from foreseen.warm.run.dry_run import _Distinct

@@ -11,7 +11,7 @@ import pytest
 from foreseen.queue.queue import Queue, connect_queue
 from foreseen.queue.warm_progress import RUNS
 from foreseen.types import WarmRunStatus
-from foreseen.warm.run.checkpoint import Progress
+from foreseen.warm.checkpoint import Progress
 from foreseen.warm.run.command import Job
 from foreseen.warm.run.progress_reporter import NOTHING, ProgressReporter
 from tests.live import Live

@@ -20,19 +20,19 @@ from foreseen.errors import SetupError
 from foreseen.modelspec.manifest import Manifest
 from foreseen.settings import WarmSettings
 from foreseen.stores.redis_urls import access_of
+from foreseen.warm.checkpoint import Checkpoint, Progress, run_name
 from foreseen.warm.plan import Plan
 from foreseen.warm.read.files import File, check_columns, files_of
 from foreseen.warm.read.reader import Chunk, chunks
-from foreseen.warm.run.checkpoint import Checkpoint, Progress, run_name
 from foreseen.warm.run.checks import check, share_of
 from foreseen.warm.run.dry_run import Forecast, forecast
 from foreseen.warm.run.generation import SpaceGenerations
 from foreseen.warm.run.progress_reporter import ProgressReporter
 from foreseen.warm.run.resolve import check_digests, check_types, plan_of, state_of, wanted_columns
-from foreseen.warm.run.sched_idle import only_when_idle
 from foreseen.warm.run.verify import Sample
 from foreseen.warm.run.warm_worker import Done, WarmTarget, WarmWorker, proxy_target_of
 from foreseen.warm.run.warmer import ReadyBatch, Warmer
+from foreseen.warm.sched_idle import only_when_idle
 from foreseen.warm.write.importer import OUTPUT_PREFIX
 from foreseen.warm.write.results import where
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
-from foreseen.warm.run.checkpoint import Progress as Done
+from foreseen.warm.checkpoint import Progress as Done
 from foreseen.warm.run.command import Summary
 from foreseen.warm.run.dry_run import Forecast
 

@@ -25,8 +25,8 @@ from foreseen.settings import WarmSettings
 from foreseen.warm.plan import Plan
 from foreseen.warm.read.files import File
 from foreseen.warm.read.reader import Chunk, chunks
-from foreseen.warm.run.sched_idle import only_when_idle
 from foreseen.warm.run.warm_worker import Done, WarmWorker, target_of
+from foreseen.warm.sched_idle import only_when_idle
 
 READER_CPUS, ACTOR_CPUS = 0.25, 0.5
 """Both mostly wait: for the disk, for the model, for Redis. Different, so that Ray does not make one of the two."""

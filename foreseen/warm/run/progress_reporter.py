@@ -16,7 +16,7 @@ from foreseen.queue.queue import Queue, connect_queue
 from foreseen.queue.queue_types import Bounds
 from foreseen.queue.warm_progress import Run
 from foreseen.stores.redis_urls import BY_ADDRESS, Access
-from foreseen.warm.run.checkpoint import Progress
+from foreseen.warm.checkpoint import Progress
 
 BEAT_SECONDS = 1.0
 NOTHING = Bounds(0, 0, 0.0, 0.0)
