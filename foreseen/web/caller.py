@@ -13,13 +13,12 @@ from collections.abc import Container, Sequence
 from aiohttp import web
 from msgspec import Struct
 
-CALLER = "foreseen.caller"
-"""Where a request of aiohttp keeps its caller."""
 MAX_ID_CHARACTERS, MAX_PARTS = 128, 12
 _WORDS = frozenset(
     (
-        "", "v1", "v2", "models", "versions", "infer", "predict", "explain", "import", "predictions", "batch", "result",
-        "results", "health", "live", "ready", "config", "stats", "metrics", "repository", "index", "admin",
+        "", "v1", "v2", "batch", "batches", "cancel", "config", "content", "embeddings", "explain", "files", "health",
+        "import", "index", "infer", "live", "metrics", "models", "openai", "predict", "predictions", "ready",
+        "repository", "rerank", "result", "score", "stats", "versions",
     )
 )  # fmt: skip
 """What routes are made of."""
@@ -45,6 +44,10 @@ class Caller(Struct, frozen=True):
         if named is not None and named[1].strip():
             fields["request_id"] = plain(named[1].decode("latin-1").strip(), MAX_ID_CHARACTERS)
         return fields
+
+
+CALLER = web.RequestKey("caller", Caller)
+"""Where a request of aiohttp keeps its caller."""
 
 
 def caller_of(request: web.BaseRequest) -> Caller:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from foreseen.web.caller import Caller, address_in, address_of, known_path
+from tests.openapi import application, routes
 
 HEAD = (
     b"POST /v2/models/m/infer?secret=1 HTTP/1.1\r\nHost: x\r\nX-Request-Id: abc-1\r\n"
@@ -66,3 +69,10 @@ def test_what_a_line_says() -> None:
 def test_a_path_shows_known_words(path: str, shown: str) -> None:
     """Routes, numbers and served models; everything else is the client's."""
     assert known_path(path, {"m"}) == shown
+
+
+def test_every_route_is_made_of_words_that_are_shown() -> None:
+    """A new route must not be `{…}` in the log."""
+    for route, _ in routes(application()):
+        path = re.sub(r"\{[^{}]*(?:\{[^}]*\})?[^{}]*\}", "m", route)
+        assert known_path(path, {"m"}) == path
