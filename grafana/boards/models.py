@@ -59,7 +59,7 @@ MODELS = (
                 "Models of the server behind --upstream, or that server itself, that cannot be served, by problem. See "
                 "runbook: ForeseenUpstreamNotServed.",
                 "none",
-                ((f"max by (problem) (foreseen_upstream_problems{{{OURS}}})", "{{problem}}"),),
+                ((f"max by (problem) (foreseen_upstream_problems{{{OURS}}}) or vector(0)", "{{problem}}"),),
             ),
             Panel(
                 "Rows in quarantine",
