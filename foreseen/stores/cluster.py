@@ -16,7 +16,7 @@ import structlog
 from foreseen.errors import FarError
 from foreseen.stores.commands import PREFIX, Command, Entries
 from foreseen.stores.far import Far, SlotMoved
-from foreseen.stores.redis_urls import BY_ADDRESS, SLOTS, Access, Whereabouts, connect, several, slot_of
+from foreseen.stores.redis_urls import BY_ADDRESS, SLOTS, Access, SlotMap, connect, several, slot_of
 from foreseen.tasks import end
 from foreseen.types import DOWN, FarState, Key
 
@@ -36,7 +36,7 @@ def far_at(url: str, budget_seconds: float, *, access: Access = BY_ADDRESS) -> E
     if many is None:
         return one(url)
     return ShardedFar(
-        lambda: many.explain_rows(budget_seconds, access), lambda address: one(many.server(address)), budget_seconds
+        lambda: many.locate(budget_seconds, access), lambda address: one(many.server(address)), budget_seconds
     )
 
 
@@ -44,7 +44,7 @@ class ShardedFar(Entries):
     """Entries over several servers."""
 
     def __init__(
-        self, locate: Callable[[], Awaitable[Whereabouts]], server: Callable[[str], Far], budget_seconds: float
+        self, locate: Callable[[], Awaitable[SlotMap]], server: Callable[[str], Far], budget_seconds: float
     ) -> None:
         self._locate = locate
         self._server = server
@@ -158,7 +158,7 @@ class ShardedFar(Entries):
                 self._why = error.kind
             await asyncio.sleep(AGAIN_SECONDS)
 
-    def _adopt(self, told: Whereabouts) -> None:
+    def _adopt(self, told: SlotMap) -> None:
         owners: list[str | None] = [None] * SLOTS
         for first, last, address in told:
             owners[first : last + 1] = [address] * (last + 1 - first)

@@ -75,7 +75,7 @@ class MasterLocator:
     async def _look(self) -> None:
         """Where nobody says, the last answer holds on: without Sentinels there is no failover either."""
         try:
-            told = await self._many.explain_rows(ASK_SECONDS, self._access)
+            told = await self._many.locate(ASK_SECONDS, self._access)
         except FarError as error:
             if error.kind != self._why:
                 log.warning("state: nobody says where it is", kind=error.kind)

@@ -34,7 +34,7 @@ KINDS = ("cluster", "sentinel")
 LOOK_SECONDS = 5.0
 """How long a program that can wait lets one Sentinel take."""
 
-Whereabouts = Sequence[tuple[int, int, str]]
+SlotMap = Sequence[tuple[int, int, str]]
 """First slot, last slot, HOST:PORT of the server that holds them."""
 
 _CONTEXTS: dict[str, Any] = {}
@@ -147,7 +147,7 @@ class RedisHosts:
         """The whole address of one Redis server."""
         return f"{self._scheme}://{self._user}{address}/0{self._query}"
 
-    async def explain_rows(self, budget_seconds: float, access: Access) -> Whereabouts:
+    async def locate(self, budget_seconds: float, access: Access) -> SlotMap:
         """What the first host that knows says; the next time it is asked first. Raises the last FarError."""
         failure = FarError("connect")
         for host in list(self._hosts):
@@ -159,7 +159,7 @@ class RedisHosts:
                 self._hosts.append(host)
         raise failure
 
-    async def _asked(self, host: str, budget_seconds: float, access: Access) -> Whereabouts:
+    async def _asked(self, host: str, budget_seconds: float, access: Access) -> SlotMap:
         if self.kind == "cluster":
             return await _ask_cluster(connect(self.server(host), budget_seconds, access), host)
         login = {"username": access.sentinel_user, "password": access.sentinel_password}
@@ -176,13 +176,13 @@ def master_at(url: str, access: Access = BY_ADDRESS) -> str:
     if many.kind == "cluster":
         raise SetupError(f"redis {shown(url)}: a Cluster's entries lie on several servers; give --url of a proxy")
     try:
-        ((_, _, address),) = asyncio.run(many.explain_rows(LOOK_SECONDS, access))
+        ((_, _, address),) = asyncio.run(many.locate(LOOK_SECONDS, access))
     except FarError as error:
         raise SetupError(f"redis {shown(url)}: no Sentinel says where the master is ({error.kind})") from None
     return many.server(address)
 
 
-async def _ask_cluster(client: Redis, host: str) -> Whereabouts:
+async def _ask_cluster(client: Redis, host: str) -> SlotMap:
     """CLUSTER SLOTS: [first, last, [ip, port, …], replicas …], where an empty ip is the node that was asked."""
     own = host.rpartition(":")[0]
     told = []
@@ -192,7 +192,7 @@ async def _ask_cluster(client: Redis, host: str) -> Whereabouts:
     return told
 
 
-async def _ask_sentinel(client: Redis, name: str) -> Whereabouts:
+async def _ask_sentinel(client: Redis, name: str) -> SlotMap:
     """SENTINEL GET-MASTER-ADDR-BY-NAME: [ip, port], nothing where it does not know the name."""
     told = await _ask_once(client, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", name)
     if not told:
