@@ -17,7 +17,7 @@ class InferenceSettings(Common):
     model: Annotated[str, Parameter(help="The model to serve.")]
     uds: Annotated[Path | None, Parameter(help="Unix socket to listen on; without it, --host and --port.")] = None
     ready_fd: Annotated[
-        int | None, Parameter(help="A descriptor that is told when this process is ready.", show=False)
+        int | None, Parameter(help="A descriptor that this process writes to when it is ready.", show=False)
     ] = None
     host: Annotated[str, Parameter(help="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Parameter(help="Port to listen on.")] = 8001

@@ -63,7 +63,7 @@ class ProxySettings(StoreSettings):
         int | None, Parameter(help="An inherited listening socket, instead of --host and --port.", show=False)
     ] = None
     ready_fd: Annotated[
-        int | None, Parameter(help="A descriptor that is told when this process is ready.", show=False)
+        int | None, Parameter(help="A descriptor that this process writes to when it is ready.", show=False)
     ] = None
     slot: Annotated[int, Parameter(help="This worker's number among several; the supervisor gives it.", show=False)] = 0
     redis: Annotated[
@@ -256,7 +256,7 @@ class ProxySettings(StoreSettings):
 class WorkerSettings(ProxySettings):
     """A worker on the queue of jobs; it takes the proxy's settings, as far as they are not about connections."""
 
-    job_rows: Annotated[int, Parameter(help="Rows of jobs that a worker has aboard at a time; more wait.")] = 1024
+    job_rows: Annotated[int, Parameter(help="Rows of jobs that a worker computes at a time; more wait.")] = 1024
     metrics_port: Annotated[
         int | None,
         Parameter(help="TCP port of this worker's own /metrics, on --host. Default: none."),

@@ -22,7 +22,7 @@ class UpSettings(ProxySettings):
             help="TCP port of the first such worker's /metrics, on 127.0.0.1; the others take the next. Default: none."
         ),
     ] = None
-    job_rows: Annotated[int, Parameter(help="Rows of jobs that a worker has aboard at a time; more wait.")] = 1024
+    job_rows: Annotated[int, Parameter(help="Rows of jobs that a worker computes at a time; more wait.")] = 1024
     webhook_secret_file: Annotated[
         Path | None, Parameter(help="Secrets that webhooks are signed with, one a line. Default: DATA/webhook-secret.")
     ] = None
