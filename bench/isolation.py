@@ -80,7 +80,7 @@ async def _load(
     """Ask each of the others a row at a time until then, on the clock of `time.monotonic`."""
     seen = {model: Seen() for model in OTHERS}
 
-    async def client(model: str) -> None:
+    async def ask_for(model: str) -> None:
         while (begun := time.monotonic()) < until:
             status = await _ask(client, live, model, next(seeds))
             seen[model].seconds.append(time.monotonic() - begun)
@@ -88,7 +88,7 @@ async def _load(
                 seen[model].errors.append(status)
             await asyncio.sleep(begun + ASK_SECONDS - time.monotonic())
 
-    await asyncio.gather(*(client(model) for model in OTHERS))
+    await asyncio.gather(*(ask_for(model) for model in OTHERS))
     return seen
 
 
