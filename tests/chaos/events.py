@@ -231,7 +231,7 @@ class Chaos:
         connection.sock.settimeout(1)
         try:
             connection.sock.connect(str(admin_socket(self.live.data)))
-            body = json.dumps({"model": "nobody", "timeout_seconds": 0.5})
+            body = json.dumps({"model": "nobody", "timeout_seconds": 0.5, "even_if_unknown": True})
             connection.request("POST", "/admin/purge", body, {"Authorization": f"Bearer {token}"})
             reply = connection.getresponse()
             return reply.status == 200 and json.loads(reply.read())["workers"] >= self._workers
