@@ -160,13 +160,13 @@ def explain(first: RequestFile, second: RequestFile, /, *, settings: KeySettings
 
     rows = list(zip_longest(keyed(first, settings), keyed(second, settings)))
     lacking = ["one request has fewer rows"]
-    told = [compared(one, other) if one and other else lacking for one, other in rows]
+    differences = [compared(one, other) if one and other else lacking for one, other in rows]
     if settings.json:
-        print(orjson.dumps([{"share": not differ, "differ": differ} for differ in told]).decode())
+        print(orjson.dumps([{"share": not differ, "differ": differ} for differ in differences]).decode())
     else:
-        for number, differ in enumerate(told):
+        for number, differ in enumerate(differences):
             print(f"row {number}: {'two entries; ' + '; '.join(differ) if differ else 'one entry'}")
-    sys.exit(1 if any(told) else 0)
+    sys.exit(1 if any(differences) else 0)
 
 
 @app.command
@@ -355,8 +355,8 @@ def main() -> None:
         del os.environ[name]
     old = take_old_names(sys.argv, os.environ)
     form = _format(command)
-    for told in (*old, *misspelt(os.environ, all_settings())):
-        fail(told, form, command)
+    for warning in (*old, *misspelt(os.environ, all_settings())):
+        fail(warning, form, command)
     try:
         try:
             app(exit_on_error=False, print_error=False)

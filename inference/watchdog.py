@@ -21,12 +21,12 @@ EXIT_HUNG = 70
 
 
 class _Watched:
-    __slots__ = ("since", "stop", "told")
+    __slots__ = ("since", "stop", "stop_requested")
 
     def __init__(self, since: float, stop: Callable[[], None]) -> None:
         self.since = since
         self.stop = stop
-        self.told = False
+        self.stop_requested = False
 
 
 def _exit() -> None:
@@ -78,8 +78,8 @@ class Watchdog:
                 late = [w for w in self._watched if now - w.since > self._seconds]
             for watched in late:
                 taken = now - watched.since
-                if not watched.told:
-                    watched.told = True
+                if not watched.stop_requested:
+                    watched.stop_requested = True
                     _log.error("run hung", seconds=round(taken, 3))
                     watched.stop()
                 elif taken > self._seconds + self._grace:

@@ -20,9 +20,9 @@ from foreseen.models.build.publish import workshop
 from foreseen.models.graphs import onnx_file
 from foreseen.models.inspect import signature as signatures
 from foreseen.models.inspect.manifest_text import text_of
-from foreseen.models.inspect.probe import Found, Verdict, probe
+from foreseen.models.inspect.probe import Found, ProbeVerdict, probe
 from foreseen.models.inspect.search import given_sizes, given_values
-from foreseen.models.inspect.signature import Draft, Run
+from foreseen.models.inspect.signature import Draft, GraphRun
 from foreseen.models.inspect.text_inputs import Text, clients_of, taking_text, with_mask
 from foreseen.models.measure.graph_run import GraphSession
 from foreseen.models.measure.samples import equal_samples, samples
@@ -127,7 +127,7 @@ def examine(
     return Found(clients_of(judged(manifest, verdict), text), verdict, draft.why)
 
 
-def judged(manifest: Manifest, verdict: Verdict) -> Manifest:
+def judged(manifest: Manifest, verdict: ProbeVerdict) -> Manifest:
     """The draft with what the experiments ask for."""
     if not verdict.repeatable:
         rows = manifest.rows if manifest.batching.single else "together"
@@ -159,7 +159,7 @@ def _manifest(name: str, draft: Draft, hints: Samples) -> Manifest:
 def _settled(manifest: Manifest, draft: Draft, model: ModelProto, session: GraphSession) -> tuple[Manifest, Draft]:
     """The manifest with outputs as they came. Where rows turn out to have no axis, requests go whole."""
     axis, why = draft.axis, draft.why
-    runs: list[Run] = []
+    runs: list[GraphRun] = []
     for count in SEEN_COUNTS if axis == "rows" else SEEN_COUNTS[:1]:
         try:
             runs += _runs(manifest, session, count)
@@ -183,14 +183,14 @@ def _settled(manifest: Manifest, draft: Draft, model: ModelProto, session: Graph
     return _manifest(manifest.name, changed, manifest.samples), changed
 
 
-def _runs(manifest: Manifest, session: GraphSession, count: int) -> Iterator[Run]:
+def _runs(manifest: Manifest, session: GraphSession, count: int) -> Iterator[GraphRun]:
     """Runs of `count` rows, of different sizes from run to run."""
     for seed in range(SEEN_SEEDS):
         rows = equal_samples(manifest, count, seed)
         feeds = session.feeds(rows)
         sizes = _sizes(manifest, rows[0])
         rows_there = count if manifest.model.has_rows else row_count(rows[0].tensors, manifest.model.keyed)
-        yield Run(rows_there, sizes, {name: array.shape for name, array in session.outputs(feeds).items()})
+        yield GraphRun(rows_there, sizes, {name: array.shape for name, array in session.outputs(feeds).items()})
 
 
 def _sizes(manifest: Manifest, row: Row) -> dict[str, int]:

@@ -135,14 +135,14 @@ class Child:
         reader, writer = os.pipe()
         ready = self._ready = loop.create_future()
 
-        def told() -> None:
+        def announced() -> None:
             loop.remove_reader(reader)
             said = os.read(reader, 1)
             os.close(reader)
             if not ready.done():
                 ready.set_result(bool(said))  # the pipe ends with the process
 
-        loop.add_reader(reader, told)
+        loop.add_reader(reader, announced)
         try:
             await self._spawn((f"--ready-fd={writer}",), (writer,))
         finally:

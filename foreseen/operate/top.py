@@ -43,7 +43,7 @@ def quantile(share: float, before: Scrape, after: Scrape, name: str, **labels: s
     return low
 
 
-def told(before: Scrape, after: Scrape) -> dict[str, Any]:
+def activity(before: Scrape, after: Scrape) -> dict[str, Any]:
     """What happened between two scrapes of one proxy, and its state at the second."""
     models = after.values("foreseen_rows_total", "model")
     return {
@@ -54,7 +54,7 @@ def told(before: Scrape, after: Scrape) -> dict[str, Any]:
         "spared_rows_total": sum(after.total("foreseen_rows_total", result=result) for result in SPARED),
         "workers": after.total("foreseen_workers"),
         "loop_lag_p99": quantile(0.99, before, after, "foreseen_loop_lag_seconds"),
-        "aloft_rows": after.total("foreseen_flight_rows"),
+        "in_flight_rows": after.total("foreseen_flight_rows"),
         "near": {
             "bytes": after.total("foreseen_near_bytes"),
             "entries": after.total("foreseen_near_entries"),
@@ -239,13 +239,13 @@ def _models(now: dict[str, Any]) -> Table:
 def watch(url: str, interval: float) -> None:
     """The view, until Ctrl-C. Raises SetupError where no proxy answers at first; one that goes away is awaited."""
     before, trouble = scrape(url), None
-    now = told(before, before)
+    now = activity(before, before)
     with Live(view(url, now), screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(interval)
             try:
                 after = scrape(url)
-                now, before, trouble = told(before, after), after, None
+                now, before, trouble = activity(before, after), after, None
             except SetupError as error:
                 trouble = str(error).split(";")[0]
             live.update(view(url, now, trouble), refresh=True)
@@ -255,7 +255,7 @@ def once(url: str, interval: float) -> dict[str, Any]:
     """What happens within one interval. Raises SetupError."""
     before = scrape(url)
     time.sleep(interval)
-    return told(before, scrape(url))
+    return activity(before, scrape(url))
 
 
 def show(url: str, now: dict[str, Any]) -> None:

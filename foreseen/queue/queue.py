@@ -38,7 +38,7 @@ from foreseen.queue.queue_types import (
 )
 from foreseen.queue.records import JOB_BYTES, NONCE_BYTES
 from foreseen.queue.scripts import BASE, GROUP
-from foreseen.queue.warm_progress import REPORT, ROWS, RUNS, Run, warming_of
+from foreseen.queue.warm_progress import REPORT, ROWS, RUNS, WarmRun, warming_of
 from foreseen.stores.command_batching import Grouped
 from foreseen.stores.master_locator import client_at, moves_of
 from foreseen.stores.redis_urls import BY_ADDRESS, Access
@@ -83,21 +83,21 @@ class Queue:
         Raises QueueFull, KeyReused, QueueUnavailable.
         """
         bounds = self.bounds
-        told = await self._calls.run(
+        reply = await self._calls.run(
             "submit", same, job, nonce, head, rows, ticket, count, size, bounds.jobs, bounds.bytes, *self._life,
             extras.hook, extras.batch, extras.once, extras.fingerprint, extras.caller, bounds.weight,
         )  # fmt: skip
-        return self._given(told)
+        return self._given(reply)
 
     async def batch(
         self, job: bytes, nonce: bytes, head: bytes, ticket: bytes, count: int, extras: Extras = PLAIN
     ) -> IssuedTicket:
         """Open a batch of so many items, which name it when they are submitted. Raises as `submit`."""
-        told = await self._calls.run(
+        reply = await self._calls.run(
             "batch", job, nonce, head, ticket, count, self.bounds.bytes, *self._life,
             extras.hook, extras.once, extras.fingerprint, extras.caller, self.bounds.weight,
         )  # fmt: skip
-        return self._given(told)
+        return self._given(reply)
 
     async def close_batch(self, job: bytes, record: bytes, bad: int) -> bool:
         """All its items are submitted, but for those so many that are bad: it ends when they have."""
@@ -118,8 +118,8 @@ class Queue:
         sizes, now, kept = f"{BASE}.blobs", await self.now(), 0
         listed = await self._calls.ask("HGETALL", sizes)
         pairs = listed.items() if isinstance(listed, dict) else zip(listed[::2], listed[1::2], strict=True)
-        for known, told in pairs:
-            size, _, until = told.partition(b" ")
+        for known, entry in pairs:
+            size, _, until = entry.partition(b" ")
             if float(until) < now:
                 await self._calls.ask("HDEL", sizes, known)
             else:
@@ -145,8 +145,8 @@ class Queue:
         seconds, micros = await self._calls.ask("TIME")
         return int(seconds) + int(micros) / 1e6
 
-    def _given(self, told: list[bytes]) -> IssuedTicket:
-        match told[1]:
+    def _given(self, reply: list[bytes]) -> IssuedTicket:
+        match reply[1]:
             case b"jobs":
                 raise QueueFull(f"the queue is full: {self.bounds.jobs} jobs wait")
             case b"bytes":
@@ -156,7 +156,7 @@ class Queue:
                 raise QueueFull(f"the queue has no more room for this caller, whose share is {share}")
             case b"reused":
                 raise KeyReused("Idempotency-Key: belongs to a request with another body")
-        return IssuedTicket(told[0], told[1].decode(), told[2], told[3])  # type: ignore[arg-type]
+        return IssuedTicket(reply[0], reply[1].decode(), reply[2], reply[3])  # type: ignore[arg-type]
 
     async def see(self, job: bytes, nonce: bytes, *, record: bool = False) -> JobView | None:
         """A job as a ticket sees it, with the record of its end if asked for; None where there is no such ticket."""
@@ -192,10 +192,10 @@ class Queue:
             moves = moves_of(self._client)
 
             async def following() -> tuple[bytes, bool] | None:
-                told = await self._calls.call(channel.get_message(timeout=SILENCE_SECONDS))
+                message = await self._calls.call(channel.get_message(timeout=SILENCE_SECONDS))
                 if moves_of(self._client) != moves:
                     raise QueueUnavailable("the queue is on another server now")
-                return None if told is None else (told["data"][:JOB_BYTES], len(told["data"]) == JOB_BYTES)
+                return None if message is None else (message["data"][:JOB_BYTES], len(message["data"]) == JOB_BYTES)
 
             yield following
         finally:
@@ -221,17 +221,17 @@ class Queue:
     async def begin(
         self, worker: str, messages: Iterable[tuple[bytes, bytes]], most_alone: int, company: Company = "many"
     ) -> list[ClaimedJob]:
-        """Take jobs aboard: what each is to be, with its records."""
+        """Start jobs: what is to happen to each, with its records."""
         flat = [part for pair in messages for part in pair]
         call = self._calls.scripts["begin"](
             keys=[BASE], args=[worker, company, most_alone, *flat]
         )  # its reply holds rows
-        told = await self._calls.call(call)
-        return [ClaimedJob(verdict.decode(), *rest) for verdict, *rest in told]
+        jobs = await self._calls.call(call)
+        return [ClaimedJob(verdict.decode(), *rest) for verdict, *rest in jobs]
 
-    async def beat(self, worker: str, aboard: Iterable[tuple[bytes, bytes, int]]) -> list[bytes]:
+    async def beat(self, worker: str, running: Iterable[tuple[bytes, bytes, int]]) -> list[bytes]:
         """Say that these messages' jobs are alive, and how many of their rows are done; those that are not its own."""
-        flat = [part for one in aboard for part in one]
+        flat = [part for one in running for part in one]
         return list(await self._calls.run("beat", worker, *flat)) if flat else []
 
     async def finish(self, worker: str, ended: Sequence[JobEnd]) -> int:
@@ -255,22 +255,22 @@ class Queue:
 
     async def workers(self) -> list[str]:
         """Everybody who has ever taken a job and was not taken off."""
-        told = await self._calls.call(self._client.xinfo_consumers(QUEUE, GROUP))
-        return [one["name"].decode() for one in told]
+        consumers = await self._calls.call(self._client.xinfo_consumers(QUEUE, GROUP))
+        return [one["name"].decode() for one in consumers]
 
     async def claim(self, worker: str, gone_worker: str, silent_seconds: float, most: int) -> list[Delivered]:
         """Messages of a worker that has certainly ended, or ("") of whoever has been silent for so long."""
-        told = await self._calls.run("claim", worker, gone_worker, _ms(silent_seconds), most)
-        return [delivered_of(message, dict(zip(fields[::2], fields[1::2], strict=True))) for message, fields in told]
+        claimed = await self._calls.run("claim", worker, gone_worker, _ms(silent_seconds), most)
+        return [delivered_of(message, dict(zip(fields[::2], fields[1::2], strict=True))) for message, fields in claimed]
 
     async def leave(self, worker: str) -> None:
-        """A worker that has nothing aboard and takes nothing more: what waits for it goes to others."""
+        """A worker that has no running job and takes no more: jobs that wait for it go to other workers."""
         await self._calls.run("leave", worker)
 
     # What operators ask.
 
     async def standing(self) -> QueueStatus:
-        """Everything that is told of the queue. Raises QueueUnavailable."""
+        """The state of the queue. Raises QueueUnavailable."""
         pipe = self._client.pipeline(transaction=False)
         pipe.hgetall(COUNTS)
         pipe.zrange(OPEN, 0, 0, withscores=True)
@@ -285,22 +285,22 @@ class Queue:
         counted = {name.decode(): int(value) for name, value in counts.items()}
         return QueueStatus(counted, age, dead, webhooks, await self._alive(), warming_of(runs, rows, now))
 
-    async def warms(self, name: str, run: Run, before: list[int], *, over: bool) -> None:
-        """How far a batch run is; `before` is what it has told of its rows already, as far as it knows."""
-        told, known = (msgspec.json.encode(one) for one in (run, before))
-        await self._calls.call(self._client.eval(REPORT, 2, RUNS, ROWS, name, told, int(over), known))
+    async def warms(self, name: str, run: WarmRun, before: list[int], *, over: bool) -> None:
+        """How far a batch run is; `before` is the rows that it has reported already, as far as it knows."""
+        report, known = (msgspec.json.encode(one) for one in (run, before))
+        await self._calls.call(self._client.eval(REPORT, 2, RUNS, ROWS, name, report, int(over), known))
 
     async def _alive(self) -> int:
         """Workers that were heard of a moment ago: one reads or beats about every second."""
         try:
-            told = await self._calls.call(self._client.xinfo_consumers(QUEUE, GROUP))
+            consumers = await self._calls.call(self._client.xinfo_consumers(QUEUE, GROUP))
         except (gone.ResponseError, NoWorkers):  # there was none yet
             return 0
-        return sum(one["idle"] < ALIVE_SECONDS * 1000 for one in told)
+        return sum(one["idle"] < ALIVE_SECONDS * 1000 for one in consumers)
 
     async def dead_letters(self) -> dict[bytes, bytes]:
-        told: dict[bytes, bytes] = await self._calls.call(self._client.hgetall(DEAD))
-        return told
+        letters: dict[bytes, bytes] = await self._calls.call(self._client.hgetall(DEAD))
+        return letters
 
     async def retry(self, job: bytes) -> bool:
         """Put a dead letter back into the queue, as if it had never run."""
@@ -314,8 +314,8 @@ class Queue:
         await self._client.aclose()
 
     async def _read(self, call: Awaitable[Any]) -> list[Delivered]:
-        told = await self._calls.call(call)
-        return [delivered_of(message, fields or {}) for _, entries in told for message, fields in entries]
+        entries_by_stream = await self._calls.call(call)
+        return [delivered_of(message, fields or {}) for _, entries in entries_by_stream for message, fields in entries]
 
 
 def connect_queue(url: str, bounds: Bounds, access: Access = BY_ADDRESS, replicas: int = 0) -> Queue:

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
 Company = Literal["many", "few", "alone"]
-Verdict = Literal["run", "few", "alone", "poison", "gone"]
+StartVerdict = Literal["run", "few", "alone", "poison", "gone"]
 OPEN_STATES = ("queued", "running")
 
 
@@ -46,7 +46,7 @@ class Delivered(Struct, frozen=True):
 class ClaimedJob(Struct, frozen=True):
     """A job as a worker gets it. `head` and `rows` are sealed records, empty where there is nothing to run."""
 
-    verdict: Verdict
+    verdict: StartVerdict
     message: bytes
     job: bytes
     attempts: int

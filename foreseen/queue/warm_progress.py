@@ -26,7 +26,7 @@ ALIVE_SECONDS = 15.0
 REPORT = lua_script("foreseen.queue", "warm_report")
 
 
-class Run(Struct):
+class WarmRun(Struct):
     """A run as it tells of itself. `rows` are in the order of `RESULTS`; `left` is None where nobody knows."""
 
     model: str
@@ -45,7 +45,7 @@ def warming_of(runs: Mapping[bytes, bytes], rows: Mapping[bytes, bytes], now: fl
     states: dict[tuple[str, str], int] = {}
     for text in runs.values():
         try:
-            run = msgspec.json.decode(text, type=Run)
+            run = msgspec.json.decode(text, type=WarmRun)
         except msgspec.DecodeError:  # another version's
             continue
         if run.at < now - ALIVE_SECONDS:

@@ -99,8 +99,8 @@ class ShardedFar(Entries):
             await self._until_located()
         except FarError:
             return [DOWN]
-        told = await asyncio.gather(*(server.states() for server in self._servers.values()))
-        return [one for states in told for one in states]
+        by_server = await asyncio.gather(*(server.states() for server in self._servers.values()))
+        return [one for states in by_server for one in states]
 
     async def time(self) -> float:
         await self._until_located()
@@ -118,10 +118,10 @@ class ShardedFar(Entries):
 
         async def ask(address: str, asking: bool, at: list[int]) -> None:
             try:
-                told = await self._of(address).replies([commands[one] for one in at], stores, asking)
+                answers = await self._of(address).replies([commands[one] for one in at], stores, asking)
             except FarError as error:
-                told = [error] * len(at)
-            for one, reply in zip(at, told, strict=True):
+                answers = [error] * len(at)
+            for one, reply in zip(at, answers, strict=True):
                 replies[one] = reply
 
         await asyncio.gather(*(ask(address, asking, at) for (address, asking), at in places.items()))
@@ -154,15 +154,15 @@ class ShardedFar(Entries):
             except FarError as error:
                 self._doubted.set()
                 if error.kind != self._why:
-                    log.warning("far: nobody says where it is", kind=error.kind)
+                    log.warning("far: servers not found", kind=error.kind)
                 self._why = error.kind
             await asyncio.sleep(AGAIN_SECONDS)
 
-    def _adopt(self, told: SlotMap) -> None:
+    def _adopt(self, slot_map: SlotMap) -> None:
         owners: list[str | None] = [None] * SLOTS
-        for first, last, address in told:
+        for first, last, address in slot_map:
             owners[first : last + 1] = [address] * (last + 1 - first)
-        before, now = set(self._servers), {address for _, _, address in told}
+        before, now = set(self._servers), {address for _, _, address in slot_map}
         if now != before:
             log.warning("far: servers", now=sorted(now), before=sorted(before))
         self._owners = owners

@@ -55,20 +55,20 @@ class Entries(ABC):
 
     async def state(self) -> FarState:
         """The sums over the servers, the least time that one has run; DOWN where one does not answer."""
-        told = await self.states()
-        if DOWN in told or not told:
+        states = await self.states()
+        if DOWN in states or not states:
             return DOWN
         return FarState(
-            memory=sum(one.memory for one in told),
-            memory_limit=sum(one.memory_limit for one in told) if all(one.memory_limit for one in told) else 0,
-            keys=sum(one.keys for one in told),
-            evicted=sum(one.evicted for one in told),
-            expired=sum(one.expired for one in told),
-            policy=min(one.policy for one in told),
-            version=min(one.version for one in told),
-            append_only=any(one.append_only for one in told),
-            uptime=min(one.uptime for one in told),
-            replicas=min(one.replicas for one in told),
+            memory=sum(one.memory for one in states),
+            memory_limit=sum(one.memory_limit for one in states) if all(one.memory_limit for one in states) else 0,
+            keys=sum(one.keys for one in states),
+            evicted=sum(one.evicted for one in states),
+            expired=sum(one.expired for one in states),
+            policy=min(one.policy for one in states),
+            version=min(one.version for one in states),
+            append_only=any(one.append_only for one in states),
+            uptime=min(one.uptime for one in states),
+            replicas=min(one.replicas for one in states),
         )
 
     async def put(self, entries: Sequence[tuple[Key, bytes, int]]) -> None:
@@ -78,10 +78,10 @@ class Entries(ABC):
 
     async def lease(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> list[bool]:
         """Which of these nobody else holds: they are this token's now, for so long."""
-        told = await self._in_steps(
+        replies = await self._in_steps(
             [("SET", LEASE + key, token, "NX", "PX", milliseconds) for key in keys], stores=True
         )
-        return [bool(reply) for reply in told]
+        return [bool(reply) for reply in replies]
 
     async def extend(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> None:
         """Hold for so long from now what is still this token's."""

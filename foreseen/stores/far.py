@@ -52,21 +52,21 @@ class SlotMoved(Struct, frozen=True):
 def _wire(client: Redis) -> RedisPool | None:
     """The short way to the same server, None where it takes what only redis-py has: TLS, or a double's connection."""
     pool = client.connection_pool
-    told, kind = pool.connection_kwargs, pool.connection_class
-    if kind not in (Connection, UnixDomainSocketConnection) or told.get("credential_provider") is not None:
+    options, kind = pool.connection_kwargs, pool.connection_class
+    if kind not in (Connection, UnixDomainSocketConnection) or options.get("credential_provider") is not None:
         return None
     hello: list[Command] = []
-    if told.get("password") is not None:
-        hello.append(("AUTH", *(told[name] for name in ("username", "password") if told.get(name) is not None)))
-    if told.get("db"):
-        hello.append(("SELECT", told["db"]))
+    if options.get("password") is not None:
+        hello.append(("AUTH", *(options[name] for name in ("username", "password") if options.get(name) is not None)))
+    if options.get("db"):
+        hello.append(("SELECT", options["db"]))
     opened: Open
     if kind is UnixDomainSocketConnection:
-        opened = lambda made: asyncio.get_running_loop().create_unix_connection(made, told["path"])  # noqa: E731
+        opened = lambda made: asyncio.get_running_loop().create_unix_connection(made, options["path"])  # noqa: E731
     else:
-        where = told.get("host", "localhost"), told.get("port", 6379)
+        where = options.get("host", "localhost"), options.get("port", 6379)
         opened = lambda made: asyncio.get_running_loop().create_connection(made, *where)  # noqa: E731
-    return RedisPool(opened, hello, told["socket_timeout"], BaseParser.parse_error)
+    return RedisPool(opened, hello, options["socket_timeout"], BaseParser.parse_error)
 
 
 class Far(Entries):
@@ -110,15 +110,15 @@ class Far(Entries):
         if stores and time.monotonic() < self._no_stores_until:
             raise FarError("paused")
         sent = [one for command in commands for one in (("ASKING",), command)] if asking else commands
-        told = await self._call(lambda: self._pipelined(sent))
-        told = told[1::2] if asking else told
-        errors = {at: one for at, one in enumerate(told) if isinstance(one, Exception)}
+        replies = await self._call(lambda: self._pipelined(sent))
+        replies = replies[1::2] if asking else replies
+        errors = {at: one for at, one in enumerate(replies) if isinstance(one, Exception)}
         for at, error in errors.items():
-            told[at] = _moved(error) or FarError(kind_of(error))
+            replies[at] = _moved(error) or FarError(kind_of(error))
         failed = next((error for error in errors.values() if _moved(error) is None), None)
         if failed is not None:
             self._failed(failed, stores)
-        return list(told)
+        return list(replies)
 
     async def states(self) -> list[FarState]:
         """The breaker hears nothing of it: a Redis that may not be asked about itself still serves."""
@@ -212,20 +212,20 @@ class Far(Entries):
             return
 
 
-def _state(told: Mapping[str, Any]) -> FarState:
+def _state(info: Mapping[str, Any]) -> FarState:
     """What INFO says."""
     return FarState(
-        memory=int(told["used_memory"]),
-        memory_limit=int(told["maxmemory"]),
-        keys=sum(int(value["keys"]) for name, value in told.items() if name.startswith("db")),
-        evicted=int(told["evicted_keys"]),
-        expired=int(told["expired_keys"]),
-        policy=str(told["maxmemory_policy"]),
-        version=str(told["redis_version"]),
-        append_only=bool(told.get("aof_enabled")),
-        uptime=int(told["uptime_in_seconds"]),
-        replicas=int(told.get("connected_slaves", 0)),
-        writable=told.get("aof_last_write_status", "ok") == "ok" and told.get("rdb_last_bgsave_status", "ok") == "ok",
+        memory=int(info["used_memory"]),
+        memory_limit=int(info["maxmemory"]),
+        keys=sum(int(value["keys"]) for name, value in info.items() if name.startswith("db")),
+        evicted=int(info["evicted_keys"]),
+        expired=int(info["expired_keys"]),
+        policy=str(info["maxmemory_policy"]),
+        version=str(info["redis_version"]),
+        append_only=bool(info.get("aof_enabled")),
+        uptime=int(info["uptime_in_seconds"]),
+        replicas=int(info.get("connected_slaves", 0)),
+        writable=info.get("aof_last_write_status", "ok") == "ok" and info.get("rdb_last_bgsave_status", "ok") == "ok",
     )
 
 

@@ -62,7 +62,7 @@ class MasterLocator:
                 self._looking.add_done_callback(self._looked)
             await asyncio.shield(self._looking)
         if self._address is None:
-            raise gone.ConnectionError(f"nobody says where the master is: {self._why}")
+            raise gone.ConnectionError(f"master not found: {self._why}")
         return self._address
 
     async def close(self) -> None:
@@ -75,14 +75,14 @@ class MasterLocator:
     async def _look(self) -> None:
         """Where nobody says, the last answer holds on: without Sentinels there is no failover either."""
         try:
-            told = await self._many.locate(ASK_SECONDS, self._access)
+            slot_map = await self._many.locate(ASK_SECONDS, self._access)
         except FarError as error:
             if error.kind != self._why:
-                log.warning("state: nobody says where it is", kind=error.kind)
+                log.warning("state store: master not found", kind=error.kind)
             self._why = error.kind
         else:
             self._why = ""
-            self._adopt(next((where for first, last, where in told if first <= self._slot <= last), None))
+            self._adopt(next((where for first, last, where in slot_map if first <= self._slot <= last), None))
         self._look_at = asyncio.get_running_loop().time() + LOOK_SECONDS
 
     def _adopt(self, where: str | None) -> None:

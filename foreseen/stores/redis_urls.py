@@ -98,8 +98,8 @@ def _secure(pool: ConnectionPool, ca_file: Path | None) -> None:
     which the event loop does nothing else (measured), nearly a whole budget."""
     if ca_file is not None:
         pool.connection_kwargs["ssl_ca_certs"] = str(ca_file)
-    told = {name: value for name, value in pool.connection_kwargs.items() if name.startswith("ssl_")}
-    shared = _CONTEXTS.setdefault(repr(sorted(told.items())), SSLConnection(**pool.connection_kwargs).ssl_context)
+    options = {name: value for name, value in pool.connection_kwargs.items() if name.startswith("ssl_")}
+    shared = _CONTEXTS.setdefault(repr(sorted(options.items())), SSLConnection(**pool.connection_kwargs).ssl_context)
     try:
         shared.get()
     except (OSError, ValueError) as error:
@@ -185,19 +185,21 @@ def master_at(url: str, access: Access = BY_ADDRESS) -> str:
 async def _ask_cluster(client: Redis, host: str) -> SlotMap:
     """CLUSTER SLOTS: [first, last, [ip, port, …], replicas …], where an empty ip is the node that was asked."""
     own = host.rpartition(":")[0]
-    told = []
+    slot_map = []
     for first, last, master, *_ in await _ask_once(client, "CLUSTER", "SLOTS"):
         ip = master[0].decode() if master[0] else own
-        told.append((int(first), int(last), f"[{ip}]:{master[1]}" if ":" in ip.strip("[]") else f"{ip}:{master[1]}"))
-    return told
+        slot_map.append(
+            (int(first), int(last), f"[{ip}]:{master[1]}" if ":" in ip.strip("[]") else f"{ip}:{master[1]}")
+        )
+    return slot_map
 
 
 async def _ask_sentinel(client: Redis, name: str) -> SlotMap:
     """SENTINEL GET-MASTER-ADDR-BY-NAME: [ip, port], nothing where it does not know the name."""
-    told = await _ask_once(client, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", name)
-    if not told:
+    reply = await _ask_once(client, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", name)
+    if not reply:
         raise FarError("connect")
-    ip, port = (part.decode() for part in told)
+    ip, port = (part.decode() for part in reply)
     return [(0, SLOTS - 1, f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}")]
 
 
@@ -212,8 +214,8 @@ async def _ask_once(client: Redis, *words: Any) -> Any:
 
 
 def execute(client: Redis, *words: Any) -> Awaitable[Any]:
-    told: Awaitable[Any] = client.execute_command(*words)  # type: ignore[no-untyped-call]
-    return told
+    reply: Awaitable[Any] = client.execute_command(*words)  # type: ignore[no-untyped-call]
+    return reply
 
 
 def slot_of(name: bytes) -> int:

@@ -70,10 +70,10 @@ def end_leftover(socket: Path) -> None:
     pid_file = _pid_file(socket)
     try:
         pid = int(pid_file.read_text())
-        told = Path(f"/proc/{pid}/cmdline").read_bytes()
+        command_line = Path(f"/proc/{pid}/cmdline").read_bytes()
     except (OSError, ValueError):
         return
-    if str(socket).encode() in told:  # the pid may be somebody else's by now
+    if str(socket).encode() in command_line:  # another process may have the pid by now
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
     pid_file.unlink(missing_ok=True)

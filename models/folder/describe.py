@@ -13,7 +13,7 @@ from foreseen.models.folder.locate import CONFIG, TOKENIZER
 from foreseen.models.graphs.hf import folder as builder
 from foreseen.models.graphs.hf import heads
 from foreseen.models.graphs.hf.config import Config, labels, read
-from foreseen.models.graphs.hf.head import Head, dense_layer, find_head, head_of, is_pair
+from foreseen.models.graphs.hf.head import TaskHead, dense_layer, find_head, head_of, is_pair
 from foreseen.models.graphs.hf.weights import INDEX, ONE_FILE, Weights, open_weights, shards
 from foreseen.modelspec.manifest import (
     BATCH,
@@ -126,7 +126,7 @@ def _has_types(folder: Path, whole: Weights, config: Config) -> bool:
     return given is None or "token_type_ids" in given
 
 
-def _answered(folder: Path, head: Head, config: Config, whole: Weights) -> tuple[ModelOutput, tuple[str, ...]]:
+def _answered(folder: Path, head: TaskHead, config: Config, whole: Weights) -> tuple[ModelOutput, tuple[str, ...]]:
     """The output, and the names of its last axis."""
     if head.task == "embedding":
         width = builder.family(config).module.hidden(config) * len(head.pooling)
@@ -162,7 +162,7 @@ def _signature(config: Config, types: str | None, answered: ModelOutput) -> Mode
     return ModelSignature(tuple(inputs), (answered,))
 
 
-def _words(config: Config, head: Head, pair: bool) -> str:
+def _words(config: Config, head: TaskHead, pair: bool) -> str:
     architecture: Any = config.get("architectures") or [config.text("model_type")]
     if head.task == "classification":
         what = "scores a query and a document" if pair else "classifies a text"

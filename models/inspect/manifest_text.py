@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from foreseen.models.inspect.probe import Found, Verdict
+from foreseen.models.inspect.probe import Found, ProbeVerdict
 from foreseen.models.inspect.text_inputs import IDS
 from foreseen.modelspec.hints import Samples
 from foreseen.modelspec.manifest import ClientInput, ClientOutput, Manifest, ModelInput, ModelOutput
@@ -125,7 +125,7 @@ def _independence(found: Found) -> str:
     )
 
 
-def _alone(verdict: Verdict) -> str:
+def _alone(verdict: ProbeVerdict) -> str:
     cause = "padding" if verdict.mates == "none" else "batch-mates"
     if verdict.padding == "real":
         size = "its shape" if verdict.difference == float("inf") else f"it by up to {verdict.difference:.2g}"

@@ -60,7 +60,7 @@ class Effort(Struct, frozen=True):
 EFFORTS = (Effort(), Effort(8, 2, (1.0, 1000.0), 1, 12), Effort(3, 1, (1.0, 1000.0), 1, 4))
 
 
-class Verdict(Struct, frozen=True):
+class ProbeVerdict(Struct, frozen=True):
     """What the experiments have shown."""
 
     repeatable: bool = True
@@ -78,12 +78,12 @@ class Found(Struct, frozen=True):
     """Everything that the graph and the experiments on it have shown."""
 
     manifest: Manifest
-    verdict: Verdict
+    verdict: ProbeVerdict
     why: str = ""
     """Why rows have no axis, in words."""
 
 
-def probe(sessions: Sequence[GraphSession], manifest: Manifest, rows: Sequence[Row], graph: ModelProto) -> Verdict:
+def probe(sessions: Sequence[GraphSession], manifest: Manifest, rows: Sequence[Row], graph: ModelProto) -> ProbeVerdict:
     """`sessions` are two of one graph, since a seed may be a session's; `rows` are samples of different sizes.
     What rows do to each other is measured where the manifest has them run together."""
     operator = random_op(graph)
@@ -91,9 +91,9 @@ def probe(sessions: Sequence[GraphSession], manifest: Manifest, rows: Sequence[R
     effort = _effort(session, rows[0])
     rows = rows[: effort.samples]
     if operator is not None or not _repeatable(sessions, rows, effort.repeats):
-        return Verdict(repeatable=False, random_op=operator)
+        return ProbeVerdict(repeatable=False, random_op=operator)
     if manifest.batching.single or manifest.rows == "together":
-        return Verdict()
+        return ProbeVerdict()
     mates = _Worst(tolerance)
     for group, scale in itertools.product(range(effort.groups), effort.scales):
         _meet(session, manifest, group, scale, effort.rows, mates)
@@ -101,7 +101,7 @@ def probe(sessions: Sequence[GraphSession], manifest: Manifest, rows: Sequence[R
     if mates.coupling() != "real":
         _pad(session, rows, padding)
     both = max(mates.difference, padding.difference)
-    return Verdict(True, mates.coupling(), padding.coupling(), both, mates.count + padding.count)
+    return ProbeVerdict(True, mates.coupling(), padding.coupling(), both, mates.count + padding.count)
 
 
 def _effort(session: GraphSession, row: Row) -> Effort:

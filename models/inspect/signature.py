@@ -36,7 +36,7 @@ class Declared(Struct, frozen=True):
     shape: tuple[int | str | None, ...] | None
 
 
-class Run(Struct, frozen=True):
+class GraphRun(Struct, frozen=True):
     """What a run gave: the sizes of named dimensions that went in, and the shape of every output by name."""
 
     rows: int | None
@@ -159,7 +159,7 @@ def own_name(tensor: str, at: int) -> str:
     return re.sub(r"\W+", "_", f"{tensor}_{at}")
 
 
-def settled(signature: ModelSignature, model: ModelProto, runs: Sequence[Run], file: str) -> ModelSignature | None:
+def settled(signature: ModelSignature, model: ModelProto, runs: Sequence[GraphRun], file: str) -> ModelSignature | None:
     """The outputs as they came. None where one's first axis is not the rows although every input's is."""
     known = {value.name: declared(value, "output", file) for value in model.graph.output}
     inputs = {dim for spec in signature.inputs for dim in spec.shape if isinstance(dim, str)}
@@ -176,7 +176,7 @@ def settled(signature: ModelSignature, model: ModelProto, runs: Sequence[Run], f
     return ModelSignature(signature.inputs, tuple(outputs))
 
 
-def _settled(name: str, at: int, written: tuple[Dim, ...], runs: Sequence[Run], inputs: set[str]) -> Dim:
+def _settled(name: str, at: int, written: tuple[Dim, ...], runs: Sequence[GraphRun], inputs: set[str]) -> Dim:
     """One axis of an output: as declared where the runs agree; the input's name where it always has that size."""
     sizes = [run.shapes[name][at] for run in runs]
     dim = written[at] if len(written) == len(runs[0].shapes[name]) else None

@@ -56,7 +56,7 @@ def test_it_tells_what_happened_between_two_looks(metrics: ProxyMetrics) -> None
     served(metrics, "hit", "near", 0.0004, 30)
     served(metrics, "miss", "model", 0.3, 10)
     metrics.saved_seconds.labels("m").inc(4.0)
-    now = top.told(before, at(metrics, 12.0))
+    now = top.activity(before, at(metrics, 12.0))
     assert (now["requests_per_second"], now["rows_per_second"], now["hit_ratio"]) == (20, 20, 0.75)
     assert 0.00025 < now["hit_p50"] <= 0.0005
     assert 0.25 < now["miss_p99"] <= 0.5
@@ -73,10 +73,10 @@ def test_a_quantile_is_prometheus_own(metrics: ProxyMetrics) -> None:
     """Interpolated within the bucket: of 30 in (0.25, 0.5] ms the middle is 0.375 ms; above all bounds the last."""
     before = at(metrics, 0.0)
     served(metrics, "hit", "near", 0.0004, 30)
-    assert top.told(before, at(metrics, 1.0))["hit_p50"] == pytest.approx(0.000375)
+    assert top.activity(before, at(metrics, 1.0))["hit_p50"] == pytest.approx(0.000375)
     later = at(metrics, 1.0)
     served(metrics, "hit", "near", 100.0, 30)
-    assert top.told(later, at(metrics, 2.0))["hit_p50"] == 30.0
+    assert top.activity(later, at(metrics, 2.0))["hit_p50"] == 30.0
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_the_state_of_the_store(metrics: ProxyMetrics, far: FarState | None, bre
     """No far tier, one that is down, one that is not asked, one that is up."""
     metrics.breaker_open.set(breaker)
     scrape = at(metrics, 0.0, far)
-    assert said in shown(top.told(scrape, scrape))
+    assert said in shown(top.activity(scrape, scrape))
 
 
 def test_a_restarted_proxy_counts_from_nothing(metrics: ProxyMetrics) -> None:
@@ -95,13 +95,13 @@ def test_a_restarted_proxy_counts_from_nothing(metrics: ProxyMetrics) -> None:
     fresh = ProxyMetrics()
     fresh.expect(["m"])
     served(fresh, "hit", "near", 0.0004, 5)
-    assert top.told(at(metrics, 0.0), at(fresh, 1.0))["requests_per_second"] == 5
+    assert top.activity(at(metrics, 0.0), at(fresh, 1.0))["requests_per_second"] == 5
 
 
 def test_a_proxy_that_goes_away_is_said_in_the_view(metrics: ProxyMetrics) -> None:
     """The last numbers stay, under a line that says so."""
     scrape = at(metrics, 0.0)
-    assert "no proxy answers" in shown(top.told(scrape, scrape), "no proxy answers at http://x").splitlines()[0]
+    assert "no proxy answers" in shown(top.activity(scrape, scrape), "no proxy answers at http://x").splitlines()[0]
 
 
 def test_the_command_for_machines_and_for_people(live: Live) -> None:
@@ -126,7 +126,7 @@ def test_the_queue_has_a_line_where_there_is_one(metrics: ProxyMetrics) -> None:
     """What waits, since when, who works, what is dead; red where nobody works; "down" where it does not answer."""
     before = at(metrics, 10.0, queue=QueueStatus({"ended:succeeded": 10}, 0.0, 0))
     counts = {"state:queued": 7, "state:running": 2, "ended:succeeded": 30}
-    now = top.told(before, at(metrics, 12.0, queue=QueueStatus(counts, 12.5, 1)))
+    now = top.activity(before, at(metrics, 12.0, queue=QueueStatus(counts, 12.5, 1)))
     assert now["queue"] == {
         "state": "up", "queued": 7, "running": 2, "oldest_seconds": 12.5, "workers": 0, "dead_letters": 1,
         "succeeded_per_second": 10.0, "webhooks_waiting": 0,
@@ -134,18 +134,18 @@ def test_the_queue_has_a_line_where_there_is_one(metrics: ProxyMetrics) -> None:
     line = next(line for line in shown(now).splitlines() if "queue" in line)
     for said in ("7 queued, 2 running", "12.50 s", "job workers 0", "dead letters 1"):
         assert said in line
-    assert "queue down" in shown(top.told(before, at(metrics, 13.0, queue=AWAY)))
-    assert "queue" not in shown(top.told(before, at(metrics, 13.0)))
+    assert "queue down" in shown(top.activity(before, at(metrics, 13.0, queue=AWAY)))
+    assert "queue" not in shown(top.activity(before, at(metrics, 13.0)))
 
 
 def test_batch_runs_have_a_line_while_there_are_any(metrics: ProxyMetrics) -> None:
     """Runs past the proxy with their rows done and left, and what comes through it."""
     before = at(metrics, 10.0, queue=QueueStatus({}, 0.0, 0))
-    assert "warm" not in shown(top.told(before, before))
+    assert "warm" not in shown(top.activity(before, before))
     metrics.background_rows.labels("m", "model").inc(30)
     metrics.imported_rows.labels("m", "stored").inc(8)
     runs = WarmRunStatus({"m": 1}, {("m", "done"): 400, ("m", "left"): 600}, {("m", "computed"): 400})
-    now = top.told(before, at(metrics, 12.0, queue=QueueStatus({}, 0.0, 0, warming=runs)))
+    now = top.activity(before, at(metrics, 12.0, queue=QueueStatus({}, 0.0, 0, warming=runs)))
     line = next(line for line in shown(now).splitlines() if "warm" in line)
     for said in ("1 runs, 400 rows done, 600 left", "rows/s 200.0", "15.0/s asked, 4.0/s imported"):
         assert said in line

@@ -25,13 +25,6 @@ RETIRED = frozenset(
 """Words that need a dictionary. docs/architecture.md and CONTRIBUTING.md say what is written instead."""
 OPEN = frozenset(
     (
-        "foreseen.cli",
-        "foreseen.inference.watchdog",
-        "foreseen.operate.commands.jobs_command",
-        "foreseen.operate.commands.observed_command",
-        "foreseen.operate.commands.purge_command",
-        "foreseen.operate.supervisor",
-        "foreseen.operate.top",
         "foreseen.proxy.app",
         "foreseen.proxy.backend.discovery",
         "foreseen.proxy.backend.embedding.embedding_upstream",
@@ -42,19 +35,6 @@ OPEN = frozenset(
         "foreseen.proxy.handlers",
         "foreseen.proxy.admin.import_rows",
         "foreseen.proxy.predict.pipeline",
-        "foreseen.queue.queue",
-        "foreseen.queue.records",
-        "foreseen.queue.warm_progress",
-        "foreseen.stores.cluster",
-        "foreseen.stores.commands",
-        "foreseen.stores.far",
-        "foreseen.stores.master_locator",
-        "foreseen.stores.redis_urls",
-        "foreseen.stores.valkey",
-        "foreseen.models.graphs.hf.head",
-        "foreseen.models.graphs.hf.writer",
-        "foreseen.models.inspect.probe",
-        "foreseen.models.inspect.signature",
     )
 )  # fmt: skip
 """Modules that still wait for their renaming. To be emptied."""

@@ -246,7 +246,7 @@ async def test_jobs_and_purges_survive_a_failover_of_a_cluster(tmp_path: Path) -
 
 async def test_sentinels_with_a_password(tmp_path: Path) -> None:
     """Three that let in one user, who may ask for the master alone: both stores and the queue work as that user; with
-    a wrong password, or none, nobody says where the master is, and no log says the password."""
+    a wrong password, or none, the master is not found, and no log says the password."""
     login = ("foreseen", "a-password-of-sentinels")
     (tmp_path / "password").write_text(f"{login[1]}\n")
     access = access_of(StoreSettings(sentinel_user=login[0], sentinel_password_file=tmp_path / "password"))
@@ -268,7 +268,7 @@ async def test_sentinels_with_a_password(tmp_path: Path) -> None:
                     await other.generations()
                 await far.close()
                 await other.close()
-        assert {one["kind"] for one in logged if one["event"].endswith("nobody says where it is")} == {"auth"}
+        assert {one["kind"] for one in logged if one["event"].endswith("not found")} == {"auth"}
         assert login[1] not in repr((logged, access))
 
 

@@ -34,10 +34,10 @@ async def _answer(settings: JobsSettings, url: str) -> str:
         for verb, job in (("retry", settings.retry), ("drop", settings.drop)):
             if job is not None:
                 return await _act(queue, verb, job, json=settings.json)
-        told = await _told(queue)
+        summary = await _summary(queue)
     finally:
         await queue.close()
-    return orjson.dumps(told).decode() if settings.json else _table(told)
+    return orjson.dumps(summary).decode() if settings.json else _table(summary)
 
 
 async def _act(queue: Queue, verb: str, job: str, *, json: bool) -> str:
@@ -51,7 +51,7 @@ async def _act(queue: Queue, verb: str, job: str, *, json: bool) -> str:
     return orjson.dumps({"job": job, "done": done}).decode() if json else f"{job}: {done}"
 
 
-async def _told(queue: Queue) -> dict[str, Any]:
+async def _summary(queue: Queue) -> dict[str, Any]:
     standing, letters = await queue.standing(), await queue.dead_letters()
     counts = standing.counts
     states, ended = (
@@ -70,15 +70,15 @@ async def _told(queue: Queue) -> dict[str, Any]:
     }
 
 
-def _table(told: dict[str, Any]) -> str:
-    states = ", ".join(f"{count} {state}" for state, count in told["states"].items() if count) or "none"
+def _table(summary: dict[str, Any]) -> str:
+    states = ", ".join(f"{count} {state}" for state, count in summary["states"].items() if count) or "none"
     lines = [
         f"jobs      {states}",
-        f"oldest    {told['oldest_seconds']:.1f} s",
-        f"memory    {told['bytes'] / 2**20:.1f} MiB of jobs and results",
-        f"dead      {len(told['dead'])}",
+        f"oldest    {summary['oldest_seconds']:.1f} s",
+        f"memory    {summary['bytes'] / 2**20:.1f} MiB of jobs and results",
+        f"dead      {len(summary['dead'])}",
     ]
-    for letter in told["dead"]:
+    for letter in summary["dead"]:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(letter["at"]))
         lines.append(f"  {letter['job']}  {when}  {letter['model']}  {letter['code']}: {letter['error']}")
     return "\n".join(lines)

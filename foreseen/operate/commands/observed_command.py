@@ -43,11 +43,11 @@ def table(summary: dict[str, dict[str, Any]]) -> str:
     if not summary:
         return "no model is observed, or none has been asked yet; start the proxy with --observe NAME"
     lines = []
-    for model, told in summary.items():
-        lines.append(f"{model}: {told['rows']} rows, {told['hit_ratio']:.1%} would have been hits")
-        lines += [f"  {outcome:<14}{told[outcome]:>10}" for outcome in OUTCOMES]
-        lines.append(f"  compute saved {told['saved_compute_seconds']:>10.3f} s")
-        if told["hit-different"]:
+    for model, counts in summary.items():
+        lines.append(f"{model}: {counts['rows']} rows, {counts['hit_ratio']:.1%} would have been hits")
+        lines += [f"  {outcome:<14}{counts[outcome]:>10}" for outcome in OUTCOMES]
+        lines.append(f"  compute saved {counts['saved_compute_seconds']:>10.3f} s")
+        if counts["hit-different"]:
             lines.append("  Some cached answers differ from fresh ones: do not trust the cache with this model yet.")
     return "\n".join(lines)
 

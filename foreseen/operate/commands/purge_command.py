@@ -38,8 +38,8 @@ def purge(settings: PurgeSettings) -> str:
     if len(target) != 1:
         raise SetupError("give exactly one of --model, --digest, --key and --all")
     body = {**target, "timeout_seconds": settings.timeout_seconds, "even_if_unknown": settings.even_if_unknown}
-    told = _ask(settings, "/admin/purge", body)
-    return f"purged {told['purged']}: generation {told['generation']}, confirmed by {told['workers']} workers"
+    outcome = _ask(settings, "/admin/purge", body)
+    return f"purged {outcome['purged']}: generation {outcome['generation']}, confirmed by {outcome['workers']} workers"
 
 
 def _ask(settings: PurgeSettings, path: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -4,12 +4,12 @@
                                 e ended (Unix ms); v version, one more with every change; t tickets that want it;
                                 t:NONCE a ticket, c:NONCE when it was cancelled (Unix ms), h:NONCE its webhook, hs
                                 the nonces of tickets with one; ps the batches it is in; is its idempotency keys;
-                                m its message; o whose it is, w how it is aboard (m among many, a alone); x deaths of
-                                workers with it aboard, y of such alone, a attempts; sz bytes, tb those of tickets;
-                                u fresh until, z kept until (Unix ms); same; by its caller, cs the other callers
-                                with tickets of it, b:CALLER their bytes. A batch is such a hash, too: n items, d
-                                ended, nb of them without an answer, r the list of them, kp how long its result is
-                                kept (ms)
+                                m its message; o its worker, w how it runs (m beside others, a alone); x deaths of
+                                workers that ran it, y of those that ran it alone, a attempts; sz bytes, tb of its
+                                tickets; u fresh until, z kept until (Unix ms); same; by its caller, cs the other
+                                callers with tickets of it, b:CALLER their bytes. A batch is such a hash, too: n
+                                items, d ended, nb of them without an answer, r the list of them, kp how long its
+                                result is kept (ms)
     {fsj1}.same:SAME   string   the job of a question
     {fsj1}.queue       stream   j the job, n its rows, b their bytes; group `workers`
     {fsj1}.later       zset     jobs that were put back → when they are due
@@ -22,7 +22,7 @@
     {fsj1}.blob:NAME   string   a file that OpenAI's clients have uploaded, or what a batch was created with
     {fsj1}.blobs       hash     those → their size, and when they are forgotten (Unix s)
     {fsj1}.dead        hash     dead letters: job → what happened
-    {fsj1}.counts      hash     what metrics tell: state:*, ended:*, submitted, redelivered, bytes, took:*
+    {fsj1}.counts      hash     what metrics report: state:*, ended:*, submitted, redelivered, bytes, took:*
     {fsj1}.news        channel  jobs that have changed: their ids; of those that go on with a "+"
 
 All keys lie in one slot of a Cluster, by their hash tag; scripts make the names of jobs' keys themselves. A job ends in

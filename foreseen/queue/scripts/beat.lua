@@ -7,7 +7,7 @@ for i = 2, #ARGV, 3 do
     redis.call('XCLAIM', QUEUE, GROUP, me, 0, message, 'JUSTID')
     if done ~= d then
       redis.call('HSET', at(id), 'd', done)
-      told(id)
+      publish_change(id)
     end
   else
     lost[#lost + 1] = id

@@ -1,5 +1,6 @@
--- worker, who else may be aboard (many, few, alone: nobody), deaths alone that make poison, then message and job of
--- each → of each: verdict (run; few, alone: only in such company; poison; gone), message, job, attempts, head, rows.
+-- worker, which other jobs may run beside it (many, few, alone: none), deaths alone that make poison, then message and
+-- job of each → of each: verdict (run; few, alone: only in such company; poison; gone), message, job, attempts, head,
+-- rows.
 local me, company, most_alone = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local found = {}
 for i = 4, #ARGV, 2 do

@@ -4,7 +4,7 @@ local k = at(id)
 if redis.call('HEXISTS', k, 't:' .. nonce) == 0 then return 0 end
 local s = redis.call('HGET', k, 's')
 if open(s) and redis.call('HSETNX', k, 'c:' .. nonce, whole(now)) == 1 then
-  tell(id, nonce)
+  queue_webhook(id, nonce)
   if redis.call('HEXISTS', k, 'kp') == 1 then
     end_batch(id, 'cancelled')
   elseif redis.call('HINCRBY', k, 't', -1) == 0 then
@@ -12,7 +12,7 @@ if open(s) and redis.call('HSETNX', k, 'c:' .. nonce, whole(now)) == 1 then
     finish(id, s, 'cancelled', keep_ms)
     shrink(id, 512)
   else
-    told(id, true)
+    publish_change(id, true)
   end
 end
 return 1

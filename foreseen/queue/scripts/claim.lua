@@ -1,4 +1,4 @@
--- worker, a worker that has certainly ended (empty: anybody who is silent), ms of silence, how many at most → messages
+-- worker, a worker that has certainly ended (empty: any silent worker), ms of silence, how many at most → messages
 -- and jobs that are now the worker's own. In one script: of two that claim from the same dead one, one gets a message.
 local me, from, idle, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local ids = {}

@@ -22,7 +22,7 @@ local function has_share(caller, what, extra, free, weight)
   local has = tonumber(redis.call('HGET', CALLERS, what .. caller) or '0')
   return has + extra <= weight * (free - extra)
 end
-local function told(id, over)
+local function publish_change(id, over)
   redis.call('HINCRBY', at(id), 'v', 1)
   redis.call('PUBLISH', NEWS, over and id or id .. '+')
 end
@@ -43,7 +43,7 @@ local function move(id, from, to)
     count('state:' .. to, 1)
     redis.call('HSET', at(id), 's', to)
     if open(from) ~= open(to) then charge(redis.call('HGET', at(id), 'by'), 'j', open(to) and 1 or -1) end
-    told(id, not open(to))
+    publish_change(id, not open(to))
   end
 end
 local function resize(id, size)
@@ -53,19 +53,19 @@ local function resize(id, size)
   count('bytes', size - before)
   charge(owner, 'b', size - before)
 end
-local function tell(id, nonce)
+local function queue_webhook(id, nonce)
   if redis.call('HEXISTS', at(id), 'h:' .. nonce) == 1 then redis.call('ZADD', HOOKS, whole(now), id .. nonce) end
 end
-local function each(id, field, size, visit)
+local function each(id, field, size, action)
   local listed = redis.call('HGET', at(id), field) or ''
-  for i = 1, #listed, size do visit(string.sub(listed, i, i + size - 1)) end
+  for i = 1, #listed, size do action(string.sub(listed, i, i + size - 1)) end
 end
 local function append(id, field, one)
   redis.call('HSET', at(id), field, (redis.call('HGET', at(id), field) or '') .. one)
 end
-local function tell_all(id)
+local function queue_webhooks(id)
   each(id, 'hs', NONCE, function(nonce)
-    if redis.call('HEXISTS', at(id), 'c:' .. nonce) == 0 then tell(id, nonce) end
+    if redis.call('HEXISTS', at(id), 'c:' .. nonce) == 0 then queue_webhook(id, nonce) end
   end)
 end
 local function end_batch(id, to)
@@ -73,8 +73,8 @@ local function end_batch(id, to)
   redis.call('HSET', at(id), 's', to, 'e', whole(now), 'z', z)
   redis.call('ZREM', BATCHES, id)
   redis.call('ZADD', ENDS, z, id)
-  told(id, true)
-  tell_all(id)
+  publish_change(id, true)
+  queue_webhooks(id)
 end
 local function credit(id, by, bad)
   local k = at(id)
@@ -84,7 +84,7 @@ local function credit(id, by, bad)
   if d >= n and redis.call('HEXISTS', k, 'r') == 1 then
     end_batch(id, 'succeeded')
   elseif d % math.ceil(n / 100) == 0 then
-    told(id)
+    publish_change(id)
   end
 end
 local function shrink(id, size)
@@ -99,7 +99,7 @@ local function finish(id, from, to, keep_ms)
   redis.call('ZADD', ENDS, whole(now + keep_ms), id)
   count('ended:' .. to, 1)
   move(id, from, to)
-  tell_all(id)
+  queue_webhooks(id)
   each(id, 'ps', JOB, function(batch) credit(batch, 1, to == 'succeeded' and 0 or 1) end)
 end
 local function forget(id)

@@ -1,4 +1,4 @@
--- A worker that has nothing aboard: what it was handed goes back, and nobody waits for it.
+-- Remove a worker that has no running job: jobs delivered to it return to the queue.
 local me = ARGV[1]
 for _, one in ipairs(redis.call('XPENDING', QUEUE, GROUP, '-', '+', 10000, me)) do
   local entry = redis.call('XRANGE', QUEUE, one[1], one[1])[1]

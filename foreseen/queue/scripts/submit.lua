@@ -39,7 +39,7 @@ if known then
     if not open(state) then
       redis.call('HSET', at(known), 'z', whole(now + keep_ms))
       redis.call('ZADD', ENDS, whole(now + keep_ms), known)
-      tell(known, nonce)
+      queue_webhook(known, nonce)
       if batch ~= '' then credit(batch, 1, 0) end
     end
     count('joined', 1)

@@ -14,7 +14,7 @@ import threading
 from foreseen.errors import QueueUnavailable, SetupError
 from foreseen.queue.queue import Queue, connect_queue
 from foreseen.queue.queue_types import Bounds
-from foreseen.queue.warm_progress import Run
+from foreseen.queue.warm_progress import WarmRun
 from foreseen.stores.redis_urls import BY_ADDRESS, Access
 from foreseen.warm.checkpoint import Progress
 
@@ -30,7 +30,7 @@ class ProgressReporter:
         self._url, self._run, self._model, self._access = url, run, model, access
         self._rows: int | None = None
         self._reported: list[int] = []
-        self._now = Run(model, None, [])
+        self._now = WarmRun(model, None, [])
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -44,7 +44,7 @@ class ProgressReporter:
             self._thread.start()
 
     def moved(self, done: Progress) -> None:
-        self._now = Run(self._model, None if self._rows is None else max(0, self._rows - done.rows), _counts(done))
+        self._now = WarmRun(self._model, None if self._rows is None else max(0, self._rows - done.rows), _counts(done))
 
     def close(self) -> None:
         if self._thread is not None:

@@ -12,7 +12,7 @@ from foreseen.models.graphs.encoder import LayerNames, Sizes
 from foreseen.models.graphs.graph import Graph
 from foreseen.models.graphs.hf.config import Config
 from foreseen.models.graphs.hf.weights import Weights
-from foreseen.models.graphs.hf.writer import Part, Writer, length
+from foreseen.models.graphs.hf.writer import EncoderOptions, Writer, length
 from foreseen.models.graphs.mpnet import relative_buckets
 from foreseen.types import Array
 
@@ -75,9 +75,9 @@ def hidden(config: Config) -> int:
     return config.number("dim" if config.text("model_type") == "distilbert" else "hidden_size")
 
 
-def tokens(graph: Graph, weights: Weights, part: Part, mask: str) -> str:
+def tokens(graph: Graph, weights: Weights, options: EncoderOptions, mask: str) -> str:
     """`input_ids` → FP32 [b, s, hidden]. `mask` FP32 [b, s]."""
-    config = part.config
+    config = options.config
     config.refuse("position_embedding_type", "absolute")
     config.refuse("is_decoder", False)
     config.refuse("sinusoidal_pos_embds", False, True)  # the table lies in the file either way
@@ -85,7 +85,7 @@ def tokens(graph: Graph, weights: Weights, part: Part, mask: str) -> str:
     bias = writer.mask_bias(mask)
     if config.text("model_type") == "mpnet":
         bias = graph.add("Add", _relative(writer, config, longest(config)), bias)
-    x = writer.norm(_embedded(writer, part), "embeddings.LayerNorm")
+    x = writer.norm(_embedded(writer, options), "embeddings.LayerNorm")
     if "embeddings_project.weight" in weights:  # ELECTRA, where embeddings are narrower than layers
         x = writer.dense(x, "embeddings_project")
     names = dict(_dialect(config).layer)
@@ -112,28 +112,28 @@ def _writer(graph: Graph, weights: Weights, config: Config) -> Writer:
     return Writer(graph, weights, sizes, config.text("hidden_act", "gelu"))
 
 
-def _embedded(writer: Writer, part: Part) -> str:
+def _embedded(writer: Writer, options: EncoderOptions) -> str:
     """Word + position + token type. Where all types are 0, their embedding is folded into the positions."""
     graph, weights = writer.graph, writer.weights
     positions = weights("embeddings.position_embeddings.weight")
     typed = "embeddings.token_type_embeddings.weight" in weights
-    if typed and not part.types:
+    if typed and not options.types:
         positions = positions + weights("embeddings.token_type_embeddings.weight")[0]
     words = writer.looked_up("embeddings.word_embeddings", "input_ids")
-    x = graph.add("Add", words, _positioned(graph, positions, part))
+    x = graph.add("Add", words, _positioned(graph, positions, options))
     return (
         graph.add("Add", x, writer.looked_up("embeddings.token_type_embeddings", "token_type_ids"))
-        if (typed and part.types)
+        if (typed and options.types)
         else x
     )
 
 
-def _positioned(graph: Graph, positions: Array, part: Part) -> str:
+def _positioned(graph: Graph, positions: Array, options: EncoderOptions) -> str:
     """The rows of the table that belong to the tokens: [s, hidden] or, where padding does not count, [b, s, hidden]."""
     table = graph.constant("embeddings.position_embeddings.weight", positions)
-    if not _dialect(part.config).counted:
+    if not _dialect(options.config).counted:
         return graph.add("Slice", table, graph.numbers(0), length(graph), graph.numbers(0))
-    padding = graph.scalar(part.config.number("pad_token_id", 1))
+    padding = graph.scalar(options.config.number("pad_token_id", 1))
     real = graph.add("Cast", graph.add("Not", graph.add("Equal", "input_ids", padding)), to=7)
     counted = graph.add("CumSum", real, graph.scalar(1))
     places = graph.add("Add", graph.add("Mul", counted, real), padding)

@@ -13,7 +13,7 @@ from foreseen.models.graphs.encoder import Sizes
 from foreseen.models.graphs.graph import Graph
 from foreseen.models.graphs.hf.config import Config
 from foreseen.models.graphs.hf.weights import Weights
-from foreseen.models.graphs.hf.writer import Part, Writer, distances, length
+from foreseen.models.graphs.hf.writer import EncoderOptions, Writer, distances, length
 from foreseen.types import Array
 
 LAYER = "encoder.layer"
@@ -27,9 +27,9 @@ def hidden(config: Config) -> int:
     return config.number("hidden_size")
 
 
-def tokens(graph: Graph, weights: Weights, part: Part, mask: str) -> str:
+def tokens(graph: Graph, weights: Weights, options: EncoderOptions, mask: str) -> str:
     """`input_ids` → FP32 [b, s, hidden]. `mask` FP32 [b, s]."""
-    config = part.config
+    config = options.config
     config.refuse("conv_kernel_size", 0)
     config.refuse("relative_attention", True)
     sizes = Sizes(
@@ -39,22 +39,22 @@ def tokens(graph: Graph, weights: Weights, part: Part, mask: str) -> str:
         config.real("layer_norm_eps", 1e-7),
     )
     writer = Writer(graph, weights, sizes, config.text("hidden_act", "gelu"))
-    attention = Disentangled(writer, part, writer.mask_bias(mask))
-    x = writer.norm(_embedded(writer, part), "embeddings.LayerNorm")
+    attention = Disentangled(writer, options, writer.mask_bias(mask))
+    x = writer.norm(_embedded(writer, options), "embeddings.LayerNorm")
     for index in range(sizes.layers):
         x = _layer(writer, attention, x, f"{LAYER}.{index}")
     return x
 
 
-def _embedded(writer: Writer, part: Part) -> str:
+def _embedded(writer: Writer, options: EncoderOptions) -> str:
     graph, weights = writer.graph, writer.weights
     x = writer.looked_up("embeddings.word_embeddings", "input_ids")
-    if part.config.flag("position_biased_input", True):
+    if options.config.flag("position_biased_input", True):
         table = writer.table("embeddings.position_embeddings")
         cut = graph.add("Slice", table, graph.numbers(0), length(graph), graph.numbers(0))
         x = graph.add("Add", x, cut)
     if "embeddings.token_type_embeddings.weight" in weights:
-        if part.types:
+        if options.types:
             x = graph.add("Add", x, writer.looked_up("embeddings.token_type_embeddings", "token_type_ids"))
         else:
             first = weights("embeddings.token_type_embeddings.weight")[0]
@@ -73,8 +73,8 @@ def _layer(writer: Writer, attention: Disentangled, x: str, name: str) -> str:
 class Disentangled:
     """Scores = content·content + content·position + position·content."""
 
-    def __init__(self, writer: Writer, part: Part, bias: str) -> None:
-        config = part.config
+    def __init__(self, writer: Writer, options: EncoderOptions, bias: str) -> None:
+        config = options.config
         self._writer = writer
         self._bias = bias
         self._each = writer.sizes.hidden // writer.sizes.heads
@@ -87,7 +87,7 @@ class Disentangled:
         buckets = config.number("position_buckets", -1)
         self._span = buckets if buckets > 0 else farthest
         self._positions = self._normed_positions(config)
-        self._to_key, self._to_query = self._places(part.max_tokens, buckets, farthest)
+        self._to_key, self._to_query = self._places(options.max_tokens, buckets, farthest)
 
     def mixed(self, x: str, name: str) -> str:
         writer, graph, heads = self._writer, self._writer.graph, self._writer.sizes.heads

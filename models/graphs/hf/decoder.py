@@ -10,7 +10,7 @@ from foreseen.models.graphs.encoder import Sizes
 from foreseen.models.graphs.graph import Graph
 from foreseen.models.graphs.hf.config import Config
 from foreseen.models.graphs.hf.weights import Weights
-from foreseen.models.graphs.hf.writer import Part, Rotary, Writer, distances, forbid, length, rotary_theta
+from foreseen.models.graphs.hf.writer import EncoderOptions, Rotary, Writer, distances, forbid, length, rotary_theta
 
 
 def longest(config: Config) -> int:
@@ -21,9 +21,9 @@ def hidden(config: Config) -> int:
     return config.number("hidden_size")
 
 
-def tokens(graph: Graph, weights: Weights, part: Part, mask: str) -> str:
+def tokens(graph: Graph, weights: Weights, options: EncoderOptions, mask: str) -> str:
     """`input_ids` → FP32 [b, s, hidden]. `mask` FP32 [b, s]."""
-    config = part.config
+    config = options.config
     config.refuse("use_sliding_window", False)
     heads = config.number("num_attention_heads")
     layers = config.number("num_hidden_layers")
@@ -37,7 +37,7 @@ def tokens(graph: Graph, weights: Weights, part: Part, mask: str) -> str:
         config.text("hidden_act", "silu"),
     )
     size = length(graph)
-    rotary = Rotary(graph, size, each, rotary_theta(config, 10_000.0), part.max_tokens, "rotary")
+    rotary = Rotary(graph, size, each, rotary_theta(config, 10_000.0), options.max_tokens, "rotary")
     earlier = graph.add("GreaterOrEqual", distances(graph, size), graph.numbers(0))
     bias = forbid(graph, writer.mask_bias(mask), earlier)
     attention = Attention(writer, each, config.number("num_key_value_heads", heads), rotary, bias)

@@ -18,9 +18,9 @@ from foreseen.models.graphs.encoder import Sizes
 from foreseen.models.graphs.graph import Graph
 from foreseen.models.graphs.hf import bert, deberta, decoder, heads, modernbert
 from foreseen.models.graphs.hf.config import Config, read
-from foreseen.models.graphs.hf.head import Head, head_of
+from foreseen.models.graphs.hf.head import TaskHead, head_of
 from foreseen.models.graphs.hf.weights import Weights, open_weights
-from foreseen.models.graphs.hf.writer import Part, Writer
+from foreseen.models.graphs.hf.writer import EncoderOptions, Writer
 from foreseen.modelspec.manifest import Manifest
 
 
@@ -65,7 +65,7 @@ def make(manifest: Manifest, folder: Path, advance: Callable[[], None] = lambda:
     types = any(spec.name == "token_type_ids" for spec in manifest.model.inputs)
     graph = Graph()
     mask = graph.add("Cast", "attention_mask", to=1)
-    x = kind.module.tokens(graph, weights, Part(config, longest(manifest, config), types), mask)
+    x = kind.module.tokens(graph, weights, EncoderOptions(config, longest(manifest, config), types), mask)
     _headed(graph, (weights, whole), x, mask, (head, config, folder), manifest.model.outputs[0].name)
     return graph.model(manifest.model)
 
@@ -93,7 +93,7 @@ def longest(manifest: Manifest, config: Config) -> int:
 
 
 def _headed(
-    graph: Graph, found: tuple[Weights, Weights], x: str, mask: str, of: tuple[Head, Config, Path], output: str
+    graph: Graph, found: tuple[Weights, Weights], x: str, mask: str, of: tuple[TaskHead, Config, Path], output: str
 ) -> None:
     (weights, whole), (head, config, folder) = found, of
     if head.task == "embedding":

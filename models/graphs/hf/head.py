@@ -36,7 +36,7 @@ ACTIVATIONS = {
 Task = Literal["embedding", "classification", "tokens"]
 
 
-class Head(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class TaskHead(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """`source.options` of a folder: what is built on the encoder's token vectors."""
 
     task: Task = "embedding"
@@ -56,10 +56,10 @@ class Dense(Struct, frozen=True):
     activation: str
 
 
-def head_of(options: dict[str, Any]) -> Head:
+def head_of(options: dict[str, Any]) -> TaskHead:
     """The head that `source.options` says. Raises SetupError naming the option."""
     try:
-        head = msgspec.convert(options, Head)
+        head = msgspec.convert(options, TaskHead)
     except msgspec.ValidationError as error:
         raise SetupError(f"source.options: {error}") from None
     for mode in head.pooling:
@@ -70,17 +70,17 @@ def head_of(options: dict[str, Any]) -> Head:
     return head
 
 
-def find_head(folder: Path, config: Config) -> Head:
+def find_head(folder: Path, config: Config) -> TaskHead:
     """The head of a folder: what `modules.json` lists, or what the architecture's name says."""
     named = " ".join(map(str, config.get("architectures") or ()))
     if "ForSequenceClassification" in named:
-        return Head("classification")
+        return TaskHead("classification")
     if "ForTokenClassification" in named:
-        return Head("tokens")
+        return TaskHead("tokens")
     if (folder / "modules.json").is_file():
         return _of_modules(folder, read_json(folder / "modules.json", list[dict[str, Any]]))
     if "ForCausalLM" in named or named.endswith("Model") or "ForMaskedLM" in named or not named:
-        return Head(pooling=("mean",))  # what sentence-transformers makes of a folder without modules.json
+        return TaskHead(pooling=("mean",))  # what sentence-transformers makes of a folder without modules.json
     raise config.error("architectures", f"{named}: no head of that kind can be built")
 
 
@@ -95,7 +95,7 @@ def is_pair(folder: Path, config: Config) -> bool:
 
 
 def dense_layer(folder: Path, name: str) -> Dense:
-    """One of `Head.dense`."""
+    """One of `TaskHead.dense`."""
     said = read(folder / name / "config.json")
     said.refuse("module_input_name", "sentence_embedding")
     said.refuse("use_residual", False)
@@ -105,8 +105,8 @@ def dense_layer(folder: Path, name: str) -> Dense:
     return Dense(said.number("in_features"), said.number("out_features"), ACTIVATIONS[activation])
 
 
-def _of_modules(folder: Path, modules: list[dict[str, Any]]) -> Head:
-    head = Head()
+def _of_modules(folder: Path, modules: list[dict[str, Any]]) -> TaskHead:
+    head = TaskHead()
     for module in modules:
         kind, path = str(module.get("type", "")).rsplit(".", 1)[-1], str(module.get("path", ""))
         if kind == "Transformer" and path in ("", "0_Transformer"):

@@ -15,7 +15,7 @@ from foreseen.errors import SetupError
 from foreseen.models.graphs import pool
 from foreseen.models.graphs.graph import Graph
 from foreseen.models.graphs.hf.config import Config
-from foreseen.models.graphs.hf.head import Head, dense_layer
+from foreseen.models.graphs.hf.head import TaskHead, dense_layer
 from foreseen.models.graphs.hf.weights import Weights, open_weights
 from foreseen.models.graphs.hf.writer import Writer, activate, known_activation
 
@@ -25,7 +25,7 @@ Classifier = Callable[[Writer, Weights, str, Config], str]
 LEAST_COLUMNS = 2  # a product with one column is a matrix × vector kernel as well: it gets a column of zeros
 
 
-def embedding(graph: Graph, tokens: str, mask: str, head: Head, folder: Path, output: str) -> None:
+def embedding(graph: Graph, tokens: str, mask: str, head: TaskHead, folder: Path, output: str) -> None:
     """Pool, dense layers and length 1. `tokens` FP32 [b, s, h], `mask` FP32 [b, s] → `output` FP32 [b, d]."""
     pooled = [POOLS[mode](graph, tokens, mask) for mode in head.pooling]
     x = pooled[0] if len(pooled) == 1 else graph.add("Concat", *pooled, axis=-1)

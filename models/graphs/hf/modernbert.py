@@ -9,7 +9,7 @@ from foreseen.models.graphs.encoder import Sizes
 from foreseen.models.graphs.graph import Graph
 from foreseen.models.graphs.hf.config import Config
 from foreseen.models.graphs.hf.weights import Weights
-from foreseen.models.graphs.hf.writer import Part, Rotary, Writer, distances, forbid, length, rotary_theta
+from foreseen.models.graphs.hf.writer import EncoderOptions, Rotary, Writer, distances, forbid, length, rotary_theta
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 THETAS = {GLOBAL: ("global_rope_theta", 160_000.0), LOCAL: ("local_rope_theta", 10_000.0)}
@@ -23,9 +23,9 @@ def hidden(config: Config) -> int:
     return config.number("hidden_size")
 
 
-def tokens(graph: Graph, weights: Weights, part: Part, mask: str) -> str:
+def tokens(graph: Graph, weights: Weights, options: EncoderOptions, mask: str) -> str:
     """`input_ids` → FP32 [b, s, hidden]. `mask` FP32 [b, s]."""
-    config = part.config
+    config = options.config
     sizes = Sizes(
         config.number("hidden_size"),
         config.number("num_attention_heads"),
@@ -35,7 +35,7 @@ def tokens(graph: Graph, weights: Weights, part: Part, mask: str) -> str:
     writer = Writer(graph, weights, sizes, config.text("hidden_activation", "gelu"))
     size, each = length(graph), sizes.hidden // sizes.heads
     kinds = _kinds(config)
-    rotaries = {kind: Rotary(graph, size, each, _theta(config, kind), part.max_tokens, kind) for kind in kinds}
+    rotaries = {kind: Rotary(graph, size, each, _theta(config, kind), options.max_tokens, kind) for kind in kinds}
     bias = writer.mask_bias(mask)
     near = graph.add("Abs", distances(graph, size))
     window = graph.numbers(config.number("local_attention", 128) // 2)

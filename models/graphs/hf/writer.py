@@ -22,7 +22,7 @@ TANH_GELU = ("gelu_new", "gelu_pytorch_tanh")
 QUICK_GELU = 1.702
 
 
-class Part(Struct, frozen=True):
+class EncoderOptions(Struct, frozen=True):
     """What an architecture needs beside its writer."""
 
     config: Config
