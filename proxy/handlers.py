@@ -23,7 +23,7 @@ from foreseen.proxy.fastpath.fast_connection import FastConnection
 from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.jobs.predictions import Predictions
 from foreseen.proxy.jobs.ticket_options import WEBHOOK, Prefer
-from foreseen.proxy.predict import codecs
+from foreseen.proxy.predict.dialects import codecs
 from foreseen.proxy.predict.ask import Protocol, RequestHead
 from foreseen.proxy.predict.serve import Server
 from foreseen.settings import ProxySettings

@@ -18,7 +18,7 @@ from foreseen.modelspec.rows import raw_outputs
 from foreseen.protocol.wire import InputTensor, parse_request
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import expiry_of
-from foreseen.proxy.predict.codecs import check_rows
+from foreseen.proxy.predict.dialects.codecs import check_rows
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.serve import Server
 from foreseen.types import ALL_STEPS, Array, Key, Prediction, Row, Space

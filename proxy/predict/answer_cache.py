@@ -30,10 +30,10 @@ from foreseen.protocol.request_id import find_id, is_request_id
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.near import Near
 from foreseen.proxy.predict.ask import RequestHead
-from foreseen.proxy.predict.codecs import HAVE_REQUEST_ID
-from foreseen.proxy.predict.decode import DecodedRequest
+from foreseen.proxy.predict.dialects.codecs import HAVE_REQUEST_ID
+from foreseen.proxy.predict.dialects.decode import DecodedRequest
 from foreseen.proxy.predict.facts import hit_lines
-from foreseen.proxy.predict.render import RenderedBody
+from foreseen.proxy.predict.dialects.render import RenderedBody
 from foreseen.proxy.predict.response_bytes import fixed_lines, head_parts
 from foreseen.types import Key, Prediction, Row, Space
 

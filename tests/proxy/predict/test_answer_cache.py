@@ -16,10 +16,10 @@ from foreseen.modelspec.prepare import Preparer
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.near import Near
 from foreseen.proxy.fastpath.known_heads import END_OF_HEAD
-from foreseen.proxy.predict import codecs
+from foreseen.proxy.predict.dialects import codecs
 from foreseen.proxy.predict.answer_cache import MAX_HASHES, AnswerCache, CachedBody, Lookup, PreparedRows
 from foreseen.proxy.predict.ask import RequestHead
-from foreseen.proxy.predict.decode import DecodedRequest, decode_v1, decode_v2
+from foreseen.proxy.predict.dialects.decode import DecodedRequest, decode_v1, decode_v2
 from foreseen.types import Prediction, Space
 from tests.collisions import chosen_pair, second_preimage
 from tests.doubles import numbered, predicted
