@@ -28,8 +28,8 @@ from foreseen.proxy.cache.freshness import Control, steps_of
 from foreseen.proxy.jobs.job_notifications import JobNotifications
 from foreseen.proxy.jobs.ticket_records import TicketRecords, check_renderable, row_bytes
 from foreseen.proxy.jobs.ticket_types import PLAINLY, Failed, Fetched, TicketIssued, TicketOptions, TicketStatus
-from foreseen.proxy.predict.dialects import codecs
 from foreseen.proxy.predict.ask import RequestHead
+from foreseen.proxy.predict.dialects import codecs
 from foreseen.proxy.predict.dialects.decode import prepared
 from foreseen.proxy.predict.facts import AnswerFacts
 from foreseen.proxy.predict.pipeline import Pipeline
