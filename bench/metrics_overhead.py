@@ -46,8 +46,8 @@ def main() -> None:
     parts: dict[str, Callable[[], None]] = {
         "five stages": stages,
         "counters and the latency": counters,
-        "access log, off": lambda: off.told("m", "v2", 200, "hit", 1, 0.0002),
-        "access log, 1 % of hits": lambda: sampled.told("m", "v2", 200, "hit", 1, 0.0002),
+        "access log, off": lambda: off.write("m", "v2", 200, "hit", 1, 0.0002),
+        "access log, 1 % of hits": lambda: sampled.write("m", "v2", 200, "hit", 1, 0.0002),
     }
     print(f"{'several workers' if several else 'one worker'}, µs a hit")
     for name, part in parts.items():

@@ -17,20 +17,20 @@ def metadata(served: ServedModel) -> dict[str, Any]:
     """V2 model metadata, with the digest in force."""
     manifest, facts = served.manifest, served.facts
     cut = manifest.model.has_rows
-    told: dict[str, Any] = (
+    version: dict[str, Any] = (
         {} if facts is None else {"digest": facts.digest, "precision": facts.precision, "provider": facts.provider}
     )
     if facts is not None and facts.preparation is None:  # somebody else's server, which says neither of the two
-        told = {"digest": facts.digest, "digest_from": facts.identity}
+        version = {"digest": facts.digest, "digest_from": facts.identity}
         if facts.worst_difference is not None:
-            told["worst_difference"] = facts.worst_difference
+            version["worst_difference"] = facts.worst_difference
     return {
         "name": manifest.name,
         "versions": [manifest.version],
         "platform": PLATFORM,
         "inputs": [{**_tensor(spec), "shape": input_shape(spec, cut=cut)} for spec in manifest.seen.inputs],
         "outputs": [_tensor(spec) for spec in manifest.seen.outputs],
-        "parameters": {**told, "rows": manifest.rows, "cached": "keep" in served.steps},
+        "parameters": {**version, "rows": manifest.rows, "cached": "keep" in served.steps},
     }
 
 

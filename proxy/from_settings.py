@@ -1,12 +1,20 @@
-"""What a proxy process makes of its settings: far, limits, freshness, bounds of the job queue."""
+"""What a proxy process makes of its settings: models, far, limits, freshness, bounds of the job queue."""
 
 from __future__ import annotations
 
 from aiohttp import http_parser
 
 from foreseen.errors import SetupError
+from foreseen.modelspec.artifact import refuse_optional
+from foreseen.modelspec.manifest import find
 from foreseen.modelspec.policy import Freshness
-from foreseen.paths import redis_socket
+from foreseen.paths import model_socket, redis_socket
+from foreseen.proxy.backend.discovery import in_front_of
+from foreseen.proxy.backend.model import ModelProcess
+from foreseen.proxy.backend.poison.isolation import IsolationLock
+from foreseen.proxy.backend.served import ServedModel
+from foreseen.proxy.backend.upstream_metadata import declared_metadata
+from foreseen.proxy.cache.freshness import policy_of
 from foreseen.queue.queue_types import MAX_JOBS, Bounds
 from foreseen.settings import ProxySettings
 from foreseen.stores.cluster import far_at
@@ -62,3 +70,21 @@ def assert_parser() -> None:
         raise SetupError("aiohttp runs without its C parser; reinstall aiohttp from a wheel")
     if not __debug__:
         raise SetupError("do not run with python -O: libraries' security checks are assertions")
+
+
+def served_model(named: str, settings: ProxySettings, trials: IsolationLock) -> ServedModel:
+    """A model of this machine, or one whose manifest names its upstream; `named` is `name` or `name=address`."""
+    name, _, address = named.partition("=")
+    manifest = find(name, settings.model_folders)
+    defaults = freshness_of(settings)
+    if manifest.upstream is not None and not address:
+        reported = declared_metadata(manifest)
+        return in_front_of((manifest.upstream,), reported, settings, defaults, manifest, trials)
+    refuse_optional(manifest)
+    process = ModelProcess(
+        manifest,
+        address or f"unix:{model_socket(settings.data, name)}",
+        quarantine_seconds=settings.quarantine_seconds,
+        trials=trials,
+    )
+    return ServedModel(manifest, process, settings.data, policy_of(manifest.freshness, defaults))

@@ -1,19 +1,15 @@
-"""HTTP routes → what they do: the V2 and V1 predict API, health, metadata, metrics."""
+"""The HTTP routes of predict requests in every dialect, and those that operators alone may use."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from importlib.metadata import version
-from typing import Any
 
 from aiohttp import web
 from multidict import CIMultiDict
 
 from foreseen.errors import BadRequest, WebhookRefused
-from foreseen.proxy import describe
 from foreseen.proxy.admin.admin import Token, explained
 from foreseen.proxy.admin.explain_rows import explain_request
 from foreseen.proxy.admin.import_rows import import_request
@@ -23,16 +19,15 @@ from foreseen.proxy.fastpath.fast_connection import FastConnection
 from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.jobs.predictions import Predictions
 from foreseen.proxy.jobs.ticket_options import WEBHOOK, Prefer
-from foreseen.proxy.predict import codecs
 from foreseen.proxy.predict.ask import Protocol, RequestHead
+from foreseen.proxy.predict.dialects import codecs
 from foreseen.proxy.predict.serve import Server
+from foreseen.proxy.status_handlers import OPENAI, V1_MODEL, StatusHandlers
 from foreseen.settings import ProxySettings
-from foreseen.telemetry.exposition import CONTENT_TYPE
 from foreseen.web.caller import caller_of
 from foreseen.web.connection import Connection
 from foreseen.web.cors import Cors
 from foreseen.web.http import (
-    SERVER,
     Handler,
     as_foreseen,
     errors,
@@ -46,8 +41,6 @@ from foreseen.web.http import (
 
 COUNTED = ("/infer", ":predict", "/embeddings")
 """Routes that admit a caller themselves, since what they refuse is counted under the model's name."""
-OPENAI = ("/v1", "/openai/v1")
-"""Before the routes of OpenAI's API."""
 _OPENAI_PATHS = ("/v1/embeddings", "/v1/files", "/v1/batches", "/openai/")
 FREE = ("/v2/health/live", "/v2/health/ready", "/metrics", "/metrics/{model}")
 """Routes that no rate limits: those who ask them watch over the rest."""
@@ -62,44 +55,25 @@ class Handlers:
     def __init__(
         self,
         *,
-        served: Mapping[str, ServedModel],
         server: Server,
         responder: Responder,
         settings: ProxySettings,
-        exposition: Callable[[], Awaitable[bytes]],
         token: Token,
-        stalled: Callable[[], bool],
-        lost: Callable[[], list[str]] = list,
-        missing: Callable[[], str | None] = lambda: None,
+        status: StatusHandlers,
         predictions: Predictions | None = None,
     ) -> None:
-        self._served = served
         self._server = server
         self._responder = responder
         self._settings = settings
-        self._exposition = exposition
-        self._stalled = stalled
-        self._lost = lost
-        self._missing = missing
         self._token = token
+        self._status = status
         self._predictions = predictions
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[errors, openai_errors, admitted], client_max_size=self._settings.body_bytes)
         route = app.router.add_route
-        app.router.add_get("/", self.alive)
-        for path in ("/v2", "/v2/"):
-            app.router.add_get(path, self.server_metadata)
-        app.router.add_get("/v2/health/live", self.live)
-        app.router.add_get("/v2/health/ready", self.ready)
-        app.router.add_get("/v2/models", self.models)
-        app.router.add_get("/v2/models/stats", self.all_statistics)
-        app.router.add_post("/v2/repository/index", self.repository)
+        self._status.add_to(app)
         for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
-            app.router.add_get(model, self.model_metadata)
-            app.router.add_get(f"{model}/ready", self.model_ready)
-            app.router.add_get(f"{model}/config", self.model_config)
-            app.router.add_get(f"{model}/stats", self.model_statistics)
             for method in ("POST", "QUERY"):
                 route(method, f"{model}/infer", self.infer, expect_handler=expect)
             app.router.add_post(f"{model}/explain", self.explain)
@@ -107,18 +81,12 @@ class Handlers:
         for prefix in OPENAI:
             for method in ("POST", "QUERY"):
                 route(method, f"{prefix}/embeddings", self.embeddings, expect_handler=expect)
-            app.router.add_get(f"{prefix}/models", self.v1_models)
-        app.router.add_get("/openai/v1/models/{model:[^/:]+}", self.v1_model)
-        v1 = "/v1/models/{model:[^/:]+}"  # GET …:predict is a method that is not allowed, and no model of that name
-        for model in (v1, v1 + "/versions/{version:[^/:]+}"):
-            app.router.add_get(model, self.v1_model)
+        for model in V1_MODEL:
             for method in ("POST", "QUERY"):
                 route(method, f"{model}:predict", self.v1_predict, expect_handler=expect)
             app.router.add_post(f"{model}:explain", self.v1_explain)
         if self._predictions is not None:
             self._predictions.add_to(app)
-        app.router.add_get("/metrics", self.metrics)
-        app.router.add_get("/metrics/{model}", self.model_metrics)
         Cors(self._settings.cors_origin).add_to(app)
         return app
 
@@ -221,87 +189,6 @@ class Handlers:
         """What the request's Cache-Control asks for, unless the operator does not let clients decide."""
         lines = request.headers.getall("Cache-Control", ())
         return control_of(", ".join(lines)) if lines and not self._settings.ignore_client_cache_control else NO_CONTROL
-
-    async def alive(self, request: web.Request) -> web.Response:
-        """Something answers here."""
-        return json_reply({"status": "alive"})
-
-    async def server_metadata(self, request: web.Request) -> web.Response:
-        """V2 server metadata: name, version, extensions."""
-        return json_reply({"name": "foreseen", "version": version("foreseen"), "extensions": describe.EXTENSIONS})
-
-    async def live(self, request: web.Request) -> web.Response:
-        """V2: whether the server is live."""
-        return json_reply({"live": True})
-
-    async def ready(self, request: web.Request) -> web.Response:
-        """Ready once every configured model has been; afterwards readiness is per model. Redis never decides it. A
-        worker whose event loop was more than a second late a moment ago is not. `error` says why it is not; `lost`
-        names what a store that does not answer costs meanwhile, and is left out without one."""
-        missing, lost = self._missing(), self._lost()
-        whys = [served.why for served in self._served.values() if not served.been_ready]
-        ready = missing is None and not whys and not self._stalled()
-        told: dict[str, Any] = {"ready": ready, "live": True}
-        if not ready:
-            told["error"] = missing or "; ".join(whys[:3]) or "the event loop was more than a second late a moment ago"
-        return json_reply({**told, "lost": lost} if lost else told, 200 if ready else 503)
-
-    async def models(self, request: web.Request) -> web.Response:
-        """Names of the models served."""
-        return json_reply({"models": list(self._served)})
-
-    async def repository(self, request: web.Request) -> web.Response:
-        """Triton's model repository index, as much of it as there is."""
-        states = [
-            {"name": s.manifest.name, "version": s.manifest.version, "state": "READY" if s.ready else "UNAVAILABLE"}
-            for s in self._served.values()
-        ]
-        return json_reply(states)
-
-    async def model_metadata(self, request: web.Request) -> web.Response:
-        """V2 model metadata: inputs and outputs as clients see them, and the model digest in force."""
-        return json_reply(describe.metadata(self._find(request)))
-
-    async def model_ready(self, request: web.Request) -> web.Response:
-        """Whether a miss of this model would be answered now; if not, why."""
-        served = self._find(request)
-        told: dict[str, Any] = {"name": served.manifest.name, "ready": served.ready}
-        if served.ready:
-            return json_reply(told)
-        why = f"model {served.manifest.name!r} is not ready: {served.why}"
-        return json_reply({**told, "error": why, "code": "model_unavailable"}, 503, {"Retry-After": "1"})
-
-    async def model_config(self, request: web.Request) -> web.Response:
-        """The model's configuration, as Triton's clients read it."""
-        return json_reply(describe.config(self._find(request)))
-
-    async def model_statistics(self, request: web.Request) -> web.Response:
-        """One model's statistics, as Triton's clients read them; of the worker that answers."""
-        return json_reply({"model_stats": [describe.statistics(self._find(request))]})
-
-    async def all_statistics(self, request: web.Request) -> web.Response:
-        """The statistics of all models."""
-        return json_reply({"model_stats": [describe.statistics(served) for served in self._served.values()]})
-
-    async def v1_models(self, request: web.Request) -> web.Response:
-        """Names of the models served, in KServe's V1 form and OpenAI's at once."""
-        return json_reply(describe.model_list(self._served.values()))
-
-    async def v1_model(self, request: web.Request) -> web.Response:
-        """V1 status: KServe's, TensorFlow Serving's and OpenAI's in one. Aliases are known, too."""
-        name = request.match_info["model"]
-        served = self._responder.find_named(name, request.match_info.get("version"))
-        return json_reply({**describe.v1_status(served), **describe.openai_model(name)})
-
-    async def metrics(self, request: web.Request) -> web.Response:
-        """The Prometheus exposition over all workers."""
-        text = await self._exposition()
-        return web.Response(body=text, headers={"Server": SERVER, "Content-Type": CONTENT_TYPE})
-
-    async def model_metrics(self, request: web.Request) -> web.Response:
-        """A model process's own exposition, for a Prometheus that cannot reach its unix socket."""
-        text = await self._find(request).process.exposition()
-        return web.Response(body=text, headers={"Server": SERVER, "Content-Type": CONTENT_TYPE})
 
     def _find(self, request: web.Request) -> ServedModel:
         return self._responder.find(request.match_info["model"], request.match_info.get("version"))

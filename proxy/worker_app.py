@@ -15,7 +15,7 @@ import uvloop
 from aiohttp import web
 
 from foreseen.errors import SetupError
-from foreseen.proxy.app import Proxy, upstream_for
+from foreseen.proxy.assembly import Proxy, upstream_for
 from foreseen.proxy.cache.generations import is_gone
 from foreseen.proxy.jobs.prefork import worked_in_child
 from foreseen.proxy.jobs.webhook.deliveries import Deliveries
@@ -44,7 +44,7 @@ async def _run(settings: WorkerSettings) -> None:
     proxy = Proxy(replace(settings, near_bytes=0, reply_cache_bytes=0, observe=()), await upstream_for(settings))
     if proxy.queue is None:
         raise SetupError("a worker needs the state store that the proxies have; give --state")
-    proxy.metrics.workers.set(0)  # of proxies; those of the queue are told by the queue
+    proxy.metrics.workers.set(0)  # of proxies; those of the queue are counted by the queue
     async with _watched(proxy, settings), proxy.running(), _telling(proxy):
         worker = JobWorker(
             proxy.generations.worker,

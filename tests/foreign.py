@@ -13,7 +13,7 @@ import aiohttp
 from aiohttp import web
 
 from foreseen.keys.secret import make_secret
-from foreseen.proxy.app import Proxy
+from foreseen.proxy.assembly import Proxy
 from foreseen.proxy.backend.discovery import upstream_of
 from foreseen.proxy.from_settings import freshness_of
 from foreseen.settings import ProxySettings

@@ -17,7 +17,7 @@ from typing import Any
 from aiohttp import web
 
 from foreseen import errors
-from foreseen.proxy.app import Proxy
+from foreseen.proxy.assembly import Proxy
 from foreseen.settings import ProxySettings
 
 JSON, BINARY, TEXT, LINES = "application/json", "application/octet-stream", "text/plain", "application/jsonl"

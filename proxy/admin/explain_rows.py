@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from foreseen.keys.key import key_of
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import Policy
-from foreseen.proxy.cache.tiers import Tiers, judge
-from foreseen.proxy.predict import codecs
+from foreseen.proxy.cache.look_result import judge
+from foreseen.proxy.cache.tiers import Tiers
 from foreseen.proxy.predict.ask import RequestHead
-from foreseen.proxy.predict.decode import prepared
+from foreseen.proxy.predict.dialects import codecs
+from foreseen.proxy.predict.dialects.decode import prepared
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.serve import Server
 from foreseen.types import ANY_AGE, Answer, Explanation, Key, Prediction, Question, RequestOptions, Space, Steps

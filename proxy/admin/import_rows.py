@@ -18,7 +18,7 @@ from foreseen.modelspec.rows import raw_outputs
 from foreseen.protocol.wire import InputTensor, parse_request
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import expiry_of
-from foreseen.proxy.predict.codecs import check_rows
+from foreseen.proxy.predict.dialects.codecs import check_rows
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.serve import Server
 from foreseen.types import ALL_STEPS, Array, Key, Prediction, Row, Space
@@ -40,8 +40,8 @@ class ImportBody(Struct, frozen=True):
 def decode_import(body: bytes, header_length: int | None, manifest: Manifest) -> ImportBody:
     """Raises BadRequest or BadInput naming the field."""
     request = parse_request(body, header_length, whole=manifest.upstream is not None)
-    told = dict(request.parameters)
-    digest = told.pop("digest", None)
+    parameters = dict(request.parameters)
+    digest = parameters.pop("digest", None)
     if not isinstance(digest, str):
         raise BadInput("parameters.digest: say which model computed the outputs")
     given = {tensor.name: tensor.array for tensor in request.inputs}
@@ -55,7 +55,7 @@ def decode_import(body: bytes, header_length: int | None, manifest: Manifest) ->
     names = {tensor.name for tensor in inputs}
     of_inputs = {name: more for name, more in request.members.inputs.items() if name in names}
     members = structs.replace(request.members, inputs=of_inputs)
-    return ImportBody(inputs, outputs, facts, counting(told, manifest, members), digest)
+    return ImportBody(inputs, outputs, facts, counting(parameters, manifest, members), digest)
 
 
 async def import_request(
@@ -85,18 +85,18 @@ async def import_request(
     return len(rows), had
 
 
-def predictions_of(brought: ImportBody, rows: Sequence[Row], manifest: Manifest, now: float) -> list[Prediction]:
+def predictions_of(body: ImportBody, rows: Sequence[Row], manifest: Manifest, now: float) -> list[Prediction]:
     """Each row's prediction, not yet with a life. Raises BadInput where they are not what the model answers."""
     signature = manifest.model
     try:
-        raw = raw_outputs(brought.outputs, rows, signature)
+        raw = raw_outputs(body.outputs, rows, signature)
     except (ModelFailed, KeyError) as error:
         raise BadInput(f"inputs: the outputs are not those of {manifest.name!r}: {error}") from None
-    made_at, seconds = _fact(brought, MADE_AT, len(rows), now), _fact(brought, SECONDS, len(rows), 0.0)
+    made_at, seconds = _fact(body, MADE_AT, len(rows), now), _fact(body, SECONDS, len(rows), 0.0)
     made = []
     for i, (heads, data) in enumerate(raw):
         when = min(float(made_at[i]), now)
-        made.append(Prediction(heads, data, brought.digest, when, when, float(seconds[i])))
+        made.append(Prediction(heads, data, body.digest, when, when, float(seconds[i])))
     return made
 
 
@@ -131,8 +131,8 @@ async def import_rows(
     return had
 
 
-def _fact(brought: ImportBody, name: str, rows: int, default: float) -> Array:
-    given = brought.facts.get(name)
+def _fact(body: ImportBody, name: str, rows: int, default: float) -> Array:
+    given = body.facts.get(name)
     if given is None:
         return np.full(rows, default)
     if given.dtype.kind not in "fiu" or given.shape != (rows,) or not np.isfinite(given).all():

@@ -25,7 +25,7 @@ from foreseen.proxy.backend.poison.isolation import IsolationLock
 from foreseen.proxy.backend.recognise import server_at
 from foreseen.proxy.backend.served import WATCH_SECONDS, WATCH_SECONDS_AT_START, ServedModel
 from foreseen.proxy.backend.upstream import UpstreamProcess
-from foreseen.proxy.backend.upstream_metadata import UpstreamMetadata, declared_told, optional_inputs, told_of
+from foreseen.proxy.backend.upstream_metadata import UpstreamMetadata, declared_metadata, metadata_of, optional_inputs
 from foreseen.proxy.backend.v2_server import Problem, Unusable, V2Server
 from foreseen.proxy.cache.freshness import policy_of
 from foreseen.settings import ProxySettings
@@ -149,7 +149,7 @@ class Upstream:
     async def _add(self, name: str) -> None:
         try:
             assert self._server is not None
-            one = self._serve(await self._told(name), self._server)
+            one = self._serve(await self._reported(name), self._server)
         except SetupError as error:
             why = error if isinstance(error, Unusable) else Unusable("unusable", str(error), "see docs/upstream.md")
             self.refused[name] = why
@@ -200,9 +200,9 @@ class Upstream:
             await asyncio.sleep(WATCH_SECONDS if one.ready and process.settled else WATCH_SECONDS_AT_START)
 
     async def _renew(self, name: str, one: ServedModel, process: UpstreamProcess) -> None:
-        if process.told.manifest.model != one.manifest.model:
+        if process.reported.manifest.model != one.manifest.model:
             assert self._server is not None
-            new = self._serve(process.told, self._server)
+            new = self._serve(process.reported, self._server)
             log.warning("upstream model has another signature", model=name)
         elif (process.rows, process.outputs) != (one.manifest.rows, one.manifest.outputs):
             new = one.keyed(structs.replace(one.manifest, rows=process.rows, outputs=process.outputs))
@@ -215,22 +215,22 @@ class Upstream:
         if new.process is not process:
             await process.close()
 
-    async def _told(self, name: str) -> UpstreamMetadata:
+    async def _reported(self, name: str) -> UpstreamMetadata:
         """What is known of a model: an operator's manifest, or else its metadata. Raises SetupError."""
         declared = self._declared(name)
         assert self._server is not None
         if declared is not None:
-            told = declared_told(declared)
+            reported = declared_metadata(declared)
             if isinstance(self._server, EmbeddingServer):
-                told = structs.replace(told, manifest=named(declared, await self._server.metadata(name)))
-            return told
+                reported = structs.replace(reported, manifest=named(declared, await self._server.metadata(name)))
+            return reported
         metadata = await self._server.metadata(name)
         optional = optional_inputs(metadata, await self._server.config(name))
         try:
-            told = told_of(name, metadata, optional)
+            reported = metadata_of(name, metadata, optional)
             if isinstance(self._server, EmbeddingServer):
-                told = structs.replace(told, manifest=named(told.manifest, metadata))
-            return told
+                reported = structs.replace(reported, manifest=named(reported.manifest, metadata))
+            return reported
         except SetupError as error:
             kind: Problem = "unusable" if metadata.get("inputs") and metadata.get("outputs") else "no-metadata"
             said = f"GET /v2/models/{name} answered 200, but: {error}"
@@ -253,8 +253,10 @@ async def upstream_of(settings: ProxySettings, defaults: Freshness) -> Upstream 
         """The manifests in the box are not of this server's models."""
         return find(name, folders) if name in names(folders) else None
 
-    def serve(told: UpstreamMetadata, server: V2Server) -> ServedModel:
-        return in_front_of(settings.upstream, told, settings, defaults, declared(told.manifest.name), trials, server)
+    def serve(reported: UpstreamMetadata, server: V2Server) -> ServedModel:
+        return in_front_of(
+            settings.upstream, reported, settings, defaults, declared(reported.manifest.name), trials, server
+        )
 
     async def recognised() -> V2Server:
         return await server_at(address, settings.upstream_api, access, embeds=settings.upstream_kind == "embed")
@@ -266,7 +268,7 @@ async def upstream_of(settings: ProxySettings, defaults: Freshness) -> Upstream 
 
 def in_front_of(
     addresses: Sequence[str],
-    told: UpstreamMetadata,
+    reported: UpstreamMetadata,
     settings: ProxySettings,
     defaults: Freshness,
     manifest: Manifest | None,
@@ -285,10 +287,10 @@ def in_front_of(
     process: UpstreamProcess
     if isinstance(server, EmbeddingServer):
         servers = [server.sibling(address) for address in addresses]
-        process = EmbeddingProcess(told, servers, **options)
+        process = EmbeddingProcess(reported, servers, **options)
     else:
-        process = UpstreamProcess(told, addresses[0], **options)
-    own = structs.replace(manifest or told.manifest, upstream=addresses[0])
+        process = UpstreamProcess(reported, addresses[0], **options)
+    own = structs.replace(manifest or reported.manifest, upstream=addresses[0])
     if isinstance(server, EmbeddingServer):
-        own = structs.replace(own, upstream_api=told.manifest.upstream_api, openai=told.manifest.openai)
+        own = structs.replace(own, upstream_api=reported.manifest.upstream_api, openai=reported.manifest.openai)
     return ServedModel(own, process, settings.data, policy_of(own.freshness, defaults))

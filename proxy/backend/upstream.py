@@ -17,62 +17,48 @@ from urllib.parse import quote
 import aiohttp
 import orjson
 import structlog
-from msgspec import Struct, structs
+from msgspec import structs
 
-from foreseen.errors import BadInput, BadRequest, DigestMoved, ForeseenError, ModelFailed, ModelUnavailable, SetupError
+from foreseen.errors import BadInput, BadRequest, DigestMoved, ModelFailed, ModelUnavailable, SetupError
 from foreseen.modelspec.artifact import fields_digest, preparation_digest
-from foreseen.modelspec.invariance import difference, random_rows
+from foreseen.modelspec.invariance import difference
 from foreseen.modelspec.manifest import BATCH, Manifest, ModelOutput, ModelSignature
-from foreseen.modelspec.rows import RowOutputs
-from foreseen.protocol.datatypes import DATATYPES
-from foreseen.protocol.members import RequestMembers, member_names, naming, pack_reply, reply_of, tensor_outputs
-from foreseen.protocol.tensors import array_of_raw
+from foreseen.protocol.members import RequestMembers, naming, pack_reply
 from foreseen.protocol.wire import Response, render_json_request
 from foreseen.proxy.backend.model import ModelProcess, Tensors
 from foreseen.proxy.backend.model_metadata import PROBE_SECONDS, ModelFacts
 from foreseen.proxy.backend.poison.isolation import IsolationLock
+from foreseen.proxy.backend.row_probe import Gap, RowProbe
 from foreseen.proxy.backend.upstream_metadata import (
     UpstreamMetadata,
-    declared_told,
+    declared_metadata,
     document_of,
+    metadata_of,
     objects_of,
     optional_inputs,
-    told_of,
 )
-from foreseen.types import Prediction, RequestOptions, Row
+from foreseen.types import RequestOptions, Row
 from foreseen.web.http import JSON
 
 log = structlog.get_logger()
 
-PROBE_ROWS = 6
-PROBE_DEADLINE_SECONDS = 30.0
-PROBE_PAUSE_SECONDS = 5.0
-"""Between two tries, where the server could not answer the first."""
-
 Rows = Literal["each", "together"]
 
 
-class Verdict(Struct, frozen=True):
-    """What the probe has shown of one version of a model. None: it could not tell."""
-
-    independent: bool | None
-    why: str
-    worst: float | None = None
-    """The largest difference seen of an answer alone and in a batch."""
-
-
 class UpstreamProcess(ModelProcess):
-    """A model on somebody else's server. It takes whole requests and single rows alike, whichever it is handed.
-
-    `manifest` is None where there is only the metadata to go by.
-    """
+    """A model on another server, asked by whole requests and single rows alike. `manifest` is None where only the
+    metadata describe the model."""
 
     _silent_ids = (None, "")
     ours = False
+    _gap: Gap = staticmethod(difference)
+    """How far apart two sets of answers to the same rows are, for the probe."""
+    _compares_members = True
+    """Whether the probe compares what replies hold beside their tensors."""
 
     def __init__(
         self,
-        told: UpstreamMetadata,
+        reported: UpstreamMetadata,
         address: str,
         *,
         manifest: Manifest | None,
@@ -82,20 +68,13 @@ class UpstreamProcess(ModelProcess):
         quarantine_seconds: float,
         trials: IsolationLock | None = None,
     ) -> None:
-        self.told = told
+        self.reported = reported
         self.declared = manifest
-        own = manifest or told.manifest
-        super().__init__(
-            own,
-            address,
-            quarantine_seconds=quarantine_seconds,
-            trials=trials,
-        )
+        own = manifest or reported.manifest
+        super().__init__(own, address, quarantine_seconds=quarantine_seconds, trials=trials)
         self._declared_digest = digest or ""
-        self._tolerance = tolerance
         self._probing = probe
-        self._probe: asyncio.Task[None] | None = None
-        self._verdicts: dict[str, Verdict] = {}
+        self._probe = RowProbe(own.name, self._ask, self._gap, tolerance, compares_members=self._compares_members)
         self._base_digest = ""
         self._said_version = ""
         self._binary: bool | None = None
@@ -108,8 +87,8 @@ class UpstreamProcess(ModelProcess):
         """How its rows are to be keyed by what is known now."""
         if self.declared is not None:
             return self.declared.rows
-        verdict = self._verdicts.get(self._digest_now())
-        return "each" if verdict is not None and verdict.independent else "together"
+        probed = self._probe.result(self._digest_now())
+        return "each" if probed is not None and probed.independent else "together"
 
     @property
     def outputs(self) -> Literal["all", "requested"]:
@@ -121,18 +100,16 @@ class UpstreamProcess(ModelProcess):
     @property
     def settled(self) -> bool:
         """Whether nothing is about to be found out."""
-        return self._probe is None or self._probe.done()
+        return not self._probe.is_running
 
     @property
     def why(self) -> str:
         """Why its rows are keyed so."""
-        verdict = self._verdicts.get(self._digest_now())
-        return "not probed" if verdict is None else verdict.why
+        probed = self._probe.result(self._digest_now())
+        return "not probed" if probed is None else probed.why
 
     async def close(self) -> None:
-        if self._probe is not None:
-            self._probe.cancel()
-            await asyncio.gather(self._probe, return_exceptions=True)
+        await self._probe.close()
         await super().close()
 
     async def facts(self) -> ModelFacts:
@@ -163,8 +140,8 @@ class UpstreamProcess(ModelProcess):
                     raise ModelUnavailable(f"model {name!r} is not ready: GET {path}/ready answered {status}")
                 status, content = await self._got(path)
         except TimeoutError:
-            why = f"GET {path} was not answered in {PROBE_SECONDS:g} seconds"
-            raise ModelUnavailable(f"model {name!r} cannot be reached: {why}") from None
+            late = f"GET {path} was not answered in {PROBE_SECONDS:g} seconds"
+            raise ModelUnavailable(f"model {name!r} cannot be reached: {late}") from None
         except (aiohttp.ClientError, OSError) as error:
             why = f"GET {path} failed ({type(error).__name__})"
             raise ModelUnavailable(f"model {name!r} cannot be reached: {why}") from None
@@ -180,28 +157,28 @@ class UpstreamProcess(ModelProcess):
     def _facts(self, metadata: dict[str, Any]) -> ModelFacts:
         """Raises ModelUnavailable where the server has no such model any more, SetupError where it is another one."""
         name = self._manifest.name
-        self.told = told = self._told(name, metadata)
-        if self.declared is None and told.manifest.model != self._signature:
+        self.reported = reported = self._reported(name, metadata)
+        if self.declared is None and reported.manifest.model != self._signature:
             raise SetupError(f"model {name!r}: its signature has changed")
         preparation = preparation_digest(structs.replace(self._manifest, rows="together"), ())
-        whole = orjson.dumps(told.digest if told.digest is not None else metadata, option=orjson.OPT_SORT_KEYS)
+        whole = orjson.dumps(reported.digest if reported.digest is not None else metadata, option=orjson.OPT_SORT_KEYS)
         base = fields_digest(b"foreseen v1 upstream", whole, self._declared_digest.encode(), preparation.encode())
         if base != self._base_digest:
             self._base_digest, self._binary = base, None
         digest = self._digest_now()
-        if self._probing and digest not in self._verdicts and (self._probe is None or self._probe.done()):
-            self._probe = asyncio.get_running_loop().create_task(self._prove(digest))
-        verdict = self._verdicts.get(digest)
-        dependent = verdict is not None and verdict.independent is False
+        if self._probing:
+            self._probe.start(digest, self._signature)
+        probed = self._probe.result(digest)
+        dependent = probed is not None and probed.independent is False
         single = self.rows == "together"
         return ModelFacts(digest, None, row_independent=single or not dependent, identity=self._identity())
 
-    def _told(self, name: str, metadata: dict[str, Any]) -> UpstreamMetadata:
+    def _reported(self, name: str, metadata: dict[str, Any]) -> UpstreamMetadata:
         """A manifest of the operator's may say of a tensor what the metadata leave out, but not otherwise."""
         if self.declared is None:
-            return told_of(name, metadata, self._optional)
-        there = [*objects_of(metadata, "inputs"), *objects_of(metadata, "outputs")]
-        datatypes = {str(one.get("name")): one.get("datatype") for one in there}
+            return metadata_of(name, metadata, self._optional)
+        listed = [*objects_of(metadata, "inputs"), *objects_of(metadata, "outputs")]
+        datatypes = {str(one.get("name")): one.get("datatype") for one in listed}
         signature = self.declared.model
         here = [(i.name, i.datatype) for i in signature.inputs] + [(o.name, o.datatype) for o in signature.outputs]
         for tensor, datatype in here:
@@ -209,16 +186,16 @@ class UpstreamProcess(ModelProcess):
                 raise SetupError(f"model {name!r}: {tensor} is {datatypes[tensor]} at its upstream, {datatype} here")
         parameters = metadata.get("parameters")
         digest = parameters.get("digest") if isinstance(parameters, dict) else None
-        told = declared_told(self.declared)
+        reported = declared_metadata(self.declared)
         versioned = bool(metadata.get("versions"))
-        return structs.replace(told, digest=digest if isinstance(digest, str) else None, versioned=versioned)
+        return structs.replace(reported, digest=digest if isinstance(digest, str) else None, versioned=versioned)
 
     def _identity(self) -> str:
-        if self.told.digest is not None:
+        if self.reported.digest is not None:
             return "digest"
         if self._declared_digest:
             return "declared"
-        return "version" if self.told.versioned or self._said_version else "unobservable"
+        return "version" if self.reported.versioned or self._said_version else "unobservable"
 
     def _digest_now(self) -> str:
         """The version in force: the metadata's, and what the last reply called itself."""
@@ -226,10 +203,9 @@ class UpstreamProcess(ModelProcess):
 
     def _digest(self, response: Response) -> str:
         """Replies name a version at best. One that names another than the last is another model."""
-        told = response.parameters.get("digest")
-        said = told if isinstance(told, str) else response.version or ""
-        if said != self._said_version:
-            self._said_version = said
+        reported = response.parameters.get("digest")
+        said = reported if isinstance(reported, str) else response.version or ""
+        self._said_version = said
         return self._digest_now()
 
     def _together(self, rows: Sequence[Row]) -> bool:
@@ -257,7 +233,7 @@ class UpstreamProcess(ModelProcess):
         return parts
 
     def _firsts(self, rows: int | None) -> Mapping[str, int | None]:
-        return self.told.firsts
+        return self.reported.firsts
 
     async def _asked(
         self, tensors: Tensors, members: RequestMembers, options: RequestOptions, request_id: str
@@ -321,67 +297,3 @@ class UpstreamProcess(ModelProcess):
 
     def _beside(self, response: Response) -> bytes | None:
         return pack_reply(response.members)
-
-    async def _prove(self, digest: str) -> None:
-        """Ask random rows alone, in a batch and in another order; it shows something of the version that answered."""
-        name = self._manifest.name
-        try:
-            async with asyncio.timeout(PROBE_DEADLINE_SECONDS):
-                digest, verdict = await self._probed(random_rows(self._signature, PROBE_ROWS))
-        except (ModelUnavailable, TimeoutError):
-            await asyncio.sleep(PROBE_PAUSE_SECONDS)  # the next look at the metadata starts another
-            return
-        except ForeseenError as error:
-            verdict = Verdict(None, f"a random row was refused: {error}")
-        except DigestMoved:
-            return
-        self._verdicts = {**dict(list(self._verdicts.items())[-7:]), digest: verdict}
-        tell = log.warning if verdict.independent is False else log.info
-        tell("upstream probed", model=name, rows_independent=verdict.independent, why=verdict.why)
-
-    async def _probed(self, rows: list[Row]) -> tuple[str, Verdict]:
-        options = RequestOptions(asyncio.get_running_loop().time() + PROBE_DEADLINE_SECONDS, "background")
-        alone = [(await self._ask([row], b"", options))[0] for row in rows]
-        try:
-            batches = [await self._ask(rows, b"", options), (await self._ask(rows[::-1], b"", options))[::-1]]
-        except (BadInput, ModelFailed) as error:
-            return alone[0].digest, Verdict(False, f"a batch is refused: {error}")
-        versions = {prediction.digest for prediction in (*alone, *batches[0], *batches[1])}
-        if len(versions) > 1:
-            raise DigestMoved(alone[0].digest)
-        if len({tuple(head.name for head in tensor_outputs(one)) for one in (*alone, *batches[0], *batches[1])}) > 1:
-            return alone[0].digest, Verdict(False, "which outputs it answers with changes from request to request")
-        answers = [_arrays(prediction) for prediction in alone]
-        if all(difference(answers[:1], [other]) == 0 for other in answers[1:]):
-            return alone[0].digest, Verdict(None, "all random rows got one answer, which shows nothing")
-        worst = max(self._gap(answers, [_arrays(prediction) for prediction in batch]) for batch in batches)
-        if worst > self._tolerance:
-            return alone[0].digest, Verdict(False, f"an answer changes by {worst:g} with its batch-mates", worst)
-        if await self._members_depend(rows[0], alone, batches, options):
-            return alone[0].digest, Verdict(False, "the parameters of a reply change with the batch-mates")
-        return alone[0].digest, Verdict(True, f"alone and in batches answers differ by {worst:g} at most", worst)
-
-    def _gap(self, left: Sequence[RowOutputs], right: Sequence[RowOutputs]) -> float:
-        """How far answers are apart."""
-        return difference(left, right)
-
-    async def _members_depend(
-        self, row: Row, alone: Sequence[Prediction], batches: Sequence[Sequence[Prediction]], options: RequestOptions
-    ) -> bool:
-        """Whether what replies hold beside their tensors changes with the batch-mates. What changes by itself (a time,
-        a number of the request) does not count: `row`, the first of those asked alone, shows what that is."""
-        pairs = [pair for batch in batches for pair in zip(alone, batch, strict=True)]
-        if all(reply_of([one]) == reply_of([other]) for one, other in pairs):
-            return False
-        again = (await self._ask([row], b"", options))[0]
-        changing = member_names(reply_of(alone[:1])) - member_names(reply_of([alone[0], again]))
-        for one, other in pairs:
-            named = member_names(reply_of([one])) | member_names(reply_of([other]))
-            if named - changing - member_names(reply_of([one, other])):
-                return True
-        return False
-
-
-def _arrays(prediction: Prediction) -> RowOutputs:
-    heads = zip(tensor_outputs(prediction), prediction.data, strict=False)  # the rest of the reply comes last
-    return tuple(array_of_raw(data, DATATYPES[head.datatype], head.shape, head.name) for head, data in heads)

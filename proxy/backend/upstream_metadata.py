@@ -34,7 +34,7 @@ def optional_inputs(metadata: Mapping[str, Any], config: Any) -> frozenset[str] 
     return frozenset(str(one.get("name")) for one in tensors if one.get("optional") is True)
 
 
-def told_of(name: str, metadata: Mapping[str, Any], optional: frozenset[str] | None = None) -> UpstreamMetadata:
+def metadata_of(name: str, metadata: Mapping[str, Any], optional: frozenset[str] | None = None) -> UpstreamMetadata:
     """A model's metadata as a manifest; `optional` as `optional_inputs`. Raises SetupError: what is missing."""
     if not is_name(name):
         raise SetupError(f"model {name!r}: only letters, digits, '.', '_' and '-' can stand in its name")
@@ -59,7 +59,7 @@ def told_of(name: str, metadata: Mapping[str, Any], optional: frozenset[str] | N
     )
 
 
-def declared_told(manifest: Manifest) -> UpstreamMetadata:
+def declared_metadata(manifest: Manifest) -> UpstreamMetadata:
     """What an operator's manifest says of a model: everything but its version."""
     return UpstreamMetadata(
         manifest, dict.fromkeys(spec.name for spec in manifest.model.outputs), None, versioned=False

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol, assert_never
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -18,10 +18,11 @@ from foreseen.errors import EntryError, FarError
 from foreseen.keys.entry import MAX_FAR_VALUE_BYTES, EntryCodec
 from foreseen.keys.key import Framer, SpaceKey, keys_of_frames, space_key
 from foreseen.proxy.cache.clock import SteadyClock
-from foreseen.proxy.cache.freshness import Expired, Fresh, Policy, Recompute, Stale, decide, fresh, kept_for
+from foreseen.proxy.cache.freshness import Policy, fresh, kept_for
+from foreseen.proxy.cache.look_result import EXPIRED, LookResult, judge
 from foreseen.proxy.cache.near import Near
 from foreseen.telemetry.metrics import ProxyMetrics
-from foreseen.types import ANY_AGE, Answer, Key, MaxAge, Miss, Prediction, Row, Source, Space, TierSeconds
+from foreseen.types import ANY_AGE, Answer, Key, MaxAge, Miss, Prediction, Row, Space, TierSeconds
 
 MAX_SPACES = 4096
 MAX_FORGOTTEN = 100_000
@@ -29,7 +30,7 @@ MAX_FORGOTTEN = 100_000
 SKEW_SECONDS = 2.0
 """An entry that another machine made so shortly after its key was purged may be one of before, by that one's clock."""
 MAX_FAR_PENDING_BYTES = 64 * 2**20
-COLD, DEAD, FAR_DOWN = Miss("cold"), Miss("expired"), Miss("far-down")
+COLD, FAR_DOWN = Miss("cold"), Miss("far-down")
 
 
 class FarTier(Protocol):
@@ -49,16 +50,6 @@ class TierLimits(Struct, frozen=True):
 
 
 _LIMITS = TierLimits()
-
-
-class LookResult(Struct, frozen=True):
-    """What a tier had, why the rest is missing, and how long it took (None where it was not asked)."""
-
-    found: Mapping[Key, Answer]
-    missing: Mapping[Key, Miss]
-    seconds: float | None = None
-    stale: bool = False
-    """Whether an answer that was found is stale."""
 
 
 class Forgotten(Struct, frozen=True, gc=False):
@@ -123,7 +114,7 @@ class Tiers:
                 stale = stale or judged.why is not None
                 continue
             missing[key] = judged
-            if judged == DEAD:
+            if judged == EXPIRED:
                 self.near.forget(key)
         return LookResult(found, missing, None, stale)
 
@@ -281,35 +272,3 @@ class Tiers:
         """Let stores finish, at most so long."""
         if self._stores:
             await asyncio.wait(self._stores, timeout=seconds)
-
-
-def judge(
-    prediction: Prediction,
-    tier: Source,
-    now: float,
-    policy: Policy,
-    age_limits: MaxAge,
-    trip: TierSeconds | None = None,
-) -> Answer | Miss:
-    """The answer that a tier's entry gives to a request with these age limits, or why it is a miss."""
-    decision = decide(prediction.made_at, prediction.expires_at, now, policy, age_limits)
-    match decision:
-        case Fresh():
-            return Answer(prediction, tier, trip=trip)
-        case Stale(why):
-            return Answer(prediction, "stale", trip=trip, why=why)
-        case Recompute(reason, stale_fallback):
-            return Miss(
-                reason, Answer(prediction, "stale", trip=trip, why="stale-if-error") if stale_fallback else None
-            )
-        case Expired():
-            return DEAD
-        case _:
-            assert_never(decision)
-
-
-def both(near: Miss, far: Miss) -> Miss:
-    """One miss of both tiers: the more specific reason, and the younger stale fallback."""
-    reason = near.reason if far.reason == "cold" else far.reason
-    fallbacks = [missed.stale_fallback for missed in (near, far) if missed.stale_fallback is not None]
-    return Miss(reason, max(fallbacks, key=lambda answer: answer.prediction.made_at, default=None))

@@ -125,8 +125,8 @@ def _untraced(head: bytes) -> tuple[bytes, str | None]:
         return head, None
     while found is not None and found[2] is None:
         found = _TRACE.search(head, found.end())
-    told = None if found is None or found[3] is None else found[3].decode()
-    return _TRACE.sub(rb"\1", head), told if told is not None and TRACEPARENT.match(told) else None
+    trace = None if found is None or found[3] is None else found[3].decode()
+    return _TRACE.sub(rb"\1", head), trace if trace is not None and TRACEPARENT.match(trace) else None
 
 
 def _cut(head: bytes) -> tuple[bytes, int] | None:

@@ -18,9 +18,9 @@ from foreseen.errors import ForeseenError, ModelUnavailable, UnknownModel
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import NO_CONTROL
 from foreseen.proxy.cache.waits import Deadlines
-from foreseen.proxy.predict import codecs
 from foreseen.proxy.predict.answer_cache import AnswerCache, CachedBody, Lookup
 from foreseen.proxy.predict.ask import RequestHead
+from foreseen.proxy.predict.dialects import codecs
 from foreseen.proxy.predict.pending_request import PendingRequest
 from foreseen.proxy.predict.response_bytes import Reply, fixed_lines, lines_of
 from foreseen.proxy.predict.serve import Server

@@ -28,9 +28,9 @@ from foreseen.proxy.cache.freshness import Control, steps_of
 from foreseen.proxy.jobs.job_notifications import JobNotifications
 from foreseen.proxy.jobs.ticket_records import TicketRecords, check_renderable, row_bytes
 from foreseen.proxy.jobs.ticket_types import PLAINLY, Failed, Fetched, TicketIssued, TicketOptions, TicketStatus
-from foreseen.proxy.predict import codecs
 from foreseen.proxy.predict.ask import RequestHead
-from foreseen.proxy.predict.decode import prepared
+from foreseen.proxy.predict.dialects import codecs
+from foreseen.proxy.predict.dialects.decode import prepared
 from foreseen.proxy.predict.facts import AnswerFacts
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.response_bytes import headers_of

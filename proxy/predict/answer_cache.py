@@ -17,7 +17,6 @@ says the same of itself (`is_valid`).
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -29,20 +28,17 @@ from foreseen.modelspec.prepare import Preparer
 from foreseen.protocol.request_id import find_id, is_request_id
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.near import Near
+from foreseen.proxy.predict.answer_memory import AnswerMemory, KeptBody, KeptRequest
 from foreseen.proxy.predict.ask import RequestHead
-from foreseen.proxy.predict.codecs import HAVE_REQUEST_ID
-from foreseen.proxy.predict.decode import DecodedRequest
+from foreseen.proxy.predict.dialects.codecs import HAVE_REQUEST_ID
+from foreseen.proxy.predict.dialects.decode import DecodedRequest
+from foreseen.proxy.predict.dialects.render import RenderedBody
 from foreseen.proxy.predict.facts import hit_lines
-from foreseen.proxy.predict.render import RenderedBody
 from foreseen.proxy.predict.response_bytes import fixed_lines, head_parts
 from foreseen.types import Key, Prediction, Row, Space
 
 MAX_REQUEST_BYTES = 32 * 1024
 """A longer request is not indexed as a whole: what that saves is small beside what it costs to carry."""
-REQUESTS_SHARE = 3
-"""Whole requests take one part of so many of the memory at most."""
-MAX_HASHES = 32_768
-"""Hashes of what came once."""
 BODY_OVERHEAD_BYTES, REQUEST_OVERHEAD_BYTES = 1500, 800
 ROW_BYTES = 400
 """A row with its key and its place in a reply, beside its tensors."""
@@ -55,7 +51,6 @@ join, hash and compare it are three walks through memory, and this is one."""
 Meaning = tuple[str, str, int | None, bool]
 """What a head makes of a body: model, protocol, length of the JSON part, whether no id was cut out. Whatever else of a
 head decides about an answer (a caller's scope) has to stand here."""
-Start = tuple[Meaning, int, int]
 
 
 class PreparedRows(Struct):
@@ -68,31 +63,31 @@ class PreparedRows(Struct):
     keys: Sequence[Key] = ()
 
 
-class CachedBody:
+class CachedBody(KeptBody):
     """What a body came to. `rendered` is the body of its last reply, and `predictions` what that was made of; `until`
     is the end of the reply's validity in Unix seconds, 0 where near did not have all rows."""
 
     __slots__ = (
-        "_head", "_made_for", "decoded", "facts", "generation", "hash", "id", "made_at", "meaning", "pending",
-        "predictions", "prepared", "rendered", "requests", "rows", "saved", "served", "size", "text", "until",
+        "_head", "_made_for", "decoded", "facts", "generation", "id", "made_at", "meaning", "pending", "predictions",
+        "prepared", "rendered", "rows", "saved", "served", "text",
     )  # fmt: skip
 
     def __init__(
         self, meaning: Meaning, text: bytes, hashed: int, served: ServedModel, decoded: DecodedRequest,
         prepared: PreparedRows,
     ) -> None:  # fmt: skip
-        self.meaning, self.text, self.hash = meaning, text, hashed
-        self.served, self.decoded, self.prepared = served, decoded, prepared
         tensors = sum(tensor.nbytes for row in prepared.rows for tensor in row.tensors)
-        self.size = BODY_OVERHEAD_BYTES + ROW_BYTES * len(prepared.rows) + len(text) + tensors
-        self.requests: set[int] = set()
-        """Hashes of whole requests that carry this body."""
+        size = BODY_OVERHEAD_BYTES + ROW_BYTES * len(prepared.rows) + len(text) + tensors
+        large = meaning[3] and len(text) >= LARGE_BYTES
+        super().__init__(hashed, size, (meaning, len(text), xxh3_64_intdigest(text[:START_BYTES])) if large else None)
+        self.meaning, self.text = meaning, text
+        self.served, self.decoded, self.prepared = served, decoded, prepared
         whole_id = decoded.output_options.id if meaning[3] else None
         self.id = None if whole_id is None else orjson.dumps(whole_id)[1:-1]
         """The id that stands in the body itself, as the inside of a JSON string."""
         self.rendered: RenderedBody | None = None
         self.predictions: Sequence[Prediction] = ()
-        self.until = self.made_at = self.saved = 0.0
+        self.made_at = self.saved = 0.0
         self.rows: tuple[tuple[Key, Prediction], ...] = ()
         self.facts = served.facts
         self.generation: int | None = 0
@@ -130,16 +125,17 @@ class CachedBody:
         return b"%b%d%b%b%b%b" % (start, size, end, rendered.before, member, rendered.after)
 
 
-class CachedRequest:
+class CachedRequest(KeptRequest):
     """A whole request that near answered: its bytes, what its head asks, its body's entry, and its reply."""
 
-    __slots__ = ("_reply", "_second", "entry", "head", "raw", "size")
+    __slots__ = ("_reply", "_second", "head", "raw")
+    entry: CachedBody
 
-    def __init__(self, raw: bytes, head: RequestHead, entry: CachedBody) -> None:
+    def __init__(self, raw: bytes, hashed: int, head: RequestHead, entry: CachedBody) -> None:
         assert entry.rendered is not None
-        self.raw, self.head, self.entry = raw, head, entry
         reply = len(entry.rendered.before) + len(entry.rendered.after)
-        self.size = REQUEST_OVERHEAD_BYTES + len(raw) + reply
+        super().__init__(hashed, REQUEST_OVERHEAD_BYTES + len(raw) + reply, entry)
+        self.raw, self.head = raw, head
         self._second, self._reply = -1, b""
 
     def reply(self, now: float, timing: str | None) -> bytes:
@@ -177,20 +173,11 @@ class AnswerCache:
     """The known bodies and requests of one proxy process."""
 
     def __init__(self, capacity_bytes: int, near: Near, served: Mapping[str, ServedModel], purges: Purges) -> None:
-        self.capacity_bytes = capacity_bytes
-        self.bytes = 0
+        self.memory = AnswerMemory[CachedBody, CachedRequest](capacity_bytes)
         self._longest = capacity_bytes // 4
         self._near = near
         self._served = served
         self._purges = purges
-        self._bodies: OrderedDict[int, CachedBody] = OrderedDict()
-        self._large: dict[Start, CachedBody] = {}
-        self._requests: OrderedDict[int, CachedRequest] = OrderedDict()
-        self._request_bytes = 0
-        self._hashes: OrderedDict[int, None] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._bodies)
 
     def find(self, head: RequestHead, body: bytes) -> Lookup:
         """What is known of a body under a head that asks this. One too long to keep is not hashed."""
@@ -204,7 +191,7 @@ class AnswerCache:
             text = body[:start] + body[start + len(own) :]
             length = length and length - len(own)
         meaning, hashed = (head.model, head.protocol, length, own is None), xxh3_64_intdigest(text)
-        entry = self._bodies.get(hashed)
+        entry = self.memory.bodies.get(hashed)
         if entry is not None and (entry.meaning != meaning or entry.text != text):
             entry = None
         return Lookup(entry, meaning, text, hashed, own, start)
@@ -215,7 +202,7 @@ class AnswerCache:
         if len(start) < START_BYTES:
             return None
         meaning, hashed = (head.model, head.protocol, head.header_length, True), xxh3_64_intdigest(start)
-        entry = self._large.get((meaning, length, hashed))
+        entry = self.memory.large.get((meaning, length, hashed))
         if entry is None:
             return None
         at, text = 0, entry.text
@@ -227,7 +214,7 @@ class AnswerCache:
 
     def find_request(self, raw: bytes) -> CachedRequest | None:
         """What is known of a whole request."""
-        found = self._requests.get(xxh3_64_intdigest(raw))
+        found = self.memory.requests.get(xxh3_64_intdigest(raw))
         return found if found is not None and found.raw == raw else None
 
     def is_valid(self, entry: CachedBody, now: float) -> bool:
@@ -257,20 +244,12 @@ class AnswerCache:
         self, lookup: Lookup, served: ServedModel, decoded: DecodedRequest, prepared: PreparedRows
     ) -> CachedBody | None:
         """Remember what a body came to when it comes for the second time."""
-        if len(lookup.text) > self._longest or not self._came_before(lookup.hash):
+        if len(lookup.text) > self._longest or not self.memory.came_before(lookup.hash):
             return None
         if lookup.id is not None and not self._is_request_id(lookup, decoded):
             return None
-        before = self._bodies.pop(lookup.hash, None)
-        if before is not None:
-            self._forget(before)
-        entry = self._bodies[lookup.hash] = CachedBody(
-            lookup.meaning, lookup.text, lookup.hash, served, decoded, prepared
-        )
-        self.bytes += entry.size
-        if lookup.id is None and len(lookup.text) >= LARGE_BYTES:
-            self._large[_start_of(entry)] = entry
-        self._fit()
+        entry = CachedBody(lookup.meaning, lookup.text, lookup.hash, served, decoded, prepared)
+        self.memory.add(entry)
         return entry
 
     def keep_reply(
@@ -278,12 +257,10 @@ class AnswerCache:
     ) -> None:
         """Remember an entry's reply. `space` is that of its keys where near had every row and the reply may be sent
         again as it is; None where only its rendering is worth keeping."""
-        if self._bodies.get(entry.hash) is not entry:  # it had to go meanwhile
+        if self.memory.bodies.get(entry.hash) is not entry:  # it had to go meanwhile
             return
-        self._forget_requests(entry)
+        self.memory.forget_requests(entry)
         grown = BODIES * (len(rendered.after) - (0 if entry.rendered is None else len(entry.rendered.after)))
-        entry.size += grown
-        self.bytes += grown
         entry.rendered, entry.predictions, entry.rows, entry.until = rendered, predictions, (), 0.0
         facts, keys = entry.served.facts, entry.prepared.keys
         now_in_force = facts is not None and space is not None and facts.digest == space.digest
@@ -294,53 +271,22 @@ class AnswerCache:
             entry.made_at = min(prediction.made_at for prediction in predictions)
             entry.saved = sum(prediction.seconds for prediction in predictions)
             entry._made_for = (-1, None)  # noqa: SLF001 - of this file
-        self._fit()
+        self.memory.grow(entry, grown)
 
     def keep_request(self, raw: bytes, head: RequestHead, entry: CachedBody) -> None:
         """Remember a whole request whose reply is its body's, when it comes for the second time. None of its body was
         cut out: what has an id of its own seldom comes again."""
         hashed = xxh3_64_intdigest(raw)
-        if len(raw) > self._longest or not self._came_before(hashed):
+        if len(raw) > self._longest or not self.memory.came_before(hashed):
             return
-        if self._bodies.get(entry.hash) is not entry or not entry.until:
+        if self.memory.bodies.get(entry.hash) is not entry or not entry.until:
             return
-        self._forget_request(hashed)
-        request = self._requests[hashed] = CachedRequest(raw, structs.replace(head, caller=None), entry)
-        entry.requests.add(hashed)
-        self._request_bytes += request.size
-        self.bytes += request.size
-        self._fit()
+        self.memory.add_request(CachedRequest(raw, hashed, structs.replace(head, caller=None), entry))
 
     def close(self) -> None:
         """Keep nothing any more: a worker that is about to end has to say so with every answer."""
-        self.capacity_bytes = self._longest = 0
-        self._fit()
-
-    def _fit(self) -> None:
-        while self.bytes > self.capacity_bytes:
-            if self._request_bytes * REQUESTS_SHARE > self.capacity_bytes and self._requests:
-                self._forget_request(next(iter(self._requests)))
-            else:
-                self._forget(self._bodies.popitem(last=False)[1])
-
-    def _forget(self, entry: CachedBody) -> None:
-        """An entry that is out of the index goes with its requests."""
-        self.bytes -= entry.size
-        entry.until = 0.0
-        self._forget_requests(entry)
-        if len(entry.text) >= LARGE_BYTES and self._large.get(_start_of(entry)) is entry:
-            del self._large[_start_of(entry)]
-
-    def _forget_requests(self, entry: CachedBody) -> None:
-        for hashed in list(entry.requests):
-            self._forget_request(hashed)
-
-    def _forget_request(self, hashed: int) -> None:
-        request = self._requests.pop(hashed, None)
-        if request is not None:
-            request.entry.requests.discard(hashed)
-            self._request_bytes -= request.size
-            self.bytes -= request.size
+        self._longest = 0
+        self.memory.close()
 
     @staticmethod
     def _is_request_id(lookup: Lookup, decoded: DecodedRequest) -> bool:
@@ -348,16 +294,3 @@ class AnswerCache:
         assert lookup.id is not None
         same = decoded.output_options.id == lookup.id.decode()
         return same and is_request_id(lookup.text, lookup.start, lookup.id, lookup.meaning[2])
-
-    def _came_before(self, hashed: int) -> bool:
-        """Whether this is at least the second time."""
-        if hashed in self._hashes:
-            return True
-        self._hashes[hashed] = None
-        if len(self._hashes) > MAX_HASHES:
-            self._hashes.popitem(last=False)
-        return False
-
-
-def _start_of(entry: CachedBody) -> Start:
-    return entry.meaning, len(entry.text), xxh3_64_intdigest(entry.text[:START_BYTES])

@@ -19,12 +19,12 @@ from foreseen.modelspec.prepare import Preparer
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import NO_CONTROL
 from foreseen.proxy.cache.waits import Wait, until_resolved
-from foreseen.proxy.predict import codecs
 from foreseen.proxy.predict.answer_cache import CachedBody, Lookup, PreparedRows
 from foreseen.proxy.predict.ask import RequestHead
-from foreseen.proxy.predict.decode import DecodedRequest, prepared
+from foreseen.proxy.predict.dialects import codecs
+from foreseen.proxy.predict.dialects.decode import DecodedRequest, prepared
+from foreseen.proxy.predict.dialects.render import RenderedBody
 from foreseen.proxy.predict.facts import AnswerFacts
-from foreseen.proxy.predict.render import RenderedBody
 from foreseen.proxy.predict.response_bytes import Reply, fixed_lines
 from foreseen.proxy.predict.serve import Server
 from foreseen.types import Answer, Key, Question

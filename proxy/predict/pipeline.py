@@ -28,8 +28,9 @@ from foreseen.proxy.cache.far_skip import FarSkipPolicy
 from foreseen.proxy.cache.flight import FlightBatch, FlightKey, Flights
 from foreseen.proxy.cache.freshness import Policy, expiry_of
 from foreseen.proxy.cache.lease import Leases
+from foreseen.proxy.cache.look_result import LookResult, both
 from foreseen.proxy.cache.request_splitting import split_request
-from foreseen.proxy.cache.tiers import LookResult, Tiers, both
+from foreseen.proxy.cache.tiers import Tiers
 from foreseen.proxy.cache.waits import Wait, cut_short, in_order, until_resolved
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Answer, Key, MaxAge, Prediction, Question, RequestOptions, Row, Space, Steps, TierSeconds
@@ -86,7 +87,7 @@ class Pipeline:
         """The answers to all rows of a question, in order. `keys` are those of its rows, where they are known.
 
         Raises DeadlineExceeded, Overloaded, NotCached, DigestMoved (ask again in the new space) and what the model
-        raises. Somebody who stops waiting disturbs nobody.
+        raises. Cancelling it cancels no flight.
         """
         if question.options.steps == {"model"}:
             return await self.bypass(question)
@@ -148,7 +149,7 @@ class Pipeline:
         return keys
 
     async def _keys_in_slices(self, question: Question) -> list[Key]:
-        """The same, letting others have their turn in between: a hit is not to wait for somebody's 10,000 rows."""
+        """The same, slice by slice: a hit does not wait until 10,000 rows of another request are keyed."""
         if len(question.rows) <= SLICE_ROWS:
             return self.keys(question)
         keys: list[Key] = []
@@ -169,12 +170,12 @@ class Pipeline:
         return self.tiers.look_near(keys, self.models[question.space.model].freshness, question.options.age_limits)
 
     def _take_flight(self, question: Question, keys: Sequence[Key], looked: LookResult) -> dict[Key, Wait]:
-        """flight: join who asks already, else board. What is answered stale takes a flight of its own, unwaited for."""
+        """flight: join the rows that are in flight, add the others. Stale rows get flights of their own."""
         options = question.options
         if len(looked.found) == len(keys) and not looked.stale:
             return {}
         flight_key = FlightKey(question.space, question.parameters, options.lane, options.steps, options.age_limits)
-        full = len(self.flights) >= self._waiting_rows  # a question that is let in boards all its rows, however many
+        full = len(self.flights) >= self._waiting_rows  # a question that is let in adds all its rows, however many
         waits: dict[Key, Wait] = {}
         adding: dict[Key, Row] = {}
         for key, row in zip(keys, question.rows, strict=True):
@@ -190,9 +191,7 @@ class Pipeline:
         futures = self.flights.add_all(adding, flight_key, options.deadline, options.traceparent, looked.missing)
         waits.update((key, Wait(future, False)) for key, future in zip(adding, futures, strict=True))
         if looked.stale:
-            self._refresh(
-                flight_key, {k: r for k, r in zip(keys, question.rows, strict=True) if k in looked.found}, looked
-            )
+            self._refresh(flight_key, dict(zip(keys, question.rows, strict=True)), looked)
         return waits
 
     def _refresh(self, flight_key: FlightKey, rows: Mapping[Key, Row], looked: LookResult) -> None:
@@ -206,7 +205,7 @@ class Pipeline:
                 self.flights.add(key, rows[key], refreshing, deadline)
 
     async def _fly(self, batch: FlightBatch) -> None:
-        """One cabin's flight: far, then model and keep for the rows that far does not have and nobody else computes."""
+        """One batch: far, then model and keep for the rows that neither far has nor another proxy computes."""
         far_seconds, missing = await self._look_far(batch)
         if not missing:
             return
@@ -221,7 +220,7 @@ class Pipeline:
             raise
 
     async def _look_far(self, batch: FlightBatch) -> tuple[float | None, list[Key]]:
-        """far: land what Redis has; the seconds it took, and who is left."""
+        """far: resolve what Redis has; the seconds it took, and the keys that are left."""
         space, _, _, steps, age_limits = batch.flight_key
         if "far" not in steps:
             self._metrics.misses.labels(space.model, "asked").inc(len(batch.waiters))
@@ -246,7 +245,7 @@ class Pipeline:
         return looked.seconds, list(looked.missing)
 
     async def _look_again(self, batch: FlightBatch, rows: Sequence[Key]) -> list[Key] | None:
-        """far, once more: another proxy may have computed these. Who is left; None where far does not answer."""
+        """far, once more: another proxy may have computed these. The keys that are left; None if far fails."""
         space, model = batch.flight_key.space, self.models[batch.flight_key.space.model]
         looked = await self.tiers.look_far(space, rows, model.freshness, batch.flight_key.age_limits)
         if any(missed.reason == "far-down" for missed in looked.missing.values()):
@@ -328,7 +327,7 @@ class Pipeline:
     def _fail_refused(
         self, batch: FlightBatch, missing: Sequence[Key], outcomes: Sequence[Prediction | ForeseenError]
     ) -> tuple[Sequence[Key], list[Prediction]]:
-        """Rows that the model refuses, or that are in quarantine, get their error; who is left, with predictions."""
+        """Rows that the model refuses, or that are in quarantine, get their error; the others, with predictions."""
         answered = {key: one for key, one in zip(missing, outcomes, strict=True) if isinstance(one, Prediction)}
         for key, outcome in zip(missing, outcomes, strict=True):
             if not isinstance(outcome, Prediction) and not self._fall_back(batch, key, outcome):

@@ -13,7 +13,7 @@ from foreseen.proxy.cache.generations import Generations
 from foreseen.proxy.predict.answer_cache import AnswerCache, PreparedRows
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.counting import RequestCounter
-from foreseen.proxy.predict.decode import DecodedRequest
+from foreseen.proxy.predict.dialects.decode import DecodedRequest
 from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pipeline import SLICE_ROWS, Pipeline
 from foreseen.telemetry.metrics import ProxyMetrics

@@ -6,15 +6,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import re
 import resource
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
+from collections.abc import AsyncIterator, Collection, Iterator
 from typing import Any
 
 import aiohttp
@@ -30,21 +25,14 @@ from foreseen.operate.scrape import Scrape, scrape
 from foreseen.operate.started import flags_of, url_at
 from foreseen.paths import model_socket
 from foreseen.proxy.backend.v2_server import Unusable, V2Server
+from foreseen.proxy.tools import doctor_machine as machine
 from foreseen.proxy.tools.doctor_stores import redis, state
-from foreseen.proxy.tools.finding import Finding, Grade, numbers, size
+from foreseen.proxy.tools.finding import Finding, size
 from foreseen.settings import DoctorSettings
-from foreseen.web.listen import BACKLOG, OTHER_FILES
 
-MIN_FILES = 1024
-EARLIEST_UNIX_SECONDS = 1_735_689_600.0
-"""2025-01-01: a machine that starts without its time thinks that it is 1970."""
 PROBE_SECONDS = 3.0
 OVERHEAD = 1.3
 """Factor of a full near's or Redis' memory over its own count: allocators, fragmentation."""
-_FLOOR = re.compile(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?(?:<[0-9.]+,)?(?:>=|==)([0-9][0-9.]*)")
-_EXTRA = re.compile(r"""extra == ['"](\w+)['"]""")
-_OURS = frozenset(("proxy", "cpu"))
-"""Extras of a machine that serves; those of builds and development are not its business."""
 
 
 def examine(settings: DoctorSettings, given: Collection[str] = ()) -> list[Finding]:
@@ -53,10 +41,11 @@ def examine(settings: DoctorSettings, given: Collection[str] = ()) -> list[Findi
 
 
 async def _all(settings: DoctorSettings, given: Collection[str]) -> list[Finding]:
-    found = [*versions(), *interpreter(optimized()), *clock(time.time()), *backlog()]
+    found = [*machine.versions(), *machine.interpreter(optimized()), *machine.clock(time.time()), *machine.backlog()]
     found += folders(settings, given)
-    found += files(resource.getrlimit(resource.RLIMIT_NOFILE)[1], settings.connections)
-    found += [*secret(settings), *memory(settings, memory_bytes()), *workers(settings.workers, os.cpu_count() or 1)]
+    found += machine.files(resource.getrlimit(resource.RLIMIT_NOFILE)[1], settings.connections)
+    found += [*secret(settings), *memory(settings, machine.memory_bytes())]
+    found += machine.workers(settings.workers, os.cpu_count() or 1)
     for store in (redis, state):
         found += [one async for one in store(settings)]
     for named in settings.model or (() if settings.upstream else ("minilm",)):
@@ -65,68 +54,6 @@ async def _all(settings: DoctorSettings, given: Collection[str]) -> list[Finding
         found += [one async for one in upstream(address)]
     found += await asyncio.to_thread(lambda: list(running(settings)))
     return found
-
-
-def versions(installed: Callable[[str], str] = version) -> Iterator[Finding]:
-    """Python and every library at or above its floor, which is a security floor."""
-    low = []
-    for requirement in requires("foreseen") or ():
-        wanted, _, marker = requirement.partition(";")
-        floor, extra = _FLOOR.match(wanted.strip()), _EXTRA.search(marker)
-        if floor is None or (extra is not None and extra[1] not in _OURS):
-            continue
-        try:
-            have = installed(floor[1])
-        except PackageNotFoundError:
-            if extra is None:
-                low.append(f"{floor[1]} is missing")
-            continue
-        if numbers(have) < numbers(floor[2]):
-            low.append(f"{floor[1]} {have} is below {floor[2]}")
-    python = ".".join(map(str, sys.version_info[:3]))
-    if low:
-        fix = "install foreseen anew into an environment of its own"
-        yield Finding("must", "versions", ", ".join(low), fix)
-    else:
-        yield Finding("ok", "versions", f"foreseen {installed('foreseen')}, Python {python}, libraries at their floors")
-
-
-def interpreter(fast: bool) -> Iterator[Finding]:
-    """Only a fault: the Python version is part of the finding on the libraries."""
-    if not fast:
-        fix = "take the distribution's Python, or build yours with --enable-optimizations; make the environment anew"
-        yield Finding("note", "interpreter", "Python was built without its profile: it takes 1.4 times as long", fix)
-
-
-def clock(now: float) -> Iterator[Finding]:
-    if now < EARLIEST_UNIX_SECONDS:
-        text = f"this machine thinks that it is {time.strftime('%Y-%m-%d', time.gmtime(now))}"
-        yield Finding("must", "clock", f"{text}; entries would expire at once", "run NTP (timedatectl set-ntp true)")
-    else:
-        yield Finding("ok", "clock", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now)))
-
-
-def files(limit: int, connections: int) -> Iterator[Finding]:
-    """Every connection is a file. `limit` is the hard one: a worker raises its soft limit by itself."""
-    fix = f"LimitNOFILE={connections + OTHER_FILES} of its unit, or ulimit -Hn; or fewer --connections"
-    if limit == resource.RLIM_INFINITY or limit >= connections + OTHER_FILES:
-        text = "unlimited" if limit == resource.RLIM_INFINITY else f"{limit} open files"
-        yield Finding("ok", "files", f"{text}, enough for --connections {connections}")
-        return
-    grade: Grade = "must" if limit < MIN_FILES else "note"
-    has = max(1, limit - OTHER_FILES)
-    yield Finding(grade, "files", f"{limit} open files: a worker takes {has} connections, not {connections}", fix)
-
-
-def backlog(path: Path = Path("/proc/sys/net/core/somaxconn")) -> Iterator[Finding]:
-    """The kernel's limit on the accept queue; a connection above it is dropped and retried after a second."""
-    try:
-        limit = int(path.read_text())
-    except (OSError, ValueError):
-        return
-    if limit < BACKLOG:
-        fix = f"sysctl net.core.somaxconn={BACKLOG}"
-        yield Finding("note", "backlog", f"the kernel queues {limit} connections, not {BACKLOG}", fix)
 
 
 def folders(settings: DoctorSettings, given: Collection[str]) -> Iterator[Finding]:
@@ -176,16 +103,6 @@ def memory(settings: DoctorSettings, there: int | None) -> Iterator[Finding]:
         yield Finding("note", "memory", f"{text}, models come on top", fix)
     else:
         yield Finding("ok", "memory", text)
-
-
-def workers(count: int, cores: int) -> Iterator[Finding]:
-    if count < 1:
-        yield Finding("must", "workers", f"{count} workers answer nothing", "--workers 1 or more")
-    elif count > cores:
-        fix = f"--workers {cores} or fewer; models want cores, too"
-        yield Finding("note", "workers", f"{count} workers share {cores} cores and only get in each other's way", fix)
-    else:
-        yield Finding("ok", "workers", f"{count} on {cores} cores")
 
 
 async def model(named: str, settings: DoctorSettings) -> AsyncIterator[Finding]:
@@ -309,16 +226,3 @@ def counted(now: Scrape, url: str) -> Iterator[Finding]:
         yield Finding(
             "ok", "proxy", f"{url}, {now.total('foreseen_workers'):.0f} workers, {answered:.0f} requests so far"
         )
-
-
-def memory_bytes() -> int | None:
-    """Memory of this machine or, if less, of this container."""
-    limits = []
-    for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
-        try:
-            limits.append(int(path.read_text()))
-        except (OSError, ValueError):  # "max"
-            continue
-    with contextlib.suppress(OSError, ValueError):
-        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return min(limits, default=None)

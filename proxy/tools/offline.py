@@ -24,7 +24,7 @@ from foreseen.modelspec.prepare import Preparer
 from foreseen.paths import model_socket, state_socket
 from foreseen.proxy.backend.model import ModelProcess
 from foreseen.proxy.backend.served import PUBLIC
-from foreseen.proxy.predict.decode import decode_v1, decode_v2
+from foreseen.proxy.predict.dialects.decode import decode_v1, decode_v2
 from foreseen.settings import KeySettings
 from foreseen.stores.state import generation_of, read_generations
 from foreseen.types import Key, Space

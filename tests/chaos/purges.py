@@ -27,7 +27,7 @@ import aiohttp
 
 from foreseen.keys.secret import make_secret
 from foreseen.paths import admin_socket
-from foreseen.proxy.backend.upstream import PROBE_ROWS
+from foreseen.proxy.backend.row_probe import PROBE_ROWS
 from tests.foreign import Foreign, listening
 from tests.live import Live, fresh
 from tests.questions import fingerprint, numbers

@@ -15,7 +15,7 @@ MAX_FUNCTION_LINES = 60
 MAX_FOLDER_MODULES = 14
 
 # Exceptions, to be removed as their rooms are cut.
-LONG_MODULES_NOW = 18
+LONG_MODULES_NOW = 12
 MODULES_OVER: set[str] = set()
 FUNCTIONS_OVER: set[str] = set()
 FOLDERS_OVER: set[str] = set()

@@ -23,21 +23,6 @@ RETIRED = frozenset(
     )
 )  # fmt: skip
 """Words that need a dictionary. docs/architecture.md and CONTRIBUTING.md say what is written instead."""
-OPEN = frozenset(
-    (
-        "foreseen.proxy.app",
-        "foreseen.proxy.backend.discovery",
-        "foreseen.proxy.backend.embedding.embedding_upstream",
-        "foreseen.proxy.backend.upstream",
-        "foreseen.proxy.backend.upstream_metadata",
-        "foreseen.proxy.describe",
-        "foreseen.proxy.fastpath.known_heads",
-        "foreseen.proxy.handlers",
-        "foreseen.proxy.admin.import_rows",
-        "foreseen.proxy.predict.pipeline",
-    )
-)  # fmt: skip
-"""Modules that still wait for their renaming. To be emptied."""
 LOG_METHODS = frozenset(("debug", "info", "warning", "error", "critical", "exception"))
 
 
@@ -79,7 +64,7 @@ def test_class_names_are_unique() -> None:
     places = defaultdict(list)
     for module, tree in modules().items():
         for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef) and module not in OPEN:
+            if isinstance(node, ast.ClassDef):
                 places[node.name].append(module)
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
 
@@ -90,7 +75,7 @@ def test_retired_words_do_not_come_back_in_names() -> None:
         f"{module}: {name}"
         for module, tree in modules().items()
         for name in {*names_of(tree), module}
-        if words_of(name) & RETIRED and module not in OPEN
+        if words_of(name) & RETIRED
     }
     assert sorted(bad) == []
 
@@ -101,7 +86,7 @@ def test_retired_words_do_not_come_back_in_log_events() -> None:
         f"{module}: {event}"
         for module, tree in modules().items()
         for event in events_of(tree)
-        if words_of(event) & RETIRED and module not in OPEN
+        if words_of(event) & RETIRED
     }
     assert sorted(bad) == []
 

@@ -21,7 +21,7 @@ from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.strict_json import doubles_may_differ
 from foreseen.protocol.tensors import rounded
 from foreseen.protocol.wire import parse_request
-from foreseen.proxy.predict.decode import decode_v1, decode_v2
+from foreseen.proxy.predict.dialects.decode import decode_v1, decode_v2
 from foreseen.settings import Common
 from foreseen.warm.read.columns import tensor
 from foreseen.warm.read.files import files_of

@@ -6,7 +6,6 @@ GPUs answer the same text with vectors that differ by 1e-4 a component, and 1 �
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
@@ -54,13 +53,35 @@ class BatchRefused(TooLarge):
     """The server takes no request of so many texts."""
 
 
+def cosine_distance(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
+    """1 − cos, and how far their lengths are apart, whichever is larger; infinite where the shapes differ."""
+    if one.shape != other.shape:
+        return float("inf")
+    a, b = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
+    lengths = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+    if not lengths[0] or not lengths[1]:
+        return 0.0 if lengths[0] == lengths[1] else float("inf")
+    # 1 − cos by the difference of the unit vectors: 1 − a·b would lose what is below 1e-16, and half of it may be noise
+    cosine = float(np.square(a / lengths[0] - b / lengths[1]).sum()) / 2
+    return max(cosine, abs(lengths[0] / lengths[1] - 1) ** 2)
+
+
+def _largest_cosine_distance(left: Sequence[RowOutputs], right: Sequence[RowOutputs]) -> float:
+    """The largest 1 − cos of a row alone and in a batch."""
+    return max(cosine_distance(one[0], other[0]) for one, other in zip(left, right, strict=True))
+
+
 class EmbeddingProcess(UpstreamProcess):
     """A model of an embedding server."""
 
-    def __init__(self, told: UpstreamMetadata, servers: Sequence[EmbeddingServer], **options: Any) -> None:
+    _gap = staticmethod(_largest_cosine_distance)
+    _compares_members = False
+    """The tokens of a group are split by length, so those of a row differ with its batch-mates; no answer does."""
+
+    def __init__(self, reported: UpstreamMetadata, servers: Sequence[EmbeddingServer], **options: Any) -> None:
         """`options` are those of `UpstreamProcess`; `servers` are replicas of one another."""
         first = servers[0]
-        super().__init__(told, first.address, **options)
+        super().__init__(reported, first.address, **options)
         self._replicas = Replicas(servers)
         self._api = first.api
         self._access = first.access
@@ -76,14 +97,14 @@ class EmbeddingProcess(UpstreamProcess):
 
     async def facts(self) -> ModelFacts:
         facts = await super().facts()
-        if not self._first_probe_ended and self._probe is not None:
-            await asyncio.wait({self._probe}, timeout=FIRST_PROBE_SECONDS)
+        if not self._first_probe_ended and self._probe.is_running:
+            await self._probe.wait(FIRST_PROBE_SECONDS)
             facts = await super().facts()
         self._first_probe_ended = True
         if self._of_digest != facts.digest:
             self._of_digest, self._widths = facts.digest, {}
-        verdict = self._verdicts.get(facts.digest)
-        return structs.replace(facts, worst_difference=None if verdict is None else verdict.worst)
+        probed = self._probe.result(facts.digest)
+        return structs.replace(facts, worst_difference=None if probed is None else probed.worst)
 
     async def _config(self) -> Any:
         return None
@@ -101,9 +122,9 @@ class EmbeddingProcess(UpstreamProcess):
             self._rows_per_request = min(self._rows_per_request, model.most_rows)
         return metadata
 
-    def _told(self, name: str, metadata: dict[str, Any]) -> UpstreamMetadata:
-        told = super()._told(name, metadata)
-        return structs.replace(told, manifest=named(told.manifest, metadata))
+    def _reported(self, name: str, metadata: dict[str, Any]) -> UpstreamMetadata:
+        reported = super()._reported(name, metadata)
+        return structs.replace(reported, manifest=named(reported.manifest, metadata))
 
     async def _asked(
         self, tensors: Tensors, members: RequestMembers, options: RequestOptions, request_id: str
@@ -182,24 +203,24 @@ class EmbeddingProcess(UpstreamProcess):
         async with self._replicas.chosen() as server:
             url = server.address.rstrip("/") + server.api.path
             async with self._client().post(url, data=body, headers=headers) as reply:
-                told = {name.lower(): value for name, value in reply.headers.items()}
-                return HttpReply(reply.status, told, await reply.read())
+                lowered = {name.lower(): value for name, value in reply.headers.items()}
+                return HttpReply(reply.status, lowered, await reply.read())
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = self._access.session(self._address, aiohttp.ClientTimeout(total=None))
         return self._session
 
-    def _read(self, told: HttpReply) -> Response:
+    def _read(self, reply: HttpReply) -> Response:
         name = self._manifest.name
-        if told.status != 200:
-            raise refusal(name, told)
+        if reply.status != 200:
+            raise refusal(name, reply)
         try:
-            reply: EmbeddingReply = self._api.reply(told.body, told.headers)
+            parsed: EmbeddingReply = self._api.reply(reply.body, reply.headers)
         except ModelFailed as error:
             raise WrongReply(f"model {name!r}: {error}") from None
-        output = InputTensor(self._signature.outputs[0].name, "FP32", reply.vectors)
-        return Response(name, None, None, {"tokens": reply.tokens, "base64": reply.base64}, (output,))
+        output = InputTensor(self._signature.outputs[0].name, "FP32", parsed.vectors)
+        return Response(name, None, None, {"tokens": parsed.tokens, "base64": parsed.base64}, (output,))
 
     def _beside(self, response: Response) -> bytes | None:
         return None
@@ -215,37 +236,16 @@ class EmbeddingProcess(UpstreamProcess):
         texts = [b"".join(row.tensors[0].ravel().tolist()) for row in rows]
         return [_with_tokens(one, tokens) for one, tokens in zip(made, split_tokens(total, texts), strict=True)]
 
-    def _gap(self, left: Sequence[RowOutputs], right: Sequence[RowOutputs]) -> float:
-        """The largest 1 − cos of a row alone and in a batch."""
-        return max(cosine_distance(one[0], other[0]) for one, other in zip(left, right, strict=True))
 
-    async def _members_depend(self, *_: Any) -> bool:
-        """The tokens of a group are split by length, so those of a row differ with its batch-mates; no answer does."""
-        return False
-
-
-def cosine_distance(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
-    """1 − cos, and how far their lengths are apart, whichever is larger; infinite where the shapes differ."""
-    if one.shape != other.shape:
-        return float("inf")
-    a, b = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
-    lengths = float(np.linalg.norm(a)), float(np.linalg.norm(b))
-    if not lengths[0] or not lengths[1]:
-        return 0.0 if lengths[0] == lengths[1] else float("inf")
-    # 1 − cos by the difference of the unit vectors: 1 − a·b would lose what is below 1e-16, and half of it may be noise
-    cosine = float(np.square(a / lengths[0] - b / lengths[1]).sum()) / 2
-    return max(cosine, abs(lengths[0] / lengths[1] - 1) ** 2)
-
-
-def refusal(name: str, told: HttpReply) -> ForeseenError:
+def refusal(name: str, reply: HttpReply) -> ForeseenError:
     """An embedding server's error as ours. Only what it says of the input is passed on."""
-    said = said_of(told.body) or f"status {told.status}"
-    given = told.headers.get("retry-after", "")
+    said = said_of(reply.body) or f"status {reply.status}"
+    given = reply.headers.get("retry-after", "")
     seconds = int(given) if given.isascii() and given.isdigit() and len(given) < 6 else 1
     what = f"model {name!r}: {said}"
-    if told.status == 413 or (told.status in (400, 422) and _BATCH.search(said)):
+    if reply.status == 413 or (reply.status in (400, 422) and _BATCH.search(said)):
         return BatchRefused(said)
-    match told.status:
+    match reply.status:
         case 400 | 422:
             return BadInput(said, param="input")
         case 429 | 503:

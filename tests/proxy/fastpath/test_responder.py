@@ -231,10 +231,10 @@ async def test_another_preparation_is_asked_anew() -> None:
     """Rows are good for the preparation that made them."""
     system = System()
     await system.known(body((4, 2)))
-    entry = next(iter(system.cache._bodies.values()))
+    entry = next(iter(system.cache.memory.bodies.values()))
     system.served.own = Preparer(system.served.manifest, {})
     assert '"data":[42]' in await system.ask(body((4, 2)))
-    assert next(iter(system.cache._bodies.values())) is not entry
+    assert next(iter(system.cache.memory.bodies.values())) is not entry
 
 
 @pytest.mark.parametrize("near_bytes", [0, 100_000])

@@ -16,10 +16,11 @@ from foreseen.modelspec.prepare import Preparer
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.near import Near
 from foreseen.proxy.fastpath.known_heads import END_OF_HEAD
-from foreseen.proxy.predict import codecs
-from foreseen.proxy.predict.answer_cache import MAX_HASHES, AnswerCache, CachedBody, Lookup, PreparedRows
+from foreseen.proxy.predict.answer_cache import AnswerCache, CachedBody, Lookup, PreparedRows
+from foreseen.proxy.predict.answer_memory import MAX_HASHES
 from foreseen.proxy.predict.ask import RequestHead
-from foreseen.proxy.predict.decode import DecodedRequest, decode_v1, decode_v2
+from foreseen.proxy.predict.dialects import codecs
+from foreseen.proxy.predict.dialects.decode import DecodedRequest, decode_v1, decode_v2
 from foreseen.types import Prediction, Space
 from tests.collisions import chosen_pair, second_preimage
 from tests.doubles import numbered, predicted
@@ -128,7 +129,7 @@ def test_colliding_bodies_are_two(recipe: str) -> None:
         assert cache.find(ask, second).entry is None
         assert learn(cache, second, ask) is not None
         assert cache.find(ask, first).entry is None
-        assert cache.bytes == sum(entry.size for entry in cache._bodies.values())
+        assert cache.memory.bytes == sum(entry.size for entry in cache.memory.bodies.values())
 
 
 @pytest.mark.parametrize(
@@ -280,7 +281,7 @@ def test_a_large_body_with_an_id_is_found_by_its_hash_alone() -> None:
     entry = learn(cache, body)
     assert cache.find(V2, body).entry is entry
     assert cache.find_large(V2, [body], len(body)) is None
-    assert not cache._large
+    assert not cache.memory.large
 
 
 def test_large_bodies_go_with_their_entries() -> None:
@@ -292,7 +293,7 @@ def test_large_bodies_go_with_their_entries() -> None:
     for body in bodies:
         entry, found = cache.find(RAW, body).entry, cache.find_large(RAW, [body], len(body))
         assert (None if found is None else found.entry) is entry
-    assert len(cache._large) == len(cache) < 12
+    assert len(cache.memory.large) == len(cache.memory.bodies) < 12
 
 
 def test_memory_is_bounded_and_the_oldest_go() -> None:
@@ -303,8 +304,8 @@ def test_memory_is_bounded_and_the_oldest_go() -> None:
         assert entry is not None
         if n % 3:
             cache.keep_reply(entry, codecs.render(ONE, [], entry.decoded.output_options), [], None)
-        assert cache.bytes == sum(one.size for one in cache._bodies.values()) <= 20_000
-    assert len(cache) > 3
+        assert cache.memory.bytes == sum(one.size for one in cache.memory.bodies.values()) <= 20_000
+    assert len(cache.memory.bodies) > 3
     assert cache.find(V2, v2([[0, 1]], (1, 2))).entry is None
     assert cache.find(V2, v2([[49, 1]], (1, 2))).entry is not None
     assert learn(cache, v2([[0.5, 1]] * 1000, (1000, 2))) is None
@@ -315,8 +316,8 @@ def test_hashes_are_bounded() -> None:
     """A flood of bodies that never come again."""
     cache = cache_of(20_000)
     for n in range(MAX_HASHES + 10):
-        cache._came_before(n)
-    assert len(cache._hashes) == MAX_HASHES
+        cache.memory.came_before(n)
+    assert len(cache.memory._hashes) == MAX_HASHES
 
 
 def test_no_reading_of_mutated_bodies_differs_from_the_plain_one() -> None:
@@ -468,12 +469,12 @@ def test_another_reply_of_a_body_forgets_its_requests() -> None:
     """A whole request never gets the reply that its body had before."""
     system, raw = System(), request(v2(DATA))
     system.keep_request(raw)
-    before = system.cache.bytes
+    before = system.cache.memory.bytes
     system.keep_reply()
     assert system.cache.find_request(raw) is None
     assert system.entry.requests == set()
     system.keep_request(raw)
-    assert system.cache.bytes == before
+    assert system.cache.memory.bytes == before
 
 
 def test_a_request_is_kept_at_its_second_hit() -> None:
@@ -489,7 +490,7 @@ def test_a_request_is_kept_at_its_second_hit() -> None:
     system.keep_reply()
     system.cache.close()
     system.cache.keep_request(raw, V2, system.entry)
-    assert (system.cache.find_request(raw), len(system.cache), system.cache.bytes) == (None, 0, 0)
+    assert (system.cache.find_request(raw), len(system.cache.memory.bodies), system.cache.memory.bytes) == (None, 0, 0)
 
 
 def test_requests_take_a_part_of_the_memory_and_the_oldest_go() -> None:
@@ -498,13 +499,13 @@ def test_requests_take_a_part_of_the_memory_and_the_oldest_go() -> None:
     raws = [request(v2(DATA), X=f"{n}") for n in range(100)]
     for raw in raws:
         system.keep_request(raw)
-        assert system.cache._request_bytes == sum(one.size for one in system.cache._requests.values())
-        assert system.cache.bytes == system.entry.size + system.cache._request_bytes <= 30_000
-        assert system.entry.requests == set(system.cache._requests)
+        assert system.cache.memory._request_bytes == sum(one.size for one in system.cache.memory.requests.values())
+        assert system.cache.memory.bytes == system.entry.size + system.cache.memory._request_bytes <= 30_000
+        assert system.entry.requests == set(system.cache.memory.requests)
     assert system.cache.find_request(raws[-1]) is not None
     assert system.cache.find_request(raws[0]) is None
-    assert len(system.cache) == 1
-    assert 3 < len(system.cache._requests) < 60
+    assert len(system.cache.memory.bodies) == 1
+    assert 3 < len(system.cache.memory.requests) < 60
 
 
 def test_requests_go_with_their_body() -> None:
@@ -515,7 +516,7 @@ def test_requests_go_with_their_body() -> None:
         learn(system.cache, v2([[n, 1]], (1, 2)))
     assert system.cache.find(V2, system.body).entry is None
     assert system.cache.find_request(raw) is None
-    assert system.cache._request_bytes == 0
+    assert system.cache.memory._request_bytes == 0
     assert not system.valid()
 
 
@@ -530,4 +531,4 @@ def test_a_request_that_collides_takes_the_others_place(monkeypatch: pytest.Monk
     system.keep_request(other)
     assert system.cache.find_request(one) is None
     assert system.cache.find_request(other) is not None
-    assert system.cache._request_bytes == system.cache._requests[7].size
+    assert system.cache.memory._request_bytes == system.cache.memory.requests[7].size

@@ -16,8 +16,8 @@ from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
 from foreseen.protocol.wire import parse_response, render_request
-from foreseen.proxy.predict import codecs
-from foreseen.proxy.predict.decode import DecodedRequest, decode_v1, decode_v2
+from foreseen.proxy.predict.dialects import codecs
+from foreseen.proxy.predict.dialects.decode import DecodedRequest, decode_v1, decode_v2
 from foreseen.types import Output, OutputOptions, Prediction, WantedOutput
 
 

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from foreseen.errors import BadRequest
 from foreseen.modelspec.manifest import find, load
 from foreseen.modelspec.prepare import Preparer
-from foreseen.proxy.predict.decode import prepared
-from foreseen.proxy.predict.openai import decode_openai, named_model
+from foreseen.proxy.predict.dialects.decode import prepared
+from foreseen.proxy.predict.dialects.openai_embeddings import decode_openai, named_model
 from tests.embedding_servers import EmbeddingStub, embedding_proxy, vector
 from tests.foreign import Front, listening
 from tests.models_fixture import PACKAGED

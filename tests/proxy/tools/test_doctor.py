@@ -17,7 +17,7 @@ from foreseen.operate.interpreter import optimized
 from foreseen.operate.scrape import parse
 from foreseen.operate.started import as_started, flags_of, url_of, write_started
 from foreseen.paths import redis_socket, state_socket
-from foreseen.proxy.tools import doctor, doctor_stores
+from foreseen.proxy.tools import doctor, doctor_machine, doctor_stores
 from foreseen.settings import DoctorSettings, UpSettings
 from foreseen.telemetry.exposition import exposition
 from foreseen.telemetry.metrics import ProxyMetrics
@@ -102,13 +102,13 @@ async def test_a_state_store_that_is_none(
 )
 def test_files(limit: int, connections: int, grade: str) -> None:
     """Every connection is a file; a few are needed beside."""
-    assert grades(doctor.files(limit, connections)) == [grade]
+    assert grades(doctor_machine.files(limit, connections)) == [grade]
 
 
 @pytest.mark.parametrize(("count", "cores", "grade"), [(0, 2, "must"), (2, 2, "ok"), (9, 2, "note")])
 def test_workers(count: int, cores: int, grade: str) -> None:
     """At least one, at most one per core."""
-    assert grades(doctor.workers(count, cores)) == [grade]
+    assert grades(doctor_machine.workers(count, cores)) == [grade]
 
 
 @pytest.mark.parametrize(("there", "grades_"), [(GIB, ["must"]), (2 * GIB, ["note"]), (8 * GIB, ["ok"]), (None, [])])
@@ -120,22 +120,22 @@ def test_memory(there: int | None, grades_: list[str]) -> None:
 @pytest.mark.parametrize(("now", "grade"), [(0.0, "must"), (1_800_000_000.0, "ok")])
 def test_clock(now: float, grade: str) -> None:
     """A machine without its time thinks that it is 1970, and every entry has expired."""
-    assert grades(doctor.clock(now)) == [grade]
+    assert grades(doctor_machine.clock(now)) == [grade]
 
 
 def test_backlog(tmp_path: Path) -> None:
     """A kernel that queues less than the proxy asks for is worth a note; one that tells nothing is not."""
     limit = tmp_path / "somaxconn"
-    assert grades(doctor.backlog(limit)) == []
+    assert grades(doctor_machine.backlog(limit)) == []
     limit.write_text("128\n")
-    assert grades(doctor.backlog(limit)) == ["note"]
+    assert grades(doctor_machine.backlog(limit)) == ["note"]
     limit.write_text("4096\n")
-    assert grades(doctor.backlog(limit)) == []
+    assert grades(doctor_machine.backlog(limit)) == []
 
 
 def test_a_python_without_its_profile_is_told_of() -> None:
-    assert grades(doctor.interpreter(False)) == ["note"]
-    assert grades(doctor.interpreter(True)) == []
+    assert grades(doctor_machine.interpreter(False)) == ["note"]
+    assert grades(doctor_machine.interpreter(True)) == []
     assert optimized("'--prefix=/opt' '--enable-optimizations'", "/opt")
     assert optimized("'--prefix=/usr'", "/usr")
     assert not optimized("'--prefix=/root/.pyenv/versions/3.11.7'", "/root/.pyenv/versions/3.11.7")
@@ -144,8 +144,8 @@ def test_a_python_without_its_profile_is_told_of() -> None:
 @pytest.mark.processes
 def test_versions() -> None:
     """Here all libraries are at their floors; one below is named with its floor."""
-    assert grades(doctor.versions()) == ["ok"]
-    (finding,) = doctor.versions(lambda name: "3.9.1" if name == "aiohttp" else "99.0")
+    assert grades(doctor_machine.versions()) == ["ok"]
+    (finding,) = doctor_machine.versions(lambda name: "3.9.1" if name == "aiohttp" else "99.0")
     assert (finding.grade, finding.said) == ("must", "aiohttp 3.9.1 is below 3.14.3")
 
 

@@ -17,9 +17,9 @@ from foreseen.protocol.openai_embeddings import error_document, error_headers
 from foreseen.protocol.wire import InputTensor
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.predict.ask import RequestHead
-from foreseen.proxy.predict.decode import DecodedRequest, decode_v1, decode_v2
-from foreseen.proxy.predict.openai import decode_openai, named_model, render_openai
-from foreseen.proxy.predict.render import RenderedBody, render_v1, render_v2
+from foreseen.proxy.predict.dialects.decode import DecodedRequest, decode_v1, decode_v2
+from foreseen.proxy.predict.dialects.openai_embeddings import decode_openai, named_model, render_openai
+from foreseen.proxy.predict.dialects.render import RenderedBody, render_v1, render_v2
 from foreseen.types import OutputOptions, Prediction
 from foreseen.web.http import error_body as plain_error_body
 

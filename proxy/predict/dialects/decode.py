@@ -22,7 +22,7 @@ from foreseen.protocol.members import naming
 from foreseen.protocol.strict_json import load_json
 from foreseen.protocol.tensors import Written, array_of_json, checked_shape
 from foreseen.protocol.wire import InputTensor, Request, parse_raw, parse_request
-from foreseen.proxy.predict.render import wanted_outputs
+from foreseen.proxy.predict.dialects.render import wanted_outputs
 from foreseen.types import Lane, OutputOptions, Row
 
 

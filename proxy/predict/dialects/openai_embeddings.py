@@ -23,8 +23,8 @@ from foreseen.protocol.openai_embeddings import EmbeddingRequest, model_of, read
 from foreseen.protocol.strict_json import load_json
 from foreseen.protocol.tensors import array_of_raw
 from foreseen.protocol.wire import InputTensor
-from foreseen.proxy.predict.decode import DecodedRequest
-from foreseen.proxy.predict.render import joined_rows
+from foreseen.proxy.predict.dialects.decode import DecodedRequest
+from foreseen.proxy.predict.dialects.render import joined_rows
 from foreseen.types import EmbeddingOptions, OutputOptions, Prediction, WantedOutput
 
 _MEMBER = re.compile(rb'"model"[ \t\r\n]*:')

@@ -1,0 +1,287 @@
+"""Builds a proxy process, room by room from the bottom up: stores, prediction, jobs, operators, HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+
+from foreseen.errors import FarError
+from foreseen.keys.entry import EntryCodec
+from foreseen.keys.key import secret_check, tag_key
+from foreseen.keys.secret import read_secret
+from foreseen.paths import children_file
+from foreseen.proxy.admin.admin import Token
+from foreseen.proxy.admin.heartbeat import Heartbeat
+from foreseen.proxy.admin.purge import Purger, admin_application
+from foreseen.proxy.admin.purge_targets import Targets
+from foreseen.proxy.backend.discovery import Upstream, upstream_of
+from foreseen.proxy.backend.poison.isolation import IsolationLock
+from foreseen.proxy.backend.served import ServedModel
+from foreseen.proxy.cache.generations import Generations
+from foreseen.proxy.cache.lease import Leases
+from foreseen.proxy.cache.near import Near
+from foreseen.proxy.cache.purge_mark import PurgeMark
+from foreseen.proxy.cache.tiers import TierLimits, Tiers
+from foreseen.proxy.fastpath.fast_connection import FastConnection
+from foreseen.proxy.fastpath.known_heads import KnownHeads
+from foreseen.proxy.fastpath.responder import Responder
+from foreseen.proxy.from_settings import assert_parser, bounds_of, far_of, freshness_of, limits_of, served_model
+from foreseen.proxy.handlers import Handlers
+from foreseen.proxy.jobs.batch import Batches
+from foreseen.proxy.jobs.openai_batches import OpenAIBatches
+from foreseen.proxy.jobs.predictions import Predictions
+from foreseen.proxy.jobs.ticket_options import TicketOptionsReader
+from foreseen.proxy.jobs.tickets import Jobs
+from foreseen.proxy.predict.answer_cache import AnswerCache
+from foreseen.proxy.predict.counting import AccessLog, RequestCounter
+from foreseen.proxy.predict.observe import Observer
+from foreseen.proxy.predict.pipeline import Pipeline
+from foreseen.proxy.predict.serve import Server
+from foreseen.proxy.status_handlers import StatusHandlers
+from foreseen.queue.queue import connect_queue
+from foreseen.queue.records import Records
+from foreseen.queue.targets import Allowed
+from foreseen.settings import ProxySettings
+from foreseen.stores.redis_urls import access_of
+from foreseen.stores.state import connect_state
+from foreseen.tasks import end
+from foreseen.telemetry.callers import CallerCounts
+from foreseen.telemetry.child_states import ChildState, read_children
+from foreseen.telemetry.exposition import use_slot
+from foreseen.telemetry.metrics import ProxyMetrics
+from foreseen.web.bodies import BODIES, Bodies
+from foreseen.web.heavy import Heavy
+from foreseen.web.limits import Gate
+
+log = structlog.get_logger()
+
+DRAIN_SECONDS = 10.0
+STATE_SECONDS = 2.0
+KNOWN_POLL_SECONDS = 0.02
+
+
+class Proxy:
+    """One proxy process: its models, its pipeline, its application."""
+
+    def __init__(self, settings: ProxySettings, upstream: Upstream | None = None) -> None:
+        """`upstream` has found its models already. Rooms are built from the bottom up."""
+        assert_parser()
+        root = read_secret(settings.secret_file or settings.data / "secret")
+        self.settings = settings
+        use_slot(settings.slot)
+        self.metrics = ProxyMetrics(on=settings.metrics)
+        self.upstream = upstream
+        self.trials = IsolationLock() if upstream is None else upstream.trials
+        self.served = {} if upstream is None else upstream.served
+        self.served |= {served.manifest.name: served for served in self._own_models()}
+        self.heavy = Heavy()
+        self.callers = CallerCounts(settings.top_callers) if settings.top_callers and settings.metrics else None
+        tiers = self._build_stores(root)
+        self._build_predict(tiers, root)
+        self._build_jobs(root)
+        token = self._build_admin(tiers)
+        self._build_http(tiers, token)
+
+    def _build_stores(self, root: bytes) -> Tiers:
+        """near, far, and the state store's clients."""
+        settings = self.settings
+        self.far = far_of(settings, secret_check(root))
+        self.trials.among(self.far, root, self.metrics)
+        given = None if settings.state == "none" else settings.state
+        access, replicas = access_of(settings), settings.state_replicas
+        self.state = None if given is None else connect_state(given, access, replicas)
+        self.queue = None if given is None else connect_queue(given, bounds_of(settings), access, replicas)
+        return Tiers(
+            root=root,
+            codec=EntryCodec(tag_key(root)),
+            near=Near(settings.near_bytes),
+            far=self.far,
+            metrics=self.metrics,
+            limits=TierLimits(far_pending_bytes=settings.far_pending_bytes),
+        )
+
+    def _build_predict(self, tiers: Tiers, root: bytes) -> None:
+        """The pipeline, the answer cache and the server of predict requests."""
+        settings = self.settings
+        leases = Leases(self.far, self.metrics, settings.lease_ms / 1000)
+        self.pipeline = Pipeline(tiers, self.served, self.metrics, settings.waiting_rows, settings.miss_rows, leases)
+        self.generations = Generations(self.state, self.pipeline.forget, PurgeMark(self.far, root))
+        self.answers = AnswerCache(settings.reply_cache_bytes, tiers.near, self.served, self.generations)
+        access_log = AccessLog(settings.access_log_hits, models=self.served)
+        self.server = Server(
+            self.pipeline,
+            Observer(self.pipeline, self.metrics),
+            self.metrics,
+            self.answers,
+            RequestCounter(self.metrics, self.served, access_log, self.callers),
+            observed=frozenset(self.served if "all" in settings.observe else settings.observe),
+            server_timing=settings.server_timing,
+            purges=self.generations,
+            heavy=self.heavy,
+        )
+
+    def _build_jobs(self, root: bytes) -> None:
+        """Tickets, where there is a state store."""
+        settings = self.settings
+        self.webhooks = Allowed(settings.webhook_allow, settings.webhook_ports, settings.webhook_networks)
+        self.records = Records(root)
+        self.jobs: Jobs | None = None
+        if self.queue is not None:
+            self.jobs = Jobs(
+                self.queue, self.records, self.pipeline, self.served, self.generations, self.metrics, self.heavy
+            )
+
+    def _build_admin(self, tiers: Tiers) -> Token:
+        """Limits, the heartbeat and the operators' application."""
+        settings, upstream = self.settings, self.upstream
+        self.gate = Gate(limits_of(settings), lambda limit: self.metrics.limited.labels(limit).inc())
+        self.heartbeat = Heartbeat(
+            self.pipeline,
+            self.served,
+            self.metrics,
+            breaker_open=lambda: self.far is not None and self.far.open,
+            far_state=self.far.state if self.far is not None else None,
+            far_foreign=lambda: self.far is not None and self.far.foreign,
+            versions=self._versions if settings.triton_metrics else None,
+            connections=self.gate.__len__,
+            queue=self.queue.standing if self.queue is not None else None,
+            callers=self.callers,
+            children=self._children,
+            upstream_problems=None if upstream is None else upstream.problems,
+        )
+        token = Token(
+            settings.admin_token_file or settings.data / "admin-token", required=settings.admin_token_file is not None
+        )
+        self.targets = Targets(self.state, self.served, settings.data)
+        self.admin = admin_application(Purger(self.state, tiers), self.targets, token, settings.body_seconds)
+        return token
+
+    def _build_http(self, tiers: Tiers, token: Token) -> None:
+        """The responder, the known heads and the public application."""
+        upstream = self.upstream
+        self.bodies = Bodies()
+        self.responder = Responder(
+            served=self.served,
+            server=self.server,
+            cache=self.answers,
+            clock=tiers.clock,
+            refused={} if upstream is None else upstream.refused,
+        )
+        self.heads = KnownHeads(self.settings.body_bytes)
+        status = StatusHandlers(
+            served=self.served,
+            responder=self.responder,
+            exposition=self.heartbeat.exposition,
+            stalled=lambda: self.heartbeat.stalled,
+            lost=self._lost,
+            missing=lambda: None if upstream is None else upstream.missing,
+        )
+        self.application = Handlers(
+            server=self.server,
+            responder=self.responder,
+            settings=self.settings,
+            token=token,
+            status=status,
+            predictions=self._predictions(),
+        ).application()
+        self.application[BODIES] = self.bodies
+
+    def _predictions(self) -> Predictions | None:
+        """The routes of predictions, where there is a queue."""
+        jobs, queue, settings = self.jobs, self.queue, self.settings
+        if jobs is None or queue is None:
+            return None
+        ticket_options = TicketOptionsReader(jobs, self.webhooks)
+        batches = Batches(
+            ticket_options,
+            jobs,
+            queue,
+            self.records,
+            self.responder,
+            most_lines=settings.batch_lines,
+            body_seconds=settings.body_seconds,
+        )
+        openai = OpenAIBatches(jobs, queue, batches, file_bytes=settings.body_bytes, body_seconds=settings.body_seconds)
+        return Predictions(jobs, self.responder, ticket_options, batches, openai)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Watch the models; at the end let flights land and close every connection."""
+        await self._look_at_far()
+        if self.upstream is not None:
+            watchers = [asyncio.create_task(self.upstream.follow())]
+        else:
+            watchers = [asyncio.create_task(served.watch()) for served in self.served.values()]
+        watchers.append(asyncio.create_task(self.heartbeat.beat()))
+        watchers.append(asyncio.create_task(self.generations.follow()))
+        watchers.append(asyncio.create_task(self.targets.follow()))
+        if self.far is not None:
+            watchers.append(asyncio.create_task(self.far.follow()))
+        try:
+            async with asyncio.timeout(STATE_SECONDS):
+                await self.generations.ready.wait()
+        except TimeoutError:
+            log.warning("state: not reachable at start; answering past the cache until it is")
+        try:
+            yield
+        finally:
+            await end(*watchers)
+            await self.pipeline.close(DRAIN_SECONDS)
+            self.metrics.flush()  # what the last flights counted
+            if self.jobs is not None:
+                await self.jobs.close()
+            await self.targets.note()
+            await self.generations.leave()
+            for served in self.served.values():
+                await served.process.close()
+            if self.far is not None:
+                await self.far.close()
+            self.server.close()
+
+    def connect(self, manager: Any, **options: Any) -> FastConnection:
+        """A connection that answers what it recognises itself."""
+        return FastConnection(manager, self.responder, self.heads, self.bodies, **options)
+
+    async def known(self) -> None:
+        """Until every model has been reached and it is known what was purged."""
+        while not all(served.ready for served in self.served.values()):  # noqa: ASYNC110 - they are looked at, too
+            await asyncio.sleep(KNOWN_POLL_SECONDS)
+        await self.generations.ready.wait()
+
+    def _children(self) -> list[ChildState]:
+        """The supervisor's children, where there is a supervisor: it passes the listening socket."""
+        return [] if self.settings.fd is None else read_children(children_file(self.settings.data))
+
+    def _lost(self) -> list[str]:
+        """What does not work just now, though predictions are answered."""
+        lost = []
+        if self.far is not None and (self.far.foreign or self.far.open):
+            lost.append("far (Redis): misses of near go to the models")
+        if not self.generations.reachable:
+            lost.append("state store: no job is taken, no result can be fetched, no purge is acknowledged")
+        if not self.generations.ready.is_set():
+            lost.append("state store: never reached, so nothing is answered from the cache")
+        return lost
+
+    def _own_models(self) -> list[ServedModel]:
+        return [served_model(named, self.settings, self.trials) for named in self.settings.own_models]
+
+    def _versions(self) -> dict[str, str]:
+        return {name: served.manifest.version for name, served in self.served.items()}
+
+    async def _look_at_far(self) -> None:
+        if self.far is None:
+            return
+        try:
+            await self.far.look()
+        except FarError as error:
+            log.warning("far: not reachable at start; answering without it", kind=error.kind)
+
+
+async def upstream_for(settings: ProxySettings) -> Upstream | None:
+    """The upstream of the settings, its models found; None where there is none. Raises SetupError."""
+    return await upstream_of(settings, freshness_of(settings))

@@ -1,0 +1,148 @@
+"""The HTTP routes that ask about the server and its models: health, metadata, configuration, statistics, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+from aiohttp import web
+
+from foreseen.proxy import describe
+from foreseen.proxy.backend.served import ServedModel
+from foreseen.proxy.fastpath.responder import Responder
+from foreseen.telemetry.exposition import CONTENT_TYPE
+from foreseen.web.http import SERVER, json_reply
+
+OPENAI = ("/v1", "/openai/v1")
+"""Before the routes of OpenAI's API."""
+_V1 = "/v1/models/{model:[^/:]+}"  # GET …:predict is a method that is not allowed, and no model of that name
+V1_MODEL = (_V1, _V1 + "/versions/{version:[^/:]+}")
+
+
+class StatusHandlers:
+    """What clients and operators read about one proxy process. None of it asks a model for predictions."""
+
+    def __init__(
+        self,
+        *,
+        served: Mapping[str, ServedModel],
+        responder: Responder,
+        exposition: Callable[[], Awaitable[bytes]],
+        stalled: Callable[[], bool],
+        lost: Callable[[], list[str]] = list,
+        missing: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self._served = served
+        self._responder = responder
+        self._exposition = exposition
+        self._stalled = stalled
+        self._lost = lost
+        self._missing = missing
+
+    def add_to(self, app: web.Application) -> None:
+        add_get = app.router.add_get
+        add_get("/", self.alive)
+        for path in ("/v2", "/v2/"):
+            add_get(path, self.server_metadata)
+        add_get("/v2/health/live", self.live)
+        add_get("/v2/health/ready", self.ready)
+        add_get("/v2/models", self.models)
+        add_get("/v2/models/stats", self.all_statistics)
+        app.router.add_post("/v2/repository/index", self.repository)
+        for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+            add_get(model, self.model_metadata)
+            add_get(f"{model}/ready", self.model_ready)
+            add_get(f"{model}/config", self.model_config)
+            add_get(f"{model}/stats", self.model_statistics)
+        for prefix in OPENAI:
+            add_get(f"{prefix}/models", self.v1_models)
+        add_get("/openai/v1/models/{model:[^/:]+}", self.v1_model)
+        for model in V1_MODEL:
+            add_get(model, self.v1_model)
+        add_get("/metrics", self.metrics)
+        add_get("/metrics/{model}", self.model_metrics)
+
+    async def alive(self, request: web.Request) -> web.Response:
+        """Something answers here."""
+        return json_reply({"status": "alive"})
+
+    async def server_metadata(self, request: web.Request) -> web.Response:
+        """V2 server metadata: name, version, extensions."""
+        return json_reply({"name": "foreseen", "version": version("foreseen"), "extensions": describe.EXTENSIONS})
+
+    async def live(self, request: web.Request) -> web.Response:
+        """V2: whether the server is live."""
+        return json_reply({"live": True})
+
+    async def ready(self, request: web.Request) -> web.Response:
+        """Ready once every configured model has been; afterwards readiness is per model. Redis never decides it. A
+        worker whose event loop was more than a second late a moment ago is not. `error` says why it is not; `lost`
+        names what a store that does not answer costs meanwhile, and is left out without one."""
+        missing, lost = self._missing(), self._lost()
+        whys = [served.why for served in self._served.values() if not served.been_ready]
+        ready = missing is None and not whys and not self._stalled()
+        state: dict[str, Any] = {"ready": ready, "live": True}
+        if not ready:
+            state["error"] = missing or "; ".join(whys[:3]) or "the event loop was more than a second late a moment ago"
+        return json_reply({**state, "lost": lost} if lost else state, 200 if ready else 503)
+
+    async def models(self, request: web.Request) -> web.Response:
+        """Names of the models served."""
+        return json_reply({"models": list(self._served)})
+
+    async def repository(self, request: web.Request) -> web.Response:
+        """Triton's model repository index, as much of it as there is."""
+        states = [
+            {"name": s.manifest.name, "version": s.manifest.version, "state": "READY" if s.ready else "UNAVAILABLE"}
+            for s in self._served.values()
+        ]
+        return json_reply(states)
+
+    async def model_metadata(self, request: web.Request) -> web.Response:
+        """V2 model metadata: inputs and outputs as clients see them, and the model digest in force."""
+        return json_reply(describe.metadata(self._find(request)))
+
+    async def model_ready(self, request: web.Request) -> web.Response:
+        """Whether a miss of this model would be answered now; if not, why."""
+        served = self._find(request)
+        state: dict[str, Any] = {"name": served.manifest.name, "ready": served.ready}
+        if served.ready:
+            return json_reply(state)
+        why = f"model {served.manifest.name!r} is not ready: {served.why}"
+        return json_reply({**state, "error": why, "code": "model_unavailable"}, 503, {"Retry-After": "1"})
+
+    async def model_config(self, request: web.Request) -> web.Response:
+        """The model's configuration, as Triton's clients read it."""
+        return json_reply(describe.config(self._find(request)))
+
+    async def model_statistics(self, request: web.Request) -> web.Response:
+        """One model's statistics, as Triton's clients read them; of the worker that answers."""
+        return json_reply({"model_stats": [describe.statistics(self._find(request))]})
+
+    async def all_statistics(self, request: web.Request) -> web.Response:
+        """The statistics of all models."""
+        return json_reply({"model_stats": [describe.statistics(served) for served in self._served.values()]})
+
+    async def v1_models(self, request: web.Request) -> web.Response:
+        """Names of the models served, in KServe's V1 form and OpenAI's at once."""
+        return json_reply(describe.model_list(self._served.values()))
+
+    async def v1_model(self, request: web.Request) -> web.Response:
+        """V1 status: KServe's, TensorFlow Serving's and OpenAI's in one. Aliases are known, too."""
+        name = request.match_info["model"]
+        served = self._responder.find_named(name, request.match_info.get("version"))
+        return json_reply({**describe.v1_status(served), **describe.openai_model(name)})
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """The Prometheus exposition over all workers."""
+        text = await self._exposition()
+        return web.Response(body=text, headers={"Server": SERVER, "Content-Type": CONTENT_TYPE})
+
+    async def model_metrics(self, request: web.Request) -> web.Response:
+        """A model process's own exposition, for a Prometheus that cannot reach its unix socket."""
+        text = await self._find(request).process.exposition()
+        return web.Response(body=text, headers={"Server": SERVER, "Content-Type": CONTENT_TYPE})
+
+    def _find(self, request: web.Request) -> ServedModel:
+        return self._responder.find(request.match_info["model"], request.match_info.get("version"))
