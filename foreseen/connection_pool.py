@@ -9,6 +9,7 @@ caller that stops waiting.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Generic, TypeVar, cast
 
@@ -19,7 +20,7 @@ lain for long: when the budget is over it looks once more. Ten thousand callers 
 Reply = TypeVar("Reply")
 
 
-class PooledConnection(asyncio.Protocol, Generic[Reply]):
+class PooledConnection(asyncio.Protocol, ABC, Generic[Reply]):
     """One exchange at a time. A subclass reads the reply in `received`."""
 
     not_connected: type[Exception] = ConnectionError
@@ -77,9 +78,9 @@ class PooledConnection(asyncio.Protocol, Generic[Reply]):
         else:
             self.received(data, waiting)
 
+    @abstractmethod
     def received(self, data: bytes, waiting: asyncio.Future[Reply]) -> None:
         """Read a piece of the reply; end `waiting` once the reply is whole or cannot be one."""
-        raise NotImplementedError
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -102,7 +103,7 @@ def _time_out(waiting: asyncio.Future[Reply]) -> None:
 Connection = TypeVar("Connection", bound=PooledConnection)  # type: ignore[type-arg] # whatever its replies are
 
 
-class ConnectionPool(Generic[Connection]):
+class ConnectionPool(ABC, Generic[Connection]):
     """The connections to one server: as many as there are exchanges at a time, the latest used first."""
 
     def __init__(self) -> None:
@@ -112,9 +113,9 @@ class ConnectionPool(Generic[Connection]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {len(self._idle)} idle>"
 
+    @abstractmethod
     async def connect(self) -> Connection:
         """A new connection."""
-        raise NotImplementedError
 
     def take_idle(self) -> Connection | None:
         """The connection that was used last, None where none is idle."""

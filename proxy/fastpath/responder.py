@@ -18,7 +18,8 @@ from foreseen.errors import ForeseenError, ModelUnavailable, UnknownModel
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import NO_CONTROL
 from foreseen.proxy.cache.waits import Deadlines
-from foreseen.proxy.predict.answer_cache import AnswerCache, CachedBody, Lookup
+from foreseen.proxy.predict.answer_cache import AnswerCache, Lookup
+from foreseen.proxy.predict.answer_memory import CachedBody
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.dialects import codecs
 from foreseen.proxy.predict.pending_request import PendingRequest
@@ -89,7 +90,7 @@ class Responder:
         if not self._cache.is_valid(request.entry, now):
             return None
         self._count(structs.replace(request.head, caller=caller), request.entry, started)
-        return request.reply(now, self._repeat_timing)
+        return self._cache.repeated(request, now, self._repeat_timing)
 
     def begin(
         self, head: RequestHead, body: bytes, reached: Reached, raw: bytes | None = None, lookup: Lookup | None = None
@@ -107,7 +108,7 @@ class Responder:
                 self._count(head, entry, started)
                 if raw is not None and lookup.id is None:
                     self._cache.keep_request(raw, head, entry)
-                return entry.reply(now, lookup.id, self._body_timing)
+                return self._cache.reply(entry, now, lookup.id, self._body_timing)
             deadline = asyncio.get_running_loop().time() + head.seconds
             request = PendingRequest(self._server, served, head, body, lookup, started, deadline, raw)
             reply = request.begin()
@@ -128,7 +129,7 @@ class Responder:
                 self._count(head, entry, started)
                 own = entry.decoded.output_options.id if lookup.id is None else lookup.id.decode()
                 answer, length = entry.rendered.with_id(own)
-                return Reply(200, fixed_lines(length) + entry.lines(now, self._body_timing), answer)
+                return Reply(200, fixed_lines(length) + self._cache.lines(entry, now, self._body_timing), answer)
             request = PendingRequest(self._server, served, head, body, lookup, started, deadline)
             return request.begin() or await request.answer()
         except Exception as error:  # noqa: BLE001 - every error becomes a reply

@@ -18,131 +18,34 @@ says the same of itself (`is_valid`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-import orjson
-from msgspec import Struct, structs
+from msgspec import structs
 from xxhash import xxh3_64_intdigest
 
-from foreseen.modelspec.prepare import Preparer
 from foreseen.protocol.request_id import find_id, is_request_id
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.near import Near
-from foreseen.proxy.predict.answer_memory import AnswerMemory, KeptBody, KeptRequest
+from foreseen.proxy.predict.answer_memory import (
+    START_BYTES,
+    AnswerMemory,
+    CachedBody,
+    CachedRequest,
+    Meaning,
+    PreparedRows,
+)
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.dialects.codecs import HAVE_REQUEST_ID
 from foreseen.proxy.predict.dialects.decode import DecodedRequest
 from foreseen.proxy.predict.dialects.render import RenderedBody
 from foreseen.proxy.predict.facts import hit_lines
 from foreseen.proxy.predict.response_bytes import fixed_lines, head_parts
-from foreseen.types import Key, Prediction, Row, Space
+from foreseen.types import Prediction, Space
 
 MAX_REQUEST_BYTES = 32 * 1024
 """A longer request is not indexed as a whole: what that saves is small beside what it costs to carry."""
-BODY_OVERHEAD_BYTES, REQUEST_OVERHEAD_BYTES = 1500, 800
-ROW_BYTES = 400
-"""A row with its key and its place in a reply, beside its tensors."""
 BODIES = 2
 """The rendered body, and the predictions that it was made of, which near may have evicted."""
-LARGE_BYTES, START_BYTES = 64 * 1024, 1024
-"""A body of the first is looked for by its length and so many first bytes, and compared piece by piece as it came: to
-join, hash and compare it are three walks through memory, and this is one."""
-
-Meaning = tuple[str, str, int | None, bool]
-"""What a head makes of a body: model, protocol, length of the JSON part, whether no id was cut out. Whatever else of a
-head decides about an answer (a caller's scope) has to stand here."""
-
-
-class PreparedRows(Struct):
-    """The rows that a request's inputs came to under one preparation, and their keys in the space asked last."""
-
-    preparer: Preparer
-    rows: Sequence[Row]
-    space: Space | None = None
-    parameters: bytes = b""
-    keys: Sequence[Key] = ()
-
-
-class CachedBody(KeptBody):
-    """What a body came to. `rendered` is the body of its last reply, and `predictions` what that was made of; `until`
-    is the end of the reply's validity in Unix seconds, 0 where near did not have all rows."""
-
-    __slots__ = (
-        "_head", "_made_for", "decoded", "facts", "generation", "id", "made_at", "meaning", "pending", "predictions",
-        "prepared", "rendered", "rows", "saved", "served", "text",
-    )  # fmt: skip
-
-    def __init__(
-        self, meaning: Meaning, text: bytes, hashed: int, served: ServedModel, decoded: DecodedRequest,
-        prepared: PreparedRows,
-    ) -> None:  # fmt: skip
-        tensors = sum(tensor.nbytes for row in prepared.rows for tensor in row.tensors)
-        size = BODY_OVERHEAD_BYTES + ROW_BYTES * len(prepared.rows) + len(text) + tensors
-        large = meaning[3] and len(text) >= LARGE_BYTES
-        super().__init__(hashed, size, (meaning, len(text), xxh3_64_intdigest(text[:START_BYTES])) if large else None)
-        self.meaning, self.text = meaning, text
-        self.served, self.decoded, self.prepared = served, decoded, prepared
-        whole_id = decoded.output_options.id if meaning[3] else None
-        self.id = None if whole_id is None else orjson.dumps(whole_id)[1:-1]
-        """The id that stands in the body itself, as the inside of a JSON string."""
-        self.rendered: RenderedBody | None = None
-        self.predictions: Sequence[Prediction] = ()
-        self.made_at = self.saved = 0.0
-        self.rows: tuple[tuple[Key, Prediction], ...] = ()
-        self.facts = served.facts
-        self.generation: int | None = 0
-        self._made_for: tuple[int, str | None] = (-1, None)
-        self._head = (b"", b"")
-        self.pending: Any = None
-        """The request of this body that waits for flights, which others may join."""
-
-    def renders(self, predictions: Sequence[Prediction]) -> RenderedBody | None:
-        """The rendered body, if these predictions would be rendered to the same bytes."""
-        own = self.predictions
-        same = len(own) == len(predictions) and all(
-            one is other or (one.data == other.data and one.outputs == other.outputs)
-            for one, other in zip(own, predictions, strict=True)
-        )
-        return self.rendered if same else None
-
-    def lines(self, now: float, timing: str | None) -> str:
-        """The header lines of its reply that change with time."""
-        return hit_lines(int(self.until - now), max(0, int(now - self.made_at)), "near", timing)
-
-    def reply(self, now: float, own: bytes | None, timing: str | None) -> bytes:
-        """Its reply, whole; its head is made once a second. `own` is the id that was cut out."""
-        rendered, made_for = self.rendered, (int(now), timing)
-        assert rendered is not None
-        if made_for != self._made_for:
-            self._made_for, lines = made_for, self.lines(now, timing)
-            self._head = head_parts(fixed_lines(rendered.json_length) + lines)
-        own = self.id if own is None else own
-        member = b"" if own is None else rendered.id_format % own
-        start, end = self._head
-        if member and rendered.json_length is not None:
-            start, end = head_parts(fixed_lines(rendered.json_length + len(member)) + self.lines(now, timing))
-        size = len(rendered.before) + len(member) + len(rendered.after)
-        return b"%b%d%b%b%b%b" % (start, size, end, rendered.before, member, rendered.after)
-
-
-class CachedRequest(KeptRequest):
-    """A whole request that near answered: its bytes, what its head asks, its body's entry, and its reply."""
-
-    __slots__ = ("_reply", "_second", "head", "raw")
-    entry: CachedBody
-
-    def __init__(self, raw: bytes, hashed: int, head: RequestHead, entry: CachedBody) -> None:
-        assert entry.rendered is not None
-        reply = len(entry.rendered.before) + len(entry.rendered.after)
-        super().__init__(hashed, REQUEST_OVERHEAD_BYTES + len(raw) + reply, entry)
-        self.raw, self.head = raw, head
-        self._second, self._reply = -1, b""
-
-    def reply(self, now: float, timing: str | None) -> bytes:
-        """Its reply; within a second the same bytes."""
-        if int(now) != self._second:
-            self._second, self._reply = int(now), self.entry.reply(now, None, timing)
-        return self._reply
 
 
 class Lookup(NamedTuple):
@@ -173,7 +76,7 @@ class AnswerCache:
     """The known bodies and requests of one proxy process."""
 
     def __init__(self, capacity_bytes: int, near: Near, served: Mapping[str, ServedModel], purges: Purges) -> None:
-        self.memory = AnswerMemory[CachedBody, CachedRequest](capacity_bytes)
+        self.memory = AnswerMemory(capacity_bytes)
         self._longest = capacity_bytes // 4
         self._near = near
         self._served = served
@@ -240,6 +143,31 @@ class AnswerCache:
                 return False
         return True
 
+    def repeated(self, request: CachedRequest, now: float, timing: str | None) -> bytes:
+        """The reply to a whole request, all its bytes; within a second the same."""
+        if int(now) != request.second:
+            request.second, request.reply = int(now), self.reply(request.entry, now, None, timing)
+        return request.reply
+
+    def reply(self, entry: CachedBody, now: float, own: bytes | None, timing: str | None) -> bytes:
+        """The reply to a body, all its bytes; its head is made once a second. `own` is the id that was cut out."""
+        rendered, made_for = entry.rendered, (int(now), timing)
+        assert rendered is not None
+        if made_for != entry.head_made_for:
+            entry.head_made_for = made_for
+            entry.head = head_parts(fixed_lines(rendered.json_length) + self.lines(entry, now, timing))
+        own = entry.id if own is None else own
+        member = b"" if own is None else rendered.id_format % own
+        start, end = entry.head
+        if member and rendered.json_length is not None:
+            start, end = head_parts(fixed_lines(rendered.json_length + len(member)) + self.lines(entry, now, timing))
+        size = len(rendered.before) + len(member) + len(rendered.after)
+        return b"%b%d%b%b%b%b" % (start, size, end, rendered.before, member, rendered.after)
+
+    def lines(self, entry: CachedBody, now: float, timing: str | None) -> str:
+        """The header lines of an entry's reply that change with time."""
+        return hit_lines(int(entry.until - now), max(0, int(now - entry.made_at)), "near", timing)
+
     def keep(
         self, lookup: Lookup, served: ServedModel, decoded: DecodedRequest, prepared: PreparedRows
     ) -> CachedBody | None:
@@ -270,7 +198,7 @@ class AnswerCache:
             entry.until = min(prediction.expires_at for prediction in predictions)
             entry.made_at = min(prediction.made_at for prediction in predictions)
             entry.saved = sum(prediction.seconds for prediction in predictions)
-            entry._made_for = (-1, None)  # noqa: SLF001 - of this file
+            entry.head_made_for = (-1, None)
         self.memory.grow(entry, grown)
 
     def keep_request(self, raw: bytes, head: RequestHead, entry: CachedBody) -> None:
@@ -294,3 +222,13 @@ class AnswerCache:
         assert lookup.id is not None
         same = decoded.output_options.id == lookup.id.decode()
         return same and is_request_id(lookup.text, lookup.start, lookup.id, lookup.meaning[2])
+
+
+def rendered_before(entry: CachedBody, predictions: Sequence[Prediction]) -> RenderedBody | None:
+    """The body that an entry's last reply had, where these predictions would be rendered to the same bytes."""
+    own = entry.predictions
+    same = len(own) == len(predictions) and all(
+        one is other or (one.data == other.data and one.outputs == other.outputs)
+        for one, other in zip(own, predictions, strict=True)
+    )
+    return entry.rendered if same else None

@@ -1,4 +1,4 @@
-"""What the answer cache holds, within one bound in bytes: indexes over bodies and whole requests; the oldest go first.
+"""What the answer cache holds, within one bound in bytes: known bodies and whole requests; the oldest go first.
 
 A body goes with the requests that carry it. Nothing is kept that came only once: its hash is remembered instead.
 """
@@ -6,49 +6,108 @@ A body goes with the requests that carry it. Nothing is kept that came only once
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
-from typing import Any, Generic, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
+import orjson
+from msgspec import Struct
+from xxhash import xxh3_64_intdigest
+
+from foreseen.modelspec.prepare import Preparer
+from foreseen.proxy.backend.served import ServedModel
+from foreseen.proxy.predict.ask import RequestHead
+from foreseen.proxy.predict.dialects.decode import DecodedRequest
+from foreseen.proxy.predict.dialects.render import RenderedBody
+from foreseen.types import Key, Prediction, Row, Space
+
+BODY_OVERHEAD_BYTES, REQUEST_OVERHEAD_BYTES = 1500, 800
+ROW_BYTES = 400
+"""A row with its key and its place in a reply, beside its tensors."""
+LARGE_BYTES, START_BYTES = 64 * 1024, 1024
+"""A body of the first is looked for by its length and so many first bytes, and compared piece by piece as it came: to
+join, hash and compare it are three walks through memory, and this is one."""
 REQUESTS_SHARE = 3
 """Whole requests take one part of so many of the memory at most."""
 MAX_HASHES = 32_768
 """Hashes of what came once."""
 
+Meaning = tuple[str, str, int | None, bool]
+"""What a head makes of a body: model, protocol, length of the JSON part, whether no id was cut out. Whatever else of a
+head decides about an answer (a caller's scope) has to stand here."""
+Start = tuple[Meaning, int, int]
 
-class KeptBody:
-    """What the memory knows of a body. `size` is in bytes, `requests` the hashes of requests that carry the body,
-    `start` its key in the index of large bodies, `until` the end of its reply's validity: 0 once it is forgotten."""
 
-    __slots__ = ("hash", "requests", "size", "start", "until")
+class PreparedRows(Struct):
+    """The rows that a request's inputs came to under one preparation, and their keys in the space asked last."""
 
-    def __init__(self, hashed: int, size: int, start: Hashable | None) -> None:
-        self.hash, self.size, self.start = hashed, size, start
+    preparer: Preparer
+    rows: Sequence[Row]
+    space: Space | None = None
+    parameters: bytes = b""
+    keys: Sequence[Key] = ()
+
+
+class CachedBody:
+    """What a body came to. `rendered` is the body of its last reply, and `predictions` what that was made of; `until`
+    is the end of the reply's validity in Unix seconds, 0 where near did not have all rows or the body is forgotten."""
+
+    __slots__ = (
+        "decoded", "facts", "generation", "hash", "head", "head_made_for", "id", "made_at", "meaning", "pending",
+        "predictions", "prepared", "rendered", "requests", "rows", "saved", "served", "size", "start", "text", "until",
+    )  # fmt: skip
+
+    def __init__(
+        self, meaning: Meaning, text: bytes, hashed: int, served: ServedModel, decoded: DecodedRequest,
+        prepared: PreparedRows,
+    ) -> None:  # fmt: skip
+        self.meaning, self.text, self.hash = meaning, text, hashed
+        self.served, self.decoded, self.prepared = served, decoded, prepared
+        tensors = sum(tensor.nbytes for row in prepared.rows for tensor in row.tensors)
+        self.size = BODY_OVERHEAD_BYTES + ROW_BYTES * len(prepared.rows) + len(text) + tensors
+        self.start: Start | None = None
+        """Its place among large bodies."""
+        if meaning[3] and len(text) >= LARGE_BYTES:
+            self.start = meaning, len(text), xxh3_64_intdigest(text[:START_BYTES])
         self.requests: set[int] = set()
-        self.until = 0.0
+        """Hashes of whole requests that carry this body."""
+        whole_id = decoded.output_options.id if meaning[3] else None
+        self.id = None if whole_id is None else orjson.dumps(whole_id)[1:-1]
+        """The id that stands in the body itself, as the inside of a JSON string."""
+        self.rendered: RenderedBody | None = None
+        self.predictions: Sequence[Prediction] = ()
+        self.until = self.made_at = self.saved = 0.0
+        self.rows: tuple[tuple[Key, Prediction], ...] = ()
+        self.facts = served.facts
+        self.generation: int | None = 0
+        self.head = b"", b""
+        self.head_made_for: tuple[int, str | None] = (-1, None)
+        """The head of the reply around its length, and the second and `Server-Timing` that it was made for."""
+        self.pending: Any = None
+        """The request of this body that waits for flights, which others may join."""
 
 
-class KeptRequest:
-    """What the memory knows of a whole request: its bytes' hash, its size, the entry of its body."""
+class CachedRequest:
+    """A whole request that near answered: its bytes, what its head asks, its body's entry, the reply of this second."""
 
-    __slots__ = ("entry", "hash", "size")
+    __slots__ = ("entry", "hash", "head", "raw", "reply", "second", "size")
 
-    def __init__(self, hashed: int, size: int, entry: Any) -> None:
-        self.hash, self.size, self.entry = hashed, size, entry
+    def __init__(self, raw: bytes, hashed: int, head: RequestHead, entry: CachedBody) -> None:
+        assert entry.rendered is not None
+        self.raw, self.hash, self.head, self.entry = raw, hashed, head, entry
+        reply = len(entry.rendered.before) + len(entry.rendered.after)
+        self.size = REQUEST_OVERHEAD_BYTES + len(raw) + reply
+        self.second, self.reply = -1, b""
 
 
-Body = TypeVar("Body", bound=KeptBody)
-Request = TypeVar("Request", bound=KeptRequest)
-
-
-class AnswerMemory(Generic[Body, Request]):
-    """The three indexes are read by the answer cache, which alone confirms what they find."""
+class AnswerMemory:
+    """The indexes, which the answer cache reads; it alone confirms what they find."""
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
         self.bytes = 0
-        self.bodies: OrderedDict[int, Body] = OrderedDict()
-        self.large: dict[Hashable, Body] = {}
-        self.requests: OrderedDict[int, Request] = OrderedDict()
+        self.bodies: OrderedDict[int, CachedBody] = OrderedDict()
+        self.large: dict[Start, CachedBody] = {}
+        self.requests: OrderedDict[int, CachedRequest] = OrderedDict()
         self._request_bytes = 0
         self._hashes: OrderedDict[int, None] = OrderedDict()
 
@@ -61,7 +120,7 @@ class AnswerMemory(Generic[Body, Request]):
             self._hashes.popitem(last=False)
         return False
 
-    def add(self, entry: Body) -> None:
+    def add(self, entry: CachedBody) -> None:
         """Keep a body in the place of the one of its hash."""
         before = self.bodies.pop(entry.hash, None)
         if before is not None:
@@ -72,13 +131,13 @@ class AnswerMemory(Generic[Body, Request]):
         self.bytes += entry.size
         self._fit()
 
-    def grow(self, entry: Body, more: int) -> None:
+    def grow(self, entry: CachedBody, more: int) -> None:
         """A kept body takes so many bytes more, or less."""
         entry.size += more
         self.bytes += more
         self._fit()
 
-    def add_request(self, request: Request) -> None:
+    def add_request(self, request: CachedRequest) -> None:
         """Keep a request whose body is kept."""
         self._forget_request(request.hash)
         self.requests[request.hash] = request
@@ -87,7 +146,7 @@ class AnswerMemory(Generic[Body, Request]):
         self.bytes += request.size
         self._fit()
 
-    def forget_requests(self, entry: Body) -> None:
+    def forget_requests(self, entry: CachedBody) -> None:
         for hashed in list(entry.requests):
             self._forget_request(hashed)
 
@@ -103,7 +162,7 @@ class AnswerMemory(Generic[Body, Request]):
             else:
                 self._forget(self.bodies.popitem(last=False)[1])
 
-    def _forget(self, entry: Body) -> None:
+    def _forget(self, entry: CachedBody) -> None:
         """An entry that is out of the index goes with its requests."""
         self.bytes -= entry.size
         entry.until = 0.0

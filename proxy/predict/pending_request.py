@@ -19,7 +19,8 @@ from foreseen.modelspec.prepare import Preparer
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import NO_CONTROL
 from foreseen.proxy.cache.waits import Wait, until_resolved
-from foreseen.proxy.predict.answer_cache import CachedBody, Lookup, PreparedRows
+from foreseen.proxy.predict.answer_cache import Lookup, rendered_before
+from foreseen.proxy.predict.answer_memory import CachedBody, PreparedRows
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.dialects import codecs
 from foreseen.proxy.predict.dialects.decode import DecodedRequest, prepared
@@ -231,7 +232,7 @@ class PendingRequest:
     def _render(self, answers: Sequence[Answer]) -> RenderedBody:
         """render, or the body that the same predictions were rendered to before."""
         predictions = [answer.prediction for answer in answers]
-        rendered = None if self._entry is None else self._entry.renders(predictions)
+        rendered = None if self._entry is None else rendered_before(self._entry, predictions)
         return rendered or codecs.render(self.served.manifest, predictions, self._decoded.output_options)
 
     def _reply(

@@ -10,7 +10,8 @@ from foreseen.errors import NotCached
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import steps_of
 from foreseen.proxy.cache.generations import Generations
-from foreseen.proxy.predict.answer_cache import AnswerCache, PreparedRows
+from foreseen.proxy.predict.answer_cache import AnswerCache
+from foreseen.proxy.predict.answer_memory import PreparedRows
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.counting import RequestCounter
 from foreseen.proxy.predict.dialects.decode import DecodedRequest

@@ -16,8 +16,8 @@ from foreseen.modelspec.prepare import Preparer
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.near import Near
 from foreseen.proxy.fastpath.known_heads import END_OF_HEAD
-from foreseen.proxy.predict.answer_cache import AnswerCache, CachedBody, Lookup, PreparedRows
-from foreseen.proxy.predict.answer_memory import MAX_HASHES
+from foreseen.proxy.predict.answer_cache import AnswerCache, Lookup, rendered_before
+from foreseen.proxy.predict.answer_memory import MAX_HASHES, CachedBody, PreparedRows
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.dialects import codecs
 from foreseen.proxy.predict.dialects.decode import DecodedRequest, decode_v1, decode_v2
@@ -156,9 +156,9 @@ def test_bodies_that_differ_in_their_id_alone_are_one(body: bytes) -> None:
         rendered = codecs.render(TWO, [], asked.output_options)
         assert rendered.with_id(own.decode()) == render(TWO, [], asked.output_options)
         cache.keep_reply(entry, rendered, predictions, SPACE)
-        assert entry.renders(predictions) is rendered
-        assert entry.renders([]) is entry.renders(predictions[::-1]) is None
-        assert b',"id":"%b",' % own in entry.reply(0.0, found.id, None)
+        assert rendered_before(entry, predictions) is rendered
+        assert rendered_before(entry, []) is rendered_before(entry, predictions[::-1]) is None
+        assert b',"id":"%b",' % own in cache.reply(entry, 0.0, found.id, None)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_an_id_that_is_not_plain_stays_where_it_is(own: str) -> None:
     assert entry.decoded.output_options.id == (own or None)
     predictions = [predicted(n) for n in range(len(KEYS))]
     cache.keep_reply(entry, codecs.render(TWO, [], entry.decoded.output_options), predictions, SPACE)
-    head, _, answer = entry.reply(0.0, None, None).partition(END_OF_HEAD)
+    head, _, answer = cache.reply(entry, 0.0, None, None).partition(END_OF_HEAD)
     assert answer == render(TWO, [], entry.decoded.output_options)[0]
     assert b"Content-Length: %d\r\n" % len(answer) in head
     assert cache.find(V2, v2(DATA, id=own + "x")).entry is None
@@ -222,7 +222,7 @@ def test_a_binary_bodys_id_moves_its_header_length() -> None:
     assert cache.find(RequestHead("m", None, "v2", len(bare)), bare + raw).id is None
     options = decode_v2(longer, other.header_length, ONE).output_options
     cache.keep_reply(entry, codecs.render(ONE, [], options), [predicted(n) for n in range(len(KEYS))], SPACE)
-    assert entry.reply(0.0, b"another-one", None).endswith(END_OF_HEAD + render(ONE, [], options)[0])
+    assert cache.reply(entry, 0.0, b"another-one", None).endswith(END_OF_HEAD + render(ONE, [], options)[0])
 
 
 def large(first: int = 0, rows: int = 40_000) -> bytes:
@@ -399,15 +399,15 @@ def test_a_reply_carries_the_time_of_its_sending() -> None:
     system.keep_request(raw)
     found = system.cache.find_request(raw)
     assert found is not None
-    first = found.reply(1_000_000.4, "replay")
+    first = system.cache.repeated(found, 1_000_000.4, "replay")
     timed = b"\r\nCache-Status: foreseen;hit;ttl=94;detail=near\r\nAge: 5\r\nServer-Timing: replay\r\nContent-Length: "
     assert timed in first
     assert re.search(rb"\r\nDate: [A-Z][a-z]{2}, [0-9A-Za-z :]+ GMT\r\n\r\n\{", first)
-    assert found.reply(1_000_000.9, "replay") is first
-    later = found.reply(1_000_010.0, "replay")
+    assert system.cache.repeated(found, 1_000_000.9, "replay") is first
+    later = system.cache.repeated(found, 1_000_010.0, "replay")
     assert b";ttl=85;" in later
     assert b"Age: 15\r\n" in later
-    assert b"Server-Timing" not in system.entry.reply(1_000_000.0, None, None)
+    assert b"Server-Timing" not in system.cache.reply(system.entry, 1_000_000.0, None, None)
 
 
 def test_one_changed_byte_is_another_request() -> None:
