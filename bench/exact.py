@@ -21,7 +21,8 @@ import numpy as np
 from msgspec import Struct
 
 from foreseen.errors import SetupError
-from foreseen.inference.session import SessionPlan, open_session
+from foreseen.inference.session import SessionPlan
+from foreseen.inference.session_opening import open_session
 from foreseen.models.build.build import build
 from foreseen.models.progress import shown
 from foreseen.modelspec.artifact import read_record

@@ -30,7 +30,8 @@ from foreseen.modelspec.manifest import find
 from foreseen.modelspec.rows import stack
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import array_of_json
-from foreseen.protocol.wire import InputTensor, render_request
+from foreseen.protocol.wire import InputTensor
+from foreseen.protocol.wire_render import render_request
 from foreseen.warm.run.warmer import preparer_of
 from tests.models_fixture import PACKAGED, built_data
 from tests.questions import ask_fingerprint, ask_minilm, numbers

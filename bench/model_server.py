@@ -32,7 +32,7 @@ from foreseen.inference.session import session_options
 from foreseen.modelspec.artifact import read_file, read_record
 from foreseen.modelspec.manifest import Manifest, find
 from foreseen.modelspec.rows import stack
-from foreseen.protocol import wire
+from foreseen.protocol import wire_render
 from foreseen.types import Array, Row
 
 SERVE = """
@@ -102,7 +102,7 @@ def request_of(row: Row, manifest: Manifest) -> bytes:
     """A whole HTTP request, binary tensors, as the proxy sends it."""
     signature = manifest.model
     inputs = [(s.name, s.datatype, tensor[None]) for s, tensor in zip(signature.keyed, row.tensors, strict=True)]
-    body, length = wire.render_request(inputs, {})
+    body, length = wire_render.render_request(inputs, {})
     head = (
         f"POST /v2/models/{manifest.name}/infer HTTP/1.1\r\nHost: model\r\nContent-Length: {len(body)}\r\n"
         f"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: {length}\r\n\r\n"

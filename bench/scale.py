@@ -38,7 +38,7 @@ from bench.hit import script
 from bench.load import at_once, in_turn, post
 from bench.parts import Parts, is_ready, parts, until
 from bench.rounds import LOAD_CORE, OUT, ROOT, SERVER_CORE, awake, machine, wrk
-from foreseen.protocol.wire import render_request
+from foreseen.protocol.wire_render import render_request
 from tests.live import sum_of
 from tests.ports import free_port
 

@@ -26,7 +26,8 @@ from msgspec.structs import replace
 
 from bench.exact import Case, written
 from foreseen.errors import SetupError
-from foreseen.inference.session import Session, SessionPlan, open_session
+from foreseen.inference.session import Session, SessionPlan
+from foreseen.inference.session_opening import open_session
 from foreseen.models.build.build import build
 from foreseen.models.measure.graph_run import measure_on
 from foreseen.models.progress import shown

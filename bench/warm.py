@@ -43,13 +43,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foreseen import models
-from foreseen.inference.session import SessionPlan, open_session, session_options
+from foreseen.inference.session import SessionPlan, session_options
+from foreseen.inference.session_opening import open_session
 from foreseen.keys.secret import make_secret
 from foreseen.modelspec.artifact import read_file, read_record, read_serving
 from foreseen.modelspec.manifest import find
 from foreseen.modelspec.rows import stack
 from foreseen.paths import make_run_folder, model_socket, redis_socket
-from foreseen.protocol import wire
+from foreseen.protocol import wire, wire_render
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import array_of_json
 from foreseen.stores import valkey
@@ -228,7 +229,7 @@ def ask_all(url: str, file: Path) -> int:
     for batch in pq.ParquetFile(file).iter_batches(2048):
         pixels = np.asarray(batch.column("pixels").flatten()).reshape(-1, 64)
         given = np.asarray(batch.column("probabilities").flatten())
-        body, length = wire.render_request([("pixels", "FP32", pixels)], {})
+        body, length = wire_render.render_request([("pixels", "FP32", pixels)], {})
         headers = {"Inference-Header-Content-Length": str(length)}
         with urllib.request.urlopen(
             urllib.request.Request(f"{url}/v2/models/digits/infer", body, headers), timeout=60
@@ -495,7 +496,7 @@ def asked_again(running: System, keys: list[str]) -> Iterator[bool]:
     """Which of these the proxy had, asked one by one."""
     connection = http.client.HTTPConnection("127.0.0.1", int(running.url.rsplit(":", 1)[1]), timeout=60)
     for key in keys:
-        body, length = wire.render_request([("pixels", "FP32", pixels_of(key))], {})
+        body, length = wire_render.render_request([("pixels", "FP32", pixels_of(key))], {})
         headers = {"Inference-Header-Content-Length": str(length)}
         connection.request("POST", "/v2/models/digits/infer", body, headers)
         reply = connection.getresponse()

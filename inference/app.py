@@ -14,9 +14,9 @@ from aiohttp import web
 from foreseen.inference.handlers import ModelRoutes
 from foreseen.inference.served import LoadedModel
 from foreseen.settings import InferenceSettings
-from foreseen.web.connection import AppRunner
 from foreseen.web.drain import Shutdown, announce, drain, serve_orphaned
 from foreseen.web.gc_freeze import settle
+from foreseen.web.runner import AppRunner
 
 _SWITCH_SECONDS = 0.0005
 """CPython lets a busy thread keep the interpreter for 5 ms; an instance that has finished a run would wait that long

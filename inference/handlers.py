@@ -17,7 +17,7 @@ from foreseen.errors import BadInput, ModelUnavailable, UnknownModel, Unsupporte
 from foreseen.inference.describe import EXTENSIONS, ModelStats, config, metadata
 from foreseen.inference.served import LoadedModel
 from foreseen.modelspec.manifest import wire_shape
-from foreseen.protocol import wire
+from foreseen.protocol import wire, wire_render
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of
 from foreseen.settings import InferenceSettings
@@ -187,12 +187,12 @@ class ModelRoutes:
         else:
             wanted = [(o.name, asked.binary if o.binary is None else o.binary) for o in asked.outputs]
         tensors = [
-            wire.OutputTensor(
+            wire_render.OutputTensor(
                 name, datatypes[name], outputs[name].shape, raw_of(outputs[name], DATATYPES[datatypes[name]]), binary
             )
             for name, binary in wanted
         ]
-        return wire.render_response(manifest.name, manifest.version, asked.id, tensors, facts)
+        return wire_render.render_response(manifest.name, manifest.version, asked.id, tensors, facts)
 
 
 def _number(parameters: dict[str, Any], name: str) -> int:

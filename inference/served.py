@@ -12,7 +12,8 @@ from foreseen.errors import ModelUnavailable
 from foreseen.inference import gpu, selftest
 from foreseen.inference.batcher import Batcher
 from foreseen.inference.metrics import ModelMetrics
-from foreseen.inference.session import Session, SessionPlan, open_session, saturates
+from foreseen.inference.session import Session, SessionPlan, saturates
+from foreseen.inference.session_opening import open_session
 from foreseen.inference.waiting import BatchLimits, Computed
 from foreseen.modelspec.artifact import Serving, write_serving
 from foreseen.modelspec.manifest import Manifest, find

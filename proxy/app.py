@@ -12,10 +12,10 @@ from aiohttp import web
 
 from foreseen.proxy.assembly import DRAIN_SECONDS, Proxy, upstream_for
 from foreseen.settings import ProxySettings
-from foreseen.web.connection import AppRunner
 from foreseen.web.drain import Shutdown, announce, drain
 from foreseen.web.gc_freeze import settle
 from foreseen.web.listen import BACKLOG, inherited, listen, listen_admin
+from foreseen.web.runner import AppRunner
 
 log = structlog.get_logger()
 

@@ -26,10 +26,10 @@ from foreseen.queue.signing import Signer
 from foreseen.settings import WorkerSettings
 from foreseen.tasks import end
 from foreseen.telemetry.exposition import CONTENT_TYPE
-from foreseen.web.connection import AppRunner
 from foreseen.web.gc_freeze import settle
 from foreseen.web.http import SERVER, errors
 from foreseen.web.listen import listen
+from foreseen.web.runner import AppRunner
 
 KNOWN_SECONDS = 5.0
 

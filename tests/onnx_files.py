@@ -22,7 +22,7 @@ from foreseen.models.measure.samples import equal_samples
 from foreseen.models.progress import SilentProgress
 from foreseen.modelspec.manifest import Manifest, find
 from foreseen.modelspec.rows import stack, whole_row
-from foreseen.protocol import wire
+from foreseen.protocol import wire, wire_render
 from foreseen.types import Array, Row
 from foreseen.web.http import BINARY, HEADER_LENGTH
 from tests.live import Live, fresh
@@ -90,7 +90,7 @@ def _how(manifest: Manifest) -> str:
 def _ask(system: Live, manifest: Manifest, rows: Sequence[Row]) -> tuple[dict[str, Array], str]:
     feeds = _feeds(manifest, rows)
     tensors = [(i.name, i.datatype, feeds[i.name]) for i in manifest.seen.inputs]
-    body, length = wire.render_request(tensors, {}, "x")
+    body, length = wire_render.render_request(tensors, {}, "x")
     headers = {HEADER_LENGTH: str(length), "Content-Type": BINARY}
     status, replied, content = system.post(f"/v2/models/{manifest.name}/infer", body, headers)
     assert status == 200, content[:300]

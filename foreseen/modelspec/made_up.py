@@ -18,7 +18,7 @@ from foreseen.errors import SetupError
 from foreseen.modelspec.hints import Samples
 from foreseen.modelspec.manifest import BATCH, ClientInput, Dim, Manifest, ModelInput
 from foreseen.protocol.datatypes import DATATYPES
-from foreseen.protocol.wire import render_request
+from foreseen.protocol.wire_render import render_request
 from foreseen.types import Array
 
 TEXT = "A man is eating food."

@@ -10,7 +10,8 @@ What is written, and when, stands in `scripts/`; what is read of it in `queue_ty
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import msgspec
@@ -18,7 +19,9 @@ import structlog
 from redis import exceptions as gone
 from redis.asyncio import Redis
 
-from foreseen.errors import KeyReused, QueueFull, QueueUnavailable
+from foreseen.errors import KeyReused, QueueFull
+from foreseen.queue.blobs import Blobs
+from foreseen.queue.job_changes import NextChange, job_changes
 from foreseen.queue.outbox import HOOKS, Outbox
 from foreseen.queue.queue_calls import BUDGET_SECONDS, NoWorkers, QueueCalls
 from foreseen.queue.queue_types import (
@@ -40,15 +43,13 @@ from foreseen.queue.records import JOB_BYTES, NONCE_BYTES
 from foreseen.queue.scripts import BASE, GROUP
 from foreseen.queue.warm_progress import REPORT, ROWS, RUNS, WarmRun, warming_of
 from foreseen.stores.command_batching import Grouped
-from foreseen.stores.master_locator import client_at, moves_of
+from foreseen.stores.master_locator import client_at
 from foreseen.stores.redis_urls import BY_ADDRESS, Access
 from foreseen.types import QueueStatus
 
 BLOCK_SECONDS = 0.5
 ALIVE_SECONDS = 15.0
-SILENCE_SECONDS = 1.0
-"""How long the channel of news is listened to at a time."""
-QUEUE, OPEN, DEAD, COUNTS, NEWS = (f"{BASE}.{name}" for name in ("queue", "open", "dead", "counts", "news"))
+QUEUE, OPEN, DEAD, COUNTS = (f"{BASE}.{name}" for name in ("queue", "open", "dead", "counts"))
 
 log = structlog.get_logger()
 
@@ -60,6 +61,7 @@ class Queue:
         self.bounds = bounds
         self.outbox = Outbox(client)
         self._calls = QueueCalls(client, replicas)
+        self.blobs = Blobs(self._calls, bounds.job_seconds)
         self._fetched = Grouped(client, BUDGET_SECONDS)
         self._client = client
         self._life = (_ms(bounds.job_seconds), _ms(bounds.result_seconds))
@@ -112,38 +114,9 @@ class Queue:
         """An idempotency key is new again."""
         await self._calls.ask("DEL", f"{BASE}.once:".encode() + once)
 
-    async def keep(self, name: str, content: bytes, most: int) -> None:
-        """Keep a blob for as long as a job may wait; of all of them at most so many bytes. Raises QueueFull,
-        QueueUnavailable."""
-        sizes, now, kept = f"{BASE}.blobs", await self.now(), 0
-        listed = await self._calls.ask("HGETALL", sizes)
-        pairs = listed.items() if isinstance(listed, dict) else zip(listed[::2], listed[1::2], strict=True)
-        for known, entry in pairs:
-            size, _, until = entry.partition(b" ")
-            if float(until) < now:
-                await self._calls.ask("HDEL", sizes, known)
-            else:
-                kept += int(size)
-        if kept + len(content) > most:
-            raise QueueFull(f"files: {most} bytes are kept at most", retry_after=60)
-        seconds = self._life[0] // 1000 + 1
-        await self._calls.ask("HSET", sizes, name, f"{len(content)} {now + seconds:.0f}")
-        await self._calls.ask("SET", f"{BASE}.blob:{name}", content, "EX", seconds)
-
-    async def kept(self, name: str) -> bytes | None:
-        """A blob, None where there is none. Raises QueueUnavailable."""
-        content: bytes | None = await self._calls.ask("GET", f"{BASE}.blob:{name}")
-        return content
-
-    async def forget(self, name: str) -> None:
-        """Forget a blob."""
-        await self._calls.ask("DEL", f"{BASE}.blob:{name}")
-        await self._calls.ask("HDEL", f"{BASE}.blobs", name)
-
     async def now(self) -> float:
         """The store's own clock, in Unix seconds."""
-        seconds, micros = await self._calls.ask("TIME")
-        return int(seconds) + int(micros) / 1e6
+        return await self._calls.now()
 
     def _given(self, reply: list[bytes]) -> IssuedTicket:
         match reply[1]:
@@ -182,25 +155,9 @@ class Queue:
         """Cancel a ticket of a job that has not ended; whether there is such a ticket."""
         return bool(await self._calls.run("cancel", job, nonce, self._life[1]))
 
-    @contextlib.asynccontextmanager
-    async def news(self) -> AsyncIterator[Callable[[], Awaitable[tuple[bytes, bool] | None]]]:
-        """The jobs that change, as they do: a function that waits for the next, and says whether it has ended (for one
-        of its tickets at least); None where a moment passed without."""
-        channel = self._client.pubsub(ignore_subscribe_messages=True)
-        try:
-            await self._calls.call(channel.subscribe(NEWS))
-            moves = moves_of(self._client)
-
-            async def following() -> tuple[bytes, bool] | None:
-                message = await self._calls.call(channel.get_message(timeout=SILENCE_SECONDS))
-                if moves_of(self._client) != moves:
-                    raise QueueUnavailable("the queue is on another server now")
-                return None if message is None else (message["data"][:JOB_BYTES], len(message["data"]) == JOB_BYTES)
-
-            yield following
-        finally:
-            with contextlib.suppress(gone.RedisError, OSError, RuntimeError):
-                await channel.aclose()  # type: ignore[no-untyped-call]
+    def news(self) -> AbstractAsyncContextManager[NextChange]:
+        """The jobs that change: see `job_changes`."""
+        return job_changes(self._client, self._calls)
 
     # What workers do.
 

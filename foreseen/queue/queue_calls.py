@@ -47,6 +47,11 @@ class QueueCalls:
         """A command that goes with others. Raises QueueUnavailable."""
         return await self.guarded(self.grouped.ask(*words))
 
+    async def now(self) -> float:
+        """The store's own clock, in Unix seconds."""
+        seconds, micros = await self.ask("TIME")
+        return int(seconds) + int(micros) / 1e6
+
     async def call(self, call: Any) -> Any:
         """A call on a connection of its own. Raises QueueUnavailable, also where none is free in time."""
         try:

@@ -23,15 +23,11 @@ from hmac import compare_digest
 from typing import TypeVar
 
 import msgspec
-import numpy as np
 from blake3 import blake3
 from msgspec import Struct
 
 from foreseen.errors import EntryError
-from foreseen.keys.explain import FrameInput, read_frame
-from foreseen.modelspec.manifest import ModelSignature
-from foreseen.protocol.datatypes import DATATYPES
-from foreseen.types import Answer, Columns, Key, Output, OutputOptions, Prediction, Row, Source, StaleReason, Steps
+from foreseen.types import Answer, Key, Output, OutputOptions, Prediction, Source, StaleReason, Steps
 
 MAGIC = b"FSJ1"
 TAG_BYTES, JOB_BYTES, NONCE_BYTES, MAC_BYTES, NAME_BYTES = 16, 16, 12, 8, 16
@@ -242,49 +238,6 @@ def answers_of(result: Result) -> list[Answer]:
 
 def _prefixed(*parts: bytes) -> bytes:
     return b"".join(len(part).to_bytes(4, "little") + part for part in parts)
-
-
-def rows_of(frames: Sequence[bytes], signature: ModelSignature) -> Sequence[Row]:
-    """The rows that these frames were made of. Raises EntryError for what the signature does not have."""
-    parts = _parts_of(frames[0], signature)
-    columns = _columns_of(frames, parts) if len(parts) == len(signature.keyed) else None
-    if columns is not None:
-        return columns
-    return [_row_of(frame, signature) for frame in frames]
-
-
-def _row_of(frame: bytes, signature: ModelSignature) -> Row:
-    """The row of one frame; optional inputs may be missing."""
-    parts = _parts_of(frame, signature)
-    names, keyed = {part.name for part in parts}, signature.keyed
-    given = None if len(parts) == len(keyed) else tuple(at for at, spec in enumerate(keyed) if spec.name in names)
-    return Row(tuple(part.array for part in parts), given)
-
-
-def _parts_of(frame: bytes, signature: ModelSignature) -> list[FrameInput]:
-    """A frame's inputs, in the signature's order."""
-    parts = {one.name: one for one in read_frame(frame).inputs}
-    names = [spec.name for spec in signature.keyed]
-    needed = {spec.name for spec in signature.keyed if not spec.optional}
-    if not needed <= parts.keys() <= set(names):
-        raise EntryError("format")
-    return [parts[name] for name in names if name in parts]
-
-
-def _columns_of(frames: Sequence[bytes], parts: Sequence[FrameInput]) -> Columns | None:
-    """The rows of frames that differ in numbers alone, read all at once; None where they differ in more."""
-    length = len(frames[0])
-    datatypes = [DATATYPES[part.datatype] for part in parts]
-    if any(datatype.kind in "sb" for datatype in datatypes) or any(len(frame) != length for frame in frames):
-        return None
-    table = np.frombuffer(b"".join(frames), np.uint8).reshape(len(frames), length)
-    alike, columns = np.ones(length, bool), []
-    for part, datatype in zip(parts, datatypes, strict=True):
-        size = part.array.size * datatype.size
-        alike[part.at : part.at + size] = False
-        raw = np.ascontiguousarray(table[:, part.at : part.at + size])
-        columns.append(raw.view(datatype.dtype).reshape(len(frames), *part.shape))
-    return Columns(columns) if (table[:, alike] == table[0, alike]).all() else None
 
 
 def steps_of(head: Head) -> Steps:

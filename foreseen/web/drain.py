@@ -16,7 +16,8 @@ from typing import Any
 
 import structlog
 
-from foreseen.web.connection import AppRunner, Connection
+from foreseen.web.connection import Connection
+from foreseen.web.runner import AppRunner
 
 LOOK_SECONDS = 0.02
 """Between two looks whether a connection is left, and before the listener closes."""

@@ -22,7 +22,8 @@ from foreseen.modelspec.manifest import Manifest, ModelSignature
 from foreseen.modelspec.rows import firsts_of, raw_of_outputs, raw_outputs, row_count, stack, whole_outputs
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.members import REPLY_HEAD, RequestMembers, read_canonical
-from foreseen.protocol.wire import Response, render_request
+from foreseen.protocol.wire import Response
+from foreseen.protocol.wire_render import render_request
 from foreseen.proxy.backend.model_client import ModelClient
 from foreseen.proxy.backend.model_metadata import ModelFacts, facts_of, read_metadata
 from foreseen.proxy.backend.poison.bisecting import Outcome, PoisonIsolation

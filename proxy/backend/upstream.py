@@ -24,7 +24,8 @@ from foreseen.modelspec.artifact import fields_digest, preparation_digest
 from foreseen.modelspec.invariance import difference
 from foreseen.modelspec.manifest import BATCH, Manifest, ModelOutput, ModelSignature
 from foreseen.protocol.members import RequestMembers, naming, pack_reply
-from foreseen.protocol.wire import Response, render_json_request
+from foreseen.protocol.wire import Response
+from foreseen.protocol.wire_render import render_json_request
 from foreseen.proxy.backend.model import ModelProcess, Tensors
 from foreseen.proxy.backend.model_metadata import PROBE_SECONDS, ModelFacts
 from foreseen.proxy.backend.poison.isolation import IsolationLock

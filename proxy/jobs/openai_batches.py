@@ -105,7 +105,7 @@ class OpenAIBatches:
         name = "file-" + secrets.token_hex(16)
         now = await self._queue.now()
         stored = StoredFile(given.filename[:256], purpose, int(now), content)
-        await self._queue.keep(name, msgspec.msgpack.encode(stored), MAX_FILES_BYTES)
+        await self._queue.blobs.keep(name, msgspec.msgpack.encode(stored), MAX_FILES_BYTES)
         return json_reply(_file_document(name, stored.name, len(content), stored.created_at, "batch"))
 
     async def file(self, request: web.Request) -> web.Response:
@@ -132,7 +132,7 @@ class OpenAIBatches:
         """OpenAI: forget a file."""
         name = request.match_info["id"]
         await self._stored(name)
-        await self._queue.forget(name)
+        await self._queue.blobs.forget(name)
         return json_reply({"id": name, "object": "file", "deleted": True})
 
     async def create_batch(self, request: web.Request) -> web.Response:
@@ -147,7 +147,7 @@ class OpenAIBatches:
         stored = await self._stored(asked.input_file_id)
         ticket = await self._batches.submitted(request, body, stored.content)
         about = StoredBatch(asked.input_file_id, asked.endpoint, asked.metadata)
-        await self._queue.keep(f"batch-{ticket.id}", msgspec.msgpack.encode(about), MAX_FILES_BYTES)
+        await self._queue.blobs.keep(f"batch-{ticket.id}", msgspec.msgpack.encode(about), MAX_FILES_BYTES)
         return await self._reply(ticket.id)
 
     async def batch(self, request: web.Request) -> web.Response:
@@ -164,7 +164,7 @@ class OpenAIBatches:
 
     async def _reply(self, ticket: str) -> web.Response:
         seen = await self._look(ticket)
-        raw = await self._queue.kept(f"batch-{ticket}")
+        raw = await self._queue.blobs.read(f"batch-{ticket}")
         about = StoredBatch("", _ENDPOINTS[0]) if raw is None else msgspec.msgpack.decode(raw, type=StoredBatch)
         return json_reply(_batch_document(ticket, seen, about))
 
@@ -172,7 +172,7 @@ class OpenAIBatches:
         return await self._jobs.look(_known(ticket), PUBLIC)
 
     async def _stored(self, name: str) -> StoredFile:
-        raw = await self._queue.kept(name) if name.startswith("file-") and len(name) < 64 else None
+        raw = await self._queue.blobs.read(name) if name.startswith("file-") and len(name) < 64 else None
         if raw is None:
             raise NotFound("there is no such file, or it has expired", param="id")
         return msgspec.msgpack.decode(raw, type=StoredFile)

@@ -28,9 +28,10 @@ from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.jobs.job_ends import JobEnds, RunningJob
 from foreseen.proxy.jobs.tickets import JobPurges
 from foreseen.proxy.predict.pipeline import Pipeline
+from foreseen.queue.frame_rows import rows_of
 from foreseen.queue.queue import Queue
 from foreseen.queue.queue_types import ClaimedJob, Company, Delivered, JobEnd
-from foreseen.queue.records import Head, Part, Records, Result, Rows, part_of, rows_of, steps_of
+from foreseen.queue.records import Head, Part, Records, Result, Rows, part_of, steps_of
 from foreseen.tasks import end
 from foreseen.types import Question, RequestOptions, Space
 

@@ -24,10 +24,11 @@ from foreseen.errors import SetupError
 from foreseen.inference.app import start
 from foreseen.inference.batcher import Batcher
 from foreseen.inference.served import LoadedModel
-from foreseen.inference.session import SessionPlan, open_session
+from foreseen.inference.session import SessionPlan
+from foreseen.inference.session_opening import open_session
 from foreseen.modelspec.artifact import read_record, read_serving, write_record
 from foreseen.modelspec.manifest import find
-from foreseen.protocol import wire
+from foreseen.protocol import wire, wire_render
 from foreseen.settings import InferenceSettings
 from foreseen.types import Row
 from tests import inference_fixture as tiny
@@ -64,7 +65,7 @@ class Client:
     async def binary(self, arrays: dict[str, tuple[str, np.ndarray]], **parameters: object) -> wire.Response:
         """An all-binary request, and its reply by the same codec that the proxy uses."""
         tensors = [(name, datatype, array) for name, (datatype, array) in arrays.items()]
-        body, length = wire.render_request(tensors, parameters, "b")
+        body, length = wire_render.render_request(tensors, parameters, "b")
         headers = {"Inference-Header-Content-Length": str(length)}
         async with self.http.post(f"{self.base}/v2/models/{self.model}/infer", data=body, headers=headers) as reply:
             assert reply.status == 200, await reply.text()

@@ -12,7 +12,8 @@ import pytest
 
 from foreseen.inference import gpu, selftest
 from foreseen.inference.graphs import Graphs
-from foreseen.inference.session import SessionPlan, open_session
+from foreseen.inference.session import SessionPlan
+from foreseen.inference.session_opening import open_session
 from foreseen.modelspec.manifest import find
 from foreseen.types import Array, Row
 from tests import inference_fixture as tiny

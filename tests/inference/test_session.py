@@ -17,9 +17,10 @@ from msgspec import structs
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from foreseen.errors import BadInput, ModelFailed, SetupError
-from foreseen.inference import gpu, selftest, session
+from foreseen.inference import gpu, selftest, session, session_opening
 from foreseen.inference.processor import processor_family
-from foreseen.inference.session import Session, SessionPlan, open_session
+from foreseen.inference.session import Session, SessionPlan
+from foreseen.inference.session_opening import open_session
 from foreseen.inference.watchdog import EXIT_HUNG, Watchdog
 from foreseen.modelspec.artifact import model_folder, read_record
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature, find
@@ -152,9 +153,9 @@ def test_fallback_is_refused_or_warned_as_set(tmp_path: Path) -> None:
     """Both name the nodes; here the judgement alone, on a session whose nodes are all on the CPU."""
     running = opened(tiny.publish(tmp_path, tiny.WORDS, tiny.words()))
     with pytest.raises(SetupError, match=r"1 nodes fell back to the CPU, e\.g\. ReduceSum"):
-        session._check_fallback(running, SessionPlan(provider="cuda", fallback="refuse"))
+        session_opening._check_fallback(running, SessionPlan(provider="cuda", fallback="refuse"))
     with structlog.testing.capture_logs() as logs:
-        session._check_fallback(running, SessionPlan(provider="cuda", fallback="warn"))
+        session_opening._check_fallback(running, SessionPlan(provider="cuda", fallback="warn"))
     assert [(log["event"], log["count"]) for log in logs] == [("nodes on the CPU", 1)]
     running.close()
 

@@ -10,7 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from foreseen.errors import BadInput
-from foreseen.inference.session import SessionPlan, open_session
+from foreseen.inference.session import SessionPlan
+from foreseen.inference.session_opening import open_session
 from foreseen.types import Row
 from tests import inference_fixture as tiny
 from tests.inference.test_app import listening, tensor

@@ -10,7 +10,8 @@ import pytest
 from msgspec.structs import replace
 from onnx import TensorProto, helper
 
-from foreseen.inference.session import SessionPlan, open_session
+from foreseen.inference.session import SessionPlan
+from foreseen.inference.session_opening import open_session
 from foreseen.inference.waiting import BatchLimits, Lanes, QueuedRequest
 from foreseen.models.build.build import build
 from foreseen.models.measure.graph_run import GraphSession

@@ -19,14 +19,8 @@ from foreseen.errors import BadInput, BadRequest
 from foreseen.protocol.datatypes import BY_CODE, BY_DTYPE, DATATYPES, elements
 from foreseen.protocol.strict_json import load_json, member_given_twice
 from foreseen.protocol.tensors import array_of_raw, raw_of
-from foreseen.protocol.wire import (
-    OutputTensor,
-    parse_raw,
-    parse_request,
-    parse_response,
-    render_request,
-    render_response,
-)
+from foreseen.protocol.wire import parse_raw, parse_request, parse_response
+from foreseen.protocol.wire_render import OutputTensor, render_request, render_response
 from foreseen.types import WantedOutput
 
 

@@ -19,21 +19,10 @@ from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
 from foreseen.proxy.jobs.worker import MOST_ALONE, JobWorker
 from foreseen.queue.equal_rows import distinct, placed
+from foreseen.queue.frame_rows import rows_of
 from foreseen.queue.queue import Queue, connect_queue
 from foreseen.queue.queue_types import Bounds, Extras, JobEnd, PutBack
-from foreseen.queue.records import (
-    Failure,
-    Head,
-    Records,
-    Result,
-    Rows,
-    Ticket,
-    answers_of,
-    new_job,
-    new_nonce,
-    part_of,
-    rows_of,
-)
+from foreseen.queue.records import Failure, Head, Records, Result, Rows, Ticket, answers_of, new_job, new_nonce, part_of
 from foreseen.queue.scripts import BASE
 from foreseen.stores.state import State
 from foreseen.types import ALL_STEPS, Answer, Output, OutputOptions, Prediction, Row, Space

@@ -21,7 +21,8 @@ import pytest
 from foreseen.errors import BadInput, BadRequest, TooLarge
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of
-from foreseen.protocol.wire import OutputTensor, parse_raw, parse_request, render_response
+from foreseen.protocol.wire import parse_raw, parse_request
+from foreseen.protocol.wire_render import OutputTensor, render_response
 from foreseen.types import WantedOutput
 from foreseen.web.bodies import inflated
 from tests.live import Live, started

@@ -16,7 +16,7 @@ from foreseen.errors import EntryError, SetupError
 from foreseen.keys.key import Framer
 from foreseen.modelspec.artifact import preparation_digest, refuse_optional
 from foreseen.modelspec.manifest import Manifest
-from foreseen.queue.records import rows_of
+from foreseen.queue.frame_rows import rows_of
 from foreseen.types import Row
 from tests.foreign import Front, fronted, listening
 

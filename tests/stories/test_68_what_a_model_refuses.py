@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from foreseen.protocol.wire import parse_request, render_request
+from foreseen.protocol.wire import parse_request
+from foreseen.protocol.wire_render import render_request
 from foreseen.proxy.backend.poison.bisecting import SPLITS
 from foreseen.web.http import HEADER_LENGTH
 from tests.foreign import Foreign, Front, fronted, listening

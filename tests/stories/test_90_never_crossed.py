@@ -21,7 +21,8 @@ from foreseen.modelspec.artifact import read_file, read_record
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature, find
 from foreseen.modelspec.prepare import Preparer
 from foreseen.paths import model_socket
-from foreseen.protocol.wire import parse_response, render_request
+from foreseen.protocol.wire import parse_response
+from foreseen.protocol.wire_render import render_request
 from foreseen.proxy.cache.freshness import Policy
 from foreseen.proxy.cache.near import Near
 from foreseen.proxy.cache.tiers import Tiers

@@ -20,9 +20,9 @@ from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.pending_request import PendingRequest
 from foreseen.proxy.predict.response_bytes import Reply
 from foreseen.web.caller import Caller
-from foreseen.web.connection import AppRunner
 from foreseen.web.drain import drain
 from foreseen.web.listen import listen
+from foreseen.web.runner import AppRunner
 
 ASK = RequestHead("m", None, "v2")
 JSON = "Server: foreseen\r\nContent-Type: application/json\r\n"
@@ -533,7 +533,7 @@ def test_who_comes_with_many_others_is_let_in_with_them(all_of_them: bool) -> No
 
 def test_who_comes_to_a_process_that_is_told_to_end_is_left_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Others listen on the same socket. Who was accepted is in by then; nobody follows."""
-    monkeypatch.setattr("foreseen.web.connection.ACCEPTED_A_TURN", 1)
+    monkeypatch.setattr("foreseen.web.runner.ACCEPTED_A_TURN", 1)
 
     async def left() -> tuple[int, int]:
         runner = AppRunner(web.Application())

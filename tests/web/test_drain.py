@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
-from foreseen.web.connection import AppRunner
 from foreseen.web.drain import Shutdown, drain
+from foreseen.web.runner import AppRunner
 
 PATIENCE_SECONDS = 20.0
 

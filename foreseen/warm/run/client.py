@@ -18,7 +18,8 @@ from msgspec import Struct
 
 from foreseen.errors import BadInput, BadRequest, ModelFailed, ModelUnavailable, SetupError, TooLarge
 from foreseen.protocol.members import read_canonical
-from foreseen.protocol.wire import Response, parse_response, render_request
+from foreseen.protocol.wire import Response, parse_response
+from foreseen.protocol.wire_render import render_request
 from foreseen.types import Array
 
 LEAST_SECONDS = 10.0

@@ -20,7 +20,7 @@ from foreseen.modelspec.manifest import ClientOutput, Manifest, wire_shape
 from foreseen.protocol.datatypes import DATATYPES, elements
 from foreseen.protocol.members import ReplyMembers, reply_of
 from foreseen.protocol.tensors import array_of_raw, raw_of
-from foreseen.protocol.wire import OutputTensor, render_response
+from foreseen.protocol.wire_render import OutputTensor, render_response
 from foreseen.types import Array, OutputOptions, Prediction, WantedOutput
 
 MAX_CLASSES = 1_000_000

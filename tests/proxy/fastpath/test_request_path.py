@@ -16,7 +16,7 @@ from aiohttp import web
 import foreseen
 from foreseen.proxy.fastpath.fast_connection import FastConnection
 from foreseen.proxy.fastpath.known_heads import KnownHeads
-from foreseen.web.connection import AppRunner
+from foreseen.web.runner import AppRunner
 from tests.proxy.fastpath.test_responder import ASK, System, body
 
 ROOT = Path(foreseen.__file__).resolve().parent.parent

@@ -15,7 +15,8 @@ from foreseen.errors import BadInput, BadRequest
 from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
-from foreseen.protocol.wire import parse_response, render_request
+from foreseen.protocol.wire import parse_response
+from foreseen.protocol.wire_render import render_request
 from foreseen.proxy.predict.dialects import codecs
 from foreseen.proxy.predict.dialects.decode import DecodedRequest, decode_v1, decode_v2
 from foreseen.types import Output, OutputOptions, Prediction, WantedOutput
