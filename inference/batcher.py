@@ -23,7 +23,7 @@ import structlog
 
 from foreseen.errors import DeadlineExceeded, ForeseenError, ModelFailed, ModelUnavailable, Overloaded
 from foreseen.inference.waiting import BatchLimits, Computed, Lanes, PendingRow, QueuedRequest
-from foreseen.modelspec.rows import RowOutputs
+from foreseen.modelspec.row_outputs import RowOutputs
 from foreseen.types import Lane, Row
 
 NEWEST_SHARE = 0.2

@@ -17,7 +17,8 @@ from foreseen.errors import BadInput, ModelFailed, SetupError
 from foreseen.modelspec import made_up
 from foreseen.modelspec.invariance import difference
 from foreseen.modelspec.manifest import Manifest
-from foreseen.modelspec.rows import RowOutputs, split, stack, whole_row
+from foreseen.modelspec.row_outputs import RowOutputs
+from foreseen.modelspec.rows import split, stack, whole_row
 from foreseen.types import Row
 
 _log = structlog.get_logger()

@@ -17,7 +17,8 @@ from foreseen.inference.session_opening import open_session
 from foreseen.inference.waiting import BatchLimits, Computed
 from foreseen.modelspec.artifact import Serving, write_serving
 from foreseen.modelspec.manifest import Manifest, find
-from foreseen.modelspec.rows import empty_outputs, split, stack, stack_outputs, tokens, whole_row
+from foreseen.modelspec.row_outputs import empty_outputs, stack_outputs
+from foreseen.modelspec.rows import split, stack, tokens, whole_row
 from foreseen.modelspec.shapes import RAGGED, Shapes
 from foreseen.settings import InferenceSettings
 from foreseen.types import Array, Lane, Row

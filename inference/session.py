@@ -28,16 +28,8 @@ from foreseen.inference.processor import processor_family
 from foreseen.inference.watchdog import Watchdog
 from foreseen.modelspec.artifact import Record, model_digest
 from foreseen.modelspec.manifest import Manifest
-from foreseen.modelspec.rows import (
-    RowOutputs,
-    firsts_of,
-    row_count,
-    split,
-    split_outputs,
-    stack,
-    stack_outputs,
-    whole_outputs,
-)
+from foreseen.modelspec.row_outputs import RowOutputs, firsts_of, split_outputs, stack_outputs, whole_outputs
+from foreseen.modelspec.rows import row_count, split, stack
 from foreseen.modelspec.shapes import batches, neutral_row
 from foreseen.types import Array, Row
 

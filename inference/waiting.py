@@ -16,7 +16,7 @@ from heapq import heapify, heappop, heappush
 
 from msgspec import Struct
 
-from foreseen.modelspec.rows import RowOutputs
+from foreseen.modelspec.row_outputs import RowOutputs
 from foreseen.types import Lane, Row
 
 

@@ -27,9 +27,9 @@ from foreseen.models.inspect.text_inputs import Text, clients_of, taking_text, w
 from foreseen.models.measure.graph_run import GraphSession
 from foreseen.models.measure.samples import equal_samples, samples
 from foreseen.models.progress import BuildProgress
-from foreseen.modelspec.hints import Samples
 from foreseen.modelspec.manifest import Manifest, load
-from foreseen.modelspec.policy import Batching
+from foreseen.modelspec.manifest.hints import Samples
+from foreseen.modelspec.manifest.policy import Batching
 from foreseen.modelspec.rows import row_count
 from foreseen.types import Row
 

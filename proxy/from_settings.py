@@ -7,7 +7,7 @@ from aiohttp import http_parser
 from foreseen.errors import SetupError
 from foreseen.modelspec.artifact import refuse_optional
 from foreseen.modelspec.manifest import find
-from foreseen.modelspec.policy import Freshness
+from foreseen.modelspec.manifest.policy import Freshness
 from foreseen.paths import model_socket, redis_socket
 from foreseen.proxy.backend.discovery import in_front_of
 from foreseen.proxy.backend.model import ModelProcess

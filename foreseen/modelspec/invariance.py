@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from foreseen.modelspec.manifest import ModelInput, ModelSignature
-from foreseen.modelspec.rows import RowOutputs
+from foreseen.modelspec.row_outputs import RowOutputs
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.types import Array, Row
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from foreseen.errors import SetupError
-from foreseen.modelspec.hints import Samples
 from foreseen.modelspec.manifest import BATCH, ClientInput, Dim, Manifest, ModelInput
+from foreseen.modelspec.manifest.hints import Samples
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.wire_render import render_request
 from foreseen.types import Array

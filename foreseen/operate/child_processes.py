@@ -14,7 +14,7 @@ from foreseen.errors import SetupError
 from foreseen.logs import default_format
 from foreseen.modelspec.artifact import preparation_digest, read_file, read_record
 from foreseen.modelspec.manifest import Manifest
-from foreseen.modelspec.source import changed_file
+from foreseen.modelspec.manifest.source import changed_file
 from foreseen.operate.supervisor import STARTED_SECONDS, Child
 from foreseen.settings import InferenceSettings, UpSettings, WorkerSettings, arguments
 from foreseen.telemetry.exposition import MULTIPROCESS_FOLDER

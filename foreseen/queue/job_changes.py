@@ -19,7 +19,7 @@ SILENCE_SECONDS = 1.0
 """How long one call listens to the channel."""
 
 NextChange = Callable[[], Awaitable[tuple[bytes, bool] | None]]
-"""Waits for the next change: the job, and whether it has ended for one of its tickets at least. None after a silence."""
+"""Waits for the next change: the job, and whether it has ended for one of its tickets. None after a silence."""
 
 
 @contextlib.asynccontextmanager

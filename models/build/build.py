@@ -29,11 +29,11 @@ from foreseen.models.measure.samples import samples
 from foreseen.models.progress import BuildProgress
 from foreseen.models.quantize import quantize
 from foreseen.modelspec.artifact import Artifact, Record, refuse_optional, write_record
-from foreseen.modelspec.hints import Samples
 from foreseen.modelspec.manifest import Manifest, Precision
-from foreseen.modelspec.rows import RowOutputs
+from foreseen.modelspec.manifest.hints import Samples
+from foreseen.modelspec.manifest.source import changed_file
+from foreseen.modelspec.row_outputs import RowOutputs
 from foreseen.modelspec.shapes import Shapes
-from foreseen.modelspec.source import changed_file
 from foreseen.types import Row
 
 QUICK_ROWS = 48

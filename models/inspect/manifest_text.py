@@ -13,8 +13,8 @@ import msgspec
 
 from foreseen.models.inspect.probe import Found, ProbeVerdict
 from foreseen.models.inspect.text_inputs import IDS
-from foreseen.modelspec.hints import Samples
 from foreseen.modelspec.manifest import ClientInput, ClientOutput, Manifest, ModelInput, ModelOutput
+from foreseen.modelspec.manifest.hints import Samples
 
 
 def text_of(found: Found, graph: Path, files: Sequence[str] = ()) -> str:
@@ -24,7 +24,7 @@ def text_of(found: Found, graph: Path, files: Sequence[str] = ()) -> str:
     proved = ", ".join(f"{_quoted(name)} = {_quoted(_sha256(graph.parent / name))}" for name in files)
     beside = f'folder = "."\nfiles = {{ {proved} }}\n' if files else ""
     head = (
-        "# Written by `foreseen models add`; every field is explained in foreseen/modelspec/manifest.py.\n"
+        "# Written by `foreseen models add`; every field is explained in foreseen/modelspec/manifest/.\n"
         f'name = {_quoted(manifest.name)}\ntitle = ""\n'
         "# Candidates in order of preference; there are also fp16, int8-rowwise, int8-dynamic and matmul-nbits.\n"
         f'precisions = ["fp32"]\n{_rows(found)}\n'

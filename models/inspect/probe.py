@@ -25,7 +25,7 @@ from foreseen.models.measure.check import batches
 from foreseen.models.measure.graph_run import GraphSession
 from foreseen.models.measure.samples import equal_samples
 from foreseen.modelspec.manifest import Manifest
-from foreseen.modelspec.rows import RowOutputs, split_outputs
+from foreseen.modelspec.row_outputs import RowOutputs, split_outputs
 from foreseen.types import Array, Row
 
 Coupling = Literal["none", "rounding", "real"]

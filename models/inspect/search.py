@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from msgspec.structs import replace
 from onnx import ModelProto, NodeProto
 
-from foreseen.modelspec.hints import Samples
 from foreseen.modelspec.manifest import BATCH, Manifest, ModelInput
+from foreseen.modelspec.manifest.hints import Samples
 from foreseen.protocol.datatypes import DATATYPES
 
 Tries = Callable[[Manifest], str | None]

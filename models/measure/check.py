@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from foreseen.models.measure.graph_run import GraphSession
 from foreseen.modelspec.manifest import ModelSignature
-from foreseen.modelspec.rows import RowOutputs
+from foreseen.modelspec.row_outputs import RowOutputs
 from foreseen.types import Array, Row
 
 Head = Callable[[Array], Array]

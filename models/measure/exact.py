@@ -13,7 +13,8 @@ from foreseen.models.measure.gate import runs_alone
 from foreseen.models.measure.graph_run import GraphSession
 from foreseen.models.measure.measure import lengths, uniform
 from foreseen.modelspec.manifest import Manifest
-from foreseen.modelspec.rows import RowOutputs, tokens
+from foreseen.modelspec.row_outputs import RowOutputs
+from foreseen.modelspec.rows import tokens
 from foreseen.types import Row
 
 LENGTHS = range(4, 63)

@@ -13,7 +13,8 @@ from foreseen.errors import SetupError
 from foreseen.inference import gpu
 from foreseen.inference.session import aligned, decoded, encoded, session_options
 from foreseen.modelspec.manifest import Manifest, ModelSignature, Precision
-from foreseen.modelspec.rows import RowOutputs, firsts_of, row_count, split_outputs, stack, whole_outputs, whole_row
+from foreseen.modelspec.row_outputs import RowOutputs, firsts_of, split_outputs, whole_outputs
+from foreseen.modelspec.rows import row_count, stack, whole_row
 from foreseen.modelspec.shapes import Shapes, batches, neutral_row
 from foreseen.types import Array, Row
 

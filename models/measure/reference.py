@@ -16,7 +16,8 @@ from foreseen.errors import ForeseenError, SetupError
 from foreseen.models.measure.graph_run import GraphSession
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
-from foreseen.modelspec.rows import RowOutputs, split
+from foreseen.modelspec.row_outputs import RowOutputs
+from foreseen.modelspec.rows import split
 from foreseen.protocol.datatypes import BY_DTYPE, DATATYPES
 from foreseen.protocol.wire import InputTensor
 from foreseen.types import Array, Row

@@ -23,7 +23,7 @@ from foreseen.models.measure.shaping import Shaped
 from foreseen.models.progress import BuildProgress
 from foreseen.modelspec.artifact import Artifact
 from foreseen.modelspec.manifest import Manifest, Precision
-from foreseen.modelspec.rows import RowOutputs
+from foreseen.modelspec.row_outputs import RowOutputs
 from foreseen.modelspec.shapes import Shapes
 from foreseen.types import Array, Row
 

@@ -14,7 +14,7 @@ from msgspec import Struct, structs
 from foreseen.errors import BadInput, FarError, FarUnavailable, ModelFailed, StateUnavailable
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.parameters import counting
-from foreseen.modelspec.rows import raw_outputs
+from foreseen.modelspec.row_outputs import raw_outputs
 from foreseen.protocol.wire import InputTensor, parse_request
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import expiry_of

@@ -18,7 +18,7 @@ from msgspec import structs
 
 from foreseen.errors import SetupError
 from foreseen.modelspec.manifest import Manifest, find, names
-from foreseen.modelspec.policy import Freshness
+from foreseen.modelspec.manifest.policy import Freshness
 from foreseen.proxy.backend.embedding.embedding_server import EmbeddingServer, UpstreamAccess, named, served_name
 from foreseen.proxy.backend.embedding.embedding_upstream import EmbeddingProcess
 from foreseen.proxy.backend.poison.isolation import IsolationLock

@@ -19,7 +19,8 @@ import numpy as np
 from foreseen.errors import DeadlineExceeded, ForeseenError, InputRejected, ModelFailed, RowsRefused
 from foreseen.keys.key import Framer
 from foreseen.modelspec.manifest import Manifest, ModelSignature
-from foreseen.modelspec.rows import firsts_of, raw_of_outputs, raw_outputs, row_count, stack, whole_outputs
+from foreseen.modelspec.row_outputs import firsts_of, raw_of_outputs, raw_outputs, whole_outputs
+from foreseen.modelspec.rows import row_count, stack
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.members import REPLY_HEAD, RequestMembers, read_canonical
 from foreseen.protocol.wire import Response

@@ -15,7 +15,7 @@ from msgspec import Struct
 from foreseen.errors import BadInput, DigestMoved, ForeseenError, ModelFailed, ModelUnavailable
 from foreseen.modelspec.invariance import difference, random_rows
 from foreseen.modelspec.manifest import ModelSignature
-from foreseen.modelspec.rows import RowOutputs
+from foreseen.modelspec.row_outputs import RowOutputs
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.members import member_names, reply_of, tensor_outputs
 from foreseen.protocol.tensors import array_of_raw

@@ -18,7 +18,7 @@ from typing import assert_never
 
 from msgspec import Struct
 
-from foreseen.modelspec.policy import Freshness
+from foreseen.modelspec.manifest.policy import Freshness
 from foreseen.types import ANY_AGE, MaxAge, StaleReason, Steps
 
 TTL_JITTER = 0.1

@@ -19,7 +19,7 @@ from foreseen.errors import SetupError
 from foreseen.keys.secret import read_secret
 from foreseen.modelspec.artifact import read_record
 from foreseen.modelspec.manifest import find
-from foreseen.modelspec.source import changed_file
+from foreseen.modelspec.manifest.source import changed_file
 from foreseen.operate.interpreter import optimized
 from foreseen.operate.scrape import Scrape, scrape
 from foreseen.operate.started import flags_of, url_at

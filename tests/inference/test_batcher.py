@@ -13,7 +13,7 @@ import pytest
 from foreseen.errors import BadInput, DeadlineExceeded, ModelFailed, ModelUnavailable, Overloaded
 from foreseen.inference.batcher import Batcher
 from foreseen.inference.waiting import BatchLimits, Computed
-from foreseen.modelspec.rows import RowOutputs
+from foreseen.modelspec.row_outputs import RowOutputs
 from foreseen.types import Row
 
 

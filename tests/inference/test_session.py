@@ -24,8 +24,8 @@ from foreseen.inference.session_opening import open_session
 from foreseen.inference.watchdog import EXIT_HUNG, Watchdog
 from foreseen.modelspec.artifact import model_folder, read_record
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature, find
-from foreseen.modelspec.policy import Batching, Gates
-from foreseen.modelspec.rows import RowOutputs
+from foreseen.modelspec.manifest.policy import Batching, Gates
+from foreseen.modelspec.row_outputs import RowOutputs
 from foreseen.settings import InferenceSettings
 from foreseen.types import Row
 from tests import inference_fixture as tiny

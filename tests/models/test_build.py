@@ -23,8 +23,8 @@ from foreseen.models.progress import Advance, SilentProgress
 from foreseen.models.report.report import build_full, measured, public
 from foreseen.modelspec.artifact import model_folder, read_record
 from foreseen.modelspec.manifest import Manifest, find
-from foreseen.modelspec.policy import Gates
-from foreseen.modelspec.source import Source
+from foreseen.modelspec.manifest.policy import Gates
+from foreseen.modelspec.manifest.source import Source
 from foreseen.types import Row
 from tests.models_fixture import PACKAGED
 

@@ -11,7 +11,7 @@ import pytest
 from foreseen.errors import SetupError
 from foreseen.models.build.fetch import fetch
 from foreseen.models.progress import SilentProgress
-from foreseen.modelspec.source import Archive, Source, Wheel
+from foreseen.modelspec.manifest.source import Archive, Source, Wheel
 
 
 def kept(data: Path, archive: Path) -> str:

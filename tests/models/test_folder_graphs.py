@@ -17,7 +17,7 @@ from foreseen.models.graphs.hf.bert import DIALECTS
 from foreseen.models.graphs.hf.heads import POOLS
 from foreseen.models.quantize import quantize
 from foreseen.modelspec.manifest import Dim, Manifest, ModelInput, ModelOutput, ModelSignature
-from foreseen.modelspec.source import Source
+from foreseen.modelspec.manifest.source import Source
 from foreseen.types import Array
 from tests.hf_folders import KINDS, dense, golden, sentence, written
 

@@ -20,7 +20,7 @@ from foreseen.models.measure.graph_run import GraphSession
 from foreseen.models.measure.samples import equal_samples, samples
 from foreseen.models.progress import SilentProgress
 from foreseen.modelspec.manifest import Manifest, load
-from foreseen.modelspec.rows import split_outputs
+from foreseen.modelspec.row_outputs import split_outputs
 
 pytestmark = pytest.mark.processes
 

@@ -10,7 +10,8 @@ import pytest
 
 from foreseen.errors import ModelFailed
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
-from foreseen.modelspec.rows import raw_of_outputs, raw_outputs, split_outputs, stack
+from foreseen.modelspec.row_outputs import raw_of_outputs, raw_outputs, split_outputs
+from foreseen.modelspec.rows import stack
 from foreseen.types import Row
 
 FIXED = ModelSignature(

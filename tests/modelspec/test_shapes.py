@@ -20,7 +20,7 @@ from foreseen.models.progress import SilentProgress
 from foreseen.models.report.report import build_full
 from foreseen.modelspec.artifact import preparation_digest, read_record, write_record
 from foreseen.modelspec.manifest import find, load
-from foreseen.modelspec.policy import Batching
+from foreseen.modelspec.manifest.policy import Batching
 from foreseen.modelspec.shapes import RAGGED, SINGLE, Shapes, batches, open_dimension
 from foreseen.types import Row
 from tests import inference_fixture as tiny

@@ -28,7 +28,8 @@ from foreseen.keys.secret import read_secret
 from foreseen.modelspec.artifact import read_file, read_record
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
-from foreseen.modelspec.rows import split_outputs, stack, tokens
+from foreseen.modelspec.row_outputs import split_outputs
+from foreseen.modelspec.rows import stack, tokens
 from foreseen.paths import model_socket, redis_socket
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of

@@ -26,7 +26,7 @@ from foreseen.errors import (
     SetupError,
     TooLarge,
 )
-from foreseen.modelspec.rows import RowOutputs
+from foreseen.modelspec.row_outputs import RowOutputs
 from foreseen.protocol.members import REPLY_HEAD, ReplyMembers, RequestMembers, pack_reply
 from foreseen.protocol.openai_embeddings import EmbeddingReply, split_tokens
 from foreseen.protocol.wire import InputTensor, Response

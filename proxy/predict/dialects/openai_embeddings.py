@@ -15,7 +15,7 @@ import numpy as np
 
 from foreseen.errors import BadInput, BadRequest
 from foreseen.modelspec.manifest import Manifest
-from foreseen.modelspec.openai_section import EmbeddingTensors, embedding_tensors
+from foreseen.modelspec.manifest.openai_section import EmbeddingTensors, embedding_tensors
 from foreseen.modelspec.parameters import counting
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.members import RequestMembers, canonical, reply_usage

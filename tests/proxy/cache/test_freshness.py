@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreseen.modelspec.policy import Freshness
+from foreseen.modelspec.manifest.policy import Freshness
 from foreseen.proxy.cache.clock import SLEW, SteadyClock
 from foreseen.proxy.cache.freshness import (
     Control,

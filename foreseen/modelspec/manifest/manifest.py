@@ -1,0 +1,63 @@
+"""A model as its `model.toml` describes it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from foreseen.modelspec.manifest.hints import Samples
+from foreseen.modelspec.manifest.openai_section import OpenAISection
+from foreseen.modelspec.manifest.policy import Batching, Freshness, Gates
+from foreseen.modelspec.manifest.signature import ClientInput, ClientOutput, ClientSignature, ModelSignature
+from foreseen.modelspec.manifest.source import Source
+
+Precision = Literal["fp32", "fp16", "int8-rowwise", "int8-dynamic", "matmul-nbits"]
+
+
+class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
+    """A model, as its `model.toml` describes it."""
+
+    name: str
+    model: ModelSignature
+    title: str = ""
+    version: str = "1"
+    """What clients see and may put into the path: an integer, since Triton's clients parse it as one."""
+    cacheable: bool = True
+    """False for models that sample, keep state or are random: every request goes straight through."""
+    rows: Literal["each", "together"] = "each"
+    """`each`: one entry per row. `together`: rows depend on each other, one entry per request."""
+    exact: bool = False
+    """Declared bit-exact: the build asserts that batch-mates and padding change no bit."""
+    upstream: str | None = None
+    """`http://host:port` of a V2 server that has this model already: nothing is built or started, it is asked there."""
+    digest: str | None = None
+    """A string of yours that stands for the upstream's version, where its metadata cannot say: change it with it."""
+    portable: bool = False
+    """Leave provider, processor family, runtime version and session options out of the model digest."""
+    precisions: tuple[Precision, ...] = ("fp32",)
+    """Candidates in order of preference."""
+    source: Source | None = None
+    client: ClientSignature | None = None
+    gates: Gates = Gates()
+    batching: Batching = Batching()
+    freshness: Freshness = Freshness()
+    outputs: Literal["all", "requested"] = "all"
+    """`requested`: the upstream answers only with outputs that a request names; which were is part of the key then."""
+    ignored_parameters: tuple[str, ...] = ()
+    """Request parameters that do not change the answer, beside the reserved ones."""
+    openai: OpenAISection = OpenAISection()
+    upstream_api: Literal["auto", "v2", "openai", "tei"] = "v2"
+    """What the server at `upstream` speaks."""
+    example: dict[str, list[Any]] = {}
+    """Client input → data of one small request, for the readiness check and the docs."""
+    samples: Samples = Samples()
+
+    @property
+    def seen(self) -> ClientSignature:
+        """What clients see: `[client]`, or the model's own signature where that is left out."""
+        if self.client is not None:
+            return self.client
+        inputs = tuple(ClientInput(i.name, i.datatype, i.shape, optional=i.optional) for i in self.model.keyed)
+        outputs = tuple(ClientOutput(o.name, o.datatype, o.shape) for o in self.model.outputs)
+        return ClientSignature(inputs, outputs)

@@ -1,0 +1,146 @@
+"""A manifest's two signatures: `[client]`, what clients send and get, and `[model]`, what the model process takes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+Dim = int | str
+BATCH: str = "rows"
+
+
+class Tokenizer(Struct, frozen=True, forbid_unknown_fields=True):
+    """Text → token ids by the model's own tokenizer, cut to `max_tokens`, without padding."""
+
+    ids: str
+    """The model input that takes the ids."""
+    max_tokens: int
+    file: str = "tokenizer.json"
+    pair: str | None = None
+    """The client input that holds the second text: both become one row, `[CLS] text [SEP] second [SEP]` by the
+    tokenizer's own template, and only the second is cut to `max_tokens`."""
+    types: str | None = None
+    """The model input that takes a pair's token types: 0 for the first text, 1 for the second."""
+    prompt: str | None = None
+    """Put before every text, ahead of the tokenizer; of a pair before the first."""
+
+
+class Image(Struct, frozen=True, forbid_unknown_fields=True):
+    """Encoded image bytes (JPEG, PNG, BMP, WebP) → pixels: decoded, resized, laid out, scaled."""
+
+    to: str
+    """The model input that takes the pixels."""
+    width: int
+    height: int
+    resize: Literal["bilinear", "bicubic", "nearest", "lanczos"] = "bilinear"
+    crop_from: int | None = None
+    """Resize to this square first, then cut the centre out of it; None resizes straight to width × height."""
+    layout: Literal["NHWC", "NCHW"] = "NCHW"
+    channels: Literal["RGB", "BGR", "L"] = "RGB"
+    scale: float = 1.0
+    """Each channel value 0…255 is multiplied by this, …"""
+    mean: tuple[float, ...] = ()
+    """… then the mean of its channel is taken off …"""
+    std: tuple[float, ...] = ()
+    """… and the rest divided by this."""
+    exif: bool = False
+    """Turn the picture as its EXIF orientation says, as viewers show it."""
+    max_pixels: int = 40_000_000
+    """A picture that says it is larger is refused with 413 before it is decoded."""
+
+
+class ClientInput(Struct, frozen=True, forbid_unknown_fields=True):
+    """One input that clients send, and the declared normalization that turns it into what the model sees.
+
+    Steps run in this order: ignore, cast, ignore_columns, clip, decimals or step, zero (numbers); unicode, case, space
+    (text); then tokenizer or image. What is keyed is exactly what is sent to the model.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[Dim, ...]
+    nonfinite: bool = False
+    """Allow NaN and infinities. Every NaN becomes the one quiet pattern, for the key and for the model."""
+    ignore: bool = False
+    """Accept the input and drop it: the model never sees it. It may be left out."""
+    optional: bool = False
+    """The input may be left out, of models behind an upstream; which were given is part of the key."""
+    cast: bool = False
+    """Accept other numeric datatypes where every value fits (integers exactly, floats finitely)."""
+    zero: bool = False
+    """-0.0 becomes 0.0."""
+    decimals: int | None = None
+    """Round to so many decimals."""
+    step: float | None = None
+    """Round to multiples of this."""
+    clip: tuple[float, float] | None = None
+    ignore_columns: tuple[int, ...] = ()
+    """Columns of the last axis that become 0 before the key and before the model."""
+    unicode: Literal["NFC", "NFD", "NFKC", "NFKD"] | None = None
+    case: Literal["lower", "upper", "fold"] | None = None
+    space: Literal["strip", "collapse"] | None = None
+    tokenizer: Tokenizer | None = None
+    image: Image | None = None
+    trim: str | None = None
+    """This input is padded, and the client input of this name is its mask: rows end where the mask ends."""
+
+
+class ClientOutput(Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    datatype: str
+    shape: tuple[Dim, ...]
+    labels: tuple[str, ...] = ()
+    """Names of the last axis, for the classification extension."""
+
+
+class ModelInput(Struct, frozen=True, forbid_unknown_fields=True):
+    """One input of the ONNX graph. An input with a `role` is derived from `of` and never part of a key."""
+
+    name: str
+    datatype: str
+    shape: tuple[Dim, ...]
+    role: Literal["mask", "zeros"] | None = None
+    of: str | None = None
+    pad: int = 0
+    """What padding along named dimensions is filled with."""
+    optional: bool = False
+
+
+class ModelOutput(Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    datatype: str
+    shape: tuple[Dim, ...]
+
+
+class ClientSignature(Struct, frozen=True, forbid_unknown_fields=True):
+    inputs: tuple[ClientInput, ...]
+    outputs: tuple[ClientOutput, ...]
+
+
+class ModelSignature(Struct, frozen=True, forbid_unknown_fields=True):
+    inputs: tuple[ModelInput, ...]
+    outputs: tuple[ModelOutput, ...]
+
+    @property
+    def keyed(self) -> tuple[ModelInput, ...]:
+        """The inputs that rows carry: all but the derived ones."""
+        return tuple(i for i in self.inputs if i.role is None)
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether every input and output has rows as its first axis and no other. If not, a request cannot be cut."""
+        shapes = [i.shape for i in self.inputs] + [o.shape for o in self.outputs]
+        return all(shape[:1] == (BATCH,) and BATCH not in shape[1:] for shape in shapes)
+
+    def of(self, given: tuple[int, ...] | None) -> ModelSignature:
+        """What is asked of the model where only these of the keyed inputs are given, and what is derived of them."""
+        if given is None:
+            return self
+        names = {self.keyed[at].name for at in given}
+        return ModelSignature(tuple(i for i in self.inputs if (i.of or i.name) in names), self.outputs)
+
+
+def wire_shape(shape: tuple[Dim, ...]) -> list[int]:
+    """A shape as metadata shows it: -1 for every named dimension."""
+    return [-1 if isinstance(dim, str) else dim for dim in shape]
