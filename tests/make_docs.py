@@ -138,9 +138,9 @@ def metrics_page() -> str:
 
 
 def all_errors(kind: type[errors.ForeseenError] = errors.ForeseenError) -> list[type[errors.ForeseenError]]:
-    """Those of errors.py; elsewhere they are kinds of these."""
+    """Those of foreseen.errors; elsewhere they are kinds of these."""
     below = [deeper for one in kind.__subclasses__() for deeper in all_errors(one)]
-    return [one for one in (kind, *below) if one.__module__ == errors.__name__]
+    return [one for one in (kind, *below) if one.__module__.startswith(f"{errors.__name__}.")]
 
 
 def errors_page() -> str:

@@ -1,0 +1,93 @@
+"""All errors, with status and stable code: one module for each part that can fix them.
+
+Anything that is not one of these is a 500 "internal error" whose details only the log has. `docs/errors.md` is made of
+the docstrings, which say what happened, and of `fix`.
+"""
+
+from foreseen.errors.base import ForeseenError
+from foreseen.errors.internal import DigestMoved, EntryError, FarError, RowsRefused, SetupError
+from foreseen.errors.jobs import (
+    InProgress,
+    KeyReused,
+    ModelChanged,
+    NotFinished,
+    PredictionCancelled,
+    PredictionGone,
+    QueueFull,
+    QueueUnavailable,
+    UnknownPrediction,
+)
+from foreseen.errors.requests import (
+    BadInput,
+    BadRequest,
+    BodyTimeout,
+    ExpectationFailed,
+    HeadTimeout,
+    HeadTooLarge,
+    MethodNotAllowed,
+    NotFound,
+    RateLimited,
+    TooLarge,
+    Unauthorized,
+    UnknownModel,
+    UnknownTarget,
+    Unsupported,
+    UnsupportedCoding,
+    VersionNotSupported,
+    WebhookRefused,
+)
+from foreseen.errors.services import (
+    DeadlineExceeded,
+    FarUnavailable,
+    InputRejected,
+    ModelFailed,
+    ModelUnavailable,
+    NotCached,
+    NotConfirmed,
+    Overloaded,
+    StateUnavailable,
+)
+
+__all__ = [
+    "BadInput",
+    "BadRequest",
+    "BodyTimeout",
+    "DeadlineExceeded",
+    "DigestMoved",
+    "EntryError",
+    "ExpectationFailed",
+    "FarError",
+    "FarUnavailable",
+    "ForeseenError",
+    "HeadTimeout",
+    "HeadTooLarge",
+    "InProgress",
+    "InputRejected",
+    "KeyReused",
+    "MethodNotAllowed",
+    "ModelChanged",
+    "ModelFailed",
+    "ModelUnavailable",
+    "NotCached",
+    "NotConfirmed",
+    "NotFinished",
+    "NotFound",
+    "Overloaded",
+    "PredictionCancelled",
+    "PredictionGone",
+    "QueueFull",
+    "QueueUnavailable",
+    "RateLimited",
+    "RowsRefused",
+    "SetupError",
+    "StateUnavailable",
+    "TooLarge",
+    "Unauthorized",
+    "UnknownModel",
+    "UnknownPrediction",
+    "UnknownTarget",
+    "Unsupported",
+    "UnsupportedCoding",
+    "VersionNotSupported",
+    "WebhookRefused",
+]

@@ -1,0 +1,44 @@
+"""Errors that no client gets: the code that calls decides what they mean; and SetupError, which ends a command."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foreseen.errors.base import ForeseenError
+
+
+class EntryError(Exception):
+    """A stored value is not the entry that was asked for. `reason` is a label: format, length, identity, tag."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class FarError(Exception):
+    """The far tier could not serve. `kind` is a label: connect, timeout, oom, readonly, loading, auth, …"""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
+class RowsRefused(Exception):
+    """Some rows have no answer; of each its prediction or its error, in order."""
+
+    def __init__(self, outcomes: list[Any]) -> None:
+        super().__init__("some rows have no answer")
+        self.outcomes = outcomes
+        self.first: ForeseenError = next(one for one in outcomes if isinstance(one, ForeseenError))
+
+
+class DigestMoved(Exception):
+    """The model process answered with another digest than the one that was asked for."""
+
+    def __init__(self, digest: str) -> None:
+        super().__init__("the model's digest has changed")
+        self.digest = digest
+
+
+class SetupError(Exception):
+    """Something on the operator's side is not as it must be. The message is one line that says what to do."""

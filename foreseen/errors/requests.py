@@ -1,0 +1,130 @@
+"""Errors of a request, its connection and its route: the client can fix these."""
+
+from __future__ import annotations
+
+from foreseen.errors.base import ForeseenError
+
+
+class BadRequest(ForeseenError):
+    """The body or a header cannot be understood; the message names the field."""
+
+    status, code = 400, "bad_request"
+    fix = "Correct the request."
+
+
+class BadInput(BadRequest):
+    """A tensor is not what the model's signature asks for."""
+
+    code = "bad_input"
+    fix = "Compare with `GET /v2/models/NAME`."
+
+
+class WebhookRefused(BadRequest):
+    """`Foreseen-Webhook` is malformed, is not where the operator allows webhooks to go, or webhooks are off."""
+
+    code = "webhook_refused"
+    fix = "See [webhooks](webhooks.md)."
+
+
+class Unauthorized(ForeseenError):
+    """The route is for operators; the request does not carry the admin token."""
+
+    status, code = 401, "unauthorized"
+    fix = "`Authorization: Bearer` with the content of `DATA/admin-token`."
+
+
+class NotFound(ForeseenError):
+    """There is no such route."""
+
+    status, code = 404, "not_found"
+    fix = "See [the routes](clients.md)."
+
+
+class UnknownModel(ForeseenError):
+    """There is no such model or version."""
+
+    status, code = 404, "unknown_model"
+    fix = "`GET /v2/models` lists them."
+
+    def __init__(self, model: str, version: str | None = None) -> None:
+        # Two example clients of Triton assert how it begins.
+        at = f" version '{version}'" if version is not None else ""
+        super().__init__(f"Request for unknown model: '{model}'{at} is not found", param="model")
+
+
+class UnknownTarget(ForeseenError):
+    """A purge names a model or digest that is not served and that neither the state store nor an artifact knows."""
+
+    status, code = 404, "unknown_target"
+    fix = "See `foreseen models list`; `--even-if-unknown` writes the purge anyway."
+
+
+class MethodNotAllowed(ForeseenError):
+    """The route exists, the method does not; `Allow` lists those that do."""
+
+    status, code = 405, "method_not_allowed"
+    fix = "Use one of them."
+
+
+class TooLarge(ForeseenError):
+    """A body is above a limit: of its bytes, of the elements of its JSON, of its rows; or a picture in it is."""
+
+    status, code = 413, "too_large"
+    fix = "Send tensors in the binary form, split the batch, or raise `--body-bytes`."
+
+
+class UnsupportedCoding(ForeseenError):
+    """A `Content-Encoding` other than gzip and deflate."""
+
+    status, code = 415, "unsupported_coding"
+    fix = "Use one of those, or none."
+
+
+class BodyTimeout(ForeseenError):
+    """The body did not arrive within `--body-seconds`."""
+
+    status, code = 408, "body_timeout"
+    fix = "Send faster, or raise the setting."
+
+
+class HeadTimeout(ForeseenError):
+    """The request's head did not arrive within `--head-seconds`."""
+
+    status, code = 408, "head_timeout"
+    fix = "Send faster, or raise the setting."
+
+
+class HeadTooLarge(ForeseenError):
+    """The request's head has more than 128 fields, one longer than 8,190 bytes, or arrives in parts of more than
+    64 KiB."""
+
+    status, code = 431, "head_too_large"
+    fix = "Send fewer or shorter header fields."
+
+
+class RateLimited(ForeseenError):
+    """One address asks a worker more often than `--rate` allows."""
+
+    status, code = 429, "rate_limited"
+    fix = "Ask again after `Retry-After`; behind a load balancer all callers have its address: limit there."
+
+
+class ExpectationFailed(ForeseenError):
+    """An `Expect` header other than `100-continue`."""
+
+    status, code = 417, "expectation_failed"
+    fix = "Leave it out."
+
+
+class VersionNotSupported(ForeseenError):
+    """A request line with a version of HTTP other than 1.1 and 1.0."""
+
+    status, code = 505, "http_version"
+    fix = "Speak HTTP/1.1."
+
+
+class Unsupported(ForeseenError):
+    """Part of the protocol that is left out on purpose."""
+
+    status, code = 501, "unsupported"
+    fix = "Do without."
