@@ -104,7 +104,7 @@ def test_gpu_extra_is_the_cpu_extra_on_another_runtime() -> None:
 def imported_libraries(roots: tuple[str, ...]) -> set[str]:
     """Top-level names of all modules that are not ours and not Python's, reached from these modules by imports.
 
-    Of `foreseen.cli` only what it imports at its top: inside its functions stand the other commands.
+    Of the command line only what its modules import at their top: a command imports what it runs when it runs.
     """
     seen: set[str] = set()
     libraries: set[str] = set()
@@ -131,7 +131,7 @@ def imports_of(module: str) -> set[str]:
         return set()  # a name out of a module: `from foreseen.nouns import Row` asks for both, this is the second
     tree = ast.parse(file.read_text("utf-8"))
     names: set[str] = set()
-    for node in tree.body if module == "foreseen.cli" else ast.walk(tree):
+    for node in tree.body if module.startswith(("foreseen.cli", "foreseen.commands.")) else ast.walk(tree):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -82,6 +82,7 @@ OWNERS = {
         "foreseen.stores.state",
         "foreseen.queue.queue",
         "foreseen.queue.queue_calls",
+        "foreseen.queue.job_changes",
         "foreseen.queue.outbox",
     },
     "hiredis": {"foreseen.stores.redis_pool"},
@@ -91,6 +92,7 @@ OWNERS = {
     "PIL": {"foreseen.modelspec.images", "foreseen.models"},
     "onnxruntime": {
         "foreseen.inference.session",
+        "foreseen.inference.session_opening",
         "foreseen.inference.gpu",
         "foreseen.inference.watchdog",
         "foreseen.models",

@@ -1,0 +1,96 @@
+"""Commands for operators of a running system."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+import orjson
+
+from foreseen.commands.app import ORIGINS
+from foreseen.logs import configure
+from foreseen.settings import DoctorSettings, JobsSettings
+
+_DOCTOR, _JOBS = DoctorSettings(), JobsSettings()
+
+
+def top(
+    *,
+    url: str | None = None,
+    data: Path = Path("data"),
+    interval: float = 1.0,
+    once: bool = False,
+    json: bool = False,
+    config: Path | None = None,
+) -> None:
+    """Show what a running proxy does: requests, hit ratio, latency of hits and misses, models, store, saved compute.
+
+    Ctrl-C ends it. Where no proxy answers it says so in one line and ends with status 1.
+
+    Parameters
+    ----------
+    url
+        The running proxy. Default: where `foreseen up` in --data was started last, else http://127.0.0.1:8000.
+    data
+        The data directory.
+    interval
+        Seconds between two looks.
+    once
+        Look once, over one interval, and end.
+    json
+        Print JSON for machines; with --once.
+    config
+        Settings from a TOML file.
+    """
+    from foreseen.operate import top as view
+    from foreseen.operate.started import url_of
+
+    url = url or url_of(data)
+    if json or once:
+        now = view.once(url, interval)
+        print(orjson.dumps(now).decode()) if json else view.show(url, now)
+    else:
+        view.watch(url, interval)
+
+
+def jobs(settings: JobsSettings = _JOBS) -> None:
+    """Show the queue of jobs and its dead letters; put a dead letter back, or drop it."""
+    from foreseen.operate.commands.jobs_command import answer
+
+    print(answer(settings))
+
+
+def doctor(settings: DoctorSettings = _DOCTOR) -> None:
+    """Examine a running or configured system: one line per finding, with its fix.
+
+    Flags say how it runs; what is not given is what `foreseen up` in --data was started with last.
+    Ends with status 1 where something must be fixed. Looks and changes nothing.
+    """
+    from foreseen.operate.started import as_started
+    from foreseen.proxy.tools.doctor import examine
+
+    configure("error", "doctor", settings.log_format)
+    given = frozenset(ORIGINS.found)
+    found = examine(as_started(settings, given), given)
+    if settings.json:
+        print(msgspec.json.encode(found).decode())
+    else:
+        print("\n".join(finding.line() for finding in found))
+    sys.exit(1 if any(finding.grade == "must" for finding in found) else 0)
+
+
+def dashboards(*, out: Path, config: Path | None = None) -> None:
+    """Write the Grafana dashboards and the Prometheus rules to a folder.
+
+    Parameters
+    ----------
+    out
+        The folder; it gets `dashboards/*.json` and `rules/*.yml`.
+    config
+        Settings from a TOML file.
+    """
+    from foreseen.operate.dashboards import write_dashboards
+
+    for path in write_dashboards(out):
+        print(path)

@@ -1,0 +1,30 @@
+"""All commands of `foreseen`. To add one: a function in a module of this room, its line here, its settings' class in
+`foreseen/settings` with a line in `settings/commands.py`; then `make docs`.
+
+A command imports what it runs inside its function, so that `foreseen key` loads neither aiohttp nor ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from cyclopts import App
+
+from foreseen.commands.app import app
+from foreseen.commands.cache import explain, key, observed, purge, warm
+from foreseen.commands.config import show
+from foreseen.commands.operators import dashboards, doctor, jobs, top
+from foreseen.commands.servers import inference, proxy, up, worker
+
+__all__ = ["COMMANDS", "GROUPS", "app"]
+
+GROUPS = {"models": "foreseen.models.commands:app"}
+"""Commands with commands of their own, imported when they are asked for."""
+COMMANDS = (up, proxy, worker, jobs, inference, key, purge, explain, observed, warm, doctor, top, dashboards)
+"""In the order of docs/cli.md."""
+
+for _name, _place in GROUPS.items():
+    app.command(_place, name=_name)
+_config = App(name="config", help="Look at settings.", config=())
+_config.command(show)
+app.command(_config)
+for _command in COMMANDS:
+    app.command(_command)

@@ -1,0 +1,52 @@
+"""Commands that run servers: the whole system, or one process of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from foreseen.logs import configure
+from foreseen.settings import InferenceSettings, ProxySettings, UpSettings, WorkerSettings
+from foreseen.settings.commands import settings_of
+
+_UP, _PROXY, _WORKER = UpSettings(), ProxySettings(), WorkerSettings()
+OF_JOB_WORKERS = frozenset(("host",))
+"""Where their /metrics listen is said by the environment of `up` alone: its flag is the proxies'."""
+
+
+def up(settings: UpSettings = _UP) -> None:
+    """Start everything on this machine: Valkey, one process per model and the proxy.
+
+    Builds what is not built, prints "ready http://HOST:PORT" when a real prediction has gone through, supervises,
+    and on Ctrl-C or SIGTERM stops all of it.
+    """
+    from foreseen.operate.up import run
+
+    configure(settings.log_level, "up", settings.log_format)
+    for name in settings_of("up") - OF_JOB_WORKERS:  # what it starts gets them as flags, and must not see others
+        os.environ.pop(f"FORESEEN_{name.upper()}", None)
+    sys.exit(run(settings))
+
+
+def proxy(settings: ProxySettings = _PROXY) -> None:
+    """Run one proxy process, in front of model processes that run already."""
+    from foreseen.proxy.app import run
+
+    configure(settings.log_level, "proxy", settings.log_format)
+    run(settings)
+
+
+def worker(settings: WorkerSettings = _WORKER) -> None:
+    """Run one worker on the queue of jobs, in front of model processes that run already."""
+    from foreseen.proxy.worker_app import run
+
+    configure(settings.log_level, "worker", settings.log_format)
+    run(settings)
+
+
+def inference(settings: InferenceSettings) -> None:
+    """Run one model's own process: a V2 server over ONNX Runtime."""
+    from foreseen.inference.app import serve
+
+    configure(settings.log_level, f"inference:{settings.model}", settings.log_format)
+    serve(settings)
