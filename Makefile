@@ -14,10 +14,12 @@ POSTGRES := $(or $(firstword $(wildcard /usr/lib/postgresql/*/bin/postgres)),/us
 BIN    := $(VENV)/bin
 DATA   ?= data
 PORT   ?= 8000
+GRPC_PORT ?= $(shell expr $(PORT) + 1)
+HAS_GRPC := "import importlib.util as u; raise SystemExit(u.find_spec('grpc') is None)"
 
 .DEFAULT_GOAL := help
 
-.PHONY: help up setup check test test-integrations lint docs dashboards bench-hit bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact verify-gpu bench-isolation chaos chaos-purges soak verify-rolling verify-lease verify-overload verify-jobs bench-jobs mutants clean
+.PHONY: help up setup check test test-integrations lint docs proto dashboards bench-hit bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact verify-gpu bench-isolation chaos chaos-purges soak verify-rolling verify-lease verify-overload verify-jobs bench-jobs mutants clean
 
 help: ## print these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,7 +27,7 @@ help: ## print these lines
 	@echo "Variables: PORT=$(PORT) DATA=$(DATA) PYTHON=$(PYTHON) (make up PORT=8080). The command itself: $(BIN)/foreseen"
 
 up: setup ## start everything on this machine: http://127.0.0.1:8000 (PORT=8080, DATA=folder)
-	@exec $(BIN)/foreseen up --data $(DATA) --port $(PORT) --model minilm --model fingerprint
+	@exec $(BIN)/foreseen up --data $(DATA) --port $(PORT) $(shell $(BIN)/python -c $(HAS_GRPC) 2>/dev/null && echo --grpc-port $(GRPC_PORT)) --model minilm --model fingerprint
 
 setup: $(VENV)/installed ## put everything, the command `foreseen` too, into .venv
 
@@ -109,6 +111,9 @@ test: lint $(TRITON)/installed $(MLSERVER)/installed /usr/bin/promtool $(POSTGRE
 
 docs: setup ## write the reference tables of docs/ from the code
 	@$(BIN)/python -m tests.make_docs
+
+proto: setup ## compile foreseen/protocol/open_inference.proto to the descriptors that are read at run time
+	@$(BIN)/python -m grpc_tools.protoc -Iforeseen/protocol --descriptor_set_out=foreseen/protocol/open_inference.binpb open_inference.proto
 
 dashboards: setup ## write grafana/dashboards from grafana/make.py
 	@$(BIN)/python -m grafana.make

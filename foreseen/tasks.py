@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine, Iterable
+from typing import Any
 
 AGAIN_SECONDS = 0.05
+
+
+async def all_of(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Do all of them at a time."""
+    await asyncio.gather(*works)
 
 
 async def end(*tasks: asyncio.Task[None]) -> None:

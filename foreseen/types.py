@@ -130,7 +130,7 @@ class EmbeddingOptions(Struct, frozen=True):
 class OutputOptions(Struct, frozen=True):
     """How an answer is rendered. Nothing in it is part of a key."""
 
-    protocol: Literal["v2", "v1", "v1-columns", "openai"] = "v2"
+    protocol: Literal["v2", "v1", "v1-columns", "openai", "grpc"] = "v2"
     id: str | None = None
     outputs: tuple[WantedOutput, ...] | None = None
     binary: bool = False

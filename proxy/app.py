@@ -11,7 +11,9 @@ import uvloop
 from aiohttp import web
 
 from foreseen.proxy.assembly import DRAIN_SECONDS, Proxy, upstream_for
+from foreseen.proxy.grpc_listener import started_grpc
 from foreseen.settings import ProxySettings
+from foreseen.tasks import all_of
 from foreseen.web.drain import Shutdown, announce, drain
 from foreseen.web.gc_freeze import settle
 from foreseen.web.listen import BACKLOG, inherited, listen, listen_admin
@@ -55,6 +57,7 @@ async def _run(settings: ProxySettings) -> None:
             await web.SockSite(operators, admin).start()
         except OSError as error:  # a data directory that is read-only: all but operators' routes works
             log.warning("no listener for operators", why=error.strerror)
+        grpc_server = await started_grpc(proxy)
         settle()
         announce(settings.ready_fd)
         log.info("listening", host=settings.host, port=settings.port, models=list(proxy.served))
@@ -63,9 +66,14 @@ async def _run(settings: ProxySettings) -> None:
             proxy.answers.close()  # a cached reply says nothing of the end
             if proxy.jobs is not None:
                 await proxy.jobs.news.close()
-            await ending.unless_at_once(drain(runner, settings.drain_seconds, settings.deadline_seconds))
+            draining = [drain(runner, settings.drain_seconds, settings.deadline_seconds)]
+            if grpc_server is not None:
+                draining.append(grpc_server.drain(settings.drain_seconds, settings.deadline_seconds))
+            await ending.unless_at_once(all_of(draining))
         finally:
             await operators.cleanup()
+            if grpc_server is not None:
+                await grpc_server.close(DRAIN_SECONDS)
             await runner.cleanup()
 
 

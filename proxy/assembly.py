@@ -172,7 +172,7 @@ class Proxy:
             refused={} if upstream is None else upstream.refused,
         )
         self.heads = KnownHeads(self.settings.body_bytes)
-        status = StatusHandlers(
+        status = self.status = StatusHandlers(
             served=self.served,
             responder=self.responder,
             exposition=self.heartbeat.exposition,

@@ -75,6 +75,12 @@ def statistics(served: ServedModel) -> dict[str, Any]:
     }
 
 
+def repository_entry(served: ServedModel) -> dict[str, Any]:
+    """One model of Triton's repository index."""
+    state = "READY" if served.ready else "UNAVAILABLE"
+    return {"name": served.manifest.name, "version": served.manifest.version, "state": state}
+
+
 def v1_status(served: ServedModel) -> dict[str, Any]:
     """KServe's and TensorFlow Serving's status in one: they live at the same URL."""
     state = "AVAILABLE" if served.ready else "LOADING"

@@ -79,13 +79,17 @@ class StatusHandlers:
         """Ready once every configured model has been; afterwards readiness is per model. Redis never decides it. A
         worker whose event loop was more than a second late a moment ago is not. `error` says why it is not; `lost`
         names what a store that does not answer costs meanwhile, and is left out without one."""
-        missing, lost = self._missing(), self._lost()
+        why, lost = self.why_not_ready(), self._lost()
+        state: dict[str, Any] = {"ready": why is None, "live": True}
+        if why is not None:
+            state["error"] = why
+        return json_reply({**state, "lost": lost} if lost else state, 200 if why is None else 503)
+
+    def why_not_ready(self) -> str | None:
+        """None where the process is ready."""
         whys = [served.why for served in self._served.values() if not served.been_ready]
-        ready = missing is None and not whys and not self._stalled()
-        state: dict[str, Any] = {"ready": ready, "live": True}
-        if not ready:
-            state["error"] = missing or "; ".join(whys[:3]) or "the event loop was more than a second late a moment ago"
-        return json_reply({**state, "lost": lost} if lost else state, 200 if ready else 503)
+        late = "the event loop was more than a second late a moment ago" if self._stalled() else None
+        return self._missing() or "; ".join(whys[:3]) or late
 
     async def models(self, request: web.Request) -> web.Response:
         """Names of the models served."""
@@ -93,11 +97,7 @@ class StatusHandlers:
 
     async def repository(self, request: web.Request) -> web.Response:
         """Triton's model repository index, as much of it as there is."""
-        states = [
-            {"name": s.manifest.name, "version": s.manifest.version, "state": "READY" if s.ready else "UNAVAILABLE"}
-            for s in self._served.values()
-        ]
-        return json_reply(states)
+        return json_reply([describe.repository_entry(served) for served in self._served.values()])
 
     async def model_metadata(self, request: web.Request) -> web.Response:
         """V2 model metadata: inputs and outputs as clients see them, and the model digest in force."""

@@ -23,6 +23,23 @@ Reply = dict[str, Any]
 OPEN = [-1, 16]
 
 
+class Held:
+    """Requests that wait until they are released."""
+
+    def __init__(self) -> None:
+        self.released = asyncio.Event()
+        self._arrived = asyncio.Semaphore(0)
+
+    async def until(self, count: int) -> None:
+        """Until so many more requests have come."""
+        for _ in range(count):
+            await self._arrived.acquire()
+
+    async def pass_through(self) -> None:
+        self._arrived.release()
+        await self.released.wait()
+
+
 class Foreign:
     """Serves `fp` as JSON only, and counts. `lie` changes a reply before it is sent; `answer` computes a batch."""
 
@@ -45,12 +62,18 @@ class Foreign:
         self.documents: list[dict[str, Any]] = []
         """Whole requests that came as JSON, the latest last."""
         self.binary_tries = 0
+        self._held: Held | None = None
         self.closing = False
         """Whether what it cannot read ends the connection, behind a 500 that does not say so (MLServer)."""
 
     def rows_like(self, row: list[int]) -> int:
         """How often a row was computed: the probe's rows are others."""
         return sum(batch.count(row) for batch in self.batches)
+
+    def hold(self) -> Held:
+        """Hold back the replies of what is asked from now on."""
+        self._held = Held()
+        return self._held
 
     def application(self) -> web.Application:
         app = web.Application()
@@ -78,6 +101,8 @@ class Foreign:
                 return await _closed(request)
             return web.json_response({"detail": "not JSON"}, status=422)
         asked = await request.json()
+        if self._held is not None:
+            await self._held.pass_through()
         self.parameters.append(asked.get("parameters", {}))
         self.documents.append(asked)
         flat, (count, width) = asked["inputs"][0]["data"], asked["inputs"][0]["shape"]

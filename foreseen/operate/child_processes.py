@@ -40,7 +40,8 @@ def job_worker_children(settings: UpSettings, state: str) -> Iterator[Child]:
     """Workers on the queue of jobs, where there is one."""
     if state == "none":
         return
-    own = ("--state=", "--redis=", "--near-bytes=", "--reply-cache-bytes=", "--admin-port=", "--port=", "--host=")
+    listeners = ("--admin-port=", "--grpc-port=", "--port=", "--host=")
+    own = ("--state=", "--redis=", "--near-bytes=", "--reply-cache-bytes=", *listeners)
     flags = [flag for flag in arguments(settings, WorkerSettings) if not flag.startswith(own)]
     # The proxies' files of metrics are theirs alone: two processes that write one file leave it unreadable.
     environment: dict[str, str | None] = {"FORESEEN_STATE": state, MULTIPROCESS_FOLDER: None}

@@ -21,6 +21,7 @@ def defaults_in_force(settings: UpSettings, models: Sequence[Manifest], url: str
         f"far      {far}"
         + (f": {_held(models, settings.far_bytes, FAR_OVERHEAD_BYTES)}" if settings.redis is None else ""),
         f"binding  {url} ({reach})",
+        *([] if settings.grpc_port is None else [f"grpc     {settings.host}:{settings.grpc_port}"]),
         f"data     {settings.data.resolve()}",
     ]
     return "\n".join(lines)

@@ -16,6 +16,7 @@ import signal
 import socket
 from collections.abc import Coroutine, Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,7 +39,7 @@ from foreseen.tasks import end
 from foreseen.telemetry.child_states import ChildrenFile
 from foreseen.telemetry.exposition import MULTIPROCESS_FOLDER, forget_worker, prepare_multiprocess
 from foreseen.web.drain import ORPHANED
-from foreseen.web.listen import listen, listen_admin
+from foreseen.web.listen import listen, listen_admin, reserve
 
 log = structlog.get_logger()
 
@@ -82,6 +83,7 @@ class _System:
             asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hangup.set)
         listener, later = listen(settings.host, settings.port), None
+        reserved = _reserved(settings)
         url = url_at(settings.host, listener.getsockname()[1])
         try:
             write_started(settings, listener.getsockname()[1])
@@ -96,6 +98,8 @@ class _System:
             if later is not None:
                 later.cancel()
             listener.close()
+            if reserved is not None:
+                reserved.close()
             if self._admin is not None:
                 self._admin.close()
             await self._stop()
@@ -271,6 +275,15 @@ def _take(lock: IO[str], data: Path) -> None:
     lock.truncate(0)
     lock.write(f"process {os.getpid()}")
     lock.flush()
+
+
+def _reserved(settings: UpSettings) -> socket.socket | None:
+    """The port of gRPC, taken for the workers of this system. Raises SetupError where it or grpcio is not to be had."""
+    if settings.grpc_port is None:
+        return None
+    if find_spec("grpc") is None:  # importing it here would start threads, and this process forks
+        raise SetupError("--grpc-port needs the extra: pip install foreseen[grpc]")
+    return reserve(settings.host, settings.grpc_port, "--grpc-port")
 
 
 def _manifest(named: str, settings: UpSettings) -> Manifest:

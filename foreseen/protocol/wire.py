@@ -128,14 +128,14 @@ def parse_request(body: bytes, header_length: int | None, *, whole: bool = False
     if not inputs:
         raise BadInput("inputs: at least one is needed")
     parameters = document.parameters or {}
-    wanted = document.outputs
-    if wanted is not None and len({o.name for o in wanted}) != len(wanted):
+    wanted = [wanted_output(o.name, o.parameters or {}, f"outputs[{i}]") for i, o in enumerate(document.outputs or ())]
+    if len({one.name for one in wanted}) != len(wanted):
         raise BadRequest("outputs: two have the same name")
     return Request(
         inputs,
         document.id or None,  # perf_analyzer sends "" where it means none
         parameters,
-        tuple(_wanted(o, f"outputs[{i}]") for i, o in enumerate(wanted)) if wanted else None,
+        tuple(wanted) or None,
         _flag(parameters, "binary_data_output", "parameters") or False,
         request_members(plain) if whole else NO_MEMBERS,
     )
@@ -199,10 +199,7 @@ def _tensors(
 ) -> tuple[InputTensor, ...]:
     """The tensors of a body: JSON data of the envelope, or binary data in the order of listing. `bounded`: in their
     elements."""
-    if len(listed) > MAX_TENSORS:  # before anything of that size is made, as the names
-        raise BadInput(f"{part}: has {len(listed)} tensors, at most {MAX_TENSORS} are allowed")
-    if len({tensor.name for tensor in listed}) != len(listed):
-        raise BadInput(f"{part}: two have the same name")
+    check_tensors(listed, part)
     at, tensors = 0, []
     for index, tensor in enumerate(listed):
         field = f"{part}[{index}]"
@@ -222,14 +219,28 @@ def _tensors(
                 size = elements(shape) * datatype.size if datatype.size else len(tail) - at
             if at + size > len(tail):
                 raise BadInput(f"{field}: its {size} bytes of binary data end behind the body")
-            if datatype.kind == "s" and bounded and elements(shape) > MAX_ELEMENTS:
-                raise TooLarge(f"{field}: has more than {MAX_ELEMENTS} BYTES elements; split the request")
+            if datatype.kind == "s" and bounded:
+                check_elements(shape, field)
             array = array_of_raw(tail[at : at + size], datatype, shape, field)
             at += size
         tensors.append(InputTensor(tensor.name, tensor.datatype, array))
     if tail is not None and at != len(tail):
         raise BadRequest(f"{part}: {len(tail) - at} bytes of binary data belong to no tensor")
     return tuple(tensors)
+
+
+def check_tensors(listed: Sequence[Any], part: str) -> None:
+    """Raises BadInput for too many tensors, or two of one name."""
+    if len(listed) > MAX_TENSORS:  # before anything of that size is made, as the names
+        raise BadInput(f"{part}: has {len(listed)} tensors, at most {MAX_TENSORS} are allowed")
+    if len({tensor.name for tensor in listed}) != len(listed):
+        raise BadInput(f"{part}: two have the same name")
+
+
+def check_elements(shape: tuple[int, ...], field: str) -> None:
+    """Raises TooLarge for more BYTES elements than a request may have."""
+    if elements(shape) > MAX_ELEMENTS:
+        raise TooLarge(f"{field}: has more than {MAX_ELEMENTS} BYTES elements; split the request")
 
 
 def _written(envelope: bytes, part: str, index: int) -> Written:
@@ -250,14 +261,14 @@ def _binary_size(tensor: _TensorDocument, field: str) -> int | None:
     return size
 
 
-def _wanted(output: _RequestedOutput, field: str) -> WantedOutput:
-    parameters = output.parameters or {}
+def wanted_output(name: str, parameters: dict[str, Any], field: str) -> WantedOutput:
+    """A requested output by its parameters. Raises BadRequest."""
     classes = parameters.get("classification")
     if classes is not None and (type(classes) is not int or classes < 0):
         raise BadRequest(f"{field}.parameters.classification: must be a number of classes")
     if any(name.startswith("shared_memory") for name in parameters):
         raise BadRequest(f"{field}.parameters: shared memory is not supported")
-    return WantedOutput(output.name, _flag(parameters, "binary_data", f"{field}.parameters"), classes or None)
+    return WantedOutput(name, _flag(parameters, "binary_data", f"{field}.parameters"), classes or None)
 
 
 def _flag(parameters: dict[str, Any], name: str, field: str) -> bool | None:

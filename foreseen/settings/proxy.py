@@ -59,6 +59,10 @@ class ProxySettings(StoreSettings):
         "127.0.0.1"
     )
     port: Annotated[int, Parameter(help="Port to listen on.")] = 8000
+    grpc_port: Annotated[
+        int | None,
+        Parameter(help="Port of the V2 protocol over gRPC on --host (extra grpc, docs/grpc.md). Default: none."),
+    ] = None
     fd: Annotated[
         int | None, Parameter(help="An inherited listening socket, instead of --host and --port.", show=False)
     ] = None

@@ -18,6 +18,7 @@ _WORDS = frozenset(
     (
         "", "v1", "v2", "batch", "batches", "cancel", "config", "content", "embeddings", "explain", "files", "health",
         "import", "index", "infer", "live", "metrics", "models", "openai", "predict", "predictions", "ready",
+        "inference.GRPCInferenceService", "ModelInfer", "ModelStreamInfer",
         "repository", "rerank", "result", "score", "stats", "versions",
     )
 )  # fmt: skip

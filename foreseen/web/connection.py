@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from http import HTTPStatus
-from math import ceil
 from typing import Any
 
 import orjson
@@ -19,7 +18,7 @@ from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
-from foreseen.errors import BadRequest, ForeseenError, HeadTimeout, HeadTooLarge, Overloaded, RateLimited
+from foreseen.errors import BadRequest, ForeseenError, HeadTimeout, HeadTooLarge, Overloaded
 from foreseen.web.caller import caller_of
 from foreseen.web.http import JSON, SERVER, error_reply, internal
 from foreseen.web.limits import Bucket, Gate
@@ -113,14 +112,7 @@ class Connection(RequestHandler):
     def admit(self) -> None:
         """Take a request out of the caller's bucket. Raises RateLimited. Every request passes here, or where a
         connection answers by itself, its equal."""
-        bucket = self.bucket
-        if bucket is None:
-            return
-        wait = bucket.wait()
-        if wait:
-            self._gate.count("rate")
-            raise RateLimited("more requests than one address may send", retry_after=ceil(wait))
-        bucket.take()
+        self._gate.admit(self.bucket)
 
     @property
     def forwarded_hops(self) -> int:

@@ -9,9 +9,12 @@ import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from math import ceil
 from typing import Any, Protocol
 
 from msgspec import Struct
+
+from foreseen.errors import RateLimited
 
 MAX_ADDRESSES = 65_536
 """Callers whose rate is remembered; one that was forgotten begins anew, with a full bucket."""
@@ -121,6 +124,16 @@ class Gate:
 
     def bucket(self, peer: Any) -> Bucket | None:
         return self._buckets.of(peer)
+
+    def admit(self, bucket: Bucket | None) -> None:
+        """Take a request out of its caller's bucket. Raises RateLimited."""
+        if bucket is None:
+            return
+        wait = bucket.wait()
+        if wait:
+            self.count("rate")
+            raise RateLimited("more requests than one address may send", retry_after=ceil(wait))
+        bucket.take()
 
     def enter(self, connection: LimitedConnection, now: float) -> bool:
         """Whether there is room, made by closing those that have rested longest."""

@@ -37,6 +37,21 @@ def listen(host: str, port: int, flag: str = "--port") -> socket.socket:
     return listener
 
 
+def reserve(host: str, port: int, flag: str) -> socket.socket:
+    """A port for listeners of several processes of this system (SO_REUSEPORT), taken but not listened on. Without it,
+    two systems with the same port would share its connections. Raises SetupError as `listen` does."""
+    listen(host, port, flag).close()  # which fails also where another system shares the port among its own
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    reserved = socket.socket(family, socket.SOCK_STREAM)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        reserved.bind((host, port))
+    except OSError as error:
+        reserved.close()
+        raise SetupError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with {flag}") from None
+    return reserved
+
+
 def listen_admin(settings: ProxySettings, *, take: bool = False) -> socket.socket:
     """The operators' listener: a unix socket under the data directory, or a TCP port where one is asked for. `take`:
     the holder of the data directory may take the socket, also from a process of before that is still ending. Raises

@@ -71,8 +71,9 @@ class Responder:
         """A head with its model, where only the body names it. Raises BadRequest, UnknownModel."""
         if head.model:
             return head
-        name = codecs.model_in(head, body)
-        return structs.replace(head, model=self.find_named(name, None).manifest.name)
+        name, version = codecs.model_in(head, body)
+        find = self.find_named if head.protocol == "openai" else self.find
+        return structs.replace(head, model=find(name, version).manifest.name, version=version)
 
     def find_named(self, name: str, version: str | None) -> ServedModel:
         """A served model by its name or an alias of it. Raises as `find` does."""
@@ -122,18 +123,39 @@ class Responder:
         """The same for a request that aiohttp has read. `started` is on the clock that measures durations."""
         try:
             head = self.named(head, body)
-            lookup, now = self._cache.find(head, body), self._clock()
-            served = self.find(head.model, head.version)
-            entry = None if lookup.entry is None else self._valid(head, lookup.entry, now)
-            if entry is not None and entry.rendered is not None:
-                self._count(head, entry, started)
-                own = entry.decoded.output_options.id if lookup.id is None else lookup.id.decode()
-                answer, length = entry.rendered.with_id(own)
-                return Reply(200, fixed_lines(length) + self._cache.lines(entry, now, self._body_timing), answer)
-            request = PendingRequest(self._server, served, head, body, lookup, started, deadline)
-            return request.begin() or await request.answer()
+            request = self._prepared(head, body, started, deadline)
+            return request if isinstance(request, Reply) else request.begin() or await request.answer()
         except Exception as error:  # noqa: BLE001 - every error becomes a reply
             return self._failed(head, error, started)
+
+    async def reply(self, head: RequestHead, body: bytes) -> Reply:
+        """The same for a request that came by another way than HTTP: gRPC, a message of a queue. Its caller may stop to
+        wait at any time; what was begun for it goes on, since others may wait for the same."""
+        started, loop = time.perf_counter(), asyncio.get_running_loop()
+        try:
+            head = self.named(head, body)
+            request = self._prepared(head, body, started, loop.time() + head.seconds)
+            reply = request if isinstance(request, Reply) else request.begin()
+        except Exception as error:  # noqa: BLE001 - every error becomes a reply
+            return self._failed(head, error, started)
+        if reply is not None:
+            return reply
+        assert isinstance(request, PendingRequest)
+        waiting: asyncio.Future[Reply] = loop.create_future()
+        self._wait(request, lambda reached: None if waiting.done() else waiting.set_result(reached))
+        return await waiting
+
+    def _prepared(self, head: RequestHead, body: bytes, started: float, deadline: float) -> Reply | PendingRequest:
+        """The reply that is cached of a body, or its request, still to be begun. Raises as `find` does."""
+        lookup, now = self._cache.find(head, body), self._clock()
+        served = self.find(head.model, head.version)
+        entry = None if lookup.entry is None else self._valid(head, lookup.entry, now)
+        if entry is None or entry.rendered is None:
+            return PendingRequest(self._server, served, head, body, lookup, started, deadline)
+        self._count(head, entry, started)
+        own = entry.decoded.output_options.id if lookup.id is None else lookup.id.decode()
+        answer, length = entry.rendered.with_id(own)
+        return Reply(200, fixed_lines(length) + self._cache.lines(entry, now, self._body_timing), answer)
 
     def find_large(self, head: RequestHead, pieces: Sequence[bytes], length: int) -> Lookup | None:
         """What is known of a large body in the pieces that it came in; None where it is not known."""

@@ -23,7 +23,6 @@ from typing import NamedTuple, Protocol
 from msgspec import structs
 from xxhash import xxh3_64_intdigest
 
-from foreseen.protocol.request_id import find_id, is_request_id
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.near import Near
 from foreseen.proxy.predict.answer_memory import (
@@ -35,7 +34,7 @@ from foreseen.proxy.predict.answer_memory import (
     PreparedRows,
 )
 from foreseen.proxy.predict.ask import RequestHead
-from foreseen.proxy.predict.dialects.codecs import HAVE_REQUEST_ID
+from foreseen.proxy.predict.dialects.codecs import FIND_ID, IS_REQUEST_ID
 from foreseen.proxy.predict.dialects.decode import DecodedRequest
 from foreseen.proxy.predict.dialects.render import RenderedBody
 from foreseen.proxy.predict.facts import hit_lines
@@ -86,7 +85,8 @@ class AnswerCache:
         """What is known of a body under a head that asks this. One too long to keep is not hashed."""
         if len(body) > self._longest:
             return Lookup(None, (head.model, head.protocol, head.header_length, True), body, 0)
-        start, own = find_id(body, head.header_length) if head.protocol in HAVE_REQUEST_ID else (0, None)
+        find_id = FIND_ID.get(head.protocol)
+        start, own = (0, None) if find_id is None else find_id(body, head.header_length)
         length = head.header_length
         if own is None:
             text = body
@@ -221,6 +221,7 @@ class AnswerCache:
         """Whether what was cut out is the request's own id, not that of something within it."""
         assert lookup.id is not None
         same = decoded.output_options.id == lookup.id.decode()
+        is_request_id = IS_REQUEST_ID[lookup.meaning[1]]
         return same and is_request_id(lookup.text, lookup.start, lookup.id, lookup.meaning[2])
 
 

@@ -9,7 +9,7 @@ from msgspec import Struct
 from foreseen.proxy.cache.freshness import NO_CONTROL, Control
 from foreseen.web.caller import Caller
 
-Protocol = Literal["v2", "v1", "openai"]
+Protocol = Literal["v2", "v1", "openai", "grpc"]
 
 
 class RequestHead(Struct, frozen=True):

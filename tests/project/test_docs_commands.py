@@ -38,6 +38,8 @@ RUN = {
     "foreseen models export minilm minilm.tar": INSTALL,
     "foreseen models import minilm minilm.tar": INSTALL,
     "foreseen up --model minilm": INSTALL,
+    "pip install '.[grpc]'": "project/test_package.py::test_everything_that_is_needed_travels_in_the_wheel",
+    "foreseen up --model minilm --port 8000 --grpc-port 8001": "stories/test_82_grpc.py",
     "foreseen up --data data": "not run: tests/live.py runs it with a port of its own",
     "pip install '.[ray]'": "integrations/conftest.py",
     "pip install '.[airflow]'": "integrations/conftest.py",

@@ -50,7 +50,7 @@ def test_everything_that_is_needed_travels_in_the_wheel(wheel: Path) -> None:
             if path.suffix in {".py", ".toml"}:
                 assert f"foreseen/{path.relative_to(ROOT)}" in inside
     for path in (ROOT / "foreseen").rglob("*"):  # does not follow links
-        if path.suffix in {".py", ".lua", ".typed"}:
+        if path.suffix in {".py", ".lua", ".typed", ".proto", ".binpb"}:
             assert str(path.relative_to(ROOT)) in inside
     assert "foreseen/operate/grafana_files/dashboards/overview.json" in inside
     assert "foreseen/operate/grafana_files/rules/alerts.yml" in inside

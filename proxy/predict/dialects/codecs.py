@@ -13,6 +13,7 @@ import orjson
 
 from foreseen.errors import ForeseenError, TooLarge, UnknownModel
 from foreseen.modelspec.manifest import Manifest
+from foreseen.protocol import grpc_messages, request_id
 from foreseen.protocol.openai_embeddings import error_document, error_headers
 from foreseen.protocol.wire import InputTensor
 from foreseen.proxy.backend.served import ServedModel
@@ -33,10 +34,6 @@ class Codec(Protocol):
     """One dialect."""
 
     @property
-    def has_request_id(self) -> bool:
-        """Whether a body may carry a member `id` that its reply repeats and that means nothing else."""
-
-    @property
     def render(self) -> Render:
         """The body of a reply, whatever the request's id. Raises BadRequest."""
 
@@ -47,7 +44,6 @@ class Codec(Protocol):
 class V2Codec:
     """The Open Inference Protocol: `/infer`."""
 
-    has_request_id = True
     render = staticmethod(render_v2)
 
     def decode(self, head: RequestHead, body: bytes, manifest: Manifest) -> DecodedRequest:
@@ -57,8 +53,6 @@ class V2Codec:
 class OpenAICodec:
     """OpenAI's embeddings API: `/v1/embeddings`. Its bodies name their model."""
 
-    has_request_id = False
-
     def decode(self, head: RequestHead, body: bytes, manifest: Manifest) -> DecodedRequest:
         return decode_openai(body, manifest)
 
@@ -67,20 +61,45 @@ class OpenAICodec:
         return RenderedBody(render_openai(manifest, predictions, options), b"", None)
 
 
+class GrpcCodec:
+    """The Open Inference Protocol over gRPC: a body is a `ModelInferRequest`, which names its model. What it needs is
+    an extra, so it is imported when the first one comes."""
+
+    def decode(self, head: RequestHead, body: bytes, manifest: Manifest) -> DecodedRequest:
+        from foreseen.proxy.predict.dialects.open_inference_grpc import decode_grpc
+
+        return decode_grpc(body, manifest)
+
+    @staticmethod
+    def render(manifest: Manifest, predictions: Sequence[Prediction], options: OutputOptions) -> RenderedBody:
+        from foreseen.proxy.predict.dialects.open_inference_grpc import render_grpc
+
+        return render_grpc(manifest, predictions, options)
+
+
 class V1Codec:
     """TensorFlow Serving's and KServe's V1: `:predict`, by row or by column."""
 
-    has_request_id = False
     render = staticmethod(render_v1)
 
     def decode(self, head: RequestHead, body: bytes, manifest: Manifest) -> DecodedRequest:
         return decode_v1(body, manifest)
 
 
-CODECS: Mapping[str, Codec] = {"v2": V2Codec(), "v1": V1Codec(), "openai": OpenAICodec()}
+CODECS: Mapping[str, Codec] = {"v2": V2Codec(), "v1": V1Codec(), "openai": OpenAICodec(), "grpc": GrpcCodec()}
 """By the protocol of a request's head."""
+FIND_ID: Mapping[str, Callable[[bytes, int | None], tuple[int, bytes | None]]] = {
+    "v2": request_id.find_id,
+    "grpc": grpc_messages.find_id,
+}
+"""Of dialects whose replies repeat an id of the request that means nothing else: its place in a body (and the length of
+the body's JSON part), and its bytes; None where there is none, or not where it is expected."""
+IS_REQUEST_ID: Mapping[str, Callable[[bytes, int, bytes, int | None], bool]] = {
+    "v2": request_id.is_request_id,
+    "grpc": lambda text, start, found, header_length: True,
+}
+"""Whether what was found, and equals the decoded id, is that id: body without it, place, bytes, length."""
 _OF_OPTIONS: Mapping[str, Codec] = {**CODECS, "v1-columns": CODECS["v1"]}
-HAVE_REQUEST_ID = frozenset(name for name, codec in CODECS.items() if codec.has_request_id)
 
 
 def decode(head: RequestHead, body: bytes, served: ServedModel) -> DecodedRequest:
@@ -100,16 +119,22 @@ def check_rows(served: ServedModel, inputs: Sequence[InputTensor]) -> None:
             raise TooLarge(f"inputs.{tensor.name}: has more than {most} rows; split the request")
 
 
-def model_in(head: RequestHead, body: bytes) -> str:
-    """The model's name in a body whose head names none. Raises BadRequest, UnknownModel."""
-    if head.protocol != "openai":
-        raise UnknownModel(head.model)
-    return named_model(body)
+def model_in(head: RequestHead, body: bytes) -> tuple[str, str | None]:
+    """The model's name and version in a body whose head names none. Raises BadRequest, UnknownModel."""
+    match head.protocol:
+        case "openai":
+            return named_model(body), None
+        case "grpc":
+            return grpc_messages.read_head(body)[:2]
+        case _:
+            raise UnknownModel(head.model)
 
 
 def error_body(protocol: str, error: ForeseenError) -> tuple[dict[str, str], bytes]:
     """Headers and body of an error's reply in a dialect."""
     headers, body = plain_error_body(error)
+    if protocol == "grpc":
+        return {**headers, "Error-Code": error.code}, str(error).encode()
     if protocol != "openai":
         return headers, body
     if error.param is None and str(error).startswith("inputs."):  # what preparation says of the one tensor

@@ -54,7 +54,11 @@ def decode_v2(body: bytes, header_length: int | None, manifest: Manifest) -> Dec
     """An `/infer` body. Raises BadRequest or BadInput naming the field."""
     whole = manifest.upstream is not None
     request = _raw(body, manifest) if header_length == 0 else parse_request(body, header_length, whole=whole)
-    output_options = OutputOptions("v2", request.id, request.outputs, request.binary)
+    return decoded_v2(request, OutputOptions("v2", request.id, request.outputs, request.binary), manifest)
+
+
+def decoded_v2(request: Request, output_options: OutputOptions, manifest: Manifest) -> DecodedRequest:
+    """A request of V2, in whichever encoding it came. Raises BadRequest."""
     wanted_outputs(manifest, output_options)  # an unknown output is refused before anything is asked
     parameters, members = request.parameters, request.members
     if manifest.outputs == "requested" and request.outputs:

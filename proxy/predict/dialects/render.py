@@ -46,15 +46,22 @@ class RenderedBody(Struct, frozen=True):
 
 def render_v2(manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions) -> RenderedBody:
     """The body of an `/infer` reply. Raises BadRequest."""
-    outputs = [
-        _tensor(manifest, predictions, wanted, output_options)
-        for wanted in _there(manifest, predictions, output_options)
-    ]
-    members = _members(manifest, predictions, outputs)
+    outputs, members = tensors_of(manifest, predictions, output_options)
     body, length = render_response(manifest.name, manifest.version, None, outputs, members=members)
     before = orjson.dumps({"model_name": manifest.name, "model_version": manifest.version})[:-1]
     assert body.startswith(before)
     return RenderedBody(before, body[len(before) :], length)
+
+
+def tensors_of(
+    manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions
+) -> tuple[list[OutputTensor], ReplyMembers | None]:
+    """The tensors of a reply of V2, and what an upstream's reply held beside them. Raises BadRequest."""
+    outputs = [
+        _tensor(manifest, predictions, wanted, output_options)
+        for wanted in _there(manifest, predictions, output_options)
+    ]
+    return outputs, _members(manifest, predictions, outputs)
 
 
 def wanted_outputs(manifest: Manifest, output_options: OutputOptions) -> tuple[WantedOutput, ...]:

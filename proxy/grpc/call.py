@@ -1,0 +1,80 @@
+"""A call's metadata, deadline and peer → what the normal way takes: a `RequestHead`. Without grpcio.
+
+Metadata are what headers are over HTTP: `cache-control`, `traceparent`, `x-request-id`, and `x-forwarded-for` behind
+trusted proxies. The deadline is the call's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+from foreseen.proxy.cache.freshness import NO_CONTROL, control_of
+from foreseen.proxy.predict.ask import RequestHead
+from foreseen.settings import ProxySettings
+from foreseen.web.caller import Caller, address_of
+from foreseen.web.http import TRACEPARENT
+
+_READ = frozenset(("cache-control", "traceparent", "x-request-id", "x-correlation-id", "x-forwarded-for"))
+"""The metadata that have a meaning here."""
+_PATH = b"POST /inference.GRPCInferenceService/"
+
+
+class CallMetadata(NamedTuple):
+    """The metadata of one call, those that are read; of one that is given twice both values, joined by commas."""
+
+    values: Mapping[str, str]
+    peer: str
+    seconds: float | None
+    """Until its deadline; None where it has none."""
+
+
+def read_metadata(given: Iterable[tuple[str, Any]], peer: str, seconds: float | None) -> CallMetadata:
+    """A call's metadata; `peer` as gRPC says it."""
+    values: dict[str, str] = {}
+    for name, value in given:
+        if name in _READ and type(value) is str:
+            values[name] = f"{values[name]}, {value}" if name in values else value
+    return CallMetadata(values, peer, seconds)
+
+
+def head_of(call: CallMetadata, method: str, settings: ProxySettings) -> RequestHead:
+    """What a call of `ModelInfer` or `ModelStreamInfer` asks, before its message is read."""
+    values = call.values
+    control, trace = values.get("cache-control"), values.get("traceparent")
+    if settings.ignore_client_cache_control:
+        control = None
+    seconds = settings.deadline_seconds
+    if call.seconds is not None:
+        seconds = min(call.seconds, settings.longest_deadline_seconds)
+    return RequestHead(
+        "",
+        None,
+        "grpc",
+        seconds=seconds,
+        control=NO_CONTROL if control is None else control_of(control),
+        traceparent=trace if trace is not None and TRACEPARENT.match(trace) else None,
+        caller=caller_of(call, method, settings.forwarded_hops),
+    )
+
+
+def caller_of(call: CallMetadata, method: str, hops: int) -> Caller:
+    """The caller of a call, for logs and counts."""
+    values = call.values
+    forwarded = [values["x-forwarded-for"]] if hops and "x-forwarded-for" in values else []
+    lines = [
+        b"\r\n%b: %b" % (name.encode(), values[name].encode("latin-1", "replace"))
+        for name in ("x-request-id", "x-correlation-id")
+        if name in values
+    ]
+    head = b"%b%b%b" % (_PATH, method.encode(), b"".join(lines))
+    return Caller(address_of(address_in_peer(call.peer), forwarded, hops), head)
+
+
+def address_in_peer(peer: str) -> str:
+    """The address in a peer as gRPC says it: `ipv4:127.0.0.1:50000`, `ipv6:%5B::1%5D:50000`, `unix:…`."""
+    kind, _, rest = peer.partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return "unix"
+    return unquote(rest).rpartition(":")[0].strip("[]")
