@@ -257,7 +257,7 @@ class TemplateAnswers:
     def _made(
         self, start: Hashable, served: ServedModel, lookup: Lookup, decoded: DecodedRequest, prepared: PreparedRows
     ) -> _Template | None:
-        _, protocol, length, _ = lookup.meaning
+        protocol, length = lookup.meaning[1:3]
         holes = TEMPLATES[protocol].holes(lookup.text, length, decoded, served.manifest)
         if holes is None or prepared.space is None:
             return None
@@ -288,7 +288,7 @@ class TemplateAnswers:
 
 def _start_of(lookup: Lookup) -> tuple[Hashable, bytes] | None:
     """The key of the templates that a body may be of."""
-    _, protocol, length, _ = lookup.meaning
+    protocol, length = lookup.meaning[1:3]
     dialect = TEMPLATES.get(protocol)
     start = None if dialect is None else dialect.start_of(lookup.text, length)
     return None if start is None or start > MAX_TEMPLATE_BYTES else (lookup.meaning, lookup.text[:start])
