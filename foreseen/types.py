@@ -17,6 +17,9 @@ Array = NDArray[Any]
 Key = NewType("Key", bytes)
 """The identity of one row: 32 bytes, keyed BLAKE3 over its canonical frame. Only `key.py` makes one."""
 
+Form = NewType("Form", int)
+"""Which output of a row is written, and how. Only `dialects/fragments.py` makes one."""
+
 Step = Literal["near", "far", "model", "keep"]
 Steps = frozenset[Step]
 Lane = Literal["online", "background"]

@@ -141,6 +141,17 @@ class Framer:
             parts += (self._head(index, name, datatype.code, tensor), len(raw).to_bytes(8, "little"), raw)
         return b"".join(parts)
 
+    def starts(self, row: Row, parameters: bytes) -> list[tuple[int, bytes]]:
+        """What stands before the data of each keyed input in the frame of a row of this shape: the input's place among
+        the keyed ones and these bytes, in the order of the frame."""
+        start, starts = MAGIC + len(parameters).to_bytes(4, "little") + parameters, []
+        for index, name, datatype in self._inputs:
+            tensor = row.tensors[index]
+            size = len(raw_of(tensor, datatype)).to_bytes(8, "little")
+            starts.append((index, start + self._head(index, name, datatype.code, tensor) + size))
+            start = b""
+        return starts
+
     def frames(self, rows: Sequence[Row], parameters: bytes = b"") -> list[bytes]:
         """The canonical frames of a request's rows."""
         if isinstance(rows, Columns):

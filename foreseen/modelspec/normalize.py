@@ -7,7 +7,7 @@ by default: merging inputs is a decision about a model, not about a cache.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -108,7 +108,7 @@ def _text_steps(spec: ClientInput) -> list[Step]:
 
     def change(array: Array) -> Array:
         made = np.empty(array.size, object)
-        for index, text in enumerate(texts(array, f"inputs.{spec.name}")):
+        for index, text in enumerate(texts(array.ravel(), f"inputs.{spec.name}")):
             for one in changes:
                 text = one(text)
             made[index] = text.encode()
@@ -117,9 +117,9 @@ def _text_steps(spec: ClientInput) -> list[Step]:
     return [change]
 
 
-def texts(array: Array, field: str) -> list[str]:
-    """The elements of a BYTES array as text. Raises BadInput where they are not UTF-8."""
+def texts(given: Iterable[bytes], field: str) -> list[str]:
+    """The elements of a BYTES tensor as text. Raises BadInput where they are not UTF-8."""
     try:
-        return [item.decode() for item in array.ravel()]
+        return [item.decode() for item in given]
     except UnicodeDecodeError:
         raise BadInput(f"{field}.data: is not UTF-8 text") from None

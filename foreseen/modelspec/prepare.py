@@ -7,8 +7,7 @@ without I/O; heavy (tokenizer, images), so servers run it off their event loop. 
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,12 +19,11 @@ from foreseen.modelspec.manifest import ClientInput, Manifest, seconds, wire_sha
 from foreseen.modelspec.manifest import Tokenizer as TokenizerStep
 from foreseen.modelspec.normalize import cast, steps_of, texts
 from foreseen.modelspec.rows import mask_lengths
+from foreseen.modelspec.tokens.text_memo import TextMemo, batches
 from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.tensors import raw_of
 from foreseen.protocol.wire import InputTensor
 from foreseen.types import Array, Columns, Row
-
-ENCODED_BYTES = 256 * 1024
-"""Text that is tokenized at a time."""
 
 Column = Sequence[Array]
 """One model input's tensor of every row, without the batch axis."""
@@ -36,7 +34,7 @@ class Preparer:
 
     def __init__(self, manifest: Manifest, assets: Mapping[str, bytes]) -> None:
         self._manifest = manifest
-        self._keyed = tuple(spec.name for spec in manifest.model.keyed)
+        self.keyed = tuple(spec.name for spec in manifest.model.keyed)
         self._inputs = {spec.name: spec for spec in manifest.seen.inputs}
         self._steps = {spec.name: steps_of(spec) for spec in manifest.seen.inputs}
         self._masks = {spec.trim for spec in manifest.seen.inputs if spec.trim}
@@ -49,6 +47,7 @@ class Preparer:
         self.heavy = bool(self._tokenizers) or any(spec.image for spec in manifest.seen.inputs)
 
         self.columnar = self._is_columnar()
+        self.text_only = self._text_only()
         self._texts = TextMemo()
 
     def rows(self, inputs: Sequence[InputTensor]) -> Sequence[Row]:
@@ -57,14 +56,14 @@ class Preparer:
         Where the manifest says `rows = "together"` there is one row, whose tensors keep their batch axis.
         """
         arrays = self._arrays(inputs)
-        if self.columnar and all(name in arrays for name in self._keyed):
-            return Columns([arrays[name] for name in self._keyed])
+        if self.columnar and all(name in arrays for name in self.keyed):
+            return Columns([arrays[name] for name in self.keyed])
         cut = self._manifest.model.has_rows
         columns = self._columns(arrays) if cut else {}
-        given = [name for name in self._keyed if name in (columns if cut else arrays)]
+        given = [name for name in self.keyed if name in (columns if cut else arrays)]
         if not given:
             raise BadInput(f"inputs: none is given that the model answers to; it takes {', '.join(self._inputs)}")
-        which = None if len(given) == len(self._keyed) else tuple(self._keyed.index(name) for name in given)
+        which = None if len(given) == len(self.keyed) else tuple(self.keyed.index(name) for name in given)
         if not cut:
             return [Row(tuple(arrays[name] for name in given), which)]
         if self._manifest.rows == "together":
@@ -74,7 +73,7 @@ class Preparer:
     def id_rows(self, items: Sequence[Sequence[int]]) -> Sequence[Row]:
         """The rows of token ids that were given in place of text. Raises BadInput naming the item."""
         spec = next((one for one in self._inputs.values() if one.tokenizer is not None), None)
-        if spec is None or spec.tokenizer is None or self._keyed != (spec.tokenizer.ids,):
+        if spec is None or spec.tokenizer is None or self.keyed != (spec.tokenizer.ids,):
             raise BadInput("input: the model takes text, no token ids", param="input")
         known, most = self._tokenizers[spec.name].get_vocab_size(), spec.tokenizer.max_tokens
         dtype = next(DATATYPES[i.datatype].dtype for i in self._manifest.model.keyed)
@@ -89,9 +88,9 @@ class Preparer:
     def token_count(self, rows: Sequence[Row]) -> int | None:
         """The token ids of rows, special tokens included; None where text is not tokenized here."""
         names = [one.tokenizer.ids for one in self._inputs.values() if one.tokenizer is not None]
-        if len(names) != 1 or names[0] not in self._keyed:
+        if len(names) != 1 or names[0] not in self.keyed:
             return None
-        place = self._keyed.index(names[0])
+        place = self.keyed.index(names[0])
         return sum(row.tensors[place].size for row in rows)
 
     def _is_columnar(self) -> bool:
@@ -100,6 +99,44 @@ class Preparer:
         shaped = any(spec.tokenizer or spec.image or spec.trim or spec.datatype == "BYTES" for spec in seen)
         open_ended = any(isinstance(dim, str) for spec in seen for dim in spec.shape[1:])
         return not (shaped or open_ended) and self._manifest.rows == "each"
+
+    def _text_only(self) -> ClientInput | None:
+        """The one input, where it is a text that becomes the ids of a row that stands alone."""
+        seen = self._manifest.seen.inputs
+        step = seen[0].tokenizer if len(seen) == 1 else None
+        alone = step is not None and step.pair is None and self.keyed == (step.ids,)
+        return seen[0] if alone and self._manifest.rows == "each" else None
+
+    def text_ids(self, given: list[bytes]) -> list[Array]:
+        """The ids of texts of a model that takes nothing else (`text_only`). Raises BadInput."""
+        spec = self.text_only
+        assert spec is not None
+        for step in self._steps[spec.name]:
+            array = np.empty(len(given), object)
+            array[:] = given
+            given = step(array).tolist()
+        return self._ids(spec, given)
+
+    def takes(self, name: str, datatype: str) -> bool:
+        """Whether an input has this datatype: another one is cast, or refused."""
+        return name in self._inputs and self._inputs[name].datatype == datatype
+
+    def normalization(self, name: str, row: tuple[int, ...], *, finite: bool) -> Callable[[bytes], bytes] | None:
+        """The declared steps of a numeric input over the bytes of rows of this shape; None where they change nothing.
+        `finite`: the numbers are known to be. What it makes raises BadInput."""
+        datatype, steps = DATATYPES[self._inputs[name].datatype], self._steps[name]
+        if datatype.kind == "f" and finite:  # the first step is about what is not
+            steps = steps[1:]
+        if not steps:
+            return None
+
+        def change(raw: bytes) -> bytes:
+            array: Array = np.frombuffer(raw, datatype.dtype).reshape(-1, *row)
+            for step in steps:
+                array = step(array)
+            return raw_of(array, datatype)
+
+        return change
 
     def table(self, inputs: Sequence[InputTensor]) -> list[Array]:
         """The same rows as one array per keyed input, with their batch axis: for a million rows at a time."""
@@ -162,14 +199,17 @@ class Preparer:
         return next(DATATYPES[i.datatype].dtype for i in self._manifest.model.inputs if i.name == name)
 
     def _tokens(self, spec: ClientInput, array: Array) -> list[Array]:
+        return self._ids(spec, array.ravel().tolist())
+
+    def _ids(self, spec: ClientInput, given: list[bytes]) -> list[Array]:
         assert spec.tokenizer is not None
-        dtype = self._dtype(spec.tokenizer.ids)
-        known = [self._texts.get((spec.name, text)) for text in array.ravel().tolist()]
+        known = [self._texts.get((spec.name, text)) for text in given]
         new = [at for at, ids in enumerate(known) if ids is None]
         if not new:
             return known  # type: ignore[return-value]
-        for some in _batches(new, [len(text) for text in array.ravel()[new]]):
-            asked = array.ravel()[some]
+        dtype = self._dtype(spec.tokenizer.ids)
+        for some in batches(new, [len(given[at]) for at in new]):
+            asked = [given[at] for at in some]
             encoded = self._tokenizers[spec.name].encode_batch_fast(_prompted(spec, asked))
             for at, text, one in zip(some, asked, encoded, strict=True):
                 row = np.array(one.ids, dtype)
@@ -199,7 +239,8 @@ class Preparer:
         """Ids and token types of every pair, INT64 [2, tokens]. Raises BadInput where a query leaves no room."""
         assert spec.tokenizer is not None
         tokenizer = self._tokenizers[spec.name]
-        pairs = list(zip(_prompted(spec, queries), texts(documents, f"inputs.{spec.tokenizer.pair}"), strict=True))
+        seconds_of = texts(documents.ravel(), f"inputs.{spec.tokenizer.pair}")
+        pairs = list(zip(_prompted(spec, queries), seconds_of, strict=True))
         try:
             encoded = tokenizer.encode_batch(pairs)
         except Exception as error:  # noqa: BLE001 -- tokenizers raises plain Exception; only the cut can fail
@@ -219,52 +260,6 @@ def _one_per_row(array: Array, spec: ClientInput) -> Array:
     return array
 
 
-class TextMemo:
-    """Texts of one preparation → their ids, bounded in bytes; the oldest go. The text itself is the proof: it is the
-    dictionary's key. Asked by the event loop and by threads."""
-
-    CAPACITY_BYTES = 16 * 2**20
-    MAX_TEXT_BYTES = 4096
-    OVERHEAD_BYTES = 350
-
-    def __init__(self) -> None:
-        self.bytes = 0
-        self._ids: dict[tuple[str, bytes], Array] = {}
-        self._lock = threading.Lock()
-
-    def get(self, text: tuple[str, bytes]) -> Array | None:
-        return self._ids.get(text)
-
-    def put(self, text: tuple[str, bytes], ids: Array) -> None:
-        if len(text[1]) > self.MAX_TEXT_BYTES:
-            return
-        ids.flags.writeable = False  # many requests share it
-        with self._lock:
-            if text in self._ids:
-                return
-            self._ids[text] = ids
-            self.bytes += self._size(text, ids)
-            while self.bytes > self.CAPACITY_BYTES:
-                oldest = next(iter(self._ids))
-                self.bytes -= self._size(oldest, self._ids.pop(oldest))
-
-    def _size(self, text: tuple[str, bytes], ids: Array) -> int:
-        return self.OVERHEAD_BYTES + len(text[1]) + ids.nbytes
-
-
-def _batches(places: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
-    """Places of texts, so many at a time that their tokens stay small: an encoding takes 50 times its text."""
-    batch: list[int] = []
-    room = ENCODED_BYTES
-    for place, size in zip(places, sizes, strict=True):
-        if batch and size + TextMemo.OVERHEAD_BYTES > room:
-            yield batch
-            batch, room = [], ENCODED_BYTES
-        batch.append(place)
-        room -= size + TextMemo.OVERHEAD_BYTES
-    yield batch
-
-
 def _whole(column: Column) -> Array:
     """Rows that belong together, under their batch axis again."""
     if not column:
@@ -274,7 +269,7 @@ def _whole(column: Column) -> Array:
     return np.stack(column)
 
 
-def _prompted(spec: ClientInput, asked: Array) -> list[str]:
+def _prompted(spec: ClientInput, asked: Iterable[bytes]) -> list[str]:
     """Texts as the tokenizer gets them: behind their prompt."""
     written = texts(asked, f"inputs.{spec.name}")
     prompt = spec.tokenizer.prompt if spec.tokenizer is not None else None

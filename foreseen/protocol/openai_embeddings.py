@@ -145,6 +145,11 @@ def render_reply(
     if dimensions is not None:
         made = shortened(made, dimensions)
     rows: list[Any] = [base64.b64encode(row).decode() for row in made] if encoding == "base64" else list(made)
+    return rendered_rows(rows, model, tokens)
+
+
+def rendered_rows(rows: Sequence[Any], model: str, tokens: Any) -> bytes:
+    """The body of a reply to embeddings, each a string or an array."""
     document = {
         "object": "list",
         "data": [{"object": "embedding", "index": at, "embedding": row} for at, row in enumerate(rows)],

@@ -30,6 +30,8 @@ class OutputTensor(Struct, frozen=True):
     shape: tuple[int, ...]
     raw: bytes
     binary: bool
+    text: bytes | None = None
+    """Its data as JSON, where that is at hand."""
 
 
 def render_request(
@@ -109,6 +111,8 @@ def render_response(
         if output.binary:
             head["parameters"] = {**head.get("parameters", {}), "binary_data_size": len(output.raw)}
             tails.append(output.raw)
+        elif output.text is not None:
+            head["data"] = orjson.Fragment(output.text)
         else:
             datatype, field = DATATYPES[output.datatype], f"outputs.{output.name}"
             head["data"] = json_of_raw(output.raw, datatype, elements(output.shape), field)

@@ -2,6 +2,9 @@
 
 It is synchronous: between a look-up here and joining a flight there is no `await`, so there is no race.
 
+Beside a prediction stand its outputs as text, once they were rendered: `text`. They count as bytes of near, and are not
+kept where they would take more than a share of it.
+
 S3-FIFO (Yang et al., SOSP'23): a small queue that most one-hit wonders never leave, a main queue, and a ghost of what
 was evicted from the small one. A look costs a dict look-up and a counter; nothing moves on a hit.
 """
@@ -10,25 +13,31 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 
 from msgspec import Struct
 
 from foreseen.keys.entry import NEAR_OVERHEAD_BYTES
-from foreseen.types import Key, Prediction
+from foreseen.types import Form, Key, Prediction
 
 SMALL_SHARE = 0.1
 MAX_FREQUENCY = 3
 PROMOTE_AT = 1
 """Hits in the small queue after which an entry moves to main. 1 as in most implementations; the paper says more than 1.
 On the product-recommendation trace of the benchmarks 1 is better by a few points at small sizes."""
+TEXTS_SHARE = 4
+"""Texts take one part of so many of near at most."""
+TEXT_OVERHEAD_BYTES = 150
 
 
-class _Slot(Struct, gc=False):
+class NearEntry(Struct, gc=False):
     """Nothing in it can be part of a cycle, so a full collection does not walk a million of them (250 ms)."""
 
     prediction: Prediction
     size: int
     frequency: int = 0
+    texts: tuple[tuple[Form, bytes], ...] = ()
+    """Outputs as they stand in replies."""
 
 
 class Near:
@@ -38,10 +47,11 @@ class Near:
         self.capacity_bytes = capacity_bytes
         self.bytes = 0
         self.evictions = 0
-        self._small: OrderedDict[Key, _Slot] = OrderedDict()
-        self._main: OrderedDict[Key, _Slot] = OrderedDict()
+        self._small: OrderedDict[Key, NearEntry] = OrderedDict()
+        self._main: OrderedDict[Key, NearEntry] = OrderedDict()
         self._ghost: OrderedDict[int, None] = OrderedDict()
         self._small_bytes = 0
+        self._text_bytes = 0
 
     def get(self, key: Key) -> Prediction | None:
         """The prediction of a key, fresh or not."""
@@ -57,13 +67,50 @@ class Near:
         slot = self._small.get(key) or self._main.get(key)
         return None if slot is None else slot.prediction
 
+    def entries(self, keys: Iterable[Key]) -> list[NearEntry] | None:
+        """The entries of these keys, fresh or not; None, and no use counted, where one is missing."""
+        small, main = self._small.get, self._main.get
+        entries = []
+        for key in keys:
+            entry = small(key) or main(key)
+            if entry is None:
+                return None
+            entries.append(entry)
+        for entry in entries:
+            if entry.frequency < MAX_FREQUENCY:
+                entry.frequency += 1
+        return entries
+
+    def text(self, key: Key, entry: NearEntry, form: Form, make: Callable[[Prediction, Form], bytes]) -> bytes:
+        """An output of an entry of near as it stands in replies: made at its first use, and kept where there is room
+        beside others. Raises what `make` does."""
+        for kept, text in entry.texts:
+            if kept == form:
+                return text
+        text = make(entry.prediction, form)
+        size = TEXT_OVERHEAD_BYTES + len(text)
+        if (self._text_bytes + size) * TEXTS_SHARE > self.capacity_bytes:
+            return text
+        small = self._small.get(key) is entry
+        if not small and self._main.get(key) is not entry:
+            return text
+        entry.texts = (*entry.texts, (form, text))
+        entry.size += size
+        self.bytes += size
+        self._text_bytes += size
+        if small:
+            self._small_bytes += size
+        while self.bytes > self.capacity_bytes:
+            self._evict()
+        return text
+
     def put(self, key: Key, prediction: Prediction) -> bool:
         """Keep a prediction; False where it is larger than all of near. A key that is there is replaced."""
         size = size_of(prediction)
         if size > self.capacity_bytes:
             return False
         frequency = self._drop(key)
-        slot = _Slot(prediction, size)
+        slot = NearEntry(prediction, size)
         if frequency is not None:
             slot.frequency = frequency
             self._main[key] = slot
@@ -85,7 +132,7 @@ class Near:
         self._small.clear()
         self._main.clear()
         self._ghost.clear()
-        self.bytes = self._small_bytes = 0
+        self.bytes = self._small_bytes = self._text_bytes = 0
 
     def __len__(self) -> int:
         return len(self._small) + len(self._main)
@@ -103,6 +150,7 @@ class Near:
             if slot is None:
                 return None
         self.bytes -= slot.size
+        self._text_bytes -= _text_bytes(slot)
         return slot.frequency
 
     def _evict(self) -> None:
@@ -122,6 +170,7 @@ class Near:
                 self._main[key] = slot
                 return
         self.bytes -= slot.size
+        self._text_bytes -= _text_bytes(slot)
         self.evictions += 1
 
     def _remember(self, key: Key) -> None:
@@ -129,6 +178,10 @@ class Near:
         self._ghost[hash(key)] = None
         while len(self._ghost) > len(self) + 1:
             self._ghost.popitem(last=False)
+
+
+def _text_bytes(entry: NearEntry) -> int:
+    return sum(TEXT_OVERHEAD_BYTES + len(text) for _, text in entry.texts) if entry.texts else 0
 
 
 def size_of(prediction: Prediction) -> int:

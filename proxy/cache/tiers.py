@@ -75,7 +75,7 @@ class Tiers:
     ) -> None:
         self.near = near
         self.clock = SteadyClock() if clock is None else clock
-        self.pending_bytes = 0
+        self.pending_bytes = self._evictions = 0
         self._root = root
         self._codec = codec
         self._far = far
@@ -182,10 +182,10 @@ class Tiers:
         return forgotten is not None and forgotten.at >= began
 
     def keep_near(self, key: Key, prediction: Prediction) -> bool:
-        before = self.near.evictions
         kept = bool(self.near.capacity_bytes) and self.near.put(key, prediction)
-        if self.near.evictions > before:
-            self._metrics.evictions.inc(self.near.evictions - before)
+        if self.near.evictions > self._evictions:  # kept text makes room for itself, too
+            self._metrics.evictions.inc(self.near.evictions - self._evictions)
+            self._evictions = self.near.evictions
         return kept
 
     def _keep_far(self, fresh: Sequence[tuple[Key, Prediction]], policy: Policy, stored: Callable[[], None]) -> bool:

@@ -25,11 +25,13 @@ from foreseen.proxy.predict.dialects import codecs
 from foreseen.proxy.predict.pending_request import PendingRequest
 from foreseen.proxy.predict.response_bytes import Reply, fixed_lines, lines_of
 from foreseen.proxy.predict.serve import Server
+from foreseen.proxy.predict.template_answers import TemplateHit, TemplateRequest
 from foreseen.web.caller import Caller
 from foreseen.web.http import internal
 
-REPEAT, KNOWN_BODY = "replay", "shortcut"
-"""What `Server-Timing` says of a cached reply to a whole request, and to a body."""
+REPEAT, KNOWN_BODY, KNOWN_TEMPLATE = "replay", "shortcut", "template"
+"""What `Server-Timing` says of a cached reply to a whole request and to a body, and of known rows in a known template.
+"""
 
 Reached = Callable[[Reply], None]
 
@@ -55,6 +57,7 @@ class Responder:
         self._clock = clock
         self._repeat_timing = REPEAT if server.server_timing else None
         self._body_timing = KNOWN_BODY if server.server_timing else None
+        self._template_timing = KNOWN_TEMPLATE if server.server_timing else None
 
     def find(self, name: str, version: str | None) -> ServedModel:
         """A served model. Raises UnknownModel, or ModelUnavailable for one of an upstream that cannot be served."""
@@ -110,8 +113,11 @@ class Responder:
                 if raw is not None and lookup.id is None:
                     self._cache.keep_request(raw, head, entry)
                 return self._cache.reply(entry, now, lookup.id, self._body_timing)
+            cut = self._cut(head, served, lookup, now)
+            if isinstance(cut, TemplateHit):
+                return self._template_reply(head, served, cut, now, started)
             deadline = asyncio.get_running_loop().time() + head.seconds
-            request = PendingRequest(self._server, served, head, body, lookup, started, deadline, raw)
+            request = PendingRequest(self._server, served, head, body, lookup, started, deadline, raw, cut)
             reply = request.begin()
         except Exception as error:  # noqa: BLE001 - every error becomes a reply
             return self._failed(head, error, started)
@@ -151,7 +157,10 @@ class Responder:
         served = self.find(head.model, head.version)
         entry = None if lookup.entry is None else self._valid(head, lookup.entry, now)
         if entry is None or entry.rendered is None:
-            return PendingRequest(self._server, served, head, body, lookup, started, deadline)
+            cut = self._cut(head, served, lookup, now)
+            if isinstance(cut, TemplateHit):
+                return self._template_reply(head, served, cut, now, started)
+            return PendingRequest(self._server, served, head, body, lookup, started, deadline, None, cut)
         self._count(head, entry, started)
         own = entry.decoded.output_options.id if lookup.id is None else lookup.id.decode()
         answer, length = entry.rendered.with_id(own)
@@ -183,6 +192,21 @@ class Responder:
     def _valid(self, head: RequestHead, entry: CachedBody, now: float) -> CachedBody | None:
         """An entry, where its reply may be sent to a request with this head."""
         return entry if head.control is NO_CONTROL and self._cache.is_valid(entry, now) else None
+
+    def _cut(
+        self, head: RequestHead, served: ServedModel, lookup: Lookup, now: float
+    ) -> TemplateHit | TemplateRequest | None:
+        """What is known of a body by its template, where it is not known as a whole."""
+        if lookup.entry is not None or head.control is not NO_CONTROL:
+            return None
+        return self._server.templates.answer(served, lookup, now)
+
+    def _template_reply(
+        self, head: RequestHead, served: ServedModel, hit: TemplateHit, now: float, started: float
+    ) -> Reply:
+        reply = hit.reply(now, self._template_timing)
+        self._counter.hit(head, served, hit.rows, 0, hit.saved, time.perf_counter() - started)
+        return reply
 
     def _count(self, head: RequestHead, entry: CachedBody, started: float) -> None:
         self._counter.hit(head, entry.served, len(entry.rows), 0, entry.saved, time.perf_counter() - started)

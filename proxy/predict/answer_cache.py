@@ -1,9 +1,11 @@
 """Bodies and whole requests that came before → their rows and keys, and their reply as long as it is valid.
 
-One memory, bounded in bytes, and two indexes over the same entries (a third may follow: by a body without its data):
+One memory, bounded in bytes, and two indexes over the same entries; a third, by a body without its data, is read in
+`template_answers.py`:
 
     body      the body under what its head makes of it → `CachedBody`: rows, keys and, if near had all rows, the reply
     request   the bytes of a whole request → the same entry, and the reply of this second
+    template  the body up to its data, under what its head makes of it → what is known of bodies that begin so
 
 Both are looked up by XXH3 and confirmed by comparing every byte: a hash only says where to look. Something is kept when
 it comes for the second time, so that what never comes again costs a hash. The oldest go first.
@@ -174,7 +176,7 @@ class AnswerCache:
         """Remember what a body came to when it comes for the second time."""
         if len(lookup.text) > self._longest or not self.memory.came_before(lookup.hash):
             return None
-        if lookup.id is not None and not self._is_request_id(lookup, decoded):
+        if lookup.id is not None and not self.is_request_id(lookup, decoded):
             return None
         entry = CachedBody(lookup.meaning, lookup.text, lookup.hash, served, decoded, prepared)
         self.memory.add(entry)
@@ -217,7 +219,7 @@ class AnswerCache:
         self.memory.close()
 
     @staticmethod
-    def _is_request_id(lookup: Lookup, decoded: DecodedRequest) -> bool:
+    def is_request_id(lookup: Lookup, decoded: DecodedRequest) -> bool:
         """Whether what was cut out is the request's own id, not that of something within it."""
         assert lookup.id is not None
         same = decoded.output_options.id == lookup.id.decode()

@@ -1,4 +1,5 @@
-"""What the answer cache holds, within one bound in bytes: known bodies and whole requests; the oldest go first.
+"""What the answer cache holds, within one bound in bytes: known bodies, whole requests and
+templates; the oldest go first.
 
 A body goes with the requests that carry it. Nothing is kept that came only once: its hash is remembered instead.
 """
@@ -6,7 +7,7 @@ A body goes with the requests that carry it. Nothing is kept that came only once
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import orjson
@@ -28,6 +29,8 @@ LARGE_BYTES, START_BYTES = 64 * 1024, 1024
 join, hash and compare it are three walks through memory, and this is one."""
 REQUESTS_SHARE = 3
 """Whole requests take one part of so many of the memory at most."""
+TEMPLATES_SHARE = 16
+"""Templates take one part of so many of the memory at most."""
 MAX_HASHES = 32_768
 """Hashes of what came once."""
 
@@ -99,6 +102,16 @@ class CachedRequest:
         self.second, self.reply = -1, b""
 
 
+class KeptTemplates:
+    """Templates of one beginning, and their size in bytes; the last ones first."""
+
+    __slots__ = ("listed", "size")
+
+    def __init__(self) -> None:
+        self.listed: list[Any] = []
+        self.size = 0
+
+
 class AnswerMemory:
     """The indexes, which the answer cache reads; it alone confirms what they find."""
 
@@ -108,7 +121,8 @@ class AnswerMemory:
         self.bodies: OrderedDict[int, CachedBody] = OrderedDict()
         self.large: dict[Start, CachedBody] = {}
         self.requests: OrderedDict[int, CachedRequest] = OrderedDict()
-        self._request_bytes = 0
+        self.templates: OrderedDict[Hashable, KeptTemplates] = OrderedDict()
+        self._request_bytes = self._template_bytes = 0
         self._hashes: OrderedDict[int, None] = OrderedDict()
 
     def came_before(self, hashed: int) -> bool:
@@ -146,6 +160,32 @@ class AnswerMemory:
         self.bytes += request.size
         self._fit()
 
+    def add_template(self, start: Hashable, template: Any, size: int) -> None:
+        """Keep a template in front of those of its beginning."""
+        kept = self.templates.get(start)
+        if kept is None:
+            kept = self.templates[start] = KeptTemplates()
+        kept.listed.insert(0, template)
+        self.grow_template(start, size)
+
+    def grow_template(self, start: Hashable, more: int) -> None:
+        """The templates of a beginning take so many bytes more; the oldest beginnings go."""
+        kept = self.templates.get(start)
+        if kept is None:
+            return
+        kept.size += more
+        self._template_bytes += more
+        self.bytes += more
+        while self._template_bytes * TEMPLATES_SHARE > self.capacity_bytes:
+            self.forget_templates(next(iter(self.templates)))
+        self._fit()
+
+    def forget_templates(self, start: Hashable) -> None:
+        kept = self.templates.pop(start, None)
+        if kept is not None:
+            self._template_bytes -= kept.size
+            self.bytes -= kept.size
+
     def forget_requests(self, entry: CachedBody) -> None:
         for hashed in list(entry.requests):
             self._forget_request(hashed)
@@ -153,6 +193,8 @@ class AnswerMemory:
     def close(self) -> None:
         """Keep nothing any more."""
         self.capacity_bytes = 0
+        for start in list(self.templates):
+            self.forget_templates(start)
         self._fit()
 
     def _fit(self) -> None:

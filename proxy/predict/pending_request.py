@@ -28,6 +28,7 @@ from foreseen.proxy.predict.dialects.render import RenderedBody
 from foreseen.proxy.predict.facts import AnswerFacts
 from foreseen.proxy.predict.response_bytes import Reply, fixed_lines
 from foreseen.proxy.predict.serve import Server
+from foreseen.proxy.predict.template_answers import TemplateRequest
 from foreseen.types import Answer, Key, Question
 from foreseen.web.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES
 
@@ -40,9 +41,9 @@ class PendingRequest:
     and all times it notes, are on the clock that measures durations."""
 
     __slots__ = (
-        "_began", "_decoded", "_decoded_at", "_done", "_entry", "_futures", "_id", "_is_decoded", "_keys", "_known",
-        "_leader", "_limit", "_looked", "_prepared", "_prepared_at", "_question", "_raw", "_server", "_waits", "body",
-        "deadline", "followers", "forgotten", "head", "hit", "lookup", "served", "started", "task",
+        "_began", "_cut", "_decoded", "_decoded_at", "_done", "_entry", "_futures", "_id", "_is_decoded", "_keys",
+        "_known", "_leader", "_limit", "_looked", "_prepared", "_prepared_at", "_question", "_raw", "_server",
+        "_waits", "body", "deadline", "followers", "forgotten", "head", "hit", "lookup", "served", "started", "task",
     )  # fmt: skip
     _decoded: DecodedRequest
     _prepared: PreparedRows
@@ -50,9 +51,11 @@ class PendingRequest:
 
     def __init__(
         self, server: Server, served: ServedModel, head: RequestHead, body: bytes, lookup: Lookup, started: float,
-        deadline: float, raw: bytes | None = None,
+        deadline: float, raw: bytes | None = None, cut: TemplateRequest | None = None,
     ) -> None:  # fmt: skip
-        """`lookup` is what is known of the body; `raw` are the bytes of the whole request where they may be kept."""
+        """`lookup` is what is known of the body; `raw` are the bytes of the whole request where they may be kept; `cut`
+        is what its template made of it."""
+        self._cut = cut
         self._server, self.served, self.head, self.body, self.lookup = server, served, head, body, lookup
         self.started, self._limit, self.deadline, self._raw = started, deadline, deadline, raw
         self._entry: CachedBody | None = None
@@ -202,6 +205,10 @@ class PendingRequest:
             self._id = entry.decoded.output_options.id if own is None else own.decode()
             self._decoded_at = self._prepared_at = time.perf_counter()
             return True
+        if self._cut is not None and self._cut.prepared.preparer is preparer:
+            self._take(self._cut.decoded)
+            self._use(self._cut.prepared)
+            return True
         if len(self.body) > (OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES):
             return False
         self._take(codecs.decode(self.head, self.body, self.served))
@@ -251,6 +258,9 @@ class PendingRequest:
         facts = AnswerFacts.of(answers, served, now, why, requested=no_cache)
         if plain and self._entry is not None:
             self._keep(self._entry, rendered, facts, answers)
+        if plain and self._cut is None and not self._known:
+            predictions = [answer.prediction for answer in answers]
+            server.templates.learn(served, self.lookup, decoded, self._prepared, predictions, rendered)
         if facts.result == "hit":
             self.hit = rendered, facts
         server.metrics.stages.add("render", time.perf_counter() - answered)

@@ -17,6 +17,7 @@ from foreseen.proxy.predict.counting import RequestCounter
 from foreseen.proxy.predict.dialects.decode import DecodedRequest
 from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pipeline import SLICE_ROWS, Pipeline
+from foreseen.proxy.predict.template_answers import TemplateAnswers
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Answer, Key, Question, RequestOptions, Space
 from foreseen.web.heavy import Heavy
@@ -45,6 +46,7 @@ class Server:
         self.observed = observed
         self.server_timing = server_timing
         self.purges = purges
+        self.templates = TemplateAnswers(cache, pipeline.tiers, self)
         self._observer = observer
         self.heavy = heavy or Heavy()
 

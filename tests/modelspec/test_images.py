@@ -20,7 +20,7 @@ BUILDER = sorted(
 )
 
 IMAGES = {
-    "proxy": (("foreseen.cli", "foreseen.proxy.app"), ("proxy",)),
+    "proxy": (("foreseen.cli", "foreseen.proxy.app"), ("proxy", "grpc")),
     "inference on a CPU": (("foreseen.cli", "foreseen.inference.app"), ("cpu",)),
     "models": (("foreseen.cli", *BUILDER), ("cpu", "build")),
 }

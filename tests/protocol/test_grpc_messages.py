@@ -18,7 +18,7 @@ from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.members import ReplyMembers
 from foreseen.protocol.open_inference import COMPILED, FILE, message, methods
 from foreseen.protocol.tensors import raw_of
-from foreseen.protocol.wire import OutputTensor
+from foreseen.protocol.wire_render import OutputTensor
 
 REQUEST = message("ModelInferRequest")
 VALUES: dict[str, Any] = {

@@ -18,9 +18,12 @@ from foreseen.protocol.openai_embeddings import error_document, error_headers
 from foreseen.protocol.wire import InputTensor
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.predict.ask import RequestHead
+from foreseen.proxy.predict.dialects import body_templates
+from foreseen.proxy.predict.dialects.body_templates import TemplateDialect
 from foreseen.proxy.predict.dialects.decode import DecodedRequest, decode_v1, decode_v2
-from foreseen.proxy.predict.dialects.openai_embeddings import decode_openai, named_model, render_openai
+from foreseen.proxy.predict.dialects.openai_embeddings import decode_openai, named_model, openai_skeleton, render_openai
 from foreseen.proxy.predict.dialects.render import RenderedBody, render_v1, render_v2
+from foreseen.proxy.predict.dialects.reply_skeletons import v1_skeleton, v2_skeleton
 from foreseen.types import OutputOptions, Prediction
 from foreseen.web.http import error_body as plain_error_body
 
@@ -100,6 +103,12 @@ IS_REQUEST_ID: Mapping[str, Callable[[bytes, int, bytes, int | None], bool]] = {
 }
 """Whether what was found, and equals the decoded id, is that id: body without it, place, bytes, length."""
 _OF_OPTIONS: Mapping[str, Codec] = {**CODECS, "v1-columns": CODECS["v1"]}
+TEMPLATES: Mapping[str, TemplateDialect] = {
+    "v2": TemplateDialect(body_templates.v2_start, body_templates.v2_holes, v2_skeleton),
+    "v1": TemplateDialect(body_templates.v1_start, body_templates.v1_holes, v1_skeleton),
+    "openai": TemplateDialect(body_templates.openai_start, body_templates.openai_holes, openai_skeleton),
+}
+"""How the bodies of a dialect are cut; of one that is not here each body is decoded as a whole."""
 
 
 def decode(head: RequestHead, body: bytes, served: ServedModel) -> DecodedRequest:

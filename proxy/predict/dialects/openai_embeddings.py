@@ -19,13 +19,15 @@ from foreseen.modelspec.manifest.openai_section import EmbeddingTensors, embeddi
 from foreseen.modelspec.parameters import counting
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.members import RequestMembers, canonical, reply_usage
-from foreseen.protocol.openai_embeddings import EmbeddingRequest, model_of, read_request, render_reply
+from foreseen.protocol.openai_embeddings import EmbeddingRequest, model_of, read_request, render_reply, rendered_rows
 from foreseen.protocol.strict_json import load_json
 from foreseen.protocol.tensors import array_of_raw
 from foreseen.protocol.wire import InputTensor
 from foreseen.proxy.predict.dialects.decode import DecodedRequest
+from foreseen.proxy.predict.dialects.fragments import TextForm, form
 from foreseen.proxy.predict.dialects.render import joined_rows
-from foreseen.types import EmbeddingOptions, OutputOptions, Prediction, WantedOutput
+from foreseen.proxy.predict.dialects.reply_skeletons import MARKED, ReplySkeleton, rows_skeleton
+from foreseen.types import EmbeddingOptions, Output, OutputOptions, Prediction, WantedOutput
 
 _MEMBER = re.compile(rb'"model"[ \t\r\n]*:')
 _NAME = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*"([ !#-\[\]-~]{1,256})"')
@@ -126,3 +128,18 @@ def render_openai(manifest: Manifest, predictions: Sequence[Prediction], options
     if tokens is None:
         tokens = sum(reply_usage(prediction) for prediction in predictions)
     return render_reply(vectors, model=asked.model, encoding=asked.encoding, dimensions=asked.dimensions, tokens=tokens)
+
+
+def openai_skeleton(
+    manifest: Manifest, heads: tuple[Output, ...], count: int, options: OutputOptions
+) -> ReplySkeleton | None:
+    """Of a reply whose embeddings are sent as the model made them."""
+    asked, wanted = options.embedding, options.outputs
+    assert asked is not None
+    assert wanted is not None
+    place = next((at for at, head in enumerate(heads) if head.name == wanted[0].name), None)
+    if place is None or heads[place].datatype != "FP32" or len(heads[place].shape) != 1 or asked.dimensions is not None:
+        return None
+    body = rendered_rows([MARKED] * count, asked.model, MARKED)
+    written = TextForm.BASE64 if asked.encoding == "base64" else TextForm.NESTED
+    return rows_skeleton(heads, count, body, [form(place, written)], tokens=2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ def render_v2(manifest: Manifest, predictions: Sequence[Prediction], output_opti
     """The body of an `/infer` reply. Raises BadRequest."""
     outputs, members = tensors_of(manifest, predictions, output_options)
     body, length = render_response(manifest.name, manifest.version, None, outputs, members=members)
-    before = orjson.dumps({"model_name": manifest.name, "model_version": manifest.version})[:-1]
+    before = v2_start(manifest)
     assert body.startswith(before)
     return RenderedBody(before, body[len(before) :], length)
 
@@ -62,6 +62,11 @@ def tensors_of(
         for wanted in _there(manifest, predictions, output_options)
     ]
     return outputs, _members(manifest, predictions, outputs)
+
+
+def v2_start(manifest: Manifest) -> bytes:
+    """What every `/infer` reply begins with; its id follows."""
+    return orjson.dumps({"model_name": manifest.name, "model_version": manifest.version})[:-1]
 
 
 def wanted_outputs(manifest: Manifest, output_options: OutputOptions) -> tuple[WantedOutput, ...]:
@@ -190,6 +195,11 @@ def _document_v1(
         raw, shape = joined_rows(manifest, predictions, spec)
         array = array_of_raw(raw, DATATYPES[spec.datatype], shape, wanted.name)
         columns[wanted.name] = _v1_values(array, spec)
+    return arranged_v1(columns, output_options)
+
+
+def arranged_v1(columns: Mapping[str, Any], output_options: OutputOptions) -> dict[str, Any]:
+    """A reply of columns, each of which has a value for every row. Raises BadRequest."""
     single = next(iter(columns.values())) if len(columns) == 1 else None
     if output_options.protocol == "v1-columns":
         return {"outputs": columns if single is None else single}

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from foreseen.keys.entry import NEAR_OVERHEAD_BYTES
-from foreseen.proxy.cache.near import Near, size_of
-from foreseen.types import Key, Output, Prediction
+from foreseen.proxy.cache.near import TEXTS_SHARE, Near, size_of
+from foreseen.types import Form, Key, Output, Prediction
 from foreseen.web.gc_freeze import settle
 from tests.doubles import numbered, predicted, value_of
 
@@ -156,3 +156,63 @@ def test_a_full_collection_walks_no_entry() -> None:
         assert gc.get_freeze_count() > before
     finally:
         gc.unfreeze()
+
+
+FORM, OTHER_FORM = Form(0), Form(1)
+
+
+def written(prediction: Prediction, form: Form) -> bytes:
+    return b"%d" % value_of(prediction) * (40 if form == FORM else 80)
+
+
+def test_the_text_of_an_entry_is_made_once_and_goes_with_it() -> None:
+    """Two forms of one entry are kept beside each other; a new prediction has no text of the old one."""
+    near, (key,), made = Near(100_000), numbered(1), []
+
+    def make(prediction: Prediction, form: Form) -> bytes:
+        made.append(form)
+        return written(prediction, form)
+
+    for value in (3, 4):
+        near.put(key, of(value))
+        (entry,) = near.entries([key]) or ()
+        for form in (FORM, OTHER_FORM, FORM, OTHER_FORM):
+            assert near.text(key, entry, form, make) == written(entry.prediction, form)
+    assert made == [FORM, OTHER_FORM] * 2
+    near.forget(key)
+    assert (near.bytes, near._text_bytes, near._small_bytes) == (0, 0, 0)
+
+
+def test_entries_are_all_there_or_none_is_used() -> None:
+    """A look that finds one missing leaves no trace."""
+    near, keys = Near(100_000), numbered(3)
+    for key in keys[:2]:
+        near.put(key, of(1))
+    assert near.entries(keys) is None
+    assert [slot.frequency for slot in near._small.values()] == [0, 0]
+    assert [entry.prediction for entry in near.entries(keys[:2]) or ()] == [near.peek(key) for key in keys[:2]]
+    assert [slot.frequency for slot in near._small.values()] == [1, 1]
+
+
+def test_text_is_counted_and_takes_a_share_at_most() -> None:
+    """Under any traffic: bytes are those of entries and texts, within the bound; what is left of the text's share is
+    made each time and kept nowhere."""
+    dice, near, keys = random.Random(3), Near(30_000), numbered(200)
+    for _ in range(4000):
+        key = dice.choice(keys)
+        match dice.randrange(8):
+            case 0 | 1 | 2:
+                near.put(key, of(dice.randrange(100)))
+            case 3:
+                near.forget(key)
+            case _:
+                entries = near.entries([key])
+                if entries is not None:
+                    form = dice.choice([FORM, OTHER_FORM])
+                    assert near.text(key, entries[0], form, written) == written(entries[0].prediction, form)
+        slots = [*near._small.values(), *near._main.values()]
+        assert near.bytes == sum(slot.size for slot in slots) <= 30_000
+        assert near._small_bytes == sum(slot.size for slot in near._small.values())
+        texts = sum(slot.size - size_of(slot.prediction) for slot in slots)
+        assert near._text_bytes == texts <= 30_000 / TEXTS_SHARE
+    assert near._text_bytes > 1000

@@ -44,6 +44,7 @@ class Plain:
         self.model = model
         self.stats = WorkerStats()
         self.own = Preparer(self.manifest, {})
+        self.framer = model.framer
 
     @property
     def facts(self) -> Space:

@@ -1,0 +1,307 @@
+"""Bodies of a known template → their reply, where near has every row: what `body_templates.py` cuts, answered.
+
+The way is the normal one, without the objects in between: a slice becomes bytes, bytes become frames, frames keys; near
+is asked, and what it has is judged as `Tiers.look_near` judges it; fragments of its entries are joined to the reply
+that `render` would make. A template is made of a request that went the normal way, and kept only if it brings that very
+request to the same keys and the same bytes. Where anything is not as it was, this says nothing and the request goes the
+normal way: another preparation, a purge that is not known, a row that is missing or stale, an output of another shape.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple, Protocol
+
+import orjson
+from msgspec import structs
+
+from foreseen.errors import ForeseenError
+from foreseen.protocol.typed_lists import REFUSED
+from foreseen.proxy.backend.served import ServedModel
+from foreseen.proxy.cache.freshness import fresh
+from foreseen.proxy.cache.near import NearEntry
+from foreseen.proxy.cache.tiers import Tiers
+from foreseen.proxy.predict.answer_cache import AnswerCache, Lookup
+from foreseen.proxy.predict.answer_memory import PreparedRows
+from foreseen.proxy.predict.dialects.body_templates import MAX_TEMPLATE_BYTES, BodyTemplate, timeout_in
+from foreseen.proxy.predict.dialects.codecs import TEMPLATES
+from foreseen.proxy.predict.dialects.decode import DecodedRequest
+from foreseen.proxy.predict.dialects.fragments import fragment
+from foreseen.proxy.predict.dialects.render import RenderedBody
+from foreseen.proxy.predict.dialects.reply_skeletons import ReplySkeleton
+from foreseen.proxy.predict.facts import hit_lines
+from foreseen.proxy.predict.response_bytes import Reply, fixed_lines
+from foreseen.proxy.predict.template_rows import Parsed, TemplateRows, rows_of
+from foreseen.types import Form, Key, Prediction, Space
+from foreseen.web.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES
+
+MAX_ROWS = 256
+"""More are looked up in slices, on the normal way."""
+MAX_ALIKE = 16
+"""Templates of one beginning: they are tried one after the other."""
+MAX_SKELETONS = 8
+"""Of one template whose bodies have any number of rows."""
+TEMPLATE_BYTES = 6000
+"""What one takes beside its text."""
+CREDIT, LATER = 32, 64
+"""So many templates may be made at once; each that is used for the first time, and each so many requests that had
+none, allow another: bodies that all differ in something else cost no more than they did."""
+_REFUSED = (*REFUSED, ForeseenError, ValueError)
+
+
+class TemplateHit(NamedTuple):
+    """The answer to a request whose rows near has: its reply's body, the id that belongs into it as the inside of a
+    JSON string, and what is to be said of it."""
+
+    rendered: RenderedBody
+    own: bytes | None
+    until: float
+    made_at: float
+    saved: float
+    rows: int
+
+    def reply(self, now: float, timing: str | None) -> Reply:
+        """The reply. `timing` is what `Server-Timing` says."""
+        before, after, length, id_format = structs.astuple(self.rendered)
+        member = b"" if self.own is None else id_format % self.own
+        lines = hit_lines(int(self.until - now), max(0, int(now - self.made_at)), "near", timing)
+        return Reply(200, fixed_lines(length and length + len(member)) + lines, b"".join((before, member, after)))
+
+
+class TemplateRequest(NamedTuple):
+    """A request that near cannot answer by itself: what decoding and preparation would have made of it."""
+
+    decoded: DecodedRequest
+    prepared: PreparedRows
+
+
+class InForce(Protocol):
+    """What has to be known of spaces."""
+
+    def space(self, served: ServedModel) -> Space: ...
+    def in_force(self, served: ServedModel, space: Space) -> bool: ...
+
+
+class _Template:
+    """A template, and the way that its requests' rows take. `start` is its key in the memory."""
+
+    __slots__ = ("body", "decoded", "kept", "preparer", "rows", "served", "skeletons", "space", "start", "used")
+
+    def __init__(
+        self, body: BodyTemplate, rows: TemplateRows, start: Hashable, served: ServedModel, decoded: DecodedRequest,
+        prepared: PreparedRows, space: Space,
+    ) -> None:  # fmt: skip
+        self.body, self.rows, self.start, self.served, self.decoded = body, rows, start, served, decoded
+        self.preparer, self.space, self.kept, self.used = prepared.preparer, space, False, False
+        self.skeletons: dict[int, ReplySkeleton | None] = {}
+
+    @property
+    def protocol(self) -> str:
+        return "v1" if self.decoded.output_options.protocol == "v1-columns" else self.decoded.output_options.protocol
+
+    def decode(self, slices: Sequence[bytes], parsed: Parsed, lookup: Lookup, tokens: int | None) -> TemplateRequest:
+        """What decoding and preparation would have made of a request of this template."""
+        inputs, rows = self.rows.decoded(parsed)
+        options, seconds = self.decoded.output_options, self.decoded.timeout_seconds
+        if lookup.id is not None:
+            options = structs.replace(options, id=lookup.id.decode())
+        if options.embedding is not None:
+            options = structs.replace(options, embedding=structs.replace(options.embedding, tokens=tokens))
+        for hole, text in zip(self.body.holes, slices, strict=True):
+            seconds = timeout_in(text) if hole.tensor is None else seconds
+        decoded = structs.replace(self.decoded, inputs=inputs, output_options=options, timeout_seconds=seconds)
+        return TemplateRequest(decoded, PreparedRows(self.preparer, rows))
+
+
+class TemplateAnswers:
+    """Answers requests by the templates that the answer cache holds, and makes these."""
+
+    def __init__(self, cache: AnswerCache, tiers: Tiers, server: InForce) -> None:
+        self._cache, self._memory = cache, cache.memory
+        self._tiers, self._near, self._server = tiers, tiers.near, server
+        self._credit, self._without = CREDIT, 0
+
+    def answer(self, served: ServedModel, lookup: Lookup, now: float) -> TemplateHit | TemplateRequest | None:
+        """The answer to a request whose body is not known and that asks for nothing but its rows; None where the body
+        has to be decoded."""
+        start = _start_of(lookup)
+        kept = None if start is None else self._memory.templates.get(start)
+        if kept is None:
+            return None
+        id_start = None if lookup.id is None else lookup.start
+        for template in kept.listed:
+            slices = template.body.slices(lookup.text, id_start)
+            if slices is not None:
+                break
+        else:
+            return None
+        if template is not kept.listed[0]:
+            kept.listed.remove(template)
+            kept.listed.insert(0, template)
+        if template.served is not served or served.preparer() is not template.preparer:
+            self._memory.forget_templates(template.start)
+            return None
+        try:
+            return self._answered(template, slices, lookup, now)
+        except _REFUSED:
+            return None
+
+    def _answered(
+        self, template: _Template, slices: Sequence[bytes], lookup: Lookup, now: float
+    ) -> TemplateHit | TemplateRequest | None:
+        """Raises one of `_REFUSED` where a slice is not what the template takes there."""
+        served, rows = template.served, template.rows
+        if len(lookup.text) > _longest(template) or "near" not in served.steps:
+            return None
+        for hole, text in zip(template.body.holes, slices, strict=True):
+            if hole.tensor is None:
+                timeout_in(text)
+        if not self._server.in_force(served, template.space):
+            template.space = self._server.space(served)
+            if not self._server.in_force(served, template.space):  # what was purged is not known
+                return None
+        parsed = rows.parsed(slices)
+        frames, tokens = rows.frames(parsed)
+        if not 0 < len(frames) <= MAX_ROWS:
+            return None
+        keys = self._tiers.keys_of(template.space, frames)
+        entries = self._near.entries(keys)
+        hit = None if entries is None else self._hit(template, keys, entries, lookup, tokens, now)
+        if hit is not None and not self._memory.came_before(lookup.hash):
+            return hit
+        request = template.decode(slices, parsed, lookup, tokens)
+        request.prepared.space, request.prepared.keys = template.space, keys
+        request.prepared.parameters = request.decoded.parameters
+        if hit is None or entries is None:
+            return request
+        self._keep(template, lookup, request, hit, [entry.prediction for entry in entries])
+        return hit
+
+    def _hit(
+        self, template: _Template, keys: Sequence[Key], entries: Sequence[NearEntry], lookup: Lookup,
+        tokens: int | None, now: float,
+    ) -> TemplateHit | None:  # fmt: skip
+        """The reply, where all entries are fresh and have the same outputs."""
+        heads = entries[0].prediction.outputs
+        until = made_at = math.inf
+        saved = 0.0
+        for entry in entries:
+            one = entry.prediction
+            if not fresh(one.expires_at, now) or (one.outputs is not heads and one.outputs != heads):
+                return None
+            until, made_at, saved = min(until, one.expires_at), min(made_at, one.made_at), saved + one.seconds
+        skeleton = self._skeleton(template, entries[0].prediction, len(entries))
+        if skeleton is None:
+            return None
+        near_text = self._near.text
+
+        def text(at: int, form: Form) -> bytes:
+            return near_text(keys[at], entries[at], form, fragment)
+
+        rendered = skeleton.filled(text, tokens)
+        if not template.used:
+            template.used, self._credit = True, min(CREDIT, self._credit + 1)
+        return TemplateHit(rendered, _own_id(template, lookup), until, made_at, saved, len(entries))
+
+    def _skeleton(self, template: _Template, prediction: Prediction, count: int) -> ReplySkeleton | None:
+        known = template.skeletons.get(count)
+        if known is not None and (known.heads is prediction.outputs or known.heads == prediction.outputs):
+            return known
+        if known is None and count in template.skeletons:
+            return None
+        if len(template.skeletons) >= MAX_SKELETONS:
+            template.skeletons.clear()
+        options = template.decoded.output_options
+        make = TEMPLATES[template.protocol].skeleton
+        made = template.skeletons[count] = make(template.served.manifest, prediction.outputs, count, options)
+        if made is not None and template.kept:
+            self._memory.grow_template(template.start, made.size)
+        return made
+
+    def _keep(
+        self, template: _Template, lookup: Lookup, request: TemplateRequest, hit: TemplateHit,
+        predictions: Sequence[Prediction],
+    ) -> None:  # fmt: skip
+        """A body that comes for the second time is kept with its reply, as on the normal way."""
+        entry = self._cache.keep(lookup, template.served, *request)
+        if entry is not None:
+            self._cache.keep_reply(entry, hit.rendered, predictions, template.space)
+
+    def learn(
+        self, served: ServedModel, lookup: Lookup, decoded: DecodedRequest, prepared: PreparedRows,
+        predictions: Sequence[Prediction], rendered: RenderedBody,
+    ) -> None:  # fmt: skip
+        """Make a template of a request that was answered on the normal way, where it is ordinary."""
+        self._without += 1
+        if self._without % LATER == 0:
+            self._credit = min(CREDIT, self._credit + 1)
+        start, manifest = _start_of(lookup), served.manifest
+        plain = decoded.lane == "online" and not decoded.sequence and decoded.ids is None and manifest.upstream is None
+        if self._credit <= 0 or start is None or not plain or manifest.rows != "each" or prepared.space is None:
+            return
+        try:
+            template = self._made(start, served, lookup, decoded, prepared)
+            if template is None or not self._brings(template, lookup, prepared, predictions, rendered):
+                return
+        except _REFUSED:
+            return
+        self._credit -= 1
+        kept = self._memory.templates.get(start)
+        if kept is not None and len(kept.listed) >= MAX_ALIKE:
+            kept.listed.pop()
+        sizes = [one.size for one in template.skeletons.values() if one is not None]
+        template.kept = True
+        self._memory.add_template(start, template, TEMPLATE_BYTES + template.body.size + sum(sizes))
+
+    def _made(
+        self, start: Hashable, served: ServedModel, lookup: Lookup, decoded: DecodedRequest, prepared: PreparedRows
+    ) -> _Template | None:
+        protocol, length = lookup.meaning[1:3]
+        holes = TEMPLATES[protocol].holes(lookup.text, length, decoded, served.manifest)
+        if holes is None or prepared.space is None:
+            return None
+        if lookup.id is not None and not self._cache.is_request_id(lookup, decoded):
+            return None
+        body = BodyTemplate(lookup.text, holes, None if lookup.id is None else lookup.start)
+        rows = rows_of(decoded, holes, prepared.preparer, served.framer, prepared.rows, lookup.text)
+        if rows is None or body.size > MAX_TEMPLATE_BYTES:
+            return None
+        return _Template(body, rows, start, served, decoded, prepared, prepared.space)
+
+    def _brings(
+        self, template: _Template, lookup: Lookup, prepared: PreparedRows, predictions: Sequence[Prediction],
+        rendered: RenderedBody,
+    ) -> bool:  # fmt: skip
+        """Whether the template makes of its own request what the normal way made of it."""
+        slices = template.body.slices(lookup.text, None if lookup.id is None else lookup.start)
+        if slices is None or prepared.space is None:
+            return False
+        frames, tokens = template.rows.frames(template.rows.parsed(slices))
+        if self._tiers.keys_of(prepared.space, frames) != list(prepared.keys):
+            return False
+        if any(one.outputs != predictions[0].outputs for one in predictions):
+            return True
+        skeleton = self._skeleton(template, predictions[0], len(predictions))
+        return skeleton is None or skeleton.filled(lambda at, form: fragment(predictions[at], form), tokens) == rendered
+
+
+def _start_of(lookup: Lookup) -> tuple[Hashable, bytes] | None:
+    """The key of the templates that a body may be of."""
+    protocol, length = lookup.meaning[1:3]
+    dialect = TEMPLATES.get(protocol)
+    start = None if dialect is None else dialect.start_of(lookup.text, length)
+    return None if start is None or start > MAX_TEMPLATE_BYTES else (lookup.meaning, lookup.text[:start])
+
+
+def _longest(template: _Template) -> int:
+    """Longer bodies are decoded off the event loop."""
+    return OFF_LOOP_TEXT_BYTES if template.preparer.heavy else OFF_LOOP_BYTES
+
+
+def _own_id(template: _Template, lookup: Lookup) -> bytes | None:
+    """The id of a reply, as the inside of a JSON string: the one that was cut out, or what stands in the template."""
+    if lookup.id is not None:
+        return lookup.id
+    whole = template.decoded.output_options.id
+    return None if whole is None else orjson.dumps(whole)[1:-1]
