@@ -210,7 +210,7 @@ class Proxy:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Watch the models; at the end let flights land and close every connection."""
+        """Watch the models; at the end wait for the flights and close every connection."""
         await self._look_at_far()
         if self.upstream is not None:
             watchers = [asyncio.create_task(self.upstream.follow())]
@@ -247,7 +247,7 @@ class Proxy:
         return FastConnection(manager, self.responder, self.heads, self.bodies, **options)
 
     async def known(self) -> None:
-        """Until every model has been reached and it is known what was purged."""
+        """Wait until every model has answered and the purges have been read."""
         while not all(served.ready for served in self.served.values()):  # noqa: ASYNC110 - they are looked at, too
             await asyncio.sleep(KNOWN_POLL_SECONDS)
         await self.generations.ready.wait()
@@ -257,7 +257,7 @@ class Proxy:
         return [] if self.settings.fd is None else read_children(children_file(self.settings.data))
 
     def _lost(self) -> list[str]:
-        """What does not work just now, though predictions are answered."""
+        """What does not work at the moment, although predictions are answered."""
         lost = []
         if self.far is not None and (self.far.foreign or self.far.open):
             lost.append("far (Redis): misses of near go to the models")

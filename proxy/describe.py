@@ -1,4 +1,4 @@
-"""A served model → what V2 and V1 clients read about it: metadata, config, statistics. Pure."""
+"""Describes a served model to V2, V1 and OpenAI clients: metadata, configuration, statistics. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def metadata(served: ServedModel) -> dict[str, Any]:
     version: dict[str, Any] = (
         {} if facts is None else {"digest": facts.digest, "precision": facts.precision, "provider": facts.provider}
     )
-    if facts is not None and facts.preparation is None:  # somebody else's server, which says neither of the two
+    if facts is not None and facts.preparation is None:  # another server, which reports neither of the two
         version = {"digest": facts.digest, "digest_from": facts.identity}
         if facts.worst_difference is not None:
             version["worst_difference"] = facts.worst_difference

@@ -1,4 +1,4 @@
-"""What a proxy process makes of its settings: models, far, limits, freshness, bounds of the job queue."""
+"""Builds from the settings: models, the far tier, limits, freshness, bounds of the job queue."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ COUNTED = ("/infer", ":predict", "/embeddings")
 """Routes that admit a caller themselves, since what they refuse is counted under the model's name."""
 _OPENAI_PATHS = ("/v1/embeddings", "/v1/files", "/v1/batches", "/openai/")
 FREE = ("/v2/health/live", "/v2/health/ready", "/metrics", "/metrics/{model}")
-"""Routes that no rate limits: those who ask them watch over the rest."""
+"""Routes without a rate limit: health checks and scrapes."""
 REQUEST_ID = "X-Request-Id"
 MAX_ID_CHARACTERS = 256
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
@@ -223,7 +223,7 @@ async def openai_errors(request: web.Request, handler: Handler) -> web.StreamRes
 
 @web.middleware
 async def admitted(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every request of the public listener but those that admit their callers themselves, and those of watchers."""
+    """Admission of every request on the public listener, but for routes that admit callers themselves and FREE ones."""
     route = route_of(request)
     if not route.endswith(COUNTED) and route not in FREE:
         admit(request)

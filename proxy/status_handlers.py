@@ -64,7 +64,7 @@ class StatusHandlers:
         add_get("/metrics/{model}", self.model_metrics)
 
     async def alive(self, request: web.Request) -> web.Response:
-        """Something answers here."""
+        """Whether a server answers at all."""
         return json_reply({"status": "alive"})
 
     async def server_metadata(self, request: web.Request) -> web.Response:

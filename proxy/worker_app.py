@@ -1,6 +1,4 @@
-"""Wires a worker process together and runs it: a proxy that takes its questions from the queue. It listens nowhere,
-unless its metrics are asked for.
-"""
+"""Builds and runs a worker process: a proxy that takes jobs from the queue. It listens only for scrapes, on demand."""
 
 from __future__ import annotations
 

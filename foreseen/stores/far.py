@@ -1,6 +1,6 @@
 """Commands → replies of one Redis in its cache role: bounded in time, never retried, behind a breaker. It just raises.
 
-What every request asks goes the short way of `resp.py` where it can, the rest through redis-py. Redis 6.2 commands
+What every request asks goes through our own `redis_pool.py` where it can, the rest through redis-py. Redis 6.2 commands
 only: MGET, GET, SET PX, DEL. redis-py's defaults turn a stalled Redis into a stalled proxy (5 s × 10
 retries, measured), hence `Retry(NoBackoff(), 0)` and short timeouts. A call that times out closes its connection, so
 that no late reply is read by the next caller; the entry's own key would show it if one were.

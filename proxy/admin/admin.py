@@ -1,4 +1,4 @@
-"""The operators' token: compared in constant time, required by every operators' route; every call is logged."""
+"""The admin token: required by every operators' route, compared in constant time; every call is logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request → where every row's entry is, or why it would be a miss. Asks no model and changes nothing."""
+"""Explains a request row by row: which tier holds the entry, or why the row would be a miss. Asks no model."""
 
 from __future__ import annotations
 

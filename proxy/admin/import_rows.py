@@ -1,7 +1,8 @@
-"""Rows with the outputs that a batch run computed → entries, for operators; no model is asked.
+"""Imports rows with outputs that a batch run computed, as cache entries. For operators; no model request.
 
-The body is a V2 request: the model's inputs, its outputs as further inputs called `output.NAME`, and in the parameter
-`digest` which model computed them. `foreseen.made_at` and `foreseen.seconds` may say when, and at what cost, each was.
+The body is a V2 request: the model's inputs, its outputs as further inputs called `output.NAME`, and the parameter
+`digest`, the version of the model that computed them. Optional inputs `foreseen.made_at` and `foreseen.seconds` hold
+each row's time of computation and its cost.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ async def import_rows(
 ) -> list[int]:
     """Store what is not there yet; the numbers of the rows that were. Raises FarUnavailable: nothing is promised then.
 
-    It returns when far has them: whoever imports goes on with the next rows and never comes back to these.
+    It returns when far has stored them: an importer sends the next rows then and never repeats these.
     """
     tiers, model = pipeline.tiers, pipeline.models[space.model]
     keys = tiers.keys(space, model.framer, rows, parameters)

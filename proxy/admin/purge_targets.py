@@ -1,8 +1,7 @@
 """Resolves the target of a purge to model names or digests; an unknown name is an error.
 
 Known are: models and digests that this proxy serves, those that any proxy on the state store served or purged, and
-artifacts in the data directory. An
-operator who must delete data relies on a misspelt name not being reported as purged.
+artifacts in the data directory. A misspelt name is never reported as purged: operators delete personal data this way.
 """
 
 from __future__ import annotations

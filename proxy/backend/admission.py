@@ -1,12 +1,11 @@
-"""Rows that want to be computed → their turn, first come first served, or a refusal that comes at once.
+"""Admission control of cache misses: rows wait for the model first come first served, or are refused at once.
 
-A model computes so many rows in a second; whatever else arrives waits. Waiting that ends after the deadline is work for
-nobody: the answer comes too late, is asked for again, and a cold cache stays cold (Bronson et al., HotOS'21). So what
-cannot make it by its deadline is refused before it waits, with the time after which it would. Hits never come here.
+A row whose answer would come after its deadline is wasted work: the client asks again, and a cold cache stays cold
+(metastable failures, Bronson et al., HotOS'21). Such a row is refused before it waits, with the time after which it
+would be admitted. Hits never pass here.
 
-How fast the model is shows only while it is busy, so the rate is taken from the moment that somebody waits until one is
-done and nobody waits. Rows that are being computed count as done: as long as the model has not shown what it can do, it
-is trusted.
+The model's speed shows only while it is busy. So the rate is measured from the moment that a row waits until a row is
+done and none waits. Rows that are being computed count as done: a model without a measurement is taken to be fast.
 """
 
 from __future__ import annotations
@@ -109,7 +108,7 @@ class Admission:
             self._since = None
 
     def _let_in(self) -> None:
-        """Online before background; within a lane nobody overtakes, so that large ones have their turn too."""
+        """Online before background; within a lane first come first served, so that large requests are not starved."""
         for lane in LANES:
             queue = self._queues[lane]
             while queue and self.inside + queue[0][0] <= self.limit:

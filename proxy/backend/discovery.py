@@ -1,8 +1,8 @@
-"""A V2 server's address → its models as models of this proxy: found at start, followed while they change.
+"""Serves the models of an upstream server: finds them at start and follows their changes.
 
-A model that appears there appears here; one whose rows prove independent is keyed by the row from then on; one
-whose signature changes is another model under the same name. What is put in force is a new `ServedModel`, so that a
-request that is under way ends under the manifest that it was decoded by.
+A new model there is served here. A model whose rows prove independent is keyed by the row from then on. A changed
+signature makes another model under the same name. Each change puts a new `ServedModel` in force, so a request that is
+under way ends under the manifest that it was decoded by.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from foreseen.stores.redis_urls import shown
 log = structlog.get_logger()
 
 FIND_SECONDS = 3.0
-"""How long a process waits at its start for a server that is starting, too."""
+"""How long a process waits at its start for an upstream that is starting as well."""
 LOOK_SECONDS = 5.0
-"""For models that are new there."""
+"""Between two looks for new models."""
 REMIND_SECONDS = 60.0
 """Between two lines in the log about a problem that stays."""
 SIDE_BY_SIDE = 8
-"""Models that are looked at side by side: one whose metadata do not come holds no other up for long."""
+"""Models whose metadata are read concurrently, so that a server that hangs on one delays the others little."""
 
 Serve = Callable[[UpstreamMetadata, V2Server], ServedModel]
 
@@ -74,8 +74,7 @@ class Upstream:
         self._logged: dict[str, tuple[str, float]] = {}
 
     async def find(self) -> None:
-        """Serve what the server has now; wait a few seconds where that is not what is wanted, then go on all the same:
-        `follow` serves it when it comes."""
+        """Serve the models that the server has now; wait a few seconds for missing ones, then `follow` does."""
         until = asyncio.get_running_loop().time() + FIND_SECONDS
         while True:
             await self.look()
@@ -84,7 +83,7 @@ class Upstream:
             await asyncio.sleep(WATCH_SECONDS_AT_START)
 
     async def follow(self) -> None:
-        """Keep `served` as the server is, for ever."""
+        """Keep `served` up to date with the server, until cancelled."""
         try:
             while True:
                 for name in self.served:
@@ -275,7 +274,7 @@ def in_front_of(
     trials: IsolationLock | None = None,
     server: V2Server | None = None,
 ) -> ServedModel:
-    """A model of somebody else's server; `manifest` is the operator's own word on it."""
+    """A model of another server; `manifest` is what the operator declares of it."""
     options: dict[str, Any] = {
         "manifest": manifest,
         "digest": (manifest.digest if manifest is not None else None) or settings.upstream_digest,

@@ -109,11 +109,11 @@ class ModelProcess(ModelClient):
         return [answered[at] for at in range(len(rows))]
 
     async def facts(self) -> ModelFacts:
-        """What the process says of itself. Raises ModelUnavailable unless it is there and ready."""
+        """What the process reports about itself. Raises ModelUnavailable unless it is reachable and ready."""
         return self._facts(await self._metadata())
 
     async def _metadata(self) -> dict[str, Any]:
-        """Its V2 metadata. Raises ModelUnavailable unless it is there and ready."""
+        """Its V2 metadata. Raises ModelUnavailable unless it is reachable and ready."""
         return await read_metadata(self._client(), self._base, self._manifest.name)
 
     def _facts(self, metadata: dict[str, Any]) -> ModelFacts:
@@ -156,7 +156,7 @@ class ModelProcess(ModelClient):
         """Which version of the model made a reply. Raises ModelFailed where it belongs to another question."""
         digest = response.parameters.get("digest")
         if not isinstance(digest, str):
-            raise ModelFailed(f"model {self._manifest.name!r}: the reply does not say its digest")
+            raise ModelFailed(f"model {self._manifest.name!r}: the reply names no digest")
         return digest
 
     def _firsts(self, rows: int | None) -> Mapping[str, int | None]:

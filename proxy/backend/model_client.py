@@ -44,7 +44,7 @@ class ModelClient:
     """The connections to one model's server. Subclasses for other kinds of server override how one is asked."""
 
     ours = True
-    """Whether it is our own model process: it batches rows of several requests by itself, and says what each took."""
+    """Whether it is our own model process, which batches rows of several requests and reports what each row took."""
 
     def __init__(self, model: str, address: str, *, requests: int, on_send: Callable[[], None]) -> None:
         """At most `requests` are under way at a time; `on_send` is called before each."""
@@ -65,7 +65,7 @@ class ModelClient:
                 reply.raise_for_status()
                 return await reply.read()
         except (aiohttp.ClientError, OSError, TimeoutError):
-            raise ModelUnavailable(f"model {self._model!r} tells no metrics") from None
+            raise ModelUnavailable(f"model {self._model!r}: its metrics cannot be read") from None
 
     def renew(self) -> None:
         """Another process has taken the address over: no connection to the old one is used any more."""
@@ -121,7 +121,7 @@ class ModelClient:
         if self._session is None:
             connector: aiohttp.BaseConnector
             if self._address.startswith("unix:"):
-                # a new connection each, as they are few and ask who is there now
+                # few requests, each on a new connection: they check which process is there now
                 connector = aiohttp.UnixConnector(self._address.removeprefix("unix:"), limit=0, force_close=True)
             else:
                 connector = aiohttp.TCPConnector(limit=0)

@@ -1,4 +1,4 @@
-"""The V2 metadata of our own model process, and the facts that it states there."""
+"""Reads the V2 metadata of our own model process, and the facts in its `parameters`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROBE_SECONDS = 2.0
 
 
 class ModelFacts(Struct, frozen=True):
-    """What a model process says of itself in its metadata's `parameters`."""
+    """What a model process reports in its metadata's `parameters`."""
 
     digest: str
     preparation: str | None = ""

@@ -1,4 +1,4 @@
-"""An upstream's address → what its server speaks: V2, text-embeddings-inference's API or OpenAI's."""
+"""Detects which API an upstream server speaks: V2, text-embeddings-inference's or OpenAI's."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""How many requests may be sent a second time: a share of those that were sent once, and no more.
+"""A retry budget: how many requests may be sent a second time, as a share of those sent once.
 
-A process that breaks connections is about to be overloaded or dead; sending everything twice would see to either.
+A process that breaks connections is near overload; unlimited retries would double its load.
 """
 
 from __future__ import annotations

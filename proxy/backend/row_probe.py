@@ -1,7 +1,7 @@
 """Whether the rows of another server's model are independent of their batch: random rows, asked alone and together.
 
-A model whose rows depend on each other must not be cached by the row. Nothing in its metadata says so, so it is tried:
-the same rows alone, in one batch, and in the reverse order. What is found holds for the version that answered.
+A model whose rows depend on each other must not be cached by the row. Metadata do not say so. The probe
+sends the same rows alone, in one batch and in the reverse order; its result holds for the version that answered.
 """
 
 from __future__ import annotations

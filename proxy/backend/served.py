@@ -1,8 +1,8 @@
-"""What one model is to the proxy: manifest, preparation, process and the space that is in force.
+"""One model as the proxy serves it: manifest, preparation, process and the key space in force.
 
-A watcher asks the process who it is until it is ready, and keeps asking: a new digest is a new space. Preparation
-(tokenizer, normalization) runs here while the digest is the process's word, so the two compare notes: a process that
-was built with another preparation is not asked.
+A watcher reads the process's metadata again and again: a new digest is a new space. Preparation (tokenizer,
+normalization) runs in the proxy, and the digest comes from the process. So both compare the digest of the preparation:
+a process that was built with another one gets no requests.
 """
 
 from __future__ import annotations
@@ -108,17 +108,17 @@ class ServedModel:
 
     @property
     def preparation(self) -> str:
-        """What rows are prepared by, as a digest; empty where nobody has said."""
+        """The digest of what rows are prepared by; empty while it is not known."""
         return self._preparation or ""
 
     def preparer(self) -> Preparer:
-        """Raises ModelUnavailable until the preparation is known to be the process's own."""
+        """Raises ModelUnavailable until the preparation is known to be that of the process."""
         if self._preparer is None:
             raise ModelUnavailable(f"model {self.manifest.name!r} is not ready: {self.why}")
         return self._preparer
 
     async def refresh(self) -> None:
-        """Ask the process who it is; a digest that differs is in force from now on.
+        """Read the process's metadata; a digest that differs is in force from now on.
 
         A process that cannot be reached keeps the facts that it had: its answers stay valid, hits keep flowing.
         """

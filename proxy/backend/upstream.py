@@ -1,9 +1,9 @@
-"""A V2 server that is not ours → a model of this proxy: its metadata become a manifest and a digest, and it is asked.
+"""A model on another V2 server: its metadata become a manifest and a digest.
 
-What such a server does not say is not assumed. Rows go together, one key per request, until a probe has shown that
-they do not depend on each other. Replies carry no digest, so the answer's version is what the metadata say (as a
-whole), what the reply itself calls its `model_version`, and a string that the operator declares. A change that shows in
-none of these cannot be seen; where there is not even a version to look at, log and metadata say `unobservable`.
+Nothing is assumed that the server does not state. A request is one key until a probe has shown that its rows do not
+depend on each other. Replies carry no digest. So the version of an answer is made of the whole metadata, the reply's
+`model_version` and a string that the operator declares. A change that shows in none of these cannot be noticed; where
+there is no version at all, log and metadata say `unobservable`.
 """
 
 from __future__ import annotations
@@ -219,8 +219,7 @@ class UpstreamProcess(ModelProcess):
         return False
 
     def _parts(self, rows: Sequence[Row]) -> list[Sequence[int]]:
-        """Rows of the same inputs and of one shape go together: nobody knows what padding would do, unless a mask takes
-        it off again."""
+        """Rows of the same inputs and of one shape go together: without a mask, padding might change their answers."""
         masked = any(spec.role == "mask" for spec in self._signature.inputs)
         complete = all(row.given is None for row in rows)
         if (masked and complete) or self._together(rows):

@@ -1,4 +1,4 @@
-"""A foreign V2 server's metadata of a model → a manifest, or what is missing in them. Pure."""
+"""Turns another V2 server's metadata of a model into a manifest, or reports what they lack. Pure."""
 
 from __future__ import annotations
 

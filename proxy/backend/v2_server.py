@@ -1,4 +1,4 @@
-"""A V2 server that is not ours, asked for its models; where a reply is of no use, what is wrong and what to do."""
+"""A client that lists the models of another V2 server; an unusable reply becomes an error with its fix."""
 
 from __future__ import annotations
 

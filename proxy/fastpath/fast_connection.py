@@ -6,7 +6,7 @@
 
 The first two are taken only between requests: the last one is answered, every byte that came is accounted for, and the
 bytes at hand are one whole request and no more. While a request is under way here, what arrives is held back, with the
-socket's reading paused, and taken up in order afterwards. So each byte is read by one party, once, in order.
+socket's reading paused, and taken up in order afterwards. So each byte is read once, in order, by aiohttp or here.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class FastConnection(Connection):
         self._answer(head, b"".join(held) if lookup is None else lookup.text, None, lookup)
 
     def _caller(self, head: bytes) -> Caller:
-        """Who sends the request that begins with these bytes."""
+        """The caller of the request that begins with these bytes."""
         if self._peer is None:
             self._peer, self._hops = peer_of(self.transport), self.forwarded_hops
         return Caller(address_in(head, self._peer, self._hops) if self._hops else self._peer, head)

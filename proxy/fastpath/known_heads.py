@@ -1,12 +1,13 @@
-"""Request heads that aiohttp has accepted ↔ what they ask: recognised by equality, without a second parser.
+"""Known request heads: heads that aiohttp has accepted, recognised by equality, without a second parser.
 
-A head is the bytes up to the body: request line and headers. One is learned where aiohttp read it as exactly one
-request, that request was answered, and nothing in it makes the request more than a question (`may_be_learned`). The
-same bytes again ask the same. Only two things may differ. The digits of `Content-Length`, since every body has its own
-length: they stand where they stood, behind the same bytes and before the same, are plain (no sign, no leading zero) and
-few, so there is one way to read them. And the values of headers that meshes and tracers give each request anew, which
-decide about nothing here (`TRACES`): printable characters in one line, read by nobody but for a well-formed
-`traceparent`.
+A head is the bytes up to the body: request line and headers. It is learned once aiohttp has read it as exactly one
+request, the request was answered, and no header decides about more than the reply (`may_be_learned`). Equal bytes then
+have an equal meaning. Two things may differ:
+
+- The digits of `Content-Length`. They stand at the same place between the same bytes, without sign or leading zero, so
+  there is one way to read them.
+- The values of tracing headers (`TRACES`), which meshes set per request and which decide about nothing here: printable
+  characters in one line, of which only a well-formed `traceparent` is read.
 """
 
 from __future__ import annotations

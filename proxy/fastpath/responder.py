@@ -1,4 +1,4 @@
-"""(what a head asks, a body) → its reply, counted and logged, whatever becomes of it. Errors become replies here.
+"""Answers predict requests: each gets a reply, is counted and logged. Errors become replies here.
 
 Requests that aiohttp reads and those whose head a connection knows (`fast_connection.py`) are answered alike: the fast
 way where the answer cache has a valid reply, else the normal one (`PendingRequest`).

@@ -6,8 +6,8 @@ A line is a V2 request that names its model, or wraps a request as batches of Op
     {"custom_id": "b", "method": "POST", "url": "/v1/models/minilm:predict", "body": {"instances": [...]}}
     {"custom_id": "c", "method": "POST", "url": "/v1/embeddings", "body": {"model": "minilm", "input": "..."}}
 
-`custom_id` is the caller's name for it. The body of a request stays the bytes that it is, so that a line asks exactly
-what the same bytes would ask by themselves.
+`custom_id` is the caller's name for it. The body of a request is passed on byte by byte, so that a line asks exactly
+what the same request would ask over HTTP.
 """
 
 from __future__ import annotations

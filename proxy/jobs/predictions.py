@@ -1,7 +1,7 @@
 """The asynchronous pattern over HTTP: `Prefer: respond-async` returns 202 and a ticket to poll, stream or cancel.
 
 The routes are `/v2/predictions/{id}` and its `/result`. `Prefer` is RFC 7240: `respond-async` asks for a ticket where
-the answer is not at hand, `wait=N` waits so many seconds for a prediction to end.
+the answer is not in the cache, `wait=N` waits so many seconds for a prediction to end.
 Server-sent events follow the HTML standard; an event's id is the version of the prediction, so that `Last-Event-ID`
 goes on where a reader was cut off.
 """

@@ -1,6 +1,6 @@
 """Prefork for job workers: the parent loads the program, a forked child works, a killed child is replaced.
 
-Loading the program takes the better part of a second of a core, and on a busy machine many; a fork takes milliseconds.
+Loading the program takes most of a second of CPU, on a busy machine many seconds; a fork takes milliseconds.
 The parent holds no threads, no connections and no event loop.
 """
 

@@ -1,6 +1,6 @@
-"""Headers that say how a ticket is asked for: `Prefer`, `Idempotency-Key`, `Foreseen-Webhook`.
+"""Parses the headers of ticket requests: `Prefer`, `Idempotency-Key`, `Foreseen-Webhook`.
 
-`Prefer` is RFC 7240: `respond-async` asks for a ticket where the answer is not at hand, `wait=N` waits so many seconds
+`Prefer` is RFC 7240: `respond-async` asks for a ticket where the answer is not cached, `wait=N` waits so many seconds
 for a prediction to end; all else in it is ignored. `Idempotency-Key` follows the IETF's draft of that name: a quoted
 string, or, as most clients have it, a bare one.
 """

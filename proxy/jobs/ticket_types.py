@@ -19,7 +19,7 @@ class TicketOptions(Struct, frozen=True):
     fingerprint: bytes = b""
     at_once: bool = True
     caller: str | None = None
-    """Who asks, and is held to a share of the queue: the client's address, until there are tenants."""
+    """The caller that is held to a share of the queue: the client's address, until there are tenants."""
 
 
 PLAINLY = TicketOptions()

@@ -1,8 +1,7 @@
-"""A question that may be answered later ↔ a job in the queue, a ticket for its caller, and the answer in the end.
+"""Submits questions as jobs of the queue, issues tickets for them, and fetches the answers.
 
-A job is tenant + keys: the same question, asked while the job is under way or as long as its result is fresh, gets a
-ticket of the same job. A ticket is a job and its caller's output options; its id is all that it takes to fetch the
-answer.
+A job is identified by tenant and keys: an equal question gets a ticket of the same job while the job is under way or
+its result is fresh. A ticket is a job and its caller's output options; its id alone gives access to the answer.
 """
 
 from __future__ import annotations

@@ -1,20 +1,19 @@
-"""Bodies and whole requests that came before → their rows and keys, and their reply as long as it is valid.
+"""The answer cache: rows, keys and replies of bodies and whole requests that came before.
 
-One memory, bounded in bytes, and two indexes over the same entries; a third, by a body without its data, is read in
-`template_answers.py`:
+Two indexes over the same entries, held within a bound in bytes (`answer_memory.py`); a third, by a body without its
+data, is read in `template_answers.py`:
 
     body      the body under what its head makes of it → `CachedBody`: rows, keys and, if near had all rows, the reply
     request   the bytes of a whole request → the same entry, and the reply of this second
     template  the body up to its data, under what its head makes of it → what is known of bodies that begin so
 
-Both are looked up by XXH3 and confirmed by comparing every byte: a hash only says where to look. Something is kept when
-it comes for the second time, so that what never comes again costs a hash. The oldest go first.
+Both are looked up by XXH3 and confirmed by comparing every byte. A body or request is kept when it comes for the second
+time, so one that never comes again costs a hash only.
 
 Clients give each request an `id` of its own, so a body is compared without it (`foreseen/protocol/request_id.py`).
 
-A reply is as good as the near entries behind it. At every hit they are looked up by their full identities and must be
-the very predictions that the reply was rendered from, all fresh, in the space in force, of the same served model, which
-says the same of itself (`is_valid`).
+A reply is valid as long as the near entries behind it are (`is_valid`). Every hit looks them up by full keys. They
+must be the predictions that the reply was rendered from, fresh, in the space in force, of the same served model.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ class Purges(Protocol):
 
     @property
     def worked_out(self) -> Mapping[tuple[str, str], int]:
-        """What `of` would say, where it is at hand."""
+        """What `of` returns, for the spaces whose generation is known already."""
 
     def of(self, model: str, digest: str) -> int | None:
         """The generation of a model's space; None as long as it cannot be known."""
@@ -132,7 +131,7 @@ class AnswerCache:
         if facts is not entry.facts:
             if facts is None or facts != entry.facts:
                 return False
-            entry.facts = facts  # asked anew each second, it says the same
+            entry.facts = facts  # read again each second, they are equal
         assert facts is not None
         generation = self._purges.worked_out.get((model, facts.digest))
         if generation is None:
@@ -214,7 +213,7 @@ class AnswerCache:
         self.memory.add_request(CachedRequest(raw, hashed, structs.replace(head, caller=None), entry))
 
     def close(self) -> None:
-        """Keep nothing any more: a worker that is about to end has to say so with every answer."""
+        """Keep nothing any more: replies of a worker that ends carry `Connection: close`, and cached ones do not."""
         self._longest = 0
         self.memory.close()
 

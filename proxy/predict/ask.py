@@ -1,4 +1,4 @@
-"""What a request's head asks of the predict routes: the noun that both roads of a request share."""
+"""What a request's head asks of the predict routes; both ways of answering take it."""
 
 from __future__ import annotations
 
@@ -26,4 +26,4 @@ class RequestHead(Struct, frozen=True):
     control: Control = NO_CONTROL
     traceparent: str | None = None
     caller: Caller | None = None
-    """Who sent it; None of what is kept for later requests."""
+    """The sender; None in heads that are kept for later requests."""

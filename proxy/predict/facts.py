@@ -1,4 +1,4 @@
-"""A question's answers → what they have in common: result label, `Cache-Status`, `Age`, `Server-Timing`. Pure."""
+"""Sums up a request's answers: result label, `Cache-Status`, `Age`, `Server-Timing`. Pure."""
 
 from __future__ import annotations
 

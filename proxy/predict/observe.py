@@ -1,6 +1,6 @@
-"""An observed model always answers itself; what the cache would have said is compared, counted, and never sent.
+"""Observation (shadow mode): the model answers every request; the cache's answer is compared and counted, never sent.
 
-So somebody can put Foreseen in front of a service and see what it would do before trusting it.
+Operators can so measure what the cache would do for a service before they let it answer.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     decode → prepare → key → near → flight → far → model → keep → render
 
-`begin` goes as far as one turn of the event loop allows: where near has every row that is all of it, and the reply is
-there. Else the request waits for flights, and `finish` has the reply when they have ended. What needs more than that,
-a large body, a question that goes past the cache, a digest that moved meanwhile, is what `answer` awaits.
+`begin` does what one turn of the event loop allows: if near has every row it returns the reply. Else the request waits
+for flights, and `finish` returns the reply when they have ended. `answer` awaits whatever else a request needs: a large
+body, a question that bypasses the cache, a digest that moved meanwhile.
 """
 
 from __future__ import annotations

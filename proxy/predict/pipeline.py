@@ -1,4 +1,4 @@
-"""near → flight → far → model → keep: how a question becomes answers. Read this file first.
+"""near → flight → far → model → keep: how the rows of a question get their answers. Read this file first.
 
     key     each row's frame becomes its identity
     near    this process's memory
@@ -116,7 +116,7 @@ class Pipeline:
                 return answers
 
     def begin(self, question: Question, keys: Sequence[Key]) -> tuple[LookResult, Mapping[Key, Wait]]:
-        """near, then flight for what it lacks: all of a question that needs no waiting. What near has, and what the
+        """near, then flight for the rows that near lacks: the part without waiting. Returns what near has, and what the
         other rows wait for. Raises Overloaded."""
         started = time.perf_counter()
         looked = self._look_near(question, keys)
@@ -365,7 +365,7 @@ class Pipeline:
         return [Prediction(p.outputs, p.data, p.digest, now, expiry_of(now, policy), p.seconds) for p in predictions]
 
     async def bypass(self, question: Question) -> list[Answer]:
-        """Past all tiers and flights: for models whose answers are not cached, and for observed ones."""
+        """Ask the model without tiers and flights: for models that are not cached, and for observed ones."""
         started = time.perf_counter()
         space, rows = question.space, question.rows
         _check_new(len(rows))
@@ -377,7 +377,7 @@ class Pipeline:
         return [Answer(prediction, "bypass", trip=trip) for prediction in predictions]
 
     def count_background(self, model: str, results: Iterable[str]) -> None:
-        """What became of rows of jobs; those of requests are counted where they are replied to."""
+        """Count the results of jobs' rows; `counting.py` counts those of requests."""
         for result, rows in Counter(results).items():
             self._metrics.background_rows.labels(model, result).inc(rows)
 

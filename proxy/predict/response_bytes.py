@@ -1,4 +1,4 @@
-"""A reply's parts → its bytes on the wire, in the order in which aiohttp writes them."""
+"""Writes a reply's status line and headers as bytes, in the order in which aiohttp writes them."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def versions(installed: Callable[[str], str] = version) -> Iterator[Finding]:
             low.append(f"{floor[1]} {have} is below {floor[2]}")
     python = ".".join(map(str, sys.version_info[:3]))
     if low:
-        fix = "install foreseen anew into an environment of its own"
+        fix = "install foreseen into a new environment of its own"
         yield Finding("must", "versions", ", ".join(low), fix)
     else:
         yield Finding("ok", "versions", f"foreseen {installed('foreseen')}, Python {python}, libraries at their floors")
@@ -51,7 +51,7 @@ def versions(installed: Callable[[str], str] = version) -> Iterator[Finding]:
 def interpreter(fast: bool) -> Iterator[Finding]:
     """Only a fault: the Python version is part of the finding on the libraries."""
     if not fast:
-        fix = "take the distribution's Python, or build yours with --enable-optimizations; make the environment anew"
+        fix = "take the distribution's Python, or build yours with --enable-optimizations; then make a new environment"
         yield Finding("note", "interpreter", "Python was built without its profile: it takes 1.4 times as long", fix)
 
 

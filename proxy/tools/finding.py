@@ -1,4 +1,4 @@
-"""A finding of `foreseen doctor`: what was checked, what was seen and, unless it is well, the fix."""
+"""A finding of `foreseen doctor`: what was checked, what was found and, unless it is ok, the fix."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Frames and keys of the rows in a request file, made by the proxy's own code; for `foreseen key` and `explain`.
+"""Computes frames and keys of a request file with the proxy's own code, for `foreseen key` and `explain`.
 
-The key's space needs the model digest, which only the model's process can say (it names provider, processor family and
-runtime): it is asked over its socket, unless the digest is given.
+The key's space needs the model digest. Only the model's process knows it (it names provider, processor family and
+runtime), so it is read over the socket unless it is given.
 """
 
 from __future__ import annotations

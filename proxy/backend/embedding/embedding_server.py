@@ -1,7 +1,7 @@
-"""An embedding server that is not ours, asked for its models; what an adapter for its API has to say. No V2.
+"""A client of embedding servers that do not speak V2, and what an adapter for such an API has to provide.
 
-The adapters (`openai_upstream.py`, `tei_upstream.py`) name routes and fields. What is found is shown as V2 metadata of
-a model `text` [rows] → `embedding` [rows, d], so that the rest of the proxy treats it as any other model.
+The adapters (`openai_upstream.py`, `tei_upstream.py`) name routes and fields. Models are described as V2 metadata of a
+model `text` [rows] → `embedding` [rows, d], so that the rest of the proxy treats it as any other model.
 """
 
 from __future__ import annotations

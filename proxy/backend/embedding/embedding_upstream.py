@@ -1,4 +1,4 @@
-"""A model of an embedding server → a model of this proxy: texts are sent, its embeddings are read and checked.
+"""A model on an embedding server: sends texts, reads and checks the embeddings.
 
 Requests are split at the server's limit on a batch. Whether rows are independent is judged by the cosine: servers on
 GPUs answer the same text with vectors that differ by 1e-4 a component, and 1 − cos is then 1e-7.

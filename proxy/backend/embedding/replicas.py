@@ -1,7 +1,7 @@
 """Replicas of one embedding server: the one with the fewest requests under way is asked; a failed one is left out.
 
-One that has failed is asked for its metadata with every look at the model, and is asked for embeddings again once it
-answers as the others do. A replica whose metadata differ has another version, and is left out as well.
+A failed replica is used again once its metadata can be read and equal the others'. They are read at every look at the
+model. A replica whose metadata differ has another version and is left out as well.
 """
 
 from __future__ import annotations

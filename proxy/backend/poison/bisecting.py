@@ -1,4 +1,4 @@
-"""Poison isolation: the rows that a model refuses or that end its process are found, and do not cost others an answer.
+"""Poison isolation: finds the rows that a model refuses or that crash its process, so that other rows get answers.
 
 A request holds rows of many callers. Where the model refuses one (4xx, 5xx), its halves are asked, so that one bad row
 of 64 is found with 12 requests. Where the process ends, its rows are asked one by one, each alone in the process; a row

@@ -1,4 +1,4 @@
-"""A request's bytes → what is asked and how the answer is to look, for V2 and V1. Pure.
+"""Decodes V2 and V1 bodies: tensors, parameters, output options. Pure.
 
 V1 sources: TensorFlow Serving's REST API (`instances`, columnar `inputs`, `b64`) and KServe's V1 protocol.
 """

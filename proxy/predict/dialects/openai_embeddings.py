@@ -1,6 +1,6 @@
-"""OpenAI's embeddings API as a dialect: a body → the rows of `/infer`, predictions → `data`. Pure.
+"""The dialect of OpenAI's embeddings API: bodies become the rows of `/infer`, predictions become `data`. Pure.
 
-A text that is asked here has the entry that V2 and V1 have of it. What is applied when the reply is rendered is not in
+A text has the same entry here as in V2 and V1. What is applied when the reply is rendered is not in
 the key: the encoding, the alias, `user`, a declared Matryoshka size. A prompt is put before the text, so the rows carry
 it. Every other field is a request parameter, and part of the key.
 """

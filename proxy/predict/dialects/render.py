@@ -1,7 +1,7 @@
-"""Predictions and output options → the reply's body: rows in order, the wanted outputs in the wanted encoding.
+"""Renders V2 and V1 replies from predictions: rows in order, the requested outputs in the requested encoding.
 
-Output selection, binary or JSON, classification and V1 or V2 are all made here, of the stored tensors, so that none of
-them is part of a key. Nothing in a body is request-specific but the echoed id: a hit's body equals the miss's.
+Output selection, encoding, classification and dialect are applied to the stored tensors here, so none of them is part
+of a key. Only the echoed id is specific to a request: a hit's body equals the miss's.
 """
 
 from __future__ import annotations
