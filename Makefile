@@ -10,6 +10,7 @@ AIRFLOW := .venv-airflow
 OPENAI := .venv-openai
 INFINITY := .venv-infinity
 TORCH  := .venv-torch
+OTELTAP := .venv-oteltap
 POSTGRES := $(or $(firstword $(wildcard /usr/lib/postgresql/*/bin/postgres)),/usr/lib/postgresql/15/bin/postgres)
 BIN    := $(VENV)/bin
 DATA   ?= data
@@ -100,7 +101,13 @@ $(TORCH)/installed: tests/integrations/torch.txt
 	@$(TORCH)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
-test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed $(TORCH)/installed $(OPENAI)/installed $(INFINITY)/installed ## batch runs by Ray and Airflow, model folders against torch, OpenAI's clients and servers, each in its own environment
+$(OTELTAP)/installed: tests/integrations/oteltap.txt
+	@echo "setup: installing oteltap into $(OTELTAP)"
+	@$(PYTHON) -m venv $(OTELTAP)
+	@$(OTELTAP)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed $(TORCH)/installed $(OPENAI)/installed $(INFINITY)/installed $(OTELTAP)/installed ## batch runs by Ray and Airflow, model folders against torch, OpenAI's clients and servers, a collector of traces, each in its own environment
 	@$(BIN)/python -m pytest tests/integrations
 
 check: lint ## lint, types, import contract and all tests that start no other process: under two minutes, no root

@@ -1,10 +1,11 @@
-"""What metrics and logs cost a hit, and what a scrape does to it: `make bench-overhead`.
+"""What metrics, logs and traces cost a hit, and what a scrape does to it: `make bench-overhead`.
 
 The same proxy, differently told: counting nothing and logging nothing, counting, counting and logging a hundredth of
-the hits (the default), logging every hit, counting into the files that several workers share, and being scraped ten
-times a second. Each for the shortest and the longest way of a hit: the same bytes again, and a body never seen whose
-rows are known. All on one core, the load on the other, in interleaved rounds. Beside the rates the CPU time that the
-proxy took for a request, which other work on the machine moves far less.
+the hits (the default), logging every hit, counting into the files that several workers share, being scraped ten times
+a second, and exporting traces of which none is sampled. Each for the shortest and the longest way of a hit: the same
+bytes again, and a body never seen whose rows are known; and for requests with a trace context that is not sampled. All
+on one core, the load on the other, in interleaved rounds. Beside the rates the CPU time that the proxy took for a
+request, which other work on the machine moves far less.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ KINDS: dict[str, tuple[str, ...]] = {
     "counted, every hit logged": ("--access-log-hits=1",),
 }
 SEVERAL = "counted as of several workers"
+TRACED, DEFAULT = "the default, traces on, none sampled", "counted, 1 % of hits logged"
+COLLECTOR = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
+"""Nothing is sent there, as nothing is sampled."""
+UNSAMPLED = 'wrk.headers["traceparent"] = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"'
 SCRAPED = "the default, scraped every 100 ms"
 SCRAPE_SECONDS = 0.1
 
@@ -101,6 +106,7 @@ def main() -> None:
         shared.mkdir()
         files = {"PROMETHEUS_MULTIPROC_DIR": str(shared)}
         urls[SEVERAL] = running.enter_context(serving(proxy, free_port(), files))
+        urls[TRACED] = running.enter_context(serving(proxy, free_port(), COLLECTOR))
         body = json.dumps(ask_fingerprint(*(numbers(n) for n in range(6)))).encode()  # 1 KB
         for url, _ in urls.values():
             for _ in range(3):
@@ -122,10 +128,11 @@ def main() -> None:
 
             return take
 
-        default = urls["counted, 1 % of hits logged"]
+        default = urls[DEFAULT]
         for road, path in {
             "the same bytes again": script(folder, "same", body),
             "a body never seen": script(folder, "fresh", body, FRESH_TIMEOUT),
+            "the same body, an unsampled trace": script(folder, "unsampled", body, UNSAMPLED),
         }.items():
             micros.clear()
             turns = {kind: turn(kind, where, path) for kind, where in urls.items()}
@@ -133,7 +140,9 @@ def main() -> None:
             report(f"Metrics and logs, {road}", take_turns(turns, settings.rounds), OFF, cpu_micros=micros)
             for kind, used in micros.items():
                 more = statistics.median(one - none for one, none in zip(used, micros[OFF], strict=True))
-                print(f"{kind:<34}{statistics.median(used):8.1f} µs of CPU a request{more:+8.1f}", flush=True)
+                print(f"{kind:<38}{statistics.median(used):8.1f} µs of CPU a request{more:+8.1f}", flush=True)
+            costs = [one / none for one, none in zip(micros[TRACED], micros[DEFAULT], strict=True)]
+            print(f"{TRACED}: {100 * (statistics.median(costs) - 1):+.2f} % of CPU beside the default", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from aiohttp import web
 from foreseen.inference.handlers import ModelRoutes
 from foreseen.inference.served import LoadedModel
 from foreseen.settings import InferenceSettings
+from foreseen.telemetry.spans import SpanSink
+from foreseen.telemetry.traces import traces_of
 from foreseen.web.drain import Shutdown, announce, drain, serve_orphaned
 from foreseen.web.gc_freeze import settle
 from foreseen.web.runner import AppRunner
@@ -28,10 +30,10 @@ _KEEPALIVE_SECONDS = 3600.0
 _SHUTDOWN_SECONDS = 30.0
 
 
-async def start(settings: InferenceSettings, served: LoadedModel) -> AppRunner:
+async def start(settings: InferenceSettings, served: LoadedModel, spans: SpanSink | None = None) -> AppRunner:
     """Listen. The model opens separately; `cleanup()` of what this returns stops listening and finishes requests."""
     runner = AppRunner(
-        ModelRoutes(served, settings).application(),
+        ModelRoutes(served, settings, spans).application(),
         handler_cancellation=True,  # a caller that hangs up gives its place in the queue back
         keepalive_timeout=_KEEPALIVE_SECONDS,
         shutdown_timeout=_SHUTDOWN_SECONDS,
@@ -48,8 +50,8 @@ async def start(settings: InferenceSettings, served: LoadedModel) -> AppRunner:
 
 async def _serve(settings: InferenceSettings) -> None:
     served = LoadedModel(settings)
-    ending = Shutdown()
-    runner = await start(settings, served)
+    ending, traces = Shutdown(), traces_of("foreseen-model")
+    runner = await start(settings, served, traces)
     opening = asyncio.ensure_future(served.open())
     waiting = asyncio.ensure_future(ending.begun.wait())
     try:
@@ -65,6 +67,8 @@ async def _serve(settings: InferenceSettings) -> None:
     finally:
         await runner.cleanup()
         await served.close()
+        if traces is not None:
+            await traces.close()
 
 
 def serve(settings: InferenceSettings) -> None:

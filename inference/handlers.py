@@ -22,6 +22,7 @@ from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of
 from foreseen.settings import InferenceSettings
 from foreseen.telemetry.exposition import CONTENT_TYPE
+from foreseen.telemetry.spans import SpanSink, computed_span, is_sampled
 from foreseen.types import Array, Lane
 from foreseen.web.http import (
     SERVER,
@@ -41,7 +42,9 @@ _log = structlog.get_logger()
 class ModelRoutes:
     """The routes."""
 
-    def __init__(self, served: LoadedModel, settings: InferenceSettings) -> None:
+    def __init__(self, served: LoadedModel, settings: InferenceSettings, spans: SpanSink | None = None) -> None:
+        """`spans` takes those of sampled requests, where there are traces."""
+        self._spans = spans
         self._served = served
         self._settings = settings
         self._stats = ModelStats()
@@ -137,6 +140,8 @@ class ModelRoutes:
         self._stats.succeeded(rows, time.perf_counter() - started, queued, seconds, time.time())
         trace = traceparent(request)
         if trace is not None:
+            if self._spans is not None and is_sampled(trace):
+                self._spans.add(computed_span(self._served.manifest.name, rows, started, seconds, queued, trace))
             _log.info("infer", rows=rows, seconds=round(seconds, 6), queued=round(queued, 6), traceparent=trace)
         return infer_reply(rendered, length)
 

@@ -28,7 +28,7 @@ from foreseen.proxy.cache.purge_mark import PurgeMark
 from foreseen.proxy.cache.tiers import TierLimits, Tiers
 from foreseen.proxy.fastpath.fast_connection import FastConnection
 from foreseen.proxy.fastpath.known_heads import KnownHeads
-from foreseen.proxy.fastpath.responder import Responder
+from foreseen.proxy.fastpath.traced_responder import responder_of
 from foreseen.proxy.from_settings import assert_parser, bounds_of, far_of, freshness_of, limits_of, served_model
 from foreseen.proxy.handlers import Handlers
 from foreseen.proxy.jobs.batch import Batches
@@ -53,6 +53,7 @@ from foreseen.telemetry.callers import CallerCounts
 from foreseen.telemetry.child_states import ChildState, read_children
 from foreseen.telemetry.exposition import use_slot
 from foreseen.telemetry.metrics import ProxyMetrics
+from foreseen.telemetry.traces import traces_of
 from foreseen.web.bodies import BODIES, Bodies
 from foreseen.web.heavy import Heavy
 from foreseen.web.limits import Gate
@@ -67,13 +68,17 @@ KNOWN_POLL_SECONDS = 0.02
 class Proxy:
     """One proxy process: its models, its pipeline, its application."""
 
-    def __init__(self, settings: ProxySettings, upstream: Upstream | None = None) -> None:
-        """`upstream` has found its models already. Rooms are built from the bottom up."""
+    def __init__(
+        self, settings: ProxySettings, upstream: Upstream | None = None, service: str = "foreseen-proxy"
+    ) -> None:
+        """`upstream` has found its models already. Rooms are built from the bottom up. `service` is what traces call
+        this process."""
         assert_parser()
         root = read_secret(settings.secret_file or settings.data / "secret")
         self.settings = settings
         use_slot(settings.slot)
         self.metrics = ProxyMetrics(on=settings.metrics)
+        self.traces = traces_of(service, self.metrics)
         self.upstream = upstream
         self.trials = IsolationLock() if upstream is None else upstream.trials
         self.served = {} if upstream is None else upstream.served
@@ -164,7 +169,8 @@ class Proxy:
         """The responder, the known heads and the public application."""
         upstream = self.upstream
         self.bodies = Bodies()
-        self.responder = Responder(
+        self.responder = responder_of(
+            self.traces,
             served=self.served,
             server=self.server,
             cache=self.answers,
@@ -240,6 +246,8 @@ class Proxy:
                 await served.process.close()
             if self.far is not None:
                 await self.far.close()
+            if self.traces is not None:
+                await self.traces.close()
             self.server.close()
 
     def connect(self, manager: Any, **options: Any) -> FastConnection:

@@ -39,7 +39,11 @@ async def _run(settings: WorkerSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     # What is fetched goes through the state store, so a near tier of its own would only cost memory.
-    proxy = Proxy(replace(settings, near_bytes=0, reply_cache_bytes=0, observe=()), await upstream_for(settings))
+    proxy = Proxy(
+        replace(settings, near_bytes=0, reply_cache_bytes=0, observe=()),
+        await upstream_for(settings),
+        "foreseen-worker",
+    )
     if proxy.queue is None:
         raise SetupError("a worker needs the state store that the proxies have; give --state")
     proxy.metrics.workers.set(0)  # of proxies; those of the queue are counted by the queue
@@ -53,6 +57,7 @@ async def _run(settings: WorkerSettings) -> None:
             proxy.generations,
             most_rows=settings.job_rows,
             is_gone=is_gone,
+            spans=proxy.traces,
         )
         await _until_known(proxy, stopping)
         settle()

@@ -33,8 +33,7 @@ MAGIC = b"FSJ1"
 TAG_BYTES, JOB_BYTES, NONCE_BYTES, MAC_BYTES, NAME_BYTES = 16, 16, 12, 8, 16
 _CONTEXT, _SAME_CONTEXT = "foreseen v1 job record", "foreseen v1 same question"
 _ONCE_CONTEXT = "foreseen v1 idempotency"
-NEVER_SAME = b""
-"""Of a question that shares its job with nobody."""
+NEVER_SAME = b""  # of a question that shares its job with no other
 
 T = TypeVar("T", bound=Struct)
 
@@ -50,6 +49,7 @@ class Head(Struct, frozen=True, array_like=True):
     rows: int
     steps: list[str]
     parameters: bytes = b""
+    traceparent: str = ""  # empty unless the request was sampled
 
 
 class Rows(Struct, frozen=True, array_like=True):

@@ -166,6 +166,11 @@ PROXY_METRICS: dict[str, Spec] = {
         "1 while the far tier is not asked because its Redis was filled under another root secret.",
         mode="livemax",
     ),
+    "spans": CounterSpec(
+        "foreseen_spans",
+        "Spans of traces by result: exported, failed (the collector did not take them), dropped (too many waited).",
+        labels=("result",),
+    ),
     "far_pending": GaugeSpec("foreseen_far_pending_bytes", "Entries being stored in far.", mode="livesum"),
     "connections": GaugeSpec("foreseen_connections", "Open connections of clients.", mode="livesum"),
     "tasks": GaugeSpec("foreseen_tasks", "Tasks of the workers' event loops that have not ended.", mode="livesum"),
@@ -176,6 +181,13 @@ PROXY_METRICS: dict[str, Spec] = {
         "1 while every worker can reach the model process: a miss would be answered.",
         labels=("model",),
         mode="livemin",
+    ),
+    "absent_rows": GaugeSpec(
+        "foreseen_model_absent_rows",
+        "Rows of the last minute that wait for a model that is absent: their requests got 503 with Retry-After, or a "
+        "stale answer. 0 once the model is there.",
+        labels=("model",),
+        mode="livesum",
     ),
     "upstream_problems": GaugeSpec(
         "foreseen_upstream_problems",

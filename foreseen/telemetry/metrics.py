@@ -33,6 +33,7 @@ FAR_ERROR_KINDS = (
 )  # fmt: skip
 DROP_REASONS = ("large", "pending", "far")
 LEASE_OUTCOMES = ("won", "waited", "taken-over", "failed")
+SPAN_RESULTS = ("exported", "failed", "dropped")
 LIMITS = ("connections", "idle", "head", "head-size", "write", "rate")
 UPSTREAM_PROBLEMS = ("unreachable", "not-v2", "lists-nothing", "no-metadata", "unusable")
 VERIFY_REASONS = ("length", "format", "identity", "tag")
@@ -61,6 +62,7 @@ class ProxyMetrics:
     leases: CachedChildren[Counter]
     quarantined: CachedChildren[Counter]
     limited: CachedChildren[Counter]
+    spans: CachedChildren[Counter]
     evictions: Counter
     stages: Tallies
     entry_bytes: Tally
@@ -78,6 +80,7 @@ class ProxyMetrics:
     workers: Gauge
     resident: Gauge
     model_ready: CachedChildren[Gauge]
+    absent_rows: CachedChildren[Gauge]
     upstream_problems: CachedChildren[Gauge]
     started: Gauge
     build: Gauge
@@ -128,14 +131,15 @@ class ProxyMetrics:
             self.quarantined.labels(model)
             for outcome in LEASE_OUTCOMES:
                 self.leases.labels(model, outcome)
-        for reason in VERIFY_REASONS:
-            self.verify_failed.labels(reason)
-        for limit in LIMITS:
-            self.limited.labels(limit)
-        for kind in FAR_ERROR_KINDS:
-            self.far_errors.labels(kind)
-        for reason in DROP_REASONS:
-            self.dropped.labels(reason)
+        for metric, values in (
+            (self.verify_failed, VERIFY_REASONS),
+            (self.limited, LIMITS),
+            (self.spans, SPAN_RESULTS),
+            (self.far_errors, FAR_ERROR_KINDS),
+            (self.dropped, DROP_REASONS),
+        ):
+            for value in values:
+                metric.labels(value)
 
     def flush(self) -> None:
         """Add the tallies to the metrics. On the event loop."""

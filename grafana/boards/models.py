@@ -62,6 +62,12 @@ MODELS = (
                 ((f"max by (problem) (foreseen_upstream_problems{{{OURS}}}) or vector(0)", "{{problem}}"),),
             ),
             Panel(
+                "Rows that wait for an absent model",
+                "Rows of the last minute whose model could not be asked: an autoscaler starts its first replica by it.",
+                "short",
+                ((f"sum by (model) (foreseen_model_absent_rows{{{OURS}}})", "{{model}}"),),
+            ),
+            Panel(
                 "Rows in quarantine",
                 "Refused because they have twice ended the model's process, alone. Look at its log.",
                 "rowsps",

@@ -242,6 +242,12 @@ PIPELINE = (
                 ((f"sum(foreseen_connections{{{OURS}}})", "connections"), (f"sum(foreseen_tasks{{{OURS}}})", "tasks")),
             ),
             Panel(
+                "Spans",
+                "Spans of sampled requests. failed: the collector did not take them; dropped: too many waited for it.",
+                "ops",
+                ((rate("foreseen_spans_total", "result", OURS), "{{result}}"),),
+            ),
+            Panel(
                 "Callers that met a limit",
                 "connections: refused, there was no room. idle: closed to make room. head: too slow, head-size: too "
                 "large. write: they do not read. rate: too many requests. Somebody's mistake, or an attack.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Sized
 from math import inf
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +37,8 @@ _STATM = Path("/proc/self/statm")
 class ReadyModel(Protocol):
     @property
     def ready(self) -> bool: ...
+    @property
+    def absent(self) -> Sized: ...
 
 
 class Heartbeat:
@@ -111,6 +113,7 @@ class Heartbeat:
         self._expected |= new
         for name, served in self._served.items():
             metrics.model_ready.labels(name).set(served.ready)
+            metrics.absent_rows.labels(name).set(len(served.absent))
         if self._upstream_problems is not None:
             found = self._upstream_problems()
             for problem in UPSTREAM_PROBLEMS:

@@ -20,6 +20,7 @@ from foreseen.keys.key import Framer
 from foreseen.modelspec.artifact import preparation_digest, read_file, read_record
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
+from foreseen.proxy.backend.absent_rows import AbsentRows
 from foreseen.proxy.backend.model import ModelProcess
 from foreseen.proxy.backend.model_metadata import ModelFacts
 from foreseen.proxy.cache.freshness import Policy
@@ -66,6 +67,7 @@ class ServedModel:
         self.reachable = False
         self.why = "its process has not answered yet"
         self.former: deque[str] = deque(maxlen=FORMER_DIGESTS)
+        self.absent = AbsentRows()
         self._data = data
         self._preparer: Preparer | None = None
         self._preparation: str | None = None
@@ -92,7 +94,11 @@ class ServedModel:
 
     async def predict(self, rows: Sequence[Row], parameters: bytes, options: RequestOptions) -> list[Prediction]:
         """Ask the process; see `ModelProcess.predict`."""
-        return await self.process.predict(rows, parameters, options)
+        try:
+            return await self.process.predict(rows, parameters, options)
+        except ModelUnavailable:
+            self.absent.add(len(rows))
+            raise
 
     def keyed(self, manifest: Manifest) -> ServedModel:
         """The same model with its rows keyed otherwise. It is ready after its first `refresh`."""
@@ -103,7 +109,7 @@ class ServedModel:
     def space(self) -> Space:
         """The key space in force. Raises ModelUnavailable until the process has said its digest."""
         if self.facts is None:
-            raise ModelUnavailable(f"model {self.manifest.name!r} is not ready: {self.why}")
+            raise self._unavailable()
         return Space(PUBLIC, self.manifest.name, self.facts.digest)
 
     @property
@@ -114,8 +120,13 @@ class ServedModel:
     def preparer(self) -> Preparer:
         """Raises ModelUnavailable until the preparation is known to be that of the process."""
         if self._preparer is None:
-            raise ModelUnavailable(f"model {self.manifest.name!r} is not ready: {self.why}")
+            raise self._unavailable()
         return self._preparer
+
+    def _unavailable(self) -> ModelUnavailable:
+        """The error of a request whose rows cannot be read yet: it counts as one."""
+        self.absent.add(1)
+        return ModelUnavailable(f"model {self.manifest.name!r} is not ready: {self.why}")
 
     async def refresh(self) -> None:
         """Read the process's metadata; a digest that differs is in force from now on.
@@ -144,6 +155,7 @@ class ServedModel:
         if self.facts is None or facts.digest != self.facts.digest:
             log.info("model ready", model=self.manifest.name, digest=facts.digest[:12], precision=facts.precision)
         self.facts, self.been_ready, self.reachable, self.why = facts, True, True, ""
+        self.absent.clear()
 
     def _not_ready(self, why: str) -> None:
         if why != self.why:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from foreseen.errors import ModelUnavailable
+from foreseen.telemetry.spans import Computation, RequestSpan
 from foreseen.types import ANY_AGE, Answer, Key, Lane, MaxAge, Miss, Row, Space, Steps
 
 RowFuture = asyncio.Future[Answer]
@@ -128,6 +129,16 @@ class Flights:
             batch.deadline = max(batch.deadline, deadline)
             batch.traceparent = batch.traceparent or traceparent
         return futures
+
+    def trace(self, span: str | None, keys: Iterable[Key]) -> None:
+        """If the request that waits for these keys is traced, it owns the batches that no other traced one does."""
+        if not isinstance(span, RequestSpan):
+            return
+        for batch in dict.fromkeys(self._in_flight[key] for key in keys if key in self._in_flight):
+            if not isinstance(batch.traceparent, Computation):
+                batch.traceparent = Computation.of(span)
+            elif batch.traceparent.owner is not span:
+                span.waited_for.append(batch.traceparent)
 
     def resolve(self, batch: FlightBatch, key: Key, answer: Answer) -> None:
         """Give a key's answer to all its waiters."""

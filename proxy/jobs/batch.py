@@ -114,12 +114,16 @@ class Batches:
         if given.nonce != nonce:  # the same request, at the same time
             raise InProgress("Idempotency-Key: the request is being taken in this moment", retry_after=1)
         try:
-            items = await self._items(lines, TicketOptions(batch=job, at_once=False, caller=options.caller))
+            items = await self._items(lines, self._of_items(job, options))
             await self._queue.close_batch(job, seal(Batch(job, items)), sum(item.failure is not None for item in items))
         except BaseException:
             await self._give_up(job, nonce, options)
             raise
         return TicketIssued(self._records.ticket_id(job, nonce, PUBLIC), "running", BATCH, len(lines))
+
+    def _of_items(self, job: bytes, options: TicketOptions) -> TicketOptions:
+        """The ticket options of a batch's items."""
+        return TicketOptions(batch=job, at_once=False, caller=options.caller, traceparent=options.traceparent)
 
     async def _give_up(self, job: bytes, nonce: bytes, options: TicketOptions) -> None:
         """Cancel a batch whose 202 was not sent yet, with the jobs that it has submitted already."""

@@ -18,6 +18,7 @@ from foreseen.proxy.jobs.ticket_types import TicketOptions
 from foreseen.proxy.jobs.tickets import Jobs
 from foreseen.queue.targets import Allowed
 from foreseen.web.caller import caller_of
+from foreseen.web.http import traceparent
 
 WEBHOOK = "Foreseen-Webhook"
 """Header of a request that prefers a ticket: the URL of the webhook that is sent at its end."""
@@ -72,7 +73,8 @@ class TicketOptionsReader:
         lengths = ",".join(request.headers.getall("Inference-Header-Content-Length", ()))
         parts = (request.path.encode(), lengths.encode(errors="surrogateescape"), body)
         options = self._jobs.options(PUBLIC, self._webhook(request), _key(request), *parts)
-        return structs.replace(options, caller=caller_of(request).address)  # a tenant's name, once there are tenants
+        # a tenant's name, once there are tenants
+        return structs.replace(options, caller=caller_of(request).address, traceparent=traceparent(request))
 
     def _webhook(self, request: web.Request) -> str | None:
         """The webhook URL of a request, None if it has none. Raises WebhookRefused."""

@@ -20,6 +20,8 @@ class TicketOptions(Struct, frozen=True):
     at_once: bool = True
     caller: str | None = None
     """The caller that is held to a share of the queue: the client's address, until there are tenants."""
+    traceparent: str | None = None
+    """The trace context of a batch, which its items have instead of one of their own."""
 
 
 PLAINLY = TicketOptions()

@@ -51,6 +51,7 @@ from foreseen.queue.records import (
     new_nonce,
 )
 from foreseen.telemetry.metrics import ProxyMetrics
+from foreseen.telemetry.spans import Publication
 from foreseen.types import ALL_STEPS, ANY_AGE, Key, Question, RequestOptions, Space, Steps
 from foreseen.web.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES, Heavy
 
@@ -71,15 +72,9 @@ class Jobs:
     """Issues, looks up and fetches tickets in one proxy process."""
 
     def __init__(
-        self,
-        queue: Queue,
-        records: Records,
-        pipeline: Pipeline,
-        served: Mapping[str, ServedModel],
-        purges: JobPurges,
-        metrics: ProxyMetrics,
-        heavy: Heavy | None = None,
-    ) -> None:
+        self, queue: Queue, records: Records, pipeline: Pipeline, served: Mapping[str, ServedModel], purges: JobPurges,
+        metrics: ProxyMetrics, heavy: Heavy | None = None,
+    ) -> None:  # fmt: skip
         self.heavy = heavy or Heavy()
         self.news = JobNotifications(queue)
         self._queue = queue
@@ -120,9 +115,11 @@ class Jobs:
         unique, places = await self.heavy.run(lambda: distinct(frames), size)
         for sharing in (same, NEVER_SAME) if same else (NEVER_SAME,):
             job, nonce, seal = new_job(), new_nonce(), self._records.seal
+            publication = Publication.of(options.traceparent if options.batch else ask.traceparent)
             head = Head(
-                job, sharing, scope, served.manifest.name, preparation, len(rows), sorted(steps), asked.parameters
-            )
+                job, sharing, scope, served.manifest.name, preparation, len(rows), sorted(steps), asked.parameters,
+                publication.context,
+            )  # fmt: skip
             sealed = seal(Rows(job, unique, places))
             ticket = seal(Ticket(nonce, scope, sharing or job, asked.output_options, options.once))
             room = len(sealed) + 1024 + len(places) + len(unique) * row_bytes(served.manifest)
@@ -131,6 +128,9 @@ class Jobs:
             if given.nonce != nonce:
                 return await self.promised(given.job, given.nonce, scope, options.once)
             if given.job == job or self._stored.is_same(given.job, given.head, same):
+                publication.end(
+                    head, "" if given.job == job else self._records.open_of(Head, given.job, given.head).traceparent
+                )
                 id_ = self._records.ticket_id(given.job, nonce, scope)
                 return TicketIssued(id_, given.state, head.model, len(rows))
         raise AssertionError("a job that is not shared is new")

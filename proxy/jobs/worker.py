@@ -33,6 +33,7 @@ from foreseen.queue.queue import Queue
 from foreseen.queue.queue_types import ClaimedJob, Company, Delivered, JobEnd
 from foreseen.queue.records import Head, Part, Records, Result, Rows, part_of, steps_of
 from foreseen.tasks import end
+from foreseen.telemetry.spans import SpanSink, job_span
 from foreseen.types import Question, RequestOptions, Space
 
 MOST_ALONE = 3
@@ -68,8 +69,10 @@ class JobWorker:
         *,
         most_rows: int,
         is_gone: Callable[[str], bool],
+        spans: SpanSink | None = None,
     ) -> None:
         self.name = name
+        self._sink = spans
         self._queue = queue
         self._records = records
         self._pipeline = pipeline
@@ -195,7 +198,8 @@ class JobWorker:
         try:
             head = self._records.open_of(Head, one.job, handed.head)
             rows = self._records.open_of(Rows, one.job, handed.rows)
-            await self._answer(one, head, rows.frames)
+            with job_span(head, self._sink) as traceparent:
+                await self._answer(one, head, rows.frames, traceparent)
             self._ends.add(one, self._succeeded(one, rows.places))
         except EntryError as error:
             log.error("state store: a job's record does not verify", reason=error.reason)
@@ -207,7 +211,7 @@ class JobWorker:
             company = len(self._running) > 1
             self._ends.judge(one, handed, ForeseenError("internal error"), company=company)
 
-    async def _answer(self, one: RunningJob, head: Head, frames: Sequence[bytes]) -> None:
+    async def _answer(self, one: RunningJob, head: Head, frames: Sequence[bytes], traceparent: str | None) -> None:
         """Compute all rows, slice by slice."""
         served = self._served.get(head.model)
         if served is None:
@@ -216,12 +220,12 @@ class JobWorker:
         if head.preparation != served.preparation:
             raise ModelChanged("the model prepares its inputs in another way by now; ask again")
         for at in range(0, len(frames), SLICE_ROWS):
-            one.parts.append(await self._asked(served, head, frames[at : at + SLICE_ROWS]))
+            one.parts.append(await self._asked(served, head, frames[at : at + SLICE_ROWS], traceparent))
             one.done = head.rows * min(at + SLICE_ROWS, len(frames)) // len(frames)  # of equal rows one is asked
             if one.lost:
                 raise QueueUnavailable("another worker has the job by now, or it was cancelled")
 
-    async def _asked(self, served: ServedModel, head: Head, frames: Sequence[bytes]) -> Part:
+    async def _asked(self, served: ServedModel, head: Head, frames: Sequence[bytes], traceparent: str | None) -> Part:
         """The answers to some rows in the space that is in force now; once more where the digest moved."""
         rows = rows_of(frames, served.manifest.model)
         for _ in range(2):
@@ -231,7 +235,7 @@ class JobWorker:
                 raise QueueUnavailable("the state store has not been read yet")
             space = Space(head.scope, space.model, space.digest, generation)
             deadline = asyncio.get_running_loop().time() + ATTEMPT_SECONDS
-            options = RequestOptions(deadline, "background", steps_of(head) - {"near"})
+            options = RequestOptions(deadline, "background", steps_of(head) - {"near"}, traceparent)
             question, keys = Question(space, rows, options, head.parameters), self._pipeline.keyed(space, frames)
             try:
                 answers = await self._pipeline.answer(question, keys)

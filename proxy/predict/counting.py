@@ -22,6 +22,7 @@ from foreseen.proxy.predict.facts import AnswerFacts
 from foreseen.telemetry.callers import CallerCounts
 from foreseen.telemetry.meters import Hits
 from foreseen.telemetry.metrics import ProxyMetrics
+from foreseen.telemetry.spans import RequestSpan, is_sampled
 from foreseen.types import Lane
 from foreseen.web.caller import Caller
 
@@ -93,6 +94,8 @@ class RequestCounter:
         elif result != "bypass":
             stats.cache_miss += 1
             stats.cache_miss_ns += took
+        if isinstance(head.traceparent, RequestSpan):
+            head.traceparent.rows_hit = sources.get("near", 0) + sources.get("far", 0) + sources.get("stale", 0)
         stats.computed_rows += computed
         stats.computed_requests += computed > 0
         self._write(head, 200, result, rows, seconds, computed)
@@ -189,8 +192,11 @@ class AccessLog:
     ) -> None:
         """Log a request, or not. One that carries a sampled trace (W3C trace flags) always is, so that a trace ends
         here as somebody who follows it expects."""
-        if result == "hit" and not (self._is_due() or _sampled(traceparent)):
+        if result == "hit" and not (self._is_due() or (traceparent is not None and is_sampled(traceparent))):
             return
+        if isinstance(traceparent, RequestSpan):
+            path = None if caller is None else caller.fields(self._models)["path"]
+            traceparent.end_request(model, protocol, status, result, rows, seconds, code, path)
         second = int(self._clock())
         if second != self._second:
             self._second, self._lines = second, 0
@@ -246,7 +252,3 @@ def without_names(text: str, known: Collection[str]) -> str:
     if _NONE not in text and any(re.match(rf"{re.escape(name)}[.:\[\s]", field[2]) for name in known):
         return text
     return f"{field[1]}.…: {text.rpartition(': ')[2]}"
-
-
-def _sampled(traceparent: str | None) -> bool:
-    return traceparent is not None and bool(int(traceparent[-2:], 16) & 1)

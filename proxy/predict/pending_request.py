@@ -98,6 +98,7 @@ class PendingRequest:
             return False
         self._leader, self._question, self._keys = leader, leader._question, leader._keys
         self._looked, self._waits, self._began = leader._looked, leader._waits, time.perf_counter()
+        flights.trace(self.head.traceparent, self._waits)
         return True
 
     @property

@@ -33,6 +33,7 @@ from foreseen.proxy.cache.request_splitting import split_request
 from foreseen.proxy.cache.tiers import Tiers
 from foreseen.proxy.cache.waits import Wait, cut_short, in_order, until_resolved
 from foreseen.telemetry.metrics import ProxyMetrics
+from foreseen.telemetry.spans import far_call, model_call
 from foreseen.types import Answer, Key, MaxAge, Prediction, Question, RequestOptions, Row, Space, Steps, TierSeconds
 
 REFRESHED = MaxAge(min_fresh=0.0)
@@ -65,14 +66,9 @@ class Pipeline:
     """near → flight → far → model → keep, for all models of one proxy process."""
 
     def __init__(
-        self,
-        tiers: Tiers,
-        models: Mapping[str, Model],
-        metrics: ProxyMetrics,
-        waiting_rows: int,
-        miss_rows: int = 1024,
-        leases: Leases | None = None,
-    ) -> None:
+        self, tiers: Tiers, models: Mapping[str, Model], metrics: ProxyMetrics, waiting_rows: int,
+        miss_rows: int = 1024, leases: Leases | None = None,
+    ) -> None:  # fmt: skip
         self.tiers = tiers
         self.models = models
         self.leases = leases or Leases(None, metrics, 0.0)
@@ -190,6 +186,7 @@ class Pipeline:
             adding[key] = row
         futures = self.flights.add_all(adding, flight_key, options.deadline, options.traceparent, looked.missing)
         waits.update((key, Wait(future, False)) for key, future in zip(adding, futures, strict=True))
+        self.flights.trace(options.traceparent, waits)
         if looked.stale:
             self._refresh(flight_key, dict(zip(keys, question.rows, strict=True)), looked)
         return waits
@@ -231,6 +228,7 @@ class Pipeline:
         looked = await self.tiers.look_far(space, list(batch.waiters), self.models[space.model].freshness, age_limits)
         if looked.seconds is not None:
             self.far_skip.far_took(looked.seconds)
+        far_call(batch.traceparent, looked.seconds, len(batch.waiters), len(looked.found))
         rows = {key: batch.waiters[key].row for key in looked.found}
         for key, answer in looked.found.items():
             if "keep" in steps:
@@ -349,7 +347,8 @@ class Pipeline:
         async with self._admissions[model].turn(len(rows), options.deadline, options.lane):
             started = time.perf_counter()
             try:
-                return await self.models[model].predict(rows, parameters, options)
+                with model_call(model, len(rows), options) as options:
+                    return await self.models[model].predict(rows, parameters, options)
             except RowsRefused as some:
                 self._metrics.quarantined.labels(model).inc(sum(isinstance(o, InputRejected) for o in some.outcomes))
                 raise

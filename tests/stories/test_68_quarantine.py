@@ -34,7 +34,7 @@ class Mortal(Foreign):
     def __init__(self, away: int = 2) -> None:
         super().__init__()
         self.deaths = 0
-        self.away = away
+        self.absent = away
         self._gone = 0
         self._connections: list[web.Request] = []
 
@@ -62,7 +62,7 @@ class Mortal(Foreign):
 
     def end(self) -> None:
         self.deaths += 1
-        self._gone = self.away
+        self._gone = self.absent
         for other in self._connections:
             if other.transport is not None:
                 other.transport.abort()
