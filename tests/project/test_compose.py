@@ -361,7 +361,7 @@ def test_dockerfiles_hold_together(services: dict[str, Any], name: str) -> None:
     [("docker/proxy.Dockerfile", {"proxy,grpc"}), ("docker/inference.Dockerfile", {"$EXTRA", "cpu,build"})],
 )
 def test_images_install_their_extras_only(path: str, extras: set[str]) -> None:
-    """The proxy image installs `proxy` and `grpc`, the inference image `cpu` or `gpu`, the builder `cpu` and `build`."""
+    """The proxy image installs `proxy` and `grpc`, the inference image `cpu` or `gpu`, the builder `build` too."""
     runs = " ".join(rest for instruction, rest in dockerfile(path) if instruction == "RUN")
     assert set(re.findall(r"foreseen-\*\.whl\)\[([^]]+)\]", runs)) == extras
 
