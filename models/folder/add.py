@@ -23,8 +23,8 @@ from foreseen.models.measure import reference
 from foreseen.models.measure.graph_run import GraphSession
 from foreseen.models.measure.samples import samples
 from foreseen.models.progress import BuildProgress
-from foreseen.modelspec.manifest.hints import Samples
 from foreseen.modelspec.manifest import Manifest, is_name, load
+from foreseen.modelspec.manifest.hints import Samples
 from foreseen.types import Row
 
 PROBED_ROWS = 32
