@@ -13,14 +13,16 @@ import numpy as np
 import orjson
 from aiohttp import web
 
+from foreseen.types import Array
+
 MODEL, WIDTH = "bench-embed", 384
 
 
-def vector(text: str) -> np.ndarray:
+def vector(text: str) -> Array:
     """A unit vector of float32 that the text decides."""
     seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
     made = np.random.default_rng(seed).standard_normal(WIDTH).astype("<f4")
-    return made / np.linalg.norm(made)
+    return np.asarray(made / np.linalg.norm(made), "<f4")
 
 
 async def models(request: web.Request) -> web.Response:
@@ -30,6 +32,8 @@ async def models(request: web.Request) -> web.Response:
 
 async def embeddings(request: web.Request) -> web.Response:
     asked = orjson.loads(await request.read())
+    if "input" not in asked:
+        return web.json_response({"error": {"message": "input is missing"}}, status=422)
     texts = [asked["input"]] if isinstance(asked["input"], str) else asked["input"]
     rows = [vector(text) for text in texts]
     packed = asked.get("encoding_format") == "base64"

@@ -20,6 +20,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from bench.embedding_server import MODEL
 from bench.load import in_turn, post
 from bench.parts import parts, until
@@ -76,14 +78,14 @@ def request_of(text: str) -> bytes:
     return post("/v1/embeddings", body_of(text), headers=f"Authorization: Bearer {KEY}\r\n")
 
 
-def answer(url: str, text: str) -> list[float]:
+def answer(url: str, text: str) -> bytes:
     asked = urllib.request.Request(
         url + "/v1/embeddings",
         body_of(text),
         {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"},
     )
     with urllib.request.urlopen(asked, timeout=60) as reply:
-        return list(json.loads(reply.read())["data"][0]["embedding"])
+        return np.array(json.loads(reply.read())["data"][0]["embedding"], np.float32).tobytes()
 
 
 def added_ms(urls: dict[str, str], rounds: int, count: int) -> dict[str, float]:
