@@ -7,12 +7,12 @@ from typing import Any
 import msgspec
 
 from foreseen.models.folder.describe import Described
-from foreseen.models.inspect.probe import Verdict
+from foreseen.models.inspect.probe import ProbeVerdict
 from foreseen.modelspec.manifest import ClientInput, ClientOutput, ModelInput, ModelOutput, Tokenizer
 from foreseen.modelspec.manifest.openai_section import OpenAISection
 
 
-def text_of(described: Described, found: Verdict, precision: str) -> str:
+def text_of(described: Described, found: ProbeVerdict, precision: str) -> str:
     """The file's whole text. `found` is what the probe measured, `precision` the first candidate."""
     manifest, source = described.manifest, described.manifest.source
     assert source is not None
@@ -84,7 +84,7 @@ def _model(spec: ModelInput) -> list[str]:
     return lines
 
 
-def _independence(found: Verdict) -> str:
+def _independence(found: ProbeVerdict) -> str:
     """What the probe found, as the setting that makes caching by the row right."""
     if found.difference == 0.0:
         return (
