@@ -8,6 +8,8 @@ TRITONSERVER := .venv-triton
 RAY    := .venv-ray
 AIRFLOW := .venv-airflow
 OPENAI := .venv-openai
+NPM    := .npm-openai
+LITELLM := .venv-litellm
 INFINITY := .venv-infinity
 TORCH  := .venv-torch
 OTELTAP := .venv-oteltap
@@ -20,7 +22,7 @@ HAS_GRPC := "import importlib.util as u; raise SystemExit(u.find_spec('grpc') is
 
 .DEFAULT_GOAL := help
 
-.PHONY: help up setup check test test-integrations lint docs proto dashboards bench-hit bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact verify-gpu bench-isolation chaos chaos-purges soak verify-rolling verify-lease verify-overload verify-jobs bench-jobs mutants clean
+.PHONY: help up setup check test test-integrations lint docs proto dashboards bench-hit bench-openai bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact verify-gpu bench-isolation chaos chaos-purges soak verify-rolling verify-lease verify-overload verify-jobs bench-jobs mutants clean
 
 help: ## print these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -89,6 +91,11 @@ $(OPENAI)/installed: tests/integrations/openai.txt
 	@$(OPENAI)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
+$(NPM)/installed: tests/integrations/openai.npm.txt
+	@echo "setup: installing OpenAI's client of npm into $(NPM)"
+	@npm install --silent --no-fund --no-audit --prefix $(NPM) $$(grep -v '^#' $<)
+	@touch $@
+
 $(INFINITY)/installed: tests/integrations/infinity.txt
 	@echo "setup: installing infinity and torch into $(INFINITY)"
 	@$(PYTHON) -m venv $(INFINITY)
@@ -107,7 +114,7 @@ $(OTELTAP)/installed: tests/integrations/oteltap.txt
 	@$(OTELTAP)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
-test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed $(TORCH)/installed $(OPENAI)/installed $(INFINITY)/installed $(OTELTAP)/installed ## batch runs by Ray and Airflow, model folders against torch, OpenAI's clients and servers, a collector of traces, each in its own environment
+test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed $(TORCH)/installed $(OPENAI)/installed $(NPM)/installed $(INFINITY)/installed $(OTELTAP)/installed ## batch runs by Ray and Airflow, model folders against torch, OpenAI's clients and servers, a collector of traces, each in its own environment
 	@$(BIN)/python -m pytest tests/integrations
 
 check: lint ## lint, types, import contract and all tests that start no other process: under two minutes, no root
@@ -138,6 +145,15 @@ bench-hit: setup ## a hit beside nginx, a dict, and Triton and MLServer if `make
 
 bench-overhead: setup ## what metrics, logs and scrapes cost a hit (needs Debian's wrk)
 	@$(BIN)/python -m bench.overhead
+
+$(LITELLM)/installed: tests/clients/litellm.txt
+	@echo "setup: installing LiteLLM's proxy into $(LITELLM)"
+	@$(PYTHON) -m venv $(LITELLM)
+	@$(LITELLM)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+bench-openai: setup $(LITELLM)/installed ## /v1/embeddings beside LiteLLM's proxy with its cache on, and the server asked directly (needs Debian's wrk)
+	@$(BIN)/python -m bench.openai_peers
 
 bench-miss: setup ## a miss beside the model process asked directly, also with a million entries (440 MB of wheels for mpnet)
 	@$(BIN)/python -m bench.miss

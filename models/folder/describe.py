@@ -27,6 +27,7 @@ from foreseen.modelspec.manifest import (
     ModelSignature,
     Tokenizer,
 )
+from foreseen.modelspec.manifest.openai_section import OpenAISection
 from foreseen.modelspec.manifest.source import Source
 
 TOKENS = "tokens"
@@ -48,7 +49,7 @@ class Described(Struct, frozen=True):
     kind: str
     """In words: `BertModel: mean pooling, length 1`."""
     prompts: dict[str, str]
-    """Of config_sentence_transformers.json."""
+    """Of config_sentence_transformers.json, where a default one is put before every text and so `[openai]` has none."""
     files: dict[str, str] = {}
     """File → sha256 of what the build reads."""
 
@@ -66,6 +67,7 @@ def describe(folder: Path, name: str, pair: bool | None) -> Described:
     if pair and head.task != "classification":
         raise SetupError("--pair: is for sequence classification")
     prompts, default = _prompts(folder)
+    by_request = head.task == "embedding" and default is None  # a caller's prompt would stand before the default one
     types = "token_type_ids" if pair and _has_types(folder, whole.under(""), config) else None
     tokenizer = Tokenizer(
         "input_ids",
@@ -82,8 +84,9 @@ def describe(folder: Path, name: str, pair: bool | None) -> Described:
         source=Source("folder", folder=FOLDER, options=msgspec.to_builtins(head)),
         client=ClientSignature(inputs, (ClientOutput(answered.name, answered.datatype, answered.shape, names),)),
         example={spec.name: [EXAMPLES[spec.name]] for spec in inputs},
+        openai=OpenAISection(prompts=prompts) if by_request else OpenAISection(),
     )
-    return Described(manifest, _words(config, head, pair), prompts)
+    return Described(manifest, _words(config, head, pair), {} if by_request else prompts)
 
 
 def max_tokens(folder: Path, room: int) -> int:
@@ -106,13 +109,13 @@ def read_by_build(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def _prompts(folder: Path) -> tuple[dict[str, str], str | None]:
-    """Prompts by name without the empty ones, and the name of the one that is always put in."""
+    """Prompts by name, and the name of the one that is put before every text."""
     path = folder / "config_sentence_transformers.json"
     said = read(path) if path.is_file() else Config({})
     prompts, default = said.get("prompts") or {}, said.get("default_prompt_name")
     if not isinstance(prompts, dict) or any(not isinstance(text, str) for text in prompts.values()):
         raise said.error("prompts", "is not names and texts")
-    return {name: text for name, text in prompts.items() if text}, default
+    return dict(prompts), default if prompts.get(default or "") else None
 
 
 def _has_types(folder: Path, whole: Weights, config: Config) -> bool:

@@ -7,11 +7,12 @@ from typing import Any
 import msgspec
 
 from foreseen.models.folder.describe import Described
-from foreseen.models.measure.check import Invariance
+from foreseen.models.inspect.probe import ProbeVerdict
 from foreseen.modelspec.manifest import ClientInput, ClientOutput, ModelInput, ModelOutput, Tokenizer
+from foreseen.modelspec.manifest.openai_section import OpenAISection
 
 
-def text_of(described: Described, found: Invariance, precision: str) -> str:
+def text_of(described: Described, found: ProbeVerdict, precision: str) -> str:
     """The file's whole text. `found` is what the probe measured, `precision` the first candidate."""
     manifest, source = described.manifest, described.manifest.source
     assert source is not None
@@ -34,6 +35,7 @@ def text_of(described: Described, found: Invariance, precision: str) -> str:
         "[example]",
         *(f"{name} = {_value(data)}" for name, data in manifest.example.items()),
         "",
+        *_openai(manifest.openai),
         _independence(found),
     ]
     return "\n".join(parts)
@@ -56,10 +58,18 @@ def _tokenizer(step: Tokenizer) -> str:
     return f"{{ {', '.join(listed)} }}"
 
 
+def _openai(section: OpenAISection) -> list[str]:
+    """The prompts that a request may name."""
+    if not section.prompts:
+        return []
+    listed = (f"{_value(name)} = {_value(text)}" for name, text in section.prompts.items())
+    return ["[openai.prompts] # by `input_type` or `prompt_name` of /v1/embeddings", *listed, ""]
+
+
 def _prompts(described: Described) -> list[str]:
     if not described.prompts:
         return []
-    listed = ", ".join(f"{name} = {_value(text)}" for name, text in described.prompts.items())
+    listed = ", ".join(f"{name} = {_value(text)}" for name, text in described.prompts.items() if text)
     return [f'# The folder\'s prompts: {listed}. To put one before every text: tokenizer = {{ …, prompt = "…" }}\n']
 
 
@@ -74,15 +84,15 @@ def _model(spec: ModelInput) -> list[str]:
     return lines
 
 
-def _independence(found: Invariance) -> str:
+def _independence(found: ProbeVerdict) -> str:
     """What the probe found, as the setting that makes caching by the row right."""
-    if found.max_difference == 0.0:
+    if found.difference == 0.0:
         return (
             f"# Probed in {found.comparisons} comparisons: batch-mates and padding change no bit of a row.\n"
             "[gates]\nmax_difference = 0.0\n"
         )
     return (
-        f"# Probed: batch-mates change an answer by up to {found.max_difference:.2g}, so every row is run alone.\n"
+        f"# Probed: batch-mates change an answer by up to {found.difference:.2g}, so every row is run alone.\n"
         "# To batch all the same, say what you tolerate: [gates] max_difference = 1e-5, and remove `single`.\n"
         "[batching]\nsingle = true\n"
     )

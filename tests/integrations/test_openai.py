@@ -49,6 +49,17 @@ def test_recipes_print_what_they_should(name: str, live: Live, clients: Run, tmp
     assert done.stdout == PRINTED[name]
 
 
+def test_the_client_of_npm_prints_what_it_should(live: Live, tmp_path: Path) -> None:
+    """JavaScript's client asks for base64 unless its user asks for floats."""
+    (code,) = re.findall(r"^### openai \(npm\)\n.*?^```js\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    modules = ROOT / ".npm-openai" / "node_modules"
+    assert modules.exists(), f"there is no {modules}; make test-integrations makes it"
+    (tmp_path / "node_modules").symlink_to(modules)
+    (tmp_path / "recipe.mjs").write_text(code.replace("http://127.0.0.1:8000", live.url))
+    done = subprocess.run(["node", "recipe.mjs"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[ 384, 384 ] 8\n"
+
+
 def test_langchains_default_is_refused_with_the_option_to_change(live: Live, clients: Run, tmp_path: Path) -> None:
     """Token ids of another tokenizer are a 400 that names the option."""
     code = (

@@ -55,6 +55,17 @@ def test_a_sentence_transformers_folder_becomes_an_embedding(tmp_path: Path) -> 
     assert build(manifest, tmp_path / "data", say=SilentProgress()).row_independent
 
 
+def test_prompts_of_a_folder_can_be_named_by_requests(tmp_path: Path) -> None:
+    """`input_type` and `prompt_name` of /v1/embeddings find them, an empty one too; a default one goes before all."""
+    prompts = {"query": "q ", "document": ""}
+    named = added(tmp_path, sentence(tmp_path / "named", "bert", MEAN, prompts=prompts))
+    assert (named.openai.prompts, step_of(named).prompt) == (prompts, None)
+    default = added(
+        tmp_path, sentence(tmp_path / "default", "bert", MEAN, prompts=prompts, default_prompt_name="query")
+    )
+    assert (default.openai.prompts, step_of(default).prompt) == ({}, "q ")
+
+
 def test_the_written_file_is_short_and_relative(tmp_path: Path) -> None:
     """No path of this machine is in it: the folder of models may be moved."""
     added(tmp_path, written(tmp_path / "c", "bert"))
