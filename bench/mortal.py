@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from foreseen.inference.app import start
+from foreseen.inference.batching.queued import Computed
 from foreseen.inference.served import LoadedModel
-from foreseen.inference.waiting import Computed
 from foreseen.settings import InferenceSettings
 from foreseen.types import Array, Lane
 

@@ -23,10 +23,16 @@ Form = NewType("Form", int)
 Step = Literal["near", "far", "model", "keep"]
 Steps = frozenset[Step]
 Lane = Literal["online", "background"]
+LANES: tuple[Lane, ...] = ("online", "background")
+"""The first before the second."""
 Source = Literal["near", "far", "stale", "model", "collapsed", "bypass"]
 StaleReason = Literal["stale-while-revalidate", "stale-if-error", "max-stale"]
 
 ALL_STEPS: Steps = frozenset(("near", "far", "model", "keep"))
+
+
+SECONDS_PER_ROW = 1.0
+"""Among the waiting requests of one caller each row counts as so much later: narrow requests come first."""
 
 
 class Space(Struct, frozen=True, cache_hash=True):
@@ -101,6 +107,8 @@ class RequestOptions(Struct, frozen=True):
     steps: Steps = ALL_STEPS
     traceparent: str | None = None
     age_limits: MaxAge = ANY_AGE
+    caller: str = ""
+    """Whose rows these are where turns are shared out; empty: of no caller in particular."""
 
 
 class Question(Struct, frozen=True):

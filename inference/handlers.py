@@ -14,6 +14,7 @@ import structlog
 from aiohttp import web
 
 from foreseen.errors import BadInput, ModelUnavailable, UnknownModel, Unsupported
+from foreseen.inference.batching.queued import BatchOrder
 from foreseen.inference.describe import EXTENSIONS, ModelStats, config, metadata
 from foreseen.inference.served import LoadedModel
 from foreseen.modelspec.manifest import wire_shape
@@ -36,6 +37,7 @@ from foreseen.web.http import (
     traceparent,
 )
 
+MAX_CALLER_CHARACTERS = 256
 _log = structlog.get_logger()
 
 
@@ -130,9 +132,9 @@ class ModelRoutes:
         body = await read_body(request, self._settings.body_seconds)
         asked = self._parsed(body, header_length(request))
         self._check_outputs(asked)
-        deadline, lane = self._terms(asked.parameters)
+        order = self._order(asked.parameters)
         tensors = {tensor.name: tensor.array for tensor in asked.inputs}
-        outputs, computed = await self._served.answer(tensors, deadline, lane)
+        outputs, computed = await self._served.answer(tensors, order)
         rows = len(next(iter(outputs.values()))) if self._served.manifest.model.has_rows else 1
         seconds, queued = sum(c.seconds for c in computed), max((c.queued for c in computed), default=0.0)
         facts = {"digest": session.digest, "seconds": seconds / rows if rows else 0.0}
@@ -174,12 +176,15 @@ class ModelRoutes:
             if output.classification is not None:
                 raise Unsupported(f"outputs.{output.name}.parameters.classification: ask the proxy for it")
 
-    def _terms(self, parameters: dict[str, Any]) -> tuple[float, Lane]:
-        """Deadline on the loop's clock and lane, of `timeout` (µs) and `priority` (1 is the most urgent, 0 unset)."""
-        timeout = _number(parameters, "timeout")
+    def _order(self, parameters: dict[str, Any]) -> BatchOrder:
+        """When a request is computed: by its `timeout` (µs), `priority` (1 is the most urgent, 0 unset) and `caller`,
+        whom its rows are charged to."""
+        timeout, caller = _number(parameters, "timeout"), parameters.get("caller", "")
+        if type(caller) is not str or len(caller) > MAX_CALLER_CHARACTERS:
+            raise BadInput(f"parameters.caller: must be a string of at most {MAX_CALLER_CHARACTERS} characters")
         seconds = timeout / 1e6 if timeout else self._settings.deadline_seconds
         lane: Lane = "background" if _number(parameters, "priority") > 1 else "online"
-        return asyncio.get_running_loop().time() + seconds, lane
+        return BatchOrder(asyncio.get_running_loop().time() + seconds, lane, caller)
 
     def _rendered(
         self, asked: wire.Request, outputs: dict[str, Array], facts: dict[str, Any]

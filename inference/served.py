@@ -10,18 +10,18 @@ import structlog
 
 from foreseen.errors import ModelUnavailable
 from foreseen.inference import gpu, selftest
-from foreseen.inference.batcher import Batcher
+from foreseen.inference.batching.batcher import Batcher
+from foreseen.inference.batching.queued import BatchLimits, BatchOrder, Computed
 from foreseen.inference.metrics import ModelMetrics
 from foreseen.inference.session import Session, SessionPlan, saturates
 from foreseen.inference.session_opening import open_session
-from foreseen.inference.waiting import BatchLimits, Computed
 from foreseen.modelspec.artifact import Serving, write_serving
 from foreseen.modelspec.manifest import Manifest, find
 from foreseen.modelspec.row_outputs import empty_outputs, stack_outputs
 from foreseen.modelspec.rows import split, stack, tokens, whole_row
 from foreseen.modelspec.shapes import RAGGED, Shapes
 from foreseen.settings import InferenceSettings
-from foreseen.types import Array, Lane, Row
+from foreseen.types import Array, Row
 
 _log = structlog.get_logger()
 
@@ -70,9 +70,7 @@ class LoadedModel:
         if self._session is not None:
             self._session.close()
 
-    async def answer(
-        self, tensors: Mapping[str, Array], deadline: float, lane: Lane
-    ) -> tuple[dict[str, Array], list[Computed]]:
+    async def answer(self, tensors: Mapping[str, Array], order: BatchOrder) -> tuple[dict[str, Array], list[Computed]]:
         """The outputs of a batch given in `[model]` tensors, and the facts of its rows.
 
         Raises BadInput, the batcher's errors, ModelUnavailable.
@@ -81,15 +79,15 @@ class LoadedModel:
             raise ModelUnavailable(f"model '{self.manifest.name}' is not ready")
         signature = self.manifest.model
         if not signature.has_rows:
-            computed = await self._batcher.predict([whole_row(tensors, signature)], deadline, lane)
+            computed = await self._batcher.predict([whole_row(tensors, signature)], order)
             return dict(zip((o.name for o in signature.outputs), computed[0].outputs, strict=True)), computed
         rows = split(tensors, signature)
         if not rows:
             return empty_outputs(signature), []
         if self.manifest.rows == "together":
-            computed = await self._batcher.predict([self._whole(rows)], deadline, lane)
+            computed = await self._batcher.predict([self._whole(rows)], order)
             return dict(zip((o.name for o in signature.outputs), computed[0].outputs, strict=True)), computed
-        computed = await self._batcher.predict(rows, deadline, lane)
+        computed = await self._batcher.predict(rows, order)
         return stack_outputs([c.outputs for c in computed], signature), computed
 
     def _length_of(self, shapes: Shapes) -> Callable[[Row], int]:

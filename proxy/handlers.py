@@ -197,7 +197,7 @@ class Handlers:
 def admit(request: web.Request) -> None:
     """Raises RateLimited where the caller's address asks too often."""
     if isinstance(request.protocol, Connection):
-        request.protocol.admit()
+        request.protocol.admit(request)
 
 
 def _echoing(request: web.Request, reply: web.StreamResponse) -> web.StreamResponse:

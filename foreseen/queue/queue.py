@@ -61,7 +61,7 @@ class Queue:
         self.bounds = bounds
         self.outbox = Outbox(client)
         self._calls = QueueCalls(client, replicas)
-        self.blobs = Blobs(self._calls, bounds.job_seconds)
+        self.blobs = Blobs(self._calls, bounds)
         self._fetched = Grouped(client, BUDGET_SECONDS)
         self._client = client
         self._life = (_ms(bounds.job_seconds), _ms(bounds.result_seconds))

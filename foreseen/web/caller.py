@@ -13,6 +13,8 @@ from collections.abc import Container, Sequence
 from aiohttp import web
 from msgspec import Struct
 
+from foreseen.web.limits import UNIX
+
 MAX_ID_CHARACTERS, MAX_PARTS = 128, 12
 _WORDS = frozenset(
     (
@@ -65,15 +67,18 @@ def caller_of(request: web.BaseRequest) -> Caller:
 
 
 def address_in(head: bytes, peer: str, hops: int) -> str:
-    """The client's address by a request's head."""
-    forwarded = [line.decode("latin-1") for line in _FORWARDED.findall(head)] if hops else []
+    """The client's address by a request's head, or by bytes that begin with one: what a body says does not count."""
+    forwarded = []
+    if hops:
+        end = head.find(b"\r\n\r\n")
+        forwarded = [line.decode("latin-1") for line in _FORWARDED.findall(head if end < 0 else head[:end])]
     return address_of(peer, forwarded, hops)
 
 
 def peer_of(transport: object) -> str:
     """The address at the other end of a connection; `unix` where it has none."""
     peer = getattr(transport, "get_extra_info", lambda _: None)("peername")
-    return str(peer[0]) if isinstance(peer, tuple) else "unix"
+    return str(peer[0]) if isinstance(peer, tuple) else UNIX
 
 
 def address_of(peer: str, forwarded: Sequence[str], hops: int) -> str:

@@ -19,7 +19,7 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from foreseen.errors import BadRequest, ForeseenError, HeadTimeout, HeadTooLarge, Overloaded
-from foreseen.web.caller import caller_of
+from foreseen.web.caller import Caller, caller_of, peer_of
 from foreseen.web.http import JSON, SERVER, error_reply, internal
 from foreseen.web.limits import Bucket, Gate
 
@@ -35,8 +35,7 @@ log = structlog.get_logger()
 
 
 class Connection(RequestHandler):
-    """aiohttp's protocol within limits; its last answer says `Connection: close`. `bucket` is the client's, None if its
-    rate is not limited."""
+    """aiohttp's protocol within limits; its last answer says `Connection: close`."""
 
     __slots__ = ("_gate", "_head_bytes", "_head_timer", "_most", "_write_timer", "bucket")
 
@@ -52,6 +51,7 @@ class Connection(RequestHandler):
         self._gate = gate
         self._most = limits.requests or sys.maxsize
         self.bucket: Bucket | None = None
+        """Of all requests of this connection; None where their rate is not limited, or each has its own caller."""
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
@@ -62,8 +62,8 @@ class Connection(RequestHandler):
             transport.write(raw_reply(Overloaded("there is no room for another connection")))
             transport.close()
             return
-        if self._gate.limits.rate:
-            self.bucket = self._gate.bucket(transport.get_extra_info("peername"))
+        if self._gate.limits.rate and not self._gate.limits.forwarded_hops:
+            self.bucket = self._gate.bucket(peer_of(transport))
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -109,10 +109,17 @@ class Connection(RequestHandler):
         if unfinished:
             self._messages.pop()
 
-    def admit(self) -> None:
+    def bucket_of(self, caller: Caller) -> Bucket | None:
+        """The bucket that a request of this connection is taken out of."""
+        limits = self._gate.limits
+        if self.bucket is not None or not (limits.rate and limits.forwarded_hops):
+            return self.bucket
+        return self._gate.bucket(caller.address)
+
+    def admit(self, request: web.BaseRequest) -> None:
         """Take a request out of the caller's bucket. Raises RateLimited. Every request passes here, or where a
         connection answers by itself, its equal."""
-        self._gate.admit(self.bucket)
+        self._gate.admit(self.bucket_of(caller_of(request)))
 
     @property
     def forwarded_hops(self) -> int:

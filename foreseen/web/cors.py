@@ -46,7 +46,7 @@ class Cors:
         if request.method != "OPTIONS" or asked is None or self._origin(request) is None:
             return await handler(request)
         try:
-            getattr(request.protocol, "admit", lambda: None)()
+            getattr(request.protocol, "admit", lambda _: None)(request)
         except RateLimited as error:
             return error_reply(error)
         names = request.headers.get("Access-Control-Request-Headers", "")

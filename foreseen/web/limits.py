@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from math import ceil
-from typing import Any, Protocol
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -20,6 +21,8 @@ MAX_ADDRESSES = 65_536
 """Callers whose rate is remembered; one that was forgotten begins anew, with a full bucket."""
 IDLE_SECONDS = 1.0
 """A connection that has been at rest for so long may be closed to make room."""
+UNIX = "unix"
+"""The address of a caller that has none."""
 ROOM_SHARE = 64
 """A sixty-fourth of the connections is closed at once: finding the longest idle ones means looking at all."""
 
@@ -77,11 +80,12 @@ class Buckets:
         self._clock = clock
         self._buckets: OrderedDict[str, Bucket] = OrderedDict()
 
-    def of(self, peer: Any) -> Bucket | None:
-        """The bucket of a socket's peer; None where nothing is limited, or for a unix socket, which has no address."""
-        if not self._rate or not isinstance(peer, tuple):
+    def of(self, caller: str) -> Bucket | None:
+        """The bucket of a caller's address; None where nothing is limited, or for a unix socket, which has no
+        address."""
+        if not self._rate or caller == UNIX:
             return None
-        address = network_of(str(peer[0]))
+        address = network_of(caller)
         bucket = self._buckets.get(address)
         if bucket is None:
             bucket = self._buckets[address] = Bucket(self._rate, self._burst, self._clock)
@@ -92,6 +96,7 @@ class Buckets:
         return bucket
 
 
+@functools.lru_cache(maxsize=4096)
 def network_of(address: str) -> str:
     """The unit of rate limiting: an IPv4 address, or an IPv6 /64 network, which is what one client is given."""
     if ":" not in address:
@@ -122,8 +127,9 @@ class Gate:
     def __len__(self) -> int:
         return len(self._connections)
 
-    def bucket(self, peer: Any) -> Bucket | None:
-        return self._buckets.of(peer)
+    def bucket(self, caller: str) -> Bucket | None:
+        """The bucket of a caller's address."""
+        return self._buckets.of(caller)
 
     def admit(self, bucket: Bucket | None) -> None:
         """Take a request out of its caller's bucket. Raises RateLimited."""

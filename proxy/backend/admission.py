@@ -1,28 +1,96 @@
-"""Admission control of cache misses: rows wait for the model first come first served, or are refused at once.
+"""Admission control: rows that want to be computed → their turn, or a refusal that comes at once.
 
-A row whose answer would come after its deadline is wasted work: the client asks again, and a cold cache stays cold
-(metastable failures, Bronson et al., HotOS'21). Such a row is refused before it waits, with the time after which it
-would be admitted. Hits never pass here.
+A model computes so many rows in a second; whatever else arrives waits. Waiting that ends after the deadline is wasted
+work: the answer comes too late, is asked for again, and a cold cache stays cold (Bronson et al., HotOS'21). So what
+cannot make it by its deadline is refused before it waits, with the time after which it would. Hits never come here.
 
-The model's speed shows only while it is busy. So the rate is measured from the moment that a row waits until a row is
-done and none waits. Rows that are being computed count as done: a model without a measurement is taken to be fast.
+Callers have their turns by deficit round robin (`fair_order.py`), and none holds all the room, inside or waiting. Among
+the turns of one caller narrow ones come first, unless a wide one has waited for SECONDS_PER_ROW times its rows longer.
+
+How fast the model is shows only while it is busy, so the rate is taken from the moment that a turn waits until one is
+done and none waits. Rows that are being computed count as done: as long as the model has not shown what it can do, it
+is trusted.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
-from collections import deque
+from collections import Counter, defaultdict
+from functools import partial
+from heapq import heapify, heappop, heappush
+
+from msgspec import Struct
 
 from foreseen.errors import Overloaded
-from foreseen.types import Lane
+from foreseen.fair_order import FairOrder, has_room, rows_before
+from foreseen.types import LANES, SECONDS_PER_ROW, Lane
 
 WINDOW_SECONDS = 5.0
 """What the model did longer ago counts half."""
 MOST_RETRY_AFTER_SECONDS = 60
-LANES: tuple[Lane, ...] = ("online", "background")
+MOST_TURNS = 96
+"""Turns inside at a time: each is a request to the model, and those above `MAX_REQUESTS` would wait there in line."""
 
-Waiter = tuple[int, asyncio.Future[None]]
+
+class TurnSize(Struct, frozen=True):
+    """What a turn takes: `rows` that are computed, the `room` it has inside, and whose it is."""
+
+    rows: int
+    room: int
+    lane: Lane
+    caller: str
+
+
+class WaitingTurn:
+    """A turn that waits; ordered by `rank`: when it came, with what its rows add, and a number."""
+
+    __slots__ = ("future", "rank", "size")
+
+    def __init__(self, size: TurnSize, rank: tuple[float, int], future: asyncio.Future[None]) -> None:
+        self.size = size
+        self.rank = rank
+        self.future = future
+
+    def __lt__(self, other: WaitingTurn) -> bool:
+        return self.rank < other.rank
+
+
+class _Queue:
+    """The waiting turns of one lane, by caller."""
+
+    def __init__(self) -> None:
+        self.order = FairOrder()
+        self._turns: defaultdict[str, list[WaitingTurn]] = defaultdict(list)
+
+    def add(self, turn: WaitingTurn) -> None:
+        heappush(self._turns[turn.size.caller], turn)
+        self.order.add(turn.size.caller, turn.size.rows)
+
+    def first(self, caller: str) -> WaitingTurn:
+        return self._turns[caller][0]
+
+    def pop(self, caller: str) -> WaitingTurn:
+        turn = heappop(self._turns[caller])
+        self.order.charge(caller, turn.size.rows)
+        self._removed(turn)
+        return turn
+
+    def remove(self, turn: WaitingTurn) -> bool:
+        """Whether it was waiting."""
+        turns = self._turns.get(turn.size.caller, [])
+        if turn not in turns:
+            return False
+        turns.remove(turn)
+        heapify(turns)
+        self._removed(turn)
+        return True
+
+    def _removed(self, turn: WaitingTurn) -> None:
+        self.order.remove(turn.size.caller, turn.size.rows)
+        if not self._turns[turn.size.caller]:
+            del self._turns[turn.size.caller]
 
 
 class Admission:
@@ -33,110 +101,156 @@ class Admission:
         self.inside = 0
         self.waiting = 0
         self._most_waiting = most_waiting
-        self._queues: dict[Lane, deque[Waiter]] = {lane: deque() for lane in LANES}
+        self._queues = {lane: _Queue() for lane in LANES}
+        self._held: Counter[tuple[Lane, str]] = Counter()
+        self._numbers = itertools.count()
         self._since: float | None = None
         self._done = 0.0
 
-    def turn(self, rows: int, deadline: float, lane: Lane = "online") -> _Turn:
+    def turn(self, rows: int, deadline: float, lane: Lane = "online", caller: str = "", behind: int = 0) -> _Turn:
         """Wait for a turn and hold it: an asynchronous context. More rows than may be inside count as all that may.
+        `behind` is how many rows of the same request come before.
 
         Raises Overloaded: at once where the turn would end after the deadline (on the event loop's clock) or too many
         wait already, else when the deadline comes.
         """
-        return _Turn(self, min(rows, self.limit), deadline, lane)
+        room = min(max(rows, self.limit // MOST_TURNS), self.limit)
+        return _Turn(self, TurnSize(min(rows, self.limit), room, lane, caller), deadline, behind)
 
-    def seconds(self, rows: int) -> float:
-        """How long it takes until so many more rows are computed, as far as the model has shown; never less than 0."""
+    def check(self, rows: int, deadline: float, lane: Lane, caller: str) -> None:
+        """Raises Overloaded where so many rows, by however many turns, would not be computed before the deadline."""
+        needs, left = self.seconds(rows, lane, caller), deadline - asyncio.get_running_loop().time()
+        if needs > left:
+            raise _refusal("the model cannot make it before the deadline", needs - left)
+
+    def seconds(self, rows: int, lane: Lane = "online", caller: str = "") -> float:
+        """How long it takes until so many more rows of a caller are computed, as far as the model has shown; never less
+        than 0."""
         now = asyncio.get_running_loop().time()
         if self._since is None or not self.inside:
             return 0.0
         per_row = (now - self._since) / (self._done + self.inside)
-        return (self.inside + self.waiting + rows) * per_row
+        return (self._ahead(rows, lane, caller) + rows) * per_row
+
+    def _ahead(self, rows: int, lane: Lane, caller: str) -> int:
+        """Rows, inside or waiting, that are computed before the last of so many more of a caller."""
+        known = Counter(self._queues[lane].order.waiting)
+        for (where, one), room in self._held.items():
+            if where == lane:
+                known[one] += room
+        own = known.pop(caller, 0)
+        ahead = rows_before(own, rows, known.values())
+        return ahead if lane == "online" else ahead + sum(self._queues["online"].order.waiting.values())
 
     def __repr__(self) -> str:
-        return f"<Turnstile {self.inside}/{self.limit} rows inside, {self.waiting} waiting>"
+        return f"<Admission {self.inside}/{self.limit} rows inside, {self.waiting} waiting>"
 
-    async def enter(self, weight: int, deadline: float, lane: Lane) -> None:
+    @property
+    def crowded(self) -> bool:
+        """Whether turns wait."""
+        return self.waiting > 0
+
+    async def enter(self, size: TurnSize, deadline: float, behind: int) -> None:
         """Take a turn. Raises as `turn` does."""
-        if self.inside + weight > self.limit or self.waiting:
-            await self._wait(weight, deadline, lane)
+        if self.waiting or not self._fits(size):
+            await self._wait(size, deadline, behind)
         else:
-            self.inside += weight
+            self._let(size)
 
-    async def _wait(self, weight: int, deadline: float, lane: Lane) -> None:
-        loop = asyncio.get_running_loop()
-        needs, left = self.seconds(weight), deadline - loop.time()
-        if self.waiting + weight > self._most_waiting:
-            raise _refusal("too many rows wait for the model", needs)
-        if needs > left:
-            raise _refusal("the model cannot make it before the deadline", needs - left)
+    def _fits(self, size: TurnSize) -> bool:
+        return has_room(self._held[size.lane, size.caller], size.room, self.limit - self.inside)
+
+    def _let(self, size: TurnSize) -> None:
+        self.inside += size.room
+        self._held[size.lane, size.caller] += size.room
+
+    async def _wait(self, size: TurnSize, deadline: float, behind: int) -> None:
+        loop, queue = asyncio.get_running_loop(), self._queues[size.lane]
+        self._check_room(size, queue)
+        self.check(size.rows, deadline, size.lane, size.caller)
         if self._since is None:
             self._since, self._done = loop.time(), 0.0
-        turn: asyncio.Future[None] = loop.create_future()
-        waiter = weight, turn
-        self._queues[lane].append(waiter)
-        self.waiting += weight
+        rank = loop.time() + SECONDS_PER_ROW * (behind + size.rows), next(self._numbers)
+        turn = WaitingTurn(size, rank, loop.create_future())
+        queue.add(turn)
+        self.waiting += size.rows
+        self._let_in()
         try:
             async with asyncio.timeout_at(deadline):
-                await turn
+                await turn.future
         except TimeoutError:
-            self._give_up(waiter, lane)
-            raise _refusal("its turn did not come before the deadline", self.seconds(weight)) from None
+            self._give_up(turn)
+            needs = self.seconds(size.rows, size.lane, size.caller)
+            raise _refusal("its turn did not come before the deadline", needs) from None
         except BaseException:
-            self._give_up(waiter, lane)
+            self._give_up(turn)
             raise
 
-    def _give_up(self, waiter: Waiter, lane: Lane) -> None:
-        weight, turn = waiter
-        if turn.done() and not turn.cancelled():  # its turn came in the very moment
-            self.leave(weight, 0)
-            return
-        if waiter in self._queues[lane]:
-            self._queues[lane].remove(waiter)
-            self.waiting -= weight
+    def _check_room(self, size: TurnSize, queue: _Queue) -> None:
+        if not has_room(queue.order.waiting.get(size.caller, 0), size.rows, self._most_waiting - self.waiting):
+            raise _refusal("too many rows wait for the model", self.seconds(size.rows, size.lane, size.caller))
+
+    def _give_up(self, turn: WaitingTurn) -> None:
+        if turn.future.done() and not turn.future.cancelled():  # its turn came in the very moment
+            self.leave(turn.size, 0)
+        elif self._queues[turn.size.lane].remove(turn):
+            self.waiting -= turn.size.rows
             self._let_in()
 
-    def leave(self, weight: int, done: int) -> None:
+    def leave(self, size: TurnSize, done: int) -> None:
         """Give a turn back, with so many rows computed."""
         now = asyncio.get_running_loop().time()
         if self._since is not None and now - self._since > 2 * WINDOW_SECONDS:
             self._since, self._done = now - WINDOW_SECONDS, self._done / 2
         self._done += done
-        self.inside -= weight
+        self.inside -= size.room
+        self._held[size.lane, size.caller] -= size.room
+        if not self._held[size.lane, size.caller]:
+            del self._held[size.lane, size.caller]
         self._let_in()
         if done and not self.waiting:
             self._since = None
 
     def _let_in(self) -> None:
-        """Online before background; within a lane first come first served, so that large requests are not starved."""
+        """Online before background. A turn whose caller holds its share is passed over; one that has no room yet is
+        not, so that wide ones have their turn too."""
         for lane in LANES:
             queue = self._queues[lane]
-            while queue and self.inside + queue[0][0] <= self.limit:
-                weight, turn = queue.popleft()
-                self.waiting -= weight
-                if not turn.done():  # it may have been cancelled in this very moment
-                    self.inside += weight
-                    turn.set_result(None)
-            if queue:
+            blocked = partial(self._has_share, queue)
+            while (caller := queue.order.next(blocked)) is not None:
+                if queue.first(caller).size.room > self.limit - self.inside:
+                    return
+                turn = queue.pop(caller)
+                self.waiting -= turn.size.rows
+                if not turn.future.done():  # it may have been cancelled in this very moment
+                    self._let(turn.size)
+                    turn.future.set_result(None)
+            if queue.order.waiting:
                 return
+
+    def _has_share(self, queue: _Queue, caller: str) -> bool:
+        """Whether a caller holds too much for its next turn to be let in."""
+        size = queue.first(caller).size
+        held = self._held[size.lane, size.caller]
+        return held > 0 and not has_room(held, size.room, self.limit - self.inside)
 
 
 class _Turn:
     """A turn that is held; not a generator, which costs four times as much."""
 
-    __slots__ = ("_deadline", "_lane", "_stile", "_weight")
+    __slots__ = ("_admission", "_behind", "_deadline", "_size")
 
-    def __init__(self, stile: Admission, weight: int, deadline: float, lane: Lane) -> None:
-        self._stile = stile
-        self._weight = weight
+    def __init__(self, admission: Admission, size: TurnSize, deadline: float, behind: int) -> None:
+        self._admission = admission
+        self._size = size
         self._deadline = deadline
-        self._lane = lane
+        self._behind = behind
 
     async def __aenter__(self) -> None:
-        await self._stile.enter(self._weight, self._deadline, self._lane)
+        await self._admission.enter(self._size, self._deadline, self._behind)
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._stile.leave(self._weight, self._weight if kind is None else 0)
+        self._admission.leave(self._size, self._size.room if kind is None else 0)
 
 
 def _refusal(why: str, seconds: float) -> Overloaded:

@@ -38,7 +38,7 @@ Tensors = list[tuple[str, str, Array]]
 
 ROWS_PER_REQUEST = 256
 """Rows of one request to a model process; more are split."""
-MAX_REQUESTS = 64
+MAX_REQUESTS = 96
 """Requests to one model process at a time; more wait."""
 
 
@@ -148,7 +148,9 @@ class ModelProcess(ModelClient):
         self, tensors: Tensors, members: RequestMembers, options: RequestOptions, request_id: str
     ) -> Response:
         left = options.deadline - asyncio.get_running_loop().time()
-        ours = {"timeout": max(1, int(left * 1e6)), "priority": 1 if options.lane == "online" else 2}
+        ours: dict[str, Any] = {"timeout": max(1, int(left * 1e6)), "priority": 1 if options.lane == "online" else 2}
+        if options.caller:
+            ours["caller"] = options.caller
         own = RequestMembers({**members.parameters, **ours})
         return await self._asked_binary(tensors, own, options, request_id)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from msgspec import Struct
 
 from foreseen.errors import ModelUnavailable
 from foreseen.telemetry.spans import Computation, RequestSpan
-from foreseen.types import ANY_AGE, Answer, Key, Lane, MaxAge, Miss, Row, Space, Steps
+from foreseen.types import ANY_AGE, Answer, Key, Lane, MaxAge, Miss, RequestOptions, Row, Space, Steps
 
 RowFuture = asyncio.Future[Answer]
 
@@ -42,13 +43,15 @@ class Waiter(Struct, frozen=True):
     future: RowFuture
     client: int
     """A number that all rows of one request share."""
+    caller: str = ""
+    """Whose request it is; of rows that several wait for, the first's."""
 
 
 class FlightBatch:
     """Rows that are processed together. `deadline` is the latest of its rows', on the event loop's clock; `missed` is
     what the tiers have answered about its keys so far."""
 
-    __slots__ = ("began", "deadline", "flight_key", "missed", "started", "traceparent", "waiters")
+    __slots__ = ("began", "deadline", "flight_key", "held", "missed", "started", "traceparent", "waiters")
 
     def __init__(self, flight_key: FlightKey) -> None:
         self.flight_key = flight_key
@@ -58,6 +61,8 @@ class FlightBatch:
         self.traceparent: str | None = None
         self.waiters: dict[Key, Waiter] = {}
         self.missed: dict[Key, Miss] = {}
+        self.held: Counter[str] = Counter()
+        """Rows that are not resolved, by whom they are charged to."""
 
     def __repr__(self) -> str:
         return f"<FlightBatch {self.flight_key.space.model} {self.flight_key.lane} {len(self.waiters)} rows>"
@@ -74,6 +79,7 @@ class Flights:
         self._in_flight: dict[Key, FlightBatch] = {}
         self._collecting: dict[FlightKey, FlightBatch] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._held: Counter[str] = Counter()
         self._client_numbers = itertools.count()
 
     def join(self, key: Key, flight_key: FlightKey) -> RowFuture | None:
@@ -92,8 +98,7 @@ class Flights:
         key: Key,
         row: Row,
         flight_key: FlightKey,
-        deadline: float,
-        traceparent: str | None = None,
+        options: RequestOptions,
         missed: Miss | None = None,
     ) -> RowFuture:
         """Add a row to the batch that starts at the end of this turn of the event loop.
@@ -101,18 +106,18 @@ class Flights:
         A key that is already in flight gets a second flight (`no-cache` needs one). Later requests join the newer
         flight, unless that one asks no model.
         """
-        return self.add_all({key: row}, flight_key, deadline, traceparent, {} if missed is None else {key: missed})[0]
+        return self.add_all({key: row}, flight_key, options, {} if missed is None else {key: missed})[0]
 
     def add_all(
         self,
         rows: Mapping[Key, Row],
         flight_key: FlightKey,
-        deadline: float,
-        traceparent: str | None,
+        options: RequestOptions,
         missed: Mapping[Key, Miss],
     ) -> list[RowFuture]:
-        """The same for many rows; `missed` is what the tiers have answered about some."""
-        loop = asyncio.get_running_loop()
+        """The same for many rows; `missed` is what the tiers have answered about some. Of the options the deadline,
+        the trace and the caller are used."""
+        loop, caller = asyncio.get_running_loop(), options.caller
         in_flight, asks_model, futures = self._in_flight, "model" in flight_key.steps, []
         batch, client = self._collecting.get(flight_key), next(self._client_numbers)
         for key, row in rows.items():
@@ -121,13 +126,15 @@ class Flights:
                 loop.call_soon(self._start, batch)
             future: RowFuture = loop.create_future()
             futures.append(future)
-            batch.waiters[key] = Waiter(row, future, client)
+            batch.waiters[key] = Waiter(row, future, client, caller)
             if asks_model or key not in in_flight:
                 in_flight[key] = batch
             if key in missed:
                 batch.missed[key] = missed[key]
-            batch.deadline = max(batch.deadline, deadline)
-            batch.traceparent = batch.traceparent or traceparent
+            batch.deadline = max(batch.deadline, options.deadline)
+            batch.traceparent = batch.traceparent or options.traceparent
+            batch.held[caller] += 1
+        self._held[caller] += len(rows)
         return futures
 
     def trace(self, span: str | None, keys: Iterable[Key]) -> None:
@@ -139,6 +146,10 @@ class Flights:
                 batch.traceparent = Computation.of(span)
             elif batch.traceparent.owner is not span:
                 span.waited_for.append(batch.traceparent)
+
+    def held(self, caller: str) -> int:
+        """How many rows in flight are charged to a caller."""
+        return self._held.get(caller, 0)
 
     def resolve(self, batch: FlightBatch, key: Key, answer: Answer) -> None:
         """Give a key's answer to all its waiters."""
@@ -176,7 +187,16 @@ class Flights:
     def _remove(self, batch: FlightBatch, key: Key) -> RowFuture:
         if self._in_flight.get(key) is batch:
             del self._in_flight[key]
-        return batch.waiters[key].future
+        waiter = batch.waiters[key]
+        if not waiter.future.done():
+            batch.held[waiter.caller] -= 1
+            self._release(waiter.caller, 1)
+        return waiter.future
+
+    def _release(self, caller: str, rows: int) -> None:
+        self._held[caller] -= rows
+        if not self._held[caller]:
+            del self._held[caller]
 
     def _start(self, batch: FlightBatch) -> None:
         if self._collecting.get(batch.flight_key) is batch:
@@ -194,6 +214,9 @@ class Flights:
             error = raised
         finally:
             self.fail(batch, [key for key, waiter in batch.waiters.items() if not waiter.future.done()], error)
+            for caller, rows in batch.held.items():  # of futures that were cancelled
+                if rows:
+                    self._release(caller, rows)
 
 
 def _suits(batch: FlightBatch, flight_key: FlightKey) -> bool:

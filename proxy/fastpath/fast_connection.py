@@ -146,9 +146,12 @@ class FastConnection(Connection):
 
     def _take(self, data: bytes) -> None:
         """Bytes that begin a request."""
-        short = len(data) <= MAX_REQUEST_BYTES
-        if short and (reply := self._responder.repeat(data, self._caller(data))) is not None:
-            self._admitted()
+        short, caller = len(data) <= MAX_REQUEST_BYTES, self._caller(data)
+        if self._hops and not self._may_ask(caller):
+            self._begin(data)
+            return
+        if short and (reply := self._responder.repeat(data, caller)) is not None:
+            self._admitted(caller)
             self._write(reply)
             return
         known = self._heads.of(data)
@@ -163,8 +166,10 @@ class FastConnection(Connection):
                     return
             self._holding = self._loop.call_later(HOLD_SECONDS, self._release)
         else:
-            head = structs.replace(known.ask, caller=self._caller(data[: known.head]))
-            self._answer(head, data[known.head :], data if short and known.again else None)
+            caller = Caller(caller.address, data[: known.head])
+            self._answer(
+                structs.replace(known.ask, caller=caller), data[known.head :], data if short and known.again else None
+            )
 
     def _whole_request(self) -> None:
         """The body that a known head waited for is here."""
@@ -177,7 +182,8 @@ class FastConnection(Connection):
         if known is None or sum(map(len, held)) != known.whole:
             self._begin(b"".join(held))
             return
-        head = structs.replace(known.ask, caller=self._caller(held[0][: known.head]))
+        caller = self._caller(held[0][: known.head])
+        head = structs.replace(known.ask, caller=caller)
         held[0] = held[0][known.head :]
         lookup = self._responder.find_large(head, held, known.whole - known.head)
         self._answer(head, b"".join(held) if lookup is None else lookup.text, None, lookup)
@@ -188,9 +194,15 @@ class FastConnection(Connection):
             self._peer, self._hops = peer_of(self.transport), self.forwarded_hops
         return Caller(address_in(head, self._peer, self._hops) if self._hops else self._peer, head)
 
+    def _may_ask(self, caller: Caller) -> bool:
+        """Whether a caller behind a trusted proxy may send a request now; aiohttp's handlers count a refusal."""
+        bucket = self.bucket_of(caller)
+        return bucket is None or not bucket.wait()
+
     def _answer(self, head: RequestHead, body: bytes, raw: bytes | None, lookup: Lookup | None = None) -> None:
         """A whole request with a known head: its reply now, or when what it waits for is here."""
-        self._admitted()
+        assert head.caller is not None
+        self._admitted(head.caller)
         self._manager.requests_count += 1  # type: ignore[union-attr]
         reply = self._responder.begin(head, body, self._answered, raw, lookup)
         if type(reply) is bytes:
@@ -214,11 +226,12 @@ class FastConnection(Connection):
             self.transport.resume_reading()
             self.data_received(data)
 
-    def _admitted(self) -> None:
+    def _admitted(self, caller: Caller) -> None:
         """One more request of this connection and its caller, as handlers and aiohttp count those that they see."""
         self._request_count += 1
-        if self.bucket is not None:
-            self.bucket.take()
+        bucket = self.bucket_of(caller) if self._hops else self.bucket
+        if bucket is not None:
+            bucket.take()
 
     def _send(self, reply: Reply) -> None:
         if self._charge is not None:

@@ -139,7 +139,7 @@ class InferenceService:
         """Raises RateLimited where the caller's address asks too often."""
         if self._gate.limits.rate:
             address = address_in_peer(call.peer)
-            self._gate.admit(self._gate.bucket(None if address == "unix" else (address,)))
+            self._gate.admit(self._gate.bucket(address))
 
     # What else there is to ask. Requests and replies are messages.
 

@@ -17,15 +17,16 @@ from msgspec import Struct
 from foreseen.errors import BadRequest, BodyTimeout, NotFound, TooLarge, UnknownPrediction
 from foreseen.proxy.backend.served import PUBLIC
 from foreseen.proxy.jobs.batch import Batches
-from foreseen.proxy.jobs.ticket_types import TicketStatus
+from foreseen.proxy.jobs.ticket_types import TicketOptions, TicketStatus
 from foreseen.proxy.jobs.tickets import Jobs
 from foreseen.queue.queue import Queue
 from foreseen.queue.queue_types import JobState
 from foreseen.queue.records import Batch
+from foreseen.web.caller import caller_of
 from foreseen.web.http import SERVER, expect, json_reply, read_body
 
 MAX_FILES_BYTES = 256 * 2**20
-"""Of all files that are kept; the state store's memory is theirs."""
+"""Of all files that are kept, of which one caller has its share; the state store's memory is theirs."""
 _OUTPUT = "file-out_"
 _STATUS: dict[JobState, str] = {
     "queued": "in_progress",
@@ -105,7 +106,8 @@ class OpenAIBatches:
         name = "file-" + secrets.token_hex(16)
         now = await self._queue.now()
         stored = StoredFile(given.filename[:256], purpose, int(now), content)
-        await self._queue.blobs.keep(name, msgspec.msgpack.encode(stored), MAX_FILES_BYTES)
+        caller = self._jobs.extras(TicketOptions(caller=caller_of(request).address), b"", PUBLIC).caller
+        await self._queue.blobs.keep(name, msgspec.msgpack.encode(stored), MAX_FILES_BYTES, caller)
         return json_reply(_file_document(name, stored.name, len(content), stored.created_at, "batch"))
 
     async def file(self, request: web.Request) -> web.Response:

@@ -14,26 +14,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
 from msgspec import structs
 
-from foreseen.errors import DigestMoved, ForeseenError, InputRejected, NotCached, Overloaded, RowsRefused, TooLarge
+from foreseen.errors import DigestMoved, ForeseenError, NotCached, Overloaded, RowsRefused, TooLarge
+from foreseen.fair_order import has_room
 from foreseen.keys.key import Framer
-from foreseen.proxy.backend.admission import Admission
+from foreseen.proxy.backend.model_turns import ModelTurns
 from foreseen.proxy.cache.far_skip import FarSkipPolicy
 from foreseen.proxy.cache.flight import FlightBatch, FlightKey, Flights
 from foreseen.proxy.cache.freshness import Policy, expiry_of
 from foreseen.proxy.cache.lease import Leases
 from foreseen.proxy.cache.look_result import LookResult, both
-from foreseen.proxy.cache.request_splitting import split_request
+from foreseen.proxy.cache.request_splitting import one_caller, split_request
 from foreseen.proxy.cache.tiers import Tiers
 from foreseen.proxy.cache.waits import Wait, cut_short, in_order, until_resolved
 from foreseen.telemetry.metrics import ProxyMetrics
-from foreseen.telemetry.spans import far_call, model_call
+from foreseen.telemetry.spans import far_call
 from foreseen.types import Answer, Key, MaxAge, Prediction, Question, RequestOptions, Row, Space, Steps, TierSeconds
 
 REFRESHED = MaxAge(min_fresh=0.0)
@@ -77,7 +78,7 @@ class Pipeline:
         self._metrics = metrics
         self._near_stage, self._flight_stage = metrics.stages.of("near"), metrics.stages.of("flight")
         self._waiting_rows = waiting_rows
-        self._admissions = defaultdict[str, Admission](lambda: Admission(miss_rows, waiting_rows))
+        self._turns = ModelTurns(models, metrics, miss_rows, waiting_rows)
 
     async def answer(self, question: Question, keys: Sequence[Key] | None = None) -> list[Answer]:
         """The answers to all rows of a question, in order. `keys` are those of its rows, where they are known.
@@ -171,7 +172,8 @@ class Pipeline:
         if len(looked.found) == len(keys) and not looked.stale:
             return {}
         flight_key = FlightKey(question.space, question.parameters, options.lane, options.steps, options.age_limits)
-        full = len(self.flights) >= self._waiting_rows  # a question that is let in adds all its rows, however many
+        free = self._waiting_rows - len(self.flights)
+        full = not has_room(self.flights.held(options.caller), 1, free)  # one that is let in may add any number of rows
         waits: dict[Key, Wait] = {}
         adding: dict[Key, Row] = {}
         for key, row in zip(keys, question.rows, strict=True):
@@ -182,9 +184,9 @@ class Pipeline:
                 waits[key] = Wait(future, True)
                 continue
             if full:
-                raise Overloaded(f"{self._waiting_rows} rows are waiting already")
+                raise Overloaded(f"{len(self.flights)} rows are waiting already")
             adding[key] = row
-        futures = self.flights.add_all(adding, flight_key, options.deadline, options.traceparent, looked.missing)
+        futures = self.flights.add_all(adding, flight_key, options, looked.missing)
         waits.update((key, Wait(future, False)) for key, future in zip(adding, futures, strict=True))
         self.flights.trace(options.traceparent, waits)
         if looked.stale:
@@ -196,10 +198,10 @@ class Pipeline:
         if not flight_key.steps >= {"model", "keep"}:
             return
         refreshing = FlightKey(flight_key.space, flight_key.parameters, "background", REFRESH_STEPS, REFRESHED)
-        deadline = asyncio.get_running_loop().time() + REFRESH_SECONDS
+        options = RequestOptions(asyncio.get_running_loop().time() + REFRESH_SECONDS, "background")
         for key, answer in looked.found.items():
             if answer.why == "stale-while-revalidate" and self.flights.join(key, refreshing) is None:
-                self.flights.add(key, rows[key], refreshing, deadline)
+                self.flights.add(key, rows[key], refreshing, options)
 
     async def _fly(self, batch: FlightBatch) -> None:
         """One batch: far, then model and keep for the rows that neither far has nor another proxy computes."""
@@ -261,8 +263,9 @@ class Pipeline:
         is called when far has the answers, or will not have them. Raises the error of one that failed, when all ended.
         """
         name = batch.flight_key.space.model
-        row_seconds = self.leases.row_seconds(name) if self.models[name].ours else 0.0  # others may batch nothing
-        groups = split_request([batch.waiters[key] for key in missing], row_seconds)
+        row_seconds = self._row_seconds(name)
+        waiters = [batch.waiters[key] for key in missing]
+        groups = split_request(waiters, row_seconds, crowded=self._turns.crowded(name))
         if len(groups) == 1:
             return await self._ask_group(batch, far_seconds, missing, kept)
         left = len(groups)
@@ -289,16 +292,20 @@ class Pipeline:
                 raise error
         return None
 
+    def _row_seconds(self, model: str) -> float:
+        """What a row of our own process takes; other servers may batch nothing, and say nothing of it."""
+        return self.leases.row_seconds(model) if self.models[model].ours else 0.0
+
     async def _ask_group(
         self, batch: FlightBatch, far_seconds: float | None, missing: Sequence[Key], kept: Callable[[], None]
     ) -> None:
         """One request. Nothing is ever stored under a digest that did not compute it."""
         space, parameters, lane, steps, _ = batch.flight_key
-        options = RequestOptions(batch.deadline, lane, steps, batch.traceparent)
-        started = time.perf_counter()
-        rows = [batch.waiters[key].row for key in missing]
+        waiters = [batch.waiters[key] for key in missing]
+        options = RequestOptions(batch.deadline, lane, steps, batch.traceparent, caller=one_caller(waiters))
+        started, each = time.perf_counter(), self._row_seconds(space.model)
         try:
-            predictions = await self._predicted(space.model, rows, parameters, options)
+            predictions = await self._turns.predict(space.model, [w.row for w in waiters], parameters, options, each)
         except RowsRefused as some:
             missing, predictions = self._fail_refused(batch, missing, some.outcomes)
         except ForeseenError:
@@ -340,24 +347,6 @@ class Pipeline:
         self.flights.resolve(batch, key, missed.stale_fallback)
         return True
 
-    async def _predicted(
-        self, model: str, rows: Sequence[Row], parameters: bytes, options: RequestOptions
-    ) -> list[Prediction]:
-        """Ask a model in turn; how many rows, and how long it took, is counted whatever it answers."""
-        async with self._admissions[model].turn(len(rows), options.deadline, options.lane):
-            started = time.perf_counter()
-            try:
-                with model_call(model, len(rows), options) as options:
-                    return await self.models[model].predict(rows, parameters, options)
-            except RowsRefused as some:
-                self._metrics.quarantined.labels(model).inc(sum(isinstance(o, InputRejected) for o in some.outcomes))
-                raise
-            finally:
-                seconds = time.perf_counter() - started
-                self._metrics.model_rows.of(model).add(len(rows))
-                self._metrics.model_seconds.of(model).add(seconds)
-                self._metrics.stages.add("model", seconds)
-
     def with_expiry(self, model: str, predictions: Iterable[Prediction]) -> list[Prediction]:
         """Predictions with the life that the model's entries have. They are made now, by this process's own clock."""
         policy, now = self.models[model].freshness, self.tiers.clock()
@@ -369,7 +358,7 @@ class Pipeline:
         space, rows = question.space, question.rows
         _check_new(len(rows))
         try:
-            predictions = await self._predicted(space.model, rows, question.parameters, question.options)
+            predictions = await self._turns.predict(space.model, rows, question.parameters, question.options)
         except RowsRefused as some:
             raise some.first from None
         trip = TierSeconds(model=time.perf_counter() - started)

@@ -21,6 +21,7 @@ from foreseen.proxy.predict.template_answers import TemplateAnswers
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Answer, Key, Question, RequestOptions, Space
 from foreseen.web.heavy import Heavy
+from foreseen.web.limits import network_of
 
 
 class Server:
@@ -81,7 +82,8 @@ class Server:
             known = self.unknown(space) is None
         past = decoded.sequence or not known
         steps = steps_of(head.control, frozenset(("model",)) if past else served.steps)
-        options = RequestOptions(deadline, decoded.lane, steps, head.traceparent, head.control.age_limits)
+        caller = "" if head.caller is None else network_of(head.caller.address)
+        options = RequestOptions(deadline, decoded.lane, steps, head.traceparent, head.control.age_limits, caller)
         return Question(space, prepared.rows, options, decoded.parameters)
 
     def keys(self, question: Question, prepared: PreparedRows) -> Sequence[Key]:

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from foreseen.errors import SetupError
 from foreseen.inference.app import start
-from foreseen.inference.batcher import Batcher
+from foreseen.inference.batching.batcher import Batcher
 from foreseen.inference.served import LoadedModel
 from foreseen.inference.session import SessionPlan
 from foreseen.inference.session_opening import open_session

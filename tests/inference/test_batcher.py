@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from foreseen.errors import BadInput, DeadlineExceeded, ModelFailed, ModelUnavailable, Overloaded
-from foreseen.inference.batcher import Batcher
-from foreseen.inference.waiting import BatchLimits, Computed
+from foreseen.inference.batching.batcher import Batcher
+from foreseen.inference.batching.queued import BatchLimits, BatchOrder, Computed
 from foreseen.modelspec.row_outputs import RowOutputs
-from foreseen.types import Row
+from foreseen.types import Lane, Row
 
 
 class ScriptedRunner:
@@ -90,8 +90,8 @@ def answered(computed: Sequence[Computed]) -> list[int]:
     return [int(c.outputs[0][0]) for c in computed]
 
 
-def soon(seconds: float = 60.0) -> float:
-    return asyncio.get_running_loop().time() + seconds
+def soon(seconds: float = 60.0, lane: Lane = "online", caller: str = "") -> BatchOrder:
+    return BatchOrder(asyncio.get_running_loop().time() + seconds, lane, caller)
 
 
 @asynccontextmanager
@@ -117,8 +117,8 @@ Ask = Callable[..., "asyncio.Task[list[Computed]]"]
 
 
 def client(batcher: Batcher) -> Ask:
-    def ask(*rows: Row, deadline: float | None = None, lane: str = "online") -> asyncio.Task[list[Computed]]:
-        return asyncio.ensure_future(batcher.predict(rows, soon() if deadline is None else deadline, lane))  # type: ignore[arg-type]
+    def ask(*rows: Row, order: BatchOrder | None = None) -> asyncio.Task[list[Computed]]:
+        return asyncio.ensure_future(batcher.predict(rows, order or soon()))
 
     return ask
 
@@ -205,11 +205,82 @@ async def test_the_earliest_deadline_runs_first() -> None:
         ask = client(batcher)
         tasks = [ask(row(0))]
         await runner.began()
-        tasks += [ask(row(n), deadline=soon(100 - n)) for n in (1, 2, 3)]
+        tasks += [ask(row(n), order=soon(100 - n)) for n in (1, 2, 3)]
         await turn()
         runner.go_on()
         await asyncio.gather(*tasks)
     assert runner.batches == [[0], [3], [2], [1]]
+
+
+async def test_a_callers_single_row_does_not_wait_for_anothers_wide_requests() -> None:
+    """It waits for one batch of theirs at most, and batches are full all the same."""
+    runner = ScriptedRunner(held=True)
+    async with batcher_of(runner, max_rows=8) as batcher:
+        ask = client(batcher)
+        tasks = [ask(row(0))]
+        await runner.began()
+        wide = [[row(100 * n + k) for k in range(64)] for n in range(1, 5)]
+        tasks += [ask(*rows, order=soon(30, caller="wide")) for rows in wide]
+        tasks.append(ask(row(7), order=soon(60, caller="single")))
+        await turn()
+        runner.go_on()
+        await asyncio.gather(*tasks)
+    assert 7 in (*runner.batches[1], *runner.batches[2])
+    assert {len(batch) for batch in runner.batches[1:-1]} == {8}
+
+
+async def test_callers_of_wide_requests_share_the_model() -> None:
+    """Two callers that always wait get as many rows computed, whatever the width of their requests."""
+    runner = ScriptedRunner(held=True)
+    async with batcher_of(runner, max_rows=1) as batcher:
+        ask = client(batcher)
+        tasks = [ask(row(0))]
+        await runner.began()
+        tasks += [ask(*[row(1)] * 100, order=soon(caller="a")) for _ in range(4)]
+        tasks += [ask(row(2), order=soon(caller="b")) for _ in range(400)]
+        await turn()
+        runner.go_on()
+        await asyncio.gather(*tasks)
+    half = runner.ran[1:401]
+    assert abs(half.count(1) - half.count(2)) <= 64
+
+
+async def test_a_callers_own_single_row_comes_before_its_wide_requests() -> None:
+    """What has had rows computed already counts as less urgent."""
+    runner = ScriptedRunner(held=True)
+    async with batcher_of(runner, max_rows=8) as batcher:
+        ask = client(batcher)
+        tasks = [ask(row(0))]
+        await runner.began()
+        tasks += [ask(*[row(1)] * 64, order=soon(30)) for _ in range(2)]
+        await turn()
+        runner.go()
+        await runner.began()
+        runner.go()
+        await runner.began()  # two batches of the wide ones have begun
+        tasks.append(ask(row(7, 5), order=soon(31)))
+        await turn()
+        runner.go_on()
+        await asyncio.gather(*tasks)
+    assert 7 in runner.batches[3]
+
+
+async def test_one_caller_does_not_fill_the_queue() -> None:
+    """Two thirds are its own at most; another caller's rows are taken."""
+    runner = ScriptedRunner(held=True)
+    async with batcher_of(runner, queue_rows=90) as batcher:
+        ask = client(batcher)
+        tasks = [ask(row(0))]
+        await runner.began()
+        tasks += [ask(*[row(1)] * 30, order=soon(caller="a")) for _ in range(2)]
+        await turn()
+        with pytest.raises(Overloaded, match="the limit is 90"):
+            await batcher.predict([row(1)] * 30, soon(caller="a"))
+        tasks.append(ask(*[row(2)] * 30, order=soon(caller="b")))
+        await turn()
+        assert batcher.waiting == 90
+        runner.go_on()
+        await asyncio.gather(*tasks)
 
 
 async def test_online_runs_before_background() -> None:
@@ -219,7 +290,7 @@ async def test_online_runs_before_background() -> None:
         ask = client(batcher)
         tasks = [ask(row(0))]
         await runner.began()
-        tasks += [ask(row(1), lane="background", deadline=soon(10)), ask(row(2)), ask(row(3))]
+        tasks += [ask(row(1), order=soon(10, "background")), ask(row(2)), ask(row(3))]
         await turn()
         runner.go_on()
         await asyncio.gather(*tasks)
@@ -233,7 +304,7 @@ async def test_a_deadline_that_passes_in_the_queue_is_answered_and_never_run() -
         ask = client(batcher)
         first = ask(row(1))
         await runner.began()
-        late, kept = ask(row(2), deadline=soon(0.01)), ask(row(3))
+        late, kept = ask(row(2), order=soon(0.01)), ask(row(3))
         with pytest.raises(DeadlineExceeded):
             await late
         assert batcher.waiting == 1
@@ -249,7 +320,7 @@ async def test_what_cannot_make_it_is_refused_at_once() -> None:
         ask = client(batcher)
         tasks = [ask(row(0))]
         await runner.began()
-        tasks += [ask(row(n), deadline=soon(20 + n)) for n in (1, 2, 3)]  # nobody knows yet what a row takes
+        tasks += [ask(row(n), order=soon(20 + n)) for n in (1, 2, 3)]  # nobody knows yet what a row takes
         await turn()
         await asyncio.sleep(0.2)
         runner.go()
@@ -261,10 +332,10 @@ async def test_what_cannot_make_it_is_refused_at_once() -> None:
         assert refused.value.retry_after >= 1
         with pytest.raises(Overloaded, match="cannot make it"):
             await batcher.predict([row(4)], soon(0.01))
-        tasks += [ask(row(4), deadline=soon(5)), ask(row(5), deadline=soon(40))]
+        tasks += [ask(row(4), order=soon(5)), ask(row(5), order=soon(40))]
         await turn()
         with pytest.raises(Overloaded, match="cannot make it"):
-            await batcher.predict([row(n) for n in range(6, 160)], soon(20), "background")
+            await batcher.predict([row(n) for n in range(6, 160)], soon(20, "background"))
         runner.go_on()
         await asyncio.gather(*tasks)
     assert sorted(runner.ran) == [0, 1, 2, 3, 4, 5]
@@ -292,7 +363,7 @@ async def test_a_model_that_was_slow_once_is_trusted_again() -> None:
         runner.hold()
         tasks = [ask(row(50)), ask(row(51))]
         await turn()
-        tasks.append(ask(*[row(60)] * 100, deadline=soon(25)))
+        tasks.append(ask(*[row(60)] * 100, order=soon(25)))
         await turn()
         assert not tasks[-1].done()
         runner.go_on()
@@ -313,11 +384,11 @@ async def test_started_work_is_finished_and_answered_late() -> None:
     runner = ScriptedRunner(held=True)
     async with batcher_of(runner) as batcher:
         ask = client(batcher)
-        deadline = soon(0.01)
-        started = ask(row(1), deadline=deadline)
+        deadline = soon(0.01).deadline
+        started = ask(row(1), order=BatchOrder(deadline))
         await runner.began()
         with pytest.raises(DeadlineExceeded):  # its deadline is later, so the first one's has passed as well
-            await ask(row(2), deadline=deadline + 0.001)
+            await ask(row(2), order=BatchOrder(deadline + 0.001))
         runner.go()
         assert answered(await started) == [2]
     assert runner.batches == [[1]]
@@ -326,7 +397,7 @@ async def test_started_work_is_finished_and_answered_late() -> None:
 async def test_rows_whose_asker_left_never_run() -> None:
     """A cancelled request gives its place back; the others of its batch are not disturbed."""
     runner = ScriptedRunner(held=True)
-    async with batcher_of(runner, queue_rows=4) as batcher:
+    async with batcher_of(runner, queue_rows=6) as batcher:
         ask = client(batcher)
         first = ask(row(0))
         await runner.began()

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foreseen.inference.waiting import BatchLimits, QueuedRequest, Waiting
+from foreseen.inference.batching.queued import BatchLimits, BatchOrder, QueuedRequest
+from foreseen.inference.batching.waiting import Waiting
 from foreseen.types import Row
 
 ROW = Row((np.zeros(1),))
 
 
-def request(lane: Waiting, lengths: list[int], deadline: float) -> QueuedRequest:
+def request(lane: Waiting, lengths: list[int], deadline: float, caller: str = "") -> QueuedRequest:
     future: Any = asyncio.Future  # never awaited here
-    asked = QueuedRequest(future, "online", len(lengths), 0.0, deadline)
+    asked = QueuedRequest(future, BatchOrder(deadline, caller=caller), len(lengths), 0.0)
     lane.add(asked, [ROW] * len(lengths), lengths)
     return asked
 
@@ -34,7 +35,7 @@ def test_every_row_is_taken_once_or_dropped(seed: int) -> None:
         what = dice.random()
         if what < 0.5:
             lengths = [dice.randint(1, 40) for _ in range(dice.randint(1, 6))]
-            asked = request(lane, lengths, dice.random())
+            asked = request(lane, lengths, dice.random(), dice.choice("aab"))
             alive.append(asked)
             expected |= {(id(asked), index) for index in range(len(lengths))}
         elif what < 0.6 and alive:
@@ -42,7 +43,9 @@ def test_every_row_is_taken_once_or_dropped(seed: int) -> None:
             expected -= {(id(asked), entry[3].index) for entry in asked.waiting.values()}
             lane.drop(asked)
         else:
-            urgent = min((a.deadline for a in alive if a.waiting), default=None)
+            turn = lane.order.next()
+            urgent = min((a.rank for a in alive if a.waiting and a.order.caller == turn), default=None)
+            ranks = {id(a): a.rank for a in alive}
             batch = lane.take(limits)
             if urgent is None:
                 assert batch == []
@@ -51,7 +54,7 @@ def test_every_row_is_taken_once_or_dropped(seed: int) -> None:
             assert taken <= expected
             assert len(taken) == len(batch) <= limits.max_rows
             expected -= taken
-            assert urgent in {item.asked.deadline for item in batch}
+            assert urgent in {ranks[id(item.asked)] for item in batch}
             lengths = [item.length for item in batch]
             assert len(batch) == 1 or len(batch) * max(lengths) <= limits.max_tokens
         assert len(lane) == len(expected)
@@ -65,7 +68,7 @@ def test_finished_requests_do_not_pile_up() -> None:
         asked = request(lane, [1], 10.0 + number)
         lane.drop(asked)
     assert len(lane) == 1
-    assert len(lane._by_deadline) <= 2 * 1 + 64
+    assert len(list(lane._by_deadline)) <= 2 * 1 + 64
 
 
 def test_an_empty_lane_gives_an_empty_batch() -> None:

@@ -10,9 +10,10 @@ import pytest
 from msgspec.structs import replace
 from onnx import TensorProto, helper
 
+from foreseen.inference.batching.queued import BatchLimits, BatchOrder, QueuedRequest
+from foreseen.inference.batching.waiting import Lanes
 from foreseen.inference.session import SessionPlan
 from foreseen.inference.session_opening import open_session
-from foreseen.inference.waiting import BatchLimits, Lanes, QueuedRequest
 from foreseen.models.build.build import build
 from foreseen.models.measure.graph_run import GraphSession
 from foreseen.models.measure.shaping import Shaped, chosen, decide, kept
@@ -238,7 +239,7 @@ def test_a_queue_of_fixed_shapes_makes_batches_of_one_length() -> None:
     lanes = Lanes(BatchLimits(max_rows=32, count=FIXED.count))
     loop = asyncio.new_event_loop()
     lengths = [8, 16, 8, 8, 8, 8, 16, 32, 32]
-    asked = QueuedRequest(loop.create_future(), "online", len(lengths), 0.0, 10.0)
+    asked = QueuedRequest(loop.create_future(), BatchOrder(10.0), len(lengths), 0.0)
     lanes.add(asked, [Row((np.zeros(1),))] * len(lengths), lengths)
     taken = []
     while batch := lanes.take(0.0, lambda: None).batch:

@@ -292,6 +292,24 @@ async def test_one_caller_has_a_share_of_the_queue_and_the_next_always_has_room(
         await submit(queue, caller=b"e" * 16)
 
 
+async def test_one_caller_has_a_share_of_the_files_and_the_next_always_has_room(state_url: str, store: Redis) -> None:
+    """Half of the bytes alone; a newcomer has room; what is forgotten or has expired is free again."""
+    a, b = b"a" * 16, b"b" * 16
+    async with opened(state_url, Bounds(8, 1_000_000, 60.0, 60.0, share=0.5)) as queue:
+        await queue.blobs.keep("file-1", b"x" * 500, 1000, a)
+        with pytest.raises(QueueFull, match="50% of 1000 bytes"):
+            await queue.blobs.keep("file-2", b"x" * 10, 1000, a)
+        await queue.blobs.keep("file-2", b"x" * 200, 1000, b)
+        with pytest.raises(QueueFull, match="1000 bytes are kept"):
+            await queue.blobs.keep("file-3", b"x" * 400, 1000)
+        assert await queue.blobs.read("file-2") == b"x" * 200
+        await queue.blobs.forget("file-1")
+        await queue.blobs.keep("file-4", b"x" * 300, 1000, a)
+        await store.hset(f"{BASE}.blobs", "file-4", "300 1")  # expired long ago
+        await queue.blobs.keep("file-5", b"x" * 400, 1000, a)
+        assert set(await store.hkeys(f"{BASE}.blobs.callers")) == {b"file-2", b"file-5"}
+
+
 async def test_a_ticket_of_anothers_job_counts_for_who_has_it(state_url: str, store: Redis) -> None:
     """Who joins pays for the ticket and not the caller whose job it is; when all is forgotten nobody has anything."""
     async with opened(state_url, Bounds(100, 10_000_000, 60.0, 0.0, share=0.5)) as queue:

@@ -104,3 +104,14 @@ def test_the_heaviest_callers_are_told_of(logged: tuple[Live, Path]) -> None:
     assert "192.0.2.9" in done.stdout
     told = json.loads(subprocess.run([*command, "--json"], capture_output=True, check=False).stdout)
     assert {"caller": "192.0.2.9", "requests": 40, "rows": 40, "computed_rows": 20} in told["callers"]
+
+
+def test_each_caller_behind_a_proxy_has_its_own_rate(built: Path, tmp_path: Path) -> None:
+    """One that asks too often gets 429 by every way, and another one on the same connections its answers."""
+    given(built, tmp_path / "data")
+    flags = ("--forwarded-hops=1", "--rate=0.01", "--rate-burst=6", "--workers=1")
+    with fresh(tmp_path / "data", "--model=fingerprint", *flags) as live:
+        body = json.dumps(ask_fingerprint(numbers(860_009))).encode()
+        assert ask(live, "192.0.2.1", 9, body) == [200] * 6 + [429] * 3
+        assert ask(live, "192.0.2.2", 7, body) == [200] * 6 + [429]
+        assert ask(live, "192.0.2.1", 1, body) == [429]

@@ -37,6 +37,7 @@ def test_addresses(forwarded: list[str], hops: int, address: str) -> None:
     assert address_of("10.0.0.9", forwarded, hops) == address
     assert address_in(HEAD, "10.0.0.9", 1) == "1.2.3.4"
     assert address_in(HEAD, "10.0.0.9", 0) == "10.0.0.9"
+    assert address_in(HEAD + b"\r\nX-Forwarded-For: 9.9.9.9\r\n", "10.0.0.9", 1) == "1.2.3.4"  # of the body
 
 
 def test_what_a_line_says() -> None:

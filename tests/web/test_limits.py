@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from foreseen.web.limits import IDLE_SECONDS, MAX_ADDRESSES, Bucket, Buckets, Gate, ListenerLimits, network_of
+from foreseen.web.limits import IDLE_SECONDS, MAX_ADDRESSES, UNIX, Bucket, Buckets, Gate, ListenerLimits, network_of
 
 
 class Clock:
@@ -60,24 +60,24 @@ def test_who_counts_as_one(one: str, other: str, same: bool) -> None:
     """An IPv4 address; of IPv6 the network that one caller is given."""
     assert (network_of(one) == network_of(other)) is same
     buckets = Buckets(1.0, 1)
-    assert (buckets.of((one, 1)) is buckets.of((other, 2))) is same
+    assert (buckets.of(one) is buckets.of(other)) is same
 
 
 def test_no_rate_and_no_address_is_no_bucket() -> None:
     """Off by default; a unix socket's peer is this machine."""
-    assert Buckets(0.0, 0).of(("10.0.0.1", 1)) is None
-    assert Buckets(1.0, 1).of("") is None
+    assert Buckets(0.0, 0).of("10.0.0.1") is None
+    assert Buckets(1.0, 1).of(UNIX) is None
 
 
 def test_addresses_are_bounded() -> None:
     """The longest unused is forgotten, and begins anew."""
     buckets = Buckets(1.0, 1)
-    first, kept = buckets.of(("0.0.0.0", 1)), buckets.of(("0.0.0.1", 1))
+    first, kept = buckets.of("0.0.0.0"), buckets.of("0.0.0.1")
     for number in range(MAX_ADDRESSES - 1):
-        buckets.of((f"1.{number >> 16}.{number >> 8 & 255}.{number & 255}", 1))
+        buckets.of(f"1.{number >> 16}.{number >> 8 & 255}.{number & 255}")
         if not number % 1000:
-            assert buckets.of(("0.0.0.1", 1)) is kept
-    assert buckets.of(("0.0.0.0", 1)) is not first
+            assert buckets.of("0.0.0.1") is kept
+    assert buckets.of("0.0.0.0") is not first
 
 
 class Guest:

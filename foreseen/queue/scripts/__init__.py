@@ -47,7 +47,7 @@ _VALUES = {
 }
 """What stands for these names in the `.lua` files."""
 _NAMES = (
-    "submit", "batch", "close", "cancel", "retry",  # requesters and operators
+    "submit", "batch", "close", "cancel", "retry", "keep",  # requesters and operators
     "claim", "begin", "beat", "finish", "back", "tick", "leave",  # workers
 )  # fmt: skip
 

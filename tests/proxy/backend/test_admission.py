@@ -35,14 +35,16 @@ async def clock() -> AsyncIterator[Moved]:
 class Caller:
     """Holds a turn until the test says so."""
 
-    def __init__(self, stile: Admission, rows: int, seconds: float = 20.0, lane: Lane = "online") -> None:
+    def __init__(
+        self, stile: Admission, rows: int, seconds: float = 20.0, lane: Lane = "online", caller: str = ""
+    ) -> None:
         self.inside = asyncio.Event()
         self.over = asyncio.Event()
         deadline = asyncio.get_running_loop().time() + seconds
-        self.task = asyncio.create_task(self._run(stile, rows, deadline, lane))
+        self.task = asyncio.create_task(self._run(stile, rows, deadline, lane, caller))
 
-    async def _run(self, stile: Admission, rows: int, deadline: float, lane: Lane) -> None:
-        async with stile.turn(rows, deadline, lane):
+    async def _run(self, stile: Admission, rows: int, deadline: float, lane: Lane, caller: str) -> None:
+        async with stile.turn(rows, deadline, lane, caller):
             self.inside.set()
             await self.over.wait()
 
@@ -60,9 +62,9 @@ async def settle(until: Callable[[], bool] = lambda: False) -> None:
 
 
 async def test_no_more_than_the_limit_are_inside_and_the_rest_come_in_their_order() -> None:
-    """First come, first served; a small one does not overtake a large one."""
-    stile = Admission(10, 100)
-    callers = [Caller(stile, rows) for rows in (6, 4, 8, 1, 1)]
+    """One caller has two thirds, others the rest; a wide turn that has no room is not overtaken."""
+    stile = Admission(12, 100)
+    callers = [Caller(stile, rows, caller=name) for name, rows in (("a", 6), ("b", 4), ("c", 8), ("d", 1), ("a", 1))]
     await settle()
     assert [caller.inside.is_set() for caller in callers] == [True, True, False, False, False]
     assert (stile.inside, stile.waiting) == (10, 10)
@@ -73,6 +75,73 @@ async def test_no_more_than_the_limit_are_inside_and_the_rest_come_in_their_orde
     for caller in callers[2:]:
         await caller.leave()
     assert (stile.inside, stile.waiting) == (0, 0)
+
+
+async def test_one_caller_does_not_hold_all_the_room() -> None:
+    """Its third turn waits, though there is room; another caller's comes in past it, at once."""
+    stile = Admission(300, 1000)
+    wide = [Caller(stile, 100, caller="wide") for _ in range(4)]
+    await settle()
+    assert [caller.inside.is_set() for caller in wide] == [True, True, False, False]
+    single = Caller(stile, 1, caller="single")
+    await settle()
+    assert single.inside.is_set()
+    await single.leave()
+    for caller in wide:
+        await caller.leave()
+
+
+async def test_callers_have_their_turns_by_rows() -> None:
+    """One that asks for 64 rows at a time has one turn to 64 of one that asks for single ones."""
+    stile = Admission(90, 10_000)
+    first = Caller(stile, 90, caller="first")
+    await settle()
+    order: list[str] = []
+    deadline = asyncio.get_running_loop().time() + 60
+
+    async def ask(caller: str, rows: int) -> None:
+        async with stile.turn(rows, deadline, "online", caller):
+            order.append(caller)
+
+    tasks = [asyncio.create_task(ask("wide", 64)) for _ in range(10)]
+    tasks += [asyncio.create_task(ask("single", 1)) for _ in range(300)]
+    await settle()
+    await first.leave()
+    await asyncio.gather(*tasks)
+    rows = [64 * order[:at].count("wide") - order[:at].count("single") for at in range(200)]
+    assert max(map(abs, rows)) <= 128
+
+
+async def test_narrow_turns_of_a_caller_come_before_its_wide_ones() -> None:
+    """A single row does not wait for the wide requests that its own caller sent before."""
+    stile = Admission(10, 1000)
+    first = Caller(stile, 10)
+    await settle()
+    wide, narrow = [Caller(stile, 10) for _ in range(3)], Caller(stile, 1)
+    await settle()
+    await first.leave()
+    assert narrow.inside.is_set()
+    assert not any(caller.inside.is_set() for caller in wide)
+    for caller in (narrow, *wide):
+        await caller.leave()
+
+
+async def test_one_caller_does_not_fill_the_queue() -> None:
+    """Another caller's rows may wait, where one caller's share of the waiting is full."""
+    stile = Admission(1, 9)
+    first = Caller(stile, 1)
+    await settle()
+    callers = [Caller(stile, 1, caller="a") for _ in range(6)]
+    await settle()
+    with pytest.raises(Overloaded):
+        async with stile.turn(1, asyncio.get_running_loop().time() + 60, "online", "a"):
+            raise AssertionError("it was let in")
+    callers += [Caller(stile, 1, caller="b")]
+    await settle()
+    assert stile.waiting == 7
+    for caller in (first, *callers):
+        caller.over.set()
+    await asyncio.gather(first.task, *(caller.task for caller in callers))
 
 
 async def test_a_question_larger_than_the_limit_has_its_turn_alone() -> None:

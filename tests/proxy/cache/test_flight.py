@@ -8,12 +8,13 @@ import pytest
 
 from foreseen.errors import ModelUnavailable
 from foreseen.proxy.cache.flight import FlightBatch, FlightKey, Flights
-from foreseen.types import ALL_STEPS, ANY_AGE, Answer, Key, MaxAge, Miss, Space, Steps
+from foreseen.types import ALL_STEPS, ANY_AGE, Answer, Key, MaxAge, Miss, RequestOptions, Space, Steps
 from tests.doubles import numbered, predicted, row
 
 PARTY = FlightKey(Space("public", "m", "d"), b"", "online", ALL_STEPS)
 OTHER = FlightKey(Space("public", "m", "d"), b"", "background", ALL_STEPS)
 KEYS = numbered(3)
+SOON = RequestOptions(1.0)
 
 
 class Scripted:
@@ -40,11 +41,11 @@ async def test_one_cabin_per_party_and_turn() -> None:
     """Those who board in one turn leave together; another lane has a cabin of its own."""
     script = Scripted()
     script.word.set()
-    futures = [script.flights.add(key, row(1), PARTY, 1.0) for key in KEYS[:2]]
-    futures.append(script.flights.add(KEYS[2], row(1), OTHER, 1.0))
+    futures = [script.flights.add(key, row(1), PARTY, SOON) for key in KEYS[:2]]
+    futures.append(script.flights.add(KEYS[2], row(1), OTHER, SOON))
     await asyncio.gather(*futures)
     assert sorted(map(len, script.flown)) == [1, 2]
-    later = script.flights.add(KEYS[0], row(1), PARTY, 1.0)
+    later = script.flights.add(KEYS[0], row(1), PARTY, SOON)
     await later
     assert len(script.flown) == 3
 
@@ -52,7 +53,7 @@ async def test_one_cabin_per_party_and_turn() -> None:
 async def test_a_key_aloft_is_joined_until_it_lands() -> None:
     """Joining gives the very same landing; after it there is none to join."""
     script = Scripted()
-    future = script.flights.add(KEYS[0], row(1), PARTY, 1.0)
+    future = script.flights.add(KEYS[0], row(1), PARTY, SOON)
     assert script.flights.join(KEYS[0], PARTY) is future
     assert script.flights.join(KEYS[1], PARTY) is None
     script.word.set()
@@ -65,7 +66,7 @@ async def test_an_error_crashes_those_aboard_only() -> None:
     """Whatever the flight raises reaches its seats, and nobody is left aloft."""
     script = Scripted()
     script.error = ModelUnavailable("gone")
-    future = script.flights.add(KEYS[0], row(1), PARTY, 1.0)
+    future = script.flights.add(KEYS[0], row(1), PARTY, SOON)
     script.word.set()
     with pytest.raises(ModelUnavailable, match="gone"):
         await future
@@ -76,7 +77,7 @@ async def test_what_a_flight_forgets_to_land_crashes() -> None:
     """A bug in the story is an error for those aboard, never a wait for ever."""
     script = Scripted()
     script.leave_aloft = True
-    future = script.flights.add(KEYS[0], row(1), PARTY, 1.0)
+    future = script.flights.add(KEYS[0], row(1), PARTY, SOON)
     script.word.set()
     with pytest.raises(ModelUnavailable):
         await future
@@ -85,10 +86,10 @@ async def test_what_a_flight_forgets_to_land_crashes() -> None:
 async def test_a_second_flight_of_a_key_does_not_land_the_first() -> None:
     """`no-cache` flies again beside a flight under way: each lands its own, later ones join the newer."""
     script = Scripted()
-    first = script.flights.add(KEYS[0], row(1), PARTY, 1.0)
+    first = script.flights.add(KEYS[0], row(1), PARTY, SOON)
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    second = script.flights.add(KEYS[0], row(1), PARTY, 1.0)
+    second = script.flights.add(KEYS[0], row(1), PARTY, SOON)
     assert script.flights.join(KEYS[0], PARTY) is second is not first
     script.word.set()
     await asyncio.gather(first, second)
@@ -100,7 +101,7 @@ async def test_the_same_key_twice_in_one_turn_takes_two_cabins() -> None:
     """A seat is never given to two futures."""
     script = Scripted()
     script.word.set()
-    futures = [script.flights.add(KEYS[0], row(1), PARTY, 1.0) for _ in range(2)]
+    futures = [script.flights.add(KEYS[0], row(1), PARTY, SOON) for _ in range(2)]
     await asyncio.gather(*futures)
     assert len(script.flown) == 2
 
@@ -108,7 +109,7 @@ async def test_the_same_key_twice_in_one_turn_takes_two_cabins() -> None:
 async def test_drain_ends_what_does_not_land_in_time() -> None:
     """At the end of the process those aboard hear that it is stopping."""
     script = Scripted()
-    future = script.flights.add(KEYS[0], row(1), PARTY, 1.0)
+    future = script.flights.add(KEYS[0], row(1), PARTY, SOON)
     await asyncio.sleep(0)
     await script.flights.drain(0.01)
     with pytest.raises(ModelUnavailable, match="stopping"):
@@ -123,9 +124,9 @@ async def test_deadline_and_traceparent_of_a_cabin() -> None:
         seen.append(batch)
 
     flights = Flights(run_batch)
-    flights.add(KEYS[0], row(1), PARTY, 5.0)
-    flights.add(KEYS[1], row(2), PARTY, 9.0, "00-a")
-    flights.add(KEYS[2], row(3), PARTY, 7.0, "00-b")
+    flights.add(KEYS[0], row(1), PARTY, RequestOptions(5.0))
+    flights.add(KEYS[1], row(2), PARTY, RequestOptions(9.0, traceparent="00-a"))
+    flights.add(KEYS[2], row(3), PARTY, RequestOptions(7.0, traceparent="00-b"))
     await flights.drain(5)
     assert [(batch.deadline, batch.traceparent, len(batch.waiters)) for batch in seen] == [(9.0, "00-a", 3)]
     assert "m online 3 rows" in repr(seen[0])
@@ -162,7 +163,7 @@ async def test_nobody_joins_what_could_land_more_than_they_take(
 ) -> None:
     """Who joins whom: by the steps, by what was asked of ages, and for no-cache by whether it has begun."""
     script = Scripted()
-    future = script.flights.add(KEYS[0], row(1), flight_key(*there), 1.0)
+    future = script.flights.add(KEYS[0], row(1), flight_key(*there), SOON)
     if started:
         await asyncio.sleep(0)
     assert (script.flights.join(KEYS[0], flight_key(*asks)) is future) == joins
@@ -178,8 +179,8 @@ async def test_a_spare_is_there_while_its_key_is_aloft() -> None:
     """The stale answer that came along with a row, for whoever can wait no longer; none before, none after."""
     script = Scripted()
     stale = Answer(predicted(9), "stale")
-    script.flights.add(KEYS[0], row(1), PARTY, 1.0, None, Miss("expired", stale))
-    script.flights.add(KEYS[1], row(2), PARTY, 1.0)
+    script.flights.add(KEYS[0], row(1), PARTY, SOON, Miss("expired", stale))
+    script.flights.add(KEYS[1], row(2), PARTY, SOON)
     assert script.flights.stale_fallback(KEYS[0]) is stale
     assert script.flights.stale_fallback(KEYS[1]) is None
     assert script.flights.stale_fallback(KEYS[2]) is None
@@ -191,7 +192,7 @@ async def test_a_spare_is_there_while_its_key_is_aloft() -> None:
 async def test_a_forgotten_key_is_joined_by_nobody_and_still_lands() -> None:
     """Those aboard keep their seats; the next asker boards anew."""
     script = Scripted()
-    future = script.flights.add(KEYS[0], row(1), PARTY, 1.0)
+    future = script.flights.add(KEYS[0], row(1), PARTY, SOON)
     script.flights.forget(KEYS[0])
     script.flights.forget(KEYS[1])
     assert script.flights.join(KEYS[0], PARTY) is None
@@ -209,3 +210,16 @@ async def test_a_new_cabin_is_empty() -> None:
         {},
         {},
     )
+
+
+async def test_rows_in_flight_are_charged_to_the_caller_that_asked_first() -> None:
+    """A caller that joins is charged nothing; what has ended, failed or was cancelled is held by none."""
+    script = Scripted()
+    futures = script.flights.add_all({KEYS[0]: row(1), KEYS[1]: row(2)}, PARTY, RequestOptions(1.0, caller="a"), {})
+    futures.append(script.flights.add(KEYS[2], row(3), PARTY, RequestOptions(1.0, caller="b")))
+    script.flights.join(KEYS[0], PARTY)
+    assert [script.flights.held(caller) for caller in ("a", "b", "c")] == [2, 1, 0]
+    futures[1].cancel()
+    script.word.set()
+    await script.flights.drain(5)
+    assert [script.flights.held(caller) for caller in ("a", "b", "c")] == [0, 0, 0]

@@ -33,6 +33,7 @@ class Slice(ScriptedModel):
 
     def __init__(self) -> None:
         super().__init__()
+        self.ours = False  # so that a slice is one turn, however slow it says it is
         self.turns = asyncio.Semaphore(0)
 
     async def predict(self, rows: Any, parameters: bytes, options: Any) -> Any:

@@ -22,9 +22,11 @@ from typing import Protocol
 import structlog
 
 from foreseen.errors import DeadlineExceeded, ForeseenError, ModelFailed, ModelUnavailable, Overloaded
-from foreseen.inference.waiting import BatchLimits, Computed, Lanes, PendingRow, QueuedRequest
+from foreseen.fair_order import has_room
+from foreseen.inference.batching.queued import BatchLimits, BatchOrder, Computed, PendingRow, QueuedRequest
+from foreseen.inference.batching.waiting import Lanes
 from foreseen.modelspec.row_outputs import RowOutputs
-from foreseen.types import Lane, Row
+from foreseen.types import Row
 
 NEWEST_SHARE = 0.2
 """Of the newest run, in what a row is expected to take."""
@@ -116,8 +118,8 @@ class Batcher:
         """Instances with a batch."""
         return len(self._instances) - len(self._idle)
 
-    async def predict(self, rows: Sequence[Row], deadline: float, lane: Lane = "online") -> list[Computed]:
-        """Every row's answer, in order. `deadline` is on the event loop's clock.
+    async def predict(self, rows: Sequence[Row], order: BatchOrder) -> list[Computed]:
+        """Every row's answer, in order.
 
         Work that no run has taken by its deadline, or whose asker has left, never runs; what has been started is
         finished, and answered even if it is late: whoever keeps answers wants it.
@@ -128,11 +130,11 @@ class Batcher:
         if not rows:
             return []
         now = _now()
-        self._admit(len(rows), deadline, now, lane)
-        asked = QueuedRequest(self._loop.create_future(), lane, len(rows), now, deadline)
+        self._admit(len(rows), order, now)
+        asked = QueuedRequest(self._loop.create_future(), order, len(rows), now)
         self._lanes.add(asked, rows, [self._length(row) for row in rows])
         self._dispatch_soon()
-        self._wake_at(deadline)
+        self._wake_at(order.deadline)
         try:
             return await asked.future
         except asyncio.CancelledError:
@@ -152,19 +154,19 @@ class Batcher:
             if timer is not None:
                 timer.cancel()
 
-    def _admit(self, count: int, deadline: float, now: float, lane: Lane) -> None:
+    def _admit(self, count: int, order: BatchOrder, now: float) -> None:
         if self._closing:
             raise ModelUnavailable("the model process is stopping")
-        if deadline <= now:
+        if order.deadline <= now:
             raise DeadlineExceeded("the deadline had passed when the request arrived")
         waiting = self.waiting
-        if waiting and waiting + count > self._limits.queue_rows:
+        if waiting and not has_room(self._lanes.held(order), count, self._limits.queue_rows - waiting):
             # An empty queue takes any request: one that is larger than the queue would otherwise never be served.
             raise Overloaded(f"{waiting} rows are waiting and the limit is {self._limits.queue_rows}")
         if waiting and self._row_seconds:
             # Rows that wait until they are too late would each take the place of one that could still make it.
-            before = self._lanes.before(lane, deadline)
-            late = CAUTION * (before + count) * self._row_seconds - (deadline - now)
+            before = self._lanes.before(order, count)
+            late = CAUTION * (before + count) * self._row_seconds - (order.deadline - now)
             if late > 0:
                 raise Overloaded("the model cannot make it before the deadline", retry_after=math.ceil(late))
 
