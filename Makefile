@@ -22,7 +22,7 @@ HAS_GRPC := "import importlib.util as u; raise SystemExit(u.find_spec('grpc') is
 
 .DEFAULT_GOAL := help
 
-.PHONY: help up setup check test test-integrations lint docs proto dashboards bench-hit bench-openai bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact verify-gpu bench-isolation chaos chaos-purges soak verify-rolling verify-lease verify-overload verify-jobs bench-jobs mutants clean
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## print these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -142,6 +142,9 @@ bench-peers: $(MLSERVER)/installed $(TRITONSERVER)/installed ## what bench-hit m
 
 bench-hit: setup ## a hit beside nginx, a dict, and Triton and MLServer if `make bench-peers` has put them here (needs Debian's wrk and nginx-light)
 	@$(BIN)/python -m bench.hit
+
+bench-grpc: setup ## a gRPC hit beside an empty grpc.aio servicer, Triton's cache (`make bench-peers`) and HTTP; what a miss adds (needs wrk)
+	@$(BIN)/python -m bench.grpc_hit
 
 bench-overhead: setup ## what metrics, logs and scrapes cost a hit (needs Debian's wrk)
 	@$(BIN)/python -m bench.overhead

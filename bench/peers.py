@@ -77,8 +77,8 @@ _MODELS = (("wide", "INT64", [128], "digest", "INT64", 4), ("picture", "FP32", [
 
 
 @contextlib.contextmanager
-def triton(folder: Path) -> Iterator[str | None]:
-    """Its URL, None where it is not installed."""
+def triton(folder: Path, grpc_port: int | None = None) -> Iterator[str | None]:
+    """Its URL, None where it is not installed. gRPC is off where no port is given."""
     packages = next(TRITON.glob("lib/python3*/site-packages/pytriton/tritonserver"), None)
     if packages is None:
         print(
@@ -110,7 +110,7 @@ def triton(folder: Path) -> Iterator[str | None]:
     command += [f"--backend-directory={backends}", f"--cache-directory={packages / 'caches'}"]
     command += [
         f"--cache-config=local,size={1 << 30}",
-        "--allow-grpc=false",
+        *(["--allow-grpc=false"] if grpc_port is None else [f"--grpc-port={grpc_port}", "--grpc-address=127.0.0.1"]),
         "--allow-metrics=false",
         "--log-error=true",
     ]

@@ -24,8 +24,8 @@ class ProxySettings(StoreSettings):
     upstream: Annotated[
         tuple[str, ...],
         Parameter(
-            help="A V2 or embedding server (http://host:port) to stand in front of: no manifest is needed, see "
-            "docs/upstream.md. Repeated, the addresses are replicas of an embedding server."
+            help="A V2 or embedding server (http://host:port; V2 over gRPC: grpc://host:port) to stand in front of: no "
+            "manifest is needed, see docs/upstream.md. Repeated, the addresses are replicas of an embedding server."
         ),
     ] = ()
     upstream_api: Annotated[

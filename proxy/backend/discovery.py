@@ -17,12 +17,13 @@ import structlog
 from msgspec import structs
 
 from foreseen.errors import SetupError
-from foreseen.modelspec.manifest import Manifest, find, names
+from foreseen.modelspec.manifest import UPSTREAM_SCHEMES, Manifest, find, names
 from foreseen.modelspec.manifest.policy import Freshness
 from foreseen.proxy.backend.embedding.embedding_server import EmbeddingServer, UpstreamAccess, named, served_name
 from foreseen.proxy.backend.embedding.embedding_upstream import EmbeddingProcess
+from foreseen.proxy.backend.grpc.quiet_import import import_grpc
 from foreseen.proxy.backend.poison.isolation import IsolationLock
-from foreseen.proxy.backend.recognise import server_at
+from foreseen.proxy.backend.recognise import GRPC, server_at
 from foreseen.proxy.backend.served import WATCH_SECONDS, WATCH_SECONDS_AT_START, ServedModel
 from foreseen.proxy.backend.upstream import UpstreamProcess
 from foreseen.proxy.backend.upstream_metadata import UpstreamMetadata, declared_metadata, metadata_of, optional_inputs
@@ -243,8 +244,8 @@ async def upstream_of(settings: ProxySettings, defaults: Freshness) -> Upstream 
         return None
     address, folders = settings.upstream[0], (settings.models,) if settings.models else ()
     for one in settings.upstream:
-        if not one.startswith(("http://", "https://")):
-            raise SetupError(f"--upstream {one}: is not http://host:port")
+        if not one.startswith(UPSTREAM_SCHEMES):
+            raise SetupError(f"--upstream {one}: is neither http://host:port nor grpc://host:port")
     trials, access = IsolationLock(), UpstreamAccess(settings.upstream_key_file, settings.upstream_ca_file)
     access.headers()  # a key file that cannot be read is a mistake in the settings
 
@@ -287,9 +288,19 @@ def in_front_of(
     if isinstance(server, EmbeddingServer):
         servers = [server.sibling(address) for address in addresses]
         process = EmbeddingProcess(reported, servers, **options)
+    elif addresses[0].startswith(GRPC):
+        process = _grpc_process(reported, addresses[0], options)
     else:
         process = UpstreamProcess(reported, addresses[0], **options)
     own = structs.replace(manifest or reported.manifest, upstream=addresses[0])
     if isinstance(server, EmbeddingServer):
         own = structs.replace(own, upstream_api=reported.manifest.upstream_api, openai=reported.manifest.openai)
     return ServedModel(own, process, settings.data, policy_of(own.freshness, defaults))
+
+
+def _grpc_process(reported: UpstreamMetadata, address: str, options: dict[str, Any]) -> UpstreamProcess:
+    """A model of a gRPC server; grpcio is imported now. Raises SetupError without its extra."""
+    import_grpc(f"upstream {address}")
+    from foreseen.proxy.backend.grpc.grpc_upstream import GrpcProcess
+
+    return GrpcProcess(reported, address, **options)

@@ -7,14 +7,28 @@ from typing import Literal
 from foreseen.proxy.backend.embedding.embedding_server import EmbeddingApi, EmbeddingServer, UpstreamAccess
 from foreseen.proxy.backend.embedding.openai_upstream import OpenAIApi
 from foreseen.proxy.backend.embedding.tei_upstream import TeiApi
+from foreseen.proxy.backend.grpc.quiet_import import import_grpc
 from foreseen.proxy.backend.v2_server import Unusable, V2Server
+
+GRPC = "grpc://"
+
+
+def grpc_server_at(address: str) -> V2Server:
+    """The V2 server at a grpc:// address; grpcio is imported now. Raises SetupError without its extra."""
+    import_grpc(f"upstream {address}")
+    from foreseen.proxy.backend.grpc.grpc_upstream import GrpcV2Server
+
+    return GrpcV2Server(address)
 
 
 async def server_at(
     address: str, api: Literal["auto", "v2", "openai", "tei"], access: UpstreamAccess, *, embeds: bool = False
 ) -> V2Server:
-    """The server at an address; with `auto` it is asked `/v2`, `/info`, `/v1/models`, `/models`. One that answers none
-    of them is taken for a V2 server, which then says what is wrong. Raises Unusable where it cannot be reached."""
+    """The server at an address; one at grpc:// speaks V2 over gRPC. With `auto` another is asked `/v2`, `/info`,
+    `/v1/models`, `/models`. One that answers none of them is taken for a V2 server, which then says what is wrong.
+    Raises Unusable where it cannot be reached."""
+    if address.startswith(GRPC):
+        return grpc_server_at(address)
     apis: dict[str, EmbeddingApi] = {"tei": TeiApi(embeds=embeds), "openai": OpenAIApi(embeds=embeds)}
     if api in apis:
         return EmbeddingServer(address, apis[api], access)

@@ -24,6 +24,7 @@ from foreseen.operate.interpreter import optimized
 from foreseen.operate.scrape import Scrape, scrape
 from foreseen.operate.started import flags_of, url_at
 from foreseen.paths import model_socket
+from foreseen.proxy.backend.recognise import GRPC, grpc_server_at
 from foreseen.proxy.backend.v2_server import Unusable, V2Server
 from foreseen.proxy.tools import doctor_machine as machine
 from foreseen.proxy.tools.doctor_stores import redis, state
@@ -147,6 +148,10 @@ async def model(named: str, settings: DoctorSettings) -> AsyncIterator[Finding]:
 
 async def upstream(address: str, what: str = "upstream") -> AsyncIterator[Finding]:
     """Whether the server that the proxy stands in front of is ready."""
+    if address.startswith(GRPC):
+        async for one in _grpc_upstream(address, what):
+            yield one
+        return
     try:
         url = f"{address.rstrip('/')}/v2/health/ready"
         async with asyncio.timeout(PROBE_SECONDS), aiohttp.ClientSession() as client, client.get(url) as reply:
@@ -164,6 +169,19 @@ async def upstream(address: str, what: str = "upstream") -> AsyncIterator[Findin
         yield Finding("must", what, f"{address} is not ready: {error.said}", error.fix)
     else:
         yield Finding("must", what, f"{address} is not ready (status {status})", "see its log")
+    finally:
+        await server.close()
+
+
+async def _grpc_upstream(address: str, what: str) -> AsyncIterator[Finding]:
+    """The same of one that speaks gRPC: whether it lists a model that is ready."""
+    server = grpc_server_at(address)
+    try:
+        listed = await server.listed()
+    except Unusable as error:
+        yield Finding("must", what, f"{address} is not ready: {error.said}", error.fix)
+    else:
+        yield Finding("ok", what, f"{address} is ready, {len(listed)} models")
     finally:
         await server.close()
 

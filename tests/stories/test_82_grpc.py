@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 
 from foreseen.protocol.open_inference import message
+from tests.grpc_random import ask_at_random, cancel_calls, half_closed, malformed
 from tests.live import Live, started
 from tests.ports import free_port
 from tests.questions import ask_minilm, fingerprint
@@ -187,3 +189,60 @@ def test_another_system_with_the_same_port_does_not_start(grpc_live: GrpcLive, t
     assert "--grpc-port" in done.stderr
     with socket.create_connection(("127.0.0.1", grpc_live.port)):
         pass
+
+
+async def test_random_requests_over_all_encodings_have_the_same_bits(grpc_live: GrpcLive) -> None:
+    """1,500 here; `python -m tests.grpc_random` asks 20,000."""
+    counts = await ask_at_random(grpc_live.live.url, f"127.0.0.1:{grpc_live.port}", 1_500)
+    assert sum(counts.values()) - counts["rows"] == 1_500
+    assert len(counts) == 7
+
+
+async def test_calls_that_are_cancelled_leave_nothing_behind(grpc_live: GrpcLive) -> None:
+    """10,000 calls cancelled at some moment of theirs, streams left in every state: as many descriptors as before."""
+    address = f"127.0.0.1:{grpc_live.port}"
+    await cancel_calls(address, 500)
+    await until_flat(grpc_live.live)
+    before = descriptors(grpc_live.live)
+    await cancel_calls(address, 10_000)
+    await half_closed(address, 200)
+    await until_flat(grpc_live.live)
+    assert descriptors(grpc_live.live) <= before + 4
+    assert grpc_live.live.metric("foreseen_flight_rows") == 0
+    assert grpc_live.triton("fingerprints")["none"] == [0, 4]
+
+
+async def test_bytes_that_are_no_request_are_refused_and_that_is_all(grpc_live: GrpcLive) -> None:
+    """Whatever is changed in a message: an answer, INVALID_ARGUMENT, NOT_FOUND or RESOURCE_EXHAUSTED."""
+    before = set(grpc_live.live.workers())
+    codes = await malformed(f"127.0.0.1:{grpc_live.port}", 1_000)
+    assert set(codes) <= {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"}
+    assert codes["INVALID_ARGUMENT"] > 300
+    assert set(grpc_live.live.workers()) == before
+
+
+def descriptors(live: Live) -> int:
+    """Open files of all workers but unix sockets: connections to the model process are kept, up to a number."""
+    local = {line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines()[1:]}
+    links = [str(one.readlink()) for pid in live.workers() for one in Path(f"/proc/{pid}/fd").iterdir()]
+    return sum(re.sub(r"\D", "", link) not in local for link in links)
+
+
+async def until_flat(live: Live) -> None:
+    """Until no connection of a client is left: they have reached their age."""
+    async with asyncio.timeout(20):
+        last = -1
+        while (now := descriptors(live)) != last:
+            last = now
+            await asyncio.sleep(0.5)
+
+
+def test_nothing_imports_grpcio_before_it_is_asked_for() -> None:
+    """Importing it starts threads, and a fork after that hangs: the supervisor and job workers fork."""
+    program = """
+import sys
+import foreseen.cli, foreseen.operate.up, foreseen.proxy.app, foreseen.proxy.worker_app, foreseen.proxy.tools.doctor
+import foreseen.proxy.predict.dialects.codecs
+assert not {"grpc", "google.protobuf"} & sys.modules.keys(), sorted(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

@@ -8,7 +8,7 @@ Where the manifest says `rows = "together"`, inputs and outputs may have any sha
 is the batch): the graph gets every request as it was sent.
 """
 
-from foreseen.modelspec.manifest.checks import seconds
+from foreseen.modelspec.manifest.checks import UPSTREAM_SCHEMES, seconds
 from foreseen.modelspec.manifest.files import find, is_name, load, names
 from foreseen.modelspec.manifest.manifest import Manifest, Precision
 from foreseen.modelspec.manifest.signature import (
@@ -27,6 +27,7 @@ from foreseen.modelspec.manifest.signature import (
 
 __all__ = [
     "BATCH",
+    "UPSTREAM_SCHEMES",
     "ClientInput",
     "ClientOutput",
     "ClientSignature",

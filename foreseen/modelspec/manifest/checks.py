@@ -15,6 +15,7 @@ from foreseen.modelspec.manifest.signature import (
 )
 from foreseen.protocol.datatypes import DATATYPES
 
+UPSTREAM_SCHEMES = ("http://", "https://", "grpc://")
 NAME_SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 """What the names of models are made of."""
 
@@ -51,8 +52,8 @@ def _openai_problem(manifest: Manifest) -> str | None:
 
 
 def _upstream_problem(manifest: Manifest) -> str | None:
-    if manifest.upstream is not None and not manifest.upstream.startswith(("http://", "https://")):
-        return f"upstream: {manifest.upstream!r} is not http://host:port"
+    if manifest.upstream is not None and not manifest.upstream.startswith(UPSTREAM_SCHEMES):
+        return f"upstream: {manifest.upstream!r} is neither http://host:port nor grpc://host:port"
     if manifest.digest is not None and manifest.upstream is None:
         return "digest: is for models with an upstream; of built ones it is computed"
     return None
