@@ -8,6 +8,7 @@ TRITONSERVER := .venv-triton
 RAY    := .venv-ray
 AIRFLOW := .venv-airflow
 OPENAI := .venv-openai
+COHERE := .venv-cohere
 INFINITY := .venv-infinity
 TORCH  := .venv-torch
 OTELTAP := .venv-oteltap
@@ -20,7 +21,7 @@ HAS_GRPC := "import importlib.util as u; raise SystemExit(u.find_spec('grpc') is
 
 .DEFAULT_GOAL := help
 
-.PHONY: help up setup check test test-integrations lint docs proto dashboards bench-hit bench-peers bench-miss bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact verify-gpu bench-isolation chaos chaos-purges soak verify-rolling verify-lease verify-overload verify-jobs bench-jobs mutants clean
+.PHONY: help up setup check test test-integrations lint docs proto dashboards bench-hit bench-peers bench-miss bench-rerank bench-scale bench-overhead bench-antipattern bench-model bench-warm verify-exact verify-gpu bench-isolation chaos chaos-purges soak verify-rolling verify-lease verify-overload verify-jobs bench-jobs mutants clean
 
 help: ## print these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -84,9 +85,15 @@ $(AIRFLOW)/installed: tests/integrations/airflow.txt pyproject.toml
 	@touch $@
 
 $(OPENAI)/installed: tests/integrations/openai.txt
-	@echo "setup: installing clients of OpenAI's embeddings API into $(OPENAI)"
+	@echo "setup: installing clients of OpenAI's and rerank APIs into $(OPENAI)"
 	@$(PYTHON) -m venv $(OPENAI)
 	@$(OPENAI)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+$(COHERE)/installed: tests/integrations/cohere.txt
+	@echo "setup: installing langchain-cohere into $(COHERE)"
+	@$(PYTHON) -m venv $(COHERE)
+	@$(COHERE)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
 $(INFINITY)/installed: tests/integrations/infinity.txt
@@ -107,7 +114,7 @@ $(OTELTAP)/installed: tests/integrations/oteltap.txt
 	@$(OTELTAP)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
-test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed $(TORCH)/installed $(OPENAI)/installed $(INFINITY)/installed $(OTELTAP)/installed ## batch runs by Ray and Airflow, model folders against torch, OpenAI's clients and servers, a collector of traces, each in its own environment
+test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed $(TORCH)/installed $(OPENAI)/installed $(COHERE)/installed $(INFINITY)/installed $(OTELTAP)/installed ## batch runs by Ray and Airflow, model folders against torch, clients and servers of OpenAI's and rerank APIs, a collector of traces, each in its own environment
 	@$(BIN)/python -m pytest tests/integrations
 
 check: lint ## lint, types, import contract and all tests that start no other process: under two minutes, no root
@@ -141,6 +148,9 @@ bench-overhead: setup ## what metrics, logs and scrapes cost a hit (needs Debian
 
 bench-miss: setup ## a miss beside the model process asked directly, also with a million entries (440 MB of wheels for mpnet)
 	@$(BIN)/python -m bench.miss
+
+bench-rerank: setup ## a reranker asked directly, through the cache by the pair, and by LiteLLM if `make test-integrations` has put it here
+	@$(BIN)/python -m bench.rerank
 
 bench-scale: setup ## cost per request and memory per entry as everything grows; near's policy beside LRU and the optimum
 	@$(BIN)/python -m bench.scale

@@ -49,13 +49,17 @@ class Preparer:
         self.columnar = self._is_columnar()
         self.text_only = self._text_only()
         self._texts = TextMemo()
+        self._whole = LongTexts(self._tokenizers)
 
-    def rows(self, inputs: Sequence[InputTensor]) -> Sequence[Row]:
-        """The rows of a request. Raises BadInput naming the input, or TooLarge.
+    def rows(self, inputs: Sequence[InputTensor], most_second: int | None = None) -> Sequence[Row]:
+        """The rows of a request. `most_second` cuts the second text of pairs to so many tokens. Raises BadInput naming
+        the input, or TooLarge.
 
         Where the manifest says `rows = "together"` there is one row, whose tensors keep their batch axis.
         """
         arrays = self._arrays(inputs)
+        if most_second is not None:
+            self._cut_seconds(arrays, most_second)
         if self.columnar and all(name in arrays for name in self.keyed):
             return Columns([arrays[name] for name in self.keyed])
         cut = self._manifest.model.has_rows
@@ -176,6 +180,16 @@ class Preparer:
             array = step(array)
         return array
 
+    def _cut_seconds(self, arrays: dict[str, Array], most: int) -> None:
+        """Cut the second texts of pairs to so many tokens, where a pair could have more."""
+        for spec in self._inputs.values():
+            step = spec.tokenizer
+            if step is not None and step.pair is not None and most < step.max_tokens:
+                written = texts(arrays[step.pair], f"inputs.{step.pair}")
+                cut = np.empty(len(written), object)
+                cut[:] = [text.encode() for text in self._whole.cut(spec.name, written, most)]
+                arrays[step.pair] = cut
+
     def _columns(self, arrays: Mapping[str, Array]) -> dict[str, Column]:
         """Client inputs become model inputs: the row's own tensor of each, unpadded."""
         columns: dict[str, Column] = {}
@@ -241,14 +255,40 @@ class Preparer:
         tokenizer = self._tokenizers[spec.name]
         seconds_of = texts(documents.ravel(), f"inputs.{spec.tokenizer.pair}")
         pairs = list(zip(_prompted(spec, queries), seconds_of, strict=True))
+        made: list[Array] = []
         try:
-            encoded = tokenizer.encode_batch(pairs)
+            for some in _batches(range(len(pairs)), [len(one) + len(two) for one, two in pairs]):
+                encoded = tokenizer.encode_batch([pairs[at] for at in some])
+                made += [np.array([one.ids, one.type_ids], np.int64) for one in encoded]
         except Exception as error:  # noqa: BLE001 -- tokenizers raises plain Exception; only the cut can fail
             raise BadInput(
                 f"inputs.{spec.name}: a text is too long: with its second text a row has at most "
                 f"{spec.tokenizer.max_tokens} tokens, and only the second is cut ({error})"
             ) from None
-        return [np.array([one.ids, one.type_ids], np.int64) for one in encoded]
+        return made
+
+
+class LongTexts:
+    """Texts cut to a number of tokens that a request names. The tokenizers are copied when one first does."""
+
+    def __init__(self, tokenizers: Mapping[str, Tokenizer]) -> None:
+        self._tokenizers = tokenizers
+        self._copies: dict[str, Tokenizer] = {}
+
+    def cut(self, name: str, written: Sequence[str], most: int) -> list[str]:
+        """Each text up to the end of its `most`th token, as the tokenizer of the input `name` counts them."""
+        copy = self._copies.get(name)
+        if copy is None:
+            copy = Tokenizer.from_str(self._tokenizers[name].to_str())
+            copy.no_truncation()
+            self._copies[name] = copy
+        made: list[str] = []
+        for some in _batches(range(len(written)), [len(text) for text in written]):
+            for at, one in zip(
+                some, copy.encode_batch([written[at] for at in some], add_special_tokens=False), strict=True
+            ):
+                made.append(written[at] if len(one.ids) <= most else written[at][: one.offsets[most - 1][1]])
+        return made
 
 
 def _one_per_row(array: Array, spec: ClientInput) -> Array:
