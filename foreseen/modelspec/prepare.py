@@ -19,6 +19,7 @@ from foreseen.modelspec.manifest import ClientInput, Manifest, seconds, wire_sha
 from foreseen.modelspec.manifest import Tokenizer as TokenizerStep
 from foreseen.modelspec.normalize import cast, steps_of, texts
 from foreseen.modelspec.rows import mask_lengths
+from foreseen.modelspec.tokens.long_texts import LongTexts
 from foreseen.modelspec.tokens.text_memo import TextMemo, batches
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of
@@ -185,7 +186,7 @@ class Preparer:
         for spec in self._inputs.values():
             step = spec.tokenizer
             if step is not None and step.pair is not None and most < step.max_tokens:
-                written = texts(arrays[step.pair], f"inputs.{step.pair}")
+                written = texts(arrays[step.pair].ravel(), f"inputs.{step.pair}")
                 cut = np.empty(len(written), object)
                 cut[:] = [text.encode() for text in self._whole.cut(spec.name, written, most)]
                 arrays[step.pair] = cut
@@ -257,7 +258,7 @@ class Preparer:
         pairs = list(zip(_prompted(spec, queries), seconds_of, strict=True))
         made: list[Array] = []
         try:
-            for some in _batches(range(len(pairs)), [len(one) + len(two) for one, two in pairs]):
+            for some in batches(range(len(pairs)), [len(one) + len(two) for one, two in pairs]):
                 encoded = tokenizer.encode_batch([pairs[at] for at in some])
                 made += [np.array([one.ids, one.type_ids], np.int64) for one in encoded]
         except Exception as error:  # noqa: BLE001 -- tokenizers raises plain Exception; only the cut can fail
@@ -265,29 +266,6 @@ class Preparer:
                 f"inputs.{spec.name}: a text is too long: with its second text a row has at most "
                 f"{spec.tokenizer.max_tokens} tokens, and only the second is cut ({error})"
             ) from None
-        return made
-
-
-class LongTexts:
-    """Texts cut to a number of tokens that a request names. The tokenizers are copied when one first does."""
-
-    def __init__(self, tokenizers: Mapping[str, Tokenizer]) -> None:
-        self._tokenizers = tokenizers
-        self._copies: dict[str, Tokenizer] = {}
-
-    def cut(self, name: str, written: Sequence[str], most: int) -> list[str]:
-        """Each text up to the end of its `most`th token, as the tokenizer of the input `name` counts them."""
-        copy = self._copies.get(name)
-        if copy is None:
-            copy = Tokenizer.from_str(self._tokenizers[name].to_str())
-            copy.no_truncation()
-            self._copies[name] = copy
-        made: list[str] = []
-        for some in _batches(range(len(written)), [len(text) for text in written]):
-            for at, one in zip(
-                some, copy.encode_batch([written[at] for at in some], add_special_tokens=False), strict=True
-            ):
-                made.append(written[at] if len(one.ids) <= most else written[at][: one.offsets[most - 1][1]])
         return made
 
 
