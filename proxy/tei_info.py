@@ -8,7 +8,7 @@ from typing import Any
 
 from foreseen.errors import BadRequest
 from foreseen.modelspec.manifest import Manifest
-from foreseen.protocol.pair_bodies import MAX_DOCUMENTS
+from foreseen.protocol.texts.pair_bodies import MAX_DOCUMENTS
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.predict.dialects.pairs import scores_pairs, scoring_of
 from foreseen.proxy.predict.dialects.texts import embeds, embeds_sparsely

@@ -14,8 +14,8 @@ import numpy as np
 import orjson
 
 from foreseen.errors import ModelFailed
-from foreseen.protocol import score_replies
 from foreseen.protocol.openai_embeddings import EmbeddingReply, read_reply
+from foreseen.protocol.texts import score_replies
 from foreseen.proxy.backend.text_servers.text_server import Ask, ListedModel, PairScores, Task, TextEntries, TextLabels
 from foreseen.proxy.backend.v2_server import Unusable
 

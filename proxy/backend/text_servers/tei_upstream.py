@@ -12,8 +12,8 @@ from typing import Any
 import orjson
 
 from foreseen.errors import ModelFailed
-from foreseen.protocol import score_replies
 from foreseen.protocol.openai_embeddings import EmbeddingReply, checked_vectors, vector_of
+from foreseen.protocol.texts import score_replies
 from foreseen.proxy.backend.text_servers.openai_upstream import labels_of
 from foreseen.proxy.backend.text_servers.text_server import Ask, ListedModel, PairScores, Task, TextEntries, TextLabels
 from foreseen.proxy.backend.v2_server import Unusable

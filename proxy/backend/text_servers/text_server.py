@@ -60,7 +60,7 @@ class ListedModel(Struct, frozen=True):
     @property
     def name(self) -> str:
         """Under which it is served here: of a server that makes two kinds of vectors, two models are."""
-        return served_name(self.id) + ("--tokens" if self.task == "tokens" else "")
+        return served_name(self.id) + (".tokens" if self.task == "tokens" else "")
 
 
 class Ask(Protocol):

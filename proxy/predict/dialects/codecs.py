@@ -16,7 +16,7 @@ from foreseen.errors import ForeseenError, TooLarge, UnknownModel
 from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol import grpc_messages, request_id
 from foreseen.protocol.openai_embeddings import error_document, error_headers
-from foreseen.protocol.text_bodies import tei_error
+from foreseen.protocol.texts.text_bodies import tei_error
 from foreseen.protocol.wire import InputTensor
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.predict.ask import RequestHead

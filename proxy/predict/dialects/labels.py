@@ -13,10 +13,10 @@ import numpy as np
 from foreseen.errors import BadInput, BadRequest
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.manifest.scoring_section import LABEL, ScoringTensors
-from foreseen.protocol import score_replies
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import array_of_raw
-from foreseen.protocol.text_bodies import LabelsRequest
+from foreseen.protocol.texts import score_replies
+from foreseen.protocol.texts.text_bodies import LabelsRequest
 from foreseen.proxy.predict.dialects.decode import DecodedRequest
 from foreseen.proxy.predict.dialects.pairs import (
     check_named,

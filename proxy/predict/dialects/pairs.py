@@ -18,11 +18,11 @@ from foreseen.errors import BadRequest
 from foreseen.modelspec.manifest import ClientInput, Manifest
 from foreseen.modelspec.manifest.scoring_section import ScoringTensors, scoring_tensors
 from foreseen.modelspec.parameters import counting
-from foreseen.protocol import score_replies
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.members import RequestMembers, canonical, reply_usage
-from foreseen.protocol.pair_bodies import PairsRequest
 from foreseen.protocol.tensors import array_of_raw
+from foreseen.protocol.texts import score_replies
+from foreseen.protocol.texts.pair_bodies import PairsRequest
 from foreseen.protocol.wire import InputTensor
 from foreseen.proxy.predict.dialects.decode import DecodedRequest
 from foreseen.proxy.predict.dialects.render import RenderedBody, joined_rows

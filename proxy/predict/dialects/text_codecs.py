@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from foreseen.modelspec.manifest import Manifest
-from foreseen.protocol import pair_bodies, text_bodies
+from foreseen.protocol.texts import pair_bodies, text_bodies
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.dialects import labels, pairs, texts
 from foreseen.proxy.predict.dialects.decode import DecodedRequest

@@ -18,7 +18,7 @@ from foreseen.modelspec.manifest.openai_section import EmbeddingTensors, embeddi
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.openai_embeddings import EmbeddingRequest, shortened
 from foreseen.protocol.tensors import array_of_raw
-from foreseen.protocol.text_bodies import TextsRequest
+from foreseen.protocol.texts.text_bodies import TextsRequest
 from foreseen.proxy.predict.dialects.decode import DecodedRequest
 from foreseen.proxy.predict.dialects.openai_embeddings import decode_texts, vectors_of
 from foreseen.proxy.predict.dialects.pairs import (

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from foreseen.errors import BadRequest
-from foreseen.protocol.pair_bodies import read_ranking, read_rerank, read_score
+from foreseen.protocol.texts.pair_bodies import read_ranking, read_rerank, read_score
 from foreseen.proxy.predict.dialects.text_codecs import optional_model
 from tests.embedding_servers import EmbeddingStub, embedding_proxy
 from tests.foreign import Front, listening

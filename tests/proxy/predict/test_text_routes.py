@@ -63,7 +63,7 @@ async def test_vectors_of_tokens_beside_those_of_texts(tmp_path: Path) -> None:
         assert stub.asked[-1] == {"inputs": ["x y"], "truncate": True}
         single = await asker.post("/embed", {"inputs": "a b c"})
         assert np.allclose(single.document, [dense("a b c")], atol=1e-6)
-        assert (await asker.front.get("/v2/models/" + (await named(asker, "--tokens"))))["parameters"]["rows"] == "each"
+        assert (await asker.front.get("/v2/models/" + (await named(asker, ".tokens"))))["parameters"]["rows"] == "each"
 
 
 async def named(asker: Asker, end: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from msgspec import Struct
 
 from foreseen.errors import BadInput, BadRequest, ForeseenError, TooLarge
-from foreseen.protocol.pair_bodies import (
+from foreseen.protocol.texts.pair_bodies import (
     MAX_DOCUMENTS,
     MAX_PAIR_BYTES,
     body_object,
