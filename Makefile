@@ -10,6 +10,7 @@ AIRFLOW := .venv-airflow
 OPENAI := .venv-openai
 NPM    := .npm-openai
 LITELLM := .venv-litellm
+COHERE := .venv-cohere
 INFINITY := .venv-infinity
 TORCH  := .venv-torch
 OTELTAP := .venv-oteltap
@@ -86,7 +87,7 @@ $(AIRFLOW)/installed: tests/integrations/airflow.txt pyproject.toml
 	@touch $@
 
 $(OPENAI)/installed: tests/integrations/openai.txt
-	@echo "setup: installing clients of OpenAI's embeddings API into $(OPENAI)"
+	@echo "setup: installing clients of OpenAI's and rerank APIs into $(OPENAI)"
 	@$(PYTHON) -m venv $(OPENAI)
 	@$(OPENAI)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
@@ -94,6 +95,12 @@ $(OPENAI)/installed: tests/integrations/openai.txt
 $(NPM)/installed: tests/integrations/openai.npm.txt
 	@echo "setup: installing OpenAI's client of npm into $(NPM)"
 	@npm install --silent --no-fund --no-audit --prefix $(NPM) $$(grep -v '^#' $<)
+	@touch $@
+
+$(COHERE)/installed: tests/integrations/cohere.txt
+	@echo "setup: installing langchain-cohere into $(COHERE)"
+	@$(PYTHON) -m venv $(COHERE)
+	@$(COHERE)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
 $(INFINITY)/installed: tests/integrations/infinity.txt
@@ -114,7 +121,7 @@ $(OTELTAP)/installed: tests/integrations/oteltap.txt
 	@$(OTELTAP)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
-test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed $(TORCH)/installed $(OPENAI)/installed $(NPM)/installed $(INFINITY)/installed $(OTELTAP)/installed ## batch runs by Ray and Airflow, model folders against torch, OpenAI's clients and servers, a collector of traces, each in its own environment
+test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed $(TORCH)/installed $(OPENAI)/installed $(NPM)/installed $(COHERE)/installed $(INFINITY)/installed $(OTELTAP)/installed ## batch runs by Ray and Airflow, model folders against torch, clients and servers of OpenAI's and rerank APIs, a collector of traces, each in its own environment
 	@$(BIN)/python -m pytest tests/integrations
 
 check: lint ## lint, types, import contract and all tests that start no other process: under two minutes, no root
@@ -160,6 +167,9 @@ bench-openai: setup $(LITELLM)/installed ## /v1/embeddings beside LiteLLM's prox
 
 bench-miss: setup ## a miss beside the model process asked directly, also with a million entries (440 MB of wheels for mpnet)
 	@$(BIN)/python -m bench.miss
+
+bench-rerank: setup ## a reranker asked directly, through the cache by the pair, and by LiteLLM if `make test-integrations` has put it here
+	@$(BIN)/python -m bench.rerank
 
 bench-scale: setup ## cost per request and memory per entry as everything grows; near's policy beside LRU and the optimum
 	@$(BIN)/python -m bench.scale

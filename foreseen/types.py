@@ -136,17 +136,37 @@ class EmbeddingOptions(Struct, frozen=True):
     encoding: Literal["float", "base64"] = "float"
     dimensions: int | None = None
     tokens: int | None = None
+    normalize: bool = False
+    """Divide every embedding by its L2 norm."""
+
+
+class ScoreOptions(Struct, frozen=True):
+    """What the rerank, score and classification APIs ask of a reply besides. `tokens` as in `EmbeddingOptions`."""
+
+    form: Literal["rerank", "tei-rerank", "score", "ranking", "predict", "predict-one", "classify"]
+    model: str
+    raw: bool = False
+    """Without the activation function."""
+    top_n: int | None = None
+    returned: tuple[Any, ...] | None = None
+    """The documents as they were sent, where the reply repeats them."""
+    tokens: int | None = None
 
 
 class OutputOptions(Struct, frozen=True):
     """How an answer is rendered. Nothing in it is part of a key."""
 
-    protocol: Literal["v2", "v1", "v1-columns", "openai", "grpc"] = "v2"
+    protocol: Literal[
+        "v2", "v1", "v1-columns", "openai", "grpc", "rerank-v1", "rerank-v2", "rerank", "score", "ranking", "predict",
+        "classify", "embed", "embed-all", "embed-sparse", "similarity",
+    ] = "v2"  # fmt: skip
     id: str | None = None
     outputs: tuple[WantedOutput, ...] | None = None
     binary: bool = False
     embedding: EmbeddingOptions | None = None
-    """Of the protocol `openai`."""
+    """Of the protocols `openai`, `embed`, `embed-all`, `embed-sparse` and `similarity`."""
+    scores: ScoreOptions | None = None
+    """Of the protocols that score and label texts."""
 
 
 class Output(Struct, frozen=True, gc=False):

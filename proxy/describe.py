@@ -24,6 +24,8 @@ def metadata(served: ServedModel) -> dict[str, Any]:
         version = {"digest": facts.digest, "digest_from": facts.identity}
         if facts.worst_difference is not None:
             version["worst_difference"] = facts.worst_difference
+        if facts.rows_why:
+            version["rows_why"] = facts.rows_why
     return {
         "name": manifest.name,
         "versions": [manifest.version],

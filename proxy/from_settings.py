@@ -12,7 +12,7 @@ from foreseen.paths import model_socket, redis_socket
 from foreseen.proxy.backend.discovery import in_front_of
 from foreseen.proxy.backend.model import ModelProcess
 from foreseen.proxy.backend.poison.isolation import IsolationLock
-from foreseen.proxy.backend.served import ServedModel
+from foreseen.proxy.backend.served import ServedModel, id_key_of
 from foreseen.proxy.backend.upstream_metadata import declared_metadata
 from foreseen.proxy.cache.freshness import policy_of
 from foreseen.queue.queue_types import MAX_JOBS, Bounds
@@ -87,4 +87,4 @@ def served_model(named: str, settings: ProxySettings, trials: IsolationLock) -> 
         quarantine_seconds=settings.quarantine_seconds,
         trials=trials,
     )
-    return ServedModel(manifest, process, settings.data, policy_of(manifest.freshness, defaults))
+    return ServedModel(manifest, process, settings.data, policy_of(manifest.freshness, defaults), id_key_of(settings))

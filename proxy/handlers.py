@@ -21,8 +21,10 @@ from foreseen.proxy.jobs.predictions import Predictions
 from foreseen.proxy.jobs.ticket_options import WEBHOOK, Prefer
 from foreseen.proxy.predict.ask import Protocol, RequestHead
 from foreseen.proxy.predict.dialects import codecs
+from foreseen.proxy.predict.dialects.text_codecs import ERROR_FORMS, ROUTES
 from foreseen.proxy.predict.serve import Server
 from foreseen.proxy.status_handlers import OPENAI, V1_MODEL, StatusHandlers
+from foreseen.proxy.text_routes import TextRoutes
 from foreseen.settings import ProxySettings
 from foreseen.web.caller import caller_of
 from foreseen.web.connection import Connection
@@ -39,7 +41,7 @@ from foreseen.web.http import (
     traceparent,
 )
 
-COUNTED = ("/infer", ":predict", "/embeddings")
+COUNTED = ("/infer", ":predict", "/embeddings", *ROUTES)
 """Routes that admit a caller themselves, since what they refuse is counted under the model's name."""
 _OPENAI_PATHS = ("/v1/embeddings", "/v1/files", "/v1/batches", "/openai/")
 FREE = ("/v2/health/live", "/v2/health/ready", "/metrics", "/metrics/{model}")
@@ -81,6 +83,7 @@ class Handlers:
         for prefix in OPENAI:
             for method in ("POST", "QUERY"):
                 route(method, f"{prefix}/embeddings", self.embeddings, expect_handler=expect)
+        TextRoutes(self.by_body, self._responder.served).add_to(app)
         for model in V1_MODEL:
             for method in ("POST", "QUERY"):
                 route(method, f"{model}:predict", self.v1_predict, expect_handler=expect)
@@ -100,7 +103,11 @@ class Handlers:
 
     async def embeddings(self, request: web.Request) -> web.StreamResponse:
         """OpenAI's embeddings API; the body names the model. `X-Request-Id` is echoed."""
-        return _echoing(request, await self._predict(request, "openai"))
+        return await self.by_body(request, "openai")
+
+    async def by_body(self, request: web.Request, protocol: Protocol) -> web.StreamResponse:
+        """A dialect whose bodies name the model, or none. `X-Request-Id` is echoed."""
+        return _echoing(request, await self._predict(request, protocol))
 
     async def _predict(self, request: web.Request, protocol: Protocol) -> web.StreamResponse:
         started, begun, responder = time.perf_counter(), asyncio.get_running_loop().time(), self._responder
@@ -122,7 +129,8 @@ class Handlers:
         else:
             reply = await responder.answer(ask, body, started, begun + ask.seconds)
             connection = request.protocol
-            if isinstance(connection, FastConnection) and not (protocol == "openai" and REQUEST_ID in request.headers):
+            echoes = not head.model and REQUEST_ID in request.headers
+            if isinstance(connection, FastConnection) and not echoes:
                 connection.learn(request, head, reply)
         return web.Response(body=reply.body, status=reply.status, headers=CIMultiDict(reply.headers()))
 
@@ -210,14 +218,15 @@ def _echoing(request: web.Request, reply: web.StreamResponse) -> web.StreamRespo
 
 @web.middleware
 async def openai_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Errors under the routes of OpenAI's API have its form."""
-    if not request.path.startswith(_OPENAI_PATHS):
+    """Errors under the routes of OpenAI's API have its form, those of other dialects theirs."""
+    protocol = ERROR_FORMS.get(request.path, "openai" if request.path.startswith(_OPENAI_PATHS) else "")
+    if not protocol:
         return await handler(request)
     try:
         return await handler(request)
     except Exception as error:  # noqa: BLE001 - this is the edge: what gets here is answered, logged and counted
         known = as_foreseen(error, request)
-        headers, body = codecs.error_body("openai", known)
+        headers, body = codecs.error_body(protocol, known)
         return _echoing(request, web.Response(body=body, status=known.status, headers=headers))
 
 

@@ -81,3 +81,18 @@ def tokenizer() -> Tokenizer:
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
     return made
+
+
+def cross_encoder(folder: Path) -> Path:
+    """A model of one label that scores (query, document), from the golden BERT."""
+    one = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    written(folder, "bert", **one)
+    weights = {
+        name.removeprefix("weight:"): (value / GRAIN).astype(np.float32)
+        for name, value in golden("bert").items()
+        if name.startswith("weight:")
+    }
+    for name in ("classifier.weight", "classifier.bias"):
+        weights[name] = np.ascontiguousarray(weights[name][:1])
+    save_file(weights, folder / "model.safetensors")
+    return folder

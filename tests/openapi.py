@@ -161,7 +161,12 @@ def document() -> Document:
 
 def _variant(path: str) -> str:
     """What tells the routes of one handler apart."""
-    marks = {"_version": "version}" in path, "_slash": path == "/v2/", "_openai": path.startswith("/openai/")}
+    marks = {
+        "_version": "version}" in path,
+        "_slash": path == "/v2/",
+        "_openai": path.startswith("/openai/"),
+        "_plain": path == "/score",
+    }
     return "".join(mark for mark, is_so in marks.items() if is_so)
 
 
@@ -178,7 +183,7 @@ def _operation(path: str, name: str, said: str, *, query: bool) -> Document:
     if description:
         operation["description"] = description
     verb = re.split(r"[/:]", path)[-1]
-    if verb in ASKS:
+    if verb in ASKS and "{model" in path:
         asked, answered = ASKS[verb]
         operation["requestBody"] = _body(asked, binary=verb == "infer")
         operation["responses"]["200"] = _answer("The answer.", answered, binary=verb == "infer") | {"headers": HEADERS}

@@ -44,6 +44,7 @@ _SPACE_CONTEXT = "foreseen v1 space"
 _TAG_CONTEXT = "foreseen v1 entry tag"
 _PURGE_CONTEXT = "foreseen v1 purge mark"
 _CHECK_CONTEXT = "foreseen v1 secret check"
+_REPLY_CONTEXT = "foreseen v1 reply id"
 MIN_SECRET_BYTES = 32
 
 
@@ -71,6 +72,19 @@ def opened_generation(root: bytes, value: bytes) -> int | None:
     if not digits.isdigit() or not compare_digest(value, sealed_generation(root, int(digits))):
         return None
     return int(digits)
+
+
+def reply_id_key(root: bytes) -> bytes:
+    """What ids of replies are made with, 32 bytes."""
+    return blake3(root, derive_key_context=_REPLY_CONTEXT).digest()
+
+
+def reply_id(key: bytes, fields: Sequence[bytes]) -> str:
+    """A reply's id, of what was asked: 32 hex digits. What was asked cannot be found by it without the secret."""
+    hasher = blake3(key=key)
+    for field in fields:
+        hasher.update(_prefixed(field))
+    return hasher.hexdigest()[:32]
 
 
 def secret_check(root: bytes) -> bytes:

@@ -19,6 +19,7 @@ from foreseen.modelspec.manifest import ClientInput, Manifest, seconds, wire_sha
 from foreseen.modelspec.manifest import Tokenizer as TokenizerStep
 from foreseen.modelspec.normalize import cast, steps_of, texts
 from foreseen.modelspec.rows import mask_lengths
+from foreseen.modelspec.tokens.long_texts import LongTexts
 from foreseen.modelspec.tokens.text_memo import TextMemo, batches
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of
@@ -49,13 +50,17 @@ class Preparer:
         self.columnar = self._is_columnar()
         self.text_only = self._text_only()
         self._texts = TextMemo()
+        self._whole = LongTexts(self._tokenizers)
 
-    def rows(self, inputs: Sequence[InputTensor]) -> Sequence[Row]:
-        """The rows of a request. Raises BadInput naming the input, or TooLarge.
+    def rows(self, inputs: Sequence[InputTensor], most_second: int | None = None) -> Sequence[Row]:
+        """The rows of a request. `most_second` cuts the second text of pairs to so many tokens. Raises BadInput naming
+        the input, or TooLarge.
 
         Where the manifest says `rows = "together"` there is one row, whose tensors keep their batch axis.
         """
         arrays = self._arrays(inputs)
+        if most_second is not None:
+            self._cut_seconds(arrays, most_second)
         if self.columnar and all(name in arrays for name in self.keyed):
             return Columns([arrays[name] for name in self.keyed])
         cut = self._manifest.model.has_rows
@@ -176,6 +181,16 @@ class Preparer:
             array = step(array)
         return array
 
+    def _cut_seconds(self, arrays: dict[str, Array], most: int) -> None:
+        """Cut the second texts of pairs to so many tokens, where a pair could have more."""
+        for spec in self._inputs.values():
+            step = spec.tokenizer
+            if step is not None and step.pair is not None and most < step.max_tokens:
+                written = texts(arrays[step.pair].ravel(), f"inputs.{step.pair}")
+                cut = np.empty(len(written), object)
+                cut[:] = [text.encode() for text in self._whole.cut(spec.name, written, most)]
+                arrays[step.pair] = cut
+
     def _columns(self, arrays: Mapping[str, Array]) -> dict[str, Column]:
         """Client inputs become model inputs: the row's own tensor of each, unpadded."""
         columns: dict[str, Column] = {}
@@ -241,14 +256,17 @@ class Preparer:
         tokenizer = self._tokenizers[spec.name]
         seconds_of = texts(documents.ravel(), f"inputs.{spec.tokenizer.pair}")
         pairs = list(zip(_prompted(spec, queries), seconds_of, strict=True))
+        made: list[Array] = []
         try:
-            encoded = tokenizer.encode_batch(pairs)
+            for some in batches(range(len(pairs)), [len(one) + len(two) for one, two in pairs]):
+                encoded = tokenizer.encode_batch([pairs[at] for at in some])
+                made += [np.array([one.ids, one.type_ids], np.int64) for one in encoded]
         except Exception as error:  # noqa: BLE001 -- tokenizers raises plain Exception; only the cut can fail
             raise BadInput(
                 f"inputs.{spec.name}: a text is too long: with its second text a row has at most "
                 f"{spec.tokenizer.max_tokens} tokens, and only the second is cut ({error})"
             ) from None
-        return [np.array([one.ids, one.type_ids], np.int64) for one in encoded]
+        return made
 
 
 def _one_per_row(array: Array, spec: ClientInput) -> Array:

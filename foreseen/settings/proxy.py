@@ -32,7 +32,8 @@ class ProxySettings(StoreSettings):
         Literal["auto", "v2", "openai", "tei"], Parameter(help="What --upstream speaks; auto asks its routes.")
     ] = "auto"
     upstream_kind: Annotated[
-        Literal["auto", "embed"], Parameter(help="What --upstream does with texts; auto asks its routes.", show=False)
+        Literal["auto", "embed", "rerank", "classify"],
+        Parameter(help="What --upstream does with texts; auto asks its routes.", show=False),
     ] = "auto"
     upstream_key_file: Annotated[
         Path | None,

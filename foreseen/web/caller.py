@@ -18,10 +18,11 @@ from foreseen.web.limits import UNIX
 MAX_ID_CHARACTERS, MAX_PARTS = 128, 12
 _WORDS = frozenset(
     (
-        "", "v1", "v2", "batch", "batches", "cancel", "config", "content", "embeddings", "explain", "files", "health",
-        "import", "index", "infer", "live", "metrics", "models", "openai", "predict", "predictions", "ready",
+        "", "v1", "v2", "batch", "batches", "cancel", "classify", "config", "content", "embed", "embed_all",
+        "embed_sparse", "embeddings", "explain", "files", "health", "import", "index", "infer", "info", "live",
+        "metrics", "models", "openai", "predict", "predictions", "ranking", "ready",
         "inference.GRPCInferenceService", "ModelInfer", "ModelStreamInfer",
-        "repository", "rerank", "result", "score", "stats", "versions",
+        "repository", "rerank", "result", "score", "similarity", "stats", "versions",
     )
 )  # fmt: skip
 """What routes are made of."""

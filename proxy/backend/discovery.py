@@ -19,12 +19,12 @@ from msgspec import structs
 from foreseen.errors import SetupError
 from foreseen.modelspec.manifest import UPSTREAM_SCHEMES, Manifest, find, names
 from foreseen.modelspec.manifest.policy import Freshness
-from foreseen.proxy.backend.embedding.embedding_server import EmbeddingServer, UpstreamAccess, named, served_name
-from foreseen.proxy.backend.embedding.embedding_upstream import EmbeddingProcess
 from foreseen.proxy.backend.grpc.quiet_import import import_grpc
 from foreseen.proxy.backend.poison.isolation import IsolationLock
 from foreseen.proxy.backend.recognise import GRPC, server_at
-from foreseen.proxy.backend.served import WATCH_SECONDS, WATCH_SECONDS_AT_START, ServedModel
+from foreseen.proxy.backend.served import WATCH_SECONDS, WATCH_SECONDS_AT_START, ServedModel, id_key_of
+from foreseen.proxy.backend.text_servers.processes import PROCESSES
+from foreseen.proxy.backend.text_servers.text_server import TextServer, UpstreamAccess, named, served_name
 from foreseen.proxy.backend.upstream import UpstreamProcess
 from foreseen.proxy.backend.upstream_metadata import UpstreamMetadata, declared_metadata, metadata_of, optional_inputs
 from foreseen.proxy.backend.v2_server import Problem, Unusable, V2Server
@@ -221,14 +221,14 @@ class Upstream:
         assert self._server is not None
         if declared is not None:
             reported = declared_metadata(declared)
-            if isinstance(self._server, EmbeddingServer):
+            if isinstance(self._server, TextServer):
                 reported = structs.replace(reported, manifest=named(declared, await self._server.metadata(name)))
             return reported
         metadata = await self._server.metadata(name)
         optional = optional_inputs(metadata, await self._server.config(name))
         try:
             reported = metadata_of(name, metadata, optional)
-            if isinstance(self._server, EmbeddingServer):
+            if isinstance(self._server, TextServer):
                 reported = structs.replace(reported, manifest=named(reported.manifest, metadata))
             return reported
         except SetupError as error:
@@ -259,7 +259,8 @@ async def upstream_of(settings: ProxySettings, defaults: Freshness) -> Upstream 
         )
 
     async def recognised() -> V2Server:
-        return await server_at(address, settings.upstream_api, access, embeds=settings.upstream_kind == "embed")
+        kind = None if settings.upstream_kind == "auto" else settings.upstream_kind
+        return await server_at(address, settings.upstream_api, access, kind, settings.model)
 
     upstream = Upstream(address, settings.model, serve, trials, declared, recognised)
     await upstream.find()
@@ -285,17 +286,17 @@ def in_front_of(
         "trials": trials,
     }
     process: UpstreamProcess
-    if isinstance(server, EmbeddingServer):
+    if isinstance(server, TextServer):
         servers = [server.sibling(address) for address in addresses]
-        process = EmbeddingProcess(reported, servers, **options)
+        process = PROCESSES[server.models[reported.manifest.name].task](reported, servers, **options)
     elif addresses[0].startswith(GRPC):
         process = _grpc_process(reported, addresses[0], options)
     else:
         process = UpstreamProcess(reported, addresses[0], **options)
     own = structs.replace(manifest or reported.manifest, upstream=addresses[0])
-    if isinstance(server, EmbeddingServer):
+    if isinstance(server, TextServer):
         own = structs.replace(own, upstream_api=reported.manifest.upstream_api, openai=reported.manifest.openai)
-    return ServedModel(own, process, settings.data, policy_of(own.freshness, defaults))
+    return ServedModel(own, process, settings.data, policy_of(own.freshness, defaults), id_key_of(settings))
 
 
 def _grpc_process(reported: UpstreamMetadata, address: str, options: dict[str, Any]) -> UpstreamProcess:

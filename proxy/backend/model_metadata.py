@@ -25,6 +25,8 @@ class ModelFacts(Struct, frozen=True):
     row_independent: bool = True
     worst_difference: float | None = None
     """The largest difference that a probe has seen between an answer alone and in a batch; of embeddings, 1 − cos."""
+    rows_why: str = ""
+    """Why a foreign server's rows are keyed as they are."""
     identity: str = "digest"
     """What a change of the model shows in: `digest`, `declared`, `version`, or `unobservable`."""
     artifact: str = ""

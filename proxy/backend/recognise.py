@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
-from foreseen.proxy.backend.embedding.embedding_server import EmbeddingApi, EmbeddingServer, UpstreamAccess
-from foreseen.proxy.backend.embedding.openai_upstream import OpenAIApi
-from foreseen.proxy.backend.embedding.tei_upstream import TeiApi
 from foreseen.proxy.backend.grpc.quiet_import import import_grpc
+from foreseen.proxy.backend.text_servers.openai_upstream import OpenAIApi
+from foreseen.proxy.backend.text_servers.tei_upstream import TeiApi
+from foreseen.proxy.backend.text_servers.text_server import Task, TextApi, TextServer, UpstreamAccess
 from foreseen.proxy.backend.v2_server import Unusable, V2Server
 
 GRPC = "grpc://"
@@ -22,21 +23,26 @@ def grpc_server_at(address: str) -> V2Server:
 
 
 async def server_at(
-    address: str, api: Literal["auto", "v2", "openai", "tei"], access: UpstreamAccess, *, embeds: bool = False
+    address: str,
+    api: Literal["auto", "v2", "openai", "tei"],
+    access: UpstreamAccess,
+    kind: Task | None = None,
+    names: Sequence[str] = (),
 ) -> V2Server:
-    """The server at an address; one at grpc:// speaks V2 over gRPC. With `auto` another is asked `/v2`, `/info`,
+    """The server at an address; one at grpc:// speaks V2. With `auto` another is asked `/v2`, `/info`,
     `/v1/models`, `/models`. One that answers none of them is taken for a V2 server, which then says what is wrong.
-    Raises Unusable where it cannot be reached."""
+    `kind` is what the operator says that it does, `names` its models. Raises Unusable where it cannot be reached."""
     if address.startswith(GRPC):
         return grpc_server_at(address)
-    apis: dict[str, EmbeddingApi] = {"tei": TeiApi(embeds=embeds), "openai": OpenAIApi(embeds=embeds)}
+    listed = names if api == "openai" else ()
+    apis: dict[str, TextApi] = {"tei": TeiApi(kind=kind), "openai": OpenAIApi(kind=kind, names=listed)}
     if api in apis:
-        return EmbeddingServer(address, apis[api], access)
+        return TextServer(address, apis[api], access)
     server = V2Server(address)
     if api == "v2" or await server.speaks_v2():
         return server
     for one in apis.values():
-        candidate = EmbeddingServer(address, one, access)
+        candidate = TextServer(address, one, access)
         try:
             await candidate.listed()
         except Unusable as error:

@@ -1,7 +1,7 @@
 """Whether the rows of another server's model are independent of their batch: random rows, asked alone and together.
 
-A model whose rows depend on each other must not be cached by the row. Metadata do not say so. The probe
-sends the same rows alone, in one batch and in the reverse order; its result holds for the version that answered.
+A model whose rows depend on each other must not be cached by the row. Metadata do not say so. The probe sends the same
+rows alone, in one batch, in other orders and with some left out; its result holds for the version that answered.
 """
 
 from __future__ import annotations
@@ -27,10 +27,14 @@ PROBE_ROWS = 6
 PROBE_DEADLINE_SECONDS = 30.0
 PROBE_PAUSE_SECONDS = 5.0
 """Between two tries, where the server could not answer the first."""
+ORDERS: Sequence[Sequence[int]] = (tuple(range(PROBE_ROWS)), tuple(range(PROBE_ROWS))[::-1])
+"""The batches that are asked, by the places of their rows."""
 MAX_RESULTS = 8
 """Versions whose results are remembered."""
 
 Ask = Callable[[Sequence[Row], bytes, RequestOptions], Awaitable[list[Prediction]]]
+Pair = tuple[Prediction, Prediction]
+"""What was answered to a row alone, and in a batch."""
 Gap = Callable[[Sequence[RowOutputs], Sequence[RowOutputs]], float]
 
 
@@ -49,6 +53,8 @@ class RowProbe:
     `gap` measures how far the answers of a batch are from those of single rows; more than `tolerance` is a dependence.
     `compares_members`: also what replies hold beside their tensors.
     """
+
+    orders = ORDERS
 
     def __init__(self, model: str, ask: Ask, gap: Gap, tolerance: float, *, compares_members: bool) -> None:
         self._model = model
@@ -85,7 +91,7 @@ class RowProbe:
     async def _run(self, digest: str, signature: ModelSignature) -> None:
         try:
             async with asyncio.timeout(PROBE_DEADLINE_SECONDS):
-                digest, result = await self._probed(random_rows(signature, PROBE_ROWS))
+                digest, result = await self._probed(self._rows(signature))
         except (ModelUnavailable, TimeoutError):
             await asyncio.sleep(PROBE_PAUSE_SECONDS)  # the next look at the metadata starts another
             return
@@ -97,36 +103,46 @@ class RowProbe:
         write = log.warning if result.independent is False else log.info
         write("upstream probed", model=self._model, rows_independent=result.independent, why=result.why)
 
+    def _rows(self, signature: ModelSignature) -> list[Row]:
+        """The rows that are asked, `PROBE_ROWS` of them."""
+        return random_rows(signature, PROBE_ROWS)
+
     async def _probed(self, rows: list[Row]) -> tuple[str, ProbeResult]:
         """The version that answered, and what its answers show. Raises DigestMoved where several versions answered."""
         options = RequestOptions(asyncio.get_running_loop().time() + PROBE_DEADLINE_SECONDS, "background")
         alone = [(await self._ask([row], b"", options))[0] for row in rows]
         digest = alone[0].digest
         try:
-            batches = [await self._ask(rows, b"", options), (await self._ask(rows[::-1], b"", options))[::-1]]
+            pairs = [pair for order in self.orders for pair in await self._batch(rows, alone, order, options)]
         except (BadInput, ModelFailed) as error:
             return digest, ProbeResult(False, f"a batch is refused: {error}")
-        everything = (*alone, *batches[0], *batches[1])
+        everything = (*alone, *(batched for _, batched in pairs))
         if len({prediction.digest for prediction in everything}) > 1:
             raise DigestMoved(digest)
         if len({tuple(head.name for head in tensor_outputs(one)) for one in everything}) > 1:
             return digest, ProbeResult(False, "which outputs it answers with changes from request to request")
-        answers = [_arrays(prediction) for prediction in alone]
-        if all(difference(answers[:1], [other]) == 0 for other in answers[1:]):
-            return digest, ProbeResult(None, "all random rows got one answer, which shows nothing")
-        worst = max(self._gap(answers, [_arrays(prediction) for prediction in batch]) for batch in batches)
+        answers = [arrays_of(prediction) for prediction in alone]
+        worst = max(self._gap([arrays_of(one)], [arrays_of(batched)]) for one, batched in pairs)
         if worst > self._tolerance:
             return digest, ProbeResult(False, f"an answer changes by {worst:g} with its batch-mates", worst)
-        if self._compares_members and await self._members_depend(rows[0], alone, batches, options):
+        if all(difference(answers[:1], [other]) == 0 for other in answers[1:]):
+            return digest, ProbeResult(None, "all random rows got one answer, which shows nothing")
+        if self._compares_members and await self._members_depend(rows[0], alone, pairs, options):
             return digest, ProbeResult(False, "the parameters of a reply change with the batch-mates")
         return digest, ProbeResult(True, f"alone and in batches answers differ by {worst:g} at most", worst)
 
+    async def _batch(
+        self, rows: Sequence[Row], alone: Sequence[Prediction], order: Sequence[int], options: RequestOptions
+    ) -> list[Pair]:
+        """Ask some of the rows together."""
+        batched = await self._ask([rows[at] for at in order], b"", options)
+        return [(alone[at], one) for at, one in zip(order, batched, strict=True)]
+
     async def _members_depend(
-        self, row: Row, alone: Sequence[Prediction], batches: Sequence[Sequence[Prediction]], options: RequestOptions
+        self, row: Row, alone: Sequence[Prediction], pairs: Sequence[Pair], options: RequestOptions
     ) -> bool:
         """Whether what replies hold beside their tensors changes with the batch-mates. What changes by itself (a time,
         a number of the request) does not count: `row`, the first of those asked alone, shows what that is."""
-        pairs = [pair for batch in batches for pair in zip(alone, batch, strict=True)]
         if all(reply_of([one]) == reply_of([other]) for one, other in pairs):
             return False
         again = (await self._ask([row], b"", options))[0]
@@ -138,6 +154,6 @@ class RowProbe:
         return False
 
 
-def _arrays(prediction: Prediction) -> RowOutputs:
+def arrays_of(prediction: Prediction) -> RowOutputs:
     heads = zip(tensor_outputs(prediction), prediction.data, strict=False)  # the rest of the reply comes last
     return tuple(array_of_raw(data, DATATYPES[head.datatype], head.shape, head.name) for head, data in heads)

@@ -16,7 +16,8 @@ from pathlib import Path
 import structlog
 
 from foreseen.errors import ModelUnavailable, SetupError
-from foreseen.keys.key import Framer
+from foreseen.keys.key import Framer, reply_id, reply_id_key
+from foreseen.keys.secret import read_secret
 from foreseen.modelspec.artifact import preparation_digest, read_file, read_record
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
@@ -24,6 +25,7 @@ from foreseen.proxy.backend.absent_rows import AbsentRows
 from foreseen.proxy.backend.model import ModelProcess
 from foreseen.proxy.backend.model_metadata import ModelFacts
 from foreseen.proxy.cache.freshness import Policy
+from foreseen.settings import ProxySettings
 from foreseen.types import ALL_STEPS, Prediction, RequestOptions, Row, Space, Steps
 
 log = structlog.get_logger()
@@ -56,7 +58,8 @@ class WorkerStats:
 class ServedModel:
     """One model of this proxy."""
 
-    def __init__(self, manifest: Manifest, process: ModelProcess, data: Path, freshness: Policy) -> None:
+    def __init__(self, manifest: Manifest, process: ModelProcess, data: Path, freshness: Policy, id_key: bytes) -> None:
+        """`id_key` is what ids of replies are made with."""
         self.manifest = manifest
         self.process = process
         self.framer = Framer(manifest.model)
@@ -69,6 +72,7 @@ class ServedModel:
         self.former: deque[str] = deque(maxlen=FORMER_DIGESTS)
         self.absent = AbsentRows()
         self._data = data
+        self._id_key = id_key
         self._preparer: Preparer | None = None
         self._preparation: str | None = None
 
@@ -102,9 +106,13 @@ class ServedModel:
 
     def keyed(self, manifest: Manifest) -> ServedModel:
         """The same model with its rows keyed otherwise. It is ready after its first `refresh`."""
-        other = ServedModel(manifest, self.process, self._data, self.freshness)
+        other = ServedModel(manifest, self.process, self._data, self.freshness, self._id_key)
         other.stats, other.former = self.stats, self.former
         return other
+
+    def reply_id(self, fields: Sequence[bytes]) -> str:
+        """The id of a reply to these inputs and parameters: the same on a hit as on the miss."""
+        return reply_id(self._id_key, (self.manifest.name.encode(), *fields))
 
     def space(self) -> Space:
         """The key space in force. Raises ModelUnavailable until the process has said its digest."""
@@ -184,3 +192,8 @@ class ServedModel:
 
     def _needs_assets(self) -> bool:
         return any(spec.tokenizer for spec in self.manifest.seen.inputs)
+
+
+def id_key_of(settings: ProxySettings) -> bytes:
+    """What ids of replies are made with. Raises SetupError without a root secret."""
+    return reply_id_key(read_secret(settings.secret_file or settings.data / "secret"))

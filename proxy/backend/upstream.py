@@ -53,6 +53,7 @@ class UpstreamProcess(ModelProcess):
     _silent_ids = (None, "")
     ours = False
     _gap: Gap = staticmethod(difference)
+    _probe_kind: type[RowProbe] = RowProbe
     """How far apart two sets of answers to the same rows are, for the probe."""
     _compares_members = True
     """Whether the probe compares what replies hold beside their tensors."""
@@ -75,7 +76,9 @@ class UpstreamProcess(ModelProcess):
         super().__init__(own, address, quarantine_seconds=quarantine_seconds, trials=trials)
         self._declared_digest = digest or ""
         self._probing = probe
-        self._probe = RowProbe(own.name, self._ask, self._gap, tolerance, compares_members=self._compares_members)
+        self._probe = self._probe_kind(
+            own.name, self._ask, self._gap, tolerance, compares_members=self._compares_members
+        )
         self._base_digest = ""
         self._said_version = ""
         self._binary: bool | None = None
@@ -172,7 +175,9 @@ class UpstreamProcess(ModelProcess):
         probed = self._probe.result(digest)
         dependent = probed is not None and probed.independent is False
         single = self.rows == "together"
-        return ModelFacts(digest, None, row_independent=single or not dependent, identity=self._identity())
+        return ModelFacts(
+            digest, None, row_independent=single or not dependent, identity=self._identity(), rows_why=self.why
+        )
 
     def _reported(self, name: str, metadata: dict[str, Any]) -> UpstreamMetadata:
         """A manifest of the operator's may say of a tensor what the metadata leave out, but not otherwise."""

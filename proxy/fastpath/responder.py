@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from msgspec import structs
 
-from foreseen.errors import ForeseenError, ModelUnavailable, UnknownModel
+from foreseen.errors import BadRequest, ForeseenError, ModelUnavailable, UnknownModel
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import NO_CONTROL
 from foreseen.proxy.cache.waits import Deadlines
@@ -70,12 +70,20 @@ class Responder:
             raise UnknownModel(name, version[:32])
         return served
 
+    @property
+    def served(self) -> Mapping[str, ServedModel]:
+        """The models by name, as they are now."""
+        return self._served
+
     def named(self, head: RequestHead, body: bytes) -> RequestHead:
-        """A head with its model, where only the body names it. Raises BadRequest, UnknownModel."""
+        """A head with its model, where only the body names it, or the model is the only one of its kind. Raises
+        BadRequest, UnknownModel."""
         if head.model:
             return head
         name, version = codecs.model_in(head, body)
-        find = self.find_named if head.protocol == "openai" else self.find
+        if name is None:
+            return structs.replace(head, model=self._only(head.protocol), implied=True)
+        find = self.find if head.protocol == "grpc" else self.find_named
         return structs.replace(head, model=find(name, version).manifest.name, version=version)
 
     def find_named(self, name: str, version: str | None) -> ServedModel:
@@ -84,6 +92,14 @@ class Responder:
             aliased = (one.manifest.name for one in self._served.values() if name in one.manifest.openai.aliases)
             name = next(aliased, name)
         return self.find(name, version)
+
+    def _only(self, protocol: str) -> str:
+        """The name of the only model of the kind that a dialect asks. Raises BadRequest."""
+        names = [name for name, one in self._served.items() if codecs.answers(protocol, one.manifest)]
+        if len(names) != 1:
+            listed = ", ".join(sorted(names)) or "none"
+            raise BadRequest(f"model: is missing; models that this route asks: {listed}", param="model")
+        return names[0]
 
     def repeat(self, raw: bytes, caller: Caller | None = None) -> bytes | None:
         """The fast way of a whole request that came before, byte by byte."""
@@ -105,6 +121,8 @@ class Responder:
         started = time.perf_counter()
         try:
             head = self.named(head, body)
+            if head.implied:  # another model of the kind may come, so a repeat is not answered by its bytes alone
+                raw = None
             lookup = lookup or self._cache.find(head, body)
             served, now = self.find(head.model, head.version), self._clock()
             entry = None if lookup.entry is None else self._valid(head, lookup.entry, now)

@@ -13,22 +13,25 @@ what the same request would ask over HTTP.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Literal, cast
 from urllib.parse import unquote
 
 import msgspec
 from msgspec import Raw, Struct
 
 from foreseen.errors import BadRequest, ForeseenError, TooLarge
+from foreseen.proxy.predict.ask import Protocol
+from foreseen.proxy.predict.dialects.text_codecs import ROUTES
 
+BY_BODY: Mapping[str, str] = {"/v1/embeddings": "openai", "/openai/v1/embeddings": "openai", **ROUTES}
+"""Routes whose bodies name their model, or none, by path."""
 MAX_NAME = 256
 MAX_LINE_BYTES = 16 * 2**20
 _SPACE = b" \t\r\x0b\x0c"
 _BLANK = re.compile(rb"[ \t\r\x0b\x0c]*")
 _URL = re.compile(
     r"/v2/models/(?P<v2>[^/?#]+)(?:/versions/(?P<version>[^/?#]+))?/infer"
-    r"|(?P<openai>/v1/embeddings|/openai/v1/embeddings)"
     r"|/v1/models/(?P<v1>[^/:?#]+)(?:/versions/(?P<version1>[^/:?#]+))?:predict"
 )
 
@@ -39,7 +42,7 @@ class RequestLine(Struct, frozen=True):
     custom_id: str | None
     model: str
     version: str | None
-    protocol: Literal["v2", "v1", "openai"]
+    protocol: Protocol
     body: bytes | memoryview
     """A part of the batch's own bytes: a copy of every line would be a second batch."""
 
@@ -127,15 +130,16 @@ def _asked(envelope: _Envelope, text: memoryview) -> RequestLine:
         if envelope.model is None:
             raise BadRequest("model: is missing, or url")
         return RequestLine(envelope.custom_id, envelope.model, envelope.version, "v2", text)
-    match = _URL.fullmatch(envelope.url)
-    if match is None:
-        raise BadRequest("url: must be /v2/models/MODEL/infer, /v1/models/MODEL:predict or /v1/embeddings")
+    by_body, match = BY_BODY.get(envelope.url), _URL.fullmatch(envelope.url)
+    if match is None and by_body is None:
+        others = "/v1/embeddings, /v1/rerank, /v1/score or another route of texts"
+        raise BadRequest(f"url: must be /v2/models/MODEL/infer, /v1/models/MODEL:predict, {others}")
     if envelope.method not in (None, "POST"):
         raise BadRequest("method: must be POST")
     if not memoryview(envelope.body):
         raise BadRequest("body: is missing")
-    if match["openai"]:
-        return RequestLine(envelope.custom_id, "", None, "openai", memoryview(envelope.body))
+    if match is None or by_body is not None:
+        return RequestLine(envelope.custom_id, "", None, cast("Protocol", by_body), memoryview(envelope.body))
     model, version = match["v2"] or match["v1"], match["version"] or match["version1"]
     protocol: Literal["v2", "v1"] = "v2" if match["v2"] else "v1"
     asked = memoryview(envelope.body)

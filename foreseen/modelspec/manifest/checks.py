@@ -5,6 +5,7 @@ from __future__ import annotations
 from foreseen.modelspec.manifest.hints import problem
 from foreseen.modelspec.manifest.manifest import Manifest
 from foreseen.modelspec.manifest.openai_section import openai_problem
+from foreseen.modelspec.manifest.scoring_section import scoring_problem
 from foreseen.modelspec.manifest.signature import (
     BATCH,
     ClientInput,
@@ -48,7 +49,9 @@ def manifest_problem(manifest: Manifest) -> str | None:
 
 
 def _openai_problem(manifest: Manifest) -> str | None:
-    return openai_problem(manifest.openai, manifest.seen.inputs, manifest.seen.outputs)
+    seen = manifest.seen
+    found = openai_problem(manifest.openai, seen.inputs, seen.outputs)
+    return found or scoring_problem(manifest.scoring, seen.inputs, seen.outputs)
 
 
 def _upstream_problem(manifest: Manifest) -> str | None:

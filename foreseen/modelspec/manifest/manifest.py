@@ -9,6 +9,7 @@ from msgspec import Struct
 from foreseen.modelspec.manifest.hints import Samples
 from foreseen.modelspec.manifest.openai_section import OpenAISection
 from foreseen.modelspec.manifest.policy import Batching, Freshness, Gates
+from foreseen.modelspec.manifest.scoring_section import ScoringSection
 from foreseen.modelspec.manifest.signature import ClientInput, ClientOutput, ClientSignature, ModelSignature
 from foreseen.modelspec.manifest.source import Source
 
@@ -47,6 +48,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     ignored_parameters: tuple[str, ...] = ()
     """Request parameters that do not change the answer, beside the reserved ones."""
     openai: OpenAISection = OpenAISection()
+    scoring: ScoringSection = ScoringSection()
     upstream_api: Literal["auto", "v2", "openai", "tei"] = "v2"
     """What the server at `upstream` speaks."""
     example: dict[str, list[Any]] = {}

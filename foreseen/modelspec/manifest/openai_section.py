@@ -72,6 +72,10 @@ def openai_problem(section: OpenAISection, inputs: Sequence[_Tensor], outputs: S
     """What is wrong with the section, None where nothing is."""
     if section == OpenAISection():
         return None
+    if any(not name or len(name) > MAX_NAME or not name.isprintable() for name in section.aliases):
+        return f"openai.aliases: a name has 1 to {MAX_NAME} printable characters"
+    if section == OpenAISection(aliases=section.aliases):  # any model may have more names
+        return None
     if section.input is not None and section.input not in [one.name for one in inputs]:
         return f"openai.input: no client input is called {section.input!r}"
     if section.output is not None and section.output not in [one.name for one in outputs]:
@@ -79,8 +83,6 @@ def openai_problem(section: OpenAISection, inputs: Sequence[_Tensor], outputs: S
     tensors = embedding_tensors(section, inputs, outputs)
     if tensors is None:
         return "openai: needs one BYTES input ['rows'] and one FP32 or FP16 output ['rows', d]; name them"
-    if any(not name or len(name) > MAX_NAME or not name.isprintable() for name in section.aliases):
-        return f"openai.aliases: a name has 1 to {MAX_NAME} printable characters"
     if any(not name or len(text) > MAX_PROMPT_CHARACTERS for name, text in section.prompts.items()):
         return f"openai.prompts: a prompt has a name and at most {MAX_PROMPT_CHARACTERS} characters"
     width = next(one for one in outputs if one.name == tensors.output).shape[1]

@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import orjson
+from msgspec import structs
 
 from foreseen.errors import ForeseenError, TooLarge, UnknownModel
 from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol import grpc_messages, request_id
 from foreseen.protocol.openai_embeddings import error_document, error_headers
+from foreseen.protocol.texts.text_bodies import tei_error
 from foreseen.protocol.wire import InputTensor
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.predict.ask import RequestHead
@@ -24,6 +26,7 @@ from foreseen.proxy.predict.dialects.decode import DecodedRequest, decode_v1, de
 from foreseen.proxy.predict.dialects.openai_embeddings import decode_openai, named_model, openai_skeleton, render_openai
 from foreseen.proxy.predict.dialects.render import RenderedBody, render_v1, render_v2
 from foreseen.proxy.predict.dialects.reply_skeletons import v1_skeleton, v2_skeleton
+from foreseen.proxy.predict.dialects.text_codecs import IDENTIFIED, TEXT_CODECS, optional_model
 from foreseen.types import OutputOptions, Prediction
 from foreseen.web.http import error_body as plain_error_body
 
@@ -89,7 +92,13 @@ class V1Codec:
         return decode_v1(body, manifest)
 
 
-CODECS: Mapping[str, Codec] = {"v2": V2Codec(), "v1": V1Codec(), "openai": OpenAICodec(), "grpc": GrpcCodec()}
+CODECS: Mapping[str, Codec] = {
+    "v2": V2Codec(),
+    "v1": V1Codec(),
+    "openai": OpenAICodec(),
+    "grpc": GrpcCodec(),
+    **TEXT_CODECS,
+}
 """By the protocol of a request's head."""
 FIND_ID: Mapping[str, Callable[[bytes, int | None], tuple[int, bytes | None]]] = {
     "v2": request_id.find_id,
@@ -115,7 +124,12 @@ def decode(head: RequestHead, body: bytes, served: ServedModel) -> DecodedReques
     """decode: what a body asks in the dialect of its head. Raises BadRequest or BadInput naming the field, TooLarge."""
     decoded = CODECS[head.protocol].decode(head, body, served.manifest)
     check_rows(served, decoded.inputs)
-    return decoded
+    scores = decoded.output_options.scores
+    if scores is None or scores.form not in IDENTIFIED:
+        return decoded
+    texts = (text for tensor in decoded.inputs for text in tensor.array.ravel().tolist())
+    reply_id = served.reply_id((decoded.parameters, *texts))
+    return structs.replace(decoded, output_options=structs.replace(decoded.output_options, id=reply_id))
 
 
 def check_rows(served: ServedModel, inputs: Sequence[InputTensor]) -> None:
@@ -128,15 +142,24 @@ def check_rows(served: ServedModel, inputs: Sequence[InputTensor]) -> None:
             raise TooLarge(f"inputs.{tensor.name}: has more than {most} rows; split the request")
 
 
-def model_in(head: RequestHead, body: bytes) -> tuple[str, str | None]:
-    """The model's name and version in a body whose head names none. Raises BadRequest, UnknownModel."""
+def model_in(head: RequestHead, body: bytes) -> tuple[str | None, str | None]:
+    """The model's name and version in a body whose head names none. No name: it is for the only model of the kind that
+    the dialect asks. Raises BadRequest, UnknownModel."""
     match head.protocol:
         case "openai":
             return named_model(body), None
         case "grpc":
             return grpc_messages.read_head(body)[:2]
+        case protocol if protocol in TEXT_CODECS:
+            return optional_model(body), None
         case _:
             raise UnknownModel(head.model)
+
+
+def answers(protocol: str, manifest: Manifest) -> bool:
+    """Whether a model is of the kind that a dialect asks, where a body need not name it."""
+    codec = TEXT_CODECS.get(protocol)
+    return codec is not None and codec.answers(manifest)
 
 
 def error_body(protocol: str, error: ForeseenError) -> tuple[dict[str, str], bytes]:
@@ -144,11 +167,17 @@ def error_body(protocol: str, error: ForeseenError) -> tuple[dict[str, str], byt
     headers, body = plain_error_body(error)
     if protocol == "grpc":
         return {**headers, "Error-Code": error.code}, str(error).encode()
-    if protocol != "openai":
+    codec = TEXT_CODECS.get(protocol)
+    if codec is None and protocol != "openai":
         return headers, body
-    if error.param is None and str(error).startswith("inputs."):  # what preparation says of the one tensor
-        error.param = "input"
-    return {**headers, **error_headers(error)}, orjson.dumps(error_document(error))
+    if error.param is None and str(error).startswith("inputs."):  # what preparation says of a tensor
+        error.param = "input" if codec is None else str(error)[7:].partition(":")[0]
+    if codec is not None and codec.tei_errors:
+        return headers, orjson.dumps(tei_error(error))
+    document = error_document(error)
+    if codec is not None:
+        document = {"message": str(error), **document}
+    return {**headers, **error_headers(error)}, orjson.dumps(document)
 
 
 def render(manifest: Manifest, predictions: Sequence[Prediction], options: OutputOptions) -> RenderedBody:

@@ -38,16 +38,25 @@ class DecodedRequest(Struct, frozen=True):
     lane: Lane = "online"
     ids: tuple[tuple[int, ...], ...] | None = None
     """Token ids of every row, where they were given in place of text."""
+    most_second_tokens: int | None = None
+    """What the second texts of pairs are cut to."""
 
 
 def prepared(decoded: DecodedRequest, preparer: Preparer) -> tuple[DecodedRequest, Sequence[Row]]:
     """The rows of a request; and the request, with the token ids of its rows counted where its reply says so."""
-    rows = preparer.rows(decoded.inputs) if decoded.ids is None else preparer.id_rows(decoded.ids)
+    if decoded.ids is None:
+        rows = preparer.rows(decoded.inputs, decoded.most_second_tokens)
+    else:
+        rows = preparer.id_rows(decoded.ids)
     options = decoded.output_options
-    if options.embedding is None:
+    if options.embedding is None and options.scores is None:
         return decoded, rows
-    embedding = structs.replace(options.embedding, tokens=preparer.token_count(rows))
-    return structs.replace(decoded, output_options=structs.replace(options, embedding=embedding)), rows
+    tokens = preparer.token_count(rows)
+    if options.embedding is not None:
+        options = structs.replace(options, embedding=structs.replace(options.embedding, tokens=tokens))
+    if options.scores is not None:
+        options = structs.replace(options, scores=structs.replace(options.scores, tokens=tokens))
+    return structs.replace(decoded, output_options=options), rows
 
 
 def decode_v2(body: bytes, header_length: int | None, manifest: Manifest) -> DecodedRequest:

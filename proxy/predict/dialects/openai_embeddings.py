@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from foreseen.errors import BadInput, BadRequest
 from foreseen.modelspec.manifest import Manifest
@@ -27,7 +28,7 @@ from foreseen.proxy.predict.dialects.decode import DecodedRequest
 from foreseen.proxy.predict.dialects.fragments import TextForm, form
 from foreseen.proxy.predict.dialects.render import joined_rows
 from foreseen.proxy.predict.dialects.reply_skeletons import MARKED, ReplySkeleton, rows_skeleton
-from foreseen.types import EmbeddingOptions, Output, OutputOptions, Prediction, WantedOutput
+from foreseen.types import Array, EmbeddingOptions, Output, OutputOptions, Prediction, WantedOutput
 
 _MEMBER = re.compile(rb'"model"[ \t\r\n]*:')
 _NAME = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*"([ !#-\[\]-~]{1,256})"')
@@ -58,6 +59,15 @@ def decode_openai(body: bytes, manifest: Manifest) -> DecodedRequest:
     tensors = embedding_tensors(section, manifest.seen.inputs, manifest.seen.outputs)
     if tensors is None:
         raise BadRequest(f"model: {manifest.name!r} does not embed texts", param="model")
+    return decode_texts(asked, manifest, tensors, OutputOptions("openai"))
+
+
+def decode_texts(
+    asked: EmbeddingRequest, manifest: Manifest, tensors: EmbeddingTensors, options: OutputOptions, *,
+    normalize: bool = False,
+) -> DecodedRequest:  # fmt: skip
+    """Texts, or token ids, that were read → rows. `options` say the protocol. Raises as `decode_openai` does."""
+    section = manifest.openai
     parameters, prefix = _prompted(asked, manifest)
     dimensions = asked.dimensions
     if dimensions is not None and dimensions not in section.matryoshka:
@@ -65,8 +75,8 @@ def decode_openai(body: bytes, manifest: Manifest) -> DecodedRequest:
             sizes = ", ".join(map(str, section.matryoshka)) or "none"
             raise BadRequest(f"dimensions: the model declares {sizes}", param="dimensions")
         parameters["dimensions"], dimensions = dimensions, None
-    embedding = EmbeddingOptions(asked.model, asked.encoding, dimensions)
-    options = OutputOptions("openai", None, (WantedOutput(tensors.output),), embedding=embedding)
+    embedding = EmbeddingOptions(asked.model, asked.encoding, dimensions, normalize=normalize)
+    options = structs.replace(options, outputs=(WantedOutput(tensors.output),), embedding=embedding)
     known = _canonical(parameters) if _passes_on(manifest) else counting(parameters, manifest)
     if asked.texts is None:
         return DecodedRequest((), options, known, ids=_ids(asked, manifest, tensors))
@@ -116,6 +126,16 @@ def _ids(asked: EmbeddingRequest, manifest: Manifest, tensors: EmbeddingTensors)
 
 def render_openai(manifest: Manifest, predictions: Sequence[Prediction], options: OutputOptions) -> bytes:
     """The body of a reply. Raises BadRequest where the embedding is shorter than `dimensions`."""
+    asked, vectors = options.embedding, vectors_of(manifest, predictions, options)
+    assert asked is not None
+    tokens = asked.tokens
+    if tokens is None:
+        tokens = sum(reply_usage(prediction) for prediction in predictions)
+    return render_reply(vectors, model=asked.model, encoding=asked.encoding, dimensions=asked.dimensions, tokens=tokens)
+
+
+def vectors_of(manifest: Manifest, predictions: Sequence[Prediction], options: OutputOptions) -> Array:
+    """The embeddings `[rows, d]`. Raises BadRequest where they are shorter than `dimensions`."""
     asked, wanted = options.embedding, options.outputs
     assert asked is not None
     assert wanted is not None
@@ -124,10 +144,7 @@ def render_openai(manifest: Manifest, predictions: Sequence[Prediction], options
     vectors = array_of_raw(raw, DATATYPES[spec.datatype], shape, spec.name)
     if asked.dimensions is not None and asked.dimensions > shape[-1]:
         raise BadRequest(f"dimensions: the embedding has {shape[-1]} numbers", param="dimensions")
-    tokens = asked.tokens
-    if tokens is None:
-        tokens = sum(reply_usage(prediction) for prediction in predictions)
-    return render_reply(vectors, model=asked.model, encoding=asked.encoding, dimensions=asked.dimensions, tokens=tokens)
+    return vectors
 
 
 def openai_skeleton(

@@ -11,7 +11,7 @@ import aiohttp
 import numpy as np
 import pytest
 
-from foreseen.proxy.backend.embedding.embedding_upstream import EmbeddingProcess
+from foreseen.proxy.backend.text_servers.embedding_process import EmbeddingProcess
 from tests.embedding_servers import EmbeddingStub, embedding_proxy, vector
 from tests.foreign import Front, listening
 

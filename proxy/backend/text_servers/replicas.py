@@ -1,4 +1,4 @@
-"""Replicas of one embedding server: the one with the fewest requests under way is asked; a failed one is left out.
+"""Replicas of one server of texts: the one with the fewest requests under way is asked; a failed one is left out.
 
 A failed replica is used again once its metadata can be read and equal the others'. They are read at every look at the
 model. A replica whose metadata differ has another version and is left out as well.
@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import structlog
 
-from foreseen.proxy.backend.embedding.embedding_server import EmbeddingServer
+from foreseen.proxy.backend.text_servers.text_server import TextServer
 from foreseen.proxy.backend.v2_server import Unusable
 
 log = structlog.get_logger()
@@ -23,7 +23,7 @@ log = structlog.get_logger()
 class Replicas:
     """Servers that hold the same models."""
 
-    def __init__(self, servers: Sequence[EmbeddingServer]) -> None:
+    def __init__(self, servers: Sequence[TextServer]) -> None:
         self.servers = tuple(servers)
         self._under_way = [0] * len(servers)
         self._left_out: set[int] = set()
@@ -39,7 +39,7 @@ class Replicas:
             await server.close()
 
     @asynccontextmanager
-    async def chosen(self) -> AsyncIterator[EmbeddingServer]:
+    async def chosen(self) -> AsyncIterator[TextServer]:
         """The one to be asked now. Where all have failed, one of them is tried all the same."""
         live = [at for at in range(len(self.servers)) if at not in self._left_out] or range(len(self.servers))
         at = min(live, key=self._under_way.__getitem__)
@@ -52,7 +52,7 @@ class Replicas:
         finally:
             self._under_way[at] -= 1
 
-    async def metadata(self, name: str, seconds: float) -> tuple[dict[str, Any], EmbeddingServer]:
+    async def metadata(self, name: str, seconds: float) -> tuple[dict[str, Any], TextServer]:
         """A model's metadata, of the first replica that answers. Those that cannot, or answer otherwise, are left out.
         Raises Unusable where none answers."""
         found = await asyncio.gather(*(self._asked(server, name, seconds) for server in self.servers))
@@ -73,7 +73,7 @@ class Replicas:
                 self._leave_out(at, "another version" if isinstance(one, dict) else str(one))
         return known, self.servers[first]
 
-    async def _asked(self, server: EmbeddingServer, name: str, seconds: float) -> dict[str, Any] | Unusable:
+    async def _asked(self, server: TextServer, name: str, seconds: float) -> dict[str, Any] | Unusable:
         try:
             async with asyncio.timeout(seconds):
                 return await server.metadata(name)

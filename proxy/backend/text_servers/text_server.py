@@ -1,7 +1,8 @@
-"""A client of embedding servers that do not speak V2, and what an adapter for such an API has to provide.
+"""A client of servers of texts that do not speak V2, and what an adapter for such an API has to provide.
 
 The adapters (`openai_upstream.py`, `tei_upstream.py`) name routes and fields. Models are described as V2 metadata of a
-model `text` [rows] → `embedding` [rows, d], so that the rest of the proxy treats it as any other model.
+model `text` [rows] → `embedding` [rows, d], or `query`, `document` → `score`, so that the rest of the proxy treats them
+as any other model.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import ssl
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -21,8 +22,23 @@ from foreseen.errors import SetupError
 from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.openai_embeddings import EmbeddingReply
 from foreseen.proxy.backend.v2_server import Exchange, Unusable, V2Server
+from foreseen.types import Array
 
+Task = Literal["embed", "tokens", "sparse", "rerank", "classify"]
+"""What a server does with texts: one vector each, one for every token, a sparse one, scores of pairs, labels."""
 TEXT, EMBEDDING = "text", "embedding"
+_TEXTS = ((TEXT, "BYTES", [-1], False),)
+TENSORS: Mapping[Task, tuple[tuple[tuple[str, str, list[int], bool], ...], tuple[tuple[str, str, list[int]], ...]]] = {
+    "embed": (_TEXTS, ((EMBEDDING, "FP32", [-1, -1]),)),
+    "tokens": (_TEXTS, (("tokens", "BYTES", [-1]),)),
+    "sparse": (_TEXTS, (("sparse", "BYTES", [-1]),)),
+    "rerank": ((("query", "BYTES", [-1], False), ("document", "BYTES", [-1], False)), (("score", "FP64", [-1]),)),
+    "classify": (
+        (*_TEXTS, ("text_pair", "BYTES", [-1], True)),
+        (("label", "BYTES", [-1, -1]), ("score", "FP64", [-1, -1])),
+    ),
+}
+"""The tensors that a model of each task is shown with: inputs (and whether one is optional), outputs."""
 ABSENT_SECONDS = 60.0
 """A route that a server did not have is not asked for again so soon."""
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -37,6 +53,14 @@ class ListedModel(Struct, frozen=True):
     identity: Mapping[str, Any]
     versioned: bool
     most_rows: int | None = None
+    task: Task = "embed"
+    takes_pairs: bool = False
+    """Whether a classifier takes pairs of texts, too."""
+
+    @property
+    def name(self) -> str:
+        """Under which it is served here: of a server that makes two kinds of vectors, two models are."""
+        return served_name(self.id) + (".tokens" if self.task == "tokens" else "")
 
 
 class Ask(Protocol):
@@ -45,28 +69,66 @@ class Ask(Protocol):
     async def __call__(self, method: str, path: str, body: bytes | None = None) -> Exchange | None: ...
 
 
-class EmbeddingApi(Protocol):
-    """One API of embedding servers."""
+class TextLabels(Struct, frozen=True):
+    """The labels of texts and their scores, `[rows, labels]` each."""
+
+    labels: Array
+    scores: Array
+    tokens: int | None
+
+
+class PairScores(Struct, frozen=True):
+    """The scores of one query's documents, FP64 `[documents]`, in the order of what was asked."""
+
+    scores: Array
+    tokens: int | None
+
+
+class TextEntries(Struct, frozen=True):
+    """The JSON of each text's vectors."""
+
+    entries: Sequence[bytes]
+    tokens: int | None
+
+
+class TextApi(Protocol):
+    """One API of servers of texts."""
 
     name: str
     packs: bool
-    """Whether a request may ask for base64."""
+    """Whether a request for embeddings may ask for base64."""
 
-    @property
-    def path(self) -> str:
-        """Where texts are sent."""
-
-    def again(self) -> EmbeddingApi:
+    def again(self) -> TextApi:
         """The same for another server."""
+
+    def path(self, task: Task) -> str:
+        """Where texts are sent."""
 
     async def models(self, ask: Ask) -> Sequence[ListedModel] | None:
         """The server's models; None where it does not speak this API. Raises Unusable."""
 
     def request(self, model: str, texts: Sequence[str], parameters: Mapping[str, Any], *, packed: bool) -> bytes:
-        """The body that asks for embeddings."""
+        """The body that asks for embeddings, or for vectors of another kind."""
 
     def reply(self, body: bytes, headers: Mapping[str, str]) -> EmbeddingReply:
         """The embeddings of a reply of status 200. Raises ModelFailed."""
+
+    def entries(self, body: bytes, headers: Mapping[str, str]) -> TextEntries:
+        """The vectors of another kind of such a reply. Raises ModelFailed."""
+
+    def rerank_request(self, model: str, query: str, documents: Sequence[str], parameters: Mapping[str, Any]) -> bytes:
+        """The body that asks for the scores of all documents."""
+
+    def rerank_reply(self, body: bytes, headers: Mapping[str, str]) -> PairScores:
+        """The scores of such a reply. Raises ModelFailed."""
+
+    def classify_request(
+        self, model: str, texts: Sequence[str], seconds: Sequence[str] | None, parameters: Mapping[str, Any]
+    ) -> bytes:
+        """The body that asks for labels of texts or pairs."""
+
+    def classify_reply(self, body: bytes, headers: Mapping[str, str]) -> TextLabels:
+        """The labels of such a reply. Raises ModelFailed."""
 
 
 class UpstreamAccess:
@@ -105,10 +167,10 @@ class UpstreamAccess:
         )
 
 
-class EmbeddingServer(V2Server):
+class TextServer(V2Server):
     """The server at an address that speaks one of these APIs."""
 
-    def __init__(self, address: str, api: EmbeddingApi, access: UpstreamAccess) -> None:
+    def __init__(self, address: str, api: TextApi, access: UpstreamAccess) -> None:
         super().__init__(address)
         self.address = address
         self.api = api
@@ -119,9 +181,9 @@ class EmbeddingServer(V2Server):
         """By the name under which they are served here."""
         self._absent: dict[str, float] = {}
 
-    def sibling(self, address: str) -> EmbeddingServer:
+    def sibling(self, address: str) -> TextServer:
         """The same API at an address, with connections of its own."""
-        return EmbeddingServer(address, self.api.again(), self.access)
+        return TextServer(address, self.api.again(), self.access)
 
     async def listed(self) -> list[str]:
         """The names of its models. Raises Unusable."""
@@ -132,7 +194,7 @@ class EmbeddingServer(V2Server):
         self.found = True
         if not models:
             raise Unusable("lists-nothing", "the server lists no model", "load one there")
-        self.models = {served_name(model.id): model for model in models}
+        self.models = {model.name: model for model in models}
         return list(self.models)
 
     async def metadata(self, name: str) -> dict[str, Any]:
@@ -142,12 +204,23 @@ class EmbeddingServer(V2Server):
         if model is None:
             known = ", ".join(one.id for one in self.models.values())
             raise Unusable("no-metadata", f"the server lists no model {name!r}, but {known}", "mend --model")
+        inputs, outputs = TENSORS[model.task]
+        identity = {"api": self.api.name, "id": model.id, **model.identity}
+        if model.task != "embed":
+            identity["task"] = model.task
         return {
-            "name": served_name(name),
+            "name": model.name,
             "versions": ["1"] if model.versioned else [],
-            "inputs": [{"name": TEXT, "datatype": "BYTES", "shape": [-1], "optional": False}],
-            "outputs": [{"name": EMBEDDING, "datatype": "FP32", "shape": [-1, -1], "optional": False}],
-            "identity": {"api": self.api.name, "id": model.id, **model.identity},
+            "inputs": [
+                {"name": tensor, "datatype": datatype, "shape": shape, "optional": optional}
+                for tensor, datatype, shape, optional in inputs
+                if not optional or model.takes_pairs
+            ],
+            "outputs": [
+                {"name": tensor, "datatype": datatype, "shape": shape, "optional": False}
+                for tensor, datatype, shape in outputs
+            ],
+            "identity": identity,
         }
 
     async def config(self, name: str) -> Any:
@@ -176,10 +249,10 @@ class EmbeddingServer(V2Server):
 
 
 def named(manifest: Manifest, metadata: Mapping[str, Any]) -> Manifest:
-    """A manifest of an embedding server's model, with the model's name there as an alias."""
+    """A manifest of such a server's model, with the model's name there as an alias."""
     identity = metadata["identity"]
     section, own = manifest.openai, identity["id"]
-    if own != manifest.name and own not in section.aliases:
+    if own != manifest.name and own not in section.aliases and identity.get("task") != "tokens":
         section = structs.replace(section, aliases=(*section.aliases, own))
     return structs.replace(manifest, upstream_api=identity["api"], openai=section)
 

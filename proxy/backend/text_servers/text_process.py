@@ -1,14 +1,14 @@
-"""A model on an embedding server: sends texts, reads and checks the embeddings.
+"""A model on a server of texts: what every kind of them has in common.
 
-Requests are split at the server's limit on a batch. Whether rows are independent is judged by the cosine: servers on
-GPUs answer the same text with vectors that differ by 1e-4 a component, and 1 − cos is then 1e-7.
+Requests are split at the server's limit on a batch, replicas share the work, errors become ours, and the tokens that a
+server has counted for a request are split over its rows.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import aiohttp
@@ -26,21 +26,19 @@ from foreseen.errors import (
     SetupError,
     TooLarge,
 )
-from foreseen.modelspec.row_outputs import RowOutputs
 from foreseen.protocol.members import REPLY_HEAD, ReplyMembers, RequestMembers, pack_reply
-from foreseen.protocol.openai_embeddings import EmbeddingReply, split_tokens
+from foreseen.protocol.openai_embeddings import split_tokens
 from foreseen.protocol.wire import InputTensor, Response
-from foreseen.proxy.backend.embedding.embedding_server import EmbeddingServer, named
-from foreseen.proxy.backend.embedding.replicas import Replicas
 from foreseen.proxy.backend.http_pool import HttpReply
 from foreseen.proxy.backend.model import Tensors
 from foreseen.proxy.backend.model_client import MAX_ERROR_CHARACTERS, WrongReply
 from foreseen.proxy.backend.model_metadata import ModelFacts
+from foreseen.proxy.backend.text_servers.replicas import Replicas
+from foreseen.proxy.backend.text_servers.text_server import Task, TextServer, named
 from foreseen.proxy.backend.upstream import UpstreamProcess
 from foreseen.proxy.backend.upstream_metadata import UpstreamMetadata
 from foreseen.proxy.backend.v2_server import Unusable
-from foreseen.types import Prediction, RequestOptions, Row
-from foreseen.web.http import JSON
+from foreseen.types import Prediction, Row
 
 FIRST_PROBE_SECONDS = 5.0
 """How long a model that has just been found is not ready because its probe has not ended."""
@@ -53,32 +51,14 @@ class BatchRefused(TooLarge):
     """The server takes no request of so many texts."""
 
 
-def cosine_distance(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
-    """1 − cos, and how far their lengths are apart, whichever is larger; infinite where the shapes differ."""
-    if one.shape != other.shape:
-        return float("inf")
-    a, b = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
-    lengths = float(np.linalg.norm(a)), float(np.linalg.norm(b))
-    if not lengths[0] or not lengths[1]:
-        return 0.0 if lengths[0] == lengths[1] else float("inf")
-    # 1 − cos by the difference of the unit vectors: 1 − a·b would lose what is below 1e-16, and half of it may be noise
-    cosine = float(np.square(a / lengths[0] - b / lengths[1]).sum()) / 2
-    return max(cosine, abs(lengths[0] / lengths[1] - 1) ** 2)
+class TextProcess(UpstreamProcess):
+    """A model of a server of texts. Each kind sends its own requests (`_asked`) and reads its replies (`_parsed`)."""
 
-
-def _largest_cosine_distance(left: Sequence[RowOutputs], right: Sequence[RowOutputs]) -> float:
-    """The largest 1 − cos of a row alone and in a batch."""
-    return max(cosine_distance(one[0], other[0]) for one, other in zip(left, right, strict=True))
-
-
-class EmbeddingProcess(UpstreamProcess):
-    """A model of an embedding server."""
-
-    _gap = staticmethod(_largest_cosine_distance)
+    task: Task = "embed"
     _compares_members = False
     """The tokens of a group are split by length, so those of a row differ with its batch-mates; no answer does."""
 
-    def __init__(self, reported: UpstreamMetadata, servers: Sequence[EmbeddingServer], **options: Any) -> None:
+    def __init__(self, reported: UpstreamMetadata, servers: Sequence[TextServer], **options: Any) -> None:
         """`options` are those of `UpstreamProcess`; `servers` are replicas of one another."""
         first = servers[0]
         super().__init__(reported, first.address, **options)
@@ -87,8 +67,6 @@ class EmbeddingProcess(UpstreamProcess):
         self._access = first.access
         self._most_texts = self._rows_per_request
         self._model_id = self._manifest.name
-        self._widths: dict[bytes, int] = {}
-        self._of_digest = ""
         self._first_probe_ended = False
 
     async def close(self) -> None:
@@ -101,8 +79,6 @@ class EmbeddingProcess(UpstreamProcess):
             await self._probe.wait(FIRST_PROBE_SECONDS)
             facts = await super().facts()
         self._first_probe_ended = True
-        if self._of_digest != facts.digest:
-            self._of_digest, self._widths = facts.digest, {}
         probed = self._probe.result(facts.digest)
         return structs.replace(facts, worst_difference=None if probed is None else probed.worst)
 
@@ -126,68 +102,46 @@ class EmbeddingProcess(UpstreamProcess):
         reported = super()._reported(name, metadata)
         return structs.replace(reported, manifest=named(reported.manifest, metadata))
 
-    async def _asked(
-        self, tensors: Tensors, members: RequestMembers, options: RequestOptions, request_id: str
-    ) -> Response:
-        """All texts, in as many requests as the server's limit makes them."""
-        texts = _texts(tensors)
-        parameters = {name: v for name, v in {**members.top, **members.parameters}.items() if name not in _RESERVED}
+    def _parsed(self, reply: HttpReply) -> Response:
+        """What a reply of status 200 says. Raises ModelFailed."""
+        raise NotImplementedError
+
+    async def _in_parts(self, count: int, ask: Callable[[slice], Awaitable[Response]]) -> list[Response]:
+        """The replies to so many items, in as many requests as the server's limit makes them."""
         replies: list[Response] = []
         at = 0
-        while at < len(texts):
-            part = texts[at : at + self._most_texts]
+        while at < count:
+            part = slice(at, min(at + self._most_texts, count))
+            size = part.stop - part.start
             try:
-                replies.append(await self._asked_part(part, parameters, options))
+                replies.append(await ask(part))
             except BatchRefused:
-                if len(part) == 1:
+                if size == 1:
                     raise
-                self._most_texts = max(1, len(part) // 2)
+                self._most_texts = max(1, size // 2)
                 self._rows_per_request = min(self._rows_per_request, self._most_texts)
             else:
-                at += len(part)
-        return self._joined(replies, orjson.dumps(parameters, option=orjson.OPT_SORT_KEYS))
+                at = part.stop
+        return replies
 
-    async def _asked_part(
-        self, texts: Sequence[str], parameters: Mapping[str, Any], options: RequestOptions
-    ) -> Response:
-        """base64 where the server understands it, numbers where not; which of the two, its first answer shows."""
-        if self._api.packs and self._binary is not False:
-            try:
-                response = await self._sent(texts, parameters, options, packed=True)
-            except (BadInput, ModelFailed):
-                if self._binary:
-                    raise
-            else:
-                self._binary = bool(response.parameters["base64"])
-                return response
-        response = await self._sent(texts, parameters, options, packed=False)
-        self._binary = False
-        return response
-
-    async def _sent(
-        self, texts: Sequence[str], parameters: Mapping[str, Any], options: RequestOptions, *, packed: bool
-    ) -> Response:
-        body = self._api.request(self._model_id, texts, parameters, packed=packed)
-        response = await self._post(body, {"Content-Type": JSON}, options)
+    def _counted(self, response: Response, count: int) -> Response:
+        """A reply that answers each of so many items. Raises WrongReply for another."""
         found = len(response.outputs[0].array)
-        if found != len(texts):
-            raise WrongReply(f"model {self._manifest.name!r}: the reply has {found} embeddings of {len(texts)} texts")
+        if found != count:
+            raise WrongReply(f"model {self._manifest.name!r}: the reply has {found} results of {count} texts")
         return response
 
-    def _joined(self, replies: Sequence[Response], parameters: bytes) -> Response:
-        """Several replies as one. Raises ModelFailed where their vectors differ in length from each other's, or from
-        those that the same parameters had before."""
-        arrays = [reply.outputs[0].array for reply in replies]
-        widths = {array.shape[1] for array in arrays}
-        before = self._widths.pop(parameters, None)
-        if len(widths | ({before} if before is not None else set())) != 1:
-            raise WrongReply(f"model {self._manifest.name!r}: the length of its embeddings differs between replies")
-        if len(self._widths) < 64:
-            self._widths[parameters] = widths.pop()
+    def _joined(self, replies: Sequence[Response]) -> Response:
+        """Several replies as one. Raises WrongReply where they do not fit together."""
+        outputs = []
+        for column in zip(*(reply.outputs for reply in replies), strict=True):
+            arrays = [output.array for output in column]
+            if len({array.shape[1:] for array in arrays}) != 1:
+                raise WrongReply(f"model {self._manifest.name!r}: {column[0].name} differs in shape between replies")
+            outputs.append(InputTensor(column[0].name, column[0].datatype, np.concatenate(arrays)))
         tokens = [reply.parameters["tokens"] for reply in replies]
         total = None if None in tokens else sum(tokens)
-        joined = InputTensor(self._signature.outputs[0].name, "FP32", np.concatenate(arrays))
-        return structs.replace(replies[0], outputs=(joined,), parameters={"tokens": total})
+        return structs.replace(replies[0], outputs=tuple(outputs), parameters={"tokens": total})
 
     async def _exchange(self, body: bytes, headers: dict[str, str]) -> HttpReply:
         try:
@@ -201,7 +155,7 @@ class EmbeddingProcess(UpstreamProcess):
 
     async def _exchange_once(self, body: bytes, headers: dict[str, str]) -> HttpReply:
         async with self._replicas.chosen() as server:
-            url = server.address.rstrip("/") + server.api.path
+            url = server.address.rstrip("/") + server.api.path(self.task)
             async with self._client().post(url, data=body, headers=headers) as reply:
                 lowered = {name.lower(): value for name, value in reply.headers.items()}
                 return HttpReply(reply.status, lowered, await reply.read())
@@ -216,11 +170,12 @@ class EmbeddingProcess(UpstreamProcess):
         if reply.status != 200:
             raise refusal(name, reply)
         try:
-            parsed: EmbeddingReply = self._api.reply(reply.body, reply.headers)
+            return self._parsed(reply)
         except ModelFailed as error:
             raise WrongReply(f"model {name!r}: {error}") from None
-        output = InputTensor(self._signature.outputs[0].name, "FP32", parsed.vectors)
-        return Response(name, None, None, {"tokens": parsed.tokens, "base64": parsed.base64}, (output,))
+
+    def _response(self, tokens: int | None, *outputs: InputTensor, **parameters: Any) -> Response:
+        return Response(self._manifest.name, None, None, {"tokens": tokens, **parameters}, outputs)
 
     def _beside(self, response: Response) -> bytes | None:
         return None
@@ -233,12 +188,12 @@ class EmbeddingProcess(UpstreamProcess):
         total = response.parameters["tokens"]
         if total is None:
             return made
-        texts = [b"".join(row.tensors[0].ravel().tolist()) for row in rows]
+        texts = [b"".join(b"".join(tensor.ravel().tolist()) for tensor in row.tensors) for row in rows]
         return [_with_tokens(one, tokens) for one, tokens in zip(made, split_tokens(total, texts), strict=True)]
 
 
 def refusal(name: str, reply: HttpReply) -> ForeseenError:
-    """An embedding server's error as ours. Only what it says of the input is passed on."""
+    """Such a server's error as ours. Only what it says of the input is passed on."""
     said = said_of(reply.body) or f"status {reply.status}"
     given = reply.headers.get("retry-after", "")
     seconds = int(given) if given.isascii() and given.isdigit() and len(given) < 6 else 1
@@ -272,11 +227,18 @@ def said_of(body: bytes) -> str:
     return ""
 
 
-def _texts(tensors: Tensors) -> list[str]:
+def texts_in(tensors: Tensors, name: str) -> list[str] | None:
+    """The texts of one input, None where it was not given. Raises BadInput."""
+    array = next((array for tensor, _, array in tensors if tensor == name), None)
     try:
-        return [text.decode() for text in tensors[0][2].ravel().tolist()]
+        return None if array is None else [text.decode() for text in array.ravel().tolist()]
     except UnicodeDecodeError:
-        raise BadInput("inputs.text.data: is not UTF-8 text", param="input") from None
+        raise BadInput(f"inputs.{name}.data: is not UTF-8 text", param="input") from None
+
+
+def parameters_in(members: RequestMembers) -> dict[str, Any]:
+    """The fields of a request that go on to the server."""
+    return {name: value for name, value in {**members.top, **members.parameters}.items() if name not in _RESERVED}
 
 
 def _with_tokens(prediction: Prediction, tokens: int) -> Prediction:
