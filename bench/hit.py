@@ -394,7 +394,7 @@ class Bench:
 
     def at_half(self, rate: float, rounds: int) -> bool:
         """Latency where the server has as much to do as it can do in half of the time, and nginx's at that rate: many
-        connections that each rest between a reply and the next request. Whether the 99th percentile is no more than nginx's."""
+        connections that each rest between a reply and the next request. Whether near's p99 is no more than nginx's."""
         rest = 2 * RESTING / rate  # seconds from one request of a connection to its next
         paced = script(self.folder, "paced", self.one, PACED.format(most=round(2000 * rest)))
         took: dict[str, list[tuple[float, float, float]]] = {"near": [], "nginx": []}

@@ -41,7 +41,7 @@ class Figure:
     p50: list[float] = field(default_factory=list)
     p99: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
-    """CPU seconds of the server for a request, where they were measured: less at the mercy of neighbours than a rate."""
+    """CPU seconds of the server for a request, where they were measured. Neighbours change them less than a rate."""
 
 
 def need(program: str, package: str) -> str:
