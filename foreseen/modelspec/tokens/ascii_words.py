@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from tokenizers import Tokenizer
 
 MAX_WORDS = 32_768
 """In the table; it begins anew where there would be more."""
@@ -27,10 +26,18 @@ _PROBES = 32
 _PUNCTUATION = "".join(chr(code) for code in range(33, 127) if not chr(code).isalnum())
 
 
+class WholeTexts(Protocol):
+    """A tokenizer of the library `tokenizers`."""
+
+    def encode(self, sequence: str, *, add_special_tokens: bool = True) -> Any: ...
+    def to_str(self) -> str: ...
+    def get_added_tokens_decoder(self) -> dict[int, Any]: ...
+
+
 class AsciiWords:
     """The words of one tokenizer. Asked by the event loop and by threads."""
 
-    def __init__(self, tokenizer: Tokenizer, dtype: Any, *, lower: bool, most: int) -> None:
+    def __init__(self, tokenizer: WholeTexts, dtype: Any, *, lower: bool, most: int) -> None:
         self._tokenizer, self.dtype, self._lower, self._most = tokenizer, dtype, lower, most
         one, alone = (tokenizer.encode("a", add_special_tokens=with_ends).ids for with_ends in (True, False))
         place = next(at for at in range(len(one)) if one[at : at + len(alone)] == alone)
@@ -39,7 +46,7 @@ class AsciiWords:
         self._words: dict[str, bytes] = {}
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, dtype: Any, most: int) -> AsciiWords | None:
+    def of(cls, tokenizer: WholeTexts, dtype: Any, most: int) -> AsciiWords | None:
         """The table of a tokenizer that cuts at `most` tokens; None where it is not of the kind, or does not do what
         the table would."""
         said = json.loads(tokenizer.to_str())
