@@ -267,7 +267,7 @@ def main() -> None:
         with web_single(folder) as url:
             alone = asyncio.run(climb(url, limit, settings.seconds, 20.0, texts, gaps))
         Console(stderr=True).print("Foreseen")
-        with foreseen(folder, "cached") as url:
+        with foreseen(folder, "cached") as (url, _):
             cached = asyncio.run(climb(url, limit, settings.seconds, 20.0, texts, gaps))
             text = urllib.request.urlopen(f"{url}/metrics", timeout=10).read().decode()
             lookup = lookup_seconds(url, texts)

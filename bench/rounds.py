@@ -40,6 +40,8 @@ class Figure:
     rates: list[float] = field(default_factory=list)
     p50: list[float] = field(default_factory=list)
     p99: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    """CPU seconds of the server for a request, where they were measured. Neighbours change them less than a rate."""
 
 
 def need(program: str, package: str) -> str:
@@ -115,14 +117,40 @@ def _seconds(text: str) -> float:
     return float(number) * _UNITS[unit]
 
 
-def take_turns(turns: Mapping[str, Callable[[], tuple[float, float, float]]], rounds: int) -> list[Figure]:
+Turn = Callable[[], tuple[float, ...]]
+"""Requests/s, p50 and p99 in seconds, and perhaps CPU seconds for a request."""
+
+
+def metered(turn: Turn, pid: int, seconds: float) -> Turn:
+    """A turn that also says what the server and its children used of the processor."""
+
+    def take() -> tuple[float, ...]:
+        before = tree_seconds(pid)
+        rate, *more = turn()
+        return rate, *more, (tree_seconds(pid) - before) / (rate * seconds)
+
+    return take
+
+
+def tree_seconds(pid: int) -> float:
+    """CPU seconds of a process and its children, by the scheduler's account."""
+    used = 0.0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that has ended
+            used += int((task / "schedstat").read_text().split()[0]) / 1e9
+            used += sum(tree_seconds(int(child)) for child in (task / "children").read_text().split())
+    return used
+
+
+def take_turns(turns: Mapping[str, Turn], rounds: int) -> list[Figure]:
     """Every contestant once per round, one after the other."""
     figures = {name: Figure(name) for name in turns}
     with Console(stderr=True).status("") as status:
         for number in range(rounds):
             for name, turn in turns.items():
                 status.update(f"round {number + 1} of {rounds}: {name}")
-                rate, p50, p99 = turn()
+                rate, p50, p99, *cpu = turn()
+                figures[name].cpu += cpu
                 figures[name].rates.append(rate)
                 figures[name].p50.append(p50)
                 figures[name].p99.append(p99)
@@ -133,11 +161,45 @@ def ratio(figure: Figure, base: Figure) -> float:
     return statistics.median(one / other for one, other in zip(figure.rates, base.rates, strict=True))
 
 
+def cpu_ratio(figure: Figure, base: Figure) -> float | None:
+    """How often a server answers in the CPU time in which the base answers once."""
+    if not figure.cpu or not base.cpu:
+        return None
+    return statistics.median(other / one for one, other in zip(figure.cpu, base.cpu, strict=True))
+
+
+def verdict(figures: Sequence[Figure], base: str, goals: Mapping[str, float]) -> bool:
+    """Print one line for each figure that has a goal, and whether all are met: times the base, by CPU where that was
+    measured."""
+    by_name = {one.name: one for one in figures}
+    met = True
+    for name, goal in goals.items():
+        if name in by_name:
+            by_cpu = cpu_ratio(by_name[name], by_name[base])
+            reached = ratio(by_name[name], by_name[base]) if by_cpu is None else by_cpu
+            met &= says(name, reached, goal, f"× {base}{'' if by_cpu is None else ' by CPU'}")
+    return met
+
+
+def says(what: str, reached: float, goal: float, unit: str, *, least: bool = True) -> bool:
+    """Print one line about a goal, `least` or most; whether it is met."""
+    met = reached >= goal if least else reached <= goal
+    bound = "at least" if least else "at most"
+    print(f"{'met   ' if met else 'MISSED'} {what}: {reached:.2f} {unit}, goal {bound} {goal:g}", flush=True)
+    return met
+
+
+def end(met: bool, *, report_only: bool) -> None:
+    """Exit 1 where a goal is missed, unless only figures are wanted."""
+    if not met and not report_only:
+        sys.exit(1)
+
+
 def report(title: str, figures: Sequence[Figure], base: str, **more: Any) -> None:
     """Table on stdout, JSON and plot under bench/out/."""
     first = next(figure for figure in figures if figure.name == base)
     table = Table(title=title, caption=machine())
-    for column in ("what answers", "requests/s", "least–most", f"× {base}", "p50 ms", "p99 ms"):
+    for column in ("what answers", "requests/s", "least–most", f"× {base}", "p50 ms", "p99 ms", "CPU µs", "× by CPU"):
         table.add_column(column, justify="left" if column == "what answers" else "right")
     for one in figures:
         table.add_row(
@@ -147,12 +209,15 @@ def report(title: str, figures: Sequence[Figure], base: str, **more: Any) -> Non
             f"{ratio(one, first):.2f}",
             f"{statistics.median(one.p50) * 1e3:.2f}",
             f"{statistics.median(one.p99) * 1e3:.2f}",
+            f"{statistics.median(one.cpu) * 1e6:.1f}" if one.cpu else "",
+            "" if cpu_ratio(one, first) is None else f"{cpu_ratio(one, first):.2f}",
         )
-    Console().print(table)
+    Console(width=140).print(table)
     OUT.mkdir(parents=True, exist_ok=True)
     stem = re.sub(r"\W+", "-", title.lower()).strip("-")
     ratios = {one.name: round(ratio(one, first), 4) for one in figures}
-    document = {"title": title, "machine": machine(), "base": base, "ratios": ratios, **more}
+    by_cpu = {one.name: cpu_ratio(one, first) for one in figures}
+    document = {"title": title, "machine": machine(), "base": base, "ratios": ratios, "ratios_by_cpu": by_cpu, **more}
     (OUT / f"{stem}.json").write_text(json.dumps({**document, "figures": [asdict(f) for f in figures]}, indent=1))
     _plot(OUT / f"{stem}.svg", title, ratios, base)
 

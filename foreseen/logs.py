@@ -7,13 +7,15 @@ Never an input, a tensor, a token, a secret or a full digest.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from types import TracebackType
-from typing import Literal, TextIO, cast
+from typing import Literal, NamedTuple, TextIO, cast
 
 import structlog
 
@@ -76,22 +78,57 @@ def default_format() -> Format:
     return "text" if sys.stderr.isatty() else "json"
 
 
+_ENCODE = json.JSONEncoder(default=repr).encode
+
+
+class _Direct(NamedTuple):
+    """How `configure` has set structlog up, where its lines are JSON and informational ones are written."""
+
+    processors: list[structlog.typing.Processor]
+    file: _Lossy
+
+
+_direct: _Direct | None = None
+
+
+@lru_cache(maxsize=1)
+def _second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+def write_line(event: str, fields: dict[str, object]) -> None:
+    """What `structlog.get_logger().info` writes, at a fifth of its price. For lines that every request may have."""
+    direct = _direct
+    if direct is None or structlog.get_config()["processors"] is not direct.processors or len(direct.processors) < 2:
+        structlog.get_logger().info(event, **fields)
+        return
+    second, micros = divmod(time.time_ns() // 1000, 1_000_000)
+    stamp = f"{_second(second)}.{micros:06d}Z"
+    line = {**fields, "event": event, **structlog.contextvars.get_contextvars(), "level": "info", "timestamp": stamp}
+    direct.file.write(_ENCODE(line) + "\n")
+
+
 def configure(level: str, process: str, form: Format | None = None) -> None:
     """Log to stderr. aiohttp's own loggers are quietened: each malformed request would log a traceback."""
     renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
     if (form or default_format()) == "text":
         renderer = structlog.dev.ConsoleRenderer(pad_event_to=0, colors=sys.stderr.isatty())
+    global _direct  # noqa: PLW0603 - of this process, as structlog's own
+    file, least = _Lossy(sys.stderr.fileno()), logging.getLevelNamesMapping()[level.upper()]
+    processors: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        renderer,
+    ]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Lossy(sys.stderr.fileno()))),
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(least),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", file)),
     )
+    is_json = isinstance(renderer, structlog.processors.JSONRenderer)
+    _direct = _Direct(processors, file) if is_json and least <= logging.INFO else None
     structlog.contextvars.bind_contextvars(process=process)
     for noisy in ("aiohttp.access", "aiohttp.server", "aiohttp.web", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)

@@ -19,6 +19,7 @@ from foreseen.modelspec.manifest import ClientInput, Manifest, seconds, wire_sha
 from foreseen.modelspec.manifest import Tokenizer as TokenizerStep
 from foreseen.modelspec.normalize import cast, steps_of, texts
 from foreseen.modelspec.rows import mask_lengths
+from foreseen.modelspec.tokens.ascii_words import AsciiWords
 from foreseen.modelspec.tokens.long_texts import LongTexts
 from foreseen.modelspec.tokens.text_memo import TextMemo, batches
 from foreseen.protocol.datatypes import DATATYPES
@@ -45,6 +46,7 @@ class Preparer:
             for spec in manifest.seen.inputs
             if spec.tokenizer is not None
         }
+        self._words = self._word_tables()
         self.heavy = bool(self._tokenizers) or any(spec.image for spec in manifest.seen.inputs)
 
         self.columnar = self._is_columnar()
@@ -104,6 +106,16 @@ class Preparer:
         shaped = any(spec.tokenizer or spec.image or spec.trim or spec.datatype == "BYTES" for spec in seen)
         open_ended = any(isinstance(dim, str) for spec in seen for dim in spec.shape[1:])
         return not (shaped or open_ended) and self._manifest.rows == "each"
+
+    def _word_tables(self) -> dict[str, AsciiWords]:
+        """A table of words for each text that stands alone and whose tokenizer allows it."""
+        steps = {spec.name: spec.tokenizer for spec in self._manifest.seen.inputs if spec.tokenizer is not None}
+        alone = {name: step for name, step in steps.items() if step.pair is None}
+        made = {
+            name: AsciiWords.of(self._tokenizers[name], np.dtype(self._dtype(step.ids)), step.max_tokens)
+            for name, step in alone.items()
+        }
+        return {name: words for name, words in made.items() if words is not None}
 
     def _text_only(self) -> ClientInput | None:
         """The one input, where it is a text that becomes the ids of a row that stands alone."""
@@ -222,7 +234,11 @@ class Preparer:
         new = [at for at, ids in enumerate(known) if ids is None]
         if not new:
             return known  # type: ignore[return-value]
-        dtype = self._dtype(spec.tokenizer.ids)
+        dtype, words = self._dtype(spec.tokenizer.ids), self._words.get(spec.name)
+        if words is not None:
+            new = [at for at in new if not self._by_words(spec, words, known, at, given[at])]
+            if not new:
+                return known  # type: ignore[return-value]
         for some in batches(new, [len(given[at]) for at in new]):
             asked = [given[at] for at in some]
             encoded = self._tokenizers[spec.name].encode_batch_fast(_prompted(spec, asked))
@@ -231,6 +247,16 @@ class Preparer:
                 known[at] = row
                 self._texts.put((spec.name, text), row)
         return known  # type: ignore[return-value]
+
+    def _by_words(self, spec: ClientInput, words: AsciiWords, known: list[Any], at: int, text: bytes) -> bool:
+        """Whether the ids of a text were found word by word; they are put where they belong then."""
+        prompt = "" if spec.tokenizer is None or spec.tokenizer.prompt is None else spec.tokenizer.prompt
+        raw = words.ids(prompt.encode() + text if prompt else text)
+        if raw is None:
+            return False
+        row = known[at] = np.frombuffer(raw, words.dtype)
+        self._texts.put((spec.name, text), row)
+        return True
 
     def _pairs(self, spec: ClientInput, queries: Array, documents: Array) -> dict[str, Column]:
         """Two texts a row → the pair's ids and, where the model takes them, its token types."""

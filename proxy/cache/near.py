@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from msgspec import Struct
 
@@ -81,12 +81,22 @@ class Near:
                 entry.frequency += 1
         return entries
 
-    def text(self, key: Key, entry: NearEntry, form: Form, make: Callable[[Prediction, Form], bytes]) -> bytes:
-        """An output of an entry of near as it stands in replies: made at its first use, and kept where there is room
+    def texts(
+        self, keys: Sequence[Key], entries: Sequence[NearEntry], form: Form, make: Callable[[Prediction, Form], bytes]
+    ) -> list[bytes]:
+        """An output of entries of near as it stands in replies: made at its first use, and kept where there is room
         beside others. Raises what `make` does."""
-        for kept, text in entry.texts:
-            if kept == form:
-                return text
+        found = []
+        for at, entry in enumerate(entries):
+            text = None
+            for kept, known in entry.texts:
+                if kept == form:
+                    text = known
+                    break
+            found.append(self._written(keys[at], entry, form, make) if text is None else text)
+        return found
+
+    def _written(self, key: Key, entry: NearEntry, form: Form, make: Callable[[Prediction, Form], bytes]) -> bytes:
         text = make(entry.prediction, form)
         size = TEXT_OVERHEAD_BYTES + len(text)
         if (self._text_bytes + size) * TEXTS_SHARE > self.capacity_bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
@@ -14,6 +15,9 @@ from foreseen.errors import DeadlineExceeded
 from foreseen.proxy.cache.flight import RowFuture
 from foreseen.types import Answer, Key
 
+TURN_CALLS = 64
+"""About 10 ms of replies."""
+
 
 class Wait(Struct, frozen=True):
     """A row that is waited for; `joined` if it was in flight already."""
@@ -22,7 +26,52 @@ class Wait(Struct, frozen=True):
     joined: bool
 
 
-async def until_resolved(waits: Iterable[Wait], deadline: float) -> None:
+class FanOut:
+    """Calls back many that wait for one row, so many in a turn of the event loop: 10,000 replies in one turn would keep
+    every other request waiting for seconds. One that waits alone is called at once."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[RowFuture, list[Callable[[], None]]] = {}
+        self._due: deque[Callable[[], None]] = deque()
+        self._left, self._calling = TURN_CALLS, False
+
+    def add(self, future: RowFuture, called: Callable[[], None]) -> None:
+        """Call when the future is done."""
+        waiting = self._waiting.get(future)
+        if waiting is None:
+            self._waiting[future] = [called]
+            future.add_done_callback(self._done)
+        else:
+            waiting.append(called)
+
+    def call(self, due: Iterable[Callable[[], None]]) -> None:
+        """Call all of these, now and in later turns."""
+        self._due.extend(due)
+        if not self._calling:
+            self._go_on()
+
+    def _done(self, future: RowFuture) -> None:
+        self.call(self._waiting.pop(future))
+
+    def _go_on(self) -> None:
+        """Call what may be called in this turn."""
+        if self._left == TURN_CALLS:
+            asyncio.get_running_loop().call_soon(self._next_turn)
+        self._calling = True
+        try:
+            while self._due and self._left:
+                self._left -= 1
+                self._due.popleft()()
+        finally:
+            self._calling = False
+
+    def _next_turn(self) -> None:
+        self._left = TURN_CALLS
+        if self._due:
+            self._go_on()
+
+
+async def until_resolved(waits: Iterable[Wait], deadline: float, fan_out: FanOut) -> None:
     """Wait for flights without owning them: cancelling the wait does not cancel them.
 
     The futures are awaited one after another. Rows of one flight resolve together, and a future that is done costs next
@@ -45,12 +94,8 @@ async def until_resolved(waits: Iterable[Wait], deadline: float) -> None:
         for future in pending:
             while not (future.done() or late):
                 turn = loop.create_future()
-                woken = functools.partial(_wake, turn)
-                future.add_done_callback(woken)
-                try:
-                    await turn
-                finally:
-                    future.remove_done_callback(woken)
+                fan_out.add(future, functools.partial(_wake, turn))
+                await turn
     finally:
         alarm.cancel()
 

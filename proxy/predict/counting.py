@@ -8,13 +8,13 @@ left out. Every request is counted under its caller, logged or not.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Callable, Collection, Container, Mapping
 
-import structlog
-
 from foreseen.errors import ForeseenError
+from foreseen.logs import write_line
 from foreseen.modelspec.manifest import Manifest
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.predict.ask import RequestHead
@@ -26,15 +26,13 @@ from foreseen.telemetry.spans import RequestSpan, is_sampled
 from foreseen.types import Lane
 from foreseen.web.caller import Caller
 
-log = structlog.get_logger()
-
 _NONE = "there is no such"
 _QUOTED = re.compile(r"'.*'", re.DOTALL)
 _FIELD = re.compile(r"(inputs|outputs|parameters)\.(.*)", re.DOTALL)
 
 MAX_ERROR_CHARACTERS = 300
 LINES_PER_SECOND = 200
-"""More would cost more than the answers: a line takes about 20 µs."""
+"""More would cost more than the answers: a line takes 15 to 20 µs."""
 
 
 class RequestCounter:
@@ -204,27 +202,44 @@ class AccessLog:
         if self._lines > LINES_PER_SECOND:
             self._skipped += 1
             return
-        more: dict[str, object] = {} if caller is None else caller.fields(self._models)
+        fields: dict[str, object] = {}
         if code is not None:
-            more["code"] = code
+            fields["code"] = code
         if error is not None:
-            more["error"] = error[:MAX_ERROR_CHARACTERS]
+            fields["error"] = error[:MAX_ERROR_CHARACTERS]
         if traceparent is not None:
-            more["traceparent"] = traceparent
+            fields["traceparent"] = traceparent
         if result == "hit" and self._hits < 1:
-            more["share"] = self._hits
+            fields["share"] = self._hits
         if self._skipped:
-            more["skipped"], self._skipped = self._skipped, 0
-        log.info(
-            "request",
-            model=model,
-            protocol=protocol,
-            status=status,
-            result=result,
-            rows=rows,
-            ms=round(seconds * 1000, 3),
-            **more,
-        )
+            fields["skipped"], self._skipped = self._skipped, 0
+        self._later((model, protocol, status, result, rows, seconds), caller, fields)
+
+    def _later(
+        self, request: tuple[str, str, int, str, int, float], caller: Caller | None, fields: dict[str, object]
+    ) -> None:
+        """Write the line when this turn of the event loop has sent its replies."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._line(request, caller, fields)
+        else:
+            loop.call_soon(self._line, request, caller, fields)
+
+    def _line(
+        self, request: tuple[str, str, int, str, int, float], caller: Caller | None, fields: dict[str, object]
+    ) -> None:
+        model, protocol, status, result, rows, seconds = request
+        whose = {} if caller is None else caller.fields(self._models)
+        line = {
+            "model": model,
+            "protocol": protocol,
+            "status": status,
+            "result": result,
+            "rows": rows,
+            "ms": round(seconds * 1000, 3),
+        }
+        write_line("request", line | whose | fields)
 
     def _is_due(self) -> bool:
         """Whether this hit is one of the share: every hundredth of 0.01, spread evenly."""

@@ -118,19 +118,19 @@ class PendingRequest:
         self._futures = [wait.future for wait in self._waits.values()]
         self._resolved()
 
-    def _resolved(self, _: object = None) -> None:
+    def _resolved(self) -> None:
         """One flight has ended; most that are waited for end together."""
         futures = self._futures
         while futures:
             if not futures[-1].done():
-                futures[-1].add_done_callback(self._resolved)
+                self._server.pipeline.fan_out.add(futures[-1], self._resolved)
                 return
             futures.pop()
         if self._entry is not None and self._entry.pending is self:
             self._entry.pending = None
         self.expire()
-        for follower in self.followers:
-            follower.expire()
+        if self.followers:
+            self._server.pipeline.fan_out.call(follower.expire for follower in self.followers)
 
     def expire(self) -> None:
         """All flights have ended, or the deadline has come."""
@@ -161,7 +161,8 @@ class PendingRequest:
     async def answer(self) -> Reply:
         """The reply of a request that was begun, however long it takes. Raises as `begin` does."""
         if self._waits:
-            await until_resolved(self._waits.values(), self._question.options.deadline)
+            pipeline = self._server.pipeline
+            await until_resolved(self._waits.values(), self._question.options.deadline, pipeline.fan_out)
             reply = self.finish()
             if reply is not None:
                 return reply

@@ -32,7 +32,7 @@ from foreseen.proxy.cache.lease import Leases
 from foreseen.proxy.cache.look_result import LookResult, both
 from foreseen.proxy.cache.request_splitting import one_caller, split_request
 from foreseen.proxy.cache.tiers import Tiers
-from foreseen.proxy.cache.waits import Wait, cut_short, in_order, until_resolved
+from foreseen.proxy.cache.waits import FanOut, Wait, cut_short, in_order, until_resolved
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.telemetry.spans import far_call
 from foreseen.types import Answer, Key, MaxAge, Prediction, Question, RequestOptions, Row, Space, Steps, TierSeconds
@@ -75,6 +75,7 @@ class Pipeline:
         self.leases = leases or Leases(None, metrics, 0.0)
         self.far_skip = FarSkipPolicy()
         self.flights = Flights(self._fly)
+        self.fan_out = FanOut()
         self._metrics = metrics
         self._near_stage, self._flight_stage = metrics.stages.of("near"), metrics.stages.of("flight")
         self._waiting_rows = waiting_rows
@@ -106,7 +107,7 @@ class Pipeline:
             looked, waits = self.begin(question, keys)
             if waits:
                 started = time.perf_counter()
-                await until_resolved(waits.values(), question.options.deadline)
+                await until_resolved(waits.values(), question.options.deadline, self.fan_out)
                 self.waited(time.perf_counter() - started)
             answers = self.finish(keys, looked, waits, question.options.deadline)
             if answers is not None:

@@ -27,13 +27,13 @@ from foreseen.proxy.predict.answer_memory import PreparedRows
 from foreseen.proxy.predict.dialects.body_templates import MAX_TEMPLATE_BYTES, BodyTemplate, timeout_in
 from foreseen.proxy.predict.dialects.codecs import TEMPLATES
 from foreseen.proxy.predict.dialects.decode import DecodedRequest
-from foreseen.proxy.predict.dialects.fragments import fragment
+from foreseen.proxy.predict.dialects.fragments import fragment, is_kept
 from foreseen.proxy.predict.dialects.render import RenderedBody
 from foreseen.proxy.predict.dialects.reply_skeletons import ReplySkeleton
 from foreseen.proxy.predict.facts import hit_lines
 from foreseen.proxy.predict.response_bytes import Reply, fixed_lines
 from foreseen.proxy.predict.template_rows import Parsed, TemplateRows, rows_of
-from foreseen.types import Form, Key, Prediction, Space
+from foreseen.types import Key, Prediction, Space
 from foreseen.web.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES
 
 MAX_ROWS = 256
@@ -63,8 +63,9 @@ class TemplateHit(NamedTuple):
 
     def reply(self, now: float, timing: str | None) -> Reply:
         """The reply. `timing` is what `Server-Timing` says."""
-        before, after, length, id_format = structs.astuple(self.rendered)
-        member = b"" if self.own is None else id_format % self.own
+        rendered = self.rendered
+        before, after, length = rendered.before, rendered.after, rendered.json_length
+        member = b"" if self.own is None else rendered.id_format % self.own
         lines = hit_lines(int(self.until - now), max(0, int(now - self.made_at)), "near", timing)
         return Reply(200, fixed_lines(length and length + len(member)) + lines, b"".join((before, member, after)))
 
@@ -194,12 +195,13 @@ class TemplateAnswers:
         skeleton = self._skeleton(template, entries[0].prediction, len(entries))
         if skeleton is None:
             return None
-        near_text = self._near.text
-
-        def text(at: int, form: Form) -> bytes:
-            return near_text(keys[at], entries[at], form, fragment)
-
-        rendered = skeleton.filled(text, tokens)
+        columns = [
+            self._near.texts(keys, entries, form, fragment)
+            if is_kept(form)
+            else [fragment(entry.prediction, form) for entry in entries]
+            for form in skeleton.forms
+        ]
+        rendered = skeleton.filled(columns, tokens)
         if not template.used:
             template.used, self._credit = True, min(CREDIT, self._credit + 1)
         return TemplateHit(rendered, _own_id(template, lookup), until, made_at, saved, len(entries))
@@ -283,7 +285,10 @@ class TemplateAnswers:
         if any(one.outputs != predictions[0].outputs for one in predictions):
             return True
         skeleton = self._skeleton(template, predictions[0], len(predictions))
-        return skeleton is None or skeleton.filled(lambda at, form: fragment(predictions[at], form), tokens) == rendered
+        if skeleton is None:
+            return True
+        columns = [[fragment(one, form) for one in predictions] for form in skeleton.forms]
+        return skeleton.filled(columns, tokens) == rendered
 
 
 def _start_of(lookup: Lookup) -> tuple[Hashable, bytes] | None:

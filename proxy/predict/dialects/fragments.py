@@ -6,7 +6,7 @@ The text of a reply is then a join (`reply_skeletons.py`). A form says which out
 from __future__ import annotations
 
 import base64
-from enum import IntEnum
+from typing import Final
 
 import orjson
 
@@ -15,37 +15,38 @@ from foreseen.protocol.tensors import json_of_raw
 from foreseen.types import Form, Prediction
 
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
-_KINDS = 4
+
+ELEMENTS: Final = 0
+"""JSON elements with commas between, in row-major order, without brackets."""
+NESTED: Final = 1
+"""A JSON value, nested as the row is; of numbers."""
+BASE64: Final = 2
+"""A JSON string: the base64 of its bytes."""
+RAW: Final = 3
+"""Its bytes."""
+_WAYS = 4
 
 
-class TextForm(IntEnum):
-    """How an output of a row is written."""
-
-    ELEMENTS = 0
-    """JSON elements with commas between, in row-major order, without brackets."""
-    NESTED = 1
-    """A JSON value, nested as the row is; of numbers."""
-    BASE64 = 2
-    """A JSON string: the base64 of its bytes."""
-    RAW = 3
-    """Its bytes."""
-
-
-def form(place: int, written: TextForm) -> Form:
-    """The form of the output at this place of the prediction."""
-    return Form(place * _KINDS + written)
+def form(place: int, way: int) -> Form:
+    """The form of the output at this place of the prediction, written in one of these ways."""
+    return Form(place * _WAYS + way)
 
 
 def fragment(prediction: Prediction, wanted: Form) -> bytes:
     """An output in a form. Raises BadRequest where it is text that is not UTF-8."""
-    place, written = divmod(wanted, _KINDS)
+    place, way = divmod(wanted, _WAYS)
     raw = prediction.data[place]
-    if written == TextForm.RAW:
+    if way == RAW:
         return raw
-    if written == TextForm.BASE64:
+    if way == BASE64:
         return b'"' + base64.b64encode(raw) + b'"'
     head = prediction.outputs[place]
-    flat = json_of_raw(raw, DATATYPES[head.datatype], elements(head.shape), f"outputs.{head.name}")
-    if written == TextForm.ELEMENTS:
+    flat = json_of_raw(raw, DATATYPES[head.datatype], elements(head.shape), head.name)
+    if way == ELEMENTS:
         return orjson.dumps(flat, option=_NUMPY)[1:-1]
     return orjson.dumps(flat.reshape(head.shape) if head.shape else flat[0], option=_NUMPY)
+
+
+def is_kept(wanted: Form) -> bool:
+    """Whether the form is another one than the bytes that near has anyhow."""
+    return wanted % _WAYS != RAW

@@ -24,8 +24,9 @@ from foreseen.protocol.openai_embeddings import EmbeddingRequest, model_of, read
 from foreseen.protocol.strict_json import load_json
 from foreseen.protocol.tensors import array_of_raw
 from foreseen.protocol.wire import InputTensor
+from foreseen.proxy.predict.dialects import fragments
 from foreseen.proxy.predict.dialects.decode import DecodedRequest
-from foreseen.proxy.predict.dialects.fragments import TextForm, form
+from foreseen.proxy.predict.dialects.fragments import form
 from foreseen.proxy.predict.dialects.render import joined_rows
 from foreseen.proxy.predict.dialects.reply_skeletons import MARKED, ReplySkeleton, rows_skeleton
 from foreseen.types import Array, EmbeddingOptions, Output, OutputOptions, Prediction, WantedOutput
@@ -158,5 +159,5 @@ def openai_skeleton(
     if place is None or heads[place].datatype != "FP32" or len(heads[place].shape) != 1 or asked.dimensions is not None:
         return None
     body = rendered_rows([MARKED] * count, asked.model, MARKED)
-    written = TextForm.BASE64 if asked.encoding == "base64" else TextForm.NESTED
-    return rows_skeleton(heads, count, body, [form(place, written)], tokens=2)
+    written = fragments.BASE64 if asked.encoding == "base64" else fragments.NESTED
+    return rows_skeleton(heads, count, body, form(place, written), tokens=2)

@@ -6,8 +6,7 @@ so many rows is then a join of its pieces with the rows' fragments (`fragments.p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import orjson
@@ -16,7 +15,8 @@ from msgspec import Struct
 from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.datatypes import DATATYPES, elements
 from foreseen.protocol.wire_render import OutputTensor, render_response
-from foreseen.proxy.predict.dialects.fragments import TextForm, form
+from foreseen.proxy.predict.dialects import fragments
+from foreseen.proxy.predict.dialects.fragments import form
 from foreseen.proxy.predict.dialects.render import RenderedBody, arranged_v1, v2_start, wanted_outputs
 from foreseen.types import Form, Output, OutputOptions
 
@@ -26,36 +26,38 @@ MARKED = orjson.Fragment(MARK)
 
 
 class Slot(NamedTuple):
-    """Where data belongs: of one row, or of all (`row` is None), with `between` between two; without a form the number
-    of tokens."""
+    """Where data belongs: of one row, or of all (`row` is None), with `between` between two, in the form of this place
+    of the skeleton's; without one the number of tokens."""
 
-    form: Form | None
+    form: int | None
     row: int | None = None
     between: bytes = b","
 
 
 class ReplySkeleton(Struct, frozen=True):
-    """A body of `count` rows that have these outputs. One piece more than slots; `before` and `json_length` as in
-    `RenderedBody`, the length without what stands in the slots."""
+    """A body of rows that have these outputs, in these forms. One piece more than slots; `before` and `json_length` as
+    in `RenderedBody`."""
 
     heads: tuple[Output, ...]
-    count: int
+    forms: tuple[Form, ...]
     before: bytes
     pieces: tuple[bytes, ...]
     slots: tuple[Slot, ...]
     json_length: int | None = None
 
-    def filled(self, text: Callable[[int, Form], bytes], tokens: int | None) -> RenderedBody:
-        """The body. `text` is what a row has in a form."""
-        rows, parts = range(self.count), []
+    def filled(self, columns: Sequence[Sequence[bytes]], tokens: int | None) -> RenderedBody:
+        """The body. `columns` is what the rows have in each of the forms."""
+        pieces, parts = iter(self.pieces), []
         for wanted, row, between in self.slots:
+            parts.append(next(pieces))
             if wanted is None:
                 parts.append(b"%d" % (tokens or 0))
             elif row is None:
-                parts.append(between.join([text(at, wanted) for at in rows]))
+                parts.append(between.join(columns[wanted]))
             else:
-                parts.append(text(row, wanted))
-        joined = b"".join(chain.from_iterable(zip(self.pieces, (*parts, b""), strict=True)))
+                parts.append(columns[wanted][row])
+        parts.append(next(pieces))
+        joined = b"".join(parts)
         return RenderedBody(self.before, joined, self.json_length) if self.before else RenderedBody(joined, b"", None)
 
     @property
@@ -69,6 +71,7 @@ def v2_skeleton(
 ) -> ReplySkeleton | None:
     """Of an `/infer` reply whose outputs are all JSON or all binary."""
     tensors, slots = [], []
+    forms: list[Form] = []
     for wanted in wanted_outputs(manifest, options):
         place = next((at for at, head in enumerate(heads) if head.name == wanted.name), None)
         if place is None or wanted.classification is not None or not elements(heads[place].shape):
@@ -79,14 +82,15 @@ def v2_skeleton(
             return None
         raw = bytes(elements(shape) * size) if binary else b""
         tensors.append(OutputTensor(head.name, head.datatype, shape, raw, binary, None if binary else b"[\0]"))
-        slots.append(Slot(form(place, TextForm.RAW if binary else TextForm.ELEMENTS), None, b"" if binary else b","))
+        slots.append(Slot(len(forms), None, b"" if binary else b","))
+        forms.append(form(place, fragments.RAW if binary else fragments.ELEMENTS))
     if len({one.binary for one in tensors}) != 1:
         return None
     body, length = render_response(manifest.name, manifest.version, None, tensors)
     before = v2_start(manifest)
     after = body[len(before) : length]
     pieces = after.split(MARK) if length is None else [after, *[b""] * len(slots)]
-    return ReplySkeleton(heads, count, before, tuple(pieces), tuple(slots), length)
+    return ReplySkeleton(heads, tuple(forms), before, tuple(pieces), tuple(slots), length)
 
 
 def v1_skeleton(
@@ -98,18 +102,16 @@ def v1_skeleton(
         place = next((at for at, head in enumerate(heads) if head.name == wanted.name), None)
         if place is None or heads[place].datatype in ("BYTES", "BF16", "FP16") or not elements(heads[place].shape):
             return None
-        forms[wanted.name] = form(place, TextForm.NESTED)
+        forms[wanted.name] = form(place, fragments.NESTED)
     if len(forms) > 1 and options.protocol != "v1-columns":
-        slots, marks = [Slot(one, row) for row in range(count) for one in forms.values()], [MARKED] * count
+        slots, marks = [Slot(at, row) for row in range(count) for at in range(len(forms))], [MARKED] * count
     else:  # the rows of an output stand in one list
-        slots, marks = [Slot(one) for one in forms.values()], [MARKED]
+        slots, marks = [Slot(at) for at in range(len(forms))], [MARKED]
     pieces = orjson.dumps(arranged_v1(dict.fromkeys(forms, marks), options)).split(MARK)
-    return ReplySkeleton(heads, count, b"", tuple(pieces), tuple(slots))
+    return ReplySkeleton(heads, tuple(forms.values()), b"", tuple(pieces), tuple(slots))
 
 
-def rows_skeleton(
-    heads: tuple[Output, ...], count: int, body: bytes, written: Sequence[Form], *, tokens: int
-) -> ReplySkeleton:
-    """Of a body that was rendered with a mark for each of these forms of every row, then so many for the tokens."""
-    slots = [Slot(one, row) for row in range(count) for one in written]
-    return ReplySkeleton(heads, count, b"", tuple(body.split(MARK)), (*slots, *[Slot(None)] * tokens))
+def rows_skeleton(heads: tuple[Output, ...], count: int, body: bytes, written: Form, *, tokens: int) -> ReplySkeleton:
+    """Of a body that was rendered with a mark for every row in this form, then so many for the tokens."""
+    slots = [Slot(0, row) for row in range(count)]
+    return ReplySkeleton(heads, (written,), b"", tuple(body.split(MARK)), (*slots, *[Slot(None)] * tokens))

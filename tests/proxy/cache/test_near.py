@@ -177,7 +177,7 @@ def test_the_text_of_an_entry_is_made_once_and_goes_with_it() -> None:
         near.put(key, of(value))
         (entry,) = near.entries([key]) or ()
         for form in (FORM, OTHER_FORM, FORM, OTHER_FORM):
-            assert near.text(key, entry, form, make) == written(entry.prediction, form)
+            assert near.texts([key], [entry], form, make) == [written(entry.prediction, form)]
     assert made == [FORM, OTHER_FORM] * 2
     near.forget(key)
     assert (near.bytes, near._text_bytes, near._small_bytes) == (0, 0, 0)
@@ -209,7 +209,7 @@ def test_text_is_counted_and_takes_a_share_at_most() -> None:
                 entries = near.entries([key])
                 if entries is not None:
                     form = dice.choice([FORM, OTHER_FORM])
-                    assert near.text(key, entries[0], form, written) == written(entries[0].prediction, form)
+                    assert near.texts([key], entries, form, written) == [written(entries[0].prediction, form)]
         slots = [*near._small.values(), *near._main.values()]
         assert near.bytes == sum(slot.size for slot in slots) <= 30_000
         assert near._small_bytes == sum(slot.size for slot in near._small.values())

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import structlog
 
 from foreseen.proxy.predict.counting import LINES_PER_SECOND, AccessLog, without_names
 from tests.live import Live, started
+from tests.models_fixture import ROOT
 from tests.questions import ask_fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT
 
@@ -113,3 +118,32 @@ def test_a_trace_is_logged_by_both_processes(built: Path, tmp_path: Path, capfd:
 def test_names_that_a_client_made_up_are_left_out(text: str, told: str) -> None:
     """Of a field only the model's own names, of what is quoted nothing."""
     assert without_names(text, ("text",)) == told
+
+
+def test_a_line_is_what_structlog_would_write(tmp_path: Path) -> None:
+    """The same members in the same order, in one process that is set up to write JSON, and none below its level."""
+    script = (
+        "import structlog, sys; from foreseen import logs; logs.configure(sys.argv[1], 'proxy', 'json')\n"
+        "fields = {'model': 'm', 'ms': 0.5, 'path': '/é', 'odd': {1}}\n"
+        "structlog.get_logger().info('request', **fields); logs.write_line('request', fields)"
+    )
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", script, level], capture_output=True, text=True, check=True, cwd=ROOT
+        ).stderr
+        for level in ("info", "warning")
+    ]
+    one, other = told[0].splitlines()
+    stamp = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+    assert stamp.sub("", one) == stamp.sub("", other) != one
+    assert told[1] == ""
+
+
+async def test_a_line_is_written_after_the_turn_that_replies() -> None:
+    """What a request waits for is its reply, not its line."""
+    access = AccessLog(0.0, Clock())
+    with structlog.testing.capture_logs() as captured:
+        access.write("m", "v2", 200, "miss", 1, 0.01)
+        assert captured == []
+        await asyncio.sleep(0)
+        assert len(captured) == 1
