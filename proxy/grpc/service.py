@@ -130,7 +130,7 @@ class InferenceService:
         except Exception as error:  # noqa: BLE001 - every error becomes a reply
             return responder.failed(head.model, "grpc", error, started, head.traceparent, head.caller)
         try:
-            return await responder.reply(head, body)
+            return await responder.answer(head, body)
         finally:
             if charge is not None:
                 charge.release()
