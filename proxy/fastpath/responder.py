@@ -113,12 +113,13 @@ class Responder:
         return self._cache.repeated(request, now, self._repeat_timing)
 
     def begin(
-        self, head: RequestHead, body: bytes, reached: Reached, raw: bytes | None = None, lookup: Lookup | None = None
-    ) -> bytes | Reply | PendingRequest:
-        """The reply, or the request that waits for it and then calls `reached` with it. Bytes are a whole reply. `raw`
-        are the bytes of the request where they may be kept; `lookup` is what is known of the body, if it was looked
-        up."""
-        started = time.perf_counter()
+        self, head: RequestHead, body: bytes, reached: Reached, raw: bytes | None = None, lookup: Lookup | None = None,
+        *, started: float = 0.0, deadline: float | None = None, whole: bool = True,
+    ) -> bytes | Reply | PendingRequest:  # fmt: skip
+        """The reply, or the request that waits for it and then calls `reached` with it. `whole`: a cached reply is
+        returned as all its bytes. `raw` are the bytes of the request where they may be kept; `lookup` is what is known
+        of the body, if it was looked up; `started` is on the clock that measures durations."""
+        started = started or time.perf_counter()
         try:
             head = self.named(head, body)
             if head.implied:  # another model of the kind may come, so a repeat is not answered by its bytes alone
@@ -128,13 +129,16 @@ class Responder:
             entry = None if lookup.entry is None else self._valid(head, lookup.entry, now)
             if entry is not None:
                 self._count(head, entry, started)
+                if not whole:
+                    return self._cached(entry, lookup, now)
                 if raw is not None and lookup.id is None:
                     self._cache.keep_request(raw, head, entry)
                 return self._cache.reply(entry, now, lookup.id, self._body_timing)
             cut = self._cut(head, served, lookup, now)
             if isinstance(cut, TemplateHit):
                 return self._template_reply(head, served, cut, now, started)
-            deadline = asyncio.get_running_loop().time() + head.seconds
+            if deadline is None:
+                deadline = asyncio.get_running_loop().time() + head.seconds
             request = PendingRequest(self._server, served, head, body, lookup, started, deadline, raw, cut)
             reply = request.begin()
         except Exception as error:  # noqa: BLE001 - every error becomes a reply
@@ -143,46 +147,19 @@ class Responder:
             self._wait(request, reached)
         return request if reply is None else reply
 
-    async def answer(self, head: RequestHead, body: bytes, started: float, deadline: float) -> Reply:
-        """The same for a request that aiohttp has read. `started` is on the clock that measures durations."""
-        try:
-            head = self.named(head, body)
-            request = self._prepared(head, body, started, deadline)
-            return request if isinstance(request, Reply) else request.begin() or await request.answer()
-        except Exception as error:  # noqa: BLE001 - every error becomes a reply
-            return self._failed(head, error, started)
+    async def answer(
+        self, head: RequestHead, body: bytes, started: float = 0.0, deadline: float | None = None
+    ) -> Reply:  # fmt: skip
+        """The same for a request that aiohttp, gRPC or a queue has read. Cancelling it cancels no flight, since other
+        requests may wait for the same rows."""
+        waiting: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
-    async def reply(self, head: RequestHead, body: bytes) -> Reply:
-        """The same for a request that came by another way than HTTP: gRPC, a message of a queue. Its caller may stop to
-        wait at any time; what was begun for it goes on, since others may wait for the same."""
-        started, loop = time.perf_counter(), asyncio.get_running_loop()
-        try:
-            head = self.named(head, body)
-            request = self._prepared(head, body, started, loop.time() + head.seconds)
-            reply = request if isinstance(request, Reply) else request.begin()
-        except Exception as error:  # noqa: BLE001 - every error becomes a reply
-            return self._failed(head, error, started)
-        if reply is not None:
-            return reply
-        assert isinstance(request, PendingRequest)
-        waiting: asyncio.Future[Reply] = loop.create_future()
-        self._wait(request, lambda reached: None if waiting.done() else waiting.set_result(reached))
-        return await waiting
+        def reached(reply: Reply) -> None:
+            if not waiting.done():
+                waiting.set_result(reply)
 
-    def _prepared(self, head: RequestHead, body: bytes, started: float, deadline: float) -> Reply | PendingRequest:
-        """The reply that is cached of a body, or its request, still to be begun. Raises as `find` does."""
-        lookup, now = self._cache.find(head, body), self._clock()
-        served = self.find(head.model, head.version)
-        entry = None if lookup.entry is None else self._valid(head, lookup.entry, now)
-        if entry is None or entry.rendered is None:
-            cut = self._cut(head, served, lookup, now)
-            if isinstance(cut, TemplateHit):
-                return self._template_reply(head, served, cut, now, started)
-            return PendingRequest(self._server, served, head, body, lookup, started, deadline, None, cut)
-        self._count(head, entry, started)
-        own = entry.decoded.output_options.id if lookup.id is None else lookup.id.decode()
-        answer, length = entry.rendered.with_id(own)
-        return Reply(200, fixed_lines(length) + self._cache.lines(entry, now, self._body_timing), answer)
+        reply = self.begin(head, body, reached, started=started, deadline=deadline, whole=False)
+        return reply if isinstance(reply, Reply) else await waiting
 
     def find_large(self, head: RequestHead, pieces: Sequence[bytes], length: int) -> Lookup | None:
         """What is known of a large body in the pieces that it came in; None where it is not known."""
@@ -210,6 +187,12 @@ class Responder:
     def _valid(self, head: RequestHead, entry: CachedBody, now: float) -> CachedBody | None:
         """An entry, where its reply may be sent to a request with this head."""
         return entry if head.control is NO_CONTROL and self._cache.is_valid(entry, now) else None
+
+    def _cached(self, entry: CachedBody, lookup: Lookup, now: float) -> Reply:
+        assert entry.rendered is not None
+        own = entry.decoded.output_options.id if lookup.id is None else lookup.id.decode()
+        body, length = entry.rendered.with_id(own)
+        return Reply(200, fixed_lines(length) + self._cache.lines(entry, now, self._body_timing), body)
 
     def _cut(
         self, head: RequestHead, served: ServedModel, lookup: Lookup, now: float

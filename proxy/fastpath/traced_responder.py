@@ -70,16 +70,19 @@ class SamplingResponder(TracedResponder):
         return None if self._sampled else super().repeat(raw, caller)
 
     def begin(
-        self, head: RequestHead, body: bytes, reached: Reached, raw: bytes | None = None, lookup: Lookup | None = None
-    ) -> bytes | Reply | PendingRequest:
-        if head.traceparent is None and (self._traces.samples() if raw is None else self._sampled):
+        self, head: RequestHead, body: bytes, reached: Reached, raw: bytes | None = None, lookup: Lookup | None = None,
+        *, started: float = 0.0, deadline: float | None = None, whole: bool = True,
+    ) -> bytes | Reply | PendingRequest:  # fmt: skip
+        if not whole:
+            sampled = False  # by `named`, which handlers have called
+        elif raw is None:
+            sampled = self._traces.samples()
+        else:
+            sampled = self._sampled
+        if head.traceparent is None and sampled:
             head, raw = self._traced(head), None  # a span is of one request: nothing of it is kept
         self._decided = True
-        return super().begin(head, body, reached, raw, lookup)
-
-    async def answer(self, head: RequestHead, body: bytes, started: float, deadline: float) -> Reply:
-        self._decided = True  # by `named`, which handlers have called
-        return await super().answer(head, body, started, deadline)
+        return super().begin(head, body, reached, raw, lookup, started=started, deadline=deadline, whole=whole)
 
     def named(self, head: RequestHead, body: bytes) -> RequestHead:
         decided, self._decided = self._decided, False

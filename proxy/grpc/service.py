@@ -122,7 +122,7 @@ class InferenceService:
         head = head_of(call, method, self._settings)
         try:
             model, version, *_ = messages.read_head(body)
-            head = structs.replace(head, model=model, version=version)
+            head = responder.named(structs.replace(head, model=model, version=version), body)
             self.admit(call)
             if len(body) > FREE_BYTES:
                 charge = Charge(self._bodies)
@@ -130,7 +130,7 @@ class InferenceService:
         except Exception as error:  # noqa: BLE001 - every error becomes a reply
             return responder.failed(head.model, "grpc", error, started, head.traceparent, head.caller)
         try:
-            return await responder.reply(head, body)
+            return await responder.answer(head, body)
         finally:
             if charge is not None:
                 charge.release()

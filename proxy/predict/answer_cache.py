@@ -77,6 +77,7 @@ class AnswerCache:
 
     def __init__(self, capacity_bytes: int, near: Near, served: Mapping[str, ServedModel], purges: Purges) -> None:
         self.memory = AnswerMemory(capacity_bytes)
+        self._bodies, self._requests = self.memory.bodies, self.memory.requests  # looked into by every hit
         self._longest = capacity_bytes // 4
         self._near = near
         self._served = served
@@ -95,7 +96,7 @@ class AnswerCache:
             text = body[:start] + body[start + len(own) :]
             length = length and length - len(own)
         meaning, hashed = (head.model, head.protocol, length, own is None), xxh3_64_intdigest(text)
-        entry = self.memory.bodies.get(hashed)
+        entry = self._bodies.get(hashed)
         if entry is not None and (entry.meaning != meaning or entry.text != text):
             entry = None
         return Lookup(entry, meaning, text, hashed, own, start)
@@ -118,7 +119,7 @@ class AnswerCache:
 
     def find_request(self, raw: bytes) -> CachedRequest | None:
         """What is known of a whole request."""
-        found = self.memory.requests.get(xxh3_64_intdigest(raw))
+        found = self._requests.get(xxh3_64_intdigest(raw))
         return found if found is not None and found.raw == raw else None
 
     def is_valid(self, entry: CachedBody, now: float) -> bool:
@@ -186,7 +187,7 @@ class AnswerCache:
     ) -> None:
         """Remember an entry's reply. `space` is that of its keys where near had every row and the reply may be sent
         again as it is; None where only its rendering is worth keeping."""
-        if self.memory.bodies.get(entry.hash) is not entry:  # it had to go meanwhile
+        if self._bodies.get(entry.hash) is not entry:  # it had to go meanwhile
             return
         self.memory.forget_requests(entry)
         grown = BODIES * (len(rendered.after) - (0 if entry.rendered is None else len(entry.rendered.after)))
@@ -208,7 +209,7 @@ class AnswerCache:
         hashed = xxh3_64_intdigest(raw)
         if len(raw) > self._longest or not self.memory.came_before(hashed):
             return
-        if self.memory.bodies.get(entry.hash) is not entry or not entry.until:
+        if self._bodies.get(entry.hash) is not entry or not entry.until:
             return
         self.memory.add_request(CachedRequest(raw, hashed, structs.replace(head, caller=None), entry))
 

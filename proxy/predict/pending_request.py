@@ -18,7 +18,7 @@ from foreseen.errors import DigestMoved, ForeseenError, ModelUnavailable
 from foreseen.modelspec.prepare import Preparer
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import NO_CONTROL
-from foreseen.proxy.cache.waits import Wait, until_resolved
+from foreseen.proxy.cache.waits import Wait
 from foreseen.proxy.predict.answer_cache import Lookup, rendered_before
 from foreseen.proxy.predict.answer_memory import CachedBody, PreparedRows
 from foreseen.proxy.predict.ask import RequestHead
@@ -159,13 +159,7 @@ class PendingRequest:
         return None if answers is None else self._reply(answers, plain=True)
 
     async def answer(self) -> Reply:
-        """The reply of a request that was begun, however long it takes. Raises as `begin` does."""
-        if self._waits:
-            pipeline = self._server.pipeline
-            await until_resolved(self._waits.values(), self._question.options.deadline, pipeline.fan_out)
-            reply = self.finish()
-            if reply is not None:
-                return reply
+        """The reply of a request that `begin` and `finish` could not answer. Raises as they do."""
         answers = await self._answers_anew()
         answered = time.perf_counter()
         if len(answers) <= OFF_LOOP_ROWS:

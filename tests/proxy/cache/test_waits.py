@@ -51,8 +51,8 @@ async def test_what_is_called_may_have_others_called_and_may_fail() -> None:
 
 
 async def test_other_requests_have_their_turn_between_the_replies_to_many() -> None:
-    """Nine hundred callers of one cold row, of bodies that are known and of such that are not: between two turns no more
-    than a slice of them is answered, and all are."""
+    """Nine hundred callers of one cold row, of known bodies and others: between two turns no more than a slice of them
+    is answered, and all are."""
     for asked in ([body((4, 2), own=f"n{n}") for n in range(900)], [body((4, 2), (n, 1)) for n in range(900)]):
         system = System()
         await system.known(body((4, 2), own="first"))
