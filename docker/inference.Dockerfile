@@ -20,7 +20,7 @@ RUN python -m venv --without-pip /opt/foreseen
 # For a GPU that is also CUDA and cuDNN, as wheels; the driver is the host's.
 RUN --mount=type=cache,target=/root/.cache/pip \
     case "$EXTRA" in cpu|gpu) ;; *) echo "EXTRA is cpu or gpu"; exit 1 ;; esac \
-    && pip --python /opt/foreseen install "$(echo /wheels/foreseen-*.whl)[$EXTRA]"
+    && pip --python /opt/foreseen install "$(echo /wheels/foreseen-*.whl)[$EXTRA,otel]"
 RUN /opt/foreseen/bin/python -c "import importlib.util as u, foreseen.inference.app; assert not u.find_spec('redis')"
 
 FROM wheel AS build-environment

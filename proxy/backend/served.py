@@ -21,9 +21,9 @@ from foreseen.keys.secret import read_secret
 from foreseen.modelspec.artifact import preparation_digest, read_file, read_record
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
-from foreseen.proxy.backend.absent_rows import AbsentRows
 from foreseen.proxy.backend.model import ModelProcess
 from foreseen.proxy.backend.model_metadata import ModelFacts
+from foreseen.proxy.backend.turns.absent_rows import AbsentRows
 from foreseen.proxy.cache.freshness import Policy
 from foreseen.settings import ProxySettings
 from foreseen.types import ALL_STEPS, Prediction, RequestOptions, Row, Space, Steps

@@ -24,7 +24,7 @@ from msgspec import structs
 from foreseen.errors import DigestMoved, ForeseenError, NotCached, Overloaded, RowsRefused, TooLarge
 from foreseen.fair_order import has_room
 from foreseen.keys.key import Framer
-from foreseen.proxy.backend.model_turns import ModelTurns
+from foreseen.proxy.backend.turns.model_turns import ModelTurns
 from foreseen.proxy.cache.far_skip import FarSkipPolicy
 from foreseen.proxy.cache.flight import FlightBatch, FlightKey, Flights
 from foreseen.proxy.cache.freshness import Policy, expiry_of

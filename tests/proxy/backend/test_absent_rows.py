@@ -8,7 +8,7 @@ from aiohttp import web
 
 from foreseen.modelspec.artifact import preparation_digest
 from foreseen.modelspec.manifest import find
-from foreseen.proxy.backend.absent_rows import WINDOW_SECONDS, AbsentRows
+from foreseen.proxy.backend.turns.absent_rows import WINDOW_SECONDS, AbsentRows
 from tests.foreign import Foreign, Front, fronted
 from tests.live import sum_of
 from tests.ports import free_port

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from foreseen.errors import Overloaded
-from foreseen.proxy.backend.admission import Admission
+from foreseen.proxy.backend.turns.admission import Admission
 from foreseen.types import Lane
 
 

@@ -51,9 +51,9 @@ async def test_what_is_called_may_have_others_called_and_may_fail() -> None:
 
 
 async def test_other_requests_have_their_turn_between_the_replies_to_many() -> None:
-    """Nine hundred callers of one cold row, of known bodies and others: between two turns no more than a slice of them
+    """Six hundred callers of one cold row, of known bodies and others: between two turns no more than a slice of them
     is answered, and all are."""
-    for asked in ([body((4, 2), own=f"n{n}") for n in range(900)], [body((4, 2), (n, 1)) for n in range(900)]):
+    for asked in ([body((4, 2), own=f"n{n}") for n in range(600)], [body((4, 2), (n, 1)) for n in range(600)]):
         system = System()
         await system.known(body((4, 2), own="first"))
         system.far.values.clear()

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from foreseen.errors import ForeseenError, InputRejected, RowsRefused
-from foreseen.proxy.backend.admission import Admission
+from foreseen.proxy.backend.turns.admission import Admission
 from foreseen.proxy.cache.request_splitting import turns
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.telemetry.spans import model_call
