@@ -20,6 +20,12 @@ Key = NewType("Key", bytes)
 Form = NewType("Form", int)
 """Which output of a row is written, and how. Only `dialects/fragments.py` makes one."""
 
+Scope = NewType("Scope", str)
+"""The part of a key space that is a tenant's, or several tenants'. Only `foreseen/tenants/tenant.py` makes one."""
+
+Owner = NewType("Owner", str)
+"""The tenant that tickets, files and idempotency keys are of. Made where scopes are."""
+
 Step = Literal["near", "far", "model", "keep"]
 Steps = frozenset[Step]
 Lane = Literal["online", "background"]
@@ -38,7 +44,7 @@ SECONDS_PER_ROW = 1.0
 class Space(Struct, frozen=True, cache_hash=True):
     """A key space. Another tenant, model, model version or purge is another Space, hence other keys."""
 
-    scope: str
+    scope: Scope
     model: str
     digest: str
     generation: int = 0

@@ -54,6 +54,7 @@ from foreseen.telemetry.child_states import ChildState, read_children
 from foreseen.telemetry.exposition import use_slot
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.telemetry.traces import traces_of
+from foreseen.tenants.keyring import Keyring, internal_credential
 from foreseen.web.bodies import BODIES, Bodies
 from foreseen.web.heavy import Heavy
 from foreseen.web.limits import Gate
@@ -83,6 +84,7 @@ class Proxy:
         self.trials = IsolationLock() if upstream is None else upstream.trials
         self.served = {} if upstream is None else upstream.served
         self.served |= {served.manifest.name: served for served in self._own_models()}
+        self.keyring = Keyring(settings.keys_file, internal_credential(settings.internal_fd))
         self.heavy = Heavy()
         self.callers = CallerCounts(settings.top_callers) if settings.top_callers and settings.metrics else None
         tiers = self._build_stores(root)
@@ -175,9 +177,10 @@ class Proxy:
             server=self.server,
             cache=self.answers,
             clock=tiers.clock,
+            keyring=self.keyring,
             refused={} if upstream is None else upstream.refused,
         )
-        self.heads = KnownHeads(self.settings.body_bytes)
+        self.heads = KnownHeads(self.settings.body_bytes, self.keyring)
         status = self.status = StatusHandlers(
             served=self.served,
             responder=self.responder,
@@ -185,6 +188,7 @@ class Proxy:
             stalled=lambda: self.heartbeat.stalled,
             lost=self._lost,
             missing=lambda: None if upstream is None else upstream.missing,
+            check_metrics=None if self.settings.metrics_open else lambda request: token.check(request, "metrics"),
         )
         self.application = Handlers(
             server=self.server,
@@ -225,6 +229,7 @@ class Proxy:
         watchers.append(asyncio.create_task(self.heartbeat.beat()))
         watchers.append(asyncio.create_task(self.generations.follow()))
         watchers.append(asyncio.create_task(self.targets.follow()))
+        watchers.append(asyncio.create_task(self.keyring.follow()))
         if self.far is not None:
             watchers.append(asyncio.create_task(self.far.follow()))
         try:

@@ -10,10 +10,9 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from foreseen.errors import BadRequest, WebhookRefused
-from foreseen.proxy.admin.admin import Token, explained
-from foreseen.proxy.admin.explain_rows import explain_request
-from foreseen.proxy.admin.import_rows import import_request
-from foreseen.proxy.backend.served import ServedModel
+from foreseen.proxy.admin.admin import Token
+from foreseen.proxy.admin.operator_routes import ENDINGS as OPERATED
+from foreseen.proxy.admin.operator_routes import OperatorRoutes
 from foreseen.proxy.cache.freshness import NO_CONTROL, Control, control_of
 from foreseen.proxy.fastpath.fast_connection import FastConnection
 from foreseen.proxy.fastpath.responder import Responder
@@ -26,6 +25,7 @@ from foreseen.proxy.predict.serve import Server
 from foreseen.proxy.status_handlers import OPENAI, V1_MODEL, StatusHandlers
 from foreseen.proxy.text_routes import TextRoutes
 from foreseen.settings import ProxySettings
+from foreseen.web.authentication import KEYRING, is_open, tenant_of
 from foreseen.web.caller import caller_of
 from foreseen.web.connection import Connection
 from foreseen.web.cors import Cors
@@ -35,7 +35,6 @@ from foreseen.web.http import (
     errors,
     expect,
     header_length,
-    json_reply,
     read_body,
     route_of,
     traceparent,
@@ -46,6 +45,8 @@ COUNTED = ("/infer", ":predict", "/embeddings", *ROUTES)
 _OPENAI_PATHS = ("/v1/embeddings", "/v1/files", "/v1/batches", "/openai/")
 FREE = ("/v2/health/live", "/v2/health/ready", "/metrics", "/metrics/{model}")
 """Routes without a rate limit: health checks and scrapes."""
+WATCHED = ("/metrics", "/metrics/{model}")
+"""Routes that ask for an operator's key by themselves."""
 REQUEST_ID = "X-Request-Id"
 MAX_ID_CHARACTERS = 256
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
@@ -75,11 +76,17 @@ class Handlers:
         app = web.Application(middlewares=[errors, openai_errors, admitted], client_max_size=self._settings.body_bytes)
         route = app.router.add_route
         self._status.add_to(app)
+        operated = OperatorRoutes(
+            self._server,
+            self._responder,
+            self._token,
+            body_seconds=self._settings.body_seconds,
+            deadline_seconds=self._settings.deadline_seconds,
+        )
         for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
             for method in ("POST", "QUERY"):
                 route(method, f"{model}/infer", self.infer, expect_handler=expect)
-            app.router.add_post(f"{model}/explain", self.explain)
-            app.router.add_post(f"{model}/import", self.import_rows)
+            operated.add_v2(app, model)
         for prefix in OPENAI:
             for method in ("POST", "QUERY"):
                 route(method, f"{prefix}/embeddings", self.embeddings, expect_handler=expect)
@@ -87,9 +94,10 @@ class Handlers:
         for model in V1_MODEL:
             for method in ("POST", "QUERY"):
                 route(method, f"{model}:predict", self.v1_predict, expect_handler=expect)
-            app.router.add_post(f"{model}:explain", self.v1_explain)
+            operated.add_v1(app, model)
         if self._predictions is not None:
             self._predictions.add_to(app)
+        app[KEYRING] = self._responder.keyring
         Cors(self._settings.cors_origin).add_to(app)
         return app
 
@@ -113,9 +121,10 @@ class Handlers:
         started, begun, responder = time.perf_counter(), asyncio.get_running_loop().time(), self._responder
         name = request.match_info.get("model", "")
         try:
-            if name:
-                responder.find(name, request.match_info.get("version"))
             admit(request)
+            tenant = tenant_of(request)
+            if name:
+                responder.find(name, request.match_info.get("version"), tenant)
             body = await read_body(request, self._settings.body_seconds)
             head = self._ask(request, protocol)
             ask = responder.named(head, body)
@@ -146,40 +155,17 @@ class Handlers:
             raise WebhookRefused(f"{WEBHOOK}: is for requests with Prefer: respond-async, where there is a queue")
         return None
 
-    async def explain(self, request: web.Request) -> web.Response:
-        """Operators only: where the rows of an `/infer` body are, or why they would be misses."""
-        return await self._explain(request, "v2")
-
-    async def import_rows(self, request: web.Request) -> web.Response:
-        """Operators only: store what a batch run has computed, as `foreseen warm --url --outputs` sends it."""
-        self._token.check(request, "import")
-        served = self._find(request)
-        body = await read_body(request, self._settings.body_seconds)
-        rows, had = await import_request(self._server, served, header_length(request), body)
-        return json_reply({"model": served.manifest.name, "rows": rows, "had": had})
-
-    async def v1_explain(self, request: web.Request) -> web.Response:
-        """The same for a `:predict` body."""
-        return await self._explain(request, "v1")
-
-    async def _explain(self, request: web.Request, protocol: Protocol) -> web.Response:
-        self._token.check(request, "explain")
-        served = self._find(request)
-        body = await read_body(request, self._settings.body_seconds)
-        ask = self._ask(request, protocol, seconds=self._settings.deadline_seconds)
-        rows = await explain_request(self._server, served, ask, body)
-        return json_reply(explained(rows, served.manifest.name, served.space().digest))
-
-    def _ask(self, request: web.Request, protocol: Protocol, seconds: float | None = None) -> RequestHead:
+    def _ask(self, request: web.Request, protocol: Protocol) -> RequestHead:
         """What the request's head asks. Raises BadRequest."""
         path = request.match_info
         return RequestHead(
             path.get("model", ""),
             path.get("version"),
             protocol,
+            tenant_of(request),
             header_length(request) if protocol == "v2" else None,
-            self._seconds(request) if seconds is None else seconds,
-            NO_CONTROL if seconds is not None else self._control(request),
+            self._seconds(request),
+            self._control(request),
             traceparent(request),
             caller_of(request),
         )
@@ -197,9 +183,6 @@ class Handlers:
         """What the request's Cache-Control asks for, unless the operator does not let clients decide."""
         lines = request.headers.getall("Cache-Control", ())
         return control_of(", ".join(lines)) if lines and not self._settings.ignore_client_cache_control else NO_CONTROL
-
-    def _find(self, request: web.Request) -> ServedModel:
-        return self._responder.find(request.match_info["model"], request.match_info.get("version"))
 
 
 def admit(request: web.Request) -> None:
@@ -234,6 +217,9 @@ async def openai_errors(request: web.Request, handler: Handler) -> web.StreamRes
 async def admitted(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Admission of every request on the public listener, but for routes that admit callers themselves and FREE ones."""
     route = route_of(request)
-    if not route.endswith(COUNTED) and route not in FREE:
-        admit(request)
+    if not route.endswith(COUNTED):
+        if route not in FREE:
+            admit(request)
+        if not is_open(route) and not route.endswith(OPERATED) and route not in WATCHED:
+            tenant_of(request)
     return await handler(request)

@@ -12,6 +12,8 @@ from foreseen.proxy import describe
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.fastpath.responder import Responder
 from foreseen.telemetry.exposition import CONTENT_TYPE
+from foreseen.tenants.tenant import PUBLIC_TENANT
+from foreseen.web.authentication import tenant_of
 from foreseen.web.http import SERVER, json_reply
 
 OPENAI = ("/v1", "/openai/v1")
@@ -32,13 +34,16 @@ class StatusHandlers:
         stalled: Callable[[], bool],
         lost: Callable[[], list[str]] = list,
         missing: Callable[[], str | None] = lambda: None,
+        check_metrics: Callable[[web.Request], object] | None = None,
     ) -> None:
+        """`check_metrics` raises Unauthorized where the metrics are not for a caller, if there is a keys file."""
         self._served = served
         self._responder = responder
         self._exposition = exposition
         self._stalled = stalled
         self._lost = lost
         self._missing = missing
+        self._check_metrics = None if responder.keyring.is_open else check_metrics
 
     def add_to(self, app: web.Application) -> None:
         add_get = app.router.add_get
@@ -93,19 +98,19 @@ class StatusHandlers:
 
     async def models(self, request: web.Request) -> web.Response:
         """Names of the models served."""
-        return json_reply({"models": list(self._served)})
+        return json_reply({"models": [served.manifest.name for served in self._allowed(request)]})
 
     async def repository(self, request: web.Request) -> web.Response:
         """Triton's model repository index, as much of it as there is."""
-        return json_reply([describe.repository_entry(served) for served in self._served.values()])
+        return json_reply([describe.repository_entry(served) for served in self._allowed(request)])
 
     async def model_metadata(self, request: web.Request) -> web.Response:
         """V2 model metadata: inputs and outputs as clients see them, and the model digest in force."""
         return json_reply(describe.metadata(self._find(request)))
 
     async def model_ready(self, request: web.Request) -> web.Response:
-        """Whether a miss of this model would be answered now; if not, why."""
-        served = self._find(request)
+        """Whether a miss of this model would be answered now; if not, why. Asks for no key."""
+        served = self._responder.find(request.match_info["model"], request.match_info.get("version"), PUBLIC_TENANT)
         state: dict[str, Any] = {"name": served.manifest.name, "ready": served.ready}
         if served.ready:
             return json_reply(state)
@@ -122,27 +127,41 @@ class StatusHandlers:
 
     async def all_statistics(self, request: web.Request) -> web.Response:
         """The statistics of all models."""
-        return json_reply({"model_stats": [describe.statistics(served) for served in self._served.values()]})
+        return json_reply({"model_stats": [describe.statistics(served) for served in self._allowed(request)]})
 
     async def v1_models(self, request: web.Request) -> web.Response:
         """Names of the models served, in KServe's V1 form and OpenAI's at once."""
-        return json_reply(describe.model_list(self._served.values()))
+        return json_reply(describe.model_list(self._allowed(request)))
 
     async def v1_model(self, request: web.Request) -> web.Response:
         """V1 status: KServe's, TensorFlow Serving's and OpenAI's in one. Aliases are known, too."""
         name = request.match_info["model"]
-        served = self._responder.find_named(name, request.match_info.get("version"))
+        served = self._responder.find_named(name, request.match_info.get("version"), tenant_of(request))
         return json_reply({**describe.v1_status(served), **describe.openai_model(name)})
 
     async def metrics(self, request: web.Request) -> web.Response:
-        """The Prometheus exposition over all workers."""
+        """The Prometheus exposition over all workers. Where there is a keys file it is for operators, unless the
+        settings open it."""
+        self._watch(request)
         text = await self._exposition()
         return web.Response(body=text, headers={"Server": SERVER, "Content-Type": CONTENT_TYPE})
 
     async def model_metrics(self, request: web.Request) -> web.Response:
         """A model process's own exposition, for a Prometheus that cannot reach its unix socket."""
-        text = await self._find(request).process.exposition()
+        self._watch(request)
+        text = await self._responder.find(request.match_info["model"], None, PUBLIC_TENANT).process.exposition()
         return web.Response(body=text, headers={"Server": SERVER, "Content-Type": CONTENT_TYPE})
 
+    def _watch(self, request: web.Request) -> None:
+        """Raises Unauthorized where the metrics are not for this caller."""
+        if self._check_metrics is not None:
+            self._check_metrics(request)
+
     def _find(self, request: web.Request) -> ServedModel:
-        return self._responder.find(request.match_info["model"], request.match_info.get("version"))
+        """The model that a path names, for the tenant that asks."""
+        return self._responder.find(request.match_info["model"], request.match_info.get("version"), tenant_of(request))
+
+    def _allowed(self, request: web.Request) -> list[ServedModel]:
+        """The models that the tenant may use."""
+        tenant = tenant_of(request)
+        return [served for name, served in self._served.items() if tenant.may_use(name)]

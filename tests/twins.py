@@ -67,8 +67,8 @@ class HashModel:
     def facts(self) -> Space:
         return self.space()
 
-    def space(self) -> Space:
-        return Space("public", self.manifest.name, self.digest)
+    def space(self, scope: str = "public") -> Space:
+        return Space(scope, self.manifest.name, self.digest)
 
     def preparer(self) -> Preparer:
         return self.own

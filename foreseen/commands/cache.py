@@ -86,7 +86,7 @@ def key(file: RequestFile, /, *, settings: KeySettings) -> None:
         return
     for number, row in enumerate(rows):
         print(f"row {number}  key {row.key.hex()}")
-        print(f"  space       public / {row.space.model} / {row.space.digest}")
+        print(f"  space       {row.space.scope} / {row.space.model} / {row.space.digest}")
         print(f"  parameters  {row.frame.parameters or 'none'}")
         for one in row.frame.inputs:
             shown = one.shown()

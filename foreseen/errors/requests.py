@@ -27,10 +27,18 @@ class WebhookRefused(BadRequest):
 
 
 class Unauthorized(ForeseenError):
-    """The route is for operators; the request does not carry the admin token."""
+    """The request carries no credential, or none that is in force here: a tenant's key, or an operator's on their
+    routes."""
 
     status, code = 401, "unauthorized"
-    fix = "`Authorization: Bearer` with the content of `DATA/admin-token`."
+    fix = "See [security](security.md); operators give the content of `DATA/admin-token` as `Authorization: Bearer`."
+
+
+class ModelNotAllowed(ForeseenError):
+    """The tenant may not ask this model."""
+
+    status, code = 403, "model_not_allowed"
+    fix = "Add the model to the tenant's `models` in the keys file."
 
 
 class NotFound(ForeseenError):

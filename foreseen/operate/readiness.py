@@ -15,6 +15,7 @@ from foreseen.errors import SetupError
 from foreseen.modelspec.made_up import example_request
 from foreseen.modelspec.manifest import Manifest
 from foreseen.operate.supervisor import Child
+from foreseen.tenants.keyring import API_KEYS
 from foreseen.web.http import BINARY, HEADER_LENGTH
 
 log = structlog.get_logger()
@@ -33,9 +34,15 @@ class Readiness:
     """Asks the proxy for real predictions. `children` gives the child processes whose names begin so."""
 
     def __init__(
-        self, manifests: Sequence[Manifest], children: Callable[..., Iterable[Child]], *, has_upstream: bool
+        self,
+        manifests: Sequence[Manifest],
+        children: Callable[..., Iterable[Child]],
+        credential: str = "",
+        *,
+        has_upstream: bool,
     ) -> None:
-        """`manifests` are the models that run on this machine."""
+        """`manifests` are the models that run on this machine; the proxies know the `credential`."""
+        self._headers = {API_KEYS[0]: credential} if credential else {}
         self._manifests = manifests
         self._children = children
         self._has_upstream = has_upstream
@@ -49,7 +56,7 @@ class Readiness:
         """
         late = asyncio.get_running_loop().call_later(READY_SECONDS, _say_late)
         try:
-            async with aiohttp.ClientSession() as client:
+            async with aiohttp.ClientSession(headers=self._headers) as client:
                 for manifest in self._manifests:
                     model = f"{url}/v2/models/{manifest.name}"
                     await self._until_ok(lambda model=model: client.get(f"{model}/ready"))  # type: ignore[misc]

@@ -38,6 +38,7 @@ from foreseen.stores import valkey
 from foreseen.tasks import end
 from foreseen.telemetry.child_states import ChildrenFile
 from foreseen.telemetry.exposition import MULTIPROCESS_FOLDER, forget_worker, prepare_multiprocess
+from foreseen.tenants.keyring import make_internal_credential
 from foreseen.web.drain import ORPHANED
 from foreseen.web.listen import listen, listen_admin, reserve
 
@@ -66,7 +67,8 @@ class _System:
         leave_seconds = settings.drain_seconds + settings.deadline_seconds + STOP_SECONDS
         self._fleet = Rollout(settings.data, self._worker, partial(model_child, settings), leave_seconds)
         has_upstream = bool(settings.upstream) or len(self._local) < len(self._models)
-        self._readiness = Readiness(self._local, self._fleet.of, has_upstream=has_upstream)
+        self._credential, credential = make_internal_credential()
+        self._readiness = Readiness(self._local, self._fleet.of, credential, has_upstream=has_upstream)
         self._predicting = False
         self._stopping = asyncio.Event()
         self._hangup = asyncio.Event()
@@ -169,10 +171,11 @@ class _System:
             prepare_multiprocess(folder)
             os.environ[MULTIPROCESS_FOLDER] = self._worker_environment[MULTIPROCESS_FOLDER] = str(folder)
         self._admin = admin = listen_admin(settings, take=True)
-        self._worker_descriptors = (listener.fileno(), admin.fileno())
+        self._worker_descriptors = (listener.fileno(), admin.fileno(), self._credential)
         own = ("--state=", "--redis=", "--admin-port=")
         flags = [flag for flag in arguments(settings, ProxySettings) if not flag.startswith(own)]
         self._worker_flags = [*flags, f"--fd={listener.fileno()}", f"--admin-fd={admin.fileno()}"]
+        self._worker_flags.append(f"--internal-fd={self._credential}")
         # every user of the machine sees a command line, and a password in it
         self._worker_environment["FORESEEN_STATE"] = state
         if settings.redis is not None:

@@ -27,7 +27,18 @@ from blake3 import blake3
 from msgspec import Struct
 
 from foreseen.errors import EntryError
-from foreseen.types import Answer, Key, Output, OutputOptions, Prediction, Source, StaleReason, Steps
+from foreseen.types import (
+    Answer,
+    Key,
+    Output,
+    OutputOptions,
+    Owner,
+    Prediction,
+    Scope,
+    Source,
+    StaleReason,
+    Steps,
+)
 
 MAGIC = b"FSJ1"
 TAG_BYTES, JOB_BYTES, NONCE_BYTES, MAC_BYTES, NAME_BYTES = 16, 16, 12, 8, 16
@@ -43,7 +54,7 @@ class Head(Struct, frozen=True, array_like=True):
 
     job: bytes
     same: bytes
-    scope: str
+    scope: Scope
     model: str
     preparation: str
     rows: int
@@ -65,13 +76,13 @@ class Ticket(Struct, frozen=True, array_like=True):
     own job, so that nobody who can write to the store moves a ticket to another's. `once` names its idempotency key."""
 
     nonce: bytes
-    scope: str
+    owner: Owner
     question: bytes
     output_options: OutputOptions
     once: bytes = b""
 
     def is_of(self, head: Head) -> bool:
-        return self.scope == head.scope and self.question == (head.same or head.job)
+        return self.question == (head.same or head.job)
 
 
 class RowResult(Struct, frozen=True, array_like=True, gc=False):
@@ -119,7 +130,7 @@ class Hook(Struct, frozen=True, array_like=True):
     """Where a ticket's end is to be told besides. The ticket says of which job it is."""
 
     nonce: bytes
-    scope: str
+    owner: Owner
     url: str
 
 
@@ -181,18 +192,18 @@ class Records:
         """What a question is recognised by: its rows' keys, which hold tenant, model, digest and generation."""
         return blake3(b"".join(keys), key=self._same_key).digest()
 
-    def once(self, scope: str, key: str) -> bytes:
+    def once(self, owner: Owner, key: str) -> bytes:
         """The name that a tenant's idempotency key, or caller, has in the store, which never sees either."""
-        return blake3(_prefixed(scope.encode(), key.encode()), key=self._once_key).digest()[:NAME_BYTES]
+        return blake3(_prefixed(owner.encode(), key.encode()), key=self._once_key).digest()[:NAME_BYTES]
 
     def fingerprint(self, *parts: bytes) -> bytes:
         """What tells one request from another, 32 bytes."""
         return blake3(_prefixed(*parts), key=self._once_key).digest()
 
-    def ticket_id(self, job: bytes, nonce: bytes, scope: str) -> str:
-        return base64.urlsafe_b64encode(job + nonce + self._mac(job, nonce, scope)).decode()
+    def ticket_id(self, job: bytes, nonce: bytes, owner: Owner) -> str:
+        return base64.urlsafe_b64encode(job + nonce + self._mac(job, nonce, owner)).decode()
 
-    def read_ticket_id(self, ticket: str, scope: str) -> tuple[bytes, bytes] | None:
+    def read_ticket_id(self, ticket: str, owner: Owner) -> tuple[bytes, bytes] | None:
         """Job and nonce of an id that was given to this tenant; None for any other text."""
         try:
             raw = base64.b64decode(ticket.encode("ascii"), altchars=b"-_", validate=True)
@@ -201,10 +212,10 @@ class Records:
         if len(raw) != JOB_BYTES + NONCE_BYTES + MAC_BYTES or base64.urlsafe_b64encode(raw).decode() != ticket:
             return None  # Python also reads base64's own alphabet, and padding that is not needed
         job, nonce = raw[:JOB_BYTES], raw[JOB_BYTES : JOB_BYTES + NONCE_BYTES]
-        return (job, nonce) if compare_digest(raw[-MAC_BYTES:], self._mac(job, nonce, scope)) else None
+        return (job, nonce) if compare_digest(raw[-MAC_BYTES:], self._mac(job, nonce, owner)) else None
 
-    def _mac(self, job: bytes, nonce: bytes, scope: str) -> bytes:
-        return blake3(b"ticket" + job + nonce + scope.encode(), key=self._key).digest()[:MAC_BYTES]
+    def _mac(self, job: bytes, nonce: bytes, owner: Owner) -> bytes:
+        return blake3(b"ticket" + job + nonce + owner.encode(), key=self._key).digest()[:MAC_BYTES]
 
     def _tag(self, body: bytes) -> bytes:
         return blake3(body, key=self._key).digest()[:TAG_BYTES]

@@ -54,5 +54,5 @@ class StoreSettings(Common):
     ] = None
 
 
-INTERNAL = frozenset(("fd", "ready_fd", "slot", "admin_fd"))
+INTERNAL = frozenset(("fd", "ready_fd", "slot", "admin_fd", "internal_fd"))
 """Settings that only `foreseen up` gives, to the processes that it starts: no help, page or file names them."""

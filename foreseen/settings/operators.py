@@ -21,6 +21,10 @@ class KeySettings(Common):
     ] = None
     digest: Annotated[str | None, Parameter(help="Model digest; default: what the running model says.")] = None
     secret_file: Annotated[Path | None, Parameter(help="Root secret of all keys. Default: DATA/secret.")] = None
+    tenant: Annotated[str | None, Parameter(help="The tenant that sends the request. Default: public.")] = None
+    keys_file: Annotated[
+        Path | None, Parameter(help="Keys file that says the tenant's scope. Default: a scope that is its own.")
+    ] = None
     json: Annotated[bool, Parameter(help="Print JSON for machines.")] = False
 
 

@@ -79,6 +79,20 @@ class ProxySettings(StoreSettings):
         ),
     ] = None
     secret_file: Annotated[Path | None, Parameter(help="Root secret of all keys. Default: DATA/secret.")] = None
+    keys_file: Annotated[
+        Path | None,
+        Parameter(
+            help="Tenants with hashes of their keys, models and limits (docs/security.md); read again when it changes. "
+            "Without it every caller is public."
+        ),
+    ] = None
+    internal_fd: Annotated[
+        int | None, Parameter(help="A descriptor with the supervisor's own credential.", show=False)
+    ] = None
+    metrics_open: Annotated[
+        bool,
+        Parameter(help="With --keys-file: /metrics asks for no key. Without, for that of operators.", show=False),
+    ] = False
     near_bytes: Annotated[int, Parameter(help="Memory of the near tier, per worker, in bytes; 0 turns it off.")] = (
         256 * 2**20
     )

@@ -22,6 +22,12 @@ class WarmSettings(StoreSettings):
         Path | None,
         Parameter(help="Operators' token, for an import through a proxy. Default: DATA/admin-token."),
     ] = None
+    tenant: Annotated[
+        str | None, Parameter(help="The tenant whose entries are written; with --url, of an import. Default: public.")
+    ] = None
+    keys_file: Annotated[
+        Path | None, Parameter(help="Keys file that says the tenant's scope. Default: a scope that is its own.")
+    ] = None
     map: Annotated[tuple[str, ...], Parameter(help="COLUMN=INPUT where they differ; may be repeated.")] = ()
     outputs: Annotated[
         tuple[str, ...],

@@ -12,9 +12,8 @@ from msgspec import Struct
 from foreseen.keys.entry import MAX_FAR_VALUE_BYTES
 from foreseen.modelspec.manifest import Manifest
 from foreseen.queue.warm_progress import RESULTS
-from foreseen.types import Array, Prediction
+from foreseen.types import Array, Prediction, Scope
 
-PUBLIC = "public"
 HIT, COMPUTED, IMPORTED, FAILED = range(4)
 
 PARAMETERS_COLUMN = "foreseen.modelspec.parameters"
@@ -29,6 +28,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     """One warming. It holds where the secret lies and not the secret, so that it may be pickled and sent around."""
 
     manifest: Manifest
+    scope: Scope
+    """Whose entries are written."""
     digest: str
     """The model digest that entries are written under."""
     data: Path = Path("data")

@@ -25,7 +25,7 @@ async def explain_request(server: Server, served: ServedModel, head: RequestHead
     decoded = await server.heavy.run(lambda: codecs.decode(head, body, served), size)
     limit = OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES
     _, rows = await server.heavy.run(lambda: prepared(decoded, preparer), size, limit)
-    space = server.space(served)
+    space = server.space(served, head.tenant.scope)
     steps: Steps = frozenset(("model",)) if decoded.sequence else served.steps
     deadline = asyncio.get_running_loop().time() + head.seconds
     question = Question(space, rows, RequestOptions(deadline, steps=steps), decoded.parameters)

@@ -22,7 +22,7 @@ from foreseen.proxy.cache.freshness import expiry_of
 from foreseen.proxy.predict.dialects.codecs import check_rows
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.serve import Server
-from foreseen.types import ALL_STEPS, Array, Key, Prediction, Row, Space
+from foreseen.types import ALL_STEPS, Array, Key, Prediction, Row, Scope, Space
 
 PREFIX = "output."
 MADE_AT, SECONDS = "foreseen.made_at", "foreseen.seconds"
@@ -60,16 +60,16 @@ def decode_import(body: bytes, header_length: int | None, manifest: Manifest) ->
 
 
 async def import_request(
-    server: Server, served: ServedModel, header_length: int | None, body: bytes
+    server: Server, served: ServedModel, scope: Scope, header_length: int | None, body: bytes
 ) -> tuple[int, list[int]]:
-    """Store what a batch run has computed: how many rows, and which of them were there. Asks no model.
+    """Store what a batch run has computed, in a scope: how many rows, and which of them were there. Asks no model.
 
     Raises BadInput (also for another model's predictions), StateUnavailable, FarUnavailable.
     """
     size, pipeline, heavy = len(body), server.pipeline, server.heavy
     given = await heavy.run(lambda: decode_import(body, header_length, served.manifest), size)
     check_rows(served, given.inputs)
-    space = server.space(served)
+    space = server.space(served, scope)
     if given.digest != space.digest:
         why = f"the outputs are of model {given.digest[:16]}…, in force is {space.digest[:16]}…"
         raise BadInput(f"parameters.digest: {why}; predict them again")

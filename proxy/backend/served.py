@@ -26,13 +26,12 @@ from foreseen.proxy.backend.model_metadata import ModelFacts
 from foreseen.proxy.backend.turns.absent_rows import AbsentRows
 from foreseen.proxy.cache.freshness import Policy
 from foreseen.settings import ProxySettings
-from foreseen.types import ALL_STEPS, Prediction, RequestOptions, Row, Space, Steps
+from foreseen.types import ALL_STEPS, Prediction, RequestOptions, Row, Scope, Space, Steps
 
 log = structlog.get_logger()
 
 WATCH_SECONDS = 1.0
 WATCH_SECONDS_AT_START = 0.1
-PUBLIC = "public"
 FORMER_DIGESTS = 8
 """How many digests back a miss can be explained by a new one."""
 
@@ -114,11 +113,11 @@ class ServedModel:
         """The id of a reply to these inputs and parameters: the same on a hit as on the miss."""
         return reply_id(self._id_key, (self.manifest.name.encode(), *fields))
 
-    def space(self) -> Space:
-        """The key space in force. Raises ModelUnavailable until the process has said its digest."""
+    def space(self, scope: Scope) -> Space:
+        """A scope's key space in force. Raises ModelUnavailable until the process has said its digest."""
         if self.facts is None:
             raise self._unavailable()
-        return Space(PUBLIC, self.manifest.name, self.facts.digest)
+        return Space(scope, self.manifest.name, self.facts.digest)
 
     @property
     def preparation(self) -> str:

@@ -19,6 +19,7 @@ from aiohttp import web
 from msgspec import structs
 
 from foreseen.proxy.predict.ask import RequestHead
+from foreseen.tenants.keyring import Keyring
 from foreseen.web.http import TRACEPARENT
 
 END_OF_HEAD = b"\r\n\r\n"
@@ -32,8 +33,9 @@ MORE_THAN_BYTES = frozenset(
         "Prefer", "Request-Timeout", "Transfer-Encoding", "Upgrade", "Via",
     )
 )  # fmt: skip
-"""Headers that decide about more than the reply's bytes, now or later. `Authorization` is none of them: a credential is
-part of the bytes that are compared, so another one is another head."""
+"""Headers that decide about more than the reply's bytes, now or later. `Authorization` and the others that carry a key
+are none of them: a credential is part of the bytes that are compared, so another one is another head. What a head asks
+names the tenant; a head that was learned before the keys file changed is not used any more."""
 TRACES = (
     "traceparent", "tracestate", "X-Request-Id", "X-Correlation-Id", "X-B3-TraceId", "X-B3-SpanId",
     "X-B3-ParentSpanId", "X-B3-Sampled", "b3", "X-Amzn-Trace-Id", "X-Cloud-Trace-Context", "X-Datadog-Trace-Id",
@@ -59,9 +61,10 @@ class KnownHead(NamedTuple):
 class KnownHeads:
     """The known heads of one proxy process, bounded; the oldest go."""
 
-    def __init__(self, body_bytes: int) -> None:
+    def __init__(self, body_bytes: int, keyring: Keyring | None = None) -> None:
         """`body_bytes` is the limit on a body: a head of a longer one is not recognised, so that aiohttp refuses it."""
         self._body_bytes = body_bytes
+        self._keyring = keyring or Keyring()
         self._asks: dict[bytes, RequestHead] = {}
         self._recognised: dict[bytes, KnownHead] = {}
 
@@ -72,6 +75,8 @@ class KnownHeads:
         """Remember what a head asks. `head` ends with its empty line."""
         plain, _ = _untraced(head)
         cut = _cut(plain)
+        if ask.tenant.generation != self._keyring.generation:  # the keys file changed while it was answered
+            return
         if cut is None or len(head) > MAX_HEAD_BYTES or head.lower().count(b"\r\ncontent-length") != 1:
             return
         if len(_NAMED.findall(head)) != len(_TRACE.findall(head)):  # one that is not plain comes once, and is aiohttp's
@@ -90,8 +95,10 @@ class KnownHeads:
         if end < 0:
             return None
         head = data[: end + 4]
-        known = self._recognised.get(head)
-        return self._recognise(head) if known is None else known
+        known = self._recognised.get(head) or self._recognise(head)
+        if known is None or known.ask.tenant.generation != self._keyring.generation:
+            return None  # aiohttp gets it, and whoever has the credential now is asked
+        return known
 
     def _recognise(self, head: bytes) -> KnownHead | None:
         plain, traceparent = _untraced(head)

@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from msgspec import structs
 
-from foreseen.errors import BadRequest, ForeseenError, ModelUnavailable, UnknownModel
+from foreseen.errors import BadRequest, ForeseenError, ModelNotAllowed, ModelUnavailable, UnknownModel
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.freshness import NO_CONTROL
 from foreseen.proxy.cache.waits import Deadlines
@@ -26,6 +26,8 @@ from foreseen.proxy.predict.pending_request import PendingRequest
 from foreseen.proxy.predict.response_bytes import Reply, fixed_lines, lines_of
 from foreseen.proxy.predict.serve import Server
 from foreseen.proxy.predict.template_answers import TemplateHit, TemplateRequest
+from foreseen.tenants.keyring import Keyring
+from foreseen.tenants.tenant import Tenant
 from foreseen.web.caller import Caller
 from foreseen.web.http import internal
 
@@ -46,9 +48,11 @@ class Responder:
         server: Server,
         cache: AnswerCache,
         clock: Callable[[], float],
+        keyring: Keyring | None = None,
         refused: Mapping[str, Exception] = MappingProxyType({}),
     ) -> None:
         self.deadlines = Deadlines()
+        self.keyring = keyring or Keyring()
         self._served = served
         self._refused = refused
         self._server = server
@@ -59,8 +63,11 @@ class Responder:
         self._body_timing = KNOWN_BODY if server.server_timing else None
         self._template_timing = KNOWN_TEMPLATE if server.server_timing else None
 
-    def find(self, name: str, version: str | None) -> ServedModel:
-        """A served model. Raises UnknownModel, or ModelUnavailable for one of an upstream that cannot be served."""
+    def find(self, name: str, version: str | None, tenant: Tenant) -> ServedModel:
+        """A served model, for a tenant. Raises UnknownModel, ModelNotAllowed, or ModelUnavailable for one of an
+        upstream that cannot be served."""
+        if tenant.models is not None and not tenant.may_use(name):
+            raise ModelNotAllowed(f"the key's tenant may not use model {name[:128]!r}")
         served = self._served.get(name)
         if served is None and name in self._refused:
             raise ModelUnavailable(f"model {name!r} is not ready: {self._refused[name]}")
@@ -82,20 +89,21 @@ class Responder:
             return head
         name, version = codecs.model_in(head, body)
         if name is None:
-            return structs.replace(head, model=self._only(head.protocol), implied=True)
+            return structs.replace(head, model=self._only(head), implied=True)
         find = self.find if head.protocol == "grpc" else self.find_named
-        return structs.replace(head, model=find(name, version).manifest.name, version=version)
+        return structs.replace(head, model=find(name, version, head.tenant).manifest.name, version=version)
 
-    def find_named(self, name: str, version: str | None) -> ServedModel:
+    def find_named(self, name: str, version: str | None, tenant: Tenant) -> ServedModel:
         """A served model by its name or an alias of it. Raises as `find` does."""
         if name not in self._served:
             aliased = (one.manifest.name for one in self._served.values() if name in one.manifest.openai.aliases)
             name = next(aliased, name)
-        return self.find(name, version)
+        return self.find(name, version, tenant)
 
-    def _only(self, protocol: str) -> str:
-        """The name of the only model of the kind that a dialect asks. Raises BadRequest."""
-        names = [name for name, one in self._served.items() if codecs.answers(protocol, one.manifest)]
+    def _only(self, head: RequestHead) -> str:
+        """The name of the tenant's only model of the kind that a dialect asks. Raises BadRequest."""
+        mine = {name: one.manifest for name, one in self._served.items() if head.tenant.may_use(name)}
+        names = [name for name, manifest in mine.items() if codecs.answers(head.protocol, manifest)]
         if len(names) != 1:
             listed = ", ".join(sorted(names)) or "none"
             raise BadRequest(f"model: is missing; models that this route asks: {listed}", param="model")
@@ -104,7 +112,7 @@ class Responder:
     def repeat(self, raw: bytes, caller: Caller | None = None) -> bytes | None:
         """The fast way of a whole request that came before, byte by byte."""
         request = self._cache.find_request(raw)
-        if request is None:
+        if request is None or request.head.tenant.generation != self.keyring.generation:
             return None
         started, now = time.perf_counter(), self._clock()
         if not self._cache.is_valid(request.entry, now):
@@ -125,7 +133,7 @@ class Responder:
             if head.implied:  # another model of the kind may come, so a repeat is not answered by its bytes alone
                 raw = None
             lookup = lookup or self._cache.find(head, body)
-            served, now = self.find(head.model, head.version), self._clock()
+            served, now = self.find(head.model, head.version, head.tenant), self._clock()
             entry = None if lookup.entry is None else self._valid(head, lookup.entry, now)
             if entry is not None:
                 self._count(head, entry, started)

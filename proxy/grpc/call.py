@@ -13,6 +13,8 @@ from urllib.parse import unquote
 from foreseen.proxy.cache.freshness import NO_CONTROL, control_of
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.settings import ProxySettings
+from foreseen.tenants.keyring import CREDENTIAL_HEADERS, PairHeaders
+from foreseen.tenants.tenant import Tenant
 from foreseen.web.caller import Caller, address_of
 from foreseen.web.http import TRACEPARENT
 
@@ -28,18 +30,22 @@ class CallMetadata(NamedTuple):
     peer: str
     seconds: float | None
     """Until its deadline; None where it has none."""
+    credentials: PairHeaders
 
 
 def read_metadata(given: Iterable[tuple[str, Any]], peer: str, seconds: float | None) -> CallMetadata:
     """A call's metadata; `peer` as gRPC says it."""
     values: dict[str, str] = {}
+    credentials: list[tuple[str, str]] = []
     for name, value in given:
         if name in _READ and type(value) is str:
             values[name] = f"{values[name]}, {value}" if name in values else value
-    return CallMetadata(values, peer, seconds)
+        elif name in CREDENTIAL_HEADERS and type(value) is str:
+            credentials.append((name, value))
+    return CallMetadata(values, peer, seconds, PairHeaders(credentials))
 
 
-def head_of(call: CallMetadata, method: str, settings: ProxySettings) -> RequestHead:
+def head_of(call: CallMetadata, method: str, settings: ProxySettings, tenant: Tenant) -> RequestHead:
     """What a call of `ModelInfer` or `ModelStreamInfer` asks, before its message is read."""
     values = call.values
     control, trace = values.get("cache-control"), values.get("traceparent")
@@ -52,6 +58,7 @@ def head_of(call: CallMetadata, method: str, settings: ProxySettings) -> Request
         "",
         None,
         "grpc",
+        tenant,
         seconds=seconds,
         control=NO_CONTROL if control is None else control_of(control),
         traceparent=trace if trace is not None and TRACEPARENT.match(trace) else None,

@@ -28,6 +28,7 @@ from foreseen.proxy.grpc.status import Status, status_of, trailers_of
 from foreseen.proxy.predict.dialects import codecs
 from foreseen.proxy.predict.response_bytes import Reply, lines_of
 from foreseen.settings import ProxySettings
+from foreseen.tenants.tenant import PUBLIC_TENANT, Tenant
 from foreseen.web.bodies import FREE_BYTES, Bodies, Charge
 from foreseen.web.http import internal
 from foreseen.web.limits import Gate
@@ -37,6 +38,9 @@ STREAM_WINDOW = 32
 
 FREE = ("ServerLive", "ServerReady")
 """Methods that no rate limits, as over HTTP: those who ask them watch over the rest."""
+
+OPEN = (*FREE, "ModelReady")
+"""Methods that need no key, as over HTTP."""
 
 Context = Any
 """A call, as grpcio's servicer gets it."""
@@ -119,11 +123,12 @@ class InferenceService:
     async def _answered(self, body: bytes, call: CallMetadata, method: str) -> Reply:
         """The reply to one message, counted and logged, whatever becomes of it."""
         started, charge, responder = time.perf_counter(), None, self._responder
-        head = head_of(call, method, self._settings)
+        head = head_of(call, method, self._settings, PUBLIC_TENANT)
         try:
             model, version, *_ = messages.read_head(body)
             head = responder.named(structs.replace(head, model=model, version=version), body)
             self.admit(call)
+            head = structs.replace(head, tenant=self.tenant_of(call))
             if len(body) > FREE_BYTES:
                 charge = Charge(self._bodies)
                 charge.grow(len(body))
@@ -141,40 +146,47 @@ class InferenceService:
             address = address_in_peer(call.peer)
             self._gate.admit(self._gate.bucket(address))
 
+    def tenant_of(self, call: CallMetadata) -> Tenant:
+        """The tenant of a call, or of a message of a stream: keys may be revoked meanwhile. Raises Unauthorized."""
+        return self._responder.keyring.authenticate(call.credentials)
+
     # What else there is to ask. Requests and replies are messages.
 
-    async def ServerLive(self, request: Any, reply: Any) -> Any:  # noqa: N802 - the protocol's name, as below
+    async def ServerLive(self, request: Any, reply: Any, tenant: Tenant) -> Any:  # noqa: N802 - the protocol's name, as below
         return reply(live=True)
 
-    async def ServerReady(self, request: Any, reply: Any) -> Any:  # noqa: N802
+    async def ServerReady(self, request: Any, reply: Any, tenant: Tenant) -> Any:  # noqa: N802
         return reply(ready=self.is_ready())
 
-    async def ServerMetadata(self, request: Any, reply: Any) -> Any:  # noqa: N802
+    async def ServerMetadata(self, request: Any, reply: Any, tenant: Tenant) -> Any:  # noqa: N802
         return reply(name="foreseen", version=installed_version("foreseen"), extensions=describe.EXTENSIONS)
 
-    async def ModelReady(self, request: Any, reply: Any) -> Any:  # noqa: N802
+    async def ModelReady(self, request: Any, reply: Any, tenant: Tenant) -> Any:  # noqa: N802
         """An unknown model is not ready, as Triton answers it."""
         try:
-            return reply(ready=self._find(request).ready)
+            return reply(ready=self._find(request, tenant).ready)
         except UnknownModel:
             return reply(ready=False)
 
-    async def ModelMetadata(self, request: Any, reply: Any) -> Any:  # noqa: N802
-        return _filled(reply, describe.metadata(self._find(request)))
+    async def ModelMetadata(self, request: Any, reply: Any, tenant: Tenant) -> Any:  # noqa: N802
+        return _filled(reply, describe.metadata(self._find(request, tenant)))
 
-    async def ModelConfig(self, request: Any, reply: Any) -> Any:  # noqa: N802
-        return _filled(reply, {"config": describe.config(self._find(request))})
+    async def ModelConfig(self, request: Any, reply: Any, tenant: Tenant) -> Any:  # noqa: N802
+        return _filled(reply, {"config": describe.config(self._find(request, tenant))})
 
-    async def ModelStatistics(self, request: Any, reply: Any) -> Any:  # noqa: N802
-        models = [self._find(request)] if request.name else list(self._served.values())
+    async def ModelStatistics(self, request: Any, reply: Any, tenant: Tenant) -> Any:  # noqa: N802
+        models = [self._find(request, tenant)] if request.name else self._allowed(tenant)
         return _filled(reply, {"model_stats": [describe.statistics(one) for one in models]})
 
-    async def RepositoryIndex(self, request: Any, reply: Any) -> Any:  # noqa: N802
-        models = [one for one in self._served.values() if one.ready or not request.ready]
+    async def RepositoryIndex(self, request: Any, reply: Any, tenant: Tenant) -> Any:  # noqa: N802
+        models = [one for one in self._allowed(tenant) if one.ready or not request.ready]
         return _filled(reply, {"models": [describe.repository_entry(one) for one in models]})
 
-    def _find(self, request: Any) -> ServedModel:
-        return self._responder.find(request.name, request.version or None)
+    def _find(self, request: Any, tenant: Tenant) -> ServedModel:
+        return self._responder.find(request.name, request.version or None, tenant)
+
+    def _allowed(self, tenant: Tenant) -> list[ServedModel]:
+        return [served for name, served in self._served.items() if tenant.may_use(name)]
 
     def handlers(self) -> _Handlers:
         return _Handlers(self)
@@ -205,9 +217,13 @@ class _Handlers:
 
         async def ask(body: bytes, context: Context) -> bytes:
             try:
+                call, tenant = _metadata(context), PUBLIC_TENANT
                 if name not in FREE:
-                    self._service.admit(_metadata(context))
-                content: bytes = (await method(messages.read_message(request, body), reply)).SerializeToString()
+                    self._service.admit(call)
+                if name not in OPEN:
+                    tenant = self._service.tenant_of(call)
+                message = await method(messages.read_message(request, body), reply, tenant)
+                content: bytes = message.SerializeToString()
             except Exception as error:  # noqa: BLE001 - every error becomes a status
                 await _abort(context, status_of(_refusal(error, name)))
             return content

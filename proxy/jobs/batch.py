@@ -21,7 +21,6 @@ from foreseen.errors import (
     PredictionGone,
     QueueUnavailable,
 )
-from foreseen.proxy.backend.served import PUBLIC
 from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.jobs.jsonl import BadLine, RequestLine, lines_of
 from foreseen.proxy.jobs.ticket_options import Prefer, TicketOptionsReader, accepted
@@ -30,7 +29,9 @@ from foreseen.proxy.jobs.tickets import BATCH, Jobs
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.queue.queue import Queue
 from foreseen.queue.records import Batch, BatchLine, Failure, Head, Records, Ticket, new_job, new_nonce
-from foreseen.types import OutputOptions
+from foreseen.tenants.tenant import Tenant
+from foreseen.types import OutputOptions, Owner
+from foreseen.web.authentication import tenant_of
 from foreseen.web.http import SERVER, expect, json_reply, read_body
 
 JSON_LINES = "application/jsonl"
@@ -77,25 +78,25 @@ class Batches:
         promised = await self.submitted(request, body, body)
         prefer = Prefer(request)
         if prefer.wait:
-            await self._jobs.until(promised.id, PUBLIC, prefer.wait)
+            await self._jobs.until(promised.id, tenant_of(request).owner, prefer.wait)
         document = {"id": promised.id, "state": promised.state, "items": promised.rows}
         return json_reply(document, 202, accepted(promised.id))
 
     async def submitted(self, request: web.Request, body: bytes, lines: bytes) -> TicketIssued:
         """The ticket of a batch of JSON Lines. `body` is the request's own, by which its idempotency key is known."""
-        options = self._ticket_options.of(request, body)
-        promised = await self._used(options)
+        options, tenant = self._ticket_options.of(request, body), tenant_of(request)
+        promised = await self._used(options, tenant.owner)
         if promised is not None:
             return promised
         asked = await self._jobs.heavy.run(lambda: lines_of(lines, self._most_lines), len(lines))
-        return await self._taken(asked, options)
+        return await self._taken(asked, options, tenant)
 
-    async def _used(self, options: TicketOptions) -> TicketIssued | None:
+    async def _used(self, options: TicketOptions, owner: Owner) -> TicketIssued | None:
         """The batch of an idempotency key, None if the key is new. Raises KeyReused, InProgress."""
-        promised = await self._jobs.used(PUBLIC, options)
+        promised = await self._jobs.used(owner, options)
         if promised is None:
             return None
-        seen = await self._queue.see(*self._jobs.read_id(promised.id, PUBLIC), record=True)
+        seen = await self._queue.see(*self._jobs.read_id(promised.id, owner), record=True)
         if seen is None:
             return None
         if seen.record is None and seen.state == "running":
@@ -105,21 +106,23 @@ class Batches:
             return None
         return promised
 
-    async def _taken(self, lines: Sequence[RequestLine | BadLine], options: TicketOptions) -> TicketIssued:
-        job, nonce, seal = new_job(), new_nonce(), self._records.seal
-        head = seal(Head(job, b"", PUBLIC, BATCH, "", len(lines), []))
-        ticket = seal(Ticket(nonce, PUBLIC, job, OutputOptions(), options.once))
-        extras = self._jobs.extras(options, nonce, PUBLIC)
+    async def _taken(
+        self, lines: Sequence[RequestLine | BadLine], options: TicketOptions, tenant: Tenant
+    ) -> TicketIssued:
+        job, nonce, seal, owner = new_job(), new_nonce(), self._records.seal, tenant.owner
+        head = seal(Head(job, b"", tenant.scope, BATCH, "", len(lines), []))
+        ticket = seal(Ticket(nonce, owner, job, OutputOptions(), options.once))
+        extras = self._jobs.extras(options, nonce, owner)
         given = await self._queue.batch(job, nonce, head, ticket, len(lines), extras)
         if given.nonce != nonce:  # the same request, at the same time
             raise InProgress("Idempotency-Key: the request is being taken in this moment", retry_after=1)
         try:
-            items = await self._items(lines, self._of_items(job, options))
+            items = await self._items(lines, self._of_items(job, options), tenant)
             await self._queue.close_batch(job, seal(Batch(job, items)), sum(item.failure is not None for item in items))
         except BaseException:
             await self._give_up(job, nonce, options)
             raise
-        return TicketIssued(self._records.ticket_id(job, nonce, PUBLIC), "running", BATCH, len(lines))
+        return TicketIssued(self._records.ticket_id(job, nonce, owner), "running", BATCH, len(lines))
 
     def _of_items(self, job: bytes, options: TicketOptions) -> TicketOptions:
         """The ticket options of a batch's items."""
@@ -134,45 +137,48 @@ class Batches:
         except QueueUnavailable:
             return
 
-    async def _items(self, lines: Sequence[RequestLine | BadLine], options: TicketOptions) -> list[BatchLine]:
+    async def _items(
+        self, lines: Sequence[RequestLine | BadLine], options: TicketOptions, tenant: Tenant
+    ) -> list[BatchLine]:
         items: list[BatchLine] = [BatchLine(None, b"", b"")] * len(lines)
         numbered = iter(enumerate(lines))
 
         async def take() -> None:
             for number, line in numbered:
-                items[number] = await self._item(line, options)
+                items[number] = await self._item(line, options, tenant)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(SUBMITTING):
                 group.create_task(take())
         return items
 
-    async def _item(self, line: RequestLine | BadLine, options: TicketOptions) -> BatchLine:
+    async def _item(self, line: RequestLine | BadLine, options: TicketOptions, tenant: Tenant) -> BatchLine:
         """One line as a job. Raises QueueUnavailable, which ends the whole batch: nothing is promised yet."""
         try:
             if isinstance(line, BadLine):
                 raise line.error
             body = bytes(line.body)
-            ask = self._edge.named(RequestHead(line.model, line.version, line.protocol), body)
-            promised = await self._jobs.submit(self._edge.find(ask.model, line.version), ask, body, options)
+            ask = self._edge.named(RequestHead(line.model, line.version, line.protocol, tenant), body)
+            promised = await self._jobs.submit(self._edge.find(ask.model, line.version, tenant), ask, body, options)
             if promised is None:
                 raise BadRequest("the line asks for nothing that can wait: no rows, or part of a sequence")
         except QueueUnavailable:
             raise
         except ForeseenError as error:
             return BatchLine(line.custom_id, b"", b"", Failure(b"", error.status, error.code, str(error)))
-        return BatchLine(line.custom_id, *self._jobs.read_id(promised.id, PUBLIC))
+        return BatchLine(line.custom_id, *self._jobs.read_id(promised.id, tenant.owner))
 
     async def result(self, request: web.Request, batch: Batch) -> web.StreamResponse:
         """Every item's result, a line each, in the order in which they were asked."""
         reply = web.StreamResponse(headers={"Server": SERVER, "Content-Type": JSON_LINES})
         await reply.prepare(request)
+        owner = tenant_of(request).owner
         for items in _sliced(batch.items):
-            await reply.write(b"".join(await self._result_lines(items)))
+            await reply.write(b"".join(await self._result_lines(items, owner)))
         await reply.write_eof()
         return reply
 
-    async def _result_lines(self, items: Sequence[BatchLine]) -> list[bytes]:
+    async def _result_lines(self, items: Sequence[BatchLine], owner: Owner) -> list[bytes]:
         jobs = [(item.job, item.nonce) for item in items if item.failure is None]
         seen = iter(await self._queue.see_all(jobs))
         rendered = []
@@ -183,7 +189,7 @@ class Batches:
                 one = next(seen)
                 if one is None:
                     raise PredictionGone("the prediction has expired")
-                fetched = await self._jobs.fetched(item.job, item.nonce, PUBLIC, one)
+                fetched = await self._jobs.fetched(item.job, item.nonce, owner, one)
                 assert isinstance(fetched, Fetched), "no item of a batch is a batch"
                 rendered.append(_line(item.custom_id, fetched.body, None))
             except QueueUnavailable:
@@ -192,9 +198,9 @@ class Batches:
                 rendered.append(_line(item.custom_id, None, error))
         return rendered
 
-    async def cancel(self, ticket: str) -> None:
+    async def cancel(self, ticket: str, owner: Owner) -> None:
         """Cancel the items of a batch that was cancelled."""
-        job, nonce = self._jobs.read_id(ticket, PUBLIC)
+        job, nonce = self._jobs.read_id(ticket, owner)
         seen = await self._queue.see(job, nonce, record=True)
         if seen is None or seen.record is None:
             return

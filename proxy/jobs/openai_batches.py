@@ -15,14 +15,15 @@ from aiohttp import web
 from msgspec import Struct
 
 from foreseen.errors import BadRequest, BodyTimeout, NotFound, TooLarge, UnknownPrediction
-from foreseen.proxy.backend.served import PUBLIC
 from foreseen.proxy.jobs.batch import Batches
+from foreseen.proxy.jobs.ticket_options import sharer_of
 from foreseen.proxy.jobs.ticket_types import TicketOptions, TicketStatus
 from foreseen.proxy.jobs.tickets import Jobs
 from foreseen.queue.queue import Queue
 from foreseen.queue.queue_types import JobState
 from foreseen.queue.records import Batch
-from foreseen.web.caller import caller_of
+from foreseen.types import Owner
+from foreseen.web.authentication import tenant_of
 from foreseen.web.http import SERVER, expect, json_reply, read_body
 
 MAX_FILES_BYTES = 256 * 2**20
@@ -106,35 +107,37 @@ class OpenAIBatches:
         name = "file-" + secrets.token_hex(16)
         now = await self._queue.now()
         stored = StoredFile(given.filename[:256], purpose, int(now), content)
-        caller = self._jobs.extras(TicketOptions(caller=caller_of(request).address), b"", PUBLIC).caller
-        await self._queue.blobs.keep(name, msgspec.msgpack.encode(stored), MAX_FILES_BYTES, caller)
+        owner = tenant_of(request).owner
+        caller = self._jobs.extras(TicketOptions(caller=sharer_of(request)), b"", owner).caller
+        place = self._jobs.stored.place_of(owner, name)
+        await self._queue.blobs.keep(place, msgspec.msgpack.encode(stored), MAX_FILES_BYTES, caller)
         return json_reply(_file_document(name, stored.name, len(content), stored.created_at, "batch"))
 
     async def file(self, request: web.Request) -> web.Response:
         """OpenAI: what is known of a file."""
         name = request.match_info["id"]
         if name.startswith(_OUTPUT):
-            seen = await self._look(name.removeprefix(_OUTPUT))
+            seen = await self._look(name.removeprefix(_OUTPUT), tenant_of(request).owner)
             return json_reply(_file_document(name, "output.jsonl", 0, int(seen.created_at), "batch_output"))
-        stored = await self._stored(name)
+        stored = await self._stored(name, tenant_of(request).owner)
         return json_reply(_file_document(name, stored.name, len(stored.content), stored.created_at, stored.purpose))
 
     async def file_content(self, request: web.Request) -> web.StreamResponse:
         """OpenAI: the bytes of a file; of a batch's output file its results, a line each."""
-        name = request.match_info["id"]
+        name, owner = request.match_info["id"], tenant_of(request).owner
         if not name.startswith(_OUTPUT):
-            stored = await self._stored(name)
+            stored = await self._stored(name, owner)
             return web.Response(body=stored.content, headers={"Server": SERVER, "Content-Type": "application/jsonl"})
-        fetched = await self._jobs.fetch(_known(name.removeprefix(_OUTPUT)), PUBLIC, 0.0)
+        fetched = await self._jobs.fetch(_known(name.removeprefix(_OUTPUT)), owner, 0.0)
         if not isinstance(fetched, Batch):
             raise NotFound("there is no such file", param="id")
         return await self._batches.result(request, fetched)
 
     async def delete_file(self, request: web.Request) -> web.Response:
         """OpenAI: forget a file."""
-        name = request.match_info["id"]
-        await self._stored(name)
-        await self._queue.blobs.forget(name)
+        name, owner = request.match_info["id"], tenant_of(request).owner
+        await self._stored(name, owner)
+        await self._queue.blobs.forget(self._jobs.stored.place_of(owner, name))
         return json_reply({"id": name, "object": "file", "deleted": True})
 
     async def create_batch(self, request: web.Request) -> web.Response:
@@ -146,35 +149,37 @@ class OpenAIBatches:
             raise BadRequest(f"body: {error}") from None
         if asked.endpoint not in _ENDPOINTS:
             raise BadRequest(f"endpoint: must be one of {', '.join(_ENDPOINTS)}", param="endpoint")
-        stored = await self._stored(asked.input_file_id)
+        owner = tenant_of(request).owner
+        stored = await self._stored(asked.input_file_id, owner)
         ticket = await self._batches.submitted(request, body, stored.content)
         about = StoredBatch(asked.input_file_id, asked.endpoint, asked.metadata)
         await self._queue.blobs.keep(f"batch-{ticket.id}", msgspec.msgpack.encode(about), MAX_FILES_BYTES)
-        return await self._reply(ticket.id)
+        return await self._reply(ticket.id, owner)
 
     async def batch(self, request: web.Request) -> web.Response:
         """OpenAI: how a batch stands."""
-        return await self._reply(_ticket(request))
+        return await self._reply(_ticket(request), tenant_of(request).owner)
 
     async def cancel_batch(self, request: web.Request) -> web.Response:
         """OpenAI: cancel what of a batch has not run."""
-        ticket = _ticket(request)
-        seen = await self._jobs.cancel(ticket, PUBLIC)
+        ticket, owner = _ticket(request), tenant_of(request).owner
+        seen = await self._jobs.cancel(ticket, owner)
         if seen.state == "cancelled":
-            await self._batches.cancel(ticket)
-        return await self._reply(ticket)
+            await self._batches.cancel(ticket, owner)
+        return await self._reply(ticket, owner)
 
-    async def _reply(self, ticket: str) -> web.Response:
-        seen = await self._look(ticket)
+    async def _reply(self, ticket: str, owner: Owner) -> web.Response:
+        seen = await self._look(ticket, owner)
         raw = await self._queue.blobs.read(f"batch-{ticket}")
         about = StoredBatch("", _ENDPOINTS[0]) if raw is None else msgspec.msgpack.decode(raw, type=StoredBatch)
         return json_reply(_batch_document(ticket, seen, about))
 
-    async def _look(self, ticket: str) -> TicketStatus:
-        return await self._jobs.look(_known(ticket), PUBLIC)
+    async def _look(self, ticket: str, owner: Owner) -> TicketStatus:
+        return await self._jobs.look(_known(ticket), owner)
 
-    async def _stored(self, name: str) -> StoredFile:
-        raw = await self._queue.blobs.read(name) if name.startswith("file-") and len(name) < 64 else None
+    async def _stored(self, name: str, owner: Owner) -> StoredFile:
+        place = self._jobs.stored.place_of(owner, name)
+        raw = await self._queue.blobs.read(place) if name.startswith("file-") and len(name) < 64 else None
         if raw is None:
             raise NotFound("there is no such file, or it has expired", param="id")
         return msgspec.msgpack.decode(raw, type=StoredFile)

@@ -16,7 +16,6 @@ from aiohttp import web
 from msgspec import structs
 
 from foreseen.errors import BadRequest, ForeseenError, PredictionGone, UnknownPrediction
-from foreseen.proxy.backend.served import PUBLIC
 from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.jobs.batch import Batches
 from foreseen.proxy.jobs.openai_batches import OpenAIBatches
@@ -25,6 +24,8 @@ from foreseen.proxy.jobs.ticket_types import TicketStatus
 from foreseen.proxy.jobs.tickets import BATCH, Jobs
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.queue.records import Batch
+from foreseen.types import Owner
+from foreseen.web.authentication import tenant_of
 from foreseen.web.http import SERVER, expect, infer_reply, json_reply
 
 LONGEST_STREAM_SECONDS = 300.0
@@ -70,12 +71,12 @@ class Predictions:
         prefer = Prefer(request)
         if not prefer.respond_async:
             return None
-        served, options = self._edge.find(ask.model, ask.version), self._ticket_options.of(request, body)
-        ticket = await self._jobs.used(PUBLIC, options) or await self._jobs.submit(served, ask, body, options)
+        served, options = self._edge.find(ask.model, ask.version, ask.tenant), self._ticket_options.of(request, body)
+        ticket = await self._jobs.used(ask.tenant.owner, options) or await self._jobs.submit(served, ask, body, options)
         if ticket is None:
             return None
         self._edge.accepted(ask, ticket.rows, started)
-        if prefer.wait and (await self._jobs.until(ticket.id, PUBLIC, prefer.wait)).state == "succeeded":
+        if prefer.wait and (await self._jobs.until(ticket.id, ask.tenant.owner, prefer.wait)).state == "succeeded":
             return await self._result(request, ticket.id)
         return json_reply(structs.asdict(ticket), 202, accepted(ticket.id))
 
@@ -88,7 +89,7 @@ class Predictions:
         if EVENTS in request.headers.get("Accept", ""):
             return await self._stream(request, ticket)
         prefer = Prefer(request)
-        seen = await self._jobs.until(ticket, PUBLIC, prefer.wait or 0.0)
+        seen = await self._jobs.until(ticket, tenant_of(request).owner, prefer.wait or 0.0)
         _not_expired(seen)
         headers = dict(prefer.applied)
         if not seen.ended:
@@ -105,22 +106,23 @@ class Predictions:
 
     async def cancel_prediction(self, request: web.Request) -> web.StreamResponse:
         """Cancel a prediction that has not ended; how it stands then. Work that others wait for too goes on."""
-        seen = await self._jobs.cancel(request.match_info["id"], PUBLIC)
+        owner = tenant_of(request).owner
+        seen = await self._jobs.cancel(request.match_info["id"], owner)
         _not_expired(seen)
         if seen.model == BATCH and seen.state == "cancelled":
-            await self._batches.cancel(seen.id)
+            await self._batches.cancel(seen.id, owner)
         return json_reply(document(seen))
 
     async def _result(self, request: web.Request, ticket: str, seconds: float = 0.0) -> web.StreamResponse:
-        fetched = await self._jobs.fetch(ticket, PUBLIC, seconds)
+        fetched = await self._jobs.fetch(ticket, tenant_of(request).owner, seconds)
         if isinstance(fetched, Batch):
             return await self._batches.result(request, fetched)
         return infer_reply(fetched.body, fetched.length, fetched.headers)
 
     async def _stream(self, request: web.Request, ticket: str) -> web.StreamResponse:
         """Every state of a prediction from now on, until its end."""
-        known = _last_event(request)
-        seen = await self._jobs.look(ticket, PUBLIC)
+        known, owner = _last_event(request), tenant_of(request).owner
+        seen = await self._jobs.look(ticket, owner)
         if seen.ended and seen.version <= known:
             return web.Response(status=204, headers={"Server": SERVER})  # the standard's way to say: do not come again
         reply = web.StreamResponse(
@@ -128,18 +130,18 @@ class Predictions:
         )
         await reply.prepare(request)
         try:
-            await self._send_states(reply, ticket, known)
+            await self._send_states(reply, ticket, owner, known)
         except ConnectionError:
             return reply  # the reader has left
         await reply.write_eof()
         return reply
 
-    async def _send_states(self, reply: web.StreamResponse, ticket: str, known: int) -> None:
+    async def _send_states(self, reply: web.StreamResponse, ticket: str, owner: Owner, known: int) -> None:
         loop = asyncio.get_running_loop()
         until = loop.time() + LONGEST_STREAM_SECONDS
         while loop.time() < until and not self._jobs.news.closing:
             try:
-                seen = await self._jobs.until(ticket, PUBLIC, min(PING_SECONDS, until - loop.time()), known)
+                seen = await self._jobs.until(ticket, owner, min(PING_SECONDS, until - loop.time()), known)
             except (PredictionGone, UnknownPrediction) as gone:
                 await reply.write(_event("expired", None, {"state": "expired", "error": str(gone), "code": gone.code}))
                 return

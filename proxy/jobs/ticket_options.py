@@ -13,10 +13,11 @@ from aiohttp import web
 from msgspec import structs
 
 from foreseen.errors import BadRequest, WebhookRefused
-from foreseen.proxy.backend.served import PUBLIC
 from foreseen.proxy.jobs.ticket_types import TicketOptions
 from foreseen.proxy.jobs.tickets import Jobs
 from foreseen.queue.targets import Allowed
+from foreseen.tenants.tenant import PUBLIC_TENANT
+from foreseen.web.authentication import tenant_of
 from foreseen.web.caller import caller_of
 from foreseen.web.http import traceparent
 
@@ -72,9 +73,9 @@ class TicketOptionsReader:
         """Raises BadRequest, WebhookRefused."""
         lengths = ",".join(request.headers.getall("Inference-Header-Content-Length", ()))
         parts = (request.path.encode(), lengths.encode(errors="surrogateescape"), body)
-        options = self._jobs.options(PUBLIC, self._webhook(request), _key(request), *parts)
-        # a tenant's name, once there are tenants
-        return structs.replace(options, caller=caller_of(request).address, traceparent=traceparent(request))
+        tenant = tenant_of(request)
+        options = self._jobs.options(tenant.owner, self._webhook(request), _key(request), *parts)
+        return structs.replace(options, caller=sharer_of(request), traceparent=traceparent(request))
 
     def _webhook(self, request: web.Request) -> str | None:
         """The webhook URL of a request, None if it has none. Raises WebhookRefused."""
@@ -86,6 +87,12 @@ class TicketOptionsReader:
         if len(urls) > 1:
             raise WebhookRefused(f"{WEBHOOK}: is given {len(urls)} times")
         return self._webhooks.target(urls[0]).url
+
+
+def sharer_of(request: web.Request) -> str:
+    """What is held to a share of the queue: the request's tenant, or without tenants its address."""
+    tenant = tenant_of(request)
+    return caller_of(request).address if tenant.owner == PUBLIC_TENANT.owner else tenant.name
 
 
 def _key(request: web.Request) -> str | None:

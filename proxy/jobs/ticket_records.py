@@ -17,7 +17,8 @@ from foreseen.queue.queue import Queue
 from foreseen.queue.queue_types import JobView as Stored
 from foreseen.queue.records import Head, Records, Result, Ticket, answers_of
 from foreseen.telemetry.metrics import ProxyMetrics
-from foreseen.types import Answer
+from foreseen.tenants.tenant import PUBLIC_TENANT
+from foreseen.types import Answer, Owner
 
 R = TypeVar("R", bound=Struct)
 
@@ -32,12 +33,16 @@ class TicketRecords:
         self._records = records
         self._metrics = metrics
 
-    def read_id(self, ticket: str, scope: str) -> tuple[bytes, bytes]:
+    def read_id(self, ticket: str, owner: Owner) -> tuple[bytes, bytes]:
         """A ticket's job and nonce. Raises UnknownPrediction."""
-        known = self._records.read_ticket_id(ticket, scope)
+        known = self._records.read_ticket_id(ticket, owner)
         if known is None:
             raise UnknownPrediction("there is no such prediction")
         return known
+
+    def place_of(self, owner: Owner, name: str) -> str:
+        """Where a tenant's file lies in the store: no name leads to another tenant's."""
+        return name if owner == PUBLIC_TENANT.owner else f"{name}-{self._records.once(owner, name).hex()}"
 
     async def see(self, job: bytes, nonce: bytes, *, record: bool = False) -> Stored:
         seen = await self._queue.see(job, nonce, record=record)
@@ -60,13 +65,13 @@ class TicketRecords:
         except EntryError as error:
             raise self.tampered(error) from None
 
-    def open_ticket(self, head: Head, nonce: bytes, scope: str, value: bytes) -> Ticket:
-        """A ticket, verified to belong to this job, nonce and scope. Raises PredictionGone."""
+    def open_ticket(self, head: Head, nonce: bytes, owner: Owner, value: bytes) -> Ticket:
+        """A ticket, verified to belong to this job, nonce and owner. Raises PredictionGone."""
         try:
             ticket = self._records.open(Ticket, value)
         except EntryError as error:
             raise self.tampered(error) from None
-        if (ticket.nonce, ticket.scope) != (nonce, scope) or not ticket.is_of(head):
+        if (ticket.nonce, ticket.owner) != (nonce, owner) or not ticket.is_of(head):
             raise self.tampered(EntryError("identity"))
         return ticket
 

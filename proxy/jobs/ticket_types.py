@@ -19,7 +19,7 @@ class TicketOptions(Struct, frozen=True):
     fingerprint: bytes = b""
     at_once: bool = True
     caller: str | None = None
-    """The caller that is held to a share of the queue: the client's address, until there are tenants."""
+    """The caller that is held to a share of the queue: a tenant, or the client's address without tenants."""
     traceparent: str | None = None
     """The trace context of a batch, which its items have instead of one of their own."""
 

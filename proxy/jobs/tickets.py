@@ -52,7 +52,7 @@ from foreseen.queue.records import (
 )
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.telemetry.spans import Publication
-from foreseen.types import ALL_STEPS, ANY_AGE, Key, Question, RequestOptions, Space, Steps
+from foreseen.types import ALL_STEPS, ANY_AGE, Key, Owner, Question, RequestOptions, Scope, Space, Steps
 from foreseen.web.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES, Heavy
 
 BATCH = ""
@@ -79,7 +79,7 @@ class Jobs:
         self.news = JobNotifications(queue)
         self._queue = queue
         self._records = records
-        self._stored = TicketRecords(queue, records, metrics)
+        self.stored = TicketRecords(queue, records, metrics)
         self._pipeline = pipeline
         self._served = served
         self._purges = purges
@@ -101,15 +101,16 @@ class Jobs:
             raise BadRequest("parameters: binary outputs cannot stand in a line of a batch's result")
         if asked.sequence or "model" not in steps:
             return None
-        space, preparation, preparer = self._in_force(served), served.preparation, served.preparer()
+        scope, owner = ask.tenant.scope, ask.tenant.owner
+        space, preparation, preparer = self._in_force(served, scope), served.preparation, served.preparer()
         limit = OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES
         decoded = asked
         asked, rows = await self.heavy.run(lambda: prepared(decoded, preparer), size, limit)
-        frames, scope = served.framer.frames(rows, asked.parameters), space.scope
+        frames = served.framer.frames(rows, asked.parameters)
         keys = self._pipeline.keyed(space, frames)
         question = Question(space, rows, self._terms(steps, control), asked.parameters)
         if not rows or (options.at_once and await self._is_known(question, keys)):
-            return await self.used(scope, options)  # the same request may have been submitted, and answered, meanwhile
+            return await self.used(owner, options)  # the same request may have been submitted, and answered, meanwhile
         shared = steps == ALL_STEPS and control.age_limits == ANY_AGE
         same = self._records.same(keys) if shared else NEVER_SAME
         unique, places = await self.heavy.run(lambda: distinct(frames), size)
@@ -121,38 +122,38 @@ class Jobs:
                 publication.context,
             )  # fmt: skip
             sealed = seal(Rows(job, unique, places))
-            ticket = seal(Ticket(nonce, scope, sharing or job, asked.output_options, options.once))
+            ticket = seal(Ticket(nonce, owner, sharing or job, asked.output_options, options.once))
             room = len(sealed) + 1024 + len(places) + len(unique) * row_bytes(served.manifest)
-            extras = self.extras(options, nonce, scope)
+            extras = self.extras(options, nonce, owner)
             given = await self._queue.submit(sharing, job, nonce, seal(head), sealed, ticket, len(rows), room, extras)
             if given.nonce != nonce:
-                return await self.promised(given.job, given.nonce, scope, options.once)
-            if given.job == job or self._stored.is_same(given.job, given.head, same):
+                return await self.promised(given.job, given.nonce, owner, options.once)
+            if given.job == job or self.stored.is_same(given.job, given.head, same):
                 publication.end(
                     head, "" if given.job == job else self._records.open_of(Head, given.job, given.head).traceparent
                 )
-                id_ = self._records.ticket_id(given.job, nonce, scope)
+                id_ = self._records.ticket_id(given.job, nonce, owner)
                 return TicketIssued(id_, given.state, head.model, len(rows))
         raise AssertionError("a job that is not shared is new")
 
-    def extras(self, options: TicketOptions, nonce: bytes, scope: str) -> Extras:
+    def extras(self, options: TicketOptions, nonce: bytes, owner: Owner) -> Extras:
         """The part of ticket options that the store keeps, sealed."""
         hook = b""
         if options.webhook is not None:
-            hook = self._records.seal(Hook(nonce, scope, options.webhook))
-        caller = b"" if options.caller is None else self._records.once(scope, options.caller)
+            hook = self._records.seal(Hook(nonce, owner, options.webhook))
+        caller = b"" if options.caller is None else self._records.once(owner, options.caller)
         return Extras(hook, options.batch, options.once, options.fingerprint, caller)
 
-    def options(self, scope: str, webhook: str | None, key: str | None, *request: bytes) -> TicketOptions:
+    def options(self, owner: Owner, webhook: str | None, key: str | None, *request: bytes) -> TicketOptions:
         """The ticket options of a request. `request` are the parts that its idempotency key is bound to."""
         if key is None:
             return TicketOptions(webhook)
         parts = (webhook or "").encode(), *request
         return TicketOptions(
-            webhook, once=self._records.once(scope, key), fingerprint=self._records.fingerprint(*parts)
+            webhook, once=self._records.once(owner, key), fingerprint=self._records.fingerprint(*parts)
         )
 
-    async def used(self, scope: str, options: TicketOptions) -> TicketIssued | None:
+    async def used(self, owner: Owner, options: TicketOptions) -> TicketIssued | None:
         """The ticket of an idempotency key; None if the key is new or its ticket is forgotten.
 
         Raises KeyReused if the key belongs to another request.
@@ -162,86 +163,86 @@ class Jobs:
             return None
         if known[0] != options.fingerprint:
             raise KeyReused("Idempotency-Key: belongs to a request with another body")
-        return await self.promised(known[1], known[2], scope, options.once)
+        return await self.promised(known[1], known[2], owner, options.once)
 
-    async def promised(self, job: bytes, nonce: bytes, scope: str, once: bytes) -> TicketIssued:
+    async def promised(self, job: bytes, nonce: bytes, owner: Owner, once: bytes) -> TicketIssued:
         """The ticket that the store has for an idempotency key, verified to have been made for this key."""
-        seen = await self._stored.see(job, nonce)
-        head = self._stored.open(Head, job, seen.head)
-        if self._stored.open_ticket(head, nonce, scope, seen.ticket).once != once:
-            raise self._stored.tampered(EntryError("identity"))
-        return TicketIssued(self._records.ticket_id(job, nonce, scope), seen.state, head.model, seen.rows)
+        seen = await self.stored.see(job, nonce)
+        head = self.stored.open(Head, job, seen.head)
+        if self.stored.open_ticket(head, nonce, owner, seen.ticket).once != once:
+            raise self.stored.tampered(EntryError("identity"))
+        return TicketIssued(self._records.ticket_id(job, nonce, owner), seen.state, head.model, seen.rows)
 
-    async def look(self, ticket: str, scope: str) -> TicketStatus:
+    async def look(self, ticket: str, owner: Owner) -> TicketStatus:
         """The status of a ticket. Raises UnknownPrediction, PredictionGone, QueueUnavailable."""
-        job, nonce = self._stored.read_id(ticket, scope)
-        seen = await self._stored.see(job, nonce)
-        head = self._stored.open(Head, job, seen.head)
-        self._stored.open_ticket(head, nonce, scope, seen.ticket)
+        job, nonce = self.stored.read_id(ticket, owner)
+        seen = await self.stored.see(job, nonce)
+        head = self.stored.open(Head, job, seen.head)
+        self.stored.open_ticket(head, nonce, owner, seen.ticket)
         failure = None
         if seen.state == "failed":
-            failure = self._stored.open(Failure, job, (await self._stored.see(job, nonce, record=True)).record)
+            failure = self.stored.open(Failure, job, (await self.stored.see(job, nonce, record=True)).record)
         return TicketStatus(
             ticket, seen.state, seen.version, head.model, seen.rows, seen.done, seen.created_at, seen.begun_at,
             seen.ended_at, seen.attempts, failure, seen.unsuccessful,
         )  # fmt: skip
 
-    def read_id(self, ticket: str, scope: str) -> tuple[bytes, bytes]:
+    def read_id(self, ticket: str, owner: Owner) -> tuple[bytes, bytes]:
         """A ticket's job and nonce. Raises UnknownPrediction."""
-        return self._stored.read_id(ticket, scope)
+        return self.stored.read_id(ticket, owner)
 
-    async def until(self, ticket: str, scope: str, seconds: float, version: int | None = None) -> TicketStatus:
+    async def until(self, ticket: str, owner: Owner, seconds: float, version: int | None = None) -> TicketStatus:
         """Wait until a ticket has ended, or has a later version than this; its status then."""
-        job, _ = self._stored.read_id(ticket, scope)
+        job, _ = self.stored.read_id(ticket, owner)
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         with self.news.of(job, end_alone=version is None) as watch:
             while True:
-                seen = await self.look(ticket, scope)
+                seen = await self.look(ticket, owner)
                 left = end - loop.time()
                 if seen.ended or (version is not None and seen.version > version) or left <= 0 or self.news.closing:
                     return seen
                 await watch.wait(left)
 
-    async def fetch(self, ticket: str, scope: str, seconds: float = 0.0) -> Fetched | Batch:
+    async def fetch(self, ticket: str, owner: Owner, seconds: float = 0.0) -> Fetched | Batch:
         """The result of a ticket, as `/infer` would have sent it; of a batch its items. Waits for it, at most so long.
 
         Raises NotFinished, PredictionGone, PredictionCancelled, and what the job failed with.
         """
-        job, nonce = self._stored.read_id(ticket, scope)
+        job, nonce = self.stored.read_id(ticket, owner)
         if not seconds:
-            return await self.fetched(job, nonce, scope, await self._stored.see(job, nonce, record=True))
+            return await self.fetched(job, nonce, owner, await self.stored.see(job, nonce, record=True))
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         with self.news.of(job, end_alone=True) as watch:
             while True:
-                seen = await self._stored.see(job, nonce, record=True)
+                seen = await self.stored.see(job, nonce, record=True)
                 left = end - loop.time()
                 if seen.state not in OPEN_STATES or left <= 0 or self.news.closing:
-                    return await self.fetched(job, nonce, scope, seen)
+                    return await self.fetched(job, nonce, owner, seen)
                 await watch.wait(left)
 
-    async def fetched(self, job: bytes, nonce: bytes, scope: str, seen: Stored) -> Fetched | Batch:
+    async def fetched(self, job: bytes, nonce: bytes, owner: Owner, seen: Stored) -> Fetched | Batch:
         """The same for a ticket that was looked up with its record."""
         if seen.state in OPEN_STATES:
             raise NotFinished(f"the prediction is {seen.state}", retry_after=1)
-        head = self._stored.open(Head, job, seen.head)
-        output_options = self._stored.open_ticket(head, nonce, scope, seen.ticket).output_options
+        head = self.stored.open(Head, job, seen.head)
+        output_options = self.stored.open_ticket(head, nonce, owner, seen.ticket).output_options
         if head.model == BATCH and seen.record is not None:  # a batch's items have ends of their own
-            return self._stored.open(Batch, job, seen.record)
+            return self.stored.open(Batch, job, seen.record)
         match seen.state:
             case "cancelled":
                 raise PredictionCancelled("the prediction was cancelled")
             case "expired":
                 raise PredictionGone("the prediction was not computed in time")
             case "failed":
-                raise Failed(self._stored.open(Failure, job, seen.record))
-        result = self._stored.open(Result, job, seen.record)
+                raise Failed(self.stored.open(Failure, job, seen.record))
+        result = self.stored.open(Result, job, seen.record)
         served = self._served.get(head.model)
         if served is None:
             raise UnknownModel(head.model)
         self._not_purged(head.model, result)
-        answers = self._stored.answers(result)
+        answers = self.stored.answers(result)
         check_renderable(served.manifest, answers)
         now = self._pipeline.tiers.clock()
         predictions, size = [answer.prediction for answer in answers], len(seen.record or b"")
@@ -250,12 +251,12 @@ class Jobs:
         facts = AnswerFacts.of(answers, served, now, requested=not {"near", "far"} & set(head.steps))
         return Fetched(body, length, dict(headers_of(facts.lines())))
 
-    async def cancel(self, ticket: str, scope: str) -> TicketStatus:
+    async def cancel(self, ticket: str, owner: Owner) -> TicketStatus:
         """Cancel a ticket that has not ended, and with its last ticket the job; the status then."""
-        job, nonce = self._stored.read_id(ticket, scope)
+        job, nonce = self.stored.read_id(ticket, owner)
         if not await self._queue.cancel(job, nonce):
             raise PredictionGone("the prediction has expired")
-        return await self.look(ticket, scope)
+        return await self.look(ticket, owner)
 
     async def close(self) -> None:
         await self.news.close()
@@ -283,9 +284,9 @@ class Jobs:
             return False
         return True
 
-    def _in_force(self, served: ServedModel) -> Space:
-        """The model's space at its present generation. Raises ModelUnavailable if that is not known."""
-        space = served.space()
+    def _in_force(self, served: ServedModel, scope: Scope) -> Space:
+        """A scope's space of the model at its present generation. Raises ModelUnavailable if that is not known."""
+        space = served.space(scope)
         generation = self._purges.of(space.model, space.digest)
         if generation is None:
             raise ModelUnavailable("the state store has not been read yet: purges are not known")

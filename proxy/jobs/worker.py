@@ -216,7 +216,7 @@ class JobWorker:
         served = self._served.get(head.model)
         if served is None:
             raise ModelUnavailable(f"model {head.model!r} is not served here")
-        served.space()  # raises ModelUnavailable until the model's digest is known
+        served.space(head.scope)  # raises ModelUnavailable until the model's digest is known
         if head.preparation != served.preparation:
             raise ModelChanged("the model prepares its inputs in another way by now; ask again")
         for at in range(0, len(frames), SLICE_ROWS):
@@ -229,11 +229,11 @@ class JobWorker:
         """The answers to some rows in the space that is in force now; once more where the digest moved."""
         rows = rows_of(frames, served.manifest.model)
         for _ in range(2):
-            space = served.space()
+            space = served.space(head.scope)
             generation = self._purges.of(space.model, space.digest)
             if generation is None:
                 raise QueueUnavailable("the state store has not been read yet")
-            space = Space(head.scope, space.model, space.digest, generation)
+            space = Space(space.scope, space.model, space.digest, generation)
             deadline = asyncio.get_running_loop().time() + ATTEMPT_SECONDS
             options = RequestOptions(deadline, "background", steps_of(head) - {"near"}, traceparent)
             question, keys = Question(space, rows, options, head.parameters), self._pipeline.keyed(space, frames)

@@ -86,7 +86,7 @@ class AnswerCache:
     def find(self, head: RequestHead, body: bytes) -> Lookup:
         """What is known of a body under a head that asks this. One too long to keep is not hashed."""
         if len(body) > self._longest:
-            return Lookup(None, (head.model, head.protocol, head.header_length, True), body, 0)
+            return Lookup(None, _meaning_of_whole(head), body, 0)
         find_id = FIND_ID.get(head.protocol)
         start, own = (0, None) if find_id is None else find_id(body, head.header_length)
         length = head.header_length
@@ -95,7 +95,9 @@ class AnswerCache:
         else:
             text = body[:start] + body[start + len(own) :]
             length = length and length - len(own)
-        meaning, hashed = (head.model, head.protocol, length, own is None), xxh3_64_intdigest(text)
+        tenant = head.tenant
+        meaning = head.model, head.protocol, length, own is None, tenant.scope
+        hashed = xxh3_64_intdigest(text, tenant.seed)
         entry = self._bodies.get(hashed)
         if entry is not None and (entry.meaning != meaning or entry.text != text):
             entry = None
@@ -106,8 +108,8 @@ class AnswerCache:
         start = b"".join(piece[:START_BYTES] for piece in pieces[:2])[:START_BYTES]
         if len(start) < START_BYTES:
             return None
-        meaning, hashed = (head.model, head.protocol, head.header_length, True), xxh3_64_intdigest(start)
-        entry = self.memory.large.get((meaning, length, hashed))
+        meaning = _meaning_of_whole(head)
+        entry = self.memory.large.get((meaning, length, xxh3_64_intdigest(start)))
         if entry is None:
             return None
         at, text = 0, entry.text
@@ -235,3 +237,8 @@ def rendered_before(entry: CachedBody, predictions: Sequence[Prediction]) -> Ren
         for one, other in zip(own, predictions, strict=True)
     )
     return entry.rendered if same else None
+
+
+def _meaning_of_whole(head: RequestHead) -> Meaning:
+    """What a head makes of a body of which nothing is cut out."""
+    return head.model, head.protocol, head.header_length, True, head.tenant.scope

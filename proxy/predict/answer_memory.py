@@ -19,7 +19,7 @@ from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.dialects.decode import DecodedRequest
 from foreseen.proxy.predict.dialects.render import RenderedBody
-from foreseen.types import Key, Prediction, Row, Space
+from foreseen.types import Key, Prediction, Row, Scope, Space
 
 BODY_OVERHEAD_BYTES, REQUEST_OVERHEAD_BYTES = 1500, 800
 ROW_BYTES = 400
@@ -34,9 +34,9 @@ TEMPLATES_SHARE = 16
 MAX_HASHES = 32_768
 """Hashes of what came once."""
 
-Meaning = tuple[str, str, int | None, bool]
-"""What a head makes of a body: model, protocol, length of the JSON part, whether no id was cut out. Whatever else of a
-head decides about an answer (a caller's scope) has to stand here."""
+Meaning = tuple[str, str, int | None, bool, Scope]
+"""What a head makes of a body: model, protocol, length of the JSON part, whether no id was cut out, and the tenant's
+scope. Whatever else of a head decides about an answer has to stand here."""
 Start = tuple[Meaning, int, int]
 
 

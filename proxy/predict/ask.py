@@ -7,6 +7,7 @@ from typing import Literal
 from msgspec import Struct
 
 from foreseen.proxy.cache.freshness import NO_CONTROL, Control
+from foreseen.tenants.tenant import Tenant
 from foreseen.web.caller import Caller
 
 Protocol = Literal[
@@ -22,6 +23,8 @@ class RequestHead(Struct, frozen=True):
     """Empty until the body is there, where that names the model."""
     version: str | None
     protocol: Protocol
+    tenant: Tenant
+    """Who asks. Never left out: it decides in which key space."""
     header_length: int | None = None
     """`Inference-Header-Content-Length`, None where it is absent."""
     seconds: float = 30.0

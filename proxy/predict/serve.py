@@ -19,7 +19,7 @@ from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pipeline import SLICE_ROWS, Pipeline
 from foreseen.proxy.predict.template_answers import TemplateAnswers
 from foreseen.telemetry.metrics import ProxyMetrics
-from foreseen.types import Answer, Key, Question, RequestOptions, Space
+from foreseen.types import Answer, Key, Question, RequestOptions, Scope, Space
 from foreseen.web.heavy import Heavy
 from foreseen.web.limits import network_of
 
@@ -51,9 +51,9 @@ class Server:
         self._observer = observer
         self.heavy = heavy or Heavy()
 
-    def space(self, served: ServedModel) -> Space:
-        """The space in force: of the digest that the process says, in the generation that purges have left."""
-        return self.in_generation(served.space())
+    def space(self, served: ServedModel, scope: Scope) -> Space:
+        """A scope's space in force: of the digest that the process says, in the generation that purges have left."""
+        return self.in_generation(served.space(scope))
 
     def in_generation(self, space: Space) -> Space:
         generation = self.purges.of(space.model, space.digest)
@@ -77,8 +77,9 @@ class Server:
         if decoded.timeout_seconds is not None:
             deadline = min(deadline, asyncio.get_running_loop().time() + decoded.timeout_seconds)
         space, known = prepared.space, True
-        if space is None or not self.in_force(served, space):
-            space = self.space(served)
+        scope = head.tenant.scope
+        if space is None or space.scope != scope or not self.in_force(served, space):
+            space = self.space(served, scope)
             known = self.unknown(space) is None
         past = decoded.sequence or not known
         steps = steps_of(head.control, frozenset(("model",)) if past else served.steps)

@@ -33,7 +33,7 @@ from foreseen.proxy.predict.dialects.reply_skeletons import ReplySkeleton
 from foreseen.proxy.predict.facts import hit_lines
 from foreseen.proxy.predict.response_bytes import Reply, fixed_lines
 from foreseen.proxy.predict.template_rows import Parsed, TemplateRows, rows_of
-from foreseen.types import Key, Prediction, Space
+from foreseen.types import Key, Prediction, Scope, Space
 from foreseen.web.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES
 
 MAX_ROWS = 256
@@ -80,7 +80,7 @@ class TemplateRequest(NamedTuple):
 class InForce(Protocol):
     """What has to be known of spaces."""
 
-    def space(self, served: ServedModel) -> Space: ...
+    def space(self, served: ServedModel, scope: Scope) -> Space: ...
     def in_force(self, served: ServedModel, space: Space) -> bool: ...
 
 
@@ -159,7 +159,7 @@ class TemplateAnswers:
             if hole.tensor is None:
                 timeout_in(text)
         if not self._server.in_force(served, template.space):
-            template.space = self._server.space(served)
+            template.space = self._server.space(served, template.space.scope)
             if not self._server.in_force(served, template.space):  # what was purged is not known
                 return None
         parsed = rows.parsed(slices)

@@ -23,10 +23,10 @@ from foreseen.modelspec.manifest import Manifest, find
 from foreseen.modelspec.prepare import Preparer
 from foreseen.paths import model_socket, state_socket
 from foreseen.proxy.backend.model import ModelProcess
-from foreseen.proxy.backend.served import PUBLIC
 from foreseen.proxy.predict.dialects.decode import decode_v1, decode_v2
 from foreseen.settings import KeySettings
 from foreseen.stores.state import generation_of, read_generations
+from foreseen.tenants.keyring import scope_named
 from foreseen.types import Key, Space
 
 
@@ -48,7 +48,8 @@ def keyed(file: Path, settings: KeySettings) -> list[KeyedRow]:
         asked = decode_v2(body, settings.header_length, manifest)
     rows = _preparer(manifest, settings.data).rows(asked.inputs)
     digest = settings.digest or _digest(manifest, settings.data)
-    space = Space(PUBLIC, manifest.name, digest, _generation(manifest.name, digest, settings.data))
+    scope = scope_named(settings.tenant, settings.keys_file)
+    space = Space(scope, manifest.name, digest, _generation(manifest.name, digest, settings.data))
     own = space_key(read_secret(settings.secret_file or settings.data / "secret"), space)
     frames = Framer(manifest.model).frames(rows, asked.parameters)
     return [KeyedRow(space, read_frame(frame), key_of(own, frame)) for frame in frames]

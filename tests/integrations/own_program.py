@@ -16,6 +16,7 @@ import ray
 
 from foreseen import models
 from foreseen.modelspec.manifest import find
+from foreseen.tenants.tenant import PUBLIC
 from foreseen.warm import Plan, Warmer
 
 
@@ -31,7 +32,7 @@ def main() -> None:
     data, digest, file = sys.argv[1:]
     ray.init(num_cpus=4, log_to_driver=False, include_dashboard=False)  # two actors and readers
     manifest = find("fingerprint", (Path(models.__file__).parent,))
-    plan = Plan(manifest=manifest, digest=digest, data=Path(data), rows_per_second=150)
+    plan = Plan(manifest=manifest, scope=PUBLIC, digest=digest, data=Path(data), rows_per_second=150)
     rows = ray.data.read_parquet(file).repartition(16)  # enough for two
     done = rows.map_batches(Told, fn_constructor_args=(plan,), batch_format="pyarrow", batch_size=50, concurrency=2)
     table = pa.concat_tables(done.iter_batches(batch_size=None, batch_format="pyarrow"))

@@ -28,6 +28,7 @@ from foreseen.modelspec.manifest import find
 from foreseen.paths import model_socket, redis_socket, state_socket
 from foreseen.settings import WarmSettings
 from foreseen.stores.state import generation_of, read_generations
+from foreseen.tenants.tenant import PUBLIC
 from foreseen.warm import Plan, Warmer, plan_for
 from foreseen.warm.checkpoint import Progress
 from foreseen.warm.run.command import Job, Summary
@@ -317,7 +318,9 @@ def test_results_can_be_imported_again(live: Live, tmp_path: Path) -> None:
     keys = table.column("foreseen.key").to_pylist()
     digest = digest_of(live)
     generation = generation_of(read_generations(f"unix://{state_socket(live.data)}"), "fingerprint", digest)
-    warmer = Warmer(Plan(manifest=find("fingerprint", PACKAGED), digest=digest, data=live.data, generation=generation))
+    warmer = Warmer(
+        Plan(manifest=find("fingerprint", PACKAGED), scope=PUBLIC, digest=digest, data=live.data, generation=generation)
+    )
     assert [row["key"] for row in warmer(pa.table({"x": rows})).to_pylist()] == keys
     warmer.close()
     assert counts(warmed(live, tmp_path / "out", outputs=("all",))) == (25, 0, 0, 0)
@@ -482,7 +485,7 @@ def test_the_documented_program_runs(
 
 def test_a_warmer_travels(live: Live) -> None:
     """Pickled, it opens its connections where it arrives; what it carries is no secret."""
-    plan = Plan(manifest=find("fingerprint", PACKAGED), digest=digest_of(live), data=live.data)
+    plan = Plan(manifest=find("fingerprint", PACKAGED), scope=PUBLIC, digest=digest_of(live), data=live.data)
     warmer = Warmer(plan)
     table = pa.table({"x": rows_of(12_900, 5)})
     assert set(warmer(table).column("result").to_pylist()) == {"computed"}

@@ -30,6 +30,7 @@ from foreseen.modelspec.manifest import (
 )
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import array_of_json
+from foreseen.tenants.tenant import PUBLIC
 from foreseen.warm.plan import Plan
 from foreseen.warm.read.arrow import decoded
 from foreseen.warm.read.files import check_columns, files_of
@@ -48,7 +49,7 @@ def plan(*inputs: ClientInput) -> Plan:
         tuple(ModelInput(i.name, i.datatype, i.shape) for i in inputs), (ModelOutput("y", "FP32", (ROWS,)),)
     )
     seen = ClientSignature(inputs, (ClientOutput("y", "FP32", (ROWS,)),))
-    return Plan(manifest=Manifest("m", model, client=seen), digest="ab" * 32)
+    return Plan(manifest=Manifest("m", model, client=seen), scope=PUBLIC, digest="ab" * 32)
 
 
 TEXT = plan(ClientInput("text", "BYTES", (ROWS,)))

@@ -19,12 +19,13 @@ from foreseen.proxy.predict.answer_cache import Lookup
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.pending_request import PendingRequest
 from foreseen.proxy.predict.response_bytes import Reply
+from foreseen.tenants.tenant import PUBLIC_TENANT
 from foreseen.web.caller import Caller
 from foreseen.web.drain import drain
 from foreseen.web.listen import listen
 from foreseen.web.runner import AppRunner
 
-ASK = RequestHead("m", None, "v2")
+ASK = RequestHead("m", None, "v2", PUBLIC_TENANT)
 JSON = "Server: foreseen\r\nContent-Type: application/json\r\n"
 OPENING = b"POST /x HTTP/1.1\r\nHost: h\r\n"
 

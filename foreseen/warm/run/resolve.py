@@ -17,6 +17,7 @@ from foreseen.modelspec.manifest import Manifest, find
 from foreseen.paths import model_socket, state_socket
 from foreseen.settings import WarmSettings
 from foreseen.stores.redis_urls import access_of, master_at
+from foreseen.tenants.keyring import scope_named
 from foreseen.warm.plan import Plan
 from foreseen.warm.read.columns import columns_for, fixed, never_fits
 from foreseen.warm.read.files import DIGEST_COLUMN, File
@@ -52,6 +53,7 @@ def plan_of(settings: WarmSettings) -> tuple[Plan, ResolvedModel]:
         )
     plan = Plan(
         manifest=manifest,
+        scope=scope_named(settings.tenant, settings.keys_file),
         digest=facts.digest,
         data=settings.data,
         secret_file=settings.secret_file,

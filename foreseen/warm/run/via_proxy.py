@@ -36,6 +36,7 @@ from foreseen.modelspec.manifest import (
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of
 from foreseen.protocol.wire import InputTensor
+from foreseen.tenants.tenant import PUBLIC
 from foreseen.types import Array, Output, Prediction
 from foreseen.warm.plan import COMPUTED, FAILED, HIT, IMPORTED, Plan, Warmed
 from foreseen.warm.read.keys import ClientBatch, given_of
@@ -109,7 +110,7 @@ class ViaProxy:
         """Import rows with their given outputs."""
         bad: dict[int, str] = {}
         warmed = Warmed([b""] * batch.num_rows, np.full(batch.num_rows, FAILED, np.int8), bad, {})
-        plan = Plan(manifest=self.manifest, digest=self.digest, outputs=self.outputs)
+        plan = Plan(manifest=self.manifest, scope=PUBLIC, digest=self.digest, outputs=self.outputs)
         outputs, (made_at, seconds) = given_outputs(batch, plan, bad), facts_of(batch)
         alike = all(isinstance(column, np.ndarray) for column in outputs)
         for given in given_of(batch, self.manifest, self.columns, bad):

@@ -11,6 +11,7 @@ from msgspec import Struct
 from foreseen.errors import SetupError
 from foreseen.queue.warm_progress import RESULTS
 from foreseen.settings import WarmSettings
+from foreseen.tenants.tenant import PUBLIC
 from foreseen.warm.plan import FAILED, Plan, Warmed
 from foreseen.warm.read.files import DIGEST_COLUMN, File
 from foreseen.warm.read.reader import Chunk
@@ -105,12 +106,13 @@ def proxy_target_of(settings: WarmSettings) -> tuple[ViaProxy, Plan]:
         raise
     plan = Plan(
         manifest=manifest,
+        scope=PUBLIC,  # the proxy's own matter, like the generation
         digest=through.digest,
         mode="import" if settings.outputs else "compute",
         inputs=through.columns,
         outputs=through.outputs,
         rows_per_second=settings.rows_per_second,
-        generation=0,  # the proxy's own matter
+        generation=0,
     )
     return through, plan
 

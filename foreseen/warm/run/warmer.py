@@ -34,7 +34,7 @@ from foreseen.paths import model_socket, redis_socket
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of
 from foreseen.types import Key, Output, Prediction, Row, Space
-from foreseen.warm.plan import COMPUTED, FAILED, HIT, PUBLIC, Plan, Warmed
+from foreseen.warm.plan import COMPUTED, FAILED, HIT, Plan, Warmed
 from foreseen.warm.read.keys import KeyedBatch, Keyer, given_of
 from foreseen.warm.run.client import V2Client
 from foreseen.warm.run.generation import SpaceGenerations
@@ -179,7 +179,7 @@ class _Open:
 
     def _keyer(self, generation: int) -> Keyer:
         manifest = self._plan.manifest
-        space = Space(PUBLIC, manifest.name, self._plan.digest, generation)
+        space = Space(self._plan.scope, manifest.name, self._plan.digest, generation)
         return Keyer(manifest, self._preparer, space_key(self._root, space))
 
     def imported(self, batch: pa.RecordBatch) -> Warmed:

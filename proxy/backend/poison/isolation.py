@@ -18,8 +18,10 @@ from foreseen.errors import FarError
 from foreseen.keys.key import key_of, space_key
 from foreseen.proxy.cache.lease import LEASE_SECONDS, Lease, LeaseTier
 from foreseen.telemetry.metrics import ProxyMetrics
-from foreseen.types import Key, Space
+from foreseen.types import Key, Scope, Space
 
+_TRIAL = Scope("trial")
+"""Of locks, not of entries: what is isolated here is a process that all tenants share."""
 PAUSE_SECONDS = (0.01, 0.05)
 """Between two attempts to get the lease."""
 
@@ -45,7 +47,7 @@ class IsolationLock:
         lease = Lease(self._far, LEASE_SECONDS, math.inf, self._metrics)
         extending: asyncio.Task[None] | None = None
         try:
-            await self._until_ours(lease, key_of(space_key(self._root, Space("trial", model, "")), b""))
+            await self._until_ours(lease, key_of(space_key(self._root, Space(_TRIAL, model, "")), b""))
             extending = asyncio.create_task(lease.extend_until_released())
             yield
         finally:

@@ -38,9 +38,9 @@ class WebhookPayloads:
         except EntryError as error:
             log.error("state store: a webhook record does not verify", reason=error.reason)
             return None
-        ticket = self._records.ticket_id(claimed.job, claimed.nonce, hook.scope)
+        ticket = self._records.ticket_id(claimed.job, claimed.nonce, hook.owner)
         try:
-            status = await self._jobs.look(ticket, hook.scope)
+            status = await self._jobs.look(ticket, hook.owner)
         except (PredictionGone, UnknownPrediction):
             return None
         return event(hook.url, status) if status.ended else None

@@ -25,11 +25,12 @@ from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.response_bytes import Reply, reply_head
 from foreseen.proxy.predict.serve import Server
 from foreseen.telemetry.metrics import ProxyMetrics
+from foreseen.tenants.tenant import PUBLIC_TENANT
 from foreseen.types import ALL_STEPS, Space, Steps
 from tests.doubles import DIGEST, DictFar, ScriptedModel, pipeline
 from tests.proxy.predict.test_decode_render import manifest
 
-ASK = RequestHead("m", None, "v2", seconds=20)
+ASK = RequestHead("m", None, "v2", PUBLIC_TENANT, seconds=20)
 
 
 class Plain:
@@ -50,8 +51,8 @@ class Plain:
     def facts(self) -> Space:
         return self.space()
 
-    def space(self) -> Space:
-        return Space("public", "m", self.model.digest)
+    def space(self, scope: str = "public") -> Space:
+        return Space(scope, "m", self.model.digest)
 
     def preparer(self) -> Preparer:
         return self.own
@@ -160,7 +161,7 @@ async def test_every_request_has_its_own_deadline() -> None:
     await system.known(body((4, 2)))
     system.far.values.clear()
     system.model.gate.clear()
-    first = system.ask(body((4, 2)), RequestHead("m", None, "v2", seconds=0.02))
+    first = system.ask(body((4, 2)), RequestHead("m", None, "v2", PUBLIC_TENANT, seconds=0.02))
     second = system.ask(body((4, 2)))
     assert (await first).startswith("HTTP/1.1 504 ")
     assert not second.done()
@@ -296,7 +297,7 @@ async def test_a_cached_reply_goes_to_requests_that_aiohttp_reads_too() -> None:
     assert "Server-Timing: shortcut\r\n" in fast
     assert '"id":"mine"' in fast
     assert system.counted("foreseen_requests_total", model="m", protocol="v2", code="200") == 5
-    no_cache = RequestHead("m", None, "v2", seconds=20, control=control_of("no-cache"))
+    no_cache = RequestHead("m", None, "v2", PUBLIC_TENANT, seconds=20, control=control_of("no-cache"))
     deadline = asyncio.get_running_loop().time() + 20
     asked = await system.responder.answer(no_cache, body((4, 2), own="mine"), time.perf_counter(), deadline)
     assert status(text_of(asked)) == "foreseen;fwd=request"
@@ -343,5 +344,5 @@ async def test_another_version_of_a_known_body_is_refused() -> None:
     """A cached reply is for a model and version that are served."""
     system = System(near_bytes=100_000)
     await system.known(body((4, 2)))
-    assert (await system.ask(body((4, 2)), RequestHead("m", "9", "v2"))).startswith("HTTP/1.1 404 ")
-    assert (await system.ask(body((4, 2)), RequestHead("m", "1", "v2"))).startswith("HTTP/1.1 200 ")
+    assert (await system.ask(body((4, 2)), RequestHead("m", "9", "v2", PUBLIC_TENANT))).startswith("HTTP/1.1 404 ")
+    assert (await system.ask(body((4, 2)), RequestHead("m", "1", "v2", PUBLIC_TENANT))).startswith("HTTP/1.1 200 ")

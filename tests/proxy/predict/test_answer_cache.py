@@ -21,6 +21,7 @@ from foreseen.proxy.predict.answer_memory import MAX_HASHES, CachedBody, Prepare
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.dialects import codecs
 from foreseen.proxy.predict.dialects.decode import DecodedRequest, decode_v1, decode_v2
+from foreseen.tenants.tenant import PUBLIC_TENANT
 from foreseen.types import Prediction, Space
 from tests.collisions import chosen_pair, second_preimage
 from tests.doubles import numbered, predicted
@@ -55,7 +56,7 @@ class Purged:
         return self.generation
 
 
-V2, V1 = RequestHead("m", None, "v2"), RequestHead("m", None, "v1")
+V2, V1 = RequestHead("m", None, "v2", PUBLIC_TENANT), RequestHead("m", None, "v1", PUBLIC_TENANT)
 SERVED = Served()
 PREPARER = Preparer(ONE, {})
 DATA = [[1, 2], [3, 4]]
@@ -103,15 +104,15 @@ def test_what_a_body_means_is_part_of_it() -> None:
     """The same bytes for another model, protocol or header length are another question."""
     cache = cache_of(100_000)
     body = np.array(DATA, np.float32).tobytes()
-    assert learn(cache, body, RequestHead("m", None, "v2", 0)) is not None
+    assert learn(cache, body, RequestHead("m", None, "v2", PUBLIC_TENANT, 0)) is not None
     for other in (
-        RequestHead("n", None, "v2", 0),
-        RequestHead("m", None, "v2"),
-        RequestHead("m", None, "v2", 1),
-        RequestHead("m", None, "v1", 0),
+        RequestHead("n", None, "v2", PUBLIC_TENANT, 0),
+        RequestHead("m", None, "v2", PUBLIC_TENANT),
+        RequestHead("m", None, "v2", PUBLIC_TENANT, 1),
+        RequestHead("m", None, "v1", PUBLIC_TENANT, 0),
     ):
         assert cache.find(other, body).entry is None
-    assert cache.find(RequestHead("m", "1", "v2", 0, seconds=1), body).entry is not None
+    assert cache.find(RequestHead("m", "1", "v2", PUBLIC_TENANT, 0, seconds=1), body).entry is not None
 
 
 @pytest.mark.parametrize("recipe", ["chosen", "second"])
@@ -121,7 +122,7 @@ def test_colliding_bodies_are_two(recipe: str) -> None:
     pair = chosen_pair(picture) if recipe == "chosen" else (picture, second_preimage(picture))
     one, other = (tensor.tobytes() for tensor in pair)
     assert xxh3_64_intdigest(one) == xxh3_64_intdigest(other)
-    ask = RequestHead("m", None, "v2", 0)
+    ask = RequestHead("m", None, "v2", PUBLIC_TENANT, 0)
     for first, second in ((one, other), (other, one)):
         cache = cache_of(10**6)
         entry = learn(cache, first, ask)
@@ -210,7 +211,7 @@ def test_a_binary_bodys_id_moves_its_header_length() -> None:
 
     def asking(own: str) -> tuple[RequestHead, bytes]:
         head = orjson.dumps({"id": own, "inputs": [tensor]})
-        return RequestHead("m", None, "v2", len(head)), head + raw
+        return RequestHead("m", None, "v2", PUBLIC_TENANT, len(head)), head + raw
 
     ask, body = asking("first")
     entry = learn(cache, body, ask)
@@ -219,7 +220,7 @@ def test_a_binary_bodys_id_moves_its_header_length() -> None:
     assert cache.find(other, longer).entry is entry
     assert cache.find(ask, longer).entry is None
     bare = orjson.dumps({"inputs": [tensor]})
-    assert cache.find(RequestHead("m", None, "v2", len(bare)), bare + raw).id is None
+    assert cache.find(RequestHead("m", None, "v2", PUBLIC_TENANT, len(bare)), bare + raw).id is None
     options = decode_v2(longer, other.header_length, ONE).output_options
     cache.keep_reply(entry, codecs.render(ONE, [], options), [predicted(n) for n in range(len(KEYS))], SPACE)
     assert cache.reply(entry, 0.0, b"another-one", None).endswith(END_OF_HEAD + render(ONE, [], options)[0])
@@ -234,7 +235,7 @@ def cut(body: bytes, *places: int) -> list[bytes]:
     return [body[start:end] for start, end in zip((0, *places), (*places, len(body)), strict=True)]
 
 
-RAW = RequestHead("m", None, "v2", 0)
+RAW = RequestHead("m", None, "v2", PUBLIC_TENANT, 0)
 
 
 @pytest.mark.parametrize("places", [(), (0,), (1,), (1023, 1024), (500, 200_000), (100_000, 200_000, 319_999)])
@@ -252,10 +253,10 @@ def test_a_large_body_is_found_in_the_pieces_that_it_came_in(places: tuple[int, 
         assert cache.find_large(RAW, cut(other, *places), len(other)) is None
         assert cache.find_large(RAW, cut(other, *places), len(body)) is None
     for ask in (
-        RequestHead("n", None, "v2", 0),
-        RequestHead("m", None, "v1", 0),
-        RequestHead("m", None, "v2"),
-        RequestHead("m", None, "v2", 1),
+        RequestHead("n", None, "v2", PUBLIC_TENANT, 0),
+        RequestHead("m", None, "v1", PUBLIC_TENANT, 0),
+        RequestHead("m", None, "v2", PUBLIC_TENANT),
+        RequestHead("m", None, "v2", PUBLIC_TENANT, 1),
     ):
         assert cache.find_large(ask, cut(body, *places), len(body)) is None
 

@@ -17,9 +17,14 @@ from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.wire_render import render_request
 from foreseen.proxy.cache.freshness import Policy, control_of
 from foreseen.proxy.predict.ask import RequestHead
+from foreseen.tenants.tenant import PUBLIC_TENANT
 from tests.twins import Twins, small_tokenizer
 
-V2, V1, OPENAI = RequestHead("m", None, "v2"), RequestHead("m", None, "v1"), RequestHead("", None, "openai")
+V2, V1, OPENAI = (
+    RequestHead("m", None, "v2", PUBLIC_TENANT),
+    RequestHead("m", None, "v1", PUBLIC_TENANT),
+    RequestHead("", None, "openai", PUBLIC_TENANT),
+)
 
 
 def model(inputs: list[dict[str, Any]], outputs: list[dict[str, Any]], **more: Any) -> Manifest:

@@ -1,0 +1,232 @@
+"""Credentials of a request → the tenant that it is of. Every door of the proxy asks here: HTTP, its fast way, gRPC.
+
+A key is accepted as `Authorization: Bearer`, `X-API-Key` or `api-key`. What a request presents is hashed, and the hash
+is looked up under a random key of this process, so that no timing says how near a guess was.
+
+The keys file is looked at four times a second, by what the path leads to now: an editor's rename, a changed file, and
+the symbolic link that Kubernetes swaps in a mounted Secret are all seen. A file that cannot be read or is wrong changes
+nothing: the tenants of before stay in force, and the log says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+from msgspec import structs
+
+from foreseen.errors import SetupError, Unauthorized
+from foreseen.tenants.keys_file import MAX_FILE_BYTES, KeysFile, parse_keys
+from foreseen.tenants.tenant import PUBLIC, PUBLIC_TENANT, Tenant, own_scope
+from foreseen.types import Owner, Scope
+
+LOOK_SECONDS = 0.25
+INTERNAL_BYTES = 64
+CREDENTIAL_HEADERS = frozenset(("authorization", "x-api-key", "api-key"))
+API_KEYS = ("X-API-Key", "api-key")
+_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="foreseen"'}
+_NOTHING = KeysFile({}, {}, {})
+_INTERNAL = Tenant("foreseen", Scope("internal"), Owner("internal"), seed=1)
+"""The supervisor, which proves that predictions go through."""
+
+log = structlog.get_logger()
+
+Identity = tuple[int, int, int, int, int]
+"""What tells one version of a file from another: device, inode, size, and its two times in nanoseconds."""
+
+
+class Headers(Protocol):
+    """Headers or metadata of a request: aiohttp's, or any `multidict`."""
+
+    def getall(self, key: str, default: Sequence[str]) -> Sequence[str]: ...
+
+
+class PairHeaders:
+    """Headers that came as pairs of name and value: gRPC's metadata."""
+
+    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
+        self._pairs = [(name.lower(), value) for name, value in pairs]
+
+    def getall(self, key: str, default: Sequence[str]) -> Sequence[str]:
+        return [value for name, value in self._pairs if name == key.lower()] or default
+
+
+class Keyring:
+    """The tenants that one process knows, by their credentials."""
+
+    def __init__(
+        self, path: Path | None = None, internal: bytes | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        """`internal` is the supervisor's own credential. Raises SetupError where the file is not as it must be."""
+        self.generation = 0
+        """Of what is in force: it changes with the file, and when a tenant expires."""
+        self._path = path
+        self._clock = clock
+        self._lookup_key = secrets.token_bytes(32)
+        self._internal = None if internal is None else hashlib.sha256(internal).digest()
+        self._file = _NOTHING
+        self._names: dict[bytes, tuple[bytes, str]] = {}
+        self._read: Identity | None = None
+        self._seen: Identity | None = None
+        self._expires_at = float("inf")
+        if path is not None:
+            self._read = self._seen = _identity(path)
+            self._take(self._parsed(path))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether every caller is public, since there is no keys file."""
+        return self._path is None
+
+    def authenticate(self, headers: Headers, subject: str | None = None) -> Tenant:
+        """The tenant of a request. `subject` is that of the connection's verified client certificate; a key in the
+        headers comes before it. Raises Unauthorized."""
+        if self._path is None:
+            return PUBLIC_TENANT
+        given = set(credentials_of(headers))
+        if len(given) > 1:
+            raise Unauthorized("the request carries several different keys", headers=_CHALLENGE)
+        if given:
+            return self._in_force(self._by_key(given.pop()))
+        name = None if subject is None else self._file.by_subject.get(subject)
+        if name is None:
+            raise Unauthorized("this needs a key: Authorization: Bearer, X-API-Key or api-key", headers=_CHALLENGE)
+        return structs.replace(self._in_force(self._file.tenants[name]), subject=subject)
+
+    def named(self, name: str) -> Tenant | None:
+        """A tenant by its name, for operators; None where the file has none."""
+        return self._file.tenants.get(name)
+
+    async def follow(self) -> None:
+        """Keep up with the file, and with tenants that expire."""
+        while self._path is not None:
+            await asyncio.sleep(LOOK_SECONDS)
+            self.look(self._path)
+
+    def look(self, path: Path) -> None:
+        """One look at the file. A changed one is read at the second look that finds it the same, so that no file is
+        read that is being written."""
+        if self._clock() >= self._expires_at:
+            self._renew(self._file)
+        now = _identity(path)
+        if now == self._read:
+            return
+        if now != self._seen:
+            self._seen = now
+            return
+        self._read = now
+        try:
+            file = self._parsed(path)
+        except SetupError as error:
+            log.error("keys file not taken; the tenants of before stay", why=str(error))
+            return
+        self._take(file)
+        log.info("keys file read", tenants=len(file.tenants), keys=len(file.by_key), generation=self.generation)
+
+    def _by_key(self, given: str) -> Tenant | None:
+        digest = hashlib.sha256(given.encode(errors="surrogateescape")).digest()
+        if self._internal is not None and hmac.compare_digest(digest, self._internal):
+            return structs.replace(_INTERNAL, generation=self.generation)
+        stored, name = self._names.get(self._place(digest), (b"", ""))
+        return self._file.tenants[name] if hmac.compare_digest(stored, digest) else None
+
+    def _in_force(self, tenant: Tenant | None) -> Tenant:
+        if tenant is None:
+            raise Unauthorized("the key is not known here, or was revoked", headers=_CHALLENGE)
+        if tenant.expires_at is not None and self._clock() >= tenant.expires_at:
+            raise Unauthorized("the key has expired", headers=_CHALLENGE)
+        return tenant
+
+    def _place(self, digest: bytes) -> bytes:
+        """Where a hash is looked up: nothing that a caller could work out."""
+        return hmac.digest(self._lookup_key, digest, "sha256")
+
+    def _parsed(self, path: Path) -> KeysFile:
+        """Raises SetupError that names the file."""
+        try:
+            with path.open("rb") as file:
+                return parse_keys(file.read(MAX_FILE_BYTES + 1))
+        except OSError as error:
+            raise SetupError(f"--keys-file {path}: {error.strerror}") from None
+        except SetupError as error:
+            raise SetupError(f"{path}: {error}") from None
+
+    def _take(self, file: KeysFile) -> None:
+        self._names = {self._place(digest): (digest, name) for digest, name in file.by_key.items()}
+        self._renew(file)
+
+    def _renew(self, file: KeysFile) -> None:
+        """A new generation: nothing that was learned before is used any more."""
+        self.generation += 1
+        tenants = {name: structs.replace(tenant, generation=self.generation) for name, tenant in file.tenants.items()}
+        self._file = structs.replace(file, tenants=tenants)
+        now = self._clock()
+        ends = [one.expires_at for one in tenants.values() if one.expires_at is not None and one.expires_at > now]
+        self._expires_at = min(ends, default=float("inf"))
+
+
+def credentials_of(headers: Headers) -> list[str]:
+    """The keys that a request presents. A scheme other than Bearer presents none."""
+    found = []
+    for value in headers.getall("Authorization", ()):
+        scheme, _, given = value.strip().partition(" ")
+        if scheme.lower() == "bearer":
+            found.append(given.strip())
+    for name in API_KEYS:
+        found += [value.strip() for value in headers.getall(name, ())]
+    return [given for given in found if given]
+
+
+def scope_named(tenant: str | None, keys_file: Path | None) -> Scope:
+    """The scope of a tenant that a command line names, public where it names none. Raises SetupError."""
+    if tenant is None:
+        return PUBLIC
+    if keys_file is None:
+        return own_scope(tenant)
+    found = Keyring(keys_file).named(tenant)
+    if found is None:
+        raise SetupError(f"--tenant {tenant}: {keys_file} has no such tenant")
+    return found.scope
+
+
+def internal_credential(descriptor: int | None) -> bytes | None:
+    """The supervisor's own credential, in a file without a name that its children inherit: no command line, environment
+    or folder shows it. It may be read again by a child that is started again."""
+    if descriptor is None:
+        return None
+    found = os.pread(descriptor, INTERNAL_BYTES, 0)
+    if len(found) != INTERNAL_BYTES:
+        raise SetupError("the supervisor's credential cannot be read")
+    return found
+
+
+def make_internal_credential() -> tuple[int, str]:
+    """A credential for one run of the supervisor: the descriptor for its children, and the text itself."""
+    text = secrets.token_hex(INTERNAL_BYTES // 2)
+    descriptor = os.memfd_create("foreseen-credential") if hasattr(os, "memfd_create") else _unnamed()
+    os.pwrite(descriptor, text.encode(), 0)
+    return descriptor, text
+
+
+def _unnamed() -> int:
+    """The same where the system has no `memfd_create`."""
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _identity(path: Path) -> Identity | None:
+    """Of the file that a path leads to; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

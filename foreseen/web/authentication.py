@@ -1,0 +1,28 @@
+"""The tenant of a request that aiohttp has read, and the routes that need none."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from foreseen.tenants.keyring import Keyring
+from foreseen.tenants.tenant import Tenant
+
+KEYRING = web.AppKey("foreseen.keyring", Keyring)
+OPEN = ("/", "/v2/health/live", "/v2/health/ready")
+"""Routes that need no key: whether the process lives and is ready."""
+OPEN_ENDINGS = ("/ready",)
+"""The same of one model."""
+_TENANT = web.RequestKey("foreseen.tenant", Tenant)
+
+
+def tenant_of(request: web.Request) -> Tenant:
+    """The tenant of a request; found once. Raises Unauthorized."""
+    known = request.get(_TENANT)
+    if known is None:
+        known = request[_TENANT] = request.app[KEYRING].authenticate(request.headers)
+    return known
+
+
+def is_open(route: str) -> bool:
+    """Whether a route, by its template, needs no key."""
+    return route in OPEN or route.endswith(OPEN_ENDINGS)

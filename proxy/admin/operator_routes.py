@@ -1,0 +1,112 @@
+"""Routes of one model for operators, on the public listener: `explain` and `import`, each for one tenant.
+
+An operator names the tenant in `Foreseen-Tenant`; without it the rows are those of the scope `public`. With its own key
+a tenant may explain its own rows, and import nothing.
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from foreseen.errors import BadRequest, Unauthorized
+from foreseen.proxy.admin.admin import Token, explained
+from foreseen.proxy.admin.explain_rows import explain_request
+from foreseen.proxy.admin.import_rows import import_request
+from foreseen.proxy.backend.served import ServedModel
+from foreseen.proxy.fastpath.responder import Responder
+from foreseen.proxy.predict.ask import Protocol, RequestHead
+from foreseen.proxy.predict.serve import Server
+from foreseen.tenants.tenant import PUBLIC_TENANT, Tenant
+from foreseen.web.authentication import tenant_of
+from foreseen.web.caller import caller_of
+from foreseen.web.http import header_length, json_reply, read_body, traceparent
+
+TENANT = "Foreseen-Tenant"
+"""Names the tenant whose entries an operator asks for."""
+ENDINGS = ("/explain", ":explain", "/import")
+
+
+class OperatorRoutes:
+    """The operators' routes of models, of one proxy process."""
+
+    def __init__(
+        self,
+        server: Server,
+        responder: Responder,
+        token: Token,
+        *,
+        body_seconds: float,
+        deadline_seconds: float,
+    ) -> None:
+        self._server = server
+        self._responder = responder
+        self._token = token
+        self._keyring = responder.keyring
+        self._body_seconds = body_seconds
+        self._deadline_seconds = deadline_seconds
+
+    def add_v2(self, app: web.Application, model: str) -> None:
+        """Add the routes under a model's path."""
+        app.router.add_post(f"{model}/explain", self.explain)
+        app.router.add_post(f"{model}/import", self.import_rows)
+
+    def add_v1(self, app: web.Application, model: str) -> None:
+        """The same for V1."""
+        app.router.add_post(f"{model}:explain", self.v1_explain)
+
+    async def explain(self, request: web.Request) -> web.Response:
+        """Operators only: where the rows of an `/infer` body are, or why they would be misses."""
+        return await self._explain(request, "v2")
+
+    async def v1_explain(self, request: web.Request) -> web.Response:
+        """The same for a `:predict` body."""
+        return await self._explain(request, "v1")
+
+    async def import_rows(self, request: web.Request) -> web.Response:
+        """Operators only: store what a batch run has computed, as `foreseen warm --url --outputs` sends it."""
+        self._token.check(request, "import")
+        tenant = self._named(request)
+        served = self._find(request, tenant)
+        body = await read_body(request, self._body_seconds)
+        rows, had = await import_request(self._server, served, tenant.scope, header_length(request), body)
+        return json_reply({"model": served.manifest.name, "rows": rows, "had": had})
+
+    async def _explain(self, request: web.Request, protocol: Protocol) -> web.Response:
+        tenant = self._explaining(request)
+        served = self._find(request, tenant)
+        body = await read_body(request, self._body_seconds)
+        head = RequestHead(
+            served.manifest.name,
+            request.match_info.get("version"),
+            protocol,
+            tenant,
+            header_length(request) if protocol == "v2" else None,
+            self._deadline_seconds,
+            traceparent=traceparent(request),
+            caller=caller_of(request),
+        )
+        rows = await explain_request(self._server, served, head, body)
+        return json_reply(explained(rows, served.manifest.name, served.space(tenant.scope).digest))
+
+    def _explaining(self, request: web.Request) -> Tenant:
+        """The tenant whose rows are explained: the caller itself, or the one that an operator names."""
+        if not self._keyring.is_open:
+            try:
+                return tenant_of(request)
+            except Unauthorized:
+                pass  # an operator's token is no tenant's key
+        self._token.check(request, "explain")
+        return self._named(request)
+
+    def _named(self, request: web.Request) -> Tenant:
+        """The tenant that an operator names. Raises BadRequest."""
+        names = request.headers.getall(TENANT, ())
+        if not names:
+            return PUBLIC_TENANT
+        found = self._keyring.named(names[0]) if len(names) == 1 else None
+        if found is None:
+            raise BadRequest(f"{TENANT}: must name one tenant of the keys file")
+        return found
+
+    def _find(self, request: web.Request, tenant: Tenant) -> ServedModel:
+        return self._responder.find(request.match_info["model"], request.match_info.get("version"), tenant)

@@ -1,0 +1,285 @@
+"""Several tenants on one system: what is asked, kept and fetched by one is never another's."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.live import Live, started
+from tests.questions import ask_fingerprint, ask_minilm, fingerprint, numbers
+from tests.stories.test_10_first_question import FINGERPRINT, MINILM
+
+seeds = itertools.count(910_000)
+WORKERS = 3
+SHARING = ("pub1", "pub2")
+"""Tenants with `scope = "public"`."""
+TENANTS = ("a", "b", "team1", "team2", *SHARING, "narrow")
+
+
+def key_of(tenant: str) -> dict[str, str]:
+    return {"X-API-Key": f"the key of {tenant}"}
+
+
+def hashed(tenant: str) -> str:
+    return "sha256:" + hashlib.sha256(f"the key of {tenant}".encode()).hexdigest()
+
+
+def keys_text(*left_out: str) -> str:
+    scopes = {"team1": "team", "team2": "team", "pub1": "public", "pub2": "public"}
+    tables = []
+    for name in TENANTS:
+        models, scope = "min*" if name == "narrow" else "*", scopes.get(name, "own")
+        tables.append(f'[tenant.{name}]\nkeys = ["{hashed(name)}"]\nscope = "{scope}"\nmodels = ["{models}"]\n')
+    return "".join(table for name, table in zip(TENANTS, tables, strict=True) if name not in left_out)
+
+
+@pytest.fixture(scope="module")
+def shared(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A system with several workers and tenants; it became ready, so its own first predictions went through."""
+    folder = tmp_path_factory.mktemp("tenants")
+    (folder / "keys.toml").write_text(keys_text())
+    flags = (f"--keys-file={folder / 'keys.toml'}", f"--workers={WORKERS}")
+    with started(built, folder / "data", *flags) as system:
+        yield system
+
+
+def admin(live: Live) -> dict[str, str]:
+    return {"Authorization": f"Bearer {(live.data / 'admin-token').read_text().strip()}"}
+
+
+def get(live: Live, path: str, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
+    return live.ask("GET", path, None, headers)
+
+
+def rows(live: Live, model: str = "fingerprint") -> float:
+    return live.model_metric(model, "foreseen_model_rows_total")
+
+
+def test_one_text_of_two_tenants_is_two_rows_and_of_a_shared_scope_one(shared: Live) -> None:
+    """Each of `a` and `b` has an entry of its own; `team1` and `team2`, and the public ones, share one."""
+    question = ask_fingerprint(numbers(next(seeds)))
+    before = rows(shared)
+    for tenants, more in ((("a",), 1), (("b",), 2), (("team1", "team2"), 3), (SHARING, 4)):
+        for tenant, _ in itertools.product(tenants, range(4)):
+            status, _, body = shared.post(FINGERPRINT, question, key_of(tenant))
+            assert status == 200, body
+        assert rows(shared) - before == more, tenants
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (FINGERPRINT, ask_fingerprint(numbers(1))),
+        ("/v1/models/fingerprint:predict", {"instances": [numbers(1)]}),
+        ("/v1/embeddings", {"model": "minilm", "input": "x"}),
+        ("/v1/files", b""),
+        ("/v2/predictions:batch", b"{}"),
+    ],
+)
+def test_a_request_without_a_key_is_refused_in_its_dialects_form(shared: Live, path: str, body: Any) -> None:
+    """401, with a challenge; nothing of the key that was sent is repeated."""
+    for headers in ({}, {"Authorization": "Bearer geheim"}, {"api-key": "geheim"}, key_of("a") | {"api-key": "geheim"}):
+        status, told, content = shared.post(path, body, headers)
+        assert status == 401
+        assert told["www-authenticate"].startswith("Bearer")
+        document = json.loads(content)
+        said = document["error"] if "/v1/" in path and ":" not in path else document
+        assert said["code"] == "unauthorized"
+        assert b"geheim" not in content
+
+
+def test_a_model_that_is_not_the_tenants_is_403_in_each_dialect(shared: Live) -> None:
+    """Also in a line of a batch, and for its metadata; lists leave it out."""
+    key = key_of("narrow")
+    for path, body in (
+        (FINGERPRINT, ask_fingerprint(numbers(1))),
+        ("/v1/models/fingerprint:predict", {"instances": [numbers(1)]}),
+    ):
+        status, _, content = shared.post(path, body, key)
+        assert (status, json.loads(content)["code"]) == (403, "model_not_allowed")
+    status, _, content = shared.post("/v1/embeddings", {"model": "fingerprint", "input": "x"}, key)
+    assert (status, json.loads(content)["error"]["code"]) == (403, "model_not_allowed")
+    assert get(shared, "/v2/models/fingerprint", key)[0] == 403
+    assert json.loads(get(shared, "/v2/models", key)[2]) == {"models": ["minilm"]}
+    assert [one["id"] for one in json.loads(get(shared, "/v1/models", key)[2])["data"]] == ["minilm"]
+    assert shared.post(MINILM, ask_minilm("of the narrow tenant"), key)[0] == 200
+    line = json.dumps({"model": "fingerprint", **ask_fingerprint(numbers(1))}).encode()
+    _, headers, _ = shared.post("/v2/predictions:batch", line, key)
+    get(shared, headers["location"], key | {"Prefer": "wait=20"})
+    (ended,) = get(shared, f"{headers['location']}/result", key)[2].splitlines()
+    assert json.loads(ended)["error"]["code"] == "model_not_allowed"
+
+
+def test_a_known_head_and_another_body_cannot_reach_a_model_that_is_not_allowed(shared: Live) -> None:
+    """OpenAI's bodies name the model: the head that was learned with an allowed one does not open another."""
+    key = key_of("narrow") | {"Content-Type": "application/json"}
+    allowed = {"model": "minilm", "input": "learned by the narrow tenant"}
+    for _ in range(3 * WORKERS):
+        assert shared.post("/v1/embeddings", allowed, key)[0] == 200
+    for _ in range(3 * WORKERS):
+        assert shared.post("/v1/embeddings", {"model": "fingerprint", "input": "x"}, key)[0] == 403
+
+
+def test_health_is_open_and_metrics_are_for_operators(shared: Live) -> None:
+    """Probes carry no key. A tenant's key does not open the metrics."""
+    for path in ("/", "/v2/health/live", "/v2/health/ready", "/v2/models/minilm/ready"):
+        assert shared.get(path)[0] == 200, path
+    for path in ("/metrics", "/metrics/minilm", "/v2/models", "/v2/models/minilm", "/v2", "/nothing"):
+        assert shared.get(path)[0] == 401, path
+    assert get(shared, "/metrics", key_of("a"))[0] == 401
+    assert get(shared, "/metrics", admin(shared))[0] == 200
+    assert get(shared, "/metrics/minilm", admin(shared))[0] == 200
+
+
+def test_tickets_are_their_tenants_alone(shared: Live) -> None:
+    """Neither look, fetch, stream nor cancel works with another key, also in a shared scope, where the job is one."""
+    for mine, other in (("a", "b"), ("pub1", "pub2")):
+        question = ask_fingerprint(*(numbers(next(seeds)) for _ in range(3)))
+        asked = key_of(mine) | {"Prefer": "respond-async"}
+        status, headers, _ = shared.post(FINGERPRINT, question, asked)
+        assert status == 202
+        place = headers["location"]
+        for path in (place, f"{place}/result"):
+            assert get(shared, path, key_of(other))[0] == 404
+            assert shared.get(path)[0] == 401
+        assert get(shared, place, key_of(other) | {"Accept": "text/event-stream"})[0] == 404
+        assert shared.ask("DELETE", place, None, key_of(other))[0] == 404
+        assert json.loads(get(shared, place, key_of(mine) | {"Prefer": "wait=20"})[2])["state"] == "succeeded"
+        assert get(shared, f"{place}/result", key_of(mine))[0] == 200
+
+
+def test_an_idempotency_key_is_its_tenants(shared: Live) -> None:
+    """The same key of another tenant, with another body, is no conflict and gives no ticket away."""
+    once = {"Idempotency-Key": "order-7", "Prefer": "respond-async"}
+    one, two = (ask_fingerprint(numbers(next(seeds))) for _ in range(2))
+    tickets = [shared.post(FINGERPRINT, body, key_of(name) | once) for name, body in (("a", one), ("b", two))]
+    assert [ticket[0] for ticket in tickets] == [202, 202]
+    again = shared.post(FINGERPRINT, one, key_of("a") | once)
+    assert json.loads(again[2])["id"] == json.loads(tickets[0][2])["id"] != json.loads(tickets[1][2])["id"]
+
+
+def _form(content: bytes) -> tuple[bytes, dict[str, str]]:
+    head = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--x\r\n'
+    head += b'Content-Disposition: form-data; name="file"; filename="f.jsonl"\r\n\r\n'
+    return head + content + b"\r\n--x--\r\n", {"Content-Type": "multipart/form-data; boundary=x"}
+
+
+def test_files_and_batches_are_their_tenants(shared: Live) -> None:
+    """An id that is known to another tenant leads nowhere; a batch of it cannot be made, seen, cancelled or fetched."""
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/embeddings", "body": {"model": "minilm", "input": "of a"}}
+    body, form = _form(json.dumps(line).encode())
+    file = json.loads(shared.post("/v1/files", body, form | key_of("a"))[2])["id"]
+    made = {"input_file_id": file, "endpoint": "/v1/embeddings"}
+    assert shared.post("/v1/batches", made, key_of("b"))[0] == 404
+    for path in (f"/v1/files/{file}", f"/v1/files/{file}/content"):
+        assert get(shared, path, key_of("b"))[0] == 404
+        assert get(shared, path, key_of("a"))[0] == 200
+    assert shared.ask("DELETE", f"/v1/files/{file}", None, key_of("b"))[0] == 404
+    batch = json.loads(shared.post("/v1/batches", made, key_of("a"))[2])
+    ticket = batch["id"].removeprefix("batch_")
+    assert get(shared, f"/v1/batches/{batch['id']}", key_of("b"))[0] == 404
+    assert shared.post(f"/v1/batches/{batch['id']}/cancel", b"", key_of("b"))[0] == 404
+    get(shared, f"/v2/predictions/{ticket}", key_of("a") | {"Prefer": "wait=20"})
+    out = f"/v1/files/file-out_{ticket}/content"
+    assert get(shared, out, key_of("b"))[0] == 404
+    assert b'"status_code":200' in get(shared, out, key_of("a"))[2]
+
+
+def test_explain_and_import_see_one_tenants_entries(shared: Live) -> None:
+    """A tenant explains its own rows; an operator names the tenant, or explains the public scope."""
+    question = ask_fingerprint(numbers(next(seeds)))
+    explain = FINGERPRINT.replace("/infer", "/explain")
+    for _ in range(2 * WORKERS):
+        shared.post(FINGERPRINT, question, key_of("a"))
+
+    def where(headers: dict[str, str]) -> str:
+        status, _, content = shared.post(explain, question, headers)
+        assert status == 200, content
+        return str(json.loads(content)["rows"][0]["where"])
+
+    operator = admin(shared)
+    assert where(key_of("a")) != "nowhere"
+    assert where(operator | {"Foreseen-Tenant": "a"}) != "nowhere"
+    assert where(key_of("b")) == where(operator) == where(operator | {"Foreseen-Tenant": "b"}) == "nowhere"
+    assert shared.post(explain, question, operator | {"Foreseen-Tenant": "nobody"})[0] == 400
+    assert shared.post(explain, question, {"Authorization": "Bearer x"})[0] == 401
+    digest = json.loads(shared.post(explain, question, key_of("a"))[2])["digest"]
+    row = numbers(next(seeds))
+    outputs = json.loads(shared.post(FINGERPRINT, ask_fingerprint(row), key_of("a"))[2])["outputs"]
+    assert outputs[0]["data"] == fingerprint(row)
+    given = [*ask_fingerprint(row)["inputs"], *({**one, "name": f"output.{one['name']}"} for one in outputs)]
+    body = {"inputs": given, "parameters": {"digest": digest}}
+    path = FINGERPRINT.replace("/infer", "/import")
+    assert shared.post(path, body, key_of("b"))[0] == 401
+    status, _, content = shared.post(path, body, operator | {"Foreseen-Tenant": "b"})
+    assert status == 200, content
+    before = rows(shared)
+    assert shared.post(FINGERPRINT, ask_fingerprint(row), key_of("b"))[0] == 200
+    assert rows(shared) == before
+    assert shared.post(FINGERPRINT, ask_fingerprint(row), key_of("team1"))[0] == 200
+    assert rows(shared) == before + 1
+
+
+def test_a_revoked_key_is_refused_by_every_worker_and_no_other_request_fails(shared: Live) -> None:
+    """Within two seconds, while all ask what is known by its bytes; given back, it works again."""
+    file = shared.data.parent / "keys.toml"
+    question = json.dumps(ask_fingerprint(numbers(next(seeds)))).encode()
+    stop, failed, last = threading.Event(), [], {"a": 0.0}
+
+    def ask(tenant: str) -> None:
+        while not stop.is_set():
+            status = shared.post(FINGERPRINT, question, key_of(tenant))[0]
+            if status == 200:
+                last[tenant] = time.monotonic()
+            elif tenant != "a" or status != 401:
+                failed.append((tenant, status))
+
+    threads = [threading.Thread(target=ask, args=(tenant,)) for tenant in ("a", "a", "b", "pub1")]
+    for thread in threads:
+        thread.start()
+    try:
+        while not last.keys() >= {"a", "b", "pub1"}:
+            time.sleep(0.01)
+        beside = file.with_suffix(".new")
+        beside.write_text(keys_text("a"))
+        beside.rename(file)
+        revoked = time.monotonic()
+        while time.monotonic() < max(revoked, last["a"]) + 2.5:
+            time.sleep(0.05)
+        assert last["a"] < revoked + 2.0
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        file.write_text(keys_text())
+    assert failed == []
+    until = time.monotonic() + 20
+    while any(shared.post(FINGERPRINT, question, key_of("a"))[0] != 200 for _ in range(4 * WORKERS)):
+        assert time.monotonic() < until
+
+
+def test_bodies_of_two_tenants_are_two_bodies(shared: Live) -> None:
+    """The same bytes under two keys, and the same head with two bodies, many times and mixed: each has its own answer,
+    in floats and base64."""
+    text = "asked by two tenants again and again"
+    for number in range(24):
+        tenant = ("a", "b", "pub1", "team1")[number % 4]
+        coded = {"encoding_format": "base64"} if number % 3 else {}
+        status, headers, body = shared.post(
+            "/v1/embeddings", {"model": "minilm", "input": text, **coded}, key_of(tenant)
+        )
+        assert status == 200
+        first = json.loads(body)["data"][0]["embedding"]
+        assert isinstance(first, str) == bool(coded)
+        assert not coded or len(base64.b64decode(first)) == 384 * 4
+        if number < 4:
+            assert "miss" in headers["cache-status"]

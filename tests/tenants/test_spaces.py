@@ -1,0 +1,79 @@
+"""Every key space is built with a tenant's scope that is handed in: no module makes one up."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.project.test_project import ROOT
+from tests.project.test_sizes import ROOMS
+
+MAKERS = {"foreseen/tenants/tenant.py", "foreseen/tenants/keyring.py"}
+"""The only modules that make a scope or an owner, but for locks, which hold no entry."""
+LOCKS = {"proxy/backend/poison/isolation.py"}
+HANDED_IN = {"scope", "_TRIAL"}
+"""What the first argument of `Space` may be called: a parameter, or a field of what was handed in."""
+CONSTANTS = {"foreseen/warm/run/via_proxy.py", "foreseen/warm/run/warm_worker.py"}
+"""A batch run through a proxy writes no entry itself: its plan's scope is never used."""
+
+
+def _calls() -> Iterator[tuple[str, ast.Call]]:
+    for room in ROOMS:
+        for path in sorted(room.rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+                    yield str(path.relative_to(ROOT)), node
+
+
+def _name(node: ast.AST) -> str:
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+
+
+def test_every_space_gets_a_scope_that_was_handed_in() -> None:
+    """`Space(...)`: its first argument is a parameter or a field called `scope`, never a text or a constant."""
+    built = [(path, call) for path, call in _calls() if _name(call.func) == "Space"]
+    assert len(built) >= 7
+    for path, call in built:
+        assert call.args, path
+        assert _name(call.args[0]) in HANDED_IN, (path, ast.unparse(call))
+
+
+def test_every_way_to_a_space_names_the_scope() -> None:
+    """`.space(...)` of a model, of the server and of tickets is never called without one."""
+    asked = [(path, call) for path, call in _calls() if _name(call.func) in ("space", "_in_force")]
+    assert len(asked) >= 6
+    for path, call in asked:
+        if path == "foreseen/tenants/keyring.py" or path.startswith("models/"):
+            continue
+        assert len(call.args) >= 1, (path, ast.unparse(call))
+        assert _name(call.args[-1]) == "scope", (path, ast.unparse(call))
+
+
+def test_only_the_tenants_room_makes_scopes_and_owners() -> None:
+    """`Scope("…")` elsewhere would be a key space that no keys file knows."""
+    made = {path for path, call in _calls() if _name(call.func) in ("Scope", "Owner")}
+    assert made == MAKERS | LOCKS
+
+
+def test_the_public_scope_is_named_in_few_places() -> None:
+    """Nothing but the room of tenants, command lines without a tenant and plans of remote runs says `PUBLIC`."""
+    named = set()
+    for room in ROOMS:
+        for path in room.rglob("*.py"):
+            names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
+            if "PUBLIC" in names:
+                named.add(str(path.relative_to(ROOT)))
+    assert named == {"foreseen/tenants/tenant.py", "foreseen/tenants/keys_file.py", *MAKERS, *CONSTANTS}
+
+
+def test_a_head_and_a_plan_cannot_be_made_without_a_tenant() -> None:
+    """Both are required fields: what forgets them does not run."""
+    for path, name, field in (
+        (Path("proxy/predict/ask.py"), "RequestHead", "tenant"),
+        (Path("foreseen/warm/plan.py"), "Plan", "scope"),
+    ):
+        tree = ast.parse((ROOT / path).read_text())
+        (kind,) = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == name]
+        (given,) = [n for n in kind.body if isinstance(n, ast.AnnAssign) and _name(n.target) == field]
+        assert given.value is None, name
