@@ -14,7 +14,7 @@ RUN pip wheel --no-deps --wheel-dir /wheels .
 # Without pip inside: what cannot install cannot be made to.
 RUN python -m venv --without-pip /opt/foreseen
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python /opt/foreseen install "$(echo /wheels/foreseen-*.whl)[proxy,grpc]"
+    pip --python /opt/foreseen install "$(echo /wheels/foreseen-*.whl)[proxy,grpc,otel]"
 RUN /opt/foreseen/bin/python -c "import importlib.util as u, foreseen.proxy.app; assert not u.find_spec('onnxruntime')"
 
 FROM python AS proxy

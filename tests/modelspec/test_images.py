@@ -20,8 +20,8 @@ BUILDER = sorted(
 )
 
 IMAGES = {
-    "proxy": (("foreseen.cli", "foreseen.proxy.app"), ("proxy", "grpc")),
-    "inference on a CPU": (("foreseen.cli", "foreseen.inference.app"), ("cpu",)),
+    "proxy": (("foreseen.cli", "foreseen.proxy.app"), ("proxy", "grpc", "otel")),
+    "inference on a CPU": (("foreseen.cli", "foreseen.inference.app"), ("cpu", "otel")),
     "models": (("foreseen.cli", *BUILDER), ("cpu", "build")),
 }
 """Image → the modules that its commands start from and the extras that it installs."""
