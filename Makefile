@@ -14,6 +14,8 @@ COHERE := .venv-cohere
 INFINITY := .venv-infinity
 TORCH  := .venv-torch
 OTELTAP := .venv-oteltap
+DEPLOY := .venv-deploy
+KSERVE := .venv-kserve
 POSTGRES := $(or $(firstword $(wildcard /usr/lib/postgresql/*/bin/postgres)),/usr/lib/postgresql/15/bin/postgres)
 BIN    := $(VENV)/bin
 DATA   ?= data
@@ -124,6 +126,27 @@ $(OTELTAP)/installed: tests/integrations/oteltap.txt
 test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed $(TORCH)/installed $(OPENAI)/installed $(NPM)/installed $(COHERE)/installed $(INFINITY)/installed $(OTELTAP)/installed ## batch runs by Ray and Airflow, model folders against torch, clients and servers of OpenAI's and rerank APIs, a collector of traces, each in its own environment
 	@$(BIN)/python -m pytest tests/integrations
 
+$(DEPLOY)/installed: tests/deploy/requirements.txt
+	@echo "setup: installing Helm's SDK and Kubernetes' schemas into $(DEPLOY)"
+	@$(PYTHON) -m venv $(DEPLOY)
+	@$(DEPLOY)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+$(KSERVE)/installed: tests/deploy/kserve.txt
+	@echo "setup: installing KServe's Python models into $(KSERVE)"
+	@$(PYTHON) -m venv $(KSERVE)
+	@$(KSERVE)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+build/deploy/node_modules: tests/deploy/package.json
+	@echo "setup: installing schemas of KEDA and the Prometheus operator into build/deploy"
+	@mkdir -p build/deploy && cp $< build/deploy/
+	@cd build/deploy && npm install --silent --no-audit --no-fund
+	@touch $@
+
+test-deploy: setup $(DEPLOY)/installed $(KSERVE)/installed build/deploy/node_modules ## the Helm chart and the KServe files, rendered and checked against schemas and the command line (needs npm)
+	@$(BIN)/python -m pytest tests/deploy
+
 check: lint ## lint, types, import contract and all tests that start no other process: under two minutes, no root
 	@$(BIN)/python -m pytest --in-process
 
@@ -173,6 +196,10 @@ bench-rerank: setup ## a reranker asked directly, through the cache by the pair,
 
 bench-scale: setup ## cost per request and memory per entry as everything grows; near's policy beside LRU and the optimum
 	@$(BIN)/python -m bench.scale
+
+simulate-fleet: setup ## 2 to 64 proxies over Redis Cluster on a real trace of keys, with and without hashing; what ends first (needs Debian's wrk)
+	@$(BIN)/python -c "from tests.models_fixture import built_data; built_data('fingerprint')"
+	@$(BIN)/python -m bench.fleet
 
 bench-antipattern: setup ## a big model behind an online API, alone and behind Foreseen, load raised until each falls over
 	@$(BIN)/python -m bench.antipattern

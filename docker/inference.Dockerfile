@@ -29,6 +29,12 @@ RUN python -m venv /opt/foreseen
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip --python /opt/foreseen install "$(echo /wheels/foreseen-*.whl)[cpu,build]"
 
+FROM wheel AS serving-environment
+# Model process and proxy in one container, which `foreseen up` supervises: a KServe runtime.
+RUN python -m venv --without-pip /opt/foreseen
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip --python /opt/foreseen install "$(echo /wheels/foreseen-*.whl)[up,otel]"
+
 FROM python AS runtime
 # A fresh named volume takes the owner of the folder that it is mounted on.
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin foreseen \
@@ -42,6 +48,12 @@ COPY --from=build-environment /opt/foreseen /opt/foreseen
 ENV HOME=/tmp PIP_NO_CACHE_DIR=1 MPLCONFIGDIR=/tmp/matplotlib
 USER 10001:10001
 CMD ["models", "--help"]
+
+FROM runtime AS serving
+COPY --from=serving-environment /opt/foreseen /opt/foreseen
+USER 10001:10001
+EXPOSE 8080
+CMD ["up", "--help"]
 
 FROM runtime AS inference
 COPY --from=environment /opt/foreseen /opt/foreseen

@@ -14,6 +14,7 @@ from foreseen.errors import ForeseenError, SetupError
 from foreseen.logs import fail
 from foreseen.settings import PURGE_TARGETS
 from foreseen.settings.commands import all_settings
+from foreseen.settings.kserve import transformer_flags
 from foreseen.settings.renamed import take_old_names
 
 __all__ = ["app", "main"]
@@ -30,6 +31,7 @@ def main() -> None:
             os.environ.pop(f"FORESEEN_{name.upper()}", None)
     for name in foreign(os.environ):
         del os.environ[name]
+    sys.argv[2:] = transformer_flags(command, sys.argv[2:])
     old = take_old_names(sys.argv, os.environ)
     form = log_form(command)
     for warning in (*old, *misspelt(os.environ, all_settings())):

@@ -358,10 +358,14 @@ def test_dockerfiles_hold_together(services: dict[str, Any], name: str) -> None:
 
 @pytest.mark.parametrize(
     ("path", "extras"),
-    [("docker/proxy.Dockerfile", {"proxy,grpc,otel"}), ("docker/inference.Dockerfile", {"$EXTRA,otel", "cpu,build"})],
+    [
+        ("docker/proxy.Dockerfile", {"proxy,grpc,otel"}),
+        ("docker/inference.Dockerfile", {"$EXTRA,otel", "cpu,build", "up,otel"}),
+    ],
 )
 def test_images_install_their_extras_only(path: str, extras: set[str]) -> None:
-    """The proxy image installs `proxy` and `grpc`, the inference image `cpu` or `gpu`, the builder `build` too."""
+    """The proxy image installs `proxy`, the inference image `cpu` or `gpu`, the builder `cpu` and `build`; both that
+    serve can export traces."""
     runs = " ".join(rest for instruction, rest in dockerfile(path) if instruction == "RUN")
     assert set(re.findall(r"foreseen-\*\.whl\)\[([^]]+)\]", runs)) == extras
 
