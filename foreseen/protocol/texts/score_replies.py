@@ -38,20 +38,21 @@ def best_first(scores: Sequence[float]) -> list[int]:
     return sorted(range(len(scores)), key=lambda at: (-scores[at], at))
 
 
-def rerank_members(scores: list[float], asked: ScoreOptions, version: str) -> dict[str, Any]:
-    """The members of a rerank reply after its id: Cohere's, Jina's, vLLM's and infinity's in one."""
+def rerank_members(scores: list[float], asked: ScoreOptions, version: str, *, plain: bool = False) -> dict[str, Any]:
+    """The members of a rerank reply after its id: Cohere's, Jina's, vLLM's and infinity's in one. `plain`: documents
+    that were strings come back as strings, as infinity sends them; else as objects."""
     order = best_first(scores)[: asked.top_n]
-    results = [{"index": at, "relevance_score": scores[at], **_returned(asked, at)} for at in order]
+    results = [{"index": at, "relevance_score": scores[at], **_returned(asked, at, plain=plain)} for at in order]
     units = math.ceil(len(scores) / UNIT_DOCUMENTS)
     meta = {"api_version": {"version": version}, "billed_units": {"search_units": units}}
     return {"model": asked.model, "results": results, "usage": usage_of(asked), "meta": meta}
 
 
-def _returned(asked: ScoreOptions, at: int) -> dict[str, Any]:
+def _returned(asked: ScoreOptions, at: int, *, plain: bool) -> dict[str, Any]:
     if asked.returned is None:
         return {}
     document = asked.returned[at]
-    return {"document": {"text": document} if type(document) is str else document}
+    return {"document": {"text": document} if type(document) is str and not plain else document}
 
 
 def ranks(scores: list[float], asked: ScoreOptions) -> list[dict[str, Any]]:

@@ -131,8 +131,8 @@ def render_pairs(manifest: Manifest, predictions: Sequence[Prediction], options:
         case "score":
             return identified("list", score_replies.score_members(scores, asked))
         case _:
-            version = "2" if options.protocol == "rerank-v2" else "1"
-            return identified("rerank", score_replies.rerank_members(scores, asked, version))
+            version, plain = "2" if options.protocol == "rerank-v2" else "1", options.protocol == "rerank"
+            return identified("rerank", score_replies.rerank_members(scores, asked, version, plain=plain))
 
 
 def rendered_scores(manifest: Manifest, predictions: Sequence[Prediction], options: OutputOptions) -> Array:

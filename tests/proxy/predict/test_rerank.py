@@ -135,6 +135,8 @@ async def test_what_is_rendered_is_not_in_the_key(asker: Asker) -> None:
     assert reply.cache_status.startswith("foreseen;hit")
     found = {one["index"]: one["document"] for one in reply.document["results"]}
     assert found == {0: objects[0], 1: {"text": DOCUMENTS[1]}}
+    infinity = await asker.rerank(objects, "/rerank", return_documents=True)
+    assert {one["index"]: one["document"] for one in infinity.document["results"]} == dict(enumerate(objects))
     assert len(asker.stub.pairs) == 2
 
 
