@@ -218,3 +218,23 @@ async def test_the_name_of_the_model_is_in_the_key(tmp_path: Path) -> None:
         stub.identity["root"] = "another"
         await asker.front.until(lambda told: told["digest"] != before, SERVED)
         assert (await asker.rerank(["a"], model=NAME)).cache_status.startswith("foreseen;fwd=miss")
+
+
+async def test_a_list_that_is_too_long_is_refused_and_never_split(tmp_path: Path) -> None:
+    """Where the score depends on the neighbours, half a list would be another question."""
+    stub = RerankStub()
+    stub.scores = listwise
+    async with asking(tmp_path / "data", stub) as asker:
+        stub.most = 3
+        reply = await asker.rerank(DOCUMENTS[:4])
+        assert (reply.status, reply.document["error"]["code"]) == (413, "too_large")
+        assert [len(one["documents"]) for one in stub.asked] == [4]
+
+
+async def test_equal_documents_are_sent_once(tmp_path: Path) -> None:
+    """They are one row."""
+    stub = RerankStub()
+    async with asking(tmp_path / "data", stub) as asker:
+        reply = await asker.rerank(["a", "b", "a", "a"])
+        assert [reply.scores[at] for at in range(4)] == each(QUERY, ["a", "b", "a", "a"])
+        assert stub.asked[-1]["documents"] == ["a", "b"]

@@ -137,3 +137,18 @@ async def test_bad_bodies_name_their_field(path: str, body: Any, param: str, tmp
         reply = await asker.post(path, named)
         told = reply.document["error"] if path == "/classify" else reply.document
         assert (reply.status, told["param"]) == (400, param)
+
+
+async def test_info_is_what_teis_clients_read_first(tmp_path: Path) -> None:
+    """Of the one model of texts: its kind, its name there, our digest of it. The vectors of tokens are no other."""
+    for stub, kind in (
+        (RerankStub(), "reranker"),
+        (RerankStub("tei", task="classify"), "classifier"),
+        (RerankStub("tei", task="embed"), "embedding"),
+        (RerankStub("tei", task="sparse"), "embedding"),
+    ):
+        async with asking(tmp_path / f"{stub.kind}-{stub.task}", stub) as asker:
+            info = await asker.front.get("/info")
+            assert (list(info["model_type"]), info["model_id"]) == ([kind], ID)
+            name = (await asker.front.get("/v2/models"))["models"][0]
+            assert info["model_sha"] == (await asker.front.get(f"/v2/models/{name}"))["parameters"]["digest"]
