@@ -20,7 +20,7 @@ from foreseen.modelspec.manifest import Tokenizer as TokenizerStep
 from foreseen.modelspec.normalize import cast, steps_of, texts
 from foreseen.modelspec.rows import mask_lengths
 from foreseen.modelspec.tokens.ascii_words import AsciiWords
-from foreseen.modelspec.tokens.long_texts import LongTexts
+from foreseen.modelspec.tokens.pair_tokens import PairTokens
 from foreseen.modelspec.tokens.text_memo import TextMemo, batches
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of
@@ -52,7 +52,11 @@ class Preparer:
         self.columnar = self._is_columnar()
         self.text_only = self._text_only()
         self._texts = TextMemo()
-        self._whole = LongTexts(self._tokenizers)
+        self._pairs = {
+            spec.name: PairTokens(spec, self._tokenizers[spec.name], self._texts, self._dtype)
+            for spec in manifest.seen.inputs
+            if spec.tokenizer is not None and spec.tokenizer.pair is not None
+        }
 
     def rows(self, inputs: Sequence[InputTensor], most_second: int | None = None) -> Sequence[Row]:
         """The rows of a request. `most_second` cuts the second text of pairs to so many tokens. Raises BadInput naming
@@ -62,7 +66,8 @@ class Preparer:
         """
         arrays = self._arrays(inputs)
         if most_second is not None:
-            self._cut_seconds(arrays, most_second)
+            for pairs in self._pairs.values():
+                arrays[pairs.second] = pairs.cut(arrays[pairs.second], most_second)
         if self.columnar and all(name in arrays for name in self.keyed):
             return Columns([arrays[name] for name in self.keyed])
         cut = self._manifest.model.has_rows
@@ -193,23 +198,13 @@ class Preparer:
             array = step(array)
         return array
 
-    def _cut_seconds(self, arrays: dict[str, Array], most: int) -> None:
-        """Cut the second texts of pairs to so many tokens, where a pair could have more."""
-        for spec in self._inputs.values():
-            step = spec.tokenizer
-            if step is not None and step.pair is not None and most < step.max_tokens:
-                written = texts(arrays[step.pair].ravel(), f"inputs.{step.pair}")
-                cut = np.empty(len(written), object)
-                cut[:] = [text.encode() for text in self._whole.cut(spec.name, written, most)]
-                arrays[step.pair] = cut
-
     def _columns(self, arrays: Mapping[str, Array]) -> dict[str, Column]:
         """Client inputs become model inputs: the row's own tensor of each, unpadded."""
         columns: dict[str, Column] = {}
         for name, array in arrays.items():
             spec = self._inputs[name]
             if spec.tokenizer is not None and spec.tokenizer.pair is not None:
-                columns |= self._pairs(spec, array, arrays[spec.tokenizer.pair])
+                columns |= self._pairs[name].columns(array, arrays[self._pairs[name].second])
             elif spec.tokenizer is not None:
                 columns[spec.tokenizer.ids] = self._tokens(spec, array)
             elif spec.image is not None:
@@ -257,42 +252,6 @@ class Preparer:
         row = known[at] = np.frombuffer(raw, words.dtype)
         self._texts.put((spec.name, text), row)
         return True
-
-    def _pairs(self, spec: ClientInput, queries: Array, documents: Array) -> dict[str, Column]:
-        """Two texts a row → the pair's ids and, where the model takes them, its token types."""
-        assert spec.tokenizer is not None
-        firsts, pairs = queries.ravel().tolist(), list(zip(queries.ravel(), documents.ravel(), strict=True))
-        names = [(spec.name, b"%d:%b%b" % (len(one), one, two)) for one, two in pairs]
-        known = [self._texts.get(name) for name in names]
-        new = [at for at, made in enumerate(known) if made is None]
-        if new:
-            asked = np.array(firsts, object)[new], documents.ravel()[new]
-            for at, made in zip(new, self._encoded_pairs(spec, *asked), strict=True):
-                known[at] = made
-                self._texts.put(names[at], made)
-        columns: dict[str, Column] = {}
-        for index, name in enumerate((spec.tokenizer.ids, spec.tokenizer.types)):
-            if name is not None:
-                columns[name] = [made[index].astype(self._dtype(name)) for made in known if made is not None]
-        return columns
-
-    def _encoded_pairs(self, spec: ClientInput, queries: Array, documents: Array) -> list[Array]:
-        """Ids and token types of every pair, INT64 [2, tokens]. Raises BadInput where a query leaves no room."""
-        assert spec.tokenizer is not None
-        tokenizer = self._tokenizers[spec.name]
-        seconds_of = texts(documents.ravel(), f"inputs.{spec.tokenizer.pair}")
-        pairs = list(zip(_prompted(spec, queries), seconds_of, strict=True))
-        made: list[Array] = []
-        try:
-            for some in batches(range(len(pairs)), [len(one) + len(two) for one, two in pairs]):
-                encoded = tokenizer.encode_batch([pairs[at] for at in some])
-                made += [np.array([one.ids, one.type_ids], np.int64) for one in encoded]
-        except Exception as error:  # noqa: BLE001 -- tokenizers raises plain Exception; only the cut can fail
-            raise BadInput(
-                f"inputs.{spec.name}: a text is too long: with its second text a row has at most "
-                f"{spec.tokenizer.max_tokens} tokens, and only the second is cut ({error})"
-            ) from None
-        return made
 
 
 def _one_per_row(array: Array, spec: ClientInput) -> Array:

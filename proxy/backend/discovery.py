@@ -19,11 +19,11 @@ from msgspec import structs
 from foreseen.errors import SetupError
 from foreseen.modelspec.manifest import UPSTREAM_SCHEMES, Manifest, find, names
 from foreseen.modelspec.manifest.policy import Freshness
-from foreseen.proxy.backend.grpc.quiet_import import import_grpc
+from foreseen.proxy.backend.grpc.late_process import grpc_process
 from foreseen.proxy.backend.poison.isolation import IsolationLock
-from foreseen.proxy.backend.recognise import GRPC, server_at
 from foreseen.proxy.backend.served import WATCH_SECONDS, WATCH_SECONDS_AT_START, ServedModel, id_key_of
 from foreseen.proxy.backend.text_servers.processes import PROCESSES
+from foreseen.proxy.backend.text_servers.recognise import GRPC, server_at
 from foreseen.proxy.backend.text_servers.text_server import TextServer, UpstreamAccess, named, served_name
 from foreseen.proxy.backend.upstream import UpstreamProcess
 from foreseen.proxy.backend.upstream_metadata import UpstreamMetadata, declared_metadata, metadata_of, optional_inputs
@@ -286,22 +286,13 @@ def in_front_of(
         "trials": trials,
     }
     process: UpstreamProcess
+    own = structs.replace(manifest or reported.manifest, upstream=addresses[0])
     if isinstance(server, TextServer):
         servers = [server.sibling(address) for address in addresses]
         process = PROCESSES[server.models[reported.manifest.name].task](reported, servers, **options)
+        own = structs.replace(own, upstream_api=reported.manifest.upstream_api, openai=reported.manifest.openai)
     elif addresses[0].startswith(GRPC):
-        process = _grpc_process(reported, addresses[0], options)
+        process = grpc_process(reported, addresses[0], options)
     else:
         process = UpstreamProcess(reported, addresses[0], **options)
-    own = structs.replace(manifest or reported.manifest, upstream=addresses[0])
-    if isinstance(server, TextServer):
-        own = structs.replace(own, upstream_api=reported.manifest.upstream_api, openai=reported.manifest.openai)
     return ServedModel(own, process, settings.data, policy_of(own.freshness, defaults), id_key_of(settings))
-
-
-def _grpc_process(reported: UpstreamMetadata, address: str, options: dict[str, Any]) -> UpstreamProcess:
-    """A model of a gRPC server; grpcio is imported now. Raises SetupError without its extra."""
-    import_grpc(f"upstream {address}")
-    from foreseen.proxy.backend.grpc.grpc_upstream import GrpcProcess
-
-    return GrpcProcess(reported, address, **options)

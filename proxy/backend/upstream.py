@@ -76,9 +76,8 @@ class UpstreamProcess(ModelProcess):
         super().__init__(own, address, quarantine_seconds=quarantine_seconds, trials=trials)
         self._declared_digest = digest or ""
         self._probing = probe
-        self._probe = self._probe_kind(
-            own.name, self._ask, self._gap, tolerance, compares_members=self._compares_members
-        )
+        members = self._compares_members
+        self._probe = self._probe_kind(own.name, self._ask, self._gap, tolerance, compares_members=members)
         self._base_digest = ""
         self._said_version = ""
         self._binary: bool | None = None
@@ -174,10 +173,8 @@ class UpstreamProcess(ModelProcess):
             self._probe.start(digest, self._signature)
         probed = self._probe.result(digest)
         dependent = probed is not None and probed.independent is False
-        single = self.rows == "together"
-        return ModelFacts(
-            digest, None, row_independent=single or not dependent, identity=self._identity(), rows_why=self.why
-        )
+        free, identity = self.rows == "together" or not dependent, self._identity()
+        return ModelFacts(digest, None, row_independent=free, identity=identity, rows_why=self.why)
 
     def _reported(self, name: str, metadata: dict[str, Any]) -> UpstreamMetadata:
         """A manifest of the operator's may say of a tensor what the metadata leave out, but not otherwise."""

@@ -24,7 +24,7 @@ from foreseen.operate.interpreter import optimized
 from foreseen.operate.scrape import Scrape, scrape
 from foreseen.operate.started import flags_of, url_at
 from foreseen.paths import model_socket
-from foreseen.proxy.backend.recognise import GRPC, grpc_server_at
+from foreseen.proxy.backend.text_servers.recognise import GRPC, grpc_server_at
 from foreseen.proxy.backend.v2_server import Unusable, V2Server
 from foreseen.proxy.tools import doctor_machine as machine
 from foreseen.proxy.tools.doctor_stores import redis, state

@@ -11,7 +11,7 @@ import pytest
 
 from foreseen.errors import SetupError
 from foreseen.proxy.backend.grpc.channel import STATUSES
-from foreseen.proxy.backend.recognise import grpc_server_at
+from foreseen.proxy.backend.text_servers.recognise import grpc_server_at
 from foreseen.proxy.tools.doctor import upstream
 from tests.foreign import Front, fronted
 from tests.grpc_upstream import GrpcForeign, grpc_listening
