@@ -9,6 +9,7 @@ from aiohttp import web
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.predict.ask import Protocol
 from foreseen.proxy.tei_info import tei_info
+from foreseen.web.authentication import tenant_of
 from foreseen.web.http import expect, json_reply
 
 Answer = Callable[[web.Request, Protocol], Awaitable[web.StreamResponse]]
@@ -43,8 +44,9 @@ class TextRoutes:
         app.router.add_get("/info", self.info)
 
     async def info(self, request: web.Request) -> web.StreamResponse:
-        """text-embeddings-inference: what the only text model is. 400 where there are several."""
-        return json_reply(tei_info(self._served))
+        """text-embeddings-inference: what the caller's only model of texts is. 400 where there are several."""
+        tenant = tenant_of(request)
+        return json_reply(tei_info({name: one for name, one in self._served.items() if tenant.may_use(name)}))
 
     async def rerank_v1(self, request: web.Request) -> web.StreamResponse:
         """Jina's, vLLM's and Cohere's (v1) rerank API: documents by their relevance to a query, best first."""

@@ -128,7 +128,7 @@ def decode(head: RequestHead, body: bytes, served: ServedModel) -> DecodedReques
     if scores is None or scores.form not in IDENTIFIED:
         return decoded
     texts = (text for tensor in decoded.inputs for text in tensor.array.ravel().tolist())
-    reply_id = served.reply_id((decoded.parameters, *texts))
+    reply_id = served.reply_id((head.tenant.scope.encode(), decoded.parameters, *texts))
     return structs.replace(decoded, output_options=structs.replace(decoded.output_options, id=reply_id))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 from collections.abc import AsyncIterator
@@ -331,6 +332,29 @@ async def test_cache_control_and_request_ids_work_as_elsewhere(asker: Asker) -> 
     async with aiohttp.ClientSession() as client, client.get(f"{asker.url}/metrics") as reply:
         text = await reply.text()
     assert 'protocol="rerank-v2"' in text
+
+
+async def test_tenants_are_told_apart_in_each_routes_form(tmp_path: Path) -> None:
+    """401 without a key, 403 for another's model, in OpenAI's form or TEI's; an id is of its tenant's question."""
+    tables = [
+        f'[tenant.{name}]\nkeys = ["sha256:{hashlib.sha256(name.encode()).hexdigest()}"]\nmodels = ["{models}"]\n'
+        for name, models in (("all", "*"), ("second", "*"), ("none", "other"))
+    ]
+    (tmp_path / "keys.toml").write_text("".join(tables))
+    body = {"query": QUERY, "documents": ["a"]}
+    async with asking(tmp_path / "data", RerankStub(), keys_file=tmp_path / "keys.toml") as asker:
+        for path in ("/v2/rerank", "/rerank"):
+            refused = await asker.post(path, {**body, "model": NAME})
+            forbidden = await asker.post(path, {**body, "model": NAME}, {"Authorization": "Bearer none"})
+            told = [one.document if path == "/rerank" else one.document["error"] for one in (refused, forbidden)]
+            assert (refused.status, told[0]["code"]) == (401, "unauthorized")
+            assert (forbidden.status, told[1]["code"]) == (403, "model_not_allowed")
+        missing = await asker.post("/rerank", body, {"X-API-Key": "none"})
+        assert (missing.status, missing.document["param"]) == (400, "model")
+        first, second = [await asker.post("/rerank", body, {"X-API-Key": name}) for name in ("all", "second")]
+        assert first.scores == second.scores
+        assert first.document["id"] != second.document["id"]
+        assert len(asker.stub.asked) == 2
 
 
 JSON = st.recursive(
