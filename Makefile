@@ -170,6 +170,10 @@ $(TRITONSERVER)/installed: tests/clients/triton.txt
 
 bench-peers: $(MLSERVER)/installed $(TRITONSERVER)/installed ## what bench-hit measures itself against, each in its own environment
 
+bench: setup ## the headline figures in five minutes, each with its goal; fails where one is missed (needs wrk and nginx-light)
+	@$(BIN)/python -m bench.hit --rounds 3 --seconds 1 --only rows --only texts; hit=$$?; \
+	$(BIN)/python -m bench.miss --rounds 3 --requests 300 --entries 1000 --throughput none; exit $$((hit | $$?))
+
 bench-hit: setup ## a hit beside nginx, a dict, and Triton and MLServer if `make bench-peers` has put them here (needs Debian's wrk and nginx-light)
 	@$(BIN)/python -m bench.hit
 

@@ -236,6 +236,8 @@ class PendingRequest:
         """render, or the body that the same predictions were rendered to before."""
         predictions = [answer.prediction for answer in answers]
         rendered = None if self._entry is None else rendered_before(self._entry, predictions)
+        if rendered is None and self._cut is not None and self._prepared is self._cut.prepared:
+            rendered = self._server.templates.render(self._cut, predictions)
         return rendered or codecs.render(self.served.manifest, predictions, self._decoded.output_options)
 
     def _reply(

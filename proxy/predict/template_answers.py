@@ -73,6 +73,7 @@ class TemplateHit(NamedTuple):
 class TemplateRequest(NamedTuple):
     """A request that near cannot answer by itself: what decoding and preparation would have made of it."""
 
+    template: _Template
     decoded: DecodedRequest
     prepared: PreparedRows
 
@@ -112,7 +113,7 @@ class _Template:
         for hole, text in zip(self.body.holes, slices, strict=True):
             seconds = timeout_in(text) if hole.tensor is None else seconds
         decoded = structs.replace(self.decoded, inputs=inputs, output_options=options, timeout_seconds=seconds)
-        return TemplateRequest(decoded, PreparedRows(self.preparer, rows))
+        return TemplateRequest(self, decoded, PreparedRows(self.preparer, rows))
 
 
 class TemplateAnswers:
@@ -226,9 +227,21 @@ class TemplateAnswers:
         predictions: Sequence[Prediction],
     ) -> None:  # fmt: skip
         """A body that comes for the second time is kept with its reply, as on the normal way."""
-        entry = self._cache.keep(lookup, template.served, *request)
+        entry = self._cache.keep(lookup, template.served, request.decoded, request.prepared)
         if entry is not None:
             self._cache.keep_reply(entry, hit.rendered, predictions, template.space)
+
+    def render(self, request: TemplateRequest, predictions: Sequence[Prediction]) -> RenderedBody | None:
+        """What the predictions of a request that was cut are rendered to; None where the general way renders them."""
+        heads = predictions[0].outputs if predictions else ()
+        if not heads or any(one.outputs != heads for one in predictions):
+            return None
+        skeleton = self._skeleton(request.template, predictions[0], len(predictions))
+        if skeleton is None:
+            return None
+        embedding = request.decoded.output_options.embedding
+        columns = [[fragment(one, form) for one in predictions] for form in skeleton.forms]
+        return skeleton.filled(columns, None if embedding is None else embedding.tokens)
 
     def learn(
         self, served: ServedModel, lookup: Lookup, decoded: DecodedRequest, prepared: PreparedRows,

@@ -41,7 +41,7 @@ def fragment(prediction: Prediction, wanted: Form) -> bytes:
     if way == BASE64:
         return b'"' + base64.b64encode(raw) + b'"'
     head = prediction.outputs[place]
-    flat = json_of_raw(raw, DATATYPES[head.datatype], elements(head.shape), head.name)
+    flat = json_of_raw(raw, DATATYPES[head.datatype], elements(head.shape), f"outputs.{head.name}")
     if way == ELEMENTS:
         return orjson.dumps(flat, option=_NUMPY)[1:-1]
     return orjson.dumps(flat.reshape(head.shape) if head.shape else flat[0], option=_NUMPY)

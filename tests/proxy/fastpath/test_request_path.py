@@ -142,7 +142,7 @@ async def test_the_types_that_carry_a_request_are_those_that_the_docs_list() -> 
     """Known hits, a near hit of a body never seen, a far hit and a miss: objects that are made for one request."""
     carriers, parts = listed("Types that carry a request"), listed("Types of its rows")
     known, made = set[str](), set[type]()
-    for near_bytes, kinds in ((100_000, ("same", "fresh", "unseen", "miss")), (0, ("same", "fresh"))):
+    for near_bytes, kinds in ((100_000, ("same", "fresh", "unseen", "miss", "odd")), (0, ("same", "fresh"))):
         system = System(near_bytes=near_bytes)
         async with connected(system) as line:
             for kind in kinds:
@@ -150,6 +150,7 @@ async def test_the_types_that_carry_a_request_are_those_that_the_docs_list() -> 
                     "same": [body((4, 2))] * 7,
                     "fresh": [body((4, 2), own=f"n{n}") for n in range(7)],
                     "unseen": [body((4, 2), parameters=f'{{"timeout":{10**8 + n}}}') for n in range(7)],
+                    "odd": [body((4 + n, 5), parameters='{"priority":2}') for n in range(7)],
                     "miss": [body((4 + n, 3)) for n in range(7)],
                 }[kind]
                 for one in bodies[:-2]:

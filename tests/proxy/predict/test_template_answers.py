@@ -18,6 +18,7 @@ from foreseen.protocol.wire_render import render_request
 from foreseen.proxy.cache.freshness import Policy, control_of
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.tenants.tenant import PUBLIC_TENANT
+from foreseen.types import Owner, Scope
 from tests.twins import Twins, small_tokenizer
 
 V2, V1, OPENAI = (
@@ -336,3 +337,21 @@ async def test_bodies_that_differ_in_more_than_data_make_few_templates() -> None
     assert memory._template_bytes * 16 <= memory.capacity_bytes
     both.one.cache.close()
     assert (memory.bytes, len(memory.templates)) == (0, 0)
+
+
+async def test_tenants_share_no_template_and_no_row() -> None:
+    """Two scopes ask the same bodies: each has its rows computed, and its templates made, for itself."""
+    both = twins("numbers")
+    others = msgspec.structs.replace(PUBLIC_TENANT, name="other", scope=Scope("other"), owner=Owner("other"), seed=7)
+    other = msgspec.structs.replace(V2, tenant=others)
+    for head in (V2, other, V2, other):
+        rows, hits = both.one.model.rows, both.one.hits
+        await both.ask(head, asked(1))
+        await both.ask(head, asked(2))
+        if both.one.model.rows > rows:
+            assert both.one.model.rows == rows + 2
+            assert both.one.hits == hits
+    assert both.one.model.rows == 4
+    starts = [start for start, _ in both.one.cache.memory.templates]
+    assert len(starts) == len(set(starts)) == 2
+    both.same_counts()
