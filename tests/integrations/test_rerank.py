@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +75,17 @@ def scores(url: str, model: str, documents: list[str], **fields: Any) -> Any:
     return np.array([found[at] for at in range(len(documents))])
 
 
+def probed(front: Live, model: str) -> Any:
+    """A model's parameters once its probe has ended, which takes longer than the start on a loaded machine."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        told = json.loads(front.get(f"/v2/models/{model}")[2])["parameters"]
+        if told["rows_why"] != "not probed":
+            return told
+        time.sleep(0.2)
+    raise AssertionError("the probe has not ended")
+
+
 def test_a_cross_encoder_scores_as_infinity_scores_it(folder: Path, ranking: Live, tmp_path: Path) -> None:
     """One folder, served by us and by infinity on torch: scores and logits agree within 1e-4, and differ from each
     other by far more. In front of infinity every pair is computed once, and its scores are kept as they are."""
@@ -91,7 +103,7 @@ def test_a_cross_encoder_scores_as_infinity_scores_it(folder: Path, ranking: Liv
             assert np.abs(ours - theirs).max() < 1e-4
             assert np.ptp(ours) > 0.1
         with fresh(tmp_path / "data", f"--upstream={address}") as front:
-            told = json.loads(front.get("/v2/models/random--ranker")[2])["parameters"]
+            told = probed(front, "random--ranker")
             assert (told["rows"], told["cached"]) == ("each", True), told
             before = front.metric("foreseen_rows_total", result="model")
             for documents in (DOCUMENTS[:4], DOCUMENTS, DOCUMENTS[::-1]):
