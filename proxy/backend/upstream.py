@@ -142,12 +142,10 @@ class UpstreamProcess(ModelProcess):
                 if status != 200:
                     raise ModelUnavailable(f"model {name!r} is not ready: GET {path}/ready answered {status}")
                 status, content = await self._got(path)
-        except TimeoutError:
-            late = f"GET {path} was not answered in {PROBE_SECONDS:g} seconds"
-            raise ModelUnavailable(f"model {name!r} cannot be reached: {late}") from None
         except (aiohttp.ClientError, OSError) as error:
-            why = f"GET {path} failed ({type(error).__name__})"
-            raise ModelUnavailable(f"model {name!r} cannot be reached: {why}") from None
+            late = isinstance(error, TimeoutError)
+            why = f"was not answered in {PROBE_SECONDS:g} seconds" if late else f"failed ({type(error).__name__})"
+            raise ModelUnavailable(f"model {name!r} cannot be reached: GET {path} {why}") from None
         document = document_of(content) if status == 200 else None
         if document is None and self.declared is None:
             raise ModelUnavailable(f"model {name!r}: GET {path} answered {status} and no metadata")

@@ -71,18 +71,19 @@ class SamplingResponder(TracedResponder):
 
     def begin(
         self, head: RequestHead, body: bytes, reached: Reached, raw: bytes | None = None, lookup: Lookup | None = None,
-        *, started: float = 0.0, deadline: float | None = None, whole: bool = True,
+        **more: Any,
     ) -> bytes | Reply | PendingRequest:  # fmt: skip
-        if not whole:
-            sampled = False  # by `named`, which handlers have called
-        elif raw is None:
-            sampled = self._traces.samples()
-        else:
-            sampled = self._sampled
-        if head.traceparent is None and sampled:
-            head, raw = self._traced(head), None  # a span is of one request: nothing of it is kept
-        self._decided = True
-        return super().begin(head, body, reached, raw, lookup, started=started, deadline=deadline, whole=whole)
+        if more.get("whole", True):  # else it is `answer` that calls this
+            if head.traceparent is None and (self._traces.samples() if raw is None else self._sampled):
+                head, raw = self._traced(head), None  # a span is of one request: nothing of it is kept
+            self._decided = True
+        return super().begin(head, body, reached, raw, lookup, **more)
+
+    async def answer(
+        self, head: RequestHead, body: bytes, started: float = 0.0, deadline: float | None = None
+    ) -> Reply:  # fmt: skip
+        self._decided = deadline is not None  # by `named`, which those that know a deadline have called
+        return await super().answer(head, body, started, deadline)
 
     def named(self, head: RequestHead, body: bytes) -> RequestHead:
         decided, self._decided = self._decided, False
