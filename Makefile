@@ -123,7 +123,7 @@ $(OTELTAP)/installed: tests/integrations/oteltap.txt
 	@$(OTELTAP)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
-test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed $(TORCH)/installed $(OPENAI)/installed $(NPM)/installed $(COHERE)/installed $(INFINITY)/installed $(OTELTAP)/installed ## batch runs by Ray and Airflow, model folders against torch, clients and servers of OpenAI's and rerank APIs, a collector of traces, each in its own environment
+test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed $(TORCH)/installed $(OPENAI)/installed $(NPM)/installed $(COHERE)/installed $(INFINITY)/installed $(OTELTAP)/installed $(KSERVE)/installed $(TRITONSERVER)/installed ## batch runs by Ray and Airflow, model folders against torch, clients and servers of OpenAI's and rerank APIs, a collector of traces, each in its own environment
 	@$(BIN)/python -m pytest tests/integrations
 
 $(DEPLOY)/installed: tests/deploy/requirements.txt
@@ -256,4 +256,4 @@ mutants: setup ## mutation testing of key, entry and flight (about five minutes)
 	@rm -rf mutants && $(BIN)/mutmut run > build/mutants.log 2>&1; $(BIN)/python -m tests.mutants
 
 clean: ## remove the environment and what was built
-	rm -rf $(VENV) $(TRITON) $(MLSERVER) $(TRITONSERVER) $(RAY) $(AIRFLOW) $(TORCH) $(DATA) build *.egg-info
+	rm -rf $(VENV) $(TRITON) $(MLSERVER) $(TRITONSERVER) $(RAY) $(AIRFLOW) $(TORCH) $(KSERVE) $(DATA) build *.egg-info

@@ -21,6 +21,7 @@ async def started_grpc(proxy: Proxy) -> GrpcServer | None:
     import_grpc("--grpc-port")
     from foreseen.proxy.grpc.server import GrpcServer
     from foreseen.proxy.grpc.service import InferenceService
+    from foreseen.proxy.grpc.tickets import GrpcTickets
 
     if settings.fd is None:  # else the supervisor has taken the port for its workers
         reserve(settings.host, settings.grpc_port, "--grpc-port").close()
@@ -31,6 +32,7 @@ async def started_grpc(proxy: Proxy) -> GrpcServer | None:
         gate=proxy.gate,
         bodies=proxy.bodies,
         is_ready=lambda: proxy.status.why_not_ready() is None,
+        tickets=None if proxy.jobs is None else GrpcTickets(proxy.jobs, proxy.responder),
     )
     server = GrpcServer(service, settings, proxy.gate.limits)
     await server.start()

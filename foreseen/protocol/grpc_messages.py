@@ -42,6 +42,7 @@ CONTENTS = {
 _NAME, _VERSION, _ID = 0x0A, 0x12, 0x1A
 """Tags of a request's first fields: each a length and so many bytes."""
 _INT64 = 2**63
+REMEMBERED_BYTES = 64 * 1024
 MAX_ID_BYTES = 127
 """A longer id is part of the body that it stands in."""
 
@@ -55,7 +56,22 @@ class MessageHead(NamedTuple):
     id_start: int
 
 
+_last: tuple[bytes, MessageHead] = (b"", MessageHead("", None, None, 0))
+
+
 def read_head(body: bytes) -> MessageHead:
+    """The head of a message, read once although several ask for it: the last small one is remembered."""
+    global _last  # noqa: PLW0603 - a pair that is replaced as a whole
+    last, head = _last
+    if body is last:
+        return head
+    head = _read_head(body)
+    if len(body) <= REMEMBERED_BYTES:
+        _last = body, head
+    return head
+
+
+def _read_head(body: bytes) -> MessageHead:
     """A request's model and version, without reading all of it where they stand first, as every library writes them.
     Raises BadRequest. (A later field of the same number would win: `parse_request` checks that there is none.)
 
@@ -133,6 +149,14 @@ def render_response(
             datatype = DATATYPES[output.datatype]
             array = array_of_raw(output.raw, datatype, output.shape, f"outputs.{output.name}")
             getattr(tensor.contents, CONTENTS[output.datatype]).extend(array.ravel().tolist())
+    content: bytes = response.SerializeToString()
+    return content
+
+
+def ticket_response(model: str, version: str, ticket: str, state: str) -> bytes:
+    """A `ModelInferResponse` without outputs, for a request that is answered later."""
+    response = message("ModelInferResponse")(model_name=model, model_version=version)
+    _set_values(response.parameters, {"prediction": ticket, "state": state})
     content: bytes = response.SerializeToString()
     return content
 

@@ -7,6 +7,7 @@ trusted proxies. The deadline is the call's own.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -18,9 +19,13 @@ from foreseen.tenants.tenant import Tenant
 from foreseen.web.caller import Caller, address_of
 from foreseen.web.http import TRACEPARENT
 
-_READ = frozenset(("cache-control", "traceparent", "x-request-id", "x-correlation-id", "x-forwarded-for"))
+_READ = frozenset(
+    ("cache-control", "traceparent", "x-request-id", "x-correlation-id", "x-forwarded-for",
+     "prefer", "foreseen-webhook", "idempotency-key")
+)  # fmt: skip
 """The metadata that have a meaning here."""
-_PATH = b"POST /inference.GRPCInferenceService/"
+_PATHS = {name: b"POST /inference.GRPCInferenceService/" + name.encode() for name in ("ModelInfer", "ModelStreamInfer")}
+NO_CREDENTIALS = PairHeaders(())
 
 
 class CallMetadata(NamedTuple):
@@ -36,17 +41,19 @@ class CallMetadata(NamedTuple):
 def read_metadata(given: Iterable[tuple[str, Any]], peer: str, seconds: float | None) -> CallMetadata:
     """A call's metadata; `peer` as gRPC says it."""
     values: dict[str, str] = {}
-    credentials: list[tuple[str, str]] = []
+    credentials: list[tuple[str, str]] | None = None
     for name, value in given:
         if name in _READ and type(value) is str:
             values[name] = f"{values[name]}, {value}" if name in values else value
         elif name in CREDENTIAL_HEADERS and type(value) is str:
-            credentials.append((name, value))
-    return CallMetadata(values, peer, seconds, PairHeaders(credentials))
+            credentials = [*(credentials or ()), (name, value)]
+    return CallMetadata(values, peer, seconds, NO_CREDENTIALS if credentials is None else PairHeaders(credentials))
 
 
-def head_of(call: CallMetadata, method: str, settings: ProxySettings, tenant: Tenant) -> RequestHead:
-    """What a call of `ModelInfer` or `ModelStreamInfer` asks, before its message is read."""
+def head_of(
+    call: CallMetadata, settings: ProxySettings, tenant: Tenant, model: str, version: str | None, caller: Caller
+) -> RequestHead:
+    """What a call of `ModelInfer` or `ModelStreamInfer` asks for."""
     values = call.values
     control, trace = values.get("cache-control"), values.get("traceparent")
     if settings.ignore_client_cache_control:
@@ -55,30 +62,38 @@ def head_of(call: CallMetadata, method: str, settings: ProxySettings, tenant: Te
     if call.seconds is not None:
         seconds = min(call.seconds, settings.longest_deadline_seconds)
     return RequestHead(
-        "",
-        None,
+        model,
+        version,
         "grpc",
         tenant,
         seconds=seconds,
         control=NO_CONTROL if control is None else control_of(control),
-        traceparent=trace if trace is not None and TRACEPARENT.match(trace) else None,
-        caller=caller_of(call, method, settings.forwarded_hops),
+        traceparent=None if trace is None else traceparent_of(call),
+        caller=caller,
     )
+
+
+def traceparent_of(call: CallMetadata) -> str | None:
+    """The W3C trace context of a call, None where there is none or it is malformed."""
+    trace = call.values.get("traceparent")
+    return trace if trace is not None and TRACEPARENT.match(trace) else None
 
 
 def caller_of(call: CallMetadata, method: str, hops: int) -> Caller:
     """The caller of a call, for logs and counts."""
-    values = call.values
+    values, address = call.values, address_in_peer(call.peer)
+    if not values:
+        return Caller(address, _PATHS[method])
     forwarded = [values["x-forwarded-for"]] if hops and "x-forwarded-for" in values else []
     lines = [
         b"\r\n%b: %b" % (name.encode(), values[name].encode("latin-1", "replace"))
         for name in ("x-request-id", "x-correlation-id")
         if name in values
     ]
-    head = b"%b%b%b" % (_PATH, method.encode(), b"".join(lines))
-    return Caller(address_of(address_in_peer(call.peer), forwarded, hops), head)
+    return Caller(address_of(address, forwarded, hops), b"".join((_PATHS[method], *lines)))
 
 
+@lru_cache(4096)
 def address_in_peer(peer: str) -> str:
     """The address in a peer as gRPC says it: `ipv4:127.0.0.1:50000`, `ipv6:%5B::1%5D:50000`, `unix:…`."""
     kind, _, rest = peer.partition(":")

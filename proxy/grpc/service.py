@@ -15,7 +15,6 @@ from typing import Any
 import grpc
 from google.protobuf.json_format import ParseDict
 from grpc import aio
-from msgspec import structs
 
 from foreseen.errors import ForeseenError, UnknownModel
 from foreseen.protocol import grpc_messages as messages
@@ -23,8 +22,16 @@ from foreseen.protocol.open_inference import SERVICE, methods
 from foreseen.proxy import describe
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.fastpath.responder import Responder
-from foreseen.proxy.grpc.call import CallMetadata, address_in_peer, head_of, read_metadata
+from foreseen.proxy.grpc.call import (
+    CallMetadata,
+    address_in_peer,
+    caller_of,
+    head_of,
+    read_metadata,
+    traceparent_of,
+)
 from foreseen.proxy.grpc.status import Status, status_of, trailers_of
+from foreseen.proxy.grpc.tickets import GrpcTickets
 from foreseen.proxy.predict.dialects import codecs
 from foreseen.proxy.predict.response_bytes import Reply, lines_of
 from foreseen.settings import ProxySettings
@@ -36,6 +43,8 @@ from foreseen.web.limits import Gate
 STREAM_WINDOW = 32
 """Requests of one stream that are under way at a time; more are not read until one is answered."""
 
+ANSWERED = (200, 202)
+"""Statuses of replies that are answers, or tickets for them."""
 FREE = ("ServerLive", "ServerReady")
 """Methods that no rate limits, as over HTTP: those who ask them watch over the rest."""
 
@@ -59,12 +68,14 @@ class InferenceService:
         gate: Gate,
         bodies: Bodies,
         is_ready: Callable[[], bool],
+        tickets: GrpcTickets | None = None,
     ) -> None:
         self._served = served
         self._responder = responder
         self._settings = settings
         self._gate = gate
         self._bodies = bodies
+        self._tickets = tickets
         self.is_ready = is_ready
         self.ending = asyncio.Event()
         """From now on streams end when what they have asked is answered."""
@@ -73,7 +84,7 @@ class InferenceService:
         """One request, one answer."""
         call = read_metadata(context.invocation_metadata(), context.peer(), context.time_remaining())
         reply = await self._answered(body, call, "ModelInfer")
-        if reply.status != 200:
+        if reply.status not in ANSWERED:
             await _abort(context, status_of(reply))
         context.set_trailing_metadata(trailers_of(reply))
         return reply.body
@@ -87,7 +98,9 @@ class InferenceService:
             while (begun := await window.get()) is not None:
                 body, task = begun
                 reply = await task
-                answer = messages.stream_response(reply.body) if reply.status == 200 else _stream_error(body, reply)
+                answer = (
+                    messages.stream_response(reply.body) if reply.status in ANSWERED else _stream_error(body, reply)
+                )
                 await context.write(answer)
             ended = await reading
         finally:
@@ -123,19 +136,19 @@ class InferenceService:
     async def _answered(self, body: bytes, call: CallMetadata, method: str) -> Reply:
         """The reply to one message, counted and logged, whatever becomes of it."""
         started, charge, responder = time.perf_counter(), None, self._responder
-        head = head_of(call, method, self._settings, PUBLIC_TENANT)
+        model, caller = "", caller_of(call, method, self._settings.forwarded_hops)
         try:
             model, version, *_ = messages.read_head(body)
-            head = responder.named(structs.replace(head, model=model, version=version), body)
             self.admit(call)
-            head = structs.replace(head, tenant=self.tenant_of(call))
+            head = head_of(call, self._settings, self.tenant_of(call), model, version, caller)
             if len(body) > FREE_BYTES:
                 charge = Charge(self._bodies)
                 charge.grow(len(body))
+            if self._tickets is None or "prefer" not in call.values:
+                return await responder.answer(head, body)
+            return await self._tickets.submit(head, body, call) or await responder.answer(head, body)
         except Exception as error:  # noqa: BLE001 - every error becomes a reply
-            return responder.failed(head.model, "grpc", error, started, head.traceparent, head.caller)
-        try:
-            return await responder.answer(head, body)
+            return responder.failed(model, "grpc", error, started, traceparent_of(call), caller)
         finally:
             if charge is not None:
                 charge.release()

@@ -33,7 +33,12 @@ CODES: Mapping[int, str] = {
 """By the HTTP status of an error; every other one is INTERNAL."""
 NUMBERS: Mapping[str, int] = {"RESOURCE_EXHAUSTED": 8, "UNAVAILABLE": 14}
 """Of the codes that may come with a time to wait."""
-TRAILERS = frozenset(("cache-status", "age", "server-timing", "retry-after", "error-code"))
+TRAILERS: Mapping[str, str] = {
+    name: name.lower()
+    for name in (
+        "Cache-Status", "Age", "Server-Timing", "Retry-After", "Error-Code", "Location", "Preference-Applied"
+    )
+}  # fmt: skip
 """The headers of a reply that have a meaning over gRPC, as trailing metadata."""
 MAX_MESSAGE_CHARACTERS = 1000
 """Clients refuse more than 8 KiB of metadata by default, and a message is percent-encoded."""
@@ -52,7 +57,8 @@ class Status(NamedTuple):
 
 def trailers_of(reply: Reply) -> Metadata:
     """The trailing metadata of a reply."""
-    return tuple([(name, value) for name, value in _lowered(reply) if name in TRAILERS])
+    parted = [line.partition(": ") for line in reply.lines.split("\r\n")]
+    return tuple([(TRAILERS[name], value) for name, _, value in parted if name in TRAILERS])
 
 
 def status_of(reply: Reply) -> Status:
@@ -66,10 +72,6 @@ def status_of(reply: Reply) -> Status:
         pushback = ("grpc-retry-pushback-ms", str(1000 * int(seconds)))
         trailers = (*trailers, pushback, ("grpc-status-details-bin", details))
     return Status(code, message, trailers)
-
-
-def _lowered(reply: Reply) -> list[tuple[str, str]]:
-    return [(name.lower(), value) for name, value in reply.headers()]
 
 
 def _details(code: int, message: str, seconds: int) -> bytes:

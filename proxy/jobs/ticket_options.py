@@ -38,9 +38,11 @@ _KEY = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])+)"|([\x21\x23-\x
 class Prefer:
     """The preferences of a request's `Prefer` that the proxy supports: `respond-async` and `wait`."""
 
-    def __init__(self, request: web.Request) -> None:
+    def __init__(self, request: web.Request | str) -> None:
+        """Of a request's header, or of its value."""
+        text = request if isinstance(request, str) else ", ".join(request.headers.getall("Prefer", ()))
         self.wait: float | None = None
-        asked = _preferences(", ".join(request.headers.getall("Prefer", ())))
+        asked = _preferences(text)
         self.respond_async = asked.get("respond-async") == ""
         if _WAIT.fullmatch(asked.get("wait", "")):
             self.wait = min(float(asked["wait"]), LONGEST_WAIT_SECONDS)

@@ -122,7 +122,7 @@ class Jobs:
                 publication.context,
             )  # fmt: skip
             sealed = seal(Rows(job, unique, places))
-            ticket = seal(Ticket(nonce, owner, sharing or job, asked.output_options, options.once))
+            ticket = seal(Ticket(nonce, owner, sharing or job, codecs.fetched(asked.output_options), options.once))
             room = len(sealed) + 1024 + len(places) + len(unique) * row_bytes(served.manifest)
             extras = self.extras(options, nonce, owner)
             given = await self._queue.submit(sharing, job, nonce, seal(head), sealed, ticket, len(rows), room, extras)

@@ -32,6 +32,8 @@ class Behind:
     url: str
     log: Path
     live: Live
+    grpc: str
+    """The same server's address over gRPC."""
 
     def computed(self) -> tuple[int, int]:
         """Rows that MLServer has computed, and how often the most frequent one."""
@@ -72,7 +74,7 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
         _until_ready(url, process)
         # Every process that serves an upstream probes it once; here the proxy's own probe is counted.
         with fresh(folder / "data", f"--upstream={url}", "--job-workers=0") as live:
-            yield Behind(url, log, live)
+            yield Behind(url, log, live, f"grpc://127.0.0.1:{grpc}")
     finally:
         process.terminate()
         process.wait(30)
@@ -142,3 +144,21 @@ def test_nothing_was_computed_twice(behind: Behind) -> None:
     """Not one row in all of this, the probe's own apart, which are asked alone and in two batches on purpose."""
     behind.live.post(INFER, ask_fingerprint(numbers(1), numbers(44)))
     assert behind.computed()[1] == 3
+
+
+def test_over_grpc_it_is_the_same_server(behind: Behind, tmp_path: Path) -> None:
+    """Found, probed, asked by rows and versioned as over HTTP; what it refuses is refused in its words."""
+    with fresh(tmp_path / "data", f"--upstream={behind.grpc}", "--job-workers=0") as live:
+        while told(live)["parameters"]["rows"] != "each":
+            os.sched_yield()
+        document = told(live)
+        assert document["inputs"] == [{"name": "x", "datatype": "INT64", "shape": [-1, 16]}]
+        assert document["parameters"]["digest_from"] == "version"
+        before, _ = behind.computed()
+        for cache in ("foreseen;fwd=miss;stored", "foreseen;hit"):
+            status, headers, body = live.post(INFER, ask_fingerprint(numbers(71), numbers(72)))
+            assert status == 200
+            assert headers["cache-status"].startswith(cache)
+            for row in (numbers(71), numbers(72)):
+                assert ",".join(map(str, fingerprint(row))).encode() in body
+        assert behind.computed()[0] == before + 2

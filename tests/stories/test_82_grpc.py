@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 
 from foreseen.protocol.open_inference import message
+from tests.grpc_calls import asking
 from tests.grpc_random import ask_at_random, cancel_calls, half_closed, malformed
 from tests.live import Live, started
 from tests.ports import free_port
-from tests.questions import ask_minilm, fingerprint
+from tests.questions import ask_minilm, fingerprint, numbers
 from tests.raw import MINILM, post
 from tests.stories.test_80_unmodified_clients import PYTHON, ROOT
 
@@ -109,6 +110,28 @@ def test_errors_reach_the_clients_user_in_words(grpc_live: GrpcLive) -> None:
     assert "shared memory is not supported" in facts["shared memory"][1]
     assert facts["register"][0] == facts["load"][0] == "StatusCode.UNIMPLEMENTED"
     assert facts["timeout"][0] == facts["deadline"][0] == "StatusCode.DEADLINE_EXCEEDED"
+
+
+def test_a_call_that_prefers_it_gets_a_ticket(grpc_live: GrpcLive) -> None:
+    """Its result is fetched over HTTP; a request whose answer is at hand is answered."""
+    request = asking(numbers(8201), model="fingerprint")
+    with grpc.insecure_channel(f"127.0.0.1:{grpc_live.port}") as channel:
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        prefer = (("prefer", "respond-async"),)
+        body, call = infer.with_call(request.SerializeToString(), metadata=prefer)
+        ticket = message("ModelInferResponse").FromString(body)
+        trailers = dict(call.trailing_metadata())
+        assert trailers["preference-applied"] == "respond-async"
+        assert trailers["location"] == f"/v2/predictions/{ticket.parameters['prediction'].string_param}"
+        status, _, content = grpc_live.live.ask("GET", f"{trailers['location']}/result", None, {"Prefer": "wait=20"})
+        assert status == 200
+        data = next(one for one in json.loads(content)["outputs"] if one["name"] == "digest")["data"]
+        assert data == fingerprint(numbers(8201))
+        waited, _ = infer.with_call(request.SerializeToString(), metadata=(("prefer", "respond-async, wait=5"),))
+        assert message("ModelInferResponse").FromString(waited).outputs
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(request.SerializeToString(), metadata=(*prefer, ("foreseen-webhook", "https://a.example")))
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_streams_answer_in_order(grpc_live: GrpcLive) -> None:

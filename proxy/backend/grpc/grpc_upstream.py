@@ -37,11 +37,12 @@ class GrpcV2Server(V2Server):
 
     async def listed(self) -> list[str]:
         """Its repository index. Raises Unusable."""
-        asked = await self._described("RepositoryIndex", ready=True)
+        asked = await self._described("RepositoryIndex")
         if asked.reply is None:
             fix = "this server does not list its models: name them, --model NAME"
             raise Unusable("lists-nothing", f"RepositoryIndex ended {asked.said}", fix)
-        found = [one.name for one in asked.reply.models if one.state in ("", "READY")]
+        # MLServer says `State.READY`.
+        found = [one.name for one in asked.reply.models if one.state.rpartition(".")[2] in ("", "READY")]
         if not found:
             fix = "load a model there; it is asked again every few seconds"
             raise Unusable("lists-nothing", "RepositoryIndex names no model that is ready", fix)

@@ -180,6 +180,11 @@ def error_body(protocol: str, error: ForeseenError) -> tuple[dict[str, str], byt
     return {**headers, **error_headers(error)}, orjson.dumps(document)
 
 
+def fetched(options: OutputOptions) -> OutputOptions:
+    """How a result is rendered that is fetched later, over HTTP: of a request over gRPC as V2."""
+    return structs.replace(options, protocol="v2") if options.protocol == "grpc" else options
+
+
 def render(manifest: Manifest, predictions: Sequence[Prediction], options: OutputOptions) -> RenderedBody:
     """render: the body of a reply in the dialect that was decoded. Raises BadRequest."""
     return _OF_OPTIONS[options.protocol].render(manifest, predictions, options)

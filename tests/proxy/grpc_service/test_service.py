@@ -31,7 +31,9 @@ async def foreign() -> Foreign:
 
 @pytest.fixture
 async def front(tmp_path: Path, foreign: Foreign) -> AsyncIterator[GrpcFront]:
+    """Once its rows are keyed one by one."""
     async with grpc_front(tmp_path, foreign.application()) as made:
+        await made.front.until(lambda said: said.get("rows") == "each")
         yield made
 
 
@@ -220,6 +222,15 @@ async def test_a_message_may_be_as_large_as_a_body(tmp_path: Path, foreign: Fore
         request.id = "x" * (7 * 2**20)
         above = await client.ask("ModelInfer", request)
         assert above.code is Code.RESOURCE_EXHAUSTED
+        await client.close()
+
+
+async def test_a_message_that_inflates_above_the_limit_is_refused(tmp_path: Path, foreign: Foreign) -> None:
+    """A megabyte that inflates to 100: grpcio stops at the limit."""
+    async with grpc_front(tmp_path, foreign.application(), body_bytes=2**20) as front:
+        options = [("grpc.max_send_message_length", -1)]
+        client = Channel(front.address, options=options, compression=grpc.Compression.Gzip)
+        assert (await client.ask("ModelInfer", bytes(100 * 2**20))).code is Code.RESOURCE_EXHAUSTED
         await client.close()
 
 

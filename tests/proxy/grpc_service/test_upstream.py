@@ -61,7 +61,7 @@ async def test_parameters_deadline_and_trace_go_with_a_request(front: Front, for
     assert asked.inputs[0].parameters["kind"].string_param == "a"
     assert asked.outputs[0].parameters["level"].int64_param == 2
     assert foreign.seconds[-1] is not None
-    assert 0 < foreign.seconds[-1] <= 5
+    assert 0 < foreign.seconds[-1] < 6  # of 30; grpcio rounds
     status, _, document = await front.post({**body, "more": 1})
     assert (status, document["code"]) == (400, "bad_input")
     assert "more" in document["error"]
