@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 from typing import Final
 
+import numpy as np
 import orjson
 
 from foreseen.protocol.datatypes import DATATYPES, elements
@@ -25,6 +26,8 @@ BASE64: Final = 2
 RAW: Final = 3
 """Its bytes."""
 _WAYS = 4
+_PLAIN = {name: one.dtype for name, one in DATATYPES.items() if one.kind != "s" and name != "BF16"}
+"""Datatypes whose arrays are rendered as they are."""
 
 
 def form(place: int, way: int) -> Form:
@@ -41,6 +44,9 @@ def fragment(prediction: Prediction, wanted: Form) -> bytes:
     if way == BASE64:
         return b'"' + base64.b64encode(raw) + b'"'
     head = prediction.outputs[place]
+    dtype = _PLAIN.get(head.datatype)
+    if way == ELEMENTS and dtype is not None:  # what is ordinary, past the checks of what is not
+        return orjson.dumps(np.frombuffer(raw, dtype), option=_NUMPY)[1:-1]
     flat = json_of_raw(raw, DATATYPES[head.datatype], elements(head.shape), f"outputs.{head.name}")
     if way == ELEMENTS:
         return orjson.dumps(flat, option=_NUMPY)[1:-1]

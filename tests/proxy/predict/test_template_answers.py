@@ -17,6 +17,7 @@ from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.wire_render import render_request
 from foreseen.proxy.cache.freshness import Policy, control_of
 from foreseen.proxy.predict.ask import RequestHead
+from foreseen.proxy.predict.dialects.body_templates import BodyTemplate, Hole
 from foreseen.tenants.tenant import PUBLIC_TENANT
 from foreseen.types import Owner, Scope
 from tests.twins import Twins, small_tokenizer
@@ -355,3 +356,46 @@ async def test_tenants_share_no_template_and_no_row() -> None:
     starts = [start for start, _ in both.one.cache.memory.templates]
     assert len(starts) == len(set(starts)) == 2
     both.same_counts()
+
+
+async def test_a_model_that_may_not_be_cached_any_more_is_asked() -> None:
+    """Its rows are not independent, it says now: what near has of it is not answered."""
+    both = twins("numbers")
+    for row in (1, 2, 3):
+        await both.ask(V2, asked(row))
+    rows, hits = both.one.model.rows, both.one.hits
+    for twin in (both.one, both.other):
+        twin.model.steps = frozenset(("model",))
+    assert "fwd=bypass" in await both.ask(V2, asked(2, 3))
+    assert "fwd=bypass" in await both.ask(V2, asked(3))
+    assert (both.one.model.rows, both.one.hits) == (rows + 3, hits)
+
+
+async def test_a_template_is_of_one_preparation() -> None:
+    """Under another one nothing is cut by it; the next body makes a template anew."""
+    both = twins("numbers")
+    for row in (1, 2, 3):
+        await both.ask(V2, asked(row))
+    (before,) = [one for kept in both.one.cache.memory.templates.values() for one in kept.listed]
+    cut = both.one.requests
+    for twin in (both.one, both.other):
+        twin.model.own = Preparer(NUMBERS, {})
+    await both.ask(V2, asked(4))
+    assert both.one.requests == cut
+    (after,) = [one for kept in both.one.cache.memory.templates.values() for one in kept.listed]
+    assert after is not before
+
+
+def test_an_id_that_was_cut_out_elsewhere_is_of_another_template() -> None:
+    """Its place among the bytes that are the same is part of the template."""
+    text = b'{"id":"","inputs":[{"data":[1]}],"own":""}'
+    hole = Hole(text.index(b"[1]"), text.index(b"[1]") + 3, 0)
+    template, other = BodyTemplate(text, [hole], 7), text.replace(b"[1]", b"[22,3]")
+    assert template.slices(other, 7) == [b"[22,3]"]
+    assert template.slices(other, len(other) - 2) is None
+    assert template.slices(other, None) is None
+    last = BodyTemplate(text, [hole], len(text) - 2)
+    assert last.slices(other, len(other) - 2) == [b"[22,3]"]
+    assert last.slices(other, 7) is None
+    assert BodyTemplate(text, [hole], None).slices(other, 7) is None
+    assert BodyTemplate(text, [hole], None).slices(other[:20], None) is None
