@@ -240,6 +240,10 @@ chaos-purges: setup ## a million answers of two workers while things are purged:
 soak: setup ## ten minutes of mixed load: memory, descriptors, threads and rows aloft must be flat
 	@$(BIN)/python -m tests.chaos.soak --seconds 600
 
+verify-fleet: setup $(DEPLOY)/installed ## the chart's commands on three hosts of network namespaces over a Redis Cluster: rolling updates, loss of a host, under load (root)
+	@$(BIN)/python -c "from tests.models_fixture import built_data; built_data('fingerprint')"
+	@$(BIN)/python -m tests.fleet
+
 verify-overload: setup ## FLUSHALL while four times as much is asked as the model can do, then normal load: when it is well again
 	@$(BIN)/python -c "from tests.models_fixture import built_data; built_data('minilm')"
 	@$(BIN)/python -m tests.overload

@@ -1,13 +1,13 @@
 """What a fleet of proxies over Redis Cluster does on a real trace of keys: `make simulate-fleet`.
 
 Near is per process. So equal requests that meet different proxies cost far traffic, and a load balancer that hashes by
-body or key header keeps them together. This simulates 2 to 64 proxies, with and without hashing, with a fixed number of
-proxies and with one that follows the load (half of them at night): hit ratio, far operations and model rows a request,
-the busiest proxy and the busiest shard. Near itself is asked, not a model of it. far is a bounded LRU on every shard,
-and hashing a ring of 100 points a proxy, as Envoy's and nginx's.
+body or key header keeps them together. This simulates 2 to 64 proxies. A request goes to any of them, to the one that
+its key hashes to, or to that with a bound on the load of each. Their number is fixed, or follows the load (half of them
+at night). Near itself is asked, not a model of it. far is a bounded LRU on every shard, and hashing a ring of 100
+points a proxy, as Envoy's and nginx's.
 
-Then the costs of one process, measured on this machine or given, say what such a fleet can carry, and which part ends
-first: the proxies' CPU, a shard's CPU, the network of a shard, or the models.
+Then the costs of one process, measured on this machine or given, say what such a fleet can carry, which part ends
+first (the proxies' CPU, a shard's CPU, a shard's network), and how many model processes its misses keep busy.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import xxhash
 from rich.console import Console
@@ -31,7 +32,13 @@ from foreseen.proxy.cache.near import Near, size_of
 from foreseen.stores.redis_urls import SLOTS, slot_of
 from foreseen.types import Key, Output, Prediction
 
+Routing = Literal["any", "hashed", "bounded"]
+ROUTINGS: tuple[Routing, ...] = ("any", "hashed", "bounded")
 SIZES = (2, 4, 8, 16, 32, 64)
+BOUND = 1.3
+"""With a bound no proxy gets more than so many times its share (Envoy's hash_balance_factor)."""
+WINDOW = 2000
+"""Requests by which the busiest proxy is judged."""
 POINTS = 100
 """Of one proxy on the ring."""
 DAYS = 5
@@ -46,12 +53,12 @@ class Costs:
     """Of one process, in µs of CPU: of a proxy by where the answer came from, of Redis by operation; and the bytes of
     an entry with its protocol. `model_rows_a_second` is of one model process."""
 
-    near_micros: float = 25.0
-    far_micros: float = 130.0
-    miss_micros: float = 450.0
-    redis_get_micros: float = 9.0
-    redis_set_micros: float = 12.0
-    entry_bytes: int = 700
+    near_micros: float = 71.0
+    far_micros: float = 170.0
+    miss_micros: float = 290.0
+    redis_get_micros: float = 6.5
+    redis_set_micros: float = 8.1
+    entry_bytes: int = 230
     model_rows_a_second: float = 300.0
 
 
@@ -61,7 +68,7 @@ class Outcome:
     proxy or shard times their number: 1 is even."""
 
     proxies: int
-    hashing: bool
+    routing: Routing
     autoscaling: bool
     near: float
     far: float
@@ -80,7 +87,7 @@ class Outcome:
 
 
 class Ring:
-    """Consistent hashing: a key's proxy, by the numbers of those that are there."""
+    """Consistent hashing: a key's proxy among those that are there; with a bound the next one that has room."""
 
     def __init__(self, members: Sequence[int]) -> None:
         points = [
@@ -90,8 +97,13 @@ class Ring:
         self._at = [at for at, _ in points]
         self._members = [member for _, member in points]
 
-    def of(self, hashed: int) -> int:
-        return self._members[bisect.bisect(self._at, hashed) % len(self._members)]
+    def of(self, hashed: int, served: Sequence[int] = (), most: float = 0.0) -> int:
+        """`served` is how much each had lately, `most` how much one may have."""
+        at = bisect.bisect(self._at, hashed)
+        if most:
+            while served[self._members[at % len(self._members)]] >= most:
+                at += 1
+        return self._members[at % len(self._members)]
 
 
 class Shards:
@@ -118,7 +130,7 @@ class Shards:
 
 
 def simulate(
-    keys: Sequence[int], proxies: int, shards: int, *, hashing: bool, autoscaling: bool, near: float, far: float
+    keys: Sequence[int], proxies: int, shards: int, *, routing: Routing, autoscaling: bool, near: float, far: float
 ) -> Outcome:
     """`near` and `far` are the entries that one proxy and all shards hold, as shares of the distinct keys."""
     distinct = max(keys) + 1
@@ -128,7 +140,7 @@ def simulate(
     room = max(2, round(near * distinct)) * size_of(_ENTRY)
     nears = {number: Near(room) for number in range(proxies)}
     store, dice = Shards(shards, round(far * distinct)), random.Random(0)
-    served, counts = [0] * proxies, [0, 0, 0]
+    served, counts, busiest = [0] * proxies, [0, 0, 0], list[float]()
     ring, there = Ring(range(proxies)), proxies
     for at, key in enumerate(keys):
         wanted = proxies
@@ -137,8 +149,15 @@ def simulate(
         if wanted != there:
             nears |= {number: Near(room) for number in range(there, wanted)}  # a new process remembers nothing
             ring, there = Ring(range(wanted)), wanted
-        proxy = ring.of(hashes[key]) if hashing else dice.randrange(there)
+        if routing == "any":
+            proxy = dice.randrange(there)
+        else:
+            most = BOUND * (sum(served) + there) / there if routing == "bounded" else 0.0
+            proxy = ring.of(hashes[key], served, most)
         served[proxy] += 1
+        if at % WINDOW == WINDOW - 1:
+            busiest.append(max(served) * there / sum(served))
+            served = [0] * proxies
         if nears[proxy].get(names[key]) is not None:
             counts[0] += 1
             continue
@@ -151,12 +170,12 @@ def simulate(
     total, asked = len(keys), max(1, sum(store.asked))
     shares = [count / total for count in counts]
     return Outcome(
-        proxies, hashing, autoscaling, *shares, max(served) * proxies / total, max(store.asked) * shards / asked
+        proxies, routing, autoscaling, *shares, sum(busiest) / len(busiest), max(store.asked) * shards / asked
     )
 
 
-def capacity(outcome: Outcome, shards: int, models: int, costs: Costs) -> dict[str, float]:
-    """Requests a second at which each part ends, by itself. Redis runs one thread; a proxy is one core."""
+def capacity(outcome: Outcome, shards: int, costs: Costs) -> dict[str, float]:
+    """Requests a second at which each part ends, by itself. A shard of Redis runs one thread; a proxy is one core."""
     proxy_micros = outcome.near * costs.near_micros + outcome.far * costs.far_micros + outcome.model * costs.miss_micros
     gets, sets = outcome.far + outcome.model, outcome.model
     redis_micros = gets * costs.redis_get_micros + sets * costs.redis_set_micros
@@ -166,23 +185,24 @@ def capacity(outcome: Outcome, shards: int, models: int, costs: Costs) -> dict[s
         "proxies": outcome.proxies / outcome.busiest_proxy * 1e6 / proxy_micros,
         "Redis CPU": even * 1e6 / max(redis_micros, 1e-9),
         "Redis network": even * NETWORK_BYTES_A_SECOND / max(sent, 1e-9),
-        "models": models * costs.model_rows_a_second / max(outcome.model, 1e-9),
     }
 
 
-def report(outcomes: Sequence[Outcome], shards: int, models: int, costs: Costs, origin: str) -> None:
+def report(outcomes: Sequence[Outcome], shards: int, costs: Costs, origin: str) -> None:
+    """`models` is how many model processes keep up with what the proxies and Redis can carry."""
     columns = (
-        "proxies", "hashing", "autoscaling", "hits", "near", "far ops", "model rows", "busiest proxy", "busiest shard",
-        "requests/s", "ends first",
+        "proxies", "routing", "autoscaling", "hits", "near", "far ops", "model rows", "busiest proxy", "busiest shard",
+        "requests/s", "ends first", "models",
     )  # fmt: skip
-    table = Table(*columns, title=f"{origin}; {shards} shards, {models} model processes")
+    table = Table(*columns, title=f"{origin}; {shards} shards")
     for one in outcomes:
-        ends = capacity(one, shards, models, costs)
+        ends = capacity(one, shards, costs)
         first = min(ends, key=lambda name: ends[name])
         table.add_row(
-            str(one.proxies), "by key" if one.hashing else "no", "yes" if one.autoscaling else "no",
+            str(one.proxies), one.routing, "yes" if one.autoscaling else "no",
             f"{one.hits:.3f}", f"{one.near:.3f}", f"{one.far_operations:.3f}", f"{one.model:.3f}",
             f"{one.busiest_proxy:.2f}", f"{one.busiest_shard:.2f}", f"{ends[first]:,.0f}", first,
+            f"{ends[first] * one.model / costs.model_rows_a_second:,.0f}",
         )  # fmt: skip
     Console(width=150).print(table)
 
@@ -192,7 +212,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=200_000)
     parser.add_argument("--shards", type=int, default=6)
-    parser.add_argument("--models", type=int, default=8, help="model processes")
     parser.add_argument("--near", type=float, default=0.02, help="entries of one near, as a share of the distinct keys")
     parser.add_argument("--far", type=float, default=0.8, help="entries of far")
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
@@ -206,13 +225,13 @@ def main() -> None:
     keys, origin = key_trace(settings.requests)
     outcomes = [
         simulate(
-            keys, size, settings.shards, hashing=hashing, autoscaling=scaling, near=settings.near, far=settings.far
+            keys, size, settings.shards, routing=routing, autoscaling=scaling, near=settings.near, far=settings.far
         )
         for size in settings.sizes
         for scaling in (False, True)
-        for hashing in (False, True)
+        for routing in ROUTINGS
     ]
-    report(outcomes, settings.shards, settings.models, costs, origin)
+    report(outcomes, settings.shards, costs, origin)
     print("costs of one process:", ", ".join(f"{name} {value:g}" for name, value in asdict(costs).items()))
     out = Path(__file__).parent / "out"
     out.mkdir(exist_ok=True)

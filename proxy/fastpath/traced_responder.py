@@ -37,7 +37,8 @@ class TracedResponder(Responder):
         self._traces = traces
 
     def named(self, head: RequestHead, body: bytes) -> RequestHead:
-        head = super().named(head, body)
+        if not head.model:
+            head = super().named(head, body)
         return self._traced(head) if is_sampled(head.traceparent) else head
 
     def failed(

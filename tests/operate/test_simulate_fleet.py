@@ -5,21 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.fleet import Costs, Outcome, Ring, capacity, simulate
+from bench.fleet import BOUND, ROUTINGS, Costs, Outcome, Ring, Routing, capacity, simulate
 
 KEYS = [int(key) for key in np.unique(np.random.default_rng(1).zipf(1.3, 6000) % 2000, return_inverse=True)[1]]
 
 
-def run(proxies: int, *, hashing: bool, autoscaling: bool = False) -> Outcome:
-    return simulate(KEYS, proxies, 3, hashing=hashing, autoscaling=autoscaling, near=0.05, far=1.0)
+def run(proxies: int, routing: Routing, *, autoscaling: bool = False) -> Outcome:
+    return simulate(KEYS, proxies, 3, routing=routing, autoscaling=autoscaling, near=0.05, far=1.0)
 
 
 def test_shares_sum_to_one_and_far_keeps_what_fits() -> None:
     """Where far holds everything, the model computes each distinct row once, however requests are spread."""
     distinct = len(set(KEYS)) / len(KEYS)
-    for hashing in (False, True):
+    for routing in ROUTINGS:
         for proxies in (1, 4, 16):
-            one = run(proxies, hashing=hashing)
+            one = run(proxies, routing)
             assert one.near + one.far + one.model == pytest.approx(1)
             assert one.model == pytest.approx(distinct)
 
@@ -28,7 +28,7 @@ def test_hashing_keeps_equal_requests_together() -> None:
     """More of near, less far traffic, and the more so the larger the fleet; the price is a busier proxy."""
     gains = []
     for proxies in (2, 8, 32):
-        spread, hashed = run(proxies, hashing=False), run(proxies, hashing=True)
+        spread, hashed = run(proxies, "any"), run(proxies, "hashed")
         assert hashed.near > spread.near
         assert hashed.far_operations < spread.far_operations
         assert hashed.busiest_proxy > spread.busiest_proxy
@@ -36,9 +36,17 @@ def test_hashing_keeps_equal_requests_together() -> None:
     assert gains == sorted(gains)
 
 
+def test_a_bound_keeps_most_of_it_without_a_busy_proxy() -> None:
+    for proxies in (8, 32):
+        spread, hashed, bounded = (run(proxies, routing) for routing in ROUTINGS)
+        assert bounded.busiest_proxy <= BOUND * 1.05
+        assert hashed.busiest_proxy > BOUND
+        assert spread.near < bounded.near <= hashed.near
+
+
 def test_a_fleet_that_changes_costs_near_and_not_the_models() -> None:
-    for hashing in (False, True):
-        fixed, changing = run(8, hashing=hashing), run(8, hashing=hashing, autoscaling=True)
+    for routing in ROUTINGS:
+        fixed, changing = run(8, routing), run(8, routing, autoscaling=True)
         assert changing.model == pytest.approx(fixed.model)
         assert changing.near <= fixed.near + 0.05
 
@@ -53,9 +61,9 @@ def test_a_ring_moves_few_keys() -> None:
 
 
 def test_what_ends_first_is_by_the_costs() -> None:
-    one = Outcome(4, True, False, near=0.5, far=0.4, model=0.1, busiest_proxy=1.0, busiest_shard=1.0)
+    one = Outcome(4, "hashed", False, near=0.5, far=0.4, model=0.1, busiest_proxy=1.0, busiest_shard=1.0)
     costs = Costs(near_micros=10, far_micros=100, miss_micros=1000, redis_get_micros=10, redis_set_micros=20)
-    ends = capacity(one, 3, 2, costs)
+    ends = capacity(one, 3, costs)
     assert ends["proxies"] == pytest.approx(4e6 / (5 + 40 + 100))
     assert ends["Redis CPU"] == pytest.approx(3e6 / (0.5 * 10 + 0.1 * 20))
-    assert ends["models"] == pytest.approx(2 * costs.model_rows_a_second / 0.1)
+    assert min(ends, key=lambda name: ends[name]) == "proxies"

@@ -22,17 +22,8 @@ ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "foreseen"
 TEMPLATES = sorted((CHART / "templates").iterdir())
 VALKEY = {"--dir", "--protected-mode", "--maxmemory", "--maxmemory-policy", "--save", "--appendonly", "--appendfsync"}
-NOT_YET = {
-    "--tls-cert",
-    "--tls-key",
-    "--tls-client-ca",
-    "--keys-file",
-    "--brokers",
-    "--topic",
-    "--reply-topic",
-    "--group",
-}
-NOT_YET |= {"--dead-letter-topic"}
+NOT_YET = {"--tls-cert", "--tls-key", "--tls-client-ca"}
+NOT_YET |= {"--brokers", "--topic", "--reply-topic", "--group", "--dead-letter-topic"}
 """Flags that the chart gives only where values ask for them, of commands and settings that come with other issues."""
 
 

@@ -24,6 +24,9 @@ MADE = ("cli.md", "errors.md", "http.md", "metrics.md", "settings.md")
 OURS = [page for page in PAGES if page.name not in MADE]
 OTHERS = {
     "--build",
+    "--http",
+    "--namespace",
+    "--predictor",
     "--detach",
     "--find-links",
     "--index",
@@ -35,7 +38,7 @@ OTHERS = {
     "--seed",
     "foreseen_warm",
 }
-"""Flags of docker, of benchmarks and of chaos, and the name of a DAG."""
+"""Flags of docker, Helm, KServe, benchmarks and chaos, and the name of a DAG."""
 
 
 def anchors(page: Path) -> set[str]:

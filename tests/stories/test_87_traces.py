@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 import time
@@ -59,8 +60,10 @@ def in_front(live: Live, folder: Path) -> Iterator[Live]:
 
 
 def is_ready(live: Live) -> bool:
+    """Whether its model is known, and how its rows are keyed: that changes once, soon after the start."""
     with contextlib.suppress(OSError):
-        return live.get("/v2/health/ready")[0] == 200
+        status, _, body = live.get("/v2/models/fingerprint")
+        return status == 200 and json.loads(body)["parameters"].get("rows") == "each"
     return False
 
 
