@@ -59,7 +59,7 @@ def prove(runner: RowRunner, manifest: Manifest) -> Proof:
     try:
         rows = _taken(runner, manifest)
         if not rows:
-            _log.warning("self-test: the model takes no made-up row; give it an [example]", model=manifest.name)
+            _log.warning("self-test: the model takes no random row; give it an [example]", model=manifest.name)
             return Proof(0.0, lonely, _LEAST_START_TOKENS)
         alone = [runner.run([row])[0] for row in rows]
         again = [runner.run([row])[0] for row in rows]
@@ -111,7 +111,7 @@ def _taken(runner: RowRunner, manifest: Manifest) -> list[Row]:
         try:
             runner.run([row])
         except (BadInput, ModelFailed) as error:
-            _log.info("self-test: a made-up row is refused", model=manifest.name, why=str(error))
+            _log.info("self-test: a random row is refused", model=manifest.name, why=str(error))
         else:
             taken.append(row)
     if not taken and manifest.exact:

@@ -115,7 +115,7 @@ class LoadedModel:
         try:
             write_serving(self._settings.data, self.manifest.name, said)
         except OSError as error:
-            _log.info("digest not left behind", model=self.manifest.name, why=error.strerror)
+            _log.info("serving metadata not written", model=self.manifest.name, why=error.strerror)
 
     @property
     def row_independent(self) -> bool:

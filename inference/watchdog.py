@@ -83,7 +83,7 @@ class Watchdog:
                     _log.error("run hung", seconds=round(taken, 3))
                     watched.stop()
                 elif taken > self._seconds + self._grace:
-                    _log.critical("run hung for good, giving the process up", seconds=round(taken, 3))
+                    _log.critical("run still hung, exiting the process", seconds=round(taken, 3))
                     self._closed.set()
                     self._give_up()
                     return

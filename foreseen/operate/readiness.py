@@ -78,7 +78,7 @@ class Readiness:
                 await self._until_ok(lambda: client.get(f"{url}/v2/health/ready"))
         except TimeoutError:
             async with client.get(f"{url}/v2/health/ready") as reply:
-                log.error("not ready; goes on without", url=url, why=(await reply.json()).get("error"))
+                log.error("not ready; starting without", url=url, why=(await reply.json()).get("error"))
             return False
         return True
 
@@ -105,12 +105,12 @@ class Readiness:
                         return
             failed = next((one for one in self._children("proxy:", "model:") if one.refusals >= REFUSALS), None)
             if failed is not None:
-                raise SetupError(f"{failed.name} does not start; its reason stands above")
+                raise SetupError(f"{failed.name} does not start; see its error above")
             await asyncio.sleep(POLL_SECONDS)
 
 
 def _say_late() -> None:
-    log.error("no prediction has gone through yet; waiting on, see the log above", seconds=READY_SECONDS)
+    log.error("no prediction has succeeded yet; still waiting, see the log above", seconds=READY_SECONDS)
 
 
 class _Answered:

@@ -94,7 +94,7 @@ class Rollout:
             try:
                 artifact = read_record(self._data, name).artifact.digest
             except SetupError as error:
-                log.error("model not followed", model=name, why=str(error))
+                log.error("model not checked for a rebuild", model=name, why=str(error))
                 continue
             if artifact not in (self._models[name].artifact, self._refused.get(name)):
                 log.info("model was built anew", model=name, artifact=artifact[:12])
@@ -123,7 +123,7 @@ class Rollout:
             try:
                 await new.start()
             except OSError as error:
-                log.error("not started; tried again", child=new.name, why=error.strerror)
+                log.error("not started; retrying", child=new.name, why=error.strerror)
                 new.keep()
 
     async def _renew(self, manifest: Manifest) -> bool:
@@ -152,9 +152,9 @@ class Rollout:
             await new.start(announced=True)
             if await new.until_ready(READY_SECONDS):
                 return True
-            log.error("a new process did not get ready; the old one stays", child=new.name)
+            log.error("new process not ready; the old one stays", child=new.name)
         except OSError as error:
-            log.error("a new process was not started; the old one stays", child=new.name, why=error.strerror)
+            log.error("new process not started; the old one stays", child=new.name, why=error.strerror)
         self.children.remove(new)
         await new.stop(self._leave_seconds)
         return False

@@ -162,7 +162,7 @@ class _System:
         try:
             await valkey.until_answering(path, READY_SECONDS, lambda: child.ends > 0)
         except SetupError as error:
-            log.error("store does not start; the rest does", store=child.name, why=str(error), lost=lost)
+            log.error("store not started; starting the rest", store=child.name, why=str(error), lost=lost)
 
     async def _start_workers(self, listener: socket.socket, state: str) -> None:
         settings = self._settings
@@ -215,7 +215,7 @@ class _System:
             try:
                 await self._unless_stopped(work)
             except Exception as error:  # noqa: BLE001 - whatever it is, what runs goes on
-                log.error("models not followed; tried again", why=f"{type(error).__name__}: {error}")
+                log.error("models not checked; retrying", why=f"{type(error).__name__}: {error}")
             if not self._hangup.is_set():
                 waits = [asyncio.ensure_future(event.wait()) for event in (self._stopping, self._hangup)]
                 await asyncio.wait(waits, timeout=FOLLOW_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -230,7 +230,7 @@ class _System:
             for manifest in manifests:
                 await build_model(manifest, self._settings)
         except SetupError as error:
-            log.error("not reloaded; all goes on as it was", why=str(error))
+            log.error("reload failed; nothing changed", why=str(error))
             return
         self._local = manifests
         rolls = self._fleet.rolls
@@ -248,9 +248,7 @@ class _System:
             if work.done():
                 await work
         except TimeoutError:
-            raise SetupError(
-                f"no prediction went through within {READY_SECONDS:g} seconds; see the log above"
-            ) from None
+            raise SetupError(f"no prediction succeeded within {READY_SECONDS:g} seconds; see the log above") from None
         finally:
             stopping.cancel()
             work.cancel()

@@ -178,7 +178,7 @@ def master_at(url: str, access: Access = BY_ADDRESS) -> str:
     try:
         ((_, _, address),) = asyncio.run(many.locate(LOOK_SECONDS, access))
     except FarError as error:
-        raise SetupError(f"redis {shown(url)}: no Sentinel says where the master is ({error.kind})") from None
+        raise SetupError(f"redis {shown(url)}: no Sentinel knows the master ({error.kind})") from None
     return many.server(address)
 
 
