@@ -3,9 +3,9 @@
     python -m bench.verify_jobs --jobs 20000 --poison 10
 
 Real processes: Valkey in both roles, the model `fingerprint`, which ends itself on poison
-(`bench/crashing_model.py`), a proxy and two workers, each started again at once when it ends. Held: no accepted job is lost, every one has one end and keeps
-it, every answer is the oracle's, and the dead letters are the poison, all of it and nothing else. Ends with status 1
-where one of these does not hold.
+(`bench/crashing_model.py`), a proxy and two workers, each started again at once when it ends. Held: no accepted job
+is lost, every one has one end and keeps it, every answer is the oracle's, and the dead letters are the poison, all of
+it and nothing else. Ends with status 1 where one of these does not hold.
 """
 
 from __future__ import annotations
