@@ -42,6 +42,7 @@ from bench.interleaved import (
     wrk,
 )
 from bench.peers import mlserver, prove_cached, triton
+from bench.split_packet import Lines, as_fast_as_answered
 from foreseen.types import Array
 from tests.models_fixture import built_data
 from tests.ports import free_port

@@ -176,7 +176,7 @@ class _System:
         flags = [flag for flag in arguments(settings, ProxySettings) if not flag.startswith(own)]
         self._worker_flags = [*flags, f"--fd={listener.fileno()}", f"--admin-fd={admin.fileno()}"]
         self._worker_flags.append(f"--internal-fd={self._credential}")
-        # every user of the machine sees a command line, and a password in it
+        # every user of the machine can read a command line, and a password in it
         self._worker_environment["FORESEEN_STATE"] = state
         if settings.redis is not None:
             self._worker_environment["FORESEEN_REDIS"] = settings.redis
