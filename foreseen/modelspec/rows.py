@@ -105,7 +105,7 @@ def _fits(array: Array, spec: ModelInput) -> None:
 def _lengths(tensors: Mapping[str, Array], signature: ModelSignature) -> dict[str, Array]:
     """How long each row of an input is, where a mask was sent for it or for its dimension: input → INT64 [rows].
 
-    A pair's token types have no mask of their own: they are as long as the ids, which share their dimension.
+    A pair's token types have no mask of their own: they are as long as the ids, with whom they share a dimension.
     """
     lengths: dict[str, Array] = {}
     named: dict[Dim, Array] = {}
