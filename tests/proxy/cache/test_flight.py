@@ -193,8 +193,10 @@ async def test_a_forgotten_key_is_joined_by_nobody_and_still_lands() -> None:
     """Waiters of a forgotten flight keep waiting; the next request starts a new one."""
     script = Scripted()
     future = script.flights.add(KEYS[0], row(1), PARTY, SOON)
+    assert script.flights.forgotten == 0
     script.flights.forget(KEYS[0])
     script.flights.forget(KEYS[1])
+    assert script.flights.forgotten == 2
     assert script.flights.join(KEYS[0], PARTY) is None
     script.word.set()
     assert (await future).source == "model"
