@@ -222,7 +222,7 @@ verify-exact: setup ## rows through the server are the bits of rows alone: minil
 verify-gpu: setup ## minilm and mpnet on a GPU (smaller on a CPU): shapes, CUDA graphs, bits, a restart; under eight minutes
 	@$(BIN)/python -m bench.verify_gpu
 
-verify-lease: setup ## 10,000 askers of one cold row at two proxies of four workers, the leader killed: two model rows at most
+verify-lease: setup ## 10,000 requests for one cold row at two proxies of four workers, the leader killed: two model rows at most
 	@$(BIN)/python -m tests.leasing --requests 10000 --workers 4 --proxies 2
 
 verify-rolling: setup ## 20 rolling restarts, 5 builds and another manifest under load: no request may fail (five minutes)
@@ -237,7 +237,7 @@ chaos: setup ## ten minutes of faults at random instants under load (SEED=n): no
 chaos-purges: setup ## a million answers of two workers while things are purged: none older than a purge before it
 	@$(BIN)/python -m tests.chaos.purges --operations 1000000
 
-soak: setup ## ten minutes of mixed load: memory, descriptors, threads and rows aloft must be flat
+soak: setup ## ten minutes of mixed load: memory, descriptors, threads and rows in flight must be flat
 	@$(BIN)/python -m tests.chaos.soak --seconds 600
 
 verify-fleet: setup $(DEPLOY)/installed ## the chart's commands on three hosts of network namespaces over a Redis Cluster: rolling updates, loss of a host, under load (root)

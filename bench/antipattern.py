@@ -35,8 +35,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.hit import foreseen
+from bench.interleaved import LOAD_CORE, OUT, ROOT, awake, end, listens, machine, pinned, says
 from bench.load import at_once, post
-from bench.rounds import LOAD_CORE, OUT, ROOT, awake, end, listens, machine, pinned, says
 from foreseen.models.build.build import prepare
 from foreseen.models.build.publish import workshop
 from foreseen.models.graphs.graph import to_bytes

@@ -28,9 +28,7 @@ import numpy as np
 
 from bench.hit import ask, binary, foreseen, script
 from bench.http2_load import Load
-from bench.load import in_turn, post
-from bench.peers import prove_cached, triton
-from bench.rounds import (
+from bench.interleaved import (
     LOAD_CORE,
     ROOT,
     Turn,
@@ -45,6 +43,8 @@ from bench.rounds import (
     verdict,
     wrk,
 )
+from bench.load import in_turn, post
+from bench.peers import prove_cached, triton
 from foreseen.paths import model_socket
 from foreseen.protocol.grpc_messages import render_request
 from tests.ports import free_port

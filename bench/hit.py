@@ -25,9 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bench import shapes
-from bench.apart import Lines, as_fast_as_answered
-from bench.peers import mlserver, prove_cached, triton
-from bench.rounds import (
+from bench.interleaved import (
     LOAD_CORE,
     ROOT,
     Turn,
@@ -43,6 +41,8 @@ from bench.rounds import (
     verdict,
     wrk,
 )
+from bench.peers import mlserver, prove_cached, triton
+from bench.split_packet import Lines, as_fast_as_answered
 from foreseen.types import Array
 from tests.models_fixture import built_data
 from tests.ports import free_port

@@ -23,9 +23,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from bench.interleaved import LOAD_CORE, OUT, SERVER_CORE, awake, end, machine, says
 from bench.load import Took, at_once, in_turn, post
-from bench.parts import parts
-from bench.rounds import LOAD_CORE, OUT, SERVER_CORE, awake, end, machine, says
+from bench.pinned_system import parts
 from foreseen.modelspec.manifest import find
 from foreseen.modelspec.rows import stack
 from foreseen.protocol.datatypes import DATATYPES

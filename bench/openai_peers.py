@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from bench.embedding_server import MODEL
+from bench.interleaved import LOAD_CORE, OUT, ROOT, awake, listens, need, pinned, ratio, report, take_turns, wrk
 from bench.load import in_turn, post
-from bench.parts import parts, until
-from bench.rounds import LOAD_CORE, OUT, ROOT, awake, listens, need, pinned, ratio, report, take_turns, wrk
+from bench.pinned_system import parts, until
 from tests.ports import free_port
 
 LITELLM = ROOT / ".venv-litellm"

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.hit import ask, script
-from bench.rounds import ROOT, awake, pinned, report, take_turns, wrk
+from bench.interleaved import ROOT, awake, pinned, report, take_turns, wrk
 from tests.models_fixture import built_data
 from tests.ports import free_port
 from tests.questions import ask_fingerprint, numbers

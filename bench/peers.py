@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.rounds import ROOT, pinned
+from bench.interleaved import ROOT, pinned
 from tests.ports import free_port
 
 TRITON = ROOT / ".venv-triton"

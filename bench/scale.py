@@ -35,9 +35,9 @@ from rich.table import Table
 
 from bench import policy, shapes
 from bench.hit import script
+from bench.interleaved import LOAD_CORE, OUT, ROOT, SERVER_CORE, awake, machine, wrk
 from bench.load import at_once, in_turn, post
-from bench.parts import Parts, is_ready, parts, until
-from bench.rounds import LOAD_CORE, OUT, ROOT, SERVER_CORE, awake, machine, wrk
+from bench.pinned_system import Parts, is_ready, parts, until
 from foreseen.protocol.wire_render import render_request
 from tests.live import sum_of
 from tests.ports import free_port

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper, save
 
-from bench.rounds import ROOT
+from bench.interleaved import ROOT
 from foreseen.errors import SetupError
 from foreseen.models.add import add
 from foreseen.models.build.build import build

@@ -2,10 +2,10 @@
 
     python -m bench.verify_jobs --jobs 20000 --poison 10
 
-Real processes: Valkey in both roles, the model `fingerprint`, which ends itself on poison (`bench/mortal.py`), a proxy
-and two workers, each started again at once when it ends. Held: no accepted job is lost, every one has one end and keeps
-it, every answer is the oracle's, and the dead letters are the poison, all of it and nothing else. Ends with status 1
-where one of these does not hold.
+Real processes: Valkey in both roles, the model `fingerprint`, which ends itself on poison
+(`bench/crashing_model.py`), a proxy and two workers, each started again at once when it ends. Held: no accepted job
+is lost, every one has one end and keeps it, every answer is the oracle's, and the dead letters are the poison, all of
+it and nothing else. Ends with status 1 where one of these does not hold.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 
 import aiohttp
 
-from bench.mortal import POISON
+from bench.crashing_model import POISON
 from foreseen.keys.secret import make_secret
 from foreseen.operate.supervisor import Child
 from foreseen.paths import make_run_folder, model_socket, redis_socket, state_socket
@@ -85,8 +85,8 @@ async def system(data: Path, workers: int) -> AsyncIterator[System]:
         await one.start("state", valkey.state_command(state, folder))
         await valkey.until_answering(far, 20)
         await valkey.until_answering(state, 20)
-        mortal = [*python, "bench.mortal", f"--data={data}", f"--uds={model_socket(data, 'fingerprint')}"]
-        await one.start("model", mortal)
+        crashing = [*python, "bench.crashing_model", f"--data={data}", f"--uds={model_socket(data, 'fingerprint')}"]
+        await one.start("model", crashing)
         await one.start("proxy", [*python, "foreseen.cli", "proxy", *common, f"--port={port}"])
         for number in range(workers):
             await one.start(f"worker{number}", [*python, "foreseen.cli", "worker", *common])

@@ -24,7 +24,7 @@ _BROKEN_PIPE = 128 + 13
 
 
 def main() -> None:
-    """Run a command. What is not as it must be is one line on stderr that says what to do, and status 1."""
+    """Run a command. An error of the operator is one line on stderr with its remedy, and status 1."""
     command = command_name()
     if command == "purge":
         for name in PURGE_TARGETS:
@@ -40,9 +40,9 @@ def main() -> None:
         try:
             app(exit_on_error=False, print_error=False)
         finally:
-            sys.stdout.flush()  # here, where a reader that has left is no traceback
+            sys.stdout.flush()  # here a broken pipe is handled without a traceback
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discard what is still buffered
         sys.exit(_BROKEN_PIPE)
     except CycloptsError as error:
         fail(f"{' '.join(str(error).split())} See --help.", form, command)

@@ -1,4 +1,4 @@
-"""What the command line takes beside plain flags: units, lists in the environment; and names that are misspelt."""
+"""Parsing beside plain flags: units, lists in the environment; and warnings for misspelt environment names."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def split(hint: Any, value: str, *, delimiter: str | None = None) -> list[str]:
 
 
 def foreign(environment: Mapping[str, str]) -> list[str]:
-    """Names that are not meant for us: beside a Service `foreseen` Kubernetes sets FORESEEN_PORT=tcp://10.0.0.7:8000."""
+    """Names set by Kubernetes, not for us: for a Service `foreseen` it sets FORESEEN_PORT=tcp://10.0.0.7:8000."""
     return [name for name, value in environment.items() if name == f"{PREFIX}PORT" and "://" in value]
 
 
 def misspelt(environment: Mapping[str, str], settings: Collection[str]) -> Iterator[str]:
-    """What to say of every FORESEEN_ name that is no setting of any command, with the one that may have been meant."""
+    """A warning for every FORESEEN_ name that is no setting of any command, with the most similar setting."""
     known = sorted(f"{PREFIX}{name.upper()}" for name in settings)
     for name in sorted(environment):
         if not name.startswith(PREFIX) or name in known or _OF_KUBERNETES.fullmatch(name):

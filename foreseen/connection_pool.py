@@ -1,9 +1,8 @@
 """Kept-alive connections to one server, each with one request at a time.
 
 Subclasses speak the protocols: HTTP/1.1 in `proxy/backend/http_pool.py`, Redis in `stores/redis_pool.py`.
-A connection is taken out of the pool for one exchange and put back when its reply is whole, so no reply can be taken
-for another request's. A connection is closed on anything else: bytes without a request, a reply that cannot be read, a
-caller that stops waiting.
+A connection leaves the pool for one exchange and returns when its reply is complete, so that no reply can be taken for
+another request's. In every other case it is closed: bytes without a request, a malformed reply, a cancelled caller.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar, cast
 
 LOOK_AGAIN_SECONDS = 0.001
-"""An event loop that was busy fires its timers before it looks at its sockets (libuv's order), where the reply may have
-lain for long: when the budget is over it looks once more. Ten thousand callers at once opened the breaker otherwise."""
+"""After a long turn, the event loop fires timers before it reads sockets (libuv's order), although the reply may have
+arrived: after the budget the sockets are read once more. Otherwise 10,000 concurrent callers opened the breaker."""
 
 Reply = TypeVar("Reply")
 
@@ -73,7 +72,7 @@ class PooledConnection(asyncio.Protocol, ABC, Generic[Reply]):
 
     def data_received(self, data: bytes) -> None:
         waiting = self._waiting
-        if waiting is None or waiting.done():  # no request waits for these bytes
+        if waiting is None or waiting.done():  # bytes without a request
             self.close()
         else:
             self.received(data, waiting)

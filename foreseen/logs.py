@@ -22,7 +22,7 @@ import structlog
 Format = Literal["json", "text"]
 
 LINES_AT_ONCE = 10
-"""Lines of one kind of event that are written at once; then one a second."""
+"""Lines of one kind of event in a burst; then one a second."""
 _MOST_KINDS = 256
 
 
@@ -48,7 +48,7 @@ class Sparing:
 
 
 class _Lossy:
-    """A file that loses what cannot be written: no request fails for want of room on the disk of its log."""
+    """A file that drops what cannot be written: no request fails because the disk of the log is full."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -58,7 +58,7 @@ class _Lossy:
             os.write(self._descriptor, text.encode(errors="backslashreplace"))
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """No buffering."""
 
 
 class _Forwarded(logging.Handler):
@@ -143,7 +143,7 @@ def _ended(kind: type[BaseException], error: BaseException, traceback: Traceback
 
 
 def fail(text: str, form: Format | None, process: str) -> None:
-    """Say why a command fails, or warn of something, in one line on stderr: as a log line where `form` is JSON."""
+    """Write an error or a warning of a command as one line on stderr: as a log line where `form` is JSON."""
     if form == "json":
         configure("info", process, form)
         structlog.get_logger().error(text)

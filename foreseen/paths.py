@@ -46,7 +46,7 @@ def admin_socket(data: Path) -> Path:
 
 
 def children_file(data: Path) -> Path:
-    """What the supervisor's children are like."""
+    """The file with the states of the supervisor's children."""
     return run_folder(data) / "children.json"
 
 

@@ -21,10 +21,10 @@ UNUSED = {
 """Metrics that no panel shows, with the reason."""
 
 BOARDS = {
-    "overview": ("Overview", "Is it well, and what does the cache save?", OVERVIEW),
-    "model": ("Model", "One model after the other: what callers get, what its process does.", MODELS),
+    "overview": ("Overview", "Health, and what the cache saves.", OVERVIEW),
+    "model": ("Model", "One model: latency and results for its callers, the work of its process.", MODELS),
     "store": ("Store", "Near and far: memory, evictions, latency, errors.", STORE),
-    "pipeline": ("Pipeline", "Where the time goes, step by step; the workers.", PIPELINE),
+    "pipeline": ("Pipeline", "Time by step of a request; jobs; warming; the workers.", PIPELINE),
 }
 
 

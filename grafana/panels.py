@@ -19,7 +19,7 @@ Step = tuple[float | None, str]
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel: what it is called, what it says to somebody woken at night, its unit and its queries with legends."""
+    """One panel: what it is called, its description for the person on call, its unit and its queries with legends."""
 
     title: str
     said: str

@@ -1,4 +1,4 @@
-"""What queries are made of: who is meant, rates, quantiles, sums; and from which value on a number is bad.
+"""Parts of queries: label filters, rates, quantiles, sums; and the thresholds of colours.
 
 Queries say `$job` for the proxies and `$model` for models; a model process is found by its model alone, whatever the
 job is called that scrapes it.
@@ -37,7 +37,7 @@ def total(metric: str, where: str = OF, window: str = RATE) -> str:
 
 
 def one(metric: str, by: str = "", where: str = "") -> str:
-    """Of what every proxy on a state store tells alike: one of them, not their sum."""
+    """A value that every proxy on a state store reports alike: one of them, not their sum."""
     return f"max{f' by ({by})' if by else ''} ({metric}{{{OURS}{f', {where}' if where else ''}}})"
 
 

@@ -1,6 +1,6 @@
 """The model process: opens one model and serves it on a unix socket or a port.
 
-It listens at once and is live at once; it is ready when the model has really run.
+It listens and is live at once; it is ready when the model has passed its self-test.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ async def _serve(settings: InferenceSettings) -> None:
             settle()
             announce(settings.ready_fd)
             await waiting
-            if ending.is_orphaned:  # the proxies that are left still ask
+            if ending.is_orphaned:  # the remaining proxies still send requests
                 await ending.unless_at_once(serve_orphaned(runner, settings.drain_seconds + settings.deadline_seconds))
             await ending.unless_at_once(drain(runner, settings.drain_seconds, settings.deadline_seconds))
     finally:

@@ -56,14 +56,14 @@ class ModelStats:
         self._spent = {name: [0, 0] for name in ("success", "fail", "queue", "compute_infer")}
 
     def succeeded(self, rows: int, total: float, queued: float, computed: float, at: float) -> None:
-        """One request was answered; durations in seconds, `at` in Unix seconds."""
+        """Count an answered request; durations in seconds, `at` in Unix seconds."""
         self._rows += rows
         self._last_ms = int(at * 1000)
         for name, seconds in (("success", total), ("queue", queued), ("compute_infer", computed)):
             self._add(name, seconds)
 
     def failed(self, total: float) -> None:
-        """One request was answered with an error, after so many seconds."""
+        """Count a request answered with an error, after so many seconds."""
         self._add("fail", total)
 
     def _add(self, name: str, seconds: float) -> None:

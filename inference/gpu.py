@@ -1,8 +1,8 @@
-"""What a session does differently on a GPU: bound outputs, warm-up by shape, an eye on nodes left to the CPU.
+"""Sessions on a GPU: bound outputs, warm-up of shapes, a check for nodes left to the CPU.
 
-Run with CUDA 13 on an NVIDIA H100 (docs/models.md says what was seen); never with TensorRT.
-`tests/inference/test_gpu.py` runs it where a CUDA provider is present; what needs no GPU in it (the judgement on nodes,
-the shapes to warm, the versions of libraries) is tested everywhere.
+Run with CUDA 13 on an NVIDIA H100 (results in docs/models.md); never with TensorRT. `tests/inference/test_gpu.py` runs
+it where a CUDA provider is present. The parts that need no GPU (the check of nodes, the shapes to warm, the versions of
+libraries) are tested everywhere.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _HOUSEKEEPING = frozenset((
 
 
 def unexpected(assigned: Mapping[str, Sequence[tuple[str, str]]]) -> list[str]:
-    """The nodes that the CPU provider got although they are no mere housekeeping, as `op name`.
+    """The nodes on the CPU provider other than shape computations, as `op name`.
 
     `assigned` maps execution provider → (op type, node name).
     """
@@ -56,7 +56,7 @@ def buckets(max_rows: int, max_tokens: int, longest: int = 512) -> Iterator[tupl
 
 
 DETERMINISM = "tf32=0 conv=default workspace=:4096:8"
-"""What of the settings below decides an answer's bits: part of the model digest."""
+"""The settings below that decide an answer's bits: part of the model digest."""
 _CUDA_OPTIONS = {
     # Searched kernels differ from session to session (onnxruntime#19822), so that two processes would not answer alike.
     "cudnn_conv_algo_search": "DEFAULT",
@@ -79,7 +79,7 @@ def fix_workspace() -> None:
 
 
 def device_family(folder: Path = Path("/proc/driver/nvidia/gpus")) -> str:
-    """The GPU's model names as the kernel driver tells them: part of the model digest. "gpu" where it does not."""
+    """The GPUs' names from the kernel driver, part of the model digest; "gpu" where the driver gives none."""
     models = set()
     for path in folder.glob("*/information"):
         for line in path.read_text("utf-8", "replace").splitlines():
@@ -96,15 +96,15 @@ _VERSIONS: Mapping[str, tuple[str, bool]] = {
     "libcufft": ("cufftGetVersion", True),
     "libnvinfer": ("getInferLibVersion", False),
 }
-"""A library's stem → the function that tells its version, and whether it does so through a pointer to int."""
+"""A library's stem → the function that returns its version, and whether it returns it through a pointer to int."""
 
 
 def load_libraries() -> None:
-    """Load CUDA and cuDNN out of the wheels beside ONNX Runtime, which no loader knows, or from where the system has
-    them. Raises nothing: what is missing shows when a session is opened."""
+    """Load CUDA and cuDNN from the wheels beside ONNX Runtime, which the dynamic loader does not search, or from the
+    system. Raises nothing: opening a session reports what is missing."""
     if not hasattr(onnxruntime, "preload_dlls"):
         return
-    with contextlib.redirect_stdout(io.StringIO()) as said:  # it prints, and stdout is for what a command answers
+    with contextlib.redirect_stdout(io.StringIO()) as said:  # it prints, and stdout is for a command's result
         onnxruntime.preload_dlls(directory="")
     if said.getvalue():
         _log.warning("CUDA libraries", said=said.getvalue().strip())

@@ -26,7 +26,7 @@ Shape = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class Buffers(Protocol):
-    """The device's side of one shape: inputs and outputs at addresses that stay."""
+    """The buffers of one shape on the device, at fixed addresses."""
 
     def run(self, feeds: Mapping[str, Array], options: Any) -> list[Array]:
         """Copy the inputs in, run, copy the outputs out."""
@@ -34,7 +34,7 @@ class Buffers(Protocol):
 
 
 class Device(Protocol):
-    """Where runs happen: a session on a GPU, or a scripted one in tests."""
+    """What executes runs: a session on a GPU, or a test double."""
 
     def plain(self, feeds: Mapping[str, Array], options: Any) -> list[Array]:
         """One run that is not captured."""
@@ -48,7 +48,7 @@ class Device(Protocol):
 
 
 class Graphs:
-    """Runs of one session. A shape is captured by its first run here; one that cannot be captured runs as ever."""
+    """Runs of one session. The first run of a shape captures it; one that cannot be captured runs without a graph."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -72,7 +72,7 @@ class Graphs:
             return buffers.run(feeds, options)
 
     def _first(self, shape: Shape, feeds: Mapping[str, Array], options: Any) -> list[Array]:
-        """Run a new shape plainly, whose answer is given, and capture it for the next time."""
+        """Run a new shape without capture for the answer, and capture it for later runs."""
         options.add_run_config_entry(GRAPH_ID, NO_GRAPH)
         outputs = self._device.plain(feeds, options)
         try:

@@ -1,6 +1,6 @@
 """V2 requests → one `LoadedModel` model → replies: the routes of the model process.
 
-Whoever calls it directly sends `[model]` tensors; the proxy in front shows `[client]` ones under the same name.
+Direct callers send `[model]` tensors; the proxy in front takes `[client]` tensors under the same name.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class ModelRoutes:
     def _rendered(
         self, asked: wire.Request, outputs: dict[str, Array], facts: dict[str, Any]
     ) -> tuple[bytes, int | None]:
-        """The asked outputs in the asked order and encoding; without a wish all of them in the signature's order."""
+        """The requested outputs in the requested order and encoding; by default all, in the signature's order."""
         manifest = self._served.manifest
         datatypes = {output.name: output.datatype for output in manifest.model.outputs}
         if asked.outputs is None:

@@ -1,4 +1,4 @@
-"""What the model process counts: the names others may rely on, with closed label sets.
+"""Metrics of the model process: stable names, closed sets of labels.
 
 One process per model, hence one registry and no multiprocess mode. Everything is counted before its answer is sent, so
 a scrape counts every request that has been answered.
@@ -29,7 +29,7 @@ class ModelMetrics:
     """The metrics of one model's process; `model` is its name, the only value of that label."""
 
     def __init__(self, model: str, triton_version: str | None = None) -> None:
-        """`triton_version`: the model's version where Triton's names are told, too."""
+        """`triton_version`: the model's version, if Triton's metric names are exported, too."""
         self.registry = registry = CollectorRegistry()
         self._model = model
         self._triton_version = triton_version
@@ -43,9 +43,7 @@ class ModelMetrics:
             registry=registry,
         )
         rows = Counter("foreseen_model_rows", "Rows really computed.", ("model",), registry=registry)
-        padding = Counter(
-            "foreseen_model_padding_tokens", "Tokens computed that were nobody's.", ("model",), registry=registry
-        )
+        padding = Counter("foreseen_model_padding_tokens", "Padding tokens computed.", ("model",), registry=registry)
         batch = Histogram("foreseen_model_batch_rows", "Rows per run.", ("model",), buckets=_ROWS, registry=registry)
         queue = Histogram(
             "foreseen_model_queue_seconds",
@@ -81,11 +79,11 @@ class ModelMetrics:
             self._queue.observe(wait)
 
     def request(self, status: int) -> None:
-        """One inference request is about to be answered."""
+        """Count an inference request that is about to be answered."""
         self._requests.labels(self._model, str(status)).inc()
 
     def error(self, code: str) -> None:
-        """A request of any route is about to be answered with an error."""
+        """Count a request of any route that is about to get an error."""
         self._errors.labels(self._model, code).inc()
 
     def exposition(self) -> bytes:
@@ -95,7 +93,7 @@ class ModelMetrics:
         return generate_latest(Families([*families, *more]))
 
     def _triton(self, families: Sequence[Metric]) -> Iterator[Metric]:
-        """Triton's names for what only the model process knows."""
+        """Metrics under Triton's names that only the model process can count."""
         totals: dict[str, float] = {s.name: 0.0 for family in families for s in family.samples}
         for family in families:
             for sample in family.samples:

@@ -1,7 +1,7 @@
 """The processor this process runs on → the words that name its family in a model digest.
 
-Two machines of one family choose the same kernels in ONNX Runtime's MLAS, hence give the same bits. MLAS decides by
-instruction sets on x86-64 and by core type on ARM (onnxruntime/core/mlas/lib/platform.cpp); the vendor is named too,
+ONNX Runtime's MLAS selects the same kernels on two machines of one family, so they give the same bits. MLAS selects by
+instruction sets on x86-64 and by core type on ARM (onnxruntime/core/mlas/lib/platform.cpp). The vendor is included,
 since approximate instructions (vrcp14ps) differ between vendors.
 """
 
@@ -41,7 +41,7 @@ _VENDOR_FIELDS = ("vendor_id", "CPU implementer", "CPU part")
 def processor_family(cpuinfo: str | None = None) -> str:
     """Architecture, vendor and deciding instruction sets in one line; `cpuinfo` is the text of /proc/cpuinfo.
 
-    Where the system has no /proc/cpuinfo, architecture and the system's own processor name must do.
+    Without /proc/cpuinfo: the architecture and the system's name of the processor.
     """
     if cpuinfo is None:
         try:

@@ -1,7 +1,7 @@
-"""A fresh session → proof that it answers, and answers the same whoever else is in the batch; and what a run costs.
+"""Self-test of a new session: it answers, a row's answer does not depend on its batch-mates, and the cost of a run.
 
-It runs before the process says that it is ready. The rows are the manifest's example where that is in the model's own
-tensors, and made-up rows of its shapes otherwise: the model process has no tokenizer.
+It runs before the process is ready. The rows are the manifest's example, if that is in the model's own tensors, and
+otherwise random rows of its shapes: the model process has no tokenizer.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _LEAST_START_TOKENS, _MOST_START_TOKENS = 2, 256
 
 
 class RowRunner(Protocol):
-    """What answers rows: a session, or a scripted one in tests."""
+    """What answers rows: a session, or a test double."""
 
     def run(self, rows: Sequence[Row], /) -> list[RowOutputs]: ...
 
 
 class Proof(Struct, frozen=True):
-    """What the self-test found, with this provider on this machine: the build may have measured on another.
+    """Result of the self-test, with this provider on this machine; the build may have run on another.
 
     `difference` is the largest between a row alone and in a batch; 0.0 is bit-equal.
     """
@@ -59,7 +59,7 @@ def prove(runner: RowRunner, manifest: Manifest) -> Proof:
     try:
         rows = _taken(runner, manifest)
         if not rows:
-            _log.warning("self-test: the model takes no made-up row; give it an [example]", model=manifest.name)
+            _log.warning("self-test: the model takes no random row; give it an [example]", model=manifest.name)
             return Proof(0.0, lonely, _LEAST_START_TOKENS)
         alone = [runner.run([row])[0] for row in rows]
         again = [runner.run([row])[0] for row in rows]
@@ -111,7 +111,7 @@ def _taken(runner: RowRunner, manifest: Manifest) -> list[Row]:
         try:
             runner.run([row])
         except (BadInput, ModelFailed) as error:
-            _log.info("self-test: a made-up row is refused", model=manifest.name, why=str(error))
+            _log.info("self-test: a random row is refused", model=manifest.name, why=str(error))
         else:
             taken.append(row)
     if not taken and manifest.exact:

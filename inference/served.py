@@ -1,4 +1,4 @@
-"""One model from its manifest to ready: load, prove, warm, batch; and one request's tensors to its outputs."""
+"""One model from its manifest to ready (load, self-test, warm-up, batcher), and a request's tensors → its outputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _log = structlog.get_logger()
 
 
 class LoadedModel:
-    """The model of this process. `session` and `batcher` raise ModelUnavailable until `open` is through."""
+    """The model of this process. `session` and `batcher` raise ModelUnavailable until `open` has finished."""
 
     def __init__(self, settings: InferenceSettings) -> None:
         """Raises SetupError where there is no such manifest."""
@@ -54,7 +54,7 @@ class LoadedModel:
         return self._session
 
     async def open(self) -> None:
-        """Load and prove the model off the event loop. Raises SetupError in one line that says what to do."""
+        """Load and test the model off the event loop. Raises SetupError in one line that says what to do."""
         session, limits = await asyncio.to_thread(self._load)
         self._session, self.limits = session, limits
         self._batcher = Batcher([session] * _instances(self._settings), self._length_of(session.shapes), limits, self)
@@ -63,7 +63,7 @@ class LoadedModel:
         _log.info("model ready", model=self.manifest.name, **_facts(limits))
 
     async def close(self) -> None:
-        """Finish what is here, then let the session go."""
+        """Finish accepted requests, then close the session."""
         batcher, self._batcher = self._batcher, None
         if batcher is not None:
             await batcher.close()
@@ -91,7 +91,7 @@ class LoadedModel:
         return stack_outputs([c.outputs for c in computed], signature), computed
 
     def _length_of(self, shapes: Shapes) -> Callable[[Row], int]:
-        """How long a row is to the batcher: its length in its batch, where that does not depend on its batch-mates."""
+        """The length of a row for the batcher: its length in a batch, unless that depends on its batch-mates."""
         if self.manifest.rows == "together":
             return lambda _: 1
         if shapes.kind == "fixed":
@@ -109,17 +109,17 @@ class LoadedModel:
         return Row(tuple(batch[spec.name] for spec in self.manifest.model.inputs))
 
     def _leave_word(self, session: Session) -> None:
-        """Who this was, for an import that comes when the process is down. A read-only folder is no reason to stop."""
+        """Record this model's metadata, for imports while the process is down. A read-only folder is not an error."""
         artifact = session.record.artifact
         said = Serving(session.digest, artifact.digest, artifact.preparation, self.row_independent)
         try:
             write_serving(self._settings.data, self.manifest.name, said)
         except OSError as error:
-            _log.info("digest not left behind", model=self.manifest.name, why=error.strerror)
+            _log.info("serving metadata not written", model=self.manifest.name, why=error.strerror)
 
     @property
     def row_independent(self) -> bool:
-        """As the build has measured it where it ran, and the self-test here."""
+        """The cost of starting a run: measured by the build where it ran, and by the self-test here."""
         assert self._session is not None
         return self._session.record.row_independent and self._independent
 

@@ -49,21 +49,21 @@ _KERNEL_ERRORS = (InvalidArgument, Fail, RuntimeException)
 _KERNEL = re.compile(r"while running (\w+) node")
 ALIGNMENT_BYTES = 64
 _NOT_THE_INPUT = ("alloc", "memory", "terminate flag", "CUDA", "CUDNN", "CUBLAS", "TensorRT")
-"""Words of complaints that are not about the input."""
+"""Parts of error messages that do not concern the input."""
 
 
 class SessionPlan(Struct, frozen=True):
-    """How a session is to run: what the settings say, without where they come from."""
+    """How a session runs, from settings."""
 
     provider: Provider = "cpu"
     threads: int = 1
     """Intra-op threads of one run; 0 leaves it to ONNX Runtime (all cores)."""
     fallback: Literal["refuse", "warn"] = "refuse"
-    """What unexpected nodes on the CPU are when a GPU provider was asked for."""
+    """What unexpected nodes on the CPU mean with a GPU provider: an error or a warning."""
     hung_seconds: float = 60.0
-    """A run that takes longer is told to stop."""
+    """A run that takes longer is asked to stop."""
     hung_grace_seconds: float = 5.0
-    """One that goes on for so much longer takes the process with it."""
+    """If it continues for so much longer, the process exits."""
     cuda_graphs: bool = True
     """Capture the runs of fixed shapes on CUDA, where the graph allows it."""
 
@@ -126,7 +126,7 @@ class Session:
         return f"<Session {self.manifest.name} {self.record.artifact.precision} on {self.provider}>"
 
     def runtime_identity(self) -> tuple[str, ...]:
-        """What beside the artifact decides an answer's bits; empty where the manifest says `portable`.
+        """What decides an answer's bits beside the artifact; empty where the manifest says `portable`.
 
         The number of threads is left out of exact models, whose bits it does not change (measured with 1 to 4).
         """
@@ -222,8 +222,8 @@ def saturates(*, guarded: bool) -> bool:
 
 
 def _refusal(error: Exception) -> Exception:
-    """A kernel's complaint about its input as BadInput, without its text, which holds values of the input; anything
-    else (no memory, a device that failed, a run that was stopped) as it is."""
+    """A kernel's error about its input as BadInput, without its text, which holds values of the input; other errors (no
+    memory, a failed device, a stopped run) unchanged."""
     said = str(error)
     node = _KERNEL.search(said)
     shaped = isinstance(error, InvalidArgument) and node is None
@@ -247,8 +247,8 @@ def _gives_strings(manifest: Manifest) -> bool:
 def aligned(array: Array) -> Array:
     """The same numbers at an address that is a multiple of 64.
 
-    ONNX Runtime computes where an input lies, and Eigen's sums start at the next aligned address: the same row summed
-    at another offset of a request's body differs in its last bits (seen with ReduceSum at offsets 4, 8 and 20).
+    ONNX Runtime computes on the caller's buffer, and Eigen's sums start at the next aligned address: the same row at
+    another offset of a request's body differs in its last bits (seen with ReduceSum at offsets 4, 8 and 20).
     """
     address: int = array.__array_interface__["data"][0]
     if array.dtype.kind == "O" or (address % ALIGNMENT_BYTES == 0 and array.flags.c_contiguous):

@@ -1,4 +1,4 @@
-"""An artifact and a plan → an open session, checked: provider, signature, nodes on the CPU."""
+"""Opens the session of an artifact, and checks its provider, its signature and its nodes on the CPU."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _ONNX_TYPES = {
     "FP64": "tensor(double)",
     "BYTES": "tensor(string)",
 }
-"""BF16 is missing on purpose: ONNX Runtime's Python side takes no bfloat16 arrays; cast inside the graph instead."""
+"""BF16 is missing on purpose: ONNX Runtime's Python API takes no bfloat16 arrays; cast inside the graph instead."""
 
 
 def open_session(manifest: Manifest, data: Path, plan: SessionPlan) -> Session:
@@ -57,7 +57,7 @@ def open_session(manifest: Manifest, data: Path, plan: SessionPlan) -> Session:
         gpu.load_libraries()
     content = read_file(data, record.artifact, record.artifact.graph)
     graph, has_graphs = _loaded(manifest, content, options, chain, record.shapes.kind == "fixed" and plan.cuda_graphs)
-    graph.disable_fallback()  # it would change the provider, hence the bits, under a digest that names the old one
+    graph.disable_fallback()  # a fallback would change the provider, hence the bits, under an unchanged digest
     _check_signature(manifest, graph)
     if graph.get_providers()[0] != chain[0]:
         raise SetupError(f"provider {plan.provider!r}: {chain[0]} did not start (driver or libraries are missing)")

@@ -1,7 +1,7 @@
-"""Runs that take too long → told to stop; if they do not, the process ends and its supervisor starts another.
+"""Stops runs that take too long; if a run does not stop, the process exits and its supervisor starts another.
 
-A run that hangs inside native code cannot be killed from Python: the thread stays. So there are two stages: ask the
-runtime to stop between two nodes, and if the run is still there after a grace, give the whole process up.
+Python cannot kill a thread that hangs in native code. So there are two stages: ask the runtime to stop between two
+nodes; if the run continues after a grace period, exit the process.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class _Watched:
 
 
 def _exit() -> None:
-    os._exit(EXIT_HUNG)  # the hung thread would hold up an orderly exit for ever
+    os._exit(EXIT_HUNG)  # an orderly exit would wait for the hung thread
 
 
 class Watchdog:
-    """Watches any number of runs with one thread, which looks four times per limit: a run pays no system call.
+    """Watches any number of runs with one thread, which checks four times per limit: a run makes no system call.
 
     A run is stopped between `seconds` and 1.25 × `seconds` after its start; `give_up` is called once, at most
     `grace` later by the same measure.
@@ -83,7 +83,7 @@ class Watchdog:
                     _log.error("run hung", seconds=round(taken, 3))
                     watched.stop()
                 elif taken > self._seconds + self._grace:
-                    _log.critical("run hung for good, giving the process up", seconds=round(taken, 3))
+                    _log.critical("run still hung, exiting the process", seconds=round(taken, 3))
                     self._closed.set()
                     self._give_up()
                     return

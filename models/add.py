@@ -1,7 +1,7 @@
-"""An ONNX file of one's own → a folder with the file and a commented model.toml; how its rows may be run is probed.
+"""A user's ONNX file → a folder with the file and a commented model.toml; experiments decide how its rows may run.
 
-The signature is read from the graph, corrected by what a few runs give. What a graph cannot say (how text becomes ids,
-what the labels are called) is left as a comment to fill in, or comes with `--tokenizer`.
+The signature comes from the graph, corrected by the outputs of a few runs. What a graph does not contain (tokenizer,
+names of labels) is left as a comment to fill in, or comes with `--tokenizer`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def add(
 
 
 def _replace(place: Path, made: Path) -> None:
-    """Put another file in a model's place. What somebody wrote into model.toml stays where the signature is the same;
+    """Replace a model's file. Edits of model.toml are kept where the signature is the same;
     else the old one is kept as model.toml.old."""
     toml, new = place / "model.toml", made / "model.toml"
     if toml.is_file():
@@ -109,7 +109,7 @@ def examine(
     say: BuildProgress,
     text: Text | None = None,
 ) -> Found:
-    """Run the graph until it is known how it may be asked. Raises SetupError where it cannot be run."""
+    """Run the graph to find out which requests it takes. Raises SetupError where it cannot be run."""
     manifest = _manifest(name, draft, hints)
     with say.step("load it in a child process and find inputs that it takes"):
         manifest = msgspec.structs.replace(manifest, samples=find(graph, manifest, graph.parent))
@@ -128,7 +128,7 @@ def examine(
 
 
 def judged(manifest: Manifest, verdict: ProbeVerdict) -> Manifest:
-    """The draft with what the experiments ask for."""
+    """The draft with the settings that the experiments require."""
     if not verdict.repeatable:
         rows = manifest.rows if manifest.batching.single else "together"
         return msgspec.structs.replace(manifest, cacheable=False, rows=rows)

@@ -1,6 +1,6 @@
 """`models build|list|report|add|export|import`: the command line of the offline side.
 
-Whatever goes wrong on the operator's side is raised as a SetupError of one line; `foreseen.cli` prints it.
+Errors of the operator are raised as a SetupError of one line; `foreseen.cli` prints it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from foreseen.modelspec.artifact import Record, read_record, read_serving
 from foreseen.modelspec.manifest import Manifest
 from foreseen.settings import Common
 
-app = App(name="models", help="Make models lighter, with evidence.")
+app = App(name="models", help="Build, measure and manage models.")
 
-Train = Annotated[Path | None, Parameter(help="CSV (text, label; .gz, .xz) that a logistic head is fitted on.")]
-Test = Annotated[Path | None, Parameter(help="CSV (text, label) that agreement and flips are measured on.")]
+Train = Annotated[Path | None, Parameter(help="CSV (text, label; .gz, .xz) on which a logistic head is fitted.")]
+Test = Annotated[Path | None, Parameter(help="CSV (text, label) on which agreement and flips are measured.")]
 Json = Annotated[bool, Parameter(help="Print JSON and nothing else.", negative="")]
-Provider = Annotated[Literal["cpu", "cuda"], Parameter(help="Where candidates are measured: where they are served.")]
+Provider = Annotated[
+    Literal["cpu", "cuda"], Parameter(help="Execution provider of the measurements: the one that will serve.")
+]
 DEFAULTS = Common()
 
 
@@ -42,12 +44,12 @@ def build(
     provider: Provider = "cpu",
     common: Common = DEFAULTS,
 ) -> None:
-    """Build a model and put it in force; say whether it is another one than before.
+    """Build a model and put it in force; report whether it has changed.
 
     Parameters
     ----------
     name
-        The model, as its manifest's folder is called.
+        The model: the name of its manifest's folder.
     """
     files = _files(train, test)
     _measure_on(provider)
@@ -70,7 +72,7 @@ def build(
 
 @app.command(name="list")
 def list_(*, json: Json = False, common: Common = DEFAULTS) -> None:
-    """List the models there are manifests of, and what is built of them."""
+    """List the models with a manifest, and what is built."""
     known = [manifests.find(name, common.model_folders) for name in manifests.names(common.model_folders)]
     built = [(one, _record(common.data, one), read_serving(common.data, one.name)) for one in known]
     if json:
@@ -89,12 +91,12 @@ def report(
     provider: Provider = "cpu",
     common: Common = DEFAULTS,
 ) -> None:
-    """Show what was measured of a built model; what is missing is measured now. The choice in force stays.
+    """Show the measurements of a built model, and take missing ones now. The artifact in force stays.
 
     Parameters
     ----------
     name
-        The model, as its manifest's folder is called.
+        The model: the name of its manifest's folder.
     """
     from foreseen.models.report.report import measured, path_of, public
 
@@ -116,12 +118,12 @@ def report(
 def add(
     file: str,
     *,
-    name: Annotated[str | None, Parameter(help="What to call it; default: after the file or folder.")] = None,
+    name: Annotated[str | None, Parameter(help="Name of the model; default: from the file or folder.")] = None,
     reference: Annotated[
         Path | None, Parameter(help="A reference.npz of inputs and known outputs that the graph must agree with.")
     ] = None,
     pair: Annotated[
-        bool | None, Parameter(help="Whether a classifier scores (query, document); default: what its folder says.")
+        bool | None, Parameter(help="Whether a classifier scores (query, document); default: decided by its folder.")
     ] = None,
     replace: Annotated[
         bool,
@@ -133,14 +135,14 @@ def add(
     ] = False,
     dim: Annotated[
         tuple[str, ...],
-        Parameter(help="NAME=SIZE[,SIZE]: sizes that a dimension takes, where none are found by trying.", negative=""),
+        Parameter(help="NAME=SIZE[,SIZE]: sizes that a dimension takes, where experiments find none.", negative=""),
     ] = (),
     values: Annotated[
         tuple[str, ...],
         Parameter(help="NAME=LOW,HIGH: numbers that an input takes, where none are found by trying.", negative=""),
     ] = (),
     tokenizer: Annotated[
-        Path | None, Parameter(help="The model's tokenizer.json: clients then send text in the place of ids.")
+        Path | None, Parameter(help="The model's tokenizer.json: clients then send text instead of ids.")
     ] = None,
     common: Common = DEFAULTS,
 ) -> None:

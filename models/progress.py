@@ -1,6 +1,6 @@
-"""What a build is doing → a person: a live display on a terminal, one line per finished step elsewhere.
+"""The progress of a build: a live display on a terminal, one line per finished step elsewhere.
 
-Everything goes to stderr, so that `--json` and the `ready` line own stdout.
+Everything goes to stderr: stdout is for `--json` and the `ready` line.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Advance = Callable[[], None]
 
 
 class BuildProgress(Protocol):
-    """What a build tells its progress to."""
+    """The display that a build reports to."""
 
     def step(self, what: str, parts: int | None = None) -> AbstractContextManager[Advance]: ...
 
 
 class SilentProgress:
-    """Says nothing: for tests and programs."""
+    """No output: for tests and programs."""
 
     @contextmanager
     def step(self, what: str, parts: int | None = None) -> Iterator[Advance]:
@@ -78,7 +78,7 @@ class LiveProgress:
 
 @contextmanager
 def shown(form: Format | None = None) -> Iterator[BuildProgress]:
-    """The progress for whoever is watching stderr."""
+    """The display that fits stderr: live, lines or log."""
     if form == "json":
         configure("info", "build", form)
         yield LogProgress()

@@ -1,4 +1,4 @@
-"""An Airflow operator that runs `foreseen warm` as a task: a retry goes on where the task stopped."""
+"""An Airflow operator that runs `foreseen warm` as a task: a retry resumes where the task stopped."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class WarmOperator(BaseOperator):  # type: ignore[misc] # Airflow is not install
              {"data": "/srv/foreseen", "outputs": ["all"], "verify": "1%"}, …
 
     Returns the counts as a dictionary. Fails where more rows fail than `error_budget` allows, or where the run has to
-    stop; a retry goes on from its checkpoint. Its outlet is `cache_warm(model)` unless outlets are given.
+    stop; a retry resumes from its checkpoint. Its outlet is `cache_warm(model)` unless outlets are given.
     """
 
     template_fields = ("files", "model", "options")

@@ -1,4 +1,4 @@
-"""The command `foreseen`, before it has commands: name, version, and where settings come from."""
+"""The application `foreseen` without its commands: name, version, and the sources of settings."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ _PURGE = PurgeSettings()
 def warm(*files: Annotated[str, Parameter(env_var=())], settings: WarmSettings) -> None:
     """Fill the cache from files: compute the rows that are missing, or import what a batch run has computed.
 
-    JSONL (a V2 request or a plain object a line), CSV, Parquet, Arrow, NPZ; the same command again goes on where a
-    killed one stopped. Ends with status 1 where more rows failed than the error budget allows.
+    JSONL (a V2 request or a plain object a line), CSV, Parquet, Arrow, NPZ. Running the same command again resumes an
+    interrupted run. Ends with status 1 where more rows failed than the error budget allows.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def warm(*files: Annotated[str, Parameter(env_var=())], settings: WarmSettings) 
 def purge(settings: PurgeSettings = _PURGE) -> None:
     """Purge a model, a digest, one key or everything; acknowledged when every worker has confirmed.
 
-    Ends with status 1 where that is not so, naming the workers that have not.
+    Ends with status 1 otherwise, naming the workers that have not confirmed.
     """
     from foreseen.operate.commands.purge_command import purge as run
 
@@ -95,7 +95,7 @@ def key(file: RequestFile, /, *, settings: KeySettings) -> None:
 
 
 def explain(first: RequestFile, second: RequestFile, /, *, settings: KeySettings) -> None:
-    """Say for two requests whether they share an entry, row by row, and if not, which field differs.
+    """Report for two requests whether they share an entry, row by row, and if not, which field differs.
 
     Ends with status 0 where they share all entries, 1 where not.
 
@@ -122,12 +122,12 @@ def explain(first: RequestFile, second: RequestFile, /, *, settings: KeySettings
 def observed(
     *, url: str | None = None, data: Path = Path("data"), json: bool = False, config: Path | None = None
 ) -> None:
-    """Say what the cache would have done for models that run under --observe.
+    """Report what the cache would have done for models that run under --observe.
 
     Parameters
     ----------
     url
-        The running proxy. Default: where `foreseen up` in --data was started last, else http://127.0.0.1:8000.
+        The running proxy. Default: that of the last `foreseen up` in --data, else http://127.0.0.1:8000.
     data
         The data directory.
     json

@@ -17,14 +17,14 @@ def show(
     *flags: Annotated[str, Parameter(allow_leading_hyphen=True, env_var=())],
     json: bool = False,
 ) -> None:
-    """Print the settings of a command as they are in force, and where each was given: flag, environment, file, default.
+    """Print the effective settings of a command, and the source of each: flag, environment, file, default.
 
     Parameters
     ----------
     command
         The command.
     flags
-        Its flags, as they would be given to it.
+        Its flags.
     json
         Print JSON for machines.
     """

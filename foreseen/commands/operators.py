@@ -26,18 +26,18 @@ def top(
 ) -> None:
     """Show what a running proxy does: requests, hit ratio, latency of hits and misses, models, store, saved compute.
 
-    Ctrl-C ends it. Where no proxy answers it says so in one line and ends with status 1.
+    Ctrl-C ends it. Where no proxy answers, it ends with one line and status 1.
 
     Parameters
     ----------
     url
-        The running proxy. Default: where `foreseen up` in --data was started last, else http://127.0.0.1:8000.
+        The running proxy. Default: that of the last `foreseen up` in --data, else http://127.0.0.1:8000.
     data
         The data directory.
     interval
-        Seconds between two looks.
+        Seconds between two scrapes.
     once
-        Look once, over one interval, and end.
+        Print one interval and end.
     json
         Print JSON for machines; with --once.
     config
@@ -55,7 +55,7 @@ def top(
 
 
 def jobs(settings: JobsSettings = _JOBS) -> None:
-    """Show the queue of jobs and its dead letters; put a dead letter back, or drop it."""
+    """Show the queue of jobs and its dead letters; retry or drop a dead letter."""
     from foreseen.operate.commands.jobs_command import answer
 
     print(answer(settings))
@@ -64,8 +64,8 @@ def jobs(settings: JobsSettings = _JOBS) -> None:
 def doctor(settings: DoctorSettings = _DOCTOR) -> None:
     """Examine a running or configured system: one line per finding, with its fix.
 
-    Flags say how it runs; what is not given is what `foreseen up` in --data was started with last.
-    Ends with status 1 where something must be fixed. Looks and changes nothing.
+    Flags describe the system; the default of each is that of the last `foreseen up` in --data.
+    Ends with status 1 where something must be fixed. Changes nothing.
     """
     from foreseen.operate.started import as_started
     from foreseen.proxy.tools.doctor import examine

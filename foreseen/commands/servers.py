@@ -11,19 +11,19 @@ from foreseen.settings.commands import settings_of
 
 _UP, _PROXY, _WORKER = UpSettings(), ProxySettings(), WorkerSettings()
 OF_JOB_WORKERS = frozenset(("host",))
-"""Where their /metrics listen is said by the environment of `up` alone: its flag is the proxies'."""
+"""Only the environment of `up` sets where job workers serve /metrics: the flag of that name is for the proxies."""
 
 
 def up(settings: UpSettings = _UP) -> None:
     """Start everything on this machine: Valkey, one process per model and the proxy.
 
-    Builds what is not built, prints "ready http://HOST:PORT" when a real prediction has gone through, supervises,
-    and on Ctrl-C or SIGTERM stops all of it.
+    Builds missing models, prints "ready http://HOST:PORT" after a real prediction, restarts processes that end, and
+    stops everything on Ctrl-C or SIGTERM.
     """
     from foreseen.operate.up import run
 
     configure(settings.log_level, "up", settings.log_format)
-    for name in settings_of("up") - OF_JOB_WORKERS:  # what it starts gets them as flags, and must not see others
+    for name in settings_of("up") - OF_JOB_WORKERS:  # children get their settings as flags only
         os.environ.pop(f"FORESEEN_{name.upper()}", None)
     sys.exit(run(settings))
 

@@ -1,4 +1,4 @@
-"""Errors that no client gets: the code that calls decides what they mean; and SetupError, which ends a command."""
+"""Errors that never reach a client: callers in the code handle them; and SetupError, which ends a command."""
 
 from __future__ import annotations
 
@@ -41,4 +41,4 @@ class DigestMoved(Exception):
 
 
 class SetupError(Exception):
-    """Something on the operator's side is not as it must be. The message is one line that says what to do."""
+    """An error of configuration or environment. The message is one line with the remedy."""

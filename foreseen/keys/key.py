@@ -16,7 +16,7 @@ The canonical frame of a row, length-prefixed throughout, all integers little-en
     space key  = BLAKE3 derive_key("foreseen v1 space", root ‖ fields)
     fields     = u32 length + bytes, each of: scope, model, digest; then u64 generation
 
-The model digest stands in the space: weights, precision, preparation and runtime. What is left out on purpose: request
+The model digest is part of the space: weights, precision, preparation and runtime. Left out on purpose: request
 id, headers, JSON spelling and order, encoding, wanted outputs, classification, priority, timeout. Derived inputs (the
 mask of unpadded ids is all ones) add nothing. A 256-bit keyed cryptographic digest is the identity because XXH3
 collisions are constructed in milliseconds, also against a secret seed.
@@ -131,7 +131,7 @@ def keyed_digests(key: bytes, lines: Array) -> list[bytes]:
 class Framer:
     """Rows of one model signature → canonical frames.
 
-    What is the same for every row of a shape (names, datatypes, dimensions) is made once and kept; the number of kept
+    The part that is equal for every row of a shape (names, datatypes, dimensions) is cached; the number of cached
     shapes is bounded, since clients choose them.
     """
 

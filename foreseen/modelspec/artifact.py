@@ -1,7 +1,7 @@
-"""`DATA/models/<name>/` ↔ Artifact: what a build leaves behind, a model process loads and a proxy prepares with.
+"""`DATA/models/<name>/` ↔ Artifact: a build writes it, a model process loads it, a proxy prepares inputs with it.
 
     DATA/models/<name>/record.json          which artifact is in force; replaced atomically, last
-    DATA/models/<name>/serving.json         what the model's process last said of itself; replaced atomically
+    DATA/models/<name>/serving.json         the last metadata of the model's process; replaced atomically
     DATA/models/<name>/<digest>/…           the files of one artifact: the graph, the tokenizer; never changed
 
 Two digests. The *artifact digest* is made of the files and of the manifest's answer-changing part, so the same inputs
@@ -60,10 +60,10 @@ class Record(Struct, frozen=True):
 
 
 class Serving(Struct, frozen=True):
-    """What a model's process said of itself when it was last ready, for those who come when it is down.
+    """The metadata of a model's process when it was last ready, for imports while it is down.
 
-    The model digest depends on the machine that serves, so it cannot be worked out elsewhere; it counts for as long as
-    the artifact in force is the one that was served.
+    The model digest depends on the machine that serves, so no other machine can compute it; it is valid as long as the
+    artifact in force is the one that was served.
     """
 
     digest: str
@@ -99,7 +99,7 @@ def preparation_digest(manifest: Manifest, assets: tuple[ArtifactFile, ...]) -> 
     """Everything between what a client sends and what the graph gets."""
     seen, model = msgspec.to_builtins(manifest.seen), msgspec.to_builtins(manifest.model)
     for one in (*seen["inputs"], *model["inputs"]):
-        del one["optional"]  # whether an input may be left out changes no answer to those who give it
+        del one["optional"]  # whether an input is optional changes no answer to requests that have it
     batching = manifest.batching
     parts = {"seen": seen, "model": model, "rows": manifest.rows, "single": batching.alone}
     if batching.shapes in ("fixed", "auto"):  # another choice is another build

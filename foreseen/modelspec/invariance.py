@@ -14,7 +14,7 @@ from foreseen.types import Array, Row
 _OPEN_SIZE = 7
 """Of a dimension that differs between requests: ≡ 3 mod 4, where an inexact pool shows (docs/architecture.md)."""
 _SCALES = (1.0, 30.0, 0.1, 5.0)
-"""Rows of different sizes in one batch: a model that takes one scale for all of it gives itself away."""
+"""Rows of different sizes in one batch: they reveal a model that takes one scale for the whole batch."""
 
 
 def difference(left: Sequence[RowOutputs], right: Sequence[RowOutputs]) -> float:

@@ -1,7 +1,7 @@
 """Request parameters → those that may change an answer, as canonical JSON; and what the others ask for. Pure.
 
-Everything counts that is not known not to: a parameter that a model does not look at costs a second entry, one that it
-does look at and that was left out of the key would cost a wrong answer.
+Every parameter counts unless it is known not to matter: an irrelevant parameter in the key costs a second entry, a
+relevant one missing from the key would cause a wrong answer.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def in_sequence(parameters: dict[str, Any]) -> bool:
 def counting(parameters: dict[str, Any], manifest: Manifest, members: RequestMembers = NO_MEMBERS) -> bytes:
     """What may change the answer beside the tensors as canonical JSON, empty for none. Raises BadRequest.
 
-    A server of somebody else (`manifest.upstream`) may answer by any of `members`, but not by those of an input that
-    it is never sent. Our own model processes look at none.
+    The answer of an upstream server (`manifest.upstream`) may depend on any of `members`, except those of an input that
+    is never sent to it. Our own model processes ignore all of them.
     """
     others = manifest.upstream is not None
     ignored = (RESERVED_BY_OTHERS if others else RESERVED).union(manifest.ignored_parameters)

@@ -1,7 +1,7 @@
 """Client tensors → rows: the declared normalization turns what was sent into what the model sees.
 
-What is keyed is exactly what is sent to the model, so the first asker and the later ones get the same answer. Pure and
-without I/O; heavy (tokenizer, images), so servers run it off their event loop. The only file that imports tokenizers.
+The key covers exactly what is sent to the model, so that a hit equals the answer to the first request. Pure and without
+I/O; expensive (tokenizer, images), so servers run it off their event loop. The only file that imports tokenizers.
 """
 
 from __future__ import annotations

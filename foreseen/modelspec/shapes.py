@@ -1,8 +1,8 @@
-"""Which shapes a model's batches have: as they come, of a fixed set, or one row each.
+"""The shapes of a model's batches: ragged, of a fixed set, or one row each.
 
-A kernel may round otherwise at another shape, so that a row's bits depend on its batch-mates. In a fixed set its shape
-depends on its own length alone: the smallest length of the set that holds it, and that length's number of rows. A batch
-that is not full is filled up with a neutral row.
+A kernel may round differently at another shape, so that a row's bits depend on its batch-mates. In a fixed set the
+shape depends on the row's length alone: the smallest length of the set that holds it, and the number of rows of that
+length. A batch that is not full is filled up with a neutral row.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Shapes(Struct, frozen=True):
 
     @property
     def identity(self) -> str:
-        """What stands in the model digest: another set may give other bits. Empty where shapes change no answer."""
+        """The part of the model digest: another set may give other bits. Empty where shapes change no answer."""
         if self.kind != "fixed":
             return ""
         return f"shapes fixed lengths={','.join(map(str, self.lengths))} rows={','.join(map(str, self.rows))}"

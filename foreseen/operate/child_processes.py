@@ -64,7 +64,7 @@ def job_worker_children(settings: UpSettings, state: str) -> Iterator[Child]:
 async def build_model(manifest: Manifest, settings: UpSettings) -> None:
     """Build a model in a process of its own where it is missing or of an older manifest."""
     if changed := await asyncio.to_thread(changed_file, manifest.source, manifest.name):
-        log.warning("model file changed; what was built before is served", model=manifest.name, why=changed)
+        log.warning("model file changed; the previous build is served", model=manifest.name, why=changed)
     if _is_built(manifest, settings.data):
         return
     flags = ["--models", str(settings.models)] if settings.models else []
@@ -81,7 +81,7 @@ async def build_model(manifest: Manifest, settings: UpSettings) -> None:
     )
     try:
         if await process.wait():
-            raise SetupError(f"model {manifest.name!r} could not be built; its reason stands above")
+            raise SetupError(f"model {manifest.name!r} could not be built; see its error above")
     finally:
         if process.returncode is None:
             process.terminate()

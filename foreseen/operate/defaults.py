@@ -1,4 +1,4 @@
-"""What `foreseen up` prints before its ready line: what is kept, where, and who can reach it."""
+"""What `foreseen up` prints before its ready line: the sizes of the caches, their place, and the listening address."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from foreseen.stores.redis_urls import shown
 def defaults_in_force(settings: UpSettings, models: Sequence[Manifest], url: str) -> str:
     """A line each for near, far, the address and the data directory."""
     far = f"{_size(settings.far_bytes)}, embedded Valkey, LFU" if settings.redis is None else shown(settings.redis)
-    reach = "this machine only" if settings.host in ("127.0.0.1", "localhost", "::1") else "everybody who reaches it"
+    reach = "this machine only" if settings.host in ("127.0.0.1", "localhost", "::1") else "every host that reaches it"
     near = f"{_size(settings.near_bytes)} per worker × {settings.workers}"
     lines = [
         f"near     {near}: {_held(models, settings.near_bytes, NEAR_OVERHEAD_BYTES)}",

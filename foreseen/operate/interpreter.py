@@ -1,8 +1,8 @@
-"""How this Python was built → whether its bytecode runs as fast as it can.
+"""Whether this CPython was built with PGO (`--enable-optimizations`).
 
-A CPython that was built with its profile of itself (`--enable-optimizations`) takes 0.7 of the time over the same
-bytecode. Distributions and Python's own images build it so; version managers do not unless they are told to. `make`
-asks this file, with nothing installed yet, which of a machine's Pythons to take; `foreseen doctor` says which it was.
+With PGO the same bytecode takes 0.7 of the time. Distributions and Python's own images build with it; version managers
+do not by default. `make` runs this file before anything is installed to choose one of a machine's Pythons; `foreseen
+doctor` reports the choice.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ OLDEST = 3, 11
 
 
 def optimized(options: str | None = None, base: str = sys.base_prefix) -> bool:
-    """Whether it was built with its profile: it says so, or it is the distribution's, which says nothing of it."""
+    """Whether it was built with PGO: by its build flags, or because it is the distribution's, which hides them."""
     said = str(sysconfig.get_config_var("CONFIG_ARGS") or "") if options is None else options
     return "--enable-optimizations" in said or base == "/usr"
 

@@ -1,4 +1,4 @@
-"""Readiness of a system that starts: every model has answered its example through the proxy."""
+"""Readiness at the start: every model has answered its example through the proxy."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ UPSTREAM_SECONDS = 5.0
 """How long a start waits for the models of an upstream once the proxy answers."""
 POLL_SECONDS = 0.1
 READY_POLL_SECONDS = 1.0
-"""Between two looks whether an upstream's models are ready after all."""
+"""Between two checks whether an upstream's models have become ready."""
 REFUSALS = 3
-"""A proxy or a model that ends by its own decision so often in a row, before anything was ever ready, never will be."""
+"""After so many consecutive exits with an error before the first readiness, a child is given up."""
 
 
 class Readiness:
@@ -48,8 +48,8 @@ class Readiness:
         self._has_upstream = has_upstream
 
     async def until_predicting(self, url: str) -> bool:
-        """Ask every model its example, through the proxy, until each has answered; whether all are ready. An upstream's
-        models have none, and are waited for a few seconds only: they may come, or be mended, later.
+        """Ask every model its example, through the proxy, until each has answered; whether all are ready. The models of
+        an upstream have no example; the start waits for them a few seconds only, since they may become ready later.
 
         Where the manifest gives no example, one is made up, and any answer of the model will do: a refusal or a failure
         shows that it was asked.
@@ -71,19 +71,19 @@ class Readiness:
             late.cancel()
 
     async def _upstream_ready(self, client: aiohttp.ClientSession, url: str) -> bool:
-        """Whether the proxy is ready within a few seconds; the log says why it is not."""
+        """Whether the proxy is ready within a few seconds; otherwise the reason is logged."""
         await self._until_ok(lambda: client.get(f"{url}/v2/health/live"))
         try:
             async with asyncio.timeout(UPSTREAM_SECONDS):
                 await self._until_ok(lambda: client.get(f"{url}/v2/health/ready"))
         except TimeoutError:
             async with client.get(f"{url}/v2/health/ready") as reply:
-                log.error("not ready; goes on without", url=url, why=(await reply.json()).get("error"))
+                log.error("not ready; starting without", url=url, why=(await reply.json()).get("error"))
             return False
         return True
 
     async def say_ready(self, url: str) -> None:
-        """Once it is, however long that takes."""
+        """Wait until it is ready, without a bound."""
         async with aiohttp.ClientSession() as client:
             while True:
                 with contextlib.suppress(aiohttp.ClientError, OSError):
@@ -105,12 +105,12 @@ class Readiness:
                         return
             failed = next((one for one in self._children("proxy:", "model:") if one.refusals >= REFUSALS), None)
             if failed is not None:
-                raise SetupError(f"{failed.name} does not start; its reason stands above")
+                raise SetupError(f"{failed.name} does not start; see its error above")
             await asyncio.sleep(POLL_SECONDS)
 
 
 def _say_late() -> None:
-    log.error("no prediction has gone through yet; waiting on, see the log above", seconds=READY_SECONDS)
+    log.error("no prediction has succeeded yet; still waiting, see the log above", seconds=READY_SECONDS)
 
 
 class _Answered:

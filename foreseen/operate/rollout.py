@@ -1,10 +1,9 @@
-"""Processes of models and workers → others in their place, without a request lost.
+"""Rolling restarts: replaces the processes of models and workers without losing a request.
 
-The new process is ready before the old one is told to end, and the old one drains (`drain.py`). Workers share one
-inherited listening socket, which never closes. A model's process listens at a socket of its own, and a link that
-workers connect to is turned over to the new one. Where what is done before the model is asked has changed too (its
-manifest, its tokenizer), new workers get a link of their own, so that old ones go on with the old process until they
-are gone.
+The new process is ready before the old one gets SIGTERM, and the old one drains (`drain.py`). Workers share one
+inherited listening socket, which never closes. A model's process listens on a socket of its own; workers connect to a
+symbolic link, which is switched to the new socket. Where the preparation of inputs has changed too (manifest,
+tokenizer), new workers get a link of their own, and old workers use the old process until they end.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ READY_SECONDS = 120.0
 
 
 class SupervisedModel(Struct):
-    """A model's process, what it was started for, where it listens, and the link by which workers find it."""
+    """A model's process, its manifest, its socket, and the link that workers connect to."""
 
     child: Child
     artifact: str
@@ -41,7 +40,7 @@ class SupervisedModel(Struct):
 
 class Rollout:
     """What runs. `worker` makes a process for a slot and the links of models that have moved, `model` one for a
-    manifest and a socket; neither starts it. `leave_seconds`: what a process that was told to end may take."""
+    manifest and a socket; neither starts it. `leave_seconds`: how long a process may take to end."""
 
     def __init__(
         self,
@@ -62,7 +61,7 @@ class Rollout:
         self._refused: dict[str, str] = {}
 
     def states(self) -> list[ChildState]:
-        """What runs and what does not. Of two in one place (a successor that gets ready) the newer counts."""
+        """The processes, running or not. Of a process and its successor the newer counts."""
         known = {child.name: ChildState(child.name, child.is_running, child.all_ends) for child in self.children}
         return list(known.values())
 
@@ -82,20 +81,20 @@ class Rollout:
         await self.add(self._next_worker())
 
     def tidy(self) -> None:
-        """When all has ended: a socket that nobody listens on looks like a model that hangs."""
+        """Remove links and sockets at the end: connecting to a dead socket looks like a model that hangs."""
         for name, one in self._models.items():
             for path in (model_socket(self._data, name), one.link, one.socket):
                 path.unlink(missing_ok=True)
 
     async def follow(self, manifests: Iterable[Manifest]) -> bool:
-        """Replace every model's process whose artifact is not the one in force any more. False where one stays that
-        should not: its successor, or a worker's, did not get ready."""
+        """Replace the process of every model whose artifact in force has changed. False where an old process stays,
+        because its successor, or a worker's, did not become ready."""
         for manifest in manifests:
             name = manifest.name
             try:
                 artifact = read_record(self._data, name).artifact.digest
             except SetupError as error:
-                log.error("model not followed", model=name, why=str(error))
+                log.error("model not checked for a rebuild", model=name, why=str(error))
                 continue
             if artifact not in (self._models[name].artifact, self._refused.get(name)):
                 log.info("model was built anew", model=name, artifact=artifact[:12])
@@ -105,7 +104,7 @@ class Rollout:
         return True
 
     async def replace_workers(self) -> bool:
-        """One after the other. False where a new one did not get ready: it and those behind it stay as they are."""
+        """Replace the workers one by one. False where a new one did not become ready: that one and the rest stay."""
         for old in self.of("proxy:"):
             new = self._next_worker()
             if not await self._ready(new):
@@ -115,7 +114,7 @@ class Rollout:
         return True
 
     async def restart(self, *kinds: str) -> None:
-        """Processes that nobody waits for: the old one ends before the new one begins."""
+        """Replace processes that serve no requests: the old one ends before the new one starts."""
         for old in self.of(*kinds):
             await old.stop(self._leave_seconds)
             self.children.remove(old)
@@ -124,7 +123,7 @@ class Rollout:
             try:
                 await new.start()
             except OSError as error:
-                log.error("not started; tried again", child=new.name, why=error.strerror)
+                log.error("not started; retrying", child=new.name, why=error.strerror)
                 new.keep()
 
     async def _renew(self, manifest: Manifest) -> bool:
@@ -147,15 +146,15 @@ class Rollout:
         return True
 
     async def _ready(self, new: Child) -> bool:
-        """Start a process and wait until it is ready; where it does not get so, it is ended."""
+        """Start a process and wait until it is ready; end it where it is not in time."""
         self.children.append(new)
         try:
             await new.start(announced=True)
             if await new.until_ready(READY_SECONDS):
                 return True
-            log.error("a new process did not get ready; the old one stays", child=new.name)
+            log.error("new process not ready; the old one stays", child=new.name)
         except OSError as error:
-            log.error("a new process was not started; the old one stays", child=new.name, why=error.strerror)
+            log.error("new process not started; the old one stays", child=new.name, why=error.strerror)
         self.children.remove(new)
         await new.stop(self._leave_seconds)
         return False
@@ -173,7 +172,7 @@ class Rollout:
         return SupervisedModel(child, artifact.digest, artifact.preparation, socket, link)
 
     def _next_worker(self) -> Child:
-        """In the lowest slot that is free: counts of a slot go on, whoever is in it."""
+        """Start a worker in the lowest free slot: the counters of a slot continue across its processes."""
         taken = {child.name for child in self.of("proxy:")}
         slot = next(number for number in itertools.count() if f"proxy:{number}" not in taken)
         usual = {name: model_socket(self._data, name) for name in self._models}
@@ -181,7 +180,7 @@ class Rollout:
 
 
 def _turn_over(link: Path, socket: Path) -> None:
-    """From now on who connects to the link reaches this socket. There is no moment at which it reaches none."""
+    """Switch the link to this socket, atomically: every connection reaches the old or the new one."""
     beside = link.with_suffix(".turn")
     beside.unlink(missing_ok=True)
     beside.symlink_to(socket.name)

@@ -1,4 +1,4 @@
-"""A running proxy's address → the samples of its metrics, or one line that says that nobody answers there."""
+"""A running proxy's address → the samples of its metrics, or SetupError in one line where no proxy answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Labels = frozenset[tuple[str, str]]
 
 
 class Scrape(Struct, frozen=True):
-    """All samples of one moment, by name and labels. `at` is the monotonic clock's."""
+    """All samples of one scrape, by name and labels. `at` is monotonic time."""
 
     at: float
     samples: Mapping[str, Mapping[Labels, float]]
@@ -38,7 +38,7 @@ class Scrape(Struct, frozen=True):
 
 
 def fetch(url: str, path: str = "/metrics") -> bytes:
-    """What a proxy answers to a GET. Raises SetupError in one line where it cannot be reached."""
+    """A proxy's reply to a GET. Raises SetupError in one line where the proxy cannot be reached."""
     if not url.startswith(("http://", "https://")):
         raise SetupError(f"--url {url}: must be http:// or https://")
     try:

@@ -1,4 +1,4 @@
-"""`DATA/started.json`: what `foreseen up` was started with last, so that `doctor` and `top` look at that system.
+"""`DATA/started.json`: the settings of the last `foreseen up`, so that `doctor` and `top` examine that system.
 
 It holds addresses of stores, with their passwords: mode 0600, like the secrets beside it.
 """
@@ -19,12 +19,12 @@ from foreseen.stores.redis_urls import shown
 NAME = "started.json"
 DEFAULT_URL = "http://127.0.0.1:8000"
 _OF_THE_COMMAND = frozenset(("config", "data", "log_level", "log_format", "json", "url"))
-"""Settings that are this command's own, whatever the system was started with."""
+"""Settings of the examining command itself, never taken from the running system."""
 _ADDRESSES = frozenset(("redis", "state", "upstream"))
 
 
 def write_started(settings: UpSettings, port: int) -> None:
-    """Leave behind what differs from the defaults; `port` is the one that it got."""
+    """Write the settings that differ from the defaults; `port` is the port in use."""
     found: dict[str, Any] = {}
     for field in fields(settings):
         value = getattr(settings, field.name)
@@ -39,7 +39,7 @@ def write_started(settings: UpSettings, port: int) -> None:
 
 
 def read_started(data: Path) -> dict[str, Any] | None:
-    """What was left behind; None where `up` never ran there, or an older version did."""
+    """The settings written last; None where `up` never ran there, or an older version did."""
     try:
         document = msgspec.json.decode((data / NAME).read_bytes())
     except (OSError, msgspec.DecodeError):
@@ -48,7 +48,7 @@ def read_started(data: Path) -> dict[str, Any] | None:
 
 
 def as_started(settings: DoctorSettings, given: Collection[str]) -> DoctorSettings:
-    """The settings of the system to look at: what was given, else what `up` was started with, else the defaults."""
+    """The settings of the system to examine: the given ones, else those of the last `up`, else the defaults."""
     document = read_started(settings.data) or {}
     known = {field.name: field for field in fields(DoctorSettings)}
     taken: dict[str, Any] = {}

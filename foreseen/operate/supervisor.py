@@ -1,7 +1,7 @@
-"""Commands → child processes that are started again whenever they end, and that end when their supervisor does.
+"""Commands → child processes that are restarted whenever they end, and that end with their supervisor.
 
-Whatever a request can cause (out of memory, a crash, a full disk) ends a child at most, and a child is started again
-for ever, after pauses that grow to ten seconds: no caller can make the supervisor give up.
+A request can end a child at most (out of memory, a crash, a full disk). A child is restarted without limit, after
+pauses that grow to ten seconds, so that no caller can make the supervisor give up.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
 FIRST_BACKOFF_SECONDS = 0.1
 MAX_BACKOFF_SECONDS = 10.0
 HEALTHY_SECONDS = 10.0
-"""A child that ran for so long has recovered: its next end is its first, and it is back at once."""
+"""A child that ran for so long has recovered: its next exit counts as the first, and it restarts at once."""
 STARTED_SECONDS = 1.0
-"""The same for one that nothing which it is asked can end, a store or a worker: it did start, and is needed at once."""
+"""The same for a store or a worker, which no request can end."""
 OOM_SCORE = 300
-"""Added to a child's oom_score_adj: where memory runs out, the kernel ends a child and not the supervisor."""
+"""Added to a child's oom_score_adj: if memory runs out, the kernel kills a child and not the supervisor."""
 LOUD_ENDS = 5
 """From so many ends in a row on, each is logged as an error."""
 
 
 class Child:
-    """One supervised process. `on_end` hears of every process id that has ended."""
+    """One supervised process. `on_end` is called with every process id that has ended."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Child:
         self.ends = 0
         """In a row, without having been healthy in between."""
         self.refusals = 0
-        """How many of these, in a row, were its own decision: it ended with an error and not by a signal."""
+        """How many of these, in a row, were exits with an error and not by a signal."""
         self.all_ends = 0
         self._command = tuple(command)
         self._death_signal = death_signal
@@ -101,23 +101,23 @@ class Child:
         self.keep()
 
     def keep(self) -> None:
-        """The same without waiting: where it cannot be started now, it is tried again and again."""
+        """The same without waiting: a failed start is retried until it succeeds."""
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
     async def until_ready(self, seconds: float) -> bool:
-        """Whether it has said so within so long; at once where it has ended."""
+        """Whether it announced readiness within `seconds`; returns at once where it has ended."""
         assert self._ready is not None
         await asyncio.wait((self._ready,), timeout=seconds)
         return self._ready.done() and self._ready.result()
 
     async def stop(self, seconds: float, number: signal.Signals = signal.SIGTERM) -> None:
-        """Tell it to end, then SIGKILL after so long. Returns when nothing of it runs."""
+        """Signal it to end, then SIGKILL after `seconds`. Returns when it has ended."""
         self._stopping = True
         process = self.process
         if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
-                process.send_signal(signal.SIGCONT)  # a stopped process would not hear it
+                process.send_signal(signal.SIGCONT)  # a stopped process would not handle it
             try:
                 await asyncio.wait_for(process.wait(), seconds)
             except TimeoutError:
@@ -177,7 +177,7 @@ class Child:
             )
 
     async def _keep(self) -> None:
-        """Start it again whenever it ends, for ever."""
+        """Restart it whenever it ends, until it is stopped."""
         while True:
             if self.process is not None and not await self._ended(self.process):
                 return
@@ -185,10 +185,10 @@ class Child:
                 await asyncio.sleep(self._backoff())
 
     async def _ended(self, process: asyncio.subprocess.Process) -> bool:
-        """Wait for its end, and for the pause after it. False where it was told to end."""
+        """Wait for its end, and for the pause after it. False where it was stopped."""
         started = time.monotonic()
         status = await process.wait()
-        with contextlib.suppress(OSError):  # a full disk, which this may need, is no reason to leave the child ended
+        with contextlib.suppress(OSError):  # a full disk must not keep the child from restarting
             self._on_end(process.pid)
         if not self._stopping:
             self._count(status, healthy=time.monotonic() - started > self._healthy_seconds)
@@ -196,7 +196,7 @@ class Child:
         return not self._stopping
 
     async def _spawned(self) -> bool:
-        """Whether it was started: for want of memory, processes, files or disk it may not be."""
+        """Whether it was started; memory, processes, files or disk may be exhausted."""
         try:
             await self._spawn()
         except (OSError, subprocess.SubprocessError) as error:

@@ -197,7 +197,7 @@ def view(url: str, now: dict[str, Any], trouble: str | None = None) -> Group:
 
 
 def _jobs(queue: dict[str, Any]) -> tuple[Text, ...]:
-    """The queue's line: what waits, since when, and who works on it."""
+    """The queue's line: waiting jobs, the age of the oldest, live workers."""
     if queue["state"] == "down":
         return (_pair("queue", "down", "red"),)
     waits = queue["queued"] + queue["running"] > 0
@@ -237,7 +237,7 @@ def _models(now: dict[str, Any]) -> Table:
 
 
 def watch(url: str, interval: float) -> None:
-    """The view, until Ctrl-C. Raises SetupError where no proxy answers at first; one that goes away is awaited."""
+    """The view, until Ctrl-C. Raises SetupError where no proxy answers at first; later it waits for one to return."""
     before, trouble = scrape(url), None
     now = activity(before, before)
     with Live(view(url, now), screen=True, auto_refresh=False) as live:

@@ -1,9 +1,9 @@
 """`foreseen up`: Valkey, one process per model and the proxy workers on one machine, from start to stop.
 
-Starts in the order of need, says `ready` when a real prediction has gone through, restarts what ends, replaces what was
-built anew, and all workers on SIGHUP (`rollout.py`). On SIGINT or SIGTERM it stops all of it, proxy first, so that
-requests under way still find a model. Its one TCP port is `--port`; every other listener is a unix socket under the
-data directory.
+Starts them in the order of their dependencies, prints `ready` after a real prediction, restarts processes that end,
+replaces models that were rebuilt, and all workers on SIGHUP (`rollout.py`). On SIGINT or SIGTERM it stops everything,
+proxies first, so that requests under way still reach a model. The only TCP port is `--port`; every other listener is a
+unix socket under the data directory.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ log = structlog.get_logger()
 
 STOP_SECONDS = 15.0
 FOLLOW_SECONDS = 1.0
-"""Between two looks whether a model was built anew, and at the children."""
+"""Between two checks of the children, and for models that were rebuilt."""
 
 
 def run(settings: UpSettings) -> int:
-    """Run until told to stop; the exit status. Raises SetupError where it cannot start."""
+    """Run until SIGINT or SIGTERM; the exit status. Raises SetupError where it cannot start."""
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (settings.data / "lock").open("a+") as lock:
         _take(lock, settings.data)
@@ -144,7 +144,7 @@ class _System:
         await self._add_store(child, path, "answers go on without it, from near and the models")
 
     async def _start_state(self) -> str:
-        """The address of the state store, with all that it knew before."""
+        """Start the state store on its existing data; its address."""
         path, folder = state_socket(self._settings.data), self._settings.data.resolve() / "state"
         folder.mkdir(mode=0o700, exist_ok=True)
         valkey.end_leftover(path)
@@ -156,13 +156,13 @@ class _System:
         return f"unix://{path}"
 
     async def _add_store(self, child: Child, path: Path, lost: str) -> None:
-        """Start a store and wait until it answers. One that ends instead is started again and again, and the rest goes
-        on without it: what it is for is less than what the models are for."""
+        """Start a store and wait until it answers. If it ends instead, the supervisor keeps restarting it, and the rest
+        starts without it: predictions do not need it."""
         await self._fleet.add(child)
         try:
             await valkey.until_answering(path, READY_SECONDS, lambda: child.ends > 0)
         except SetupError as error:
-            log.error("store does not start; the rest does", store=child.name, why=str(error), lost=lost)
+            log.error("store not started; starting the rest", store=child.name, why=str(error), lost=lost)
 
     async def _start_workers(self, listener: socket.socket, state: str) -> None:
         settings = self._settings
@@ -176,7 +176,7 @@ class _System:
         flags = [flag for flag in arguments(settings, ProxySettings) if not flag.startswith(own)]
         self._worker_flags = [*flags, f"--fd={listener.fileno()}", f"--admin-fd={admin.fileno()}"]
         self._worker_flags.append(f"--internal-fd={self._credential}")
-        # every user of the machine sees a command line, and a password in it
+        # every user of the machine can read a command line, and a password in it
         self._worker_environment["FORESEEN_STATE"] = state
         if settings.redis is not None:
             self._worker_environment["FORESEEN_REDIS"] = settings.redis
@@ -184,7 +184,7 @@ class _System:
             await self._fleet.add_worker()
 
     def _worker(self, slot: int, links: Mapping[str, Path]) -> Child:
-        """A proxy process; `links` are the places of models that are not where they usually are."""
+        """A proxy process; `links` are the sockets of models that are not at their default paths."""
         flags = self._worker_flags
         if links:
             named = [f"{name}=unix:{links[name]}" if name in links else name for name in self._settings.own_models]
@@ -199,7 +199,7 @@ class _System:
         )
 
     async def _publish_states(self, file: ChildrenFile) -> None:
-        """Write what the children are like, for the proxies' metrics, for ever."""
+        """Write the states of the children for the proxies' metrics, until cancelled."""
         try:
             while True:
                 with contextlib.suppress(OSError):
@@ -209,13 +209,13 @@ class _System:
             file.close()
 
     async def _watch(self) -> None:
-        """Until told to stop; on SIGHUP, and when a model was built. What fails meanwhile is tried again."""
+        """Reload on SIGHUP and when a model was built, until the end. A reload that fails is retried."""
         while not self._stopping.is_set():
             work = self._reload() if self._hangup.is_set() else self._fleet.follow(self._local)
             try:
                 await self._unless_stopped(work)
             except Exception as error:  # noqa: BLE001 - whatever it is, what runs goes on
-                log.error("models not followed; tried again", why=f"{type(error).__name__}: {error}")
+                log.error("models not checked; retrying", why=f"{type(error).__name__}: {error}")
             if not self._hangup.is_set():
                 waits = [asyncio.ensure_future(event.wait()) for event in (self._stopping, self._hangup)]
                 await asyncio.wait(waits, timeout=FOLLOW_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -223,14 +223,14 @@ class _System:
                     wait.cancel()
 
     async def _reload(self) -> None:
-        """SIGHUP: manifests as they are now, models built where that asks for it, then every worker anew."""
+        """SIGHUP: read the manifests, build models where needed, then replace every worker."""
         self._hangup.clear()
         try:
             manifests = [_manifest(manifest.name, self._settings) for manifest in self._local]
             for manifest in manifests:
                 await build_model(manifest, self._settings)
         except SetupError as error:
-            log.error("not reloaded; all goes on as it was", why=str(error))
+            log.error("reload failed; nothing changed", why=str(error))
             return
         self._local = manifests
         rolls = self._fleet.rolls
@@ -248,9 +248,7 @@ class _System:
             if work.done():
                 await work
         except TimeoutError:
-            raise SetupError(
-                f"no prediction went through within {READY_SECONDS:g} seconds; see the log above"
-            ) from None
+            raise SetupError(f"no prediction succeeded within {READY_SECONDS:g} seconds; see the log above") from None
         finally:
             stopping.cancel()
             work.cancel()
@@ -258,8 +256,8 @@ class _System:
                 await work
 
     async def _stop(self) -> None:
-        """Proxy workers first, then models, then Valkey: the reverse order of need. Nobody is left to wait for on idle
-        connections, hence SIGINT: what is under way is finished, that is all."""
+        """Stop proxy workers, then models, then Valkey: the reverse order of dependencies. SIGINT: finish requests
+        under way, without waiting for clients on idle connections."""
         for kind in ("proxy:", "worker:", "model:", "far", "state"):
             await asyncio.gather(*(child.stop(STOP_SECONDS, signal.SIGINT) for child in self._fleet.of(kind)))
         self._fleet.tidy()

@@ -35,7 +35,7 @@ _DOUBLE = re.compile(rb"[\xc4-\xef]|\\u")
 def check_size(text: bytes) -> None:
     """Raises TooLarge where a text has more than `MAX_ELEMENTS`, or strings that take too much memory.
 
-    Every element is a character at least, so most texts are small enough to need no look at them.
+    Every element takes at least one character, so most texts are small enough to skip the count.
     """
     if len(text) <= MAX_ELEMENTS:
         return

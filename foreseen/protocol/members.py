@@ -1,8 +1,8 @@
-"""Members of V2 bodies that have no meaning here, kept so that none is lost on the way to another server. Pure.
+"""Unknown members of V2 bodies, forwarded to and from an upstream server. Pure.
 
-Another vendor's server may use anything in a request: parameters of a tensor or of a requested output
-(MLServer's `content_type`), members that no specification names. All of it is forwarded, and all of it is part of the
-key. What its reply holds beside its tensors is stored with the entry and comes back with every hit.
+Another vendor's server may use anything in a request: parameters of a tensor or of a requested output (MLServer's
+`content_type`), members that no specification names. All of it is forwarded, and all of it is part of the key. The
+members of its reply beside the tensors are stored with the entry and returned with every hit.
 
 The canonical form stands where request parameters stand in a frame (`keys/key.py`): an object of the parameters where
 the request has nothing else, as ever, and an array of four objects where it has more. The two never collide.

@@ -3,7 +3,7 @@
 Sources: kserve/open-inference-protocol `inference_rest.md`; triton-inference-server/server
 `docs/protocol/extension_binary_data.md` and `extension_classification.md`.
 
-The rule of this file: what it accepts is well-formed. `prepare` checks whether the model accepts it.
+A body accepted here is well-formed; `prepare` checks it against the model's signature.
 """
 
 from __future__ import annotations
@@ -165,8 +165,8 @@ def parse_raw(body: bytes, name: str, datatype: str, shape: Sequence[int]) -> Re
 
 
 def parse_response(body: bytes, header_length: int | None, *, ours: bool = False) -> Response:
-    """A V2 server's reply to `/infer`. Raises BadRequest or BadInput: the caller says whose fault that is. `ours`: of
-    our own model process, which gives no member twice, nor any that has no meaning here."""
+    """A V2 server's reply to `/infer`. Raises BadRequest or BadInput, which the caller maps. `ours`: a reply of our own
+    model process, which has neither duplicate nor unknown members."""
     envelope, tail = _cut(body, header_length)
     plain = load_plain_json(envelope) if ours else load_json(envelope, bounded=False)
     document = _convert(plain, _ResponseBody)

@@ -1,9 +1,8 @@
-"""An IP address → why nobody's naming it may make us connect to it, or None for one that is anybody's on the internet.
+"""An IP address → why a webhook may not connect to it, or None for a public address: the defence against SSRF.
 
-The tables are IANA's special-purpose registries (RFC 6890) as of 2026, written out: `ipaddress.is_global` follows them
-from one Python to the next. Of IPv6 only what is given out as global unicast (2000::/3) is let by at all, so that
-mapped, translated (NAT64, RFC 6052 and RFC 8215), unique-local, link-local, site-local and multicast addresses need no
-entry.
+The tables are IANA's special-purpose registries (RFC 6890) as of 2026, written out, because `ipaddress.is_global`
+changes between versions of Python. Of IPv6 only global unicast (2000::/3) is allowed, so that mapped, translated
+(NAT64, RFC 6052 and RFC 8215), unique-local, link-local, site-local and multicast addresses need no entry.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _V4 = {
     "shared": ("100.64.0.0/10",),  # carrier-grade NAT; one cloud's metadata service lies here
     "loopback": ("127.0.0.0/8",),
     "link-local": ("169.254.0.0/16",),  # most clouds' metadata services
-    "cloud-internal": ("168.63.129.16/32",),  # another's looks like anybody's
+    "cloud-internal": ("168.63.129.16/32",),  # Azure's platform services, at a public address
     "special": ("192.0.0.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.175.48.0/24", "198.18.0.0/15"),
     "documentation": ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24"),
     "6to4": ("192.88.99.0/24",),
@@ -41,7 +40,7 @@ _NAMED_V6 = {
     "site-local": "fec0::/10",
     "multicast": "ff00::/8",
 }
-"""Outside of global unicast, hence refused anyhow; here only so that the refusal has a name."""
+"""Outside of global unicast, hence refused anyway; listed so that the refusal has a name."""
 
 
 def _networks(table: dict[str, tuple[str, ...]]) -> tuple[tuple[str, Network], ...]:
@@ -53,9 +52,9 @@ _GLOBAL_UNICAST = ip_network("2000::/3")
 
 
 def why_not(address: str, besides: tuple[Network, ...] = ()) -> str | None:
-    """One word that says why an address is not to be connected to; None where it may be. `besides` are networks that
-    somebody has named as allowed. Never allowed, whatever they say, is an IPv6 address that stands for an IPv4 one, or
-    that names an interface: the same place would have two spellings."""
+    """One word for why no connection to an address is allowed; None where it is. `besides` are networks that the
+    operator allows. IPv6 addresses that stand for an IPv4 one, or name an interface, are never allowed: the same host
+    would have two spellings."""
     try:
         ip = ip_address(address)
     except ValueError:

@@ -1,12 +1,12 @@
-"""Webhooks that are to be delivered, in the state store: claimed like jobs, so that a dead worker loses none.
+"""Pending webhook deliveries, in the state store: claimed like jobs, so that a worker that crashes loses none.
 
-    {fsj1}.hooks  zset  job ‖ nonce of a ticket that has ended → Unix ms from which on anybody may claim it
+    {fsj1}.hooks  zset  job ‖ nonce of a ticket that has ended → Unix ms from which on a worker may claim it
     {fsj1}.tries  hash  the same → how often it was claimed
 
-What ends a job puts its tickets in (`transitions`), and where a ticket's webhook goes stands in the job's own hash:
-when the job is forgotten, so is what was never delivered. A claim puts a delivery off by a lease; who settles it shows
-the try that it claimed, so that a claim which has passed on to somebody else settles nothing. At least once: a worker
-that dies behind the receiver's 200 has it sent again, under the same webhook-id.
+The script that ends a job adds its tickets; the job's hash holds the URL of each ticket's webhook. Deleting a job
+deletes its undelivered webhooks. A claim postpones a delivery by a lease. A worker that settles a delivery passes the
+number of its claim, so that an expired claim settles nothing. Delivery is at least once: if a worker crashes after the
+receiver's 200, another sends the webhook again under the same webhook-id.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from foreseen.queue.scripts import BASE
 
 HOOKS, TRIES, COUNTS = f"{BASE}.hooks", f"{BASE}.tries", f"{BASE}.counts"
 Outcome = Literal["delivered", "failed", "refused", "exhausted"]
-"""Of a call: delivered; failed, and may be tried again; refused for good. Exhausted: failed for the last time."""
+"""Outcomes of a call: delivered; failed, to be retried; refused permanently; exhausted, the last retry failed."""
 
 log = structlog.get_logger()
 
@@ -36,7 +36,7 @@ _PUT_OFF = lua_script("foreseen.queue", "hook_put_off")
 
 
 class Claimed(Struct, frozen=True):
-    """A ticket whose end is this process's to tell until the lease is over; `hook` is a sealed record."""
+    """A delivery that this process has claimed until the lease is over; `hook` is a sealed record."""
 
     job: bytes
     nonce: bytes
@@ -49,7 +49,7 @@ class Claimed(Struct, frozen=True):
 
 
 class Outbox:
-    """The outbox of a state store, by the queue's connections. Everything raises QueueUnavailable where it is away."""
+    """The deliveries in a state store, over the queue's connections. Everything raises QueueUnavailable."""
 
     def __init__(self, client: Redis) -> None:
         self._client = client
@@ -60,12 +60,12 @@ class Outbox:
         return [Claimed(*one) for one in await self._call(self._client.eval(_CLAIM, 2, HOOKS, TRIES, *args))]
 
     async def settle(self, claimed: Claimed, outcome: Outcome | None) -> bool:
-        """It is done with, and counted where it was sent; False where somebody else has claimed it meanwhile."""
+        """Remove a delivery, and count its outcome; False where another worker has claimed it meanwhile."""
         args: Any = (claimed.member, str(claimed.tries), outcome or "")
         return bool(await self._call(self._client.eval(_SETTLE, 3, HOOKS, TRIES, COUNTS, *args)))
 
     async def put_off(self, claimed: Claimed, seconds: float, *, failed: bool) -> bool:
-        """It is due again in so many seconds. `failed`: it was tried; else the claim does not count as a try."""
+        """Retry a delivery in so many seconds. `failed`: it was tried; otherwise the claim does not count as a try."""
         args: Any = (claimed.member, str(claimed.tries), str(int(seconds * 1000)), str(int(failed)))
         return bool(await self._call(self._client.eval(_PUT_OFF, 3, HOOKS, TRIES, COUNTS, *args)))
 

@@ -1,10 +1,9 @@
 """The queue of jobs: Redis Streams in the state store.
 
-If the store fails, every method raises QueueUnavailable and repeats nothing: a request gets 503, a worker goes on where
-it was.
+If the store fails, every method raises QueueUnavailable and retries nothing: a request gets 503, and a worker continues
+when the store is back.
 
-What is written, and when, stands in `scripts/`; what is read of it in `queue_types.py`; how the store is called in
-`queue_calls.py`.
+`scripts/` writes to the store, `queue_types.py` reads what was written, `queue_calls.py` bounds the calls.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ log = structlog.get_logger()
 
 
 class Queue:
-    """The queue of one process. What it promises has reached so many replicas first."""
+    """The queue of one process. It acknowledges submissions and cancellations once `replicas` replicas have them."""
 
     def __init__(self, client: Redis, bounds: Bounds, replicas: int = 0) -> None:
         self.bounds = bounds
@@ -78,9 +77,8 @@ class Queue:
         size: int,
         extras: Extras = PLAIN,
     ) -> IssuedTicket:
-        """Store a job and its first ticket, or another ticket of the job that has the same question already. When this
-        returns it is stored. `size` is reserved for it, in bytes. The ticket given is another, older one where the
-        idempotency key has been used.
+        """Store a job and its first ticket, or one more ticket of a job with the same question. `size` bytes are
+        reserved for the job. Where the idempotency key was used before, the ticket issued then is returned.
 
         Raises QueueFull, KeyReused, QueueUnavailable.
         """
@@ -94,7 +92,7 @@ class Queue:
     async def batch(
         self, job: bytes, nonce: bytes, head: bytes, ticket: bytes, count: int, extras: Extras = PLAIN
     ) -> IssuedTicket:
-        """Open a batch of so many items, which name it when they are submitted. Raises as `submit`."""
+        """Open a batch of `count` items, which name it when they are submitted. Raises as `submit`."""
         reply = await self._calls.run(
             "batch", job, nonce, head, ticket, count, self.bounds.bytes, *self._life,
             extras.hook, extras.once, extras.fingerprint, extras.caller, self.bounds.weight,
@@ -102,20 +100,20 @@ class Queue:
         return self._given(reply)
 
     async def close_batch(self, job: bytes, record: bytes, bad: int) -> bool:
-        """All its items are submitted, but for those so many that are bad: it ends when they have."""
+        """Close a batch: all its items are submitted, except `bad` invalid ones. It ends when its jobs have ended."""
         return bool(await self._calls.run("close", job, record, bad))
 
     async def cancel_all(self, tickets: Sequence[tuple[bytes, bytes]]) -> None:
-        """Cancel many tickets, those that have not ended."""
+        """Cancel tickets whose jobs have not ended."""
         for job, nonce in tickets:
             await self._calls.run("cancel", job, nonce, self._life[1])
 
     async def forget_once(self, once: bytes) -> None:
-        """An idempotency key is new again."""
+        """Forget an idempotency key."""
         await self._calls.ask("DEL", f"{BASE}.once:".encode() + once)
 
     async def now(self) -> float:
-        """The store's own clock, in Unix seconds."""
+        """The store's clock, in Unix seconds."""
         return await self._calls.now()
 
     def _given(self, reply: list[bytes]) -> IssuedTicket:
@@ -132,19 +130,19 @@ class Queue:
         return IssuedTicket(reply[0], reply[1].decode(), reply[2], reply[3])  # type: ignore[arg-type]
 
     async def see(self, job: bytes, nonce: bytes, *, record: bool = False) -> JobView | None:
-        """A job as a ticket sees it, with the record of its end if asked for; None where there is no such ticket."""
+        """The state of a ticket's job, with the record of its end if asked for; None where there is no such ticket."""
         way = self._fetched if record else self._calls.grouped  # a record may be large
         return seen_of(await self._calls.guarded(way.ask("HMGET", _at(job), *fields_of(nonce, record=record))))
 
     async def see_all(self, tickets: Sequence[tuple[bytes, bytes]]) -> list[JobView | None]:
-        """The same of many, with their records, in one go."""
+        """The same for several tickets, with the records, in one pipeline."""
         pipe = self._client.pipeline(transaction=False)
         for job, nonce in tickets:
             pipe.hmget(_at(job), fields_of(nonce, record=True))
         return [seen_of(got) for got in await self._calls.call(pipe.execute())]
 
     async def used(self, once: bytes) -> tuple[bytes, bytes, bytes] | None:
-        """The fingerprint, job and nonce that an idempotency key stands for, None where it is new."""
+        """The fingerprint, job and nonce stored under an idempotency key; None where it is new."""
         held: bytes | None = await self._calls.ask("GET", f"{BASE}.once:".encode() + once)
         if held is None:
             return None
@@ -159,26 +157,26 @@ class Queue:
         """The jobs that change: see `job_changes`."""
         return job_changes(self._client, self._calls)
 
-    # What workers do.
+    # For workers.
 
     async def open(self) -> None:
-        """Make the group of workers where there is none."""
+        """Create the stream's consumer group where there is none."""
         with contextlib.suppress(gone.ResponseError):  # it exists
             await self._calls.call(self._client.xgroup_create(QUEUE, GROUP, id="0", mkstream=True))
 
     async def next(self, worker: str, count: int) -> list[Delivered]:
-        """The messages and jobs that are next; where there are none, wait a moment."""
+        """The next messages; where there are none, wait `BLOCK_SECONDS`."""
         block = int(BLOCK_SECONDS * 1000)
         return await self._read(self._client.xreadgroup(GROUP, worker, {QUEUE: ">"}, count=count, block=block))
 
     async def mine(self, worker: str) -> list[Delivered]:
-        """What was delivered to this worker and is not ended: a reply of `next` may have been lost."""
+        """Messages delivered to this worker and not ended: a reply of `next` may have been lost."""
         return await self._read(self._client.xreadgroup(GROUP, worker, {QUEUE: "0"}, count=10_000))
 
     async def begin(
         self, worker: str, messages: Iterable[tuple[bytes, bytes]], most_alone: int, company: Company = "many"
     ) -> list[ClaimedJob]:
-        """Start jobs: what is to happen to each, with its records."""
+        """Start jobs: the verdict on each, with its records."""
         flat = [part for pair in messages for part in pair]
         call = self._calls.scripts["begin"](
             keys=[BASE], args=[worker, company, most_alone, *flat]
@@ -187,12 +185,12 @@ class Queue:
         return [ClaimedJob(verdict.decode(), *rest) for verdict, *rest in jobs]
 
     async def beat(self, worker: str, running: Iterable[tuple[bytes, bytes, int]]) -> list[bytes]:
-        """Say that these messages' jobs are alive, and how many of their rows are done; those that are not its own."""
+        """Heartbeat of running jobs (message, job, rows done); the jobs that belong to another worker by now."""
         flat = [part for one in running for part in one]
         return list(await self._calls.run("beat", worker, *flat)) if flat else []
 
     async def finish(self, worker: str, ended: Sequence[JobEnd]) -> int:
-        """End jobs; how many of them had not ended before."""
+        """End jobs; how many of them this call ended."""
         keep, dead = self._life[1], _ms(self.bounds.dead_seconds)
         flat: list[Any] = []
         for one in ended:
@@ -207,24 +205,24 @@ class Queue:
         await self._calls.run("back", worker, *flat)
 
     async def tick(self) -> int:
-        """Forget what is over, queue what is due; how many were due."""
+        """Delete expired jobs and queue delayed ones that are due; how many were due."""
         return int(await self._calls.run("tick", *self._life))
 
     async def workers(self) -> list[str]:
-        """Everybody who has ever taken a job and was not taken off."""
+        """The registered workers."""
         consumers = await self._calls.call(self._client.xinfo_consumers(QUEUE, GROUP))
         return [one["name"].decode() for one in consumers]
 
     async def claim(self, worker: str, gone_worker: str, silent_seconds: float, most: int) -> list[Delivered]:
-        """Messages of a worker that has certainly ended, or ("") of whoever has been silent for so long."""
+        """Take over the messages of a worker that has certainly ended, or ("") of any worker silent for so long."""
         claimed = await self._calls.run("claim", worker, gone_worker, _ms(silent_seconds), most)
         return [delivered_of(message, dict(zip(fields[::2], fields[1::2], strict=True))) for message, fields in claimed]
 
     async def leave(self, worker: str) -> None:
-        """A worker that has no running job and takes no more: jobs that wait for it go to other workers."""
+        """Unregister a worker that runs no job: jobs delivered to it go to other workers."""
         await self._calls.run("leave", worker)
 
-    # What operators ask.
+    # For operators and metrics.
 
     async def standing(self) -> QueueStatus:
         """The state of the queue. Raises QueueUnavailable."""
@@ -243,12 +241,12 @@ class Queue:
         return QueueStatus(counted, age, dead, webhooks, await self._alive(), warming_of(runs, rows, now))
 
     async def warms(self, name: str, run: WarmRun, before: list[int], *, over: bool) -> None:
-        """How far a batch run is; `before` is the rows that it has reported already, as far as it knows."""
+        """Report the progress of a batch run; `before` is what it has reported already, as far as it knows."""
         report, known = (msgspec.json.encode(one) for one in (run, before))
         await self._calls.call(self._client.eval(REPORT, 2, RUNS, ROWS, name, report, int(over), known))
 
     async def _alive(self) -> int:
-        """Workers that were heard of a moment ago: one reads or beats about every second."""
+        """Live workers: each reads or sends a heartbeat about every second."""
         try:
             consumers = await self._calls.call(self._client.xinfo_consumers(QUEUE, GROUP))
         except (gone.ResponseError, NoWorkers):  # there was none yet
@@ -264,7 +262,7 @@ class Queue:
         return bool(await self._calls.run("retry", job))
 
     async def drop(self, job: bytes) -> bool:
-        """Take a dead letter off the list; its tickets still say how it ended."""
+        """Remove a dead letter from the list; its tickets still report how the job ended."""
         return bool(await self._calls.call(self._client.hdel(DEAD, job)))
 
     async def close(self) -> None:
@@ -276,7 +274,7 @@ class Queue:
 
 
 def connect_queue(url: str, bounds: Bounds, access: Access = BY_ADDRESS, replicas: int = 0) -> Queue:
-    """A queue by its store's address. Opens no connection yet. Raises SetupError for no address."""
+    """A queue by its store's address. Opens no connection yet. Raises SetupError for a malformed address."""
     return Queue(client_at(url, BASE, BUDGET_SECONDS, access), bounds, replicas)
 
 

@@ -15,27 +15,27 @@ from foreseen.queue.scripts import BASE, SCRIPTS
 from foreseen.stores.command_batching import Grouped
 
 BUDGET_SECONDS = 2.0
-"""A store that takes longer counts as down for a client that submits or polls."""
+"""A store that takes longer counts as down."""
 MAX_CALLS = 16
-"""At a time and of one process; more take turns, as long as the budget at most."""
+"""Concurrent calls of one process; more wait their turn, at most as long as the budget."""
 PROMISED = frozenset(("submit", "batch", "close", "cancel"))
-"""What is acknowledged once so many replicas have it. An end that is lost is computed again."""
+"""Scripts acknowledged only when the replicas have their writes. A result that is lost is computed again."""
 
 log = structlog.get_logger()
 
 
 class QueueCalls:
-    """Calls on one client. Commands of one turn of the event loop go together."""
+    """Calls on one client. Commands of one turn of the event loop share a pipeline."""
 
     def __init__(self, client: Redis, replicas: int) -> None:
-        """The scripts of PROMISED wait for so many replicas."""
+        """`replicas`: how many the scripts of PROMISED wait for."""
         self.grouped = Grouped(client, BUDGET_SECONDS)
         self.promised = Grouped(client, BUDGET_SECONDS, replicas) if replicas else self.grouped
         self.scripts = {name: client.register_script(text) for name, text in SCRIPTS.items()}
         self._turns = asyncio.Semaphore(MAX_CALLS)
 
     async def run(self, name: str, *values: Any) -> Any:
-        """A script by its name. Raises QueueUnavailable."""
+        """Run a script by its name. Raises QueueUnavailable."""
         script, promised = self.scripts[name], name in PROMISED
         way, words = self.promised if promised else self.grouped, (1, BASE, *values)
         try:
@@ -44,11 +44,11 @@ class QueueCalls:
             return await self.guarded(way.ask("EVAL", script.script, *words, promised=promised))
 
     async def ask(self, *words: Any) -> Any:
-        """A command that goes with others. Raises QueueUnavailable."""
+        """A command, batched with others. Raises QueueUnavailable."""
         return await self.guarded(self.grouped.ask(*words))
 
     async def now(self) -> float:
-        """The store's own clock, in Unix seconds."""
+        """The store's clock, in Unix seconds."""
         seconds, micros = await self.ask("TIME")
         return int(seconds) + int(micros) / 1e6
 
@@ -74,7 +74,7 @@ class QueueCalls:
         except gone.ResponseError as error:
             if "NOGROUP" in str(error) or "no such key" in str(error):
                 raise NoWorkers("no worker has read this queue yet") from None
-            if str(error).split(" ", 1)[0] in ("ERR", "WRONGTYPE", "BUSYGROUP"):  # a mistake of ours, not of the store
+            if str(error).split(" ", 1)[0] in ("ERR", "WRONGTYPE", "BUSYGROUP"):  # our bug, not the store
                 raise
             log.warning("queue refused", error=error.status_code or str(error).split(" ", 1)[0])
             raise QueueUnavailable("the queue does not take jobs now") from None
@@ -84,4 +84,4 @@ class QueueCalls:
 
 
 class NoWorkers(QueueUnavailable):
-    """The group of workers is not there: none has begun, or the store has lost it."""
+    """The consumer group does not exist: no worker has started, or the store has lost it."""

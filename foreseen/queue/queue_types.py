@@ -1,4 +1,4 @@
-"""What goes into the queue of jobs and what comes out of it, as values; the fields of its store ↔ these. Pure."""
+"""Values that go into and come out of the queue, and their fields in the store. Pure."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Bounds(Struct, frozen=True):
     result_seconds: float
     dead_seconds: float = 7 * 86400.0
     share: float = 1.0
-    """Of both that one caller can have while nobody else has any; see `weight`."""
+    """The part of both bounds that one caller can have while no other has any; see `weight`."""
 
     @property
     def weight(self) -> float:
-        """A caller may have so many times what is free: `share` of everything where nobody else has any, and always
-        something as long as others keep to it (dynamic thresholds: Choudhury and Hahne, 1998). 0: no bound."""
+        """A caller may have at most this factor times what is free: `share` of everything while no other caller has
+        any, and always something for a new one (dynamic thresholds: Choudhury and Hahne, 1998). 0: no bound."""
         return self.share / (1.0 - self.share) if self.share < 1.0 else 0.0
 
 
@@ -44,7 +44,7 @@ class Delivered(Struct, frozen=True):
 
 
 class ClaimedJob(Struct, frozen=True):
-    """A job as a worker gets it. `head` and `rows` are sealed records, empty where there is nothing to run."""
+    """A job for a worker. `head` and `rows` are sealed records, empty where there is nothing to run."""
 
     verdict: StartVerdict
     message: bytes
@@ -55,7 +55,7 @@ class ClaimedJob(Struct, frozen=True):
 
 
 class JobEnd(Struct, frozen=True):
-    """A job's end: its record, until when it is fresh (Unix seconds), and what its dead letter says, if it is one."""
+    """A job's end: its record, until when it is fresh (Unix seconds), and the dead letter of a failed one."""
 
     message: bytes
     job: bytes
@@ -76,7 +76,7 @@ class PutBack(Struct, frozen=True):
 
 
 class JobView(Struct, frozen=True):
-    """A job and one of its tickets, as they stand. Times are Unix seconds; records are sealed, None where missing."""
+    """The state of a job and one of its tickets. Times are Unix seconds; records are sealed, None where missing."""
 
     state: JobState
     version: int
@@ -90,12 +90,12 @@ class JobView(Struct, frozen=True):
     head: bytes
     record: bytes | None
     unsuccessful: int = 0
-    """Of a batch: items that ended in another way than with an answer."""
+    """Of a batch: items that ended without an answer."""
 
 
 class Extras(Struct, frozen=True):
-    """What a ticket may have besides: a webhook (sealed), the batch that it is an item of, the name and fingerprint of
-    an idempotency key, and the name of its caller, who is held to a share of the queue; empty where it has none."""
+    """Optional properties of a ticket: a webhook (sealed), its batch, the name and fingerprint of an idempotency key,
+    and the name of its caller, which is held to a share of the queue; empty where it has none."""
 
     hook: bytes = b""
     batch: bytes = b""
@@ -108,7 +108,7 @@ PLAIN = Extras()
 
 
 class IssuedTicket(Struct, frozen=True):
-    """A ticket as it was handed out: its job, that one's state and head (sealed), and its nonce."""
+    """A ticket as issued: its job, the job's state and head (sealed), and its nonce."""
 
     job: bytes
     state: JobState
@@ -123,7 +123,7 @@ def fields_of(nonce: bytes, *, record: bool) -> list[bytes]:
 
 
 def seen_of(got: list[bytes | None]) -> JobView | None:
-    """Their values → what they say; None where there is no such job or ticket."""
+    """The values of `fields_of` → JobView; None where there is no such job or ticket."""
     s, v, n, d, c, b, e, a, nb, ticket, cancelled, head, *r = got
     if s is None or ticket is None:
         return None
@@ -138,5 +138,5 @@ def seen_of(got: list[bytes | None]) -> JobView | None:
 
 
 def delivered_of(message: bytes, fields: dict[bytes, bytes]) -> Delivered:
-    """What a message says; of one that was deleted since, nothing."""
+    """A stream entry → Delivered; an empty one where the entry was deleted since."""
     return Delivered(message, fields.get(b"j", b""), int(fields.get(b"n", 0)), int(fields.get(b"b", 0)))

@@ -1,16 +1,16 @@
-"""Jobs, tickets and results ↔ the bytes that lie in the state store.
+"""Jobs, tickets and results ↔ the bytes in the state store.
 
     record = "FSJ1"              magic and format version
              kind u8             which of the structs below
              body                MessagePack of the struct's fields in order: length-prefixed throughout
              tag (16)            keyed BLAKE3 over all before it, cut to 16 bytes
 
-The tag's key never reaches the store, so that whoever can write there can neither forge an answer nor hand one job's to
-another: every record names the job that it belongs to. A question is its rows' canonical frames, which is also what its
-keys are made of. Values are untrusted, types are checked, nothing is pickled.
+The tag's key never reaches the store. A client that can write there can neither forge an answer nor swap the answers of
+two jobs: every record names its job. A question is the canonical frames of its rows, which its keys are made of, too.
+Values are untrusted, types are checked, nothing is pickled.
 
-A ticket's id is base64url(job 16 ‖ nonce 12 ‖ mac 8), and the mac covers the tenant. Without the secret nobody can make
-one, so an id of ours that is not in the store has expired.
+A ticket's id is base64url(job 16 ‖ nonce 12 ‖ mac 8), and the mac covers the tenant. Making one takes the secret, so a
+valid id that is not in the store has expired.
 """
 
 from __future__ import annotations
@@ -44,13 +44,14 @@ MAGIC = b"FSJ1"
 TAG_BYTES, JOB_BYTES, NONCE_BYTES, MAC_BYTES, NAME_BYTES = 16, 16, 12, 8, 16
 _CONTEXT, _SAME_CONTEXT = "foreseen v1 job record", "foreseen v1 same question"
 _ONCE_CONTEXT = "foreseen v1 idempotency"
-NEVER_SAME = b""  # of a question that shares its job with no other
+NEVER_SAME = b""
+"""The `same` of a question that never shares its job."""
 
 T = TypeVar("T", bound=Struct)
 
 
 class Head(Struct, frozen=True, array_like=True):
-    """What a job is, without its rows. `same` is what its question is recognised by; `preparation` made its rows."""
+    """A job without its rows. `same` identifies its question; `preparation` is the digest of what made its rows."""
 
     job: bytes
     same: bytes
@@ -64,7 +65,7 @@ class Head(Struct, frozen=True, array_like=True):
 
 
 class Rows(Struct, frozen=True, array_like=True):
-    """A job's rows, as canonical frames. Equal ones are there once; `places` is as `distinct` says it."""
+    """A job's rows, as canonical frames. Equal rows are stored once; `places` is made by `distinct`."""
 
     job: bytes
     frames: list[bytes]
@@ -72,8 +73,8 @@ class Rows(Struct, frozen=True, array_like=True):
 
 
 class Ticket(Struct, frozen=True, array_like=True):
-    """How somebody wants a job's answer rendered. `question` is what its job has to be: the same question, or its very
-    own job, so that nobody who can write to the store moves a ticket to another's. `once` names its idempotency key."""
+    """How one caller wants a job's answer rendered. `question` names the question, or the job, that the ticket belongs
+    to, so that a client of the store cannot move it to another job. `once` names its idempotency key."""
 
     nonce: bytes
     owner: Owner
@@ -100,8 +101,8 @@ class RowResult(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Part(Struct, frozen=True, array_like=True):
-    """Answers that were made in one space. `layouts`: the name, datatype and shape of each output, as often as rows
-    differ in them. No entry has a tag of its own: the record's covers all of them, and the job they are of."""
+    """Answers of one key space. `layouts`: the distinct lists of name, datatype and shape of the outputs. The entries
+    have no tags of their own: the record's tag covers all of them, and their job."""
 
     digest: str
     generation: int
@@ -118,7 +119,7 @@ class Result(Struct, frozen=True, array_like=True):
 
 
 class Failure(Struct, frozen=True, array_like=True):
-    """Why a job has no answer, as `/infer` would have said it."""
+    """Why a job has no answer: the error that `/infer` would have replied with."""
 
     job: bytes
     status: int
@@ -127,7 +128,7 @@ class Failure(Struct, frozen=True, array_like=True):
 
 
 class Hook(Struct, frozen=True, array_like=True):
-    """Where a ticket's end is to be told besides. The ticket says of which job it is."""
+    """Where the end of a ticket's job is sent."""
 
     nonce: bytes
     owner: Owner
@@ -182,22 +183,22 @@ class Records:
             raise EntryError("format") from None
 
     def open_of(self, kind: type[T], job: bytes, value: bytes) -> T:
-        """The same, of this very job. Raises EntryError("identity") too."""
+        """The same, of exactly this job. Raises EntryError("identity") too."""
         record = self.open(kind, value)
         if getattr(record, "job", None) != job:
             raise EntryError("identity")
         return record
 
     def same(self, keys: Sequence[Key]) -> bytes:
-        """What a question is recognised by: its rows' keys, which hold tenant, model, digest and generation."""
+        """The identity of a question, from its rows' keys, which cover tenant, model, digest and generation."""
         return blake3(b"".join(keys), key=self._same_key).digest()
 
     def once(self, owner: Owner, key: str) -> bytes:
-        """The name that a tenant's idempotency key, or caller, has in the store, which never sees either."""
+        """The name in the store of a tenant's idempotency key, or of a caller: a keyed hash, which reveals neither."""
         return blake3(_prefixed(owner.encode(), key.encode()), key=self._once_key).digest()[:NAME_BYTES]
 
     def fingerprint(self, *parts: bytes) -> bytes:
-        """What tells one request from another, 32 bytes."""
+        """A keyed hash of a request, 32 bytes."""
         return blake3(_prefixed(*parts), key=self._once_key).digest()
 
     def ticket_id(self, job: bytes, nonce: bytes, owner: Owner) -> str:
@@ -222,7 +223,7 @@ class Records:
 
 
 def part_of(digest: str, generation: int, keys: Sequence[Key], answers: Sequence[Answer]) -> Part:
-    """Answers that were made in one space."""
+    """Answers of one key space → a part of a result."""
     known: dict[tuple[Output, ...], int] = {}
     rows = []
     for key, answer in zip(keys, answers, strict=True):

@@ -18,7 +18,7 @@ _MIN_KEY_BYTES, _KEY_BYTES = 24, 32
 
 
 class Signer:
-    """Signs with every secret of a file, one a line, so that receivers can change theirs one after the other."""
+    """Signs with every secret of a file, one a line, so that receivers can rotate theirs one by one."""
 
     def __init__(self, path: Path) -> None:
         """Raises SetupError."""
@@ -39,7 +39,7 @@ class Signer:
 
 
 def make_webhook_secret(path: Path) -> None:
-    """Make a secret where there is none; receivers are told what the file holds."""
+    """Make a secret where there is none. The operator gives the file's content to the receivers."""
     make_secret(path, _PREFIX + b64encode(secrets.token_bytes(_KEY_BYTES)).decode())
 
 

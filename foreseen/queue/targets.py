@@ -1,13 +1,13 @@
-"""A webhook's URL → the target that may be called, or a refusal; and which addresses it may lie at.
+"""A webhook's URL → a target that the allow-list permits, or a refusal; and the check of its IP addresses.
 
-Nothing is allowed that the operator has not named:
+Only what the operator names is allowed:
 
     HOST, *.DOMAIN       https, on one of the allowed ports
     https://HOST[:PORT]  https, on exactly this port
     http://HOST:PORT     without TLS; only so
 
-A name, wherever it leads, is never allowed to lead to a private address: what may be called there is said as an address
-(http://127.0.0.1:9000), or as a network of its own.
+A name may never resolve to a private address: the operator allows such a target by its address
+(http://127.0.0.1:9000), or by its network.
 """
 
 from __future__ import annotations

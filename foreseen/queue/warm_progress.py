@@ -1,10 +1,10 @@
-"""What batch runs that write past the proxies tell of themselves, in the state store ↔ what proxies say of them. Pure.
+"""The progress of batch runs, in the state store, for the metrics of proxies. Pure.
 
-    {fsj1}.warm.runs   hash   run → JSON: model, rows left, rows by result, when it was heard of, by the store's clock
+    {fsj1}.warm.runs   hash   run → JSON: model, rows left, rows by result, time of its last report by the store's clock
     {fsj1}.warm.rows   hash   RESULT:MODEL → rows, over all runs
 
-A run tells what it has done in all, and the script adds what is new of that: told twice it counts once. Both are
-bounded: runs that are silent are taken off by those that are not, and counts go with the last run's month.
+A run reports its totals, and the script adds the difference, so that a repeated report counts once. Both hashes are
+bounded: every report removes silent runs, and the counts expire a month after the last report.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from foreseen.lua_scripts import lua_script
 from foreseen.types import WarmRunStatus
 
 RUNS, ROWS = "{fsj1}.warm.runs", "{fsj1}.warm.rows"
-"""In the slot of the queue, whose client reads them."""
+"""In the queue's slot: its client reads them."""
 RESULTS = ("hit", "computed", "imported", "failed")
 ALIVE_SECONDS = 15.0
-"""A run is heard of every second or two; one that has not been for so long is not under way."""
+"""A run reports every second or two; one that has been silent for so long has ended."""
 
 REPORT = lua_script("foreseen.queue", "warm_report")
 
 
 class WarmRun(Struct):
-    """A run as it tells of itself. `rows` are in the order of `RESULTS`; `left` is None where nobody knows."""
+    """A run's report. `rows` are in the order of `RESULTS`; `left` is None where unknown."""
 
     model: str
     left: int | None
@@ -36,7 +36,7 @@ class WarmRun(Struct):
 
 
 def warming_of(runs: Mapping[bytes, bytes], rows: Mapping[bytes, bytes], now: float) -> WarmRunStatus:
-    """Both hashes → what is told of them. `now` is the store's clock, Unix seconds."""
+    """Both hashes → the status of runs. `now` is the store's clock, Unix seconds."""
     counted: dict[tuple[str, str], int] = {}
     for name, value in rows.items():
         result, _, model = name.decode().partition(":")

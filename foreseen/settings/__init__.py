@@ -1,5 +1,5 @@
-"""Settings: one frozen dataclass per command; flags, environment names, the configuration file, `--help` and the tables
-of the docs come of them.
+"""Settings: one frozen dataclass per command. Flags, environment names, the configuration file, `--help` and the tables
+of the docs derive from them.
 
 Only `cli.py` reads the environment: every flag `--near-bytes` is also `FORESEEN_NEAR_BYTES`, and `near-bytes` in the
 file of `--config`. A flag wins over the environment, that over the file.

@@ -25,15 +25,13 @@ class Common:
     ] = "info"
     log_format: Annotated[
         Literal["json", "text"] | None,
-        Parameter(
-            help="How stderr is written. Default: text on a terminal, else json (of servers; of commands, text)."
-        ),
+        Parameter(help="Format of stderr. Default: text on a terminal, else json for servers and text for commands."),
     ] = None
 
     @property
     def model_folders(self) -> tuple[Path, ...]:
-        """Where manifests are looked for, the operator's folder first. Raises SetupError where that does not exist: a
-        misspelt one would leave the models in the box in force."""
+        """The folders of manifests, the operator's first. Raises SetupError where that does not exist: with a misspelt
+        one the packaged models would stay in force."""
         if self.models is not None and not self.models.is_dir():
             raise SetupError(f"--models {self.models}: there is no such folder")
         return ((self.models,) if self.models else ()) + (MODELS,)
@@ -48,11 +46,11 @@ class StoreSettings(Common):
         Path | None,
         Parameter(help="Certificates (PEM) that verify Redis and the state store over TLS; default: the system's."),
     ] = None
-    sentinel_user: Annotated[str | None, Parameter(help="ACL user that Sentinels ask for; default: none.")] = None
+    sentinel_user: Annotated[str | None, Parameter(help="ACL user for Sentinels; default: none.")] = None
     sentinel_password_file: Annotated[
-        Path | None, Parameter(help="File with the password that Sentinels ask for; default: none is sent.")
+        Path | None, Parameter(help="File with the password for Sentinels; default: none is sent.")
     ] = None
 
 
 INTERNAL = frozenset(("fd", "ready_fd", "slot", "admin_fd", "internal_fd"))
-"""Settings that only `foreseen up` gives, to the processes that it starts: no help, page or file names them."""
+"""Settings that only `foreseen up` passes to its processes: hidden from help, docs and files."""

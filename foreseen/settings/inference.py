@@ -34,16 +34,16 @@ class InferenceSettings(Common):
     max_tokens: Annotated[int | None, Parameter(help="Rows × longest row of one batch; default: the manifest's.")] = (
         None
     )
-    wait_ms: Annotated[float | None, Parameter(help="How long an idle session waits for company, in ms.")] = None
-    run_seconds: Annotated[float, Parameter(help="A run that takes longer is hung: it is ended, then the process.")] = (
-        30.0
-    )
-    deadline_seconds: Annotated[float, Parameter(help="A request without a timeout of its own has this long.")] = 30.0
+    wait_ms: Annotated[float | None, Parameter(help="How long an idle session waits for more rows, in ms.")] = None
+    run_seconds: Annotated[
+        float, Parameter(help="A run that takes longer is stopped; if it continues, the process exits.")
+    ] = 30.0
+    deadline_seconds: Annotated[float, Parameter(help="Deadline of a request without a timeout of its own.")] = 30.0
     body_bytes: Annotated[int, Parameter(help="Largest request body, decoded, in bytes.")] = 64 * 2**20
     body_seconds: Annotated[float, Parameter(help="How long a body may take to arrive.")] = 30.0
     drain_seconds: Annotated[
         float, Parameter(help="How long idle connections are kept open for a last request before this process ends.")
     ] = 20.0
     triton_metrics: Annotated[
-        bool, Parameter(help="Tell metrics under Triton's names too: nv_inference_*, nv_cache_*.")
+        bool, Parameter(help="Export metrics under Triton's names, too: nv_inference_*, nv_cache_*.")
     ] = False

@@ -12,14 +12,14 @@ from foreseen.settings.common import Common, StoreSettings
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class KeySettings(Common):
-    """What it takes to make a request's keys away from a proxy."""
+    """Settings for making a request's keys without a proxy."""
 
     model: Annotated[str, Parameter(help="The model that the request is for.")]
-    protocol: Annotated[Literal["v2", "v1"], Parameter(help="How the request file is to be read.")] = "v2"
+    protocol: Annotated[Literal["v2", "v1"], Parameter(help="Protocol of the request file.")] = "v2"
     header_length: Annotated[
         int | None, Parameter(help="Inference-Header-Content-Length of a binary V2 request; 0 for raw binary.")
     ] = None
-    digest: Annotated[str | None, Parameter(help="Model digest; default: what the running model says.")] = None
+    digest: Annotated[str | None, Parameter(help="Model digest; default: the running model's.")] = None
     secret_file: Annotated[Path | None, Parameter(help="Root secret of all keys. Default: DATA/secret.")] = None
     tenant: Annotated[str | None, Parameter(help="The tenant that sends the request. Default: public.")] = None
     keys_file: Annotated[
@@ -35,7 +35,7 @@ class JobsSettings(StoreSettings):
 
     state: Annotated[str | None, Parameter(help="State store, by its address. Default: DATA's own.")] = None
     retry: Annotated[str | None, Parameter(help="Put this dead letter back into the queue.")] = None
-    drop: Annotated[str | None, Parameter(help="Take this dead letter off the list.")] = None
+    drop: Annotated[str | None, Parameter(help="Remove this dead letter from the list.")] = None
     json: Annotated[bool, Parameter(help="Print JSON for machines.")] = False
 
 
@@ -56,13 +56,13 @@ class PurgeSettings(Common):
     all: Annotated[bool, Parameter(help="Purge everything.")] = False
     even_if_unknown: Annotated[
         bool,
-        Parameter(help="Write the purge also where no proxy, state store or artifact knows the name.", negative=""),
+        Parameter(help="Purge even if no proxy, state store or artifact knows the name.", negative=""),
     ] = False
-    timeout_seconds: Annotated[float, Parameter(help="How long workers have to confirm.")] = 5.0
+    timeout_seconds: Annotated[float, Parameter(help="How long to wait for workers to confirm.")] = 5.0
     admin: Annotated[str | None, Parameter(help="HOST:PORT of operators' routes. Default: DATA/run/admin.sock.")] = None
     admin_token_file: Annotated[Path | None, Parameter(help="Token of operators. Default: DATA/admin-token.")] = None
     forget: Annotated[
-        str | None, Parameter(help="Instead: a worker of another machine has ended and is not to be waited for.")
+        str | None, Parameter(help="Instead of a purge: unregister a worker of another machine that has ended.")
     ] = None
 
 

@@ -29,7 +29,7 @@ class ProxySettings(StoreSettings):
         ),
     ] = ()
     upstream_api: Annotated[
-        Literal["auto", "v2", "openai", "tei"], Parameter(help="What --upstream speaks; auto asks its routes.")
+        Literal["auto", "v2", "openai", "tei"], Parameter(help="Protocol of --upstream; auto probes its routes.")
     ] = "auto"
     upstream_kind: Annotated[
         Literal["auto", "embed", "rerank", "classify"],
@@ -37,13 +37,13 @@ class ProxySettings(StoreSettings):
     ] = "auto"
     upstream_key_file: Annotated[
         Path | None,
-        Parameter(help="A file with the key that an embedding server asks for; read again when it changes."),
+        Parameter(help="File with the API key of an embedding server; read again when it changes."),
     ] = None
     upstream_ca_file: Annotated[
         Path | None, Parameter(help="Certificates (PEM) that an https embedding server is verified by.", show=False)
     ] = None
     upstream_digest: Annotated[
-        str | None, Parameter(help="What stands for the upstream's version where it does not say; change it with it.")
+        str | None, Parameter(help="Version of an upstream that reports none; change it with the upstream.")
     ] = None
     upstream_tolerance: Annotated[
         float,
@@ -54,9 +54,10 @@ class ProxySettings(StoreSettings):
         ),
     ] = 1e-5
     upstream_probe: Annotated[
-        bool, Parameter(help="Ask upstream models a few random rows, to see whether rows are independent.", show=False)
+        bool,
+        Parameter(help="Send a few random rows to upstream models, to test whether rows are independent.", show=False),
     ] = True
-    host: Annotated[str, Parameter(help="Address to listen on; other machines reach it only if you say so.")] = (
+    host: Annotated[str, Parameter(help="Address to listen on; the default is reachable from this machine only.")] = (
         "127.0.0.1"
     )
     port: Annotated[int, Parameter(help="Port to listen on.")] = 8000
@@ -70,7 +71,7 @@ class ProxySettings(StoreSettings):
     ready_fd: Annotated[
         int | None, Parameter(help="A descriptor that this process writes to when it is ready.", show=False)
     ] = None
-    slot: Annotated[int, Parameter(help="This worker's number among several; the supervisor gives it.", show=False)] = 0
+    slot: Annotated[int, Parameter(help="This worker's number among several, given by the supervisor.", show=False)] = 0
     redis: Annotated[
         str | None,
         Parameter(
@@ -97,13 +98,16 @@ class ProxySettings(StoreSettings):
         256 * 2**20
     )
     reply_cache_bytes: Annotated[
-        int, Parameter(help="Memory of bodies and requests that come again, with their replies, per worker; 0: off.")
+        int,
+        Parameter(
+            help="Memory of the reply cache (repeated bodies and requests with their replies), per worker; 0: off."
+        ),
     ] = 96 * 2**20
     far_budget_ms: Annotated[
         float, Parameter(help="Longest wait for one far operation, in ms. Never retried.", show=False)
     ] = 50.0
     far_pending_bytes: Annotated[
-        int, Parameter(help="Entries on their way to the far tier; more are dropped.", show=False)
+        int, Parameter(help="Entries that wait for a write to the far tier; more are dropped.", show=False)
     ] = 64 * 2**20
     lease_ms: Annotated[
         float,
@@ -112,9 +116,7 @@ class ProxySettings(StoreSettings):
             "for by all others on the same Redis; 0 for all rows, inf for none."
         ),
     ] = 50.0
-    ttl_seconds: Annotated[float, Parameter(help="How long an entry lives at most (hard TTL), give or take 10 %.")] = (
-        604800.0
-    )
+    ttl_seconds: Annotated[float, Parameter(help="Longest life of an entry (hard TTL), ± 10 %.")] = 604800.0
     soft_ttl_seconds: Annotated[
         float | None, Parameter(help="Past this age an entry is answered while it is refreshed; default: never.")
     ] = None
@@ -130,10 +132,8 @@ class ProxySettings(StoreSettings):
     ignore_client_cache_control: Annotated[
         bool, Parameter(help="Ignore Cache-Control of requests: no-cache lets clients cause cost.")
     ] = False
-    deadline_seconds: Annotated[float, Parameter(help="A request without a timeout of its own has this long.")] = 30.0
-    longest_deadline_seconds: Annotated[
-        float, Parameter(help="What Request-Timeout may ask for at most.", show=False)
-    ] = 300.0
+    deadline_seconds: Annotated[float, Parameter(help="Deadline of a request without a timeout of its own.")] = 30.0
+    longest_deadline_seconds: Annotated[float, Parameter(help="Largest Request-Timeout.", show=False)] = 300.0
     miss_rows: Annotated[
         int, Parameter(help="Rows of one model that are computed at a time; more wait.", show=False)
     ] = 1024
@@ -153,22 +153,25 @@ class ProxySettings(StoreSettings):
         float, Parameter(help="How long idle connections are kept open for a last request before this process ends.")
     ] = 20.0
     connections: Annotated[
-        int, Parameter(help="Open connections of one worker; above it idle ones are closed, then new ones refused.")
+        int, Parameter(help="Open connections of one worker; above that, idle ones are closed, then new ones refused.")
     ] = 10_000
     connection_requests: Annotated[
         int,
-        Parameter(help="Requests of one connection, then it is closed in good order; 0: as many as come.", show=False),
+        Parameter(help="Requests of one connection, which is then closed gracefully; 0: no limit.", show=False),
     ] = 100_000
     head_seconds: Annotated[float, Parameter(help="How long a request's head may take to arrive.", show=False)] = 10.0
     write_seconds: Annotated[
-        float, Parameter(help="A caller that takes less than 64 KiB of its reply in this long is cut off.", show=False)
+        float,
+        Parameter(
+            help="A client that reads less than 64 KiB of its reply within this time is disconnected.", show=False
+        ),
     ] = 30.0
     rate: Annotated[
-        float, Parameter(help="Requests a second that one address may send to one worker; 0: as many as come.")
+        float, Parameter(help="Requests a second that one address may send to one worker; 0: no limit.")
     ] = 0.0
     rate_burst: Annotated[
         int,
-        Parameter(help="Requests that an address which was quiet may send at once; at least one second's.", show=False),
+        Parameter(help="Requests that an idle address may send at once; at least one second's.", show=False),
     ] = 0
     forwarded_hops: Annotated[
         int,
@@ -187,11 +190,13 @@ class ProxySettings(StoreSettings):
     ] = ()
     observe: Annotated[
         tuple[str, ...],
-        Parameter(help="A model that always answers itself while the cache is only compared with it; 'all' for all."),
+        Parameter(
+            help="A model that answers every request, while the cache's answers are only compared; 'all' for all."
+        ),
     ] = ()
     admin_token_file: Annotated[
         Path | None,
-        Parameter(help="Token of operators' routes. Default: DATA/admin-token; without it they are shut."),
+        Parameter(help="Token of operators' routes. Default: DATA/admin-token; without it they are disabled."),
     ] = None
     admin_port: Annotated[
         int | None, Parameter(help="TCP port of operators' routes on --host, instead of DATA/run/admin.sock.")
@@ -223,9 +228,9 @@ class ProxySettings(StoreSettings):
             show=False,
         ),
     ] = 0.5
-    job_seconds: Annotated[float, Parameter(help="A job that is not done by then has expired.")] = 86400.0
+    job_seconds: Annotated[float, Parameter(help="Time after which a job that has not ended expires.")] = 86400.0
     result_seconds: Annotated[float, Parameter(help="How long the result of a job can be fetched.")] = 3600.0
-    batch_lines: Annotated[int, Parameter(help="Lines of a batch of predictions at most.", show=False)] = 10_000
+    batch_lines: Annotated[int, Parameter(help="Most lines of a batch of predictions.", show=False)] = 10_000
     webhook_allow: Annotated[
         tuple[str, ...],
         Parameter(
@@ -238,7 +243,7 @@ class ProxySettings(StoreSettings):
     ] = (443,)
     webhook_networks: Annotated[
         tuple[str, ...],
-        Parameter(help="Networks (10.0.0.0/8) that allowed names may lead to, though they are not the internet's."),
+        Parameter(help="Private networks (10.0.0.0/8) that allowed names may resolve to."),
     ] = ()
     webhook_secret_file: Annotated[
         Path | None,
@@ -246,18 +251,18 @@ class ProxySettings(StoreSettings):
     ] = None
     webhook_seconds: Annotated[float, Parameter(help="How long one call of a webhook may take.", show=False)] = 10.0
     webhook_tries: Annotated[
-        int, Parameter(help="How often a webhook is sent at most; pauses grow to an hour.", show=False)
+        int, Parameter(help="Most attempts to deliver a webhook; pauses grow to an hour.", show=False)
     ] = 8
     server_timing: Annotated[bool, Parameter(help="Send Server-Timing.", show=False)] = True
     access_log_hits: Annotated[
         float,
-        Parameter(help="Share of hits that get a line in the log (at level info); all else gets one each.", show=False),
+        Parameter(help="Share of hits that are logged (at level info); every other request is logged.", show=False),
     ] = 0.01
     metrics: Annotated[
-        bool, Parameter(help="Count. Without, /metrics is empty: to measure what counting costs.", show=False)
+        bool, Parameter(help="Count. Without it /metrics is empty: to measure the cost of counting.", show=False)
     ] = True
     triton_metrics: Annotated[
-        bool, Parameter(help="Tell metrics under Triton's names too: nv_inference_*, nv_cache_*.")
+        bool, Parameter(help="Export metrics under Triton's names, too: nv_inference_*, nv_cache_*.")
     ] = False
 
     @property
@@ -284,6 +289,4 @@ class WorkerSettings(ProxySettings):
         Path | None, Parameter(help="Secrets that webhooks are signed with, one a line. Default: DATA/webhook-secret.")
     ] = None
     webhook_seconds: Annotated[float, Parameter(help="How long one call of a webhook may take.")] = 10.0
-    webhook_tries: Annotated[
-        int, Parameter(help="How often a webhook is sent at most; the pauses grow to an hour.")
-    ] = 8
+    webhook_tries: Annotated[int, Parameter(help="Most attempts to deliver a webhook; pauses grow to an hour.")] = 8

@@ -1,4 +1,4 @@
-"""Settings that are called otherwise now, or are no more: their old names are taken with a warning, for one release."""
+"""Renamed and removed settings: their old names are accepted with a warning for one release."""
 
 from __future__ import annotations
 

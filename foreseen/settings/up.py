@@ -35,7 +35,7 @@ class UpSettings(ProxySettings):
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class DoctorSettings(UpSettings):
-    """The system to examine. What is not given is what `foreseen up` in --data was started with last."""
+    """The system to examine. The default of each setting is that of the last `foreseen up` in --data."""
 
     url: Annotated[str | None, Parameter(help="Where its proxy answers. Default: by --host and --port.")] = None
     json: Annotated[bool, Parameter(help="Print JSON for machines.")] = False

@@ -12,7 +12,7 @@ from foreseen.settings.common import StoreSettings
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class WarmSettings(StoreSettings):
-    """What a batch run that fills the cache is told."""
+    """A batch run that fills the cache."""
 
     model: Annotated[str, Parameter(help="The model whose answers are wanted.")]
     url: Annotated[
@@ -31,7 +31,7 @@ class WarmSettings(StoreSettings):
     map: Annotated[tuple[str, ...], Parameter(help="COLUMN=INPUT where they differ; may be repeated.")] = ()
     outputs: Annotated[
         tuple[str, ...],
-        Parameter(help="Import: COLUMN=OUTPUT, or 'all' where they are called alike; no model is asked."),
+        Parameter(help="Import: COLUMN=OUTPUT, or 'all' where the names are equal; no model runs."),
     ] = ()
     digest: Annotated[
         str | None, Parameter(help="Model digest of predictions that do not record which model made them.")
@@ -43,10 +43,10 @@ class WarmSettings(StoreSettings):
     sql: Annotated[
         str | None, Parameter(help="Database for the predictions: sqlite:///FILE, postgresql+psycopg://HOST/NAME.")
     ] = None
-    sql_table: Annotated[str, Parameter(help="Table of that database; made where it is missing.")] = "predictions"
-    rows_per_second: Annotated[float | None, Parameter(help="Rows that the model is asked for at most.")] = None
+    sql_table: Annotated[str, Parameter(help="Table of that database; created where it is missing.")] = "predictions"
+    rows_per_second: Annotated[float | None, Parameter(help="Most rows a second that the model computes.")] = None
     batch_ms: Annotated[
-        float, Parameter(help="How long one request keeps the model; an online miss waits for at most one, in ms.")
+        float, Parameter(help="Compute time of one request; an online miss waits for at most one, in ms.")
     ] = 50.0
     chunk_rows: Annotated[int, Parameter(help="Rows between two checkpoints.")] = 65536
     checkpoint: Annotated[
@@ -65,15 +65,18 @@ class WarmSettings(StoreSettings):
         str | None, Parameter(help="The model process, unix:/path or http://host:port. Default: DATA's own.")
     ] = None
     patience_seconds: Annotated[
-        float, Parameter(help="How long a model or a Redis that is away, full or silent is waited for.")
+        float, Parameter(help="How long to wait for a model or Redis that is down, full or silent.")
     ] = 60.0
     stand_back: Annotated[
         bool,
-        Parameter(help="Compute only while nobody else wants the core (Linux's idle class); imports never do."),
+        Parameter(help="Compute only while the core is idle (Linux's SCHED_IDLE); imports always run."),
     ] = True
     ray: Annotated[
-        bool, Parameter(help="Share the work out by Ray: the cluster of RAY_ADDRESS, else the cores of this machine.")
+        bool,
+        Parameter(
+            help="Distribute the work with Ray: to the cluster of RAY_ADDRESS, else to the cores of this machine."
+        ),
     ] = False
     ray_workers: Annotated[int | None, Parameter(help="Ray's actors; default: one per CPU of the cluster.")] = None
-    dry_run: Annotated[bool, Parameter(help="Only say what would be done.")] = False
+    dry_run: Annotated[bool, Parameter(help="Only report what would be done.")] = False
     json: Annotated[bool, Parameter(help="Print JSON for machines, and no progress.")] = False

@@ -1,7 +1,7 @@
 """Failures → whether to try at all. Pure: the clock is the caller's.
 
-After `threshold` failures in a row it opens; while it is open nobody asks, and somebody probes every
-`probe_seconds` in the background, so that no request pays for finding out.
+A circuit breaker: it opens after `threshold` consecutive failures. While it is open no request tries the server; a
+background task probes it every `probe_seconds`.
 """
 
 from __future__ import annotations

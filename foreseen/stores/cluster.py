@@ -1,7 +1,7 @@
-"""The far tier at an address, over as many servers as it names, each behind a breaker of its own.
+"""The far tier over several servers: a Redis Cluster, or the master behind Sentinels. Each server has its own breaker.
 
-Who holds which slot is asked once and again whenever a server fails or says that a key lies elsewhere, never on the way
-of a request: that costs a miss at most. A server that is down costs its own keys only.
+The slot map is read at the start, and again whenever a server fails or redirects a key. A request never waits for that;
+it misses instead. A server that is down costs the hits of its own keys only.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from foreseen.tasks import end
 from foreseen.types import DOWN, FarState, Key
 
 AGAIN_SECONDS = 0.2
-"""Between two questions who is where, while something is wrong."""
+"""Between two reads of the slot map, while a server fails."""
 
 log = structlog.get_logger()
 
 
 def far_at(url: str, budget_seconds: float, *, access: Access = BY_ADDRESS) -> Entries:
-    """The far tier at an address, whatever is there. Opens no connection yet. Raises SetupError for no address."""
+    """The far tier at an address of any kind. Opens no connection yet. Raises SetupError for a malformed address."""
 
     def one(address: str) -> Far:
         return Far(connect(address, budget_seconds, access))
@@ -58,7 +58,7 @@ class ShardedFar(Entries):
         self._why = "connect"
 
     def __repr__(self) -> str:
-        return f"<Spread over {sorted(self._servers)}>"
+        return f"<ShardedFar over {sorted(self._servers)}>"
 
     @property
     def open(self) -> bool:
@@ -114,7 +114,7 @@ class ShardedFar(Entries):
     async def _ask(
         self, places: dict[tuple[str, bool], list[int]], commands: Sequence[Command], replies: list[Any], stores: bool
     ) -> None:
-        """One pipeline to each server; what it replies goes to where its commands stand."""
+        """One pipeline to each server; each reply goes to its command's index in `replies`."""
 
         async def ask(address: str, asking: bool, at: list[int]) -> None:
             try:
@@ -133,7 +133,7 @@ class ShardedFar(Entries):
         return server
 
     async def _until_located(self) -> None:
-        """Nobody waits longer for it than for an answer."""
+        """Wait for the first slot map, at most as long as for a reply. Raises FarError."""
         if self._following is None:
             self._doubted.set()
             self._following = asyncio.get_running_loop().create_task(self._follow())
@@ -145,7 +145,7 @@ class ShardedFar(Entries):
                 raise FarError(self._why) from None
 
     async def _follow(self) -> None:
-        """Ask who is where whenever that is in doubt, for ever."""
+        """Read the slot map whenever it is in doubt, until cancelled."""
         while True:
             await self._doubted.wait()
             self._doubted.clear()

@@ -1,8 +1,8 @@
-"""Commands of one moment → one pipeline: a store that writes its file before it answers writes it once for all of them.
+"""Command batching: commands that come while a pipeline is under way are sent together in the next one.
 
-One group is on its way at a time, and who asks meanwhile goes with the next. Nobody waits where nobody else asks; where
-many do, a call costs a fifth of what it costs alone: of this process, of the store, and of its disk. What may take long
-has a `Grouped` of its own, so that nobody waits behind it.
+A store that flushes its append-only file before it replies flushes it once for the whole pipeline. A command that comes
+alone does not wait. Under load a call costs a fifth of a call alone: in this process, in the store, and on its disk.
+Slow commands have a `Grouped` of their own, so that fast ones do not wait behind them (head-of-line blocking).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from redis.asyncio import Redis
 from foreseen.stores.master_locator import pipelined
 
 MOST_COMMANDS, MOST_BYTES = 64, 4 * 2**20
-"""Of one group; one command goes in any case."""
+"""Of one group; a larger command goes alone."""
 MOST_SECONDS = 20.0
-"""For one group whose replies keep coming, slowly."""
+"""For one group, however slowly its replies come."""
 
 
 class _Asked(NamedTuple):
@@ -28,7 +28,7 @@ class _Asked(NamedTuple):
 
 
 class Grouped:
-    """Asks one server. What is `promised` has reached so many replicas once it is told."""
+    """Batches commands to one server. The reply to a `promised` command comes once `replicas` replicas have it."""
 
     def __init__(self, client: Redis, seconds: float, replicas: int = 0) -> None:
         self._client = client
@@ -51,7 +51,7 @@ class Grouped:
         return await asked.reply
 
     async def _go(self) -> None:
-        """Group after group, until nobody waits."""
+        """Send group after group, until no command waits."""
         group: list[_Asked] = []
         try:
             while self._waiting:
@@ -59,7 +59,7 @@ class Grouped:
                 try:
                     async with asyncio.timeout(MOST_SECONDS):  # redis-py bounds each read and write by itself
                         await self._carry(group)
-                except Exception as error:  # noqa: BLE001 - whatever it was belongs to those who asked
+                except Exception as error:  # noqa: BLE001 - the callers get it, whatever it is
                     for asked in group:
                         _fail(asked, error)
         finally:
@@ -68,7 +68,7 @@ class Grouped:
             self._waiting, self._going = [], None
 
     def _next(self) -> list[_Asked]:
-        """Who goes now. Who has left is not asked for, who has waited too long is told so."""
+        """The next group. Commands of cancelled callers are dropped; those that waited too long get a TimeoutError."""
         now = asyncio.get_running_loop().time()
         group: list[_Asked] = []
         size = taken = 0
@@ -102,4 +102,4 @@ class Grouped:
 def _fail(asked: _Asked, error: Exception) -> None:
     if not asked.reply.done():
         asked.reply.set_exception(error)
-        asked.reply.exception()  # mark it seen: who asked may have left
+        asked.reply.exception()  # mark it retrieved: the caller may have been cancelled

@@ -26,17 +26,17 @@ Command = tuple[Any, ...]
 
 
 class Entries(ABC):
-    """Entries by their keys, wherever commands go. Everything raises FarError."""
+    """Entries by their keys, on one server or several. Everything raises FarError."""
 
     @property
     @abstractmethod
     def open(self) -> bool:
-        """Whether some of it is not asked, because it failed."""
+        """Whether the breaker of at least one server is open, or no server is known yet."""
 
     @abstractmethod
     async def each(self, commands: Sequence[Command], *, stores: bool = False) -> list[Any]:
-        """The reply to each command, pipelined; a FarError in its place where it alone failed. `stores`: rest for a
-        while where Redis refuses them."""
+        """The reply to each command, pipelined; a FarError in its place where it alone failed. `stores`: the commands
+        write; after a refusal (full, read-only) writes pause."""
 
     @abstractmethod
     async def get(self, keys: Sequence[Key]) -> list[bytes | FarError | None]:
@@ -44,7 +44,7 @@ class Entries(ABC):
 
     @abstractmethod
     async def states(self) -> list[FarState]:
-        """What each server says of itself, DOWN where it does not within the budget."""
+        """What each server reports in INFO; DOWN where it does not reply within the budget."""
 
     @abstractmethod
     async def time(self) -> float:
@@ -77,18 +77,18 @@ class Entries(ABC):
         await self._all(commands, stores=True)
 
     async def lease(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> list[bool]:
-        """Which of these nobody else holds: they are this token's now, for so long."""
+        """Take the leases of keys for this token; whether each was free."""
         replies = await self._in_steps(
             [("SET", LEASE + key, token, "NX", "PX", milliseconds) for key in keys], stores=True
         )
         return [bool(reply) for reply in replies]
 
     async def extend(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> None:
-        """Hold for so long from now what is still this token's."""
+        """Extend the leases that this token still holds."""
         await self._in_steps([("EVAL", _EXTEND, 1, LEASE + key, token, milliseconds) for key in keys])
 
     async def release(self, keys: Sequence[Key], token: bytes) -> None:
-        """Let go of what is still this token's."""
+        """Release the leases that this token still holds."""
         await self._in_steps([("EVAL", _RELEASE, 1, LEASE + key, token) for key in keys])
 
     async def forget(self, keys: Sequence[Key]) -> int:
@@ -106,7 +106,7 @@ class Entries(ABC):
 
     async def knows(self, check: bytes) -> bool | None:
         """Whether this Redis was filled under the root secret of this check value; None where it has no value."""
-        ((found,),) = await self._all([("MGET", SECRET_CHECK)])  # unlike GET it says nil of what is no string
+        ((found,),) = await self._all([("MGET", SECRET_CHECK)])  # unlike GET: nil for what is no string
         return None if found is None else bool(found == check)
 
     async def _in_steps(self, commands: Sequence[Command], *, stores: bool = False) -> list[Any]:

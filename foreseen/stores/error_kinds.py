@@ -1,4 +1,4 @@
-"""What a Redis server, or the way to it, has raised → the label of a far error."""
+"""An exception of redis-py, uvloop or a socket → the label of a far error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ERRORS: tuple[tuple[type[Exception], str], ...] = (
     (gone.ResponseError, "refused"),
     (gone.RedisError, "protocol"),
     (OSError, "connect"),
-    (RuntimeError, "connect"),  # uvloop's word for a connection that has ended while it was being used
+    (RuntimeError, "connect"),  # uvloop raises this for a connection that was closed while in use
 )
 _ERRORS_BY_WORD = {
     "max number of clients": "maxclients",
@@ -36,11 +36,11 @@ _ERRORS_BY_WORD = {
     "MISCONF": "readonly",
     "BUSY ": "busy",
 }
-"""What redis-py has no class for, by what Redis says."""
+"""Errors without a class in redis-py, by the first word of Redis's message."""
 
 
 def kind_of(error: Exception) -> str:
-    """The label of what went wrong with a server, or on the way there."""
+    """The label of an error: of the server, or of the network."""
     if isinstance(error.__cause__ or error.__context__, ssl.SSLError):
         return "tls"
     said = str(error)

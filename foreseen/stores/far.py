@@ -1,12 +1,11 @@
-"""Commands → replies of one Redis in its cache role: bounded in time, never retried, behind a breaker. It just raises.
+"""The far tier on one Redis server: bounded in time, never retried, behind a breaker. Errors are raised, not handled.
 
-What every request asks goes through our own `redis_pool.py` where it can, the rest through redis-py. Redis 6.2 commands
-only: MGET, GET, SET PX, DEL. redis-py's defaults turn a stalled Redis into a stalled proxy (5 s × 10
-retries, measured), hence `Retry(NoBackoff(), 0)` and short timeouts. A call that times out closes its connection, so
-that no late reply is read by the next caller; the entry's own key would show it if one were.
+The commands of every request go through our own pool (`redis_pool.py`) where it can speak to the server, the rest
+through redis-py. Redis 6.2 commands only: MGET, GET, SET PX, DEL. With redis-py's defaults a stalled Redis stalls the
+proxy (5 s × 10 retries, measured), hence `Retry(NoBackoff(), 0)` and short timeouts. A call that times out closes its
+connection, so that the next caller cannot read its late reply; the entry's own key would reveal one.
 
-Which commands those are stands in `commands.py`; whatever is more than one server in `cluster.py`, which asks each of
-them through this file.
+`commands.py` has the commands; `cluster.py` spreads them over several servers, each through this file.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ from foreseen.types import DOWN, FarState, Key
 KEYS_PER_CALL = 256
 """Keys of one MGET at most."""
 STORE_PAUSE_SECONDS = 1.0
-"""How long stores rest after Redis refused one (full, read-only, not permitted); reads go on."""
+"""How long writes pause after Redis refused one (full, read-only, not permitted); reads go on."""
 
 log = structlog.get_logger()
 
 _REFUSED_STORES = frozenset(("oom", "readonly", "permission", "noreplicas"))
-"""What may be true of stores alone: a pause is enough, and reads go on."""
+"""Errors that may concern writes only: writes pause, reads go on."""
 
 
 class SlotMoved(Struct, frozen=True):
@@ -50,7 +49,7 @@ class SlotMoved(Struct, frozen=True):
 
 
 def _wire(client: Redis) -> RedisPool | None:
-    """The short way to the same server, None where it takes what only redis-py has: TLS, or a double's connection."""
+    """Our own pool to the same server; None where only redis-py can connect: with TLS, or with a test double."""
     pool = client.connection_pool
     options, kind = pool.connection_kwargs, pool.connection_class
     if kind not in (Connection, UnixDomainSocketConnection) or options.get("credential_provider") is not None:
@@ -87,7 +86,7 @@ class Far(Entries):
         return self.breaker.open
 
     async def get(self, keys: Sequence[Key]) -> list[bytes | FarError | None]:
-        """One MGET. More keys than one call takes go side by side."""
+        """One MGET; for more keys than one call takes, several at once."""
         self._admit()
         step = self._keys_per_call
         calls = [self._mget(keys[at : at + step]) for at in range(0, len(keys), step)]
@@ -105,7 +104,7 @@ class Far(Entries):
         ]
 
     async def replies(self, commands: Sequence[Command], stores: bool = False, asking: bool = False) -> list[Any]:
-        """The same, where a Cluster's node may say Moved. `asking`: another one has sent us here, for this once."""
+        """The same, with SlotMoved for a redirected key. `asking`: this node is importing the slot (ASK)."""
         self._admit()
         if stores and time.monotonic() < self._no_stores_until:
             raise FarError("paused")
@@ -121,7 +120,7 @@ class Far(Entries):
         return list(replies)
 
     async def states(self) -> list[FarState]:
-        """The breaker hears nothing of it: a Redis that may not be asked about itself still serves."""
+        """Errors do not count for the breaker: a Redis that forbids INFO still serves keys."""
         try:
             return [_state(await self._client.info())]
         except Exception:  # noqa: BLE001 - as in _call
@@ -142,7 +141,7 @@ class Far(Entries):
         values: list[bytes | FarError | None]
         values = await self._call(lambda: self._asked(("MGET", *[PREFIX + key for key in keys])))
         if type(values) is not list or len(values) != len(keys) or not _entries(values):
-            raise self._failed(gone.InvalidResponse())  # damaged on its way, or the reply to another question
+            raise self._failed(gone.InvalidResponse())  # damaged, or the reply to another command
         return values
 
     async def _asked(self, command: Command) -> Any:
@@ -152,7 +151,7 @@ class Far(Entries):
         return reply
 
     async def _pipelined(self, commands: Sequence[Command]) -> list[Any]:
-        """The replies in order, an exception in the place of what Redis refused."""
+        """The replies in order, an exception for each command that Redis refused."""
         if self._wire is not None:
             return await self._wire.ask(commands)
         pipe = self._client.pipeline(transaction=False)
@@ -162,9 +161,9 @@ class Far(Entries):
         return replies
 
     async def _call(self, command: Callable[[], Awaitable[Any]]) -> Any:
-        """One call in its turn. A place is waited for no longer than the calls before it may take."""
+        """One call within the bound on concurrent calls; it waits for its turn at most as long as those may take."""
         async with self._places:
-            self._admit()  # it may have opened while this one waited
+            self._admit()  # the breaker may have opened meanwhile
             try:
                 reply = await command()
             except Exception as error:  # noqa: BLE001 - of damaged bytes redis-py and uvloop raise whatever they trip over
@@ -178,7 +177,7 @@ class Far(Entries):
             raise FarError("open")
 
     def _failed(self, error: Exception, stores: bool = False) -> FarError:
-        """Classify, count, and open the breaker when it is time."""
+        """Classify and count an error; open the breaker at its threshold."""
         kind = kind_of(error)
         if stores and kind in _REFUSED_STORES:
             self._no_stores_until = time.monotonic() + STORE_PAUSE_SECONDS
@@ -190,7 +189,7 @@ class Far(Entries):
         return FarError(kind)
 
     def _look_up_again(self) -> None:
-        """A server that became a replica keeps its connections: without them the name is looked up anew."""
+        """Close all connections: a server that became a replica keeps them; new ones resolve its name again."""
         if self._wire is not None:
             self._wire.close_idle()
         task = asyncio.get_running_loop().create_task(self._client.connection_pool.disconnect(inuse_connections=False))
@@ -198,13 +197,13 @@ class Far(Entries):
         task.add_done_callback(self._leaving.discard)
 
     async def _probe_until_back(self) -> None:
-        """Asks what a request would ask: a server that answers PING may still serve no key."""
+        """A probe reads a key as a request would: a server that answers PING may still serve no key."""
         while True:
             await asyncio.sleep(self.breaker.probe_seconds)
             try:
                 await execute(self._client, "MGET", SECRET_CHECK)
             except (gone.MovedError, gone.AskError):
-                pass  # it is there, only this key is not
+                pass  # the server works; it does not hold this key
             except Exception:  # noqa: BLE001, S112 - as in _call
                 continue
             self.breaker.succeeded()
@@ -213,7 +212,7 @@ class Far(Entries):
 
 
 def _state(info: Mapping[str, Any]) -> FarState:
-    """What INFO says."""
+    """INFO → FarState."""
     return FarState(
         memory=int(info["used_memory"]),
         memory_limit=int(info["maxmemory"]),

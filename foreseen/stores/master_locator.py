@@ -1,10 +1,9 @@
-"""The address of a store that lies on one server at a time → a client that follows it from server to server.
+"""The address of the state store or queue → a client that follows its master through failovers.
 
-The state store and the queue keep each all their keys in one slot, so that their scripts are atomic: on a Cluster they
-lie on the master of that slot, behind Sentinels on the master. Who that is is asked again once the last answer is a
-second old: a master that was cut off, and comes back, takes writes until it is told that it is none, and throws them
-away. (What it takes in that second is why `--state-replicas` is there.) A call goes to one server, or fails; whoever
-asks repeats it or not.
+Each of the two keeps all its keys in one slot, so that its scripts are atomic: on a Cluster they lie on the master of
+that slot, behind Sentinels on the master. The locator asks again once its answer is a second old: a master that was
+partitioned takes writes after it returns, until it is demoted, and then discards them. `--state-replicas` protects the
+writes of that second. A call goes to one server or fails; the caller decides whether to repeat it.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ from foreseen.stores.redis_urls import (
 )
 
 LOOK_SECONDS = 1.0
-"""How long an answer who the master is holds."""
+"""How long the located master is trusted."""
 ASK_SECONDS = 0.5
-"""How long one Sentinel or node may take to answer it; then the next is asked."""
+"""How long one Sentinel or node may take to answer; then the next is asked."""
 
 WAIT_SECONDS = 1.0
-"""How long replicas have for what is not told before they have it."""
+"""How long WAIT waits for replicas."""
 
 log = structlog.get_logger()
 
 
 class MasterLocator:
-    """Where the slot of a key is. `moves` counts the servers that it has been on."""
+    """Locates the master of a key's slot. `moves` counts the servers that it has found."""
 
     def __init__(self, many: RedisHosts, key: str, access: Access) -> None:
         self.moves = 0
@@ -54,7 +53,7 @@ class MasterLocator:
         self._why = ""
 
     async def now(self) -> tuple[str, int]:
-        """Host and port. Raises redis' ConnectionError where nobody has ever said."""
+        """Host and port of the master. Raises redis' ConnectionError where it was never found."""
         loop = asyncio.get_running_loop()
         if self._address is None or loop.time() >= self._look_at:
             if self._looking is None:
@@ -73,7 +72,7 @@ class MasterLocator:
         self._looking = None
 
     async def _look(self) -> None:
-        """Where nobody says, the last answer holds on: without Sentinels there is no failover either."""
+        """Without an answer the last master stays: without Sentinels there is no failover either."""
         try:
             slot_map = await self._many.locate(ASK_SECONDS, self._access)
         except FarError as error:
@@ -97,7 +96,7 @@ class MasterLocator:
 
 
 class FailoverPool(ConnectionPool):
-    """Connections to wherever the place is now: one that led elsewhere is made anew when it is taken."""
+    """Connections to the current master: a connection to another server is reopened when it is taken."""
 
     def __init__(self, place: MasterLocator, **options: Any) -> None:
         super().__init__(**options)
@@ -117,7 +116,7 @@ class FailoverPool(ConnectionPool):
 
 
 def client_at(url: str, key: str, budget_seconds: float, access: Access = BY_ADDRESS) -> Redis:
-    """A client of the server that holds this key. Opens no connection yet. Raises SetupError for no address."""
+    """A client of the key's master. Opens no connection yet. Raises SetupError for a malformed address."""
     many = several(url)
     if many is None:
         return connect(url, budget_seconds, access)
@@ -127,14 +126,14 @@ def client_at(url: str, key: str, budget_seconds: float, access: Access = BY_ADD
 
 
 def moves_of(client: Redis) -> int:
-    """How often the client's server has changed. Raises nothing; 0 for one that cannot."""
+    """How often the client's server has changed; always 0 for a client of one fixed server."""
     pool = client.connection_pool
     return pool.place.moves if isinstance(pool, FailoverPool) else 0
 
 
 async def waited(client: Redis, replicas: int, *words: Any) -> Any:
-    """The reply to a command once so many replicas have its writes. Raises redis' ConnectionError where they have not
-    in time: what was written stays, and may be lost with the server."""
+    """The reply to a command once `replicas` replicas have its writes. Raises redis' ConnectionError where they have
+    them not in time: the write stays, and may be lost with the server."""
     if not replicas:
         return await execute(client, *words)
     (reply,), lack = await pipelined(client, [words], replicas)
@@ -148,7 +147,7 @@ async def waited(client: Redis, replicas: int, *words: Any) -> Any:
 async def pipelined(
     client: Redis, commands: Sequence[tuple[Any, ...]], replicas: int
 ) -> tuple[list[Any], Exception | None]:
-    """The replies to commands, which an error may be, and why so many replicas do not have their writes, if so."""
+    """The replies to commands, each possibly an error, and why too few replicas have their writes, or None."""
     pipe = client.pipeline(transaction=False)  # WAIT is for what came before on the same connection
     for words in commands:
         pipe.execute_command(*words)

@@ -1,9 +1,9 @@
 """The far tier, asked only while its check value is that of our root secret.
 
-A Redis with another check value is foreign: it was filled, or flushed and claimed, by proxies with another root secret,
-or somebody who may write to it has overwritten the value. Our entries there would miss for ever, and ours would take
-the place of theirs, so nothing is read or written until the value is ours again or is gone. The value is looked at
-every `LOOK_SECONDS`. Redis never decides whether Foreseen answers: a foreign one costs hits, not answers.
+A Redis with another check value is foreign: proxies with another root secret filled it or claimed it after a flush, or
+another client has overwritten the value. All our reads there would miss, and our writes would evict foreign entries, so
+the tier neither reads nor writes until the value is ours again or is gone. It checks the value every `LOOK_SECONDS`.
+Redis never decides whether Foreseen answers: a foreign one costs hits, not answers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from foreseen.stores.commands import Command, Entries
 from foreseen.types import FarState, Key
 
 LOOK_SECONDS = 2.0
-"""Between two looks at the check value: one small read per process."""
+"""Between two checks of the value: one small read per process."""
 
 log = structlog.get_logger()
 
@@ -55,19 +55,19 @@ class OwnedEntries(Entries):
         await self._entries.close()
 
     async def look(self) -> None:
-        """Look at the check value, and claim a Redis that has none. Raises FarError; then nothing changes."""
+        """Read the check value, and claim a Redis that has none. Raises FarError; then nothing changes."""
         foreign = not await self._entries.claim(self._check)
         if foreign and not self.foreign:
             log.error(
-                "far: foreign; not asked until its check value is ours again",
+                "far: foreign check value; not used until it is ours again",
                 fix="give --secret-file of the other proxies, or FLUSHALL this Redis if it has no others",
             )
         elif self.foreign and not foreign:
-            log.warning("far: ours again")
+            log.warning("far: check value is ours again")
         self.foreign = foreign
 
     async def follow(self) -> None:
-        """Look again and again, for ever."""
+        """Check the value every `LOOK_SECONDS`, until cancelled."""
         while True:
             await asyncio.sleep(self._look_seconds)
             try:

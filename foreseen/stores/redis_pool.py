@@ -1,9 +1,8 @@
 """Commands → replies over kept-alive connections to one Redis, pipelined, within a budget of time.
 
 redis-py does everything else: TLS, Sentinel, Cluster, scripts. For the two commands of every request its client costs
-more than Redis and the way there: MGET of one key 66 µs of CPU and 107 µs in all, SET 108 and 174; here 9 and 22, 10
-and 23 (2 cores, unix socket). A reply is exactly as many replies as commands, in time; anything else ends its
-connection.
+more than Redis and the network: MGET of one key 66 µs of CPU and 107 µs in all, SET 108 and 174; here 9 and 22, 10 and
+23 (2 cores, unix socket). A connection is closed unless it gives exactly one reply for each command, in time.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Open = Callable[[Callable[[], asyncio.BaseProtocol]], Awaitable[tuple[asyncio.Ba
 
 
 class NotResp(ConnectionError):
-    """The bytes that came are not the protocol, or not an answer to the commands."""
+    """The received bytes are not RESP, or not replies to the commands."""
 
 
 class RedisConnection(PooledConnection[list[Any]]):
@@ -59,7 +58,7 @@ class RedisPool(ConnectionPool[RedisConnection]):
     def __init__(
         self, opened: Open, hello: Sequence[Words], seconds: float, error: Callable[[str], Exception] = ConnectionError
     ) -> None:
-        """`hello` goes first over each connection; `error` makes an exception of what Redis says after `-`."""
+        """`hello` is sent first on each connection; `error` makes an exception of a RESP error's text."""
         super().__init__()
         self.seconds = seconds
         self.error = error

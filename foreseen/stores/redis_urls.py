@@ -1,12 +1,12 @@
-"""The address of a Redis → clients of the servers that it names, and who of them holds what.
+"""A Redis URL → clients of its servers, and the map of slots to servers.
 
     redis://HOST:PORT/0, unix:///PATH            one server
     redis+cluster://HOST:PORT,HOST:PORT          a Redis Cluster, by some of its nodes
     redis+sentinel://HOST:PORT,HOST:PORT/NAME    the master called NAME, as these Sentinels say
 
-(`rediss…` over TLS; USER:PASSWORD@ before the first host is for the Redis servers; what Sentinels ask for is part of
-the `Access`.) Sentinels' master holds all slots. What is made of them stands in `cluster.py` (the far tier, over all
-servers) and in `master.py` (the state store and the queue, each on one that changes).
+(`rediss…` over TLS; USER:PASSWORD@ before the first host is for the Redis servers; `Access` holds the login of
+Sentinels.) The master behind Sentinels holds all slots. `cluster.py` (the far tier, over all servers) and
+`master_locator.py` (the state store and the queue, each on the current master) use this.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from foreseen.stores.error_kinds import kind_of
 
 SLOTS = 16384
 MAX_CONNECTIONS = 32
-"""Calls at a time; more wait for a place. Redis has one thread: more connections would not make it faster."""
+"""Concurrent calls; more wait. Redis executes commands in one thread: more connections would not make it faster."""
 KINDS = ("cluster", "sentinel")
 LOOK_SECONDS = 5.0
-"""How long a program that can wait lets one Sentinel take."""
+"""How long a command-line program waits for one Sentinel."""
 
 SlotMap = Sequence[tuple[int, int, str]]
 """First slot, last slot, HOST:PORT of the server that holds them."""
 
 _CONTEXTS: dict[str, Any] = {}
-"""TLS contexts by what was said of TLS."""
+"""TLS contexts by their options."""
 
 
 class Access(Struct, frozen=True):
-    """What it takes to be let in, besides an address. `ca_file` holds the certificates that TLS servers are verified
-    with, beside the system's; user and password are for Sentinels."""
+    """Credentials and certificates, besides an address. `ca_file`: certificates to verify TLS servers with, beside the
+    system's; user and password are for Sentinels."""
 
     ca_file: Path | None = None
     sentinel_user: str | None = None
@@ -54,7 +54,7 @@ class Access(Struct, frozen=True):
 
 
 BY_ADDRESS = Access()
-"""Asks for nothing but what stands in the address."""
+"""No credentials but those in the address."""
 
 
 def access_of(settings: StoreSettings) -> Access:
@@ -94,8 +94,8 @@ def connect(url: str, budget_seconds: float, access: Access = BY_ADDRESS, **logi
 
 
 def _secure(pool: ConnectionPool, ca_file: Path | None) -> None:
-    """One TLS context for all connections, made now: redis-py reads the system's certificates anew for each, 45 ms in
-    which the event loop does nothing else (measured), nearly a whole budget."""
+    """One TLS context for all connections, made now: redis-py reads the system's certificates again for each, which
+    blocks the event loop for 45 ms (measured), nearly a whole budget."""
     if ca_file is not None:
         pool.connection_kwargs["ssl_ca_certs"] = str(ca_file)
     options = {name: value for name, value in pool.connection_kwargs.items() if name.startswith("ssl_")}
@@ -114,7 +114,7 @@ def _secure(pool: ConnectionPool, ca_file: Path | None) -> None:
 
 
 def several(url: str) -> RedisHosts | None:
-    """An address with several hosts, taken apart; None where it is one server's. Raises SetupError for no address."""
+    """An address with several hosts, parsed; None for one server's. Raises SetupError for a malformed address."""
     parts = urlsplit(url)
     scheme, _, kind = parts.scheme.partition("+")
     if scheme not in ("redis", "rediss", "unix") or kind not in ("", *KINDS) or (scheme == "unix" and kind):
@@ -129,7 +129,7 @@ def shown(url: str) -> str:
 
 
 class RedisHosts:
-    """An address with several hosts: who is asked, and what each server's whole address is."""
+    """An address with several hosts: which are asked for the slot map, and the full address of each server."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -148,7 +148,7 @@ class RedisHosts:
         return f"{self._scheme}://{self._user}{address}/0{self._query}"
 
     async def locate(self, budget_seconds: float, access: Access) -> SlotMap:
-        """What the first host that knows says; the next time it is asked first. Raises the last FarError."""
+        """The slot map of the first host that answers; it is asked first the next time. Raises the last FarError."""
         failure = FarError("connect")
         for host in list(self._hosts):
             try:
@@ -168,8 +168,8 @@ class RedisHosts:
 
 
 def master_at(url: str, access: Access = BY_ADDRESS) -> str:
-    """The address of the one server that an address means now, for a program without a loop. Raises SetupError where
-    it means several, or nobody knows."""
+    """The address of the current master, for a program without an event loop. Raises SetupError for a Cluster, or where
+    no Sentinel knows the master."""
     many = several(url)
     if many is None:
         return url
@@ -178,7 +178,7 @@ def master_at(url: str, access: Access = BY_ADDRESS) -> str:
     try:
         ((_, _, address),) = asyncio.run(many.locate(LOOK_SECONDS, access))
     except FarError as error:
-        raise SetupError(f"redis {shown(url)}: no Sentinel says where the master is ({error.kind})") from None
+        raise SetupError(f"redis {shown(url)}: no Sentinel knows the master ({error.kind})") from None
     return many.server(address)
 
 

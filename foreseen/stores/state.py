@@ -1,21 +1,21 @@
-"""Redis in its state role: generations, the log of purges, and which workers have seen how much of it. It just raises.
+"""Redis in its state role: generations, the log of purges, and the last purge that each worker has confirmed.
 
-Unlike the cache it must not forget: append-only file, no eviction. One script raises a generation and writes the log,
-so that whoever reads the one has the other:
+Unlike the cache it must not lose data: append-only file, no eviction. One script raises a generation and appends to the
+log, so that both agree for every reader:
 
     fsn1.generations   hash     "last", "all:", "model:NAME", "digest:DIGEST" → generation
     fsn1.purges        stream   id GENERATION-1: kind (all, model, digest, key), what
     fsn1.workers       hash     worker → the last generation that it has confirmed
     fsn1.served        hash     "MODEL:DIGEST" → "MICROSECONDS ARTIFACT": what was ever served, the latest 4,096
 
-On a Cluster their names begin with `{fsn1}` instead, so that they lie in one slot; elsewhere they are as they always
-were, so that proxies of before and after read the same.
+On a Cluster their names begin with `{fsn1}` instead, so that they lie in one slot; elsewhere they have no braces, as in
+earlier versions, so that proxies of both versions read the same keys.
 
-A generation is at least the one before + 1 and at least the server's clock in µs, so that it never repeats, also where
-the state was lost. A store that starts empty begins with a purge of everything at its clock: what it may have lost
-stays purged. The log holds every purge of a key for good, since an entry can be put back as long as it can live; when
-it is full, a purge of everything takes the place of all that is in it. Workers stay registered until they leave: one
-that is cut off must be named, not forgotten.
+A generation is at least the previous one + 1 and at least the server's clock in µs, so that it never repeats, even
+after the state was lost. A store that starts empty begins with a purge of everything at its clock, so that purges which
+it may have lost stay in force. The log keeps every purge of a key, since an entry can be stored again as long as it can
+live; when the log is full, one purge of everything replaces its contents. Workers stay registered until they leave: a
+worker that is partitioned must be reported, not dropped.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ KEPT_PURGES = 100_000
 KEPT_SERVED = 4096
 BUDGET_SECONDS = 5.0
 BLOCK_SECONDS = 1.0
-"""How long one look for news waits; news end it at once."""
+"""How long one read of the log blocks; a new purge ends it at once."""
 PURGES_PER_CALL = 5000
 
 Kind = Literal["all", "model", "digest", "key"]
@@ -72,8 +72,8 @@ class ServedDigest(Struct, frozen=True):
 
 
 class State:
-    """The state store. Everything raises StateUnavailable where it does not answer. What is told of a purge, or of a
-    worker that it waits for, has reached so many replicas first."""
+    """The state store. Everything raises StateUnavailable where it does not answer. Purges and registrations of workers
+    are acknowledged once `replicas` replicas have them."""
 
     def __init__(self, client: Redis, tag: str = TAG, replicas: int = 0) -> None:
         self._client = client
@@ -90,29 +90,29 @@ class State:
         return int(await self._call(waited(self._client, self._replicas, *words)))
 
     async def generations(self) -> dict[str, int]:
-        """All that were ever raised, by "kind:what", and "last"."""
+        """Every generation ever raised, by "kind:what", and "last"."""
         raw: dict[bytes, bytes] = await self._call(self._client.hgetall(self._generations))
         return {name.decode(): int(value) for name, value in raw.items()}
 
     async def begun(self, seen: int = 0) -> dict[str, int]:
-        """The same of a store that has begun: an empty one, or one that has lost a purge that was seen elsewhere,
-        begins now with a purge of everything."""
+        """The same of an initialised store: an empty one, or one that lost a purge which a worker has seen, begins now
+        with a purge of everything."""
         words = ("EVAL", _BEGIN, 2, self._generations, self._purges, str(seen))
         raw: list[bytes] = await self._call(waited(self._client, self._replicas, *words))
         return {name.decode(): int(value) for name, value in zip(raw[::2], raw[1::2], strict=True)}
 
     async def last(self) -> int:
-        """The generation of the last purge; 0: there was none yet, or it is lost."""
+        """The generation of the last purge; 0 where there was none, or the store lost it."""
         return int(await self._call(self._client.hget(self._generations, "last")) or 0)
 
     async def raise_to(self, generations: dict[str, int]) -> None:
-        """What a worker knows and a store that lost some of it does not."""
+        """Re-send generations that a worker knows to a store that lost some of them."""
         pairs = [part for name, value in generations.items() for part in (name, str(value))]
         if pairs:
             await self._call(self._client.eval(_RAISE, 1, self._generations, *pairs))
 
     async def log_again(self, keys: Sequence[tuple[int, str]]) -> None:
-        """Purges of keys, by generation, the oldest first, that a worker knows and a store that lost them does not."""
+        """Re-send purges of keys, by generation, the oldest first, to a store that lost some of them."""
         for at in range(0, len(keys), PURGES_PER_CALL):
             flat = [part for one in keys[at : at + PURGES_PER_CALL] for part in map(str, one)]
             await self._call(self._client.eval(_LOG_AGAIN, 1, self._purges, *flat))
@@ -129,8 +129,8 @@ class State:
             generation = found[-1].generation
 
     async def next(self, generation: int) -> list[Purge]:
-        """The same; where there are none, wait for the next, a moment at most. Raises StateUnavailable, too, where the
-        store is on another server than when this worker was registered: that one may have missed something."""
+        """The same; where there are none, wait a moment for the next. Raises StateUnavailable also where the store has
+        moved to another server since this worker registered: that server may lack a purge."""
         block = int(BLOCK_SECONDS * 1000)
         found = await self._call(self._client.xread({self._purges: f"{generation}-1"}, block=block))
         if moves_of(self._client) != self._registered_at:
@@ -157,13 +157,13 @@ class State:
         return {name.decode(): int(value) for name, value in raw.items()}
 
     async def note_served(self, served: Iterable[ServedDigest]) -> None:
-        """Remember under which digests answers may be stored, so that a purge can tell them from misspelt ones."""
+        """Record the digests under which answers may be stored, so that a purge of a misspelt one is refused."""
         pairs = [part for one in served for part in (f"{one.model}:{one.digest}", one.artifact or "")]
         if pairs:
             await self._call(self._client.eval(_SERVED, 1, self._served, str(KEPT_SERVED), *pairs))
 
     async def served(self) -> list[ServedDigest]:
-        """What was ever served, as far as it is remembered."""
+        """The recorded digests, the latest 4,096."""
         raw: dict[bytes, bytes] = await self._call(self._client.hgetall(self._served))
         found = []
         for name, value in raw.items():
@@ -184,20 +184,20 @@ class State:
 
 
 def connect_state(url: str, access: Access = BY_ADDRESS, replicas: int = 0) -> State:
-    """A state store by its address. Opens no connection yet. Raises SetupError for no address."""
+    """A state store by its address. Opens no connection yet. Raises SetupError for a malformed address."""
     many = several(url)
     tag = CLUSTER_TAG if many is not None and many.kind == "cluster" else TAG
     return State(client_at(url, f"{tag}.generations", BUDGET_SECONDS, access), tag, replicas)
 
 
 def generation_of(generations: dict[str, int], model: str, digest: str) -> int:
-    """The generation of a model's space: the highest that was raised of anything it belongs to."""
+    """The generation of a model's space: the highest of everything, the model and the digest."""
     get = generations.get
     return max(get("all:", 0), get(f"model:{model}", 0), get(f"digest:{digest}", 0))
 
 
 def read_generations(url: str, access: Access = BY_ADDRESS) -> dict[str, int]:
-    """The generations, for a program that is not running a loop. A store that is empty begins."""
+    """The generations, for a program without an event loop. An empty store is initialised."""
 
     async def read() -> dict[str, int]:
         state = connect_state(url, access)

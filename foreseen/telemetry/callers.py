@@ -18,7 +18,7 @@ from foreseen.telemetry.exposition import MULTIPROCESS_FOLDER
 from foreseen.web.limits import network_of
 
 SLICE_SECONDS, SLICES = 10.0, 6
-"""The minute moves on in steps of ten seconds."""
+"""Resolution of the sliding minute."""
 MOST_CALLERS = 4096
 """Of one slice; where there are more, those with the fewest requests are counted as one."""
 MOST_LEFT = 256

@@ -130,7 +130,7 @@ class Hits:
 
 
 class NullMetric:
-    """Every kind of metric, counting nothing: what a proxy has that counts nothing at all."""
+    """A metric of any kind that counts nothing, for a proxy without metrics."""
 
     def labels(self, *_: str) -> NullMetric:
         return self

@@ -1,7 +1,7 @@
 """Bounds on request bodies: how many bytes all of a process may hold at a time, and how far one may inflate.
 
-The bytes are counted as they arrive and as they inflate, so a caller takes room only with what it has really sent. The
-first `FREE_BYTES` of a body are not counted: small requests are never refused because of large ones.
+The bytes are counted as they arrive and as they inflate, so that a caller takes room only with bytes it has sent. The
+first `FREE_BYTES` of a body are not counted: large requests never cause the refusal of small ones.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from foreseen.errors import BadRequest, Overloaded, TooLarge
 
 FREE_BYTES = 64 * 1024
 MEDIUM_BYTES = 2**20
-"""Larger bodies have room of their own, so that a few of 64 MiB do not block small ones."""
+"""Larger bodies have a budget of their own, so that a few of 64 MiB do not block small ones."""
 MEDIUM_ROOM_BYTES = 128 * 2**20
 LARGE_ROOM_BYTES = 192 * 2**20
 STEP_BYTES = 2**20
@@ -31,7 +31,7 @@ GZIP_MEMBERS = 64
 
 
 class Room:
-    """Bytes of bodies that may be held at a time. The event loop and the threads that inflate both take of it."""
+    """A budget of bytes for bodies, shared by the event loop and the threads that inflate."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -52,13 +52,13 @@ class Room:
 
 
 class Bodies:
-    """The rooms of one process, for medium and for large bodies."""
+    """The budgets of one process, for medium and for large bodies."""
 
     def __init__(self, medium_bytes: int = MEDIUM_ROOM_BYTES, large_bytes: int = LARGE_ROOM_BYTES) -> None:
         self.medium = Room(medium_bytes)
         self.large = Room(large_bytes)
         self.alone = asyncio.Semaphore()
-        """Held while a large body is inflated: one after another takes no longer than all at a time."""
+        """Held while a large body is inflated: one by one is as fast as all at once, and takes less memory."""
 
     @property
     def used(self) -> int:
@@ -118,7 +118,7 @@ class Inflater:
         self._stream = self._next_member()
 
     def run(self, until: int) -> bool:
-        """Decode until so many bytes are there; whether that was all. Raises BadRequest, TooLarge, Overloaded."""
+        """Decode up to `until` bytes; whether the body is complete. Raises BadRequest, TooLarge, Overloaded."""
         while self._size <= until:
             if not self._stream.eof:
                 self._step()

@@ -1,7 +1,7 @@
 """The caller of a request for logs and counts: address, request id and path; parsed only when a line is written.
 
-The address is the connection's, or, behind so many trusted proxies (`--forwarded-hops`), what the outermost of them
-wrote into `X-Forwarded-For`: everything to the left of that a client may have made up.
+The address is the connection's. Behind trusted proxies (`--forwarded-hops`) it is the one that the outermost of them
+wrote into `X-Forwarded-For`; a client can forge everything to the left of that.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _NOT_PLAIN = re.compile(r"[^!-~]")
 
 
 class Caller(Struct, frozen=True):
-    """Of one request. What only a log line needs is read out of its head when that is written."""
+    """The caller of one request. What only log lines need is parsed when a line is written."""
 
     address: str
     head: bytes
 
     def fields(self, models: Container[str] = ()) -> dict[str, object]:
-        """What a log line says of it: client, path, and the request id where there is one. Names in the path that are
-        no route's and not of one of these models are the client's own words, and left out."""
+        """The fields of a log line: client, path, and the request id where there is one. Segments of the path that are
+        neither a route's word nor one of these models are the client's text, and left out."""
         target, named = _TARGET.match(self.head), _ID.search(self.head)
         path = "" if target is None else known_path(target[1].decode("latin-1"), models)
         fields: dict[str, object] = {"client": self.address, "path": path}
@@ -55,7 +55,7 @@ CALLER = web.RequestKey("caller", Caller)
 
 
 def caller_of(request: web.BaseRequest) -> Caller:
-    """The caller of a request that aiohttp has read; made once."""
+    """The caller of an aiohttp request, parsed once."""
     known = request.get(CALLER)
     if isinstance(known, Caller):
         return known
@@ -83,8 +83,8 @@ def peer_of(transport: object) -> str:
 
 
 def address_of(peer: str, forwarded: Sequence[str], hops: int) -> str:
-    """The client's address behind `hops` trusted proxies, each of which appends its own peer to X-Forwarded-For. Where
-    that is no address it is the connection's own."""
+    """The client's address behind `hops` trusted proxies, each of which appends its peer to X-Forwarded-For; the
+    connection's own where that entry is no address."""
     chain = [part.strip() for line in forwarded for part in line.split(",") if part.strip()]
     if not hops or not chain:
         return peer
@@ -114,5 +114,5 @@ def known_path(path: str, models: Container[str]) -> str:
 
 
 def plain(text: str, most: int) -> str:
-    """Text of a client as a log may have it: visible ASCII, bounded."""
+    """A client's text, safe for a log: visible ASCII, bounded."""
     return _NOT_PLAIN.sub("?", text[:most])

@@ -1,7 +1,7 @@
 """aiohttp's connection, with our errors and within a listener's limits.
 
-aiohttp bounds neither the number of connections, nor the time that a head takes, nor that of a reader that does not
-read: what it has written it flushes for ever.
+aiohttp bounds neither the number of connections, nor the time of a request's head, nor that of a client that does not
+read its reply.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from foreseen.web.http import JSON, SERVER, error_reply, internal
 from foreseen.web.limits import Bucket, Gate
 
 TAKEN_BYTES = 64 * 1024
-"""A reader that takes so much of a long reply within `write_seconds` is slow; one that takes less is cut off."""
+"""A client that reads less of a long reply than this within `write_seconds` is disconnected."""
 MOST_HEADS = 128
-"""Heads of one piece that are parsed one by one."""
+"""Most heads of one read that are parsed one by one."""
 _END_OF_HEAD = b"\r\n\r\n"
 _TOO_MANY = "Too many headers"
-"""How aiohttp's parser says it; it has no class for this."""
+"""The message of aiohttp's parser, which has no class for this error."""
 
 log = structlog.get_logger()
 
@@ -74,8 +74,8 @@ class Connection(RequestHandler):
                 timer.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """aiohttp's parser gets heads one by one: where it meets a mistake, it forgets the requests before it that came
-        in the same piece."""
+        """Feed aiohttp's parser one head at a time: on a malformed request it drops the requests before it that came in
+        the same read."""
         at = 0
         for _ in range(MOST_HEADS):
             end = data.find(_END_OF_HEAD, at) + len(_END_OF_HEAD)
@@ -89,7 +89,7 @@ class Connection(RequestHandler):
         if self._force_close:
             return
         waiter = self._waiter
-        # The first bytes may be here before the task that waits for them.
+        # The first bytes may come before the task that waits for them.
         if not self._request_count or (waiter is not None and not waiter.done()):
             if data:
                 self._wait_for_head(len(data))
@@ -98,7 +98,7 @@ class Connection(RequestHandler):
             self._head_timer, self._head_bytes = None, 0
 
     def _blame_unfinished(self) -> None:
-        """A mistake in the body of a request is answered as that request, which else would wait for the rest of it."""
+        """An error in a request's body ends that request, which would otherwise wait for the rest of its body."""
         mistake: Any = self._messages[-1][0]
         payloads = [payload for _, payload in self._messages]
         if self._current_request is not None:
@@ -123,36 +123,36 @@ class Connection(RequestHandler):
 
     @property
     def forwarded_hops(self) -> int:
-        """How many proxies in front are trusted to say whom they speak for."""
+        """How many proxies in front are trusted to name the client."""
         return self._gate.limits.forwarded_hops
 
     @property
     def draining(self) -> bool:
-        """Whether the process is about to end: an answer has to carry `Connection: close`."""
+        """Whether the process drains: replies carry `Connection: close`."""
         return bool(getattr(self._manager, "draining", False))  # aiohttp's own server has no such attribute
 
     @property
     def between_requests(self) -> bool:
-        """Whether nothing was asked that is not answered."""
+        """Whether no request is under way."""
         return self._waiter is not None and not self._waiter.done() and not self._messages
 
     def may_go_on(self) -> bool:
-        """Whether another request may follow on this connection after the one that has come."""
+        """Whether the connection's limit on requests allows one more."""
         return self._request_count < self._most
 
     def is_followed(self, request: web.BaseRequest) -> bool:
-        """Whether bytes came behind a request before its answer; true where that is not known."""
+        """Whether bytes followed a request before its reply; true where unknown."""
         return True
 
     def rests_since(self) -> float | None:
-        """The event loop's time since when it only waits for a request, or for the rest of its head."""
+        """Since when (event loop time) it only waits for a request or the rest of its head; None while it works."""
         return self._next_keepalive_close_time - self._keepalive_timeout if self.between_requests else None
 
     async def finish_response(self, request: Any, resp: Any, start_time: float | None) -> Any:
-        """The last one says so; what of it is not read is not flushed for ever."""
+        """Mark the last reply with `Connection: close`, and bound the time in which the client reads it."""
         upgrade = "Upgrade" in request.headers or request.method == "CONNECT"
         if upgrade and self.is_followed(request):
-            resp.force_close()  # what follows may be meant for another protocol, or be lost between two parsers
+            resp.force_close()  # the next bytes may belong to another protocol, or be lost between two parsers
         if not self.may_go_on() or (self.draining and not self._messages):  # what is pipelined is answered before
             resp.force_close()
         answered = await super().finish_response(request, resp, start_time)
@@ -196,7 +196,7 @@ class Connection(RequestHandler):
         self.force_close()
 
     def _watch_reader(self, transport: Any) -> None:
-        """Look again in a while, where something is written that is not sent yet."""
+        """Check later whether the client has read, if part of a reply is still buffered."""
         if transport is None or self._write_timer is not None:
             return
         left = transport.get_write_buffer_size()
@@ -220,7 +220,7 @@ class Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Replace aiohttp's own error replies. Their text repeats parts of the request, and so does its log."""
+        """Replace aiohttp's own error replies: their text and log repeat parts of the request."""
         if request.writer.output_size > 0:
             raise ConnectionError("part of a reply is sent; an error cannot follow")
         error: ForeseenError
@@ -237,7 +237,7 @@ class Connection(RequestHandler):
 
 
 def raw_reply(error: ForeseenError) -> bytes:
-    """An error as bytes, for where no request is read; the connection ends with it."""
+    """An error as bytes, for a connection on which no request was read; it closes afterwards."""
     body = orjson.dumps({"error": str(error), "code": error.code})
     retry = "" if error.retry_after is None else f"Retry-After: {error.retry_after}\r\n"
     head = (

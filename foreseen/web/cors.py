@@ -1,7 +1,7 @@
-"""Cross-origin requests (the Fetch standard, section 3.2): which pages' scripts may call this server and read answers.
+"""CORS (the Fetch standard, section 3.2): which origins' scripts may call this server and read replies.
 
-Off without an origin. Credentials are never allowed: a caller has none here. A request with `Origin` is not recognised
-by its bytes (`known_heads.py`), so that every answer to one passes here.
+Off unless an origin is configured. Credentials are never allowed: callers have none here. A request with `Origin` never
+takes the fast path (`known_heads.py`), so that every reply to one passes here.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ ANY = "*"
 METHODS = "GET, HEAD, POST, DELETE, QUERY"
 EXPOSED = "Age, Cache-Status, Inference-Header-Content-Length, Location, Preference-Applied, Retry-After, Server-Timing"
 SECONDS = 600
-"""How long a browser need not ask again."""
+"""How long a browser caches a preflight reply."""
 HIDDEN = ("/metrics",)
-"""Beginnings of paths that are for watchers and for no page."""
+"""Prefixes of paths for monitoring, which no page may read."""
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(?::[0-9]{1,5})?|https?://\[[0-9a-f:]+\](?::[0-9]{1,5})?")
 _NAMES = re.compile(r"[A-Za-z0-9-]+(?:[ \t]*,[ \t]*[A-Za-z0-9-]+)*")
 
 
 class Cors:
-    """The origins that may call. Raises SetupError for what is no origin."""
+    """The allowed origins. Raises SetupError for a malformed one."""
 
     def __init__(self, origins: Sequence[str]) -> None:
         for origin in origins:
@@ -35,7 +35,7 @@ class Cors:
         self._origins = frozenset(origins)
 
     def add_to(self, app: web.Application) -> None:
-        """Answer preflight requests, and say with every answer who may read it."""
+        """Reply to preflight requests, and add the CORS headers to every other reply."""
         if self._origins:
             app.middlewares.insert(0, self._preflight)
             app.on_response_prepare.append(self._allowed)
@@ -66,7 +66,7 @@ class Cors:
             response.headers["Access-Control-Expose-Headers"] = EXPOSED
 
     def _origin(self, request: web.Request) -> str | None:
-        """What the answer says of the request's origin; None where it may not read it, or says none."""
+        """The value of `Access-Control-Allow-Origin`; None where the origin is absent or not allowed."""
         origin = request.headers.get("Origin")
         if origin is None or request.path.startswith(HIDDEN):
             return None

@@ -1,8 +1,8 @@
 """Graceful shutdown: stop accepting, finish what is under way, close.
 
-It stops accepting, answers whatever comes on the connections that are open, and says `Connection: close` with each
-answer (RFC 9112 section 9.6). Idle connections live on for a while, since a client may be sending on one this very
-moment; those that are still idle then are closed, as at the end of their keep-alive.
+It stops accepting, answers requests on open connections, and sends `Connection: close` with each reply (RFC 9112
+section 9.6). Idle connections stay open for a while, since a client may be sending a request at this moment; those that
+are still idle then are closed, as at the end of keep-alive.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from foreseen.web.connection import Connection
 from foreseen.web.runner import AppRunner
 
 LOOK_SECONDS = 0.02
-"""Between two looks whether a connection is left, and before the listener closes."""
+"""Between two checks whether a connection is left, and before the listener closes."""
 ORPHANED = signal.SIGUSR1
-"""The signal that a draining child gets when its supervisor was killed. The kernel sends it once for each thread of the
-supervisor that adopts the child on the way, so it cannot be SIGTERM, of which the second one means "at once". A child
-that does not handle it yet is ended by it."""
+"""The signal that a draining child gets when its supervisor was killed. The kernel may send it several times, once for
+each thread of the supervisor that adopts the child, so it cannot be SIGTERM, of which the second one means "at once".
+Its default action ends a child that does not handle it yet."""
 ORPHANED_SECONDS = 1.0
 """Without a connection for so long, a server whose supervisor was killed has no clients left."""
 
@@ -32,8 +32,8 @@ log = structlog.get_logger()
 
 
 class Shutdown:
-    """How this process is to end: SIGTERM asks for a gentle end, SIGINT or a second SIGTERM for one at once. A killed
-    supervisor (`ORPHANED`, perhaps several times) asks for a gentle end, too."""
+    """How this process ends: SIGTERM drains it; SIGINT or a second SIGTERM ends it at once. A killed supervisor
+    (`ORPHANED`, possibly several times) drains it, too."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
@@ -58,7 +58,7 @@ class Shutdown:
         self.at_once.set()
 
     async def unless_at_once(self, drained: Coroutine[Any, Any, None]) -> None:
-        """Drain, unless it is to end at once or until it is."""
+        """Drain, until done or until an end at once is requested."""
         draining = asyncio.ensure_future(drained)
         hurrying = asyncio.ensure_future(self.at_once.wait())
         await asyncio.wait((draining, hurrying), return_when=asyncio.FIRST_COMPLETED)
@@ -70,13 +70,13 @@ class Shutdown:
 def announce(descriptor: int | None) -> None:
     """Signal the supervisor that this process is ready, so that it may end the previous one."""
     if descriptor is not None:
-        with contextlib.suppress(OSError):  # it has given up waiting
+        with contextlib.suppress(OSError):  # the supervisor no longer waits
             os.write(descriptor, b"1")
         os.close(descriptor)
 
 
 async def serve_orphaned(runner: AppRunner, seconds: float) -> None:
-    """Serve on until the clients have ended, too: no connection has been open for a moment. At most so long."""
+    """Continue to serve until no connection has been open for `ORPHANED_SECONDS`, at most for `seconds`."""
     server, loop = runner.server, asyncio.get_running_loop()
     asked_at = loop.time()
     until = asked_at + seconds
@@ -95,7 +95,7 @@ async def drain(runner: AppRunner, idle_seconds: float, busy_seconds: float) -> 
     if server is None:
         return
     runner.announce_close()
-    await asyncio.sleep(LOOK_SECONDS)  # the next turns of the event loop accept all that wait to be
+    await asyncio.sleep(LOOK_SECONDS)  # the next turns of the event loop accept all waiting connections
     for site in list(runner.sites):
         await site.stop()
     await runner.accept_no_more()
@@ -104,11 +104,11 @@ async def drain(runner: AppRunner, idle_seconds: float, busy_seconds: float) -> 
             if isinstance(connection, Connection) and connection.between_requests:
                 connection.force_close()
     if not await _until(lambda: not server.connections, busy_seconds):
-        log.warning("requests under way are ended", connections=len(server.connections))
+        log.warning("requests under way cancelled", connections=len(server.connections))
 
 
 async def _until(done: Callable[[], bool], seconds: float) -> bool:
-    """Whether it was so within so long."""
+    """Whether a condition became true within `seconds`."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
     while not done():

@@ -1,7 +1,7 @@
-"""Excludes the objects of a process that is ready from garbage collection (`gc.freeze`).
+"""Excludes the objects made at the start from garbage collection (`gc.freeze`).
 
-A full collection walks every object that can be part of a cycle. A proxy has 77,000 of them before the first request:
-a pause of 50 ms without answers, again and again as long as requests come whose bodies are new.
+A full collection visits every object that can be part of a cycle. A proxy has 77,000 of them before its first request,
+and each collection would stop it for 50 ms.
 """
 
 from __future__ import annotations
@@ -10,6 +10,6 @@ import gc
 
 
 def settle() -> None:
-    """Collect once, then leave what is left out of every later collection. Called when a process is ready."""
+    """Collect once, then exclude all live objects from later collections. Called when a process is ready."""
     gc.collect()
     gc.freeze()

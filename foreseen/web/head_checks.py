@@ -16,7 +16,7 @@ _HOST = re.compile(r"(?:\[[0-9A-Za-z:.%_~-]+\]|(?:[0-9A-Za-z._~!$&'()*+,;=-]|%[0
 
 
 def checked(handler: Handler) -> Handler:
-    """A handler of requests whose heads are right; the others are answered here."""
+    """A handler behind these checks: a request with an invalid head gets an error and never reaches it."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         return refusal(request) or await handler(request)  # type: ignore[arg-type]
@@ -25,7 +25,7 @@ def checked(handler: Handler) -> Handler:
 
 
 def refusal(request: web.BaseRequest) -> web.StreamResponse | None:
-    """The answer to a request that no handler gets; None where one does."""
+    """The error for a request with an invalid head; None for a valid one."""
     if request._version not in _VERSIONS:  # noqa: SLF001 - `version` would be kept as it is read
         request._version = HttpVersion11  # noqa: SLF001 - an answer is in a version that the server speaks
         reply = error_reply(VersionNotSupported("only HTTP/1.1 and HTTP/1.0 are spoken here"))

@@ -1,4 +1,4 @@
-"""Work on large bodies, off the event loop: in two threads, and what needs much memory one after another."""
+"""Work on large bodies, off the event loop: in two threads, and large bodies one by one to bound memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Heavy:
         self._large = asyncio.Semaphore()
 
     async def run(self, work: Callable[[], T], size: int, limit: int = OFF_LOOP_BYTES) -> T:
-        """Do the work of a body of so many bytes; on the event loop where it has no more than `limit`."""
+        """Run the work of a body: on the event loop up to `limit` bytes, else in a thread."""
         if size <= limit:
             return work()
         if size <= MEDIUM_BYTES:

@@ -1,7 +1,7 @@
-"""HTTP of both servers: read a body within limits, answer JSON, turn every error into `{"error", "code"}`.
+"""HTTP of both servers: read a body within limits, reply JSON, turn every error into `{"error", "code"}`.
 
-aiohttp's own error bodies are `text/plain`, its `json_response` says `charset=utf-8`, a slow body is never closed, and
-a gzip body that was cut off passes; each breaks a real client or a server (protocol notes: `docs/clients.md`).
+aiohttp's own error bodies are `text/plain`, its `json_response` adds `charset=utf-8`, it never times out a slow body,
+and it accepts a truncated gzip body; each breaks a real client or a server (protocol notes: `docs/clients.md`).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ async def read_body(request: web.Request, seconds: float) -> bytes:
 
 
 async def _read(request: web.Request, limit: int, charge: Charge | None) -> bytes:
-    """The whole body, in one place in memory: aiohttp's own reading holds a large one twice."""
+    """The whole body in one buffer: aiohttp's own reading holds a large one twice."""
     stream, size, into = request.content, 0, None
     first = b""
     while chunk := await stream.readany():
@@ -108,7 +108,7 @@ async def _read(request: web.Request, limit: int, charge: Charge | None) -> byte
 
 
 async def _inflated(inflater: Inflater, size: int, bodies: Bodies | None) -> bytes:
-    """A decoded body: a small one at once, a medium one in a thread, large ones in a thread one after another."""
+    """A decoded body: a small one inline, a medium one in a thread, large ones in a thread one by one."""
     if size <= _OFF_LOOP_BYTES and inflater.run(FREE_BYTES):
         return inflater.value()
     if not await asyncio.to_thread(inflater.run, MEDIUM_BYTES):
@@ -164,7 +164,7 @@ def error_body(error: ForeseenError) -> tuple[dict[str, str], bytes]:
 
 
 def as_foreseen(error: Exception, request: web.Request) -> ForeseenError:
-    """Any error of a handler or of aiohttp as one of ours. What is not known is logged and becomes a bare 500."""
+    """Any exception of a handler or of aiohttp as a ForeseenError. An unknown one is logged and becomes a bare 500."""
     match error:
         case ForeseenError():
             return error

@@ -18,20 +18,20 @@ from msgspec import Struct
 from foreseen.errors import RateLimited
 
 MAX_ADDRESSES = 65_536
-"""Callers whose rate is remembered; one that was forgotten begins anew, with a full bucket."""
+"""Callers with a token bucket; a new bucket of an evicted caller is full."""
 IDLE_SECONDS = 1.0
 """A connection that has been at rest for so long may be closed to make room."""
 UNIX = "unix"
 """The address of a caller that has none."""
 ROOM_SHARE = 64
-"""A sixty-fourth of the connections is closed at once: finding the longest idle ones means looking at all."""
+"""A sixty-fourth of the connections is closed at once: finding the longest idle ones visits all of them."""
 
 
 class ListenerLimits(Struct, frozen=True):
     """The limits of one listener. The defaults are those of listeners that only our own processes reach."""
 
     connections: int = 0
-    """Open at a time; 0: as many as there are."""
+    """Open connections; 0: no limit."""
     requests: int = 0
     """Most requests of one connection, which is then closed in good order; 0: no limit."""
     head_bytes: int = 64 * 1024
@@ -40,9 +40,9 @@ class ListenerLimits(Struct, frozen=True):
     head_seconds: float = 10.0
     write_seconds: float = 30.0
     rate: float = 0.0
-    """Requests a second of one address; 0: as many as come."""
+    """Requests a second of one address; 0: no limit."""
     burst: int = 0
-    """Requests that an address which was quiet may ask at once; at least one second's."""
+    """Requests that an idle address may send at once; at least one second's."""
     forwarded_hops: int = 0
     """Trusted proxies in front, each of which appends to X-Forwarded-For."""
 
@@ -110,13 +110,13 @@ class LimitedConnection(Protocol):
     """The part of a connection that the gate needs."""
 
     def rests_since(self) -> float | None:
-        """The event loop's time since when it only waits for a request; None while it is at work."""
+        """Since when (event loop time) it only waits for a request; None while it works."""
 
     def force_close(self) -> None: ...
 
 
 class Gate:
-    """The open connections of one listener. `count` is called with the limit's name whenever a client meets one."""
+    """The open connections of one listener. `count` is called with the limit's name whenever a client exceeds it."""
 
     def __init__(self, limits: ListenerLimits, count: Callable[[str], None] = lambda _: None) -> None:
         self.limits = limits
@@ -142,7 +142,7 @@ class Gate:
         bucket.take()
 
     def enter(self, connection: LimitedConnection, now: float) -> bool:
-        """Whether there is room, made by closing those that have rested longest."""
+        """Whether there is room for a connection; closes the longest idle ones to make some."""
         most = self.limits.connections
         if most and len(self._connections) >= most:
             self._make_room(max(1, most // ROOM_SHARE), now)

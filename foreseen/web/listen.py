@@ -21,8 +21,8 @@ log = structlog.get_logger()
 
 
 def listen(host: str, port: int, flag: str = "--port") -> socket.socket:
-    """A listening, non-blocking socket. Raises SetupError naming the port, and the flag to say another, where it is
-    taken."""
+    """A listening, non-blocking socket. Raises SetupError naming the port, and the flag that changes it, where it is
+    in use."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -53,9 +53,9 @@ def reserve(host: str, port: int, flag: str) -> socket.socket:
 
 
 def listen_admin(settings: ProxySettings, *, take: bool = False) -> socket.socket:
-    """The operators' listener: a unix socket under the data directory, or a TCP port where one is asked for. `take`:
-    the holder of the data directory may take the socket, also from a process of before that is still ending. Raises
-    OSError, also where another process listens there."""
+    """The operators' listener: a unix socket under the data directory, or a TCP port if configured. `take`: the holder
+    of the data directory's lock may replace the socket of a previous process that is still ending. Raises OSError, also
+    where another process listens there."""
     if settings.admin_port is not None:
         return listen(settings.host, settings.admin_port, "--admin-port")
     make_run_folder(settings.data)
@@ -85,7 +85,7 @@ def inherited(descriptor: int) -> socket.socket:
 
 
 def files_for(connections: int) -> int:
-    """How many connections this process has open files for, at most so many. Raises its soft limit as far as it may."""
+    """How many of the wanted connections the limit on open files allows; raises the soft limit as far as possible."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:

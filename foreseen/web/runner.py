@@ -1,4 +1,4 @@
-"""Runs an aiohttp application over connections of ours, and accepts connections that wait in one turn."""
+"""Runs an aiohttp application over our connections, and accepts all waiting connections in one event-loop turn."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from foreseen.web.head_checks import checked
 from foreseen.web.limits import Gate, ListenerLimits
 
 ACCEPTED_A_TURN = 64
-"""Each costs 0.1 ms; the others come in the next turn."""
+"""Most connections accepted in one turn; each costs 0.1 ms."""
 TAKEN_IN_SECONDS = 1.0
-"""From accepted to a connection; it takes a turn or two."""
+"""Most time from accepting a connection to serving it; usually a turn or two."""
 
 Connect = Callable[..., RequestHandler]
 
@@ -29,7 +29,7 @@ class AppRunner(web.AppRunner):
     def __init__(
         self, app: web.Application, connect: Connect | None = None, gate: Gate | None = None, **options: Any
     ) -> None:
-        # aiohttp takes a gzip body that was cut off for a whole one, and refuses br and zstd before a handler can.
+        # aiohttp accepts a truncated gzip body, and refuses br and zstd before a handler can.
         super().__init__(app, access_log=None, auto_decompress=False, **options)
         self._connect = connect or Connection
         self._gate = Gate(ListenerLimits()) if gate is None else gate  # an empty gate is falsy
@@ -40,12 +40,12 @@ class AppRunner(web.AppRunner):
         self.server.draining = True
 
     def accept_all(self, listener: socket.socket) -> None:
-        """Accept all connections that wait at a listener of one of the sites, not only one a turn of the event loop."""
+        """Accept all connections that wait at this listener in one turn of the event loop, not one per turn."""
         assert isinstance(self.server, _Server)
         self.server.listener = listener
 
     async def accept_no_more(self) -> None:
-        """Wait until every accepted connection is registered. Others on the same socket are another process's."""
+        """Wait until every accepted connection is registered. Later ones on the same socket go to another process."""
         assert isinstance(self.server, _Server)
         self.server.listener = None
         if self.server.taken:
@@ -64,11 +64,11 @@ class AppRunner(web.AppRunner):
 
 
 class _Server(web.Server):
-    """`draining`: from now on every answer is the last one of its connection, see `drain.py`. `taken`: they are about
-    to become connections.
+    """`draining`: from now on every reply is the last of its connection, see `drain.py`. `taken`: tasks of accepted
+    sockets that are not yet connections.
 
-    libuv takes one connection from its listener in a turn of the event loop. Where each turn answers many requests, the
-    last of 64 that came together waited for 64 turns, half a second; so the first takes the others in, too.
+    libuv accepts one connection per turn of the event loop. Under load, the last of 64 simultaneous connections waited
+    for 64 turns, half a second; so accepting the first one accepts the others, too.
     """
 
     def __init__(self, connect: Connect, handler: Any, **options: Any) -> None:
@@ -93,7 +93,7 @@ class _Server(web.Server):
         for _ in range(ACCEPTED_A_TURN):
             try:
                 accepted, _ = listener.accept()
-            except OSError:  # none waits, or it is closed, or no descriptor is left, which libuv knows to handle
+            except OSError:  # none waits, it is closed, or descriptors are exhausted, which libuv handles
                 return
             accepted.setblocking(False)
             task = self._loop.create_task(self._take(accepted))
@@ -104,4 +104,4 @@ class _Server(web.Server):
         try:
             await self._loop.connect_accepted_socket(self, accepted)
         except OSError:
-            accepted.close()  # it has left
+            accepted.close()  # the client has disconnected

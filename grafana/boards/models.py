@@ -1,4 +1,4 @@
-"""One model after the other: what callers get, what its process does."""
+"""One model: latency and results for its callers, the work of its process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from grafana.queries import FRESH, MODEL, OF, OURS, quantile, rate
 
 MODELS = (
     Row(
-        "What callers get",
+        "Results for callers",
         (
             Panel(
                 "Hit ratio by model",
@@ -23,13 +23,13 @@ MODELS = (
             ),
             Panel(
                 "Latency, p99 by result",
-                "Hits, misses and the rest apart: the model's p99 stays visible.",
+                "By result, so that the model's p99 stays visible.",
                 "s",
                 ((quantile(0.99, "foreseen_request_duration_seconds", "model, result"), "{{model}} {{result}}"),),
             ),
             Panel(
                 "Latency, p50 by result",
-                "The same, the middle.",
+                "The same, median.",
                 "s",
                 ((quantile(0.5, "foreseen_request_duration_seconds", "model, result"), "{{model}} {{result}}"),),
             ),
@@ -41,7 +41,7 @@ MODELS = (
             ),
             Panel(
                 "Misses by reason",
-                "cold: never asked, or evicted; expired: its time was over; far-down: Redis was not "
+                "cold: never asked, or evicted; expired: past its TTL; far-down: Redis was not "
                 "asked; far-slow: it takes longer than the model; "
                 "verify-failed: the entry was not the one asked for; asked: the caller wanted a fresh one.",
                 "rowsps",
@@ -76,11 +76,11 @@ MODELS = (
         ),
     ),
     Row(
-        "What the proxy asks",
+        "Requests to the model",
         (
             Panel(
                 "Model request time",
-                "Time that the rows nobody knew waited for the model's process.",
+                "Latency of model requests for cache misses.",
                 "s",
                 tuple(
                     (quantile(q, "foreseen_model_request_duration_seconds", "model"), f"{{{{model}}}} p{q * 100:g}")
@@ -89,7 +89,7 @@ MODELS = (
             ),
             Panel(
                 "Rows per model request",
-                "How many rows go together. 1 under load: callers do not overlap.",
+                "Rows in one request to the model. 1 under load: requests do not overlap.",
                 "short",
                 (
                     (quantile(0.5, "foreseen_model_request_rows", "model"), "{{model}} p50"),
@@ -98,24 +98,24 @@ MODELS = (
             ),
             Panel(
                 "Compute seconds saved per second",
-                "Work that the cache does in the model's place.",
+                "Model compute that answers from the cache saved.",
                 "short",
                 ((rate("foreseen_saved_compute_seconds_total", "model"), "{{model}}"),),
             ),
         ),
     ),
     Row(
-        "What the model's process does",
+        "The model's process",
         (
             Panel(
                 "Rows computed",
-                "Rows that really ran.",
+                "Rows that the model computed.",
                 "rowsps",
                 ((rate("foreseen_model_rows_total", "model", MODEL), "{{model}}"),),
             ),
             Panel(
                 "Batch size",
-                "Rows per run. Full batches are what a GPU wants.",
+                "Rows per run. A GPU is efficient with full batches.",
                 "short",
                 (
                     (quantile(0.5, "foreseen_model_batch_rows", "model", MODEL), "{{model}} p50"),
@@ -124,7 +124,7 @@ MODELS = (
             ),
             Panel(
                 "Time of a run",
-                "The model itself.",
+                "Time of one run of the model.",
                 "s",
                 tuple(
                     (quantile(q, "foreseen_model_run_seconds", "model", MODEL), f"{{{{model}}}} p{q * 100:g}")
@@ -144,13 +144,13 @@ MODELS = (
             ),
             Panel(
                 "Rows in the queue",
-                "Waiting for a run now.",
+                "Rows that wait for a run now.",
                 "short",
                 ((f"sum by (model) (foreseen_model_queue_rows{{{MODEL}}})", "{{model}}"),),
             ),
             Panel(
                 "Padding",
-                "Tokens computed that were nobody's, per row. High: long and short texts are batched together.",
+                "Padding tokens computed, per row. High: long and short texts share batches.",
                 "short",
                 (
                     (
@@ -163,7 +163,7 @@ MODELS = (
                 ),
             ),
             Panel(
-                "Up since",
+                "Uptime",
                 "Age of the model's process: it falls to 0 when it is restarted.",
                 "s",
                 ((f"time() - max by (model) (foreseen_model_start_time_seconds{{{MODEL}}})", "{{model}}"),),
@@ -175,7 +175,7 @@ MODELS = (
         (
             Panel(
                 "Would-be results",
-                "Observed models answer themselves; this is what the cache would have said. "
+                "Observed models answer every request; these are the results that the cache would have had. "
                 "hit-different: do not trust the cache with this model.",
                 "rowsps",
                 ((rate("foreseen_observed_rows_total", "model, outcome"), "{{model}} {{outcome}}"),),

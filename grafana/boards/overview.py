@@ -1,4 +1,4 @@
-"""Is it well, and what does the cache save?"""
+"""Health, and what the cache saves."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from grafana.queries import (
 
 OVERVIEW = (
     Row(
-        "Is it well?",
+        "Health",
         (
             Panel(
                 "Requests",
-                "Requests answered per second, hits and misses, right and wrong.",
+                "Requests answered per second, with any result and status.",
                 "reqps",
                 ((total("foreseen_requests_total"), "requests"),),
                 "stat",
@@ -68,7 +68,7 @@ OVERVIEW = (
             ),
             Panel(
                 "Misses, p99",
-                "99 % of misses were faster: this is the model's own time, plus its queue.",
+                "99 % of misses were faster: the model's time, plus its queue.",
                 "s",
                 ((quantile(0.99, "foreseen_request_duration_seconds", where=MISS), "p99"),),
                 "stat",
@@ -78,7 +78,7 @@ OVERVIEW = (
             ),
             Panel(
                 "Compute saved",
-                "Model seconds that answers from the cache saved in the time shown: what the cache is for.",
+                "Seconds of model compute that answers from the cache saved in the time shown.",
                 "s",
                 ((f"sum(increase(foreseen_saved_compute_seconds_total{{{OF}}}[$__range]))", "saved"),),
                 "stat",
@@ -123,7 +123,7 @@ OVERVIEW = (
             ),
             Panel(
                 "Far",
-                "Redis. Up: it answered the last scrape. Down: it is away or slower than its budget; answers go on, "
+                "Redis. Up: it answered the last scrape. Down: it failed or exceeded its budget; rows are answered "
                 "from near and the model. See runbook: ForeseenStoreDown.",
                 "none",
                 ((f"min(foreseen_far_up{{{OURS}}})", "up"),),
@@ -181,7 +181,7 @@ OVERVIEW = (
             Panel(
                 "Wrong entries in Redis",
                 "Entries read from Redis in the time shown that failed their proof (length, format, identity or tag). "
-                "They were computed anew and never answered; but somebody else writes to this Redis, or its memory is "
+                "They were recomputed and never answered. Another client writes to this Redis, or its memory is "
                 "bad. See runbook: ForeseenVerifyFailed.",
                 "none",
                 ((f"sum(increase(foreseen_verify_failed_total{{{OURS}}}[$__range]))", "entries"),),
@@ -198,8 +198,8 @@ OVERVIEW = (
         (
             Panel(
                 "Requests by result",
-                "hit: all rows from the cache; partial: some; collapsed: waited for somebody "
-                "else's flight; stale: an old answer on purpose; miss: none; bypass: not cached; error: refused or "
+                "hit: all rows from the cache; partial: some; collapsed: waited for another "
+                "request's flight; stale: an old answer on purpose; miss: none; bypass: not cached; error: refused or "
                 "failed.",
                 "reqps",
                 ((rate("foreseen_request_duration_seconds_count", "result"), "{{result}}"),),
@@ -208,7 +208,7 @@ OVERVIEW = (
             ),
             Panel(
                 "Requests by status",
-                "200 is well, 4xx the caller's, 5xx ours or the model's.",
+                "200: answered; 4xx: an error of the caller; 5xx: of the proxy or the model.",
                 "reqps",
                 ((rate("foreseen_requests_total", "code", OURS), "{{code}}"),),
                 "stacked",
@@ -235,7 +235,7 @@ OVERVIEW = (
             ),
             Panel(
                 "Hits by latency",
-                "How many hits took how long: a second band is a second cause.",
+                "Histogram of hits over time: a second band is a second cause.",
                 "s",
                 ((f"sum by (le) (increase(foreseen_request_duration_seconds_bucket{{{HIT}}}[{RATE}]))", "{{le}}"),),
                 "heatmap",
@@ -243,7 +243,7 @@ OVERVIEW = (
             ),
             Panel(
                 "Misses by latency",
-                "How many misses took how long.",
+                "Histogram of misses over time.",
                 "s",
                 ((f"sum by (le) (increase(foreseen_request_duration_seconds_bucket{{{MISS}}}[{RATE}]))", "{{le}}"),),
                 "heatmap",

@@ -1,4 +1,4 @@
-"""Where the time goes, step by step; the workers."""
+"""Time by step of a request; jobs; warming; the workers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from grafana.queries import MODEL, NEEDS_NONE, NEEDS_ONE, OF, OURS, UP_OR_DOWN, 
 
 PIPELINE = (
     Row(
-        "The way of a request",
+        "Steps of a request",
         (
             Panel(
                 "The steps",
@@ -22,7 +22,7 @@ PIPELINE = (
             ),
             Panel(
                 "Steps, p50",
-                "The middle of each step.",
+                "Median of each step.",
                 "s",
                 ((quantile(0.5, "foreseen_stage_duration_seconds", "stage", OURS), "{{stage}}"),),
                 width=12,
@@ -30,7 +30,7 @@ PIPELINE = (
             ),
             Panel(
                 "Steps, p99",
-                "The slow end of each step.",
+                "99 % of each step were faster.",
                 "s",
                 ((quantile(0.99, "foreseen_stage_duration_seconds", "stage", OURS), "{{stage}}"),),
                 width=12,
@@ -38,22 +38,22 @@ PIPELINE = (
             ),
             Panel(
                 "Time by step",
-                "Seconds per second that each step takes, over all workers: what to make faster.",
+                "Seconds per second that each step takes, over all workers.",
                 "short",
                 ((rate("foreseen_stage_duration_seconds_sum", "stage", OURS), "{{stage}}"),),
                 "stacked",
                 width=12,
             ),
             Panel(
-                "Rows aloft",
-                "Rows being asked for now. At --waiting-rows more are refused with 503.",
+                "Rows in flight",
+                "Rows requested now. Above --waiting-rows more are refused with 503.",
                 "short",
                 ((f"sum(foreseen_flight_rows{{{OURS}}})", "rows"),),
                 width=6,
             ),
             Panel(
                 "Collapsed and stale rows",
-                "collapsed: rode on somebody else's flight. stale: an old answer was given.",
+                "collapsed: waited for another request's flight. stale: an old answer was given on purpose.",
                 "rowsps",
                 ((rate("foreseen_rows_total", "result", OF + ', result=~"collapsed|stale"'), "{{result}}"),),
                 width=6,
@@ -65,8 +65,7 @@ PIPELINE = (
         (
             Panel(
                 "Oldest job",
-                "Age of the oldest job that has not ended: how long who asks now may have to wait. See runbook: "
-                "ForeseenQueueLag.",
+                "Age of the oldest job that has not ended: a new job may wait as long. See runbook: ForeseenQueueLag.",
                 "s",
                 ((one("foreseen_jobs_oldest_seconds"), "oldest"),),
                 "stat",
@@ -75,7 +74,7 @@ PIPELINE = (
             ),
             Panel(
                 "Job workers",
-                "Workers on the queue that were heard of a moment ago. See runbook: ForeseenJobWorkersGone.",
+                "Workers on the queue with a recent heartbeat. See runbook: ForeseenJobWorkersGone.",
                 "none",
                 ((one("foreseen_job_workers"), "workers"),),
                 "stat",
@@ -84,7 +83,7 @@ PIPELINE = (
             ),
             Panel(
                 "Dead letters",
-                "Jobs that are poison, or that nothing could answer: `foreseen jobs` lists them. See runbook: "
+                "Jobs that crash their worker (poison pills) or failed for good: see `foreseen jobs`. See runbook: "
                 "ForeseenDeadLetters.",
                 "none",
                 ((one("foreseen_jobs_dead_letters"), "dead"),),
@@ -122,7 +121,7 @@ PIPELINE = (
             ),
             Panel(
                 "Redeliveries",
-                "Jobs a second that were taken over from a worker that died.",
+                "Jobs a second that were taken over from a worker that crashed.",
                 "ops",
                 ((fastest("foreseen_jobs_redelivered_total"), "redelivered"),),
             ),
@@ -142,8 +141,8 @@ PIPELINE = (
             ),
             Panel(
                 "Webhooks",
-                "Calls a second by outcome: failed ones are sent again, exhausted ones were the last try, refused ones "
-                "went where they may not. Waiting: not delivered yet. See runbook: ForeseenWebhooksLost.",
+                "Calls a second by outcome. failed: sent again; exhausted: the last retry failed; refused: the target "
+                "is not allowed. Waiting: not delivered yet. See runbook: ForeseenWebhooksLost.",
                 "short",
                 (
                     (fastest("foreseen_webhook_calls_total", "outcome"), "{{outcome}}"),
@@ -157,7 +156,7 @@ PIPELINE = (
         (
             Panel(
                 "Batch runs",
-                "Runs of `foreseen warm` under way that write to Redis themselves; each is heard of every second.",
+                "Running `foreseen warm` processes that write to Redis directly; each reports every second.",
                 "none",
                 ((one("foreseen_warm_runs", "model", MODEL), "{{model}}"),),
                 width=6,
@@ -172,16 +171,16 @@ PIPELINE = (
             ),
             Panel(
                 "Warmed rows a second",
-                "By those runs, told at each checkpoint, hence in steps. hit: it was there. failed: the run's rejects "
-                "list them. How fast the model computes meanwhile stands on the board Model, without steps.",
+                "By those runs, reported at each checkpoint, in steps. hit: already cached. failed: the run's rejects "
+                "list them. The board Model shows the model's rate without steps.",
                 "rowsps",
                 ((fastest("foreseen_warm_rows_total", "model, result", MODEL), "{{model}} {{result}}"),),
                 width=6,
             ),
             Panel(
                 "Through the proxies",
-                "Rows a second in the background lane, by result (batch runs with --url, whoever sends a priority "
-                "above 1, jobs of workers that are scraped), and rows handed over with their answers.",
+                "Rows a second in the background lane, by result (batch runs with --url, requests with a priority "
+                "above 1, jobs of workers that are scraped), and imported rows.",
                 "rowsps",
                 (
                     (rate("foreseen_background_rows_total", "result"), "{{result}}"),
@@ -196,8 +195,7 @@ PIPELINE = (
         (
             Panel(
                 "Event loop lag",
-                "How late a worker wakes: every request waits this on top. Above 10 ms: the CPU is "
-                "short, or a step blocks.",
+                "Delay of the event loop, added to every request. Above 10 ms: the CPU is short, or a step blocks.",
                 "s",
                 tuple((quantile(q, "foreseen_loop_lag_seconds", where=OURS), f"p{q * 100:g}") for q in (0.5, 0.99)),
                 steps=((None, "transparent"), (0.01, "red")),
@@ -216,20 +214,19 @@ PIPELINE = (
             ),
             Panel(
                 "Workers alive",
-                "A fall is a worker that ended; the supervisor starts it again.",
+                "A drop is a worker that ended; the supervisor restarts it.",
                 "none",
                 ((f"sum(foreseen_workers{{{OURS}}})", "workers"),),
             ),
             Panel(
-                "Processes that ended",
-                "How often in ten minutes each process of foreseen up ended and was started again. See runbook: "
-                "ForeseenChildKeepsEnding.",
+                "Process restarts",
+                "Restarts of each process of foreseen up in ten minutes. See runbook: ForeseenChildKeepsEnding.",
                 "none",
                 ((f"max by (child) (increase(foreseen_child_ends_total{{{OURS}}}[10m]))", "{{child}}"),),
             ),
             Panel(
-                "Processes that run",
-                "0: a process of foreseen up has ended and waits to be started again. See runbook: "
+                "Running processes",
+                "0: a process of foreseen up has ended and waits for its restart. See runbook: "
                 "ForeseenChildKeepsEnding.",
                 "none",
                 ((f"min by (child) (foreseen_child_up{{{OURS}}})", "{{child}}"),),
@@ -248,9 +245,9 @@ PIPELINE = (
                 ((rate("foreseen_spans_total", "result", OURS), "{{result}}"),),
             ),
             Panel(
-                "Callers that met a limit",
+                "Requests over a limit",
                 "connections: refused, there was no room. idle: closed to make room. head: too slow, head-size: too "
-                "large. write: they do not read. rate: too many requests. Somebody's mistake, or an attack.",
+                "large. write: does not read the reply. rate: too many requests. A client's mistake, or an attack.",
                 "ops",
                 ((rate("foreseen_limited_total", "limit", OURS), "{{limit}}"),),
             ),
@@ -263,7 +260,7 @@ PIPELINE = (
             ),
             Panel(
                 "Heaviest callers, rows",
-                "Their rows of the last minute, and those that a model had to compute: who fills the queue of a model.",
+                "Their rows of the last minute, and those that a model had to compute: the load on a model's queue.",
                 "short",
                 (
                     (f"topk(10, sum by (caller) (foreseen_caller_rows{{{OURS}}}))", "{{caller}}"),
@@ -279,7 +276,7 @@ PIPELINE = (
             ),
             Panel(
                 "Version",
-                "Version of Foreseen and of Python that runs.",
+                "Running versions of Foreseen and Python.",
                 "none",
                 ((f"sum by (version, python) (foreseen_build_info{{{OURS}}})", "{{version}} on Python {{python}}"),),
             ),

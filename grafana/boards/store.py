@@ -23,7 +23,7 @@ STORE = (
             ),
             Panel(
                 "Near, evictions",
-                "Entries that went for others. Many, with few hits from near: raise --near-bytes.",
+                "Evicted entries. Many, with few hits from near: raise --near-bytes.",
                 "ops",
                 ((total("foreseen_near_evictions_total", OURS), "evictions"),),
             ),
@@ -44,7 +44,7 @@ STORE = (
                 words=UP_OR_DOWN,
             ),
             Panel(
-                "Not asked",
+                "Far disabled",
                 "open: Redis failed three times in a row; it is probed twice a second. foreign: it was filled under "
                 "another root secret. See runbook: ForeseenStoreForeign.",
                 "none",
@@ -174,7 +174,7 @@ STORE = (
             ),
             Panel(
                 "Failed proofs by reason",
-                "identity, tag: somebody without the secret writes here.",
+                "identity, tag: a client without the secret writes here.",
                 "ops",
                 ((rate("foreseen_verify_failed_total", "reason", OURS), "{{reason}}"),),
             ),

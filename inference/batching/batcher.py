@@ -1,12 +1,12 @@
 """Requests of rows → batches on idle instances → each request's answers.
 
-Work-conserving: an idle instance takes what is waiting at once; what arrives meanwhile is the next batch. Rows of
-different requests share batches and a large request spreads over several. There is no task per row, and none per
-request but its caller's own.
+Work-conserving: an idle instance takes the waiting rows at once; rows that arrive meanwhile form the next batch. Rows
+of different requests share batches, and a large request spreads over several. There is no task per row, and none per
+request except its caller's.
 
-Each instance has one thread. When a run ends the thread takes its next batch itself, without waiting for the event loop
-to get round to it (measured with 64 clients on 2 busy cores: a median of 1.5 ms between two runs of 8 ms). Only an idle
-instance is woken by the loop. Futures are touched on the loop only.
+Each instance has one thread. When a run ends, the thread takes its next batch itself, without waiting for the event
+loop (measured with 64 clients on 2 busy cores: that wait had a median of 1.5 ms between runs of 8 ms). The loop wakes
+idle instances only. Futures are touched on the loop only.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from foreseen.modelspec.row_outputs import RowOutputs
 from foreseen.types import Row
 
 NEWEST_SHARE = 0.2
-"""Of the newest run, in what a row is expected to take."""
+"""Weight of the newest run in the expected time of a row."""
 CAUTION = 1.5
-"""Times what is expected: rows that are admitted just in time come too late as soon as one run takes longer."""
+"""Safety factor on the expected time: without it, rows admitted just in time are late as soon as one run is slow."""
 _log = structlog.get_logger()
 
 _now = time.monotonic
@@ -45,14 +45,14 @@ class BatchRunner(Protocol):
 
 
 class Meter(Protocol):
-    """Who wants to know about runs. Called on the event loop, before the answers are given out."""
+    """Observer of runs. Called on the event loop, before the answers are delivered."""
 
     def ran(self, rows: int, failed: int, padding: int, waits: Sequence[float], seconds: float) -> None:
         """A batch of `rows`, of which `failed` could not be computed; `waits` are their times in the queue."""
 
 
 class _Ran:
-    """What became of a batch: per row its outputs or the error, and seconds of compute."""
+    """The outcome of a batch: per row its outputs or the error, and seconds of compute."""
 
     __slots__ = ("outcomes", "seconds", "shares")
 
@@ -81,7 +81,7 @@ class _Instance:
 
 
 class Batcher:
-    """Takes requests, gives answers. Made on a running event loop; `close` it to end its threads."""
+    """Batches requests and answers them. Made on a running event loop; `close` ends its threads."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Batcher:
         self._instances = tuple(self._idle)
         self._dispatching = False
         self._row_seconds = 0.0
-        """What a row takes while others wait, or less, over all instances; 0 until it has shown."""
+        """Seconds a row takes under load, or less, over all instances; 0 before the first run."""
         self._alarm: asyncio.TimerHandle | None = None
         self._company: asyncio.TimerHandle | None = None
         self._closing = False
@@ -121,8 +121,8 @@ class Batcher:
     async def predict(self, rows: Sequence[Row], order: BatchOrder) -> list[Computed]:
         """Every row's answer, in order.
 
-        Work that no run has taken by its deadline, or whose asker has left, never runs; what has been started is
-        finished, and answered even if it is late: whoever keeps answers wants it.
+        Rows that no run has taken by the deadline, or whose caller has disconnected, never run. Rows in a run are
+        finished and answered even if late: the proxy caches them.
 
         Raises Overloaded at once where the queue is full or the deadline cannot be met, DeadlineExceeded,
         ModelUnavailable after `close`, and ModelFailed (or the runner's own ForeseenError) where a row fails alone too.
@@ -142,7 +142,7 @@ class Batcher:
             raise
 
     async def close(self) -> None:
-        """Refuse what comes, finish what is here, end the threads."""
+        """Refuse new requests, finish the accepted ones, end the threads."""
         self._closing, self._lanes.patient = True, False
         self._dispatch()
         await self._drained.wait()
@@ -171,7 +171,7 @@ class Batcher:
                 raise Overloaded("the model cannot make it before the deadline", retry_after=math.ceil(late))
 
     def _dispatch_soon(self) -> None:
-        """After this turn of the loop, so that rows which arrive in one turn board one batch."""
+        """Dispatch after this turn of the loop, so that rows of one turn share a batch."""
         if self._idle and not self._dispatching:
             self._dispatching = True
             self._loop.call_soon(self._dispatch)
@@ -199,7 +199,7 @@ class Batcher:
         return taken.batch
 
     def ended(self, instance: _Instance, batch: list[PendingRow], started: float, ran: _Ran) -> list[PendingRow]:
-        """A run has ended: the instance's next batch, if any is waiting. In the instance's thread."""
+        """End a run; the instance's next batch, if any is waiting. In the instance's thread."""
         for item, outcome in zip(batch, ran.outcomes, strict=True):
             if isinstance(outcome, ForeseenError):
                 self._lanes.drop(item.asked)  # before its other rows become the next batch
@@ -222,7 +222,7 @@ class Batcher:
             self._wake_at(deadline)
 
     def _on_ended(self, batch: list[PendingRow], started: float, ran: _Ran, late: list[QueuedRequest]) -> None:
-        """Give out the answers; then see whether the instance that found nothing has something by now."""
+        """Deliver the answers; then dispatch again, in case an idle instance has work by now."""
         _too_late(late)
         waits = [max(started - item.asked.since, 0.0) for item in batch]
         if self._meter is not None:
@@ -265,7 +265,7 @@ def _as_failure(error: Exception) -> ForeseenError:
 
 
 def _padding(batch: list[PendingRow]) -> int:
-    """Tokens of the batch that are nobody's."""
+    """Padding tokens of a batch."""
     lengths = [item.length for item in batch]
     return len(lengths) * max(lengths) - sum(lengths)
 

@@ -133,7 +133,7 @@ class Waiting:
 
 
 class TakenBatch(Struct, frozen=True):
-    """What `Lanes.take` found: a batch, requests that are too late, and when to look again if company is waited for."""
+    """Result of `Lanes.take`: a batch, requests past their deadline, and when to take again if more rows may come."""
 
     batch: list[PendingRow]
     late: list[QueuedRequest]
@@ -148,7 +148,7 @@ class Lanes:
         self._lock = threading.Lock()
         self._lanes: dict[Lane, Waiting] = {lane: Waiting(limits.max_rows) for lane in LANES}
         self.patient = limits.wait_seconds > 0
-        """Whether a batch that is not full waits for company."""
+        """Whether a batch that is not full waits for more rows."""
 
     def __len__(self) -> int:
         return sum(map(len, self._lanes.values()))
@@ -176,7 +176,7 @@ class Lanes:
             self._lanes[asked.order.lane].drop(asked)
 
     def take(self, now: float, idle: Callable[[], None]) -> TakenBatch:
-        """The next batch. Where there is none `idle` is called before anybody else can add a row."""
+        """The next batch. Where there is none, `idle` is called under the lock, before a row can be added."""
         with self._lock:
             late = self._late(now)
             for waiting in self._lanes.values():

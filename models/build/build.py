@@ -1,8 +1,7 @@
-"""A manifest → an artifact in force: fetch → graph → quantize → prove → check → publish → record.
+"""A manifest → an artifact in force: fetch → graph → quantize → load → check → publish → record.
 
-The quick build, which the first start of the program waits for, makes the manifest's first precision only and checks
-it on a few dozen texts. The full build (`foreseen.models.report.report`) makes and measures every candidate on this
-machine.
+The quick build, for which the first start waits, makes the manifest's first precision only and checks it on a few dozen
+texts. The full build (`foreseen.models.report.report`) makes and measures every candidate on this machine.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ BUILDERS = {
     "onnx": "onnx_file",
     "folder": "hf.folder",
 }
-"""What `source.builder` may say → the module of `foreseen.models.graphs` that does it."""
+"""`source.builder` → the module of `foreseen.models.graphs` that makes the graph."""
 
 
 class Bench(Struct, frozen=True):
@@ -78,7 +77,7 @@ def prepare(manifest: Manifest, data: Path, folder: Path, say: BuildProgress) ->
     if manifest.source is None:
         raise SetupError(f"model {manifest.name!r} has no [source]: there is nothing to build")
     if changed := changed_file(manifest.source, manifest.name):
-        raise SetupError(changed)  # else what was fetched before would be built again, without a sign of it
+        raise SetupError(changed)  # otherwise the build would silently use the files fetched before
     refuse_optional(manifest)
     files = folder / "files"
     fetch(manifest.source, data, files, say)
@@ -94,7 +93,7 @@ def prepare(manifest: Manifest, data: Path, folder: Path, say: BuildProgress) ->
 
 
 def _needs_hints(manifest: Manifest) -> bool:
-    """Whether the manifest of an added graph says nothing of the numbers or texts that it takes."""
+    """Whether the manifest of an added graph has no hints about the numbers or texts that it takes."""
     own = manifest.source is not None and manifest.source.builder == "onnx" and manifest.samples == Samples()
     prepared = {i.tokenizer.ids for i in manifest.seen.inputs if i.tokenizer} | {
         i.image.to for i in manifest.seen.inputs if i.image

@@ -1,4 +1,4 @@
-"""A built model ↔ one tar file, so that a fleet serves one artifact: measured once, carried, proved again on arrival.
+"""A built model ↔ one tar file, so that a fleet serves one artifact: measured once, verified again on import.
 
 record.json   what is in force
 report.json   what was measured, where there is a report
@@ -54,7 +54,7 @@ def export(data: Path, name: str, file: Path) -> Record:
 
 
 def import_(data: Path, manifest: Manifest, file: Path, say: BuildProgress) -> Record:
-    """Prove a carried artifact against this machine's manifest and put it in force. Raises SetupError."""
+    """Verify an imported artifact against this machine's manifest and put it in force. Raises SetupError."""
     try:
         with workshop(data, say) as folder, tarfile.open(file) as archive:
             return _taken(archive, data, manifest, folder, say)

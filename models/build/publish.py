@@ -1,7 +1,7 @@
-"""Finished files → an artifact in its place, whole or not at all.
+"""Publishes an artifact atomically.
 
-Everything is made in `DATA/models/.building-<random>/` and renamed. What is in force is the record, written last, so a
-build that breaks at any point leaves the old artifact serving.
+Everything is made in `DATA/models/.building-<random>/` and renamed. The record names the artifact in force. It is
+written last, so a build that fails at any point leaves the old artifact in force.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WORKSHOP_PREFIX = ".building-"
 
 @contextmanager
 def workshop(data: Path, say: BuildProgress) -> Iterator[Path]:
-    """A folder to build in, gone afterwards. One build at a time per data directory; killed builds are swept up."""
+    """A temporary folder to build in. One build at a time per data directory; it removes those of killed builds."""
     root = data / "models"
     root.mkdir(parents=True, exist_ok=True)
     with (root / ".lock").open("w") as lock:
@@ -65,13 +65,13 @@ def publish(data: Path, artifact: Artifact, made: Path) -> None:
     for path in made.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    if place.exists():  # damaged: put aside inside the workshop, which is swept
+    if place.exists():  # damaged: moved into the temporary folder, which is removed
         place.rename(made.with_name(f"{made.name}-damaged"))
     made.rename(place)
 
 
 def intact(data: Path, artifact: Artifact) -> bool:
-    """Whether all files of an artifact are in place and are what they should be."""
+    """Whether all files of an artifact are there, with their digests."""
     try:
         for file in (artifact.graph, *artifact.assets):
             read_file(data, artifact, file)

@@ -72,7 +72,7 @@ def add(
 
 
 def _replace(place: Path, made: Path) -> None:
-    """Put another folder in a model's place. The old model.toml is kept as model.toml.old."""
+    """Replace a model's folder. The old model.toml is kept as model.toml.old."""
     toml, beside = place / "model.toml", place / ".new"
     shutil.rmtree(beside, ignore_errors=True)
     shutil.move(made, beside)  # it may come from another file system, where a rename is a copy

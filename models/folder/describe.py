@@ -1,4 +1,4 @@
-"""A model's folder → the manifest of it: what clients send, what the graph takes, and what stands on the encoder."""
+"""A model's folder → its manifest: the client's inputs, the graph's inputs, and the head on the encoder."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Described(Struct, frozen=True):
 
 
 def describe(folder: Path, name: str, pair: bool | None) -> Described:
-    """The manifest of a folder. `pair`: whether a classifier scores (query, document); None: what the folder says.
+    """The manifest of a folder. `pair`: whether a classifier scores (query, document); None: decided by the folder.
 
     Raises SetupError naming the file and the field that cannot be built.
     """
@@ -90,13 +90,13 @@ def describe(folder: Path, name: str, pair: bool | None) -> Described:
 
 
 def max_tokens(folder: Path, room: int) -> int:
-    """How long rows may be: the least of what sentence-transformers, the tokenizer and the positions say."""
+    """The length limit of rows: the least of sentence-transformers', the tokenizer's and the positions'."""
     said = [room]
     for file, field in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
         value = read(folder / file).get(field) if (folder / file).is_file() else None
         if isinstance(value, (int, float)) and 0 < value < MOST_SENSIBLE:
             said.append(int(value))
-            break  # sentence-transformers' own word goes first
+            break  # sentence-transformers' own limit has precedence
     return min(said)
 
 

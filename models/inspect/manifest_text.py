@@ -1,6 +1,6 @@
-"""What `models add` found out → model.toml with its comments.
+"""The findings of `models add` → model.toml with its comments.
 
-Every comment that tells the reader to write something else is followed literally by a test.
+A test follows every instruction in the comments literally.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _sha256(path: Path) -> str:
 
 
 def _rows(found: Found) -> str:
-    """Whether answers are cached, and by what. Before any table, as TOML has it."""
+    """Whether answers are cached, and by what key. Before any table, as TOML requires."""
     manifest, verdict = found.manifest, found.verdict
     lines = []
     if not manifest.cacheable:
@@ -93,7 +93,7 @@ def _table(kind: str, spec: ModelInput | ModelOutput | ClientInput | ClientOutpu
 
 
 def _samples(samples: Samples) -> str:
-    """Nothing where made-up rows need no hints."""
+    """Empty where random rows need no hints."""
     if samples == Samples():
         return ""
     lines = [

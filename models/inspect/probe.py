@@ -1,12 +1,12 @@
 """A graph and its draft manifest → how its rows may be run and cached, by experiment.
 
-1. The same row alone, twice: where the answers differ the model is random or keeps state, and is not cached.
-2. Rows of one size together, which need no padding: where they change each other by more than rounding, they belong
-   together (a softmax over the batch, a centred batch, a time axis in the place of the batch).
-3. A row padded, without anybody else: where that changes it, rows run unpadded.
+1. The same row alone, twice: if the answers differ, the model is random or keeps state, and is not cached.
+2. Rows of one size together, without padding: if they change each other by more than rounding, they belong together (a
+   softmax over the batch, a centred batch, a time axis in the place of the batch).
+3. A row alone but padded: if that changes its answer, rows run unpadded.
 
-A difference is rounding when it is small beside the row's own answer and does not grow with its batch-mates: those are
-made a thousand times larger, too.
+A difference counts as rounding when it is small beside the row's own answer and does not grow when its batch-mates are
+made a thousand times larger.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ RANDOM_OPS = frozenset(
     ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
 )
 QUANTIZED_OPS = frozenset(("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"))
-"""They take one scale over a whole tensor: every row rounds otherwise in company, and is right alone."""
+"""They take one scale for a whole tensor: a row rounds differently with batch-mates, and correctly alone."""
 
 
 class Effort(Struct, frozen=True):
-    """How much is asked."""
+    """How many runs the experiments may take."""
 
     rows: int = 12
     """Of one size in a group."""
@@ -61,15 +61,15 @@ EFFORTS = (Effort(), Effort(8, 2, (1.0, 1000.0), 1, 12), Effort(3, 1, (1.0, 1000
 
 
 class ProbeVerdict(Struct, frozen=True):
-    """What the experiments have shown."""
+    """The result of the experiments."""
 
     repeatable: bool = True
     """Whether the same row alone gives the same bits twice."""
     mates: Coupling = "none"
-    """What rows of one size do to each other."""
+    """How rows of one size change each other."""
     padding: Coupling = "none"
     difference: float = 0.0
-    """The largest change of any element, in all the experiments on company."""
+    """The largest change of any element, in all experiments with batch-mates."""
     comparisons: int = 0
     random_op: str | None = None
 
@@ -115,7 +115,7 @@ def _effort(session: GraphSession, row: Row) -> Effort:
 
 
 class _Worst:
-    """The worst of many comparisons of a row alone with the same row in company."""
+    """The worst of many comparisons of a row alone with the same row in a batch."""
 
     def __init__(self, tolerance: float) -> None:
         self.difference, self.count = 0.0, 0
@@ -165,7 +165,7 @@ def _bits(session: GraphSession, row: Row) -> list[object]:
 
 
 def _meet(session: GraphSession, manifest: Manifest, group: int, scale: float, count: int, worst: _Worst) -> None:
-    """Rows of one size alone, then in company: every place of a batch, batches of several sizes, a row beside itself,
+    """Rows of one size alone, then in batches: every place of a batch, batches of several sizes, a row beside itself,
     mates that are larger and smaller."""
     own = equal_samples(manifest, count, seed=group)
     mates = equal_samples(manifest, count, seed=group + 100, scale=scale, like=own[0])

@@ -1,7 +1,7 @@
-"""A graph → the sizes, numbers and texts that it takes, found by trying: what a signature does not say.
+"""A graph → the sizes, numbers and texts that it takes, found by experiment: a signature does not contain them.
 
-A convolution needs pictures of a least size or of a multiple of 32, an embedding ids below its vocabulary, an encoder
-of categories one of those it knows. What is found becomes `[samples]` of the manifest.
+A convolution needs pictures of a least size or of a multiple of 32, an embedding needs ids below its vocabulary, an
+encoder of categories needs a known one. The findings become `[samples]` of the manifest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from foreseen.modelspec.manifest.hints import Samples
 from foreseen.protocol.datatypes import DATATYPES
 
 Tries = Callable[[Manifest], str | None]
-"""Whether the graph takes made-up rows of a manifest: None, or what it says instead."""
+"""Whether the graph takes random rows of a manifest: None, or its error."""
 
 SIZES = (1, 2, 3, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 224, 256, 320, 384, 512, 640, 1024, 4096, 16000)
 FEW = (1, 4, 16, 32, 64, 224, 640)  # where several sizes are tried with each other
@@ -35,7 +35,7 @@ SEARCH_SECONDS = 90.0
 
 
 def found(manifest: Manifest, graph: ModelProto, tries: Tries) -> tuple[Samples, str | None]:
-    """Hints with which the graph takes made-up rows; and where there are none, what it said to the first ones."""
+    """Hints with which the graph takes random rows; where there are none, its error for the first ones."""
     shown = next(_guesses(manifest, graph))
     first = tries(replace(manifest, samples=shown))
     if first is None:
@@ -62,7 +62,7 @@ def _guesses(manifest: Manifest, graph: ModelProto) -> Iterator[Samples]:
 
 
 def _joined(given: Samples, guess: Samples) -> Samples:
-    """What the manifest or the flags say is kept."""
+    """Hints of the manifest or of the flags are kept."""
     return Samples(guess.sizes | given.sizes, guess.values | given.values, guess.texts | given.texts)
 
 

@@ -1,7 +1,7 @@
 """An ONNX graph's inputs and outputs → a signature in the manifest's words, and which axis holds the rows.
 
-What a graph declares is a claim: exporters write a fixed 1 where any number goes, or one name for two sizes. `settled`
-corrects outputs by what a few runs gave.
+A graph's declaration may be wrong: exporters write a fixed 1 where any number is allowed, or one name for two sizes.
+`settled` corrects the outputs after a few runs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Declared(Struct, frozen=True):
 
 
 class GraphRun(Struct, frozen=True):
-    """What a run gave: the sizes of named dimensions that went in, and the shape of every output by name."""
+    """The result of a run: the sizes of named dimensions of its inputs, and the shape of every output by name."""
 
     rows: int | None
     sizes: Mapping[str, int]
@@ -54,7 +54,7 @@ class Draft(Struct, frozen=True):
 
 
 def draft_of(model: ModelProto, file: str) -> Draft:
-    """The signature as the graph declares it. Raises SetupError that says what to do."""
+    """The signature as the graph declares it. Raises SetupError with the remedy."""
     inputs = [declared(value, "input", file) for value in onnx_file.inputs(model)]
     outputs = [declared(value, "output", file) for value in model.graph.output]
     for tensor in inputs:

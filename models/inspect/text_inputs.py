@@ -1,7 +1,7 @@
-"""Token ids of a graph → what clients send: padded ids with their mask, as its own clients do, or text.
+"""A graph that takes token ids → a manifest whose clients send padded ids with their mask, or text.
 
-`transformers` exports take `input_ids` and an `attention_mask` of the same shape. The mask says where a row ends; what
-is behind it is cut off before the key and before the model, so that padded and unpadded ids are one question.
+`transformers` exports take `input_ids` and an `attention_mask` of the same shape. The mask marks the end of a row; the
+padding behind it is cut off before the key and before the model, so that padded and unpadded ids share an entry.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from foreseen.modelspec.manifest import (
 )
 
 IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
-"""What `transformers` exports call them."""
+"""Their names in `transformers` exports."""
 MAX_TOKENS = 256
-"""Where neither the tokenizer nor the graph says how long a text may be."""
+"""The limit on tokens where neither the tokenizer nor the graph has one."""
 
 
 class Text(Struct, frozen=True):

@@ -1,6 +1,6 @@
-"""A model declared exact → the lengths at which batch-mates or padding change a bit of a row: none, or it is refused.
+"""A model declared exact → the lengths at which batch-mates or padding change a bit of a row: none, or it is rejected.
 
-Every length from 4 to 62, since kernels take other paths by length: the one-row pool goes wrong at lengths ≡ 3 mod 4
+It tests every length from 4 to 62, since kernels differ by length: the one-row pool is inexact at lengths ≡ 3 mod 4
 only, the `ReduceSum` pool almost everywhere (docs/architecture.md; `tests/models/test_minilm.py` shows both).
 """
 
@@ -42,7 +42,7 @@ def changed(session: GraphSession, manifest: Manifest, like: Sequence[Row], roun
 
 
 def _runs(rows: list[Row], manifest: Manifest, like: Row, rounds: int) -> Iterator[tuple[list[int], list[Row]]]:
-    """Which rows run together, and who rides along to pad them: twice the same row, pairs, random batches to 32."""
+    """Which rows run together, and with which rows that pad them: a row twice, pairs, random batches to 32."""
     near, far = uniform(manifest, like, PADDED_TO), uniform(manifest, like, FAR_PADDED_TO)
     for i in range(len(rows)):
         yield [i, i], []

@@ -23,7 +23,7 @@ _providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
 
 
 def measure_on(provider: Provider) -> None:
-    """From now on sessions of this process run there: a report is of the device where the model is served."""
+    """Run later sessions of this process on that provider: a report is about the device that serves the model."""
     if provider == "cuda":
         gpu.fix_workspace()
         gpu.load_libraries()
@@ -68,7 +68,7 @@ class GraphSession:
         return other
 
     def set_shapes(self, manifest: Manifest, shapes: Shapes) -> None:
-        """From now on."""
+        """Run in these shapes from now on."""
         self._fixed = (manifest, shapes, neutral_row(manifest)) if shapes.kind == "fixed" else None
         self._is_single = shapes.kind == "single"
 

@@ -1,4 +1,4 @@
-"""fp32 outputs → a head that gives every row a label, so that "did the answer change" has a sharp form.
+"""fp32 outputs → a head that gives every row a label, so that a changed answer can be counted.
 
 A model whose output has `labels` in the manifest decides by its own largest value, where that differs between rows. All
 others get k-means centres fitted on their fp32 vectors: fixed seed, numpy only, so the figures exist on every machine.

@@ -1,7 +1,7 @@
-"""One candidate → the shapes that its batches are run in: each kind measured for bits and speed, and the choice.
+"""One candidate → the shapes of its batches: every kind measured for exactness and speed, and the choice.
 
-A fixed set comes from the measured cost. A length stays in the set where padding to the next one would cost a lot, and
-a batch holds as many rows as cost little more than one: on a CPU that is often one, on a GPU many.
+A fixed set follows from the measured cost. A length stays in the set where padding to the next one would be expensive,
+and a batch has as many rows as cost little more than one: often one on a CPU, many on a GPU.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _measured(kind: Kind, session: GraphSession, manifest: Manifest, rows: Seque
 
 
 def _difference(session: GraphSession, manifest: Manifest, rows: Sequence[Row]) -> float:
-    """The largest change that company makes to a row; at least LEAST_DIFFERENCE where a bit differs at some length."""
+    """The largest change of a row by its batch-mates; at least LEAST_DIFFERENCE where a bit differs at some length."""
     alone = session.alone(rows)
     found = check.invariance(session, rows, alone, lambda vectors: vectors[:, 0]).max_difference
     bits = exact.changed(session, replace(manifest, exact=True), rows, rounds=1)

@@ -1,4 +1,4 @@
-"""Candidates → the choice, with reasons, and `report.json`, which says them to people and programs.
+"""Candidates → the choice, with reasons, and `report.json`.
 
 DATA/models/<name>/report.json         measured on rows that the build makes
 DATA/models/<name>/report-<tag>.json   measured on labelled texts of one's own (--train, --test)
@@ -135,7 +135,7 @@ def _report(manifest: Manifest, what: str, candidates: list[Candidate]) -> Repor
 
 
 def _subject(manifest: Manifest) -> str:
-    # Where files lie is no part of what was measured: they are named by their sha256.
+    # Paths are left out: the measured files are named by their sha256.
     source = None if manifest.source is None else msgspec.structs.replace(manifest.source, url=None, folder=None)
     batching = manifest.batching
     parts: list[object] = [manifest.model, manifest.seen, source, manifest.gates, manifest.precisions, manifest.exact]

@@ -1,6 +1,6 @@
 """A fetched model → figures of every candidate precision, measured on this machine.
 
-All candidates see the same rows; what they are compared with is the fp32 graph, each row run alone.
+All candidates run the same rows; the reference is the fp32 graph with each row alone.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ ROUNDS_OF_ROWS = 4  # about how often each precision runs all rows: alone, in ba
 
 
 class Questions(Struct, frozen=True):
-    """What candidates are asked, and who turns answers into labels."""
+    """The rows that candidates run, and the head that turns answers into labels."""
 
     rows: list[Row]
     head: check.Head
     what: str
     """In words, for the report: which rows, which head."""
     truth: Array | None = None
-    """The right label of every row, INT64 [n], where somebody knows it."""
+    """The true label of every row, INT64 [n], where known."""
 
 
 class Candidate(Struct, frozen=True):
@@ -49,7 +49,7 @@ class Candidate(Struct, frozen=True):
     precision: Precision
     passed: bool
     why: str
-    """Why it lost, or won."""
+    """Why it was rejected, or chosen."""
     digest: str | None = None
     """The artifact digest; None where it could not be made."""
     bytes: int | None = None

@@ -1,4 +1,4 @@
-"""Ten minutes of mixed load: does anything grow? Memory, descriptors, tasks and what is aloft, by their slopes.
+"""Ten minutes of mixed load: does anything grow? Memory, descriptors, tasks and rows in flight, by their slopes.
 
     python -m tests.chaos.soak --seconds 600
 
@@ -32,7 +32,7 @@ EVERY_SECONDS = 1.0
 CLIENTS = 6
 RATE = 120.0
 WARM_SHARE = 1 / 3
-GROWTH_PER_HOUR = {"MiB": 64.0, "descriptors": 20.0, "threads": 2.0, "tasks": 20.0, "aloft": 20.0}
+GROWTH_PER_HOUR = {"MiB": 64.0, "descriptors": 20.0, "threads": 2.0, "tasks": 20.0, "in flight": 20.0}
 """What is flat: on readings that jump by a MiB or a connection, ten minutes tell slopes of no less apart."""
 SMALL_BYTES = 2**20
 """Of every cache of a worker: they are full when the warming up is over. A cache that fills is no leak."""
@@ -70,7 +70,7 @@ def read(live: Live, began: float, series: Series) -> None:
         series[name, "MiB"].append((now, int(status["VmRSS"].split()[0]) / 1024))
         series[name, "threads"].append((now, int(status["Threads"])))
         series[name, "descriptors"].append((now, len(list(Path(f"/proc/{pid}/fd").iterdir()))))
-    series["workers", "aloft"].append((now, live.metric("foreseen_flight_rows")))
+    series["workers", "in flight"].append((now, live.metric("foreseen_flight_rows")))
     series["workers", "tasks"].append((now, live.metric("foreseen_tasks")))
 
 
@@ -144,7 +144,7 @@ async def _run(live: Live, seconds: float, seed: int) -> tuple[Series, Mixed]:
     while time.monotonic() - began < seconds:
         await asyncio.sleep(EVERY_SECONDS)
         await asyncio.to_thread(read, live, began, series)
-        if len(series["workers", "aloft"]) % 30 == 0:
+        if len(series["workers", "in flight"]) % 30 == 0:
             print(f"{seconds - (time.monotonic() - began):5.0f} s left, {mixed.answers} answers", file=sys.stderr)
     over.set()
     await asyncio.gather(*callers)

@@ -12,8 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreseen.keys.key import Framer, key_of, keys_of, keys_of_frames, secret_check, space_key, tag_key
+from foreseen.keys.key import (
+    Framer,
+    key_of,
+    keys_of,
+    keys_of_frames,
+    opened_generation,
+    sealed_generation,
+    secret_check,
+    space_key,
+    tag_key,
+)
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
+from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.tensors import raw_of
 from foreseen.types import Array, Row, Space
 
 ROOT = bytes(range(32))
@@ -212,3 +224,75 @@ def test_frames_and_keys_by_the_column_are_the_same(shapes: list[tuple[int, ...]
     assert Framer(one).column_frames(columns, parameters) == alone
     assert keys_of_frames(space, alone) == keys_of(space, lines)
     assert Framer(one).column_frames([column[:0] for column in columns]) == []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_frame_is_its_starts_with_the_data_between(name: str) -> None:
+    """What stands before each input's data, put together with the data, is the frame; inputs in the frame's order."""
+    shape, row, parameters, _ = CASES[name]
+    framer = Framer(shape)
+    parts = [
+        start + raw_of(row.tensors[index], DATATYPES[shape.keyed[index].datatype])
+        for index, start in framer.starts(row, parameters)
+    ]
+    assert b"".join(parts) == framer.frame(row, parameters)
+
+
+def test_columns_of_another_memory_order_or_byte_order_are_the_same_frames() -> None:
+    """The frame holds little-endian rows, whatever the arrays are in memory; a column of one row, too."""
+    framer = Framer(signature(("x", "FP32", (2, 3))))
+    for count in (1, 4):
+        plain = np.arange(count * 6, dtype=np.float32).reshape(count, 2, 3)
+        alone = framer.frames([Row((part,)) for part in plain])
+        for column in (plain.astype(">f4"), np.asfortranarray(plain), np.repeat(plain, 2, axis=0)[::2]):
+            assert framer.column_frames([column]) == alone
+            assert [line.tobytes() for line in framer.table([column])] == alone
+
+
+def test_rows_of_no_elements_have_frames_by_the_column() -> None:
+    """A tensor of size 0 has a head and no data."""
+    framer = Framer(signature(("x", "FP32", (0,))))
+    column = np.empty((3, 0), np.float32)
+    alone = framer.frames([Row((part,)) for part in column])
+    assert framer.column_frames([column]) == alone
+    assert [line.tobytes() for line in framer.table([column])] == alone
+
+
+def test_columns_have_no_parameters_unless_given() -> None:
+    """As a frame: the default is none."""
+    framer, column = Framer(signature(("x", "INT8", ()))), np.array([1, 2], np.int8)
+    alone = [framer.frame(Row((column[i, ...],))) for i in range(2)]
+    assert framer.column_frames([column]) == alone
+    assert [line.tobytes() for line in framer.table([column])] == alone
+
+
+def test_a_generation_is_opened_only_as_it_was_sealed() -> None:
+    """20 digits and a MAC of 16 bytes under the root secret: no other bytes, and no other secret."""
+    sealed = sealed_generation(ROOT, 1_700_000_000_000_001)
+    assert sealed[:20] == b"00001700000000000001"
+    assert sealed.hex()[40:] == "7f518930fd8685832c29586754f38087"
+    assert len(sealed) == 36
+    assert opened_generation(ROOT, sealed) == 1_700_000_000_000_001
+    assert opened_generation(bytes(32), sealed) is None
+    assert opened_generation(ROOT, b"") is None
+    assert opened_generation(ROOT, sealed + b"0") is None
+    assert opened_generation(ROOT, sealed[:-1]) is None
+    assert opened_generation(ROOT, b"x" * 36) is None
+    for at in range(len(sealed)):
+        assert opened_generation(ROOT, sealed[:at] + bytes([sealed[at] ^ 1]) + sealed[at + 1 :]) is None
+
+
+def test_framers_of_given_inputs_are_kept_and_bounded() -> None:
+    """Rows with other optional inputs have frames of their own; which were given is chosen by clients, so it is
+    bounded how many are kept."""
+    both = ModelSignature(tuple(ModelInput(name, "INT8", ("rows",), optional=True) for name in ("a", "b")), OUTPUTS)
+    framer = Framer(both)
+    one = np.array(7, np.int8)
+    only_b = framer.frame(Row((one,), (1,)))
+    assert only_b == Framer(both.of((1,))).frame(Row((one,)))
+    assert only_b == framer.frame(Row((one,), (1,)))
+    assert only_b != framer.frame(Row((one,), (0,)))
+    assert len(framer._partial) == 2
+    framer.MAX_HEADS = 2  # type: ignore[misc]
+    assert framer.frame(Row((), ())) == Framer(both.of(())).frame(Row(()))
+    assert len(framer._partial) == 2

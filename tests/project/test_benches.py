@@ -7,7 +7,7 @@ import random
 import pytest
 
 from bench.antipattern import made_keys, repeats
-from bench.rounds import Figure, end, says, verdict
+from bench.interleaved import Figure, end, says, verdict
 
 REAL = {1_000: 0.518, 10_000: 0.749, 33_000: 0.768, 100_000: 0.768}
 """The share of repeats among the first requests of the trace of a product recommendation service."""

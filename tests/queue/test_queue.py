@@ -55,7 +55,7 @@ async def submit(
 
 
 async def take(queue: Queue, worker: str, company: Any = "many") -> list[Any]:
-    """Deliver what there is to a worker and take it aboard."""
+    """Deliver all messages to a worker, and start their jobs."""
     found = await queue.next(worker, 100)
     return await queue.begin(worker, [(one.message, one.job) for one in found], MOST_ALONE, company)
 

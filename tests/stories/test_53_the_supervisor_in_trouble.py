@@ -73,7 +73,7 @@ def test_a_damaged_append_only_file_is_said_at_once_and_the_rest_starts(
             assert (status, json.loads(body)["outputs"][0]["data"]) == (200, fingerprint(numbers(1)))
             assert "hit" not in status_of(headers)
         said = capfd.readouterr().err
-        assert "store does not start; the rest does" in said
+        assert "store not started; starting the rest" in said
         assert "append only file" in said
         assert any("nothing is answered from the cache" in one for one in readiness(live)["lost"])
         file.write_bytes(whole)

@@ -226,7 +226,7 @@ async def test_a_system_in_front_of_no_server_stays_and_serves_it_when_it_comes(
         told = await _until(f"http://127.0.0.1:{own}/v2/health/ready", 503)
         assert "GET /v2/models found no connection" in told["error"]
         async with asyncio.timeout(40):
-            while b"not ready; goes on without" not in await asyncio.to_thread(log.read_bytes):
+            while b"not ready; starting without" not in await asyncio.to_thread(log.read_bytes):
                 assert up.poll() is None
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", port).start()

@@ -25,7 +25,7 @@ from tests.stories.test_10_first_question import FINGERPRINT
 POISON = 666
 
 
-class Mortal(Foreign):
+class CrashingModel(Foreign):
     """Dies of a row that begins with 666: every connection ends, as those of a process that is gone.
 
     `away` is for how many looks it stays away.
@@ -86,9 +86,9 @@ def dying_once() -> Callable[[list[list[int]]], list[list[int]]]:
 
 
 @contextlib.asynccontextmanager
-async def mortal(data: Path, **more: float) -> AsyncIterator[tuple[Mortal, Front]]:
+async def crashing_model(data: Path, **more: float) -> AsyncIterator[tuple[CrashingModel, Front]]:
     """A proxy in front of a model that dies of 666, its rows known to be independent."""
-    foreign = Mortal()
+    foreign = CrashingModel()
     foreign.answer = foreign.dying
     async with listening(foreign.application()) as url, fronted(url, data, **more) as front:
         await front.until(lambda told: told.get("rows") == "each")
@@ -102,7 +102,7 @@ async def refused(front: Front) -> float:
 async def test_a_row_that_ends_the_process_twice_is_refused_and_its_neighbours_are_answered(tmp_path: Path) -> None:
     """One poisonous row among innocents of other requests: they get theirs, it gets 422, and then it is not asked."""
     poison = [POISON, *numbers(1)[1:]]
-    async with mortal(tmp_path / "data") as (foreign, front):
+    async with crashing_model(tmp_path / "data") as (foreign, front):
         asked = [front.infer(numbers(seed)) for seed in range(5)]
         (status, _, told), *others = await asyncio.gather(front.infer(poison), *asked)
         assert (status, told["code"]) == (422, "input_rejected_by_model")
@@ -123,7 +123,7 @@ async def test_a_request_of_many_rows_keeps_what_its_innocents_got(tmp_path: Pat
     """The batch as a whole is refused; each of its other rows is in the cache by then."""
     poison = [POISON, *numbers(1)[1:]]
     rows = [numbers(seed) for seed in range(200, 208)]
-    async with mortal(tmp_path / "data") as (foreign, front):
+    async with crashing_model(tmp_path / "data") as (foreign, front):
         assert (await front.infer(*rows[:4], poison, *rows[4:]))[0] == 422
         asked = len(foreign.batches)
         assert (await front.infer(*rows))[1].startswith("foreseen;hit")
@@ -133,7 +133,7 @@ async def test_a_request_of_many_rows_keeps_what_its_innocents_got(tmp_path: Pat
 async def test_a_quarantine_ends(tmp_path: Path) -> None:
     """After its time the row is tried again, and answered by a model that has been mended."""
     poison = [POISON, *numbers(1)[1:]]
-    async with mortal(tmp_path / "data", quarantine_seconds=1000.0) as (foreign, front):
+    async with crashing_model(tmp_path / "data", quarantine_seconds=1000.0) as (foreign, front):
         clock = Clock()
         front.proxy.served["fp"].process.quarantine._clock = clock
         assert (await front.infer(poison))[0] == 422
@@ -146,7 +146,7 @@ async def test_a_quarantine_ends(tmp_path: Path) -> None:
 async def test_another_version_of_the_model_starts_with_a_clean_slate(tmp_path: Path) -> None:
     """It need not share the fault."""
     poison = [POISON, *numbers(1)[1:]]
-    async with mortal(tmp_path / "data") as (foreign, front):
+    async with crashing_model(tmp_path / "data") as (foreign, front):
         assert (await front.infer(poison))[0] == 422
         before = (await front.get("/v2/models/fp"))["parameters"]["digest"]
         foreign.answer = lambda rows: [fingerprint(row) for row in rows]
@@ -157,34 +157,34 @@ async def test_another_version_of_the_model_starts_with_a_clean_slate(tmp_path: 
 
 async def test_a_process_that_is_killed_by_somebody_costs_those_aboard_nothing(tmp_path: Path) -> None:
     """Its rows are asked again when it is back, within the deadline, and nobody is suspected."""
-    async with mortal(tmp_path / "data") as (foreign, front):
+    async with crashing_model(tmp_path / "data") as (foreign, front):
         foreign.answer = dying_once()
         answers = await asyncio.gather(*(front.infer(numbers(seed)) for seed in range(20)))
         assert [digests for _, _, digests in answers] == [[fingerprint(numbers(seed))] for seed in range(20)]
         assert len(front.proxy.served["fp"].process.quarantine) == 0
 
 
-class Slow(Mortal):
-    """One that takes its time over innocents, as long as poison may still come: whoever is aboard goes down with it."""
+class Slow(CrashingModel):
+    """A slow model: requests that are under way when a poison row comes fail with it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.aboard = 0
+        self.under_way = 0
 
     async def _infer(self, request: web.Request) -> web.Response:
         asked = await request.json()
         if POISON in asked["inputs"][0]["data"]:
             for _ in range(40):  # it may be that somebody is just on his way
-                if self.aboard:
+                if self.under_way:
                     break
                 await asyncio.sleep(0.005)
             return await super()._infer(request)
-        self.aboard += 1
+        self.under_way += 1
         try:
             await asyncio.sleep(0.2)
             return await super()._infer(request)
         finally:
-            self.aboard -= 1
+            self.under_way -= 1
 
 
 async def test_two_proxies_do_not_try_at_one_time(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ async def test_who_gets_the_turn_of_one_that_ended_the_process_is_not_suspected(
     he has ended it."""
     far, elsewhere = DictFar(), IsolationLock()
     elsewhere.among(far, ROOT, ProxyMetrics())
-    async with mortal(tmp_path / "data") as (foreign, front):
+    async with crashing_model(tmp_path / "data") as (foreign, front):
         front.proxy.trials.among(far, ROOT, front.proxy.metrics)
         foreign.answer = dying_once()
         quarantine = front.proxy.served["fp"].process.quarantine
@@ -253,7 +253,7 @@ async def test_a_turn_is_waited_for_and_a_redis_in_trouble_is_not(tmp_path: Path
 
 
 def test_a_question_aboard_a_killed_process_is_answered_when_it_is_back(own: Live) -> None:
-    """A real one: stopped so that the question is aboard for sure, then killed; the supervisor starts it again."""
+    """A real one: stopped while it has the request, then killed; the supervisor restarts it."""
     own.signal("model:fingerprint", signal.SIGSTOP)
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(own.post, FINGERPRINT, ask_fingerprint(numbers(7)))

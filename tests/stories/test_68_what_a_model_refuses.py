@@ -123,7 +123,7 @@ async def test_what_is_no_number_is_502_in_every_encoding_and_is_not_kept(
 
 @pytest.mark.parametrize("strange", [float("nan"), None], ids=["NaN", "400"])
 async def test_who_asks_at_the_same_time_is_answered(tmp_path: Path, strange: float | None) -> None:
-    """Thirty callers aboard one flight, one of them with a row that the model refuses: 29 answers, kept; one error."""
+    """Thirty requests in one flight, one with a row that the model refuses: 29 answers, stored; one error."""
     async with floats(tmp_path / "data", binary=True) as (foreign, client):
         foreign.strange = strange
         rows = [[number, 2 * number] for number in range(20, 49)]

@@ -119,7 +119,7 @@ def test_missing_permission(live: Live, tmp_path: Path, out: Path) -> None:
         pipe._ask(b"ACL", b"SETUSER", b"reader", b"on", b">pass", b"~*", b"+get", b"+mget")
         said = line(live, file, f"--redis=unix://reader:pass@{redis_socket(live.data)}")
         assert said.startswith(f"redis unix://{redis_socket(live.data)}: NOPERM ")
-        assert said.endswith("mend it and run the same command to go on")
+        assert said.endswith("correct it and run the same command to go on")
         assert "pass" not in said
         said = line(live, file, f"--redis=unix://reader:wrong@{redis_socket(live.data)}")
         assert "WRONGPASS" in said

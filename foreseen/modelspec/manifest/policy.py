@@ -13,7 +13,7 @@ class Batching(Struct, frozen=True, forbid_unknown_fields=True):
     max_tokens: int = 4096
     """Rows × longest row of one run, padding included; only for models with a named dimension."""
     wait_ms: float = 0.0
-    """How long an idle session waits for company. 0 for CPUs: batching there gains next to nothing."""
+    """How long an idle session waits for more rows. 0 for CPUs: batching gains almost nothing there."""
     single: bool = False
     """Run every row alone: the declared way to cache a model whose rows are not independent. As shapes = "single"."""
     shapes: Literal["ragged", "fixed", "single", "auto"] = "ragged"
@@ -46,7 +46,7 @@ class Gates(Struct, frozen=True, forbid_unknown_fields=True):
 class Freshness(Struct, frozen=True, forbid_unknown_fields=True):
     """How long entries are fresh and how long they may be answered stale. What is None is taken from the settings.
 
-    Refreshing a pure function wastes the GPU, so there is no soft TTL unless somebody asks for one.
+    Refreshing a pure function wastes the GPU, so there is no soft TTL by default.
     """
 
     soft_seconds: float | None = None

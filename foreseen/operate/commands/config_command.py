@@ -1,6 +1,6 @@
-"""`foreseen config show`: the settings of a command as they are in force, and where each was given.
+"""`foreseen config show`: the effective settings of a command, and the source of each.
 
-A password in an address is not shown. Of secrets there are only the names of their files.
+Passwords in addresses are masked. Secrets appear only as the names of their files.
 """
 
 from __future__ import annotations

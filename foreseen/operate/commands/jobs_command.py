@@ -1,4 +1,4 @@
-"""The queue of jobs → what operators see of it, and what they do with its dead letters."""
+"""`foreseen jobs`: the state of the queue; retry or drop a dead letter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from foreseen.settings import JobsSettings
 from foreseen.stores.redis_urls import access_of, shown
 
 ANY = Bounds(0, 0, 0.0, 0.0)
-"""Looking submits nothing."""
+"""This command submits nothing, so bounds do not matter."""
 
 
 def answer(settings: JobsSettings) -> str:

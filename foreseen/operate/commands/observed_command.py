@@ -1,4 +1,4 @@
-"""A running proxy's metrics → what its cache would have done for observed models."""
+"""`foreseen observed`: from a running proxy's metrics, what the cache would have done for observed models."""
 
 from __future__ import annotations
 

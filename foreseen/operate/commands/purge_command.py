@@ -1,4 +1,4 @@
-"""A purge as a command → what the running proxies say of it, over the operators' listener."""
+"""`foreseen purge`: asks a running proxy over the operators' listener, and reports what was confirmed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _OverSocket(http.client.HTTPConnection):
 
 
 def purge(settings: PurgeSettings) -> str:
-    """Purge, or take a worker off the register; what was done. Raises SetupError where not, or not everywhere."""
+    """Purge, or unregister a worker; a line for the operator. Raises SetupError where the purge was not confirmed."""
     if settings.forget is not None:
         _ask(settings, "/admin/workers/forget", {"worker": settings.forget})
         return f"{settings.forget} is no longer waited for"

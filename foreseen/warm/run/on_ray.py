@@ -136,7 +136,7 @@ class Cluster:
                     ray.init(log_to_driver=False, logging_level="error")
             except (ConnectionError, RuntimeError, ValueError) as error:
                 said = " ".join(str(error).split())[:200]
-                raise SetupError(f"ray: {said}; mend RAY_ADDRESS, or unset it for this machine alone") from None
+                raise SetupError(f"ray: {said}; correct RAY_ADDRESS, or unset it for this machine alone") from None
         self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def done(self, order: RayRun) -> Iterator[Done]:

@@ -57,7 +57,7 @@ class ViaProxy:
             self.manifest = _manifest(described, model)
         except ModelUnavailable as error:
             self._client.close()
-            raise SetupError(f"{error}; start it (foreseen up), or mend --url") from None
+            raise SetupError(f"{error}; start it (foreseen up), or correct --url") from None
         except SetupError:
             self._client.close()
             raise

@@ -172,7 +172,7 @@ class BulkRedis:
 
     def _refused(self, line: bytes) -> SetupError:
         said = line.removeprefix(b"-").decode("utf-8", "replace")[:200]
-        return SetupError(f"redis {_shown(self._url)}: {said}; mend it and run the same command to go on")
+        return SetupError(f"redis {_shown(self._url)}: {said}; correct it and run the same command to go on")
 
     def _broken(self, error: OSError) -> SetupError:
         said = error.strerror or str(error) or type(error).__name__

@@ -44,7 +44,7 @@ FAMILIES = {
     "qwen3": Family(decoder, "model."),
     "qwen2": Family(decoder, "model."),
 }
-"""`model_type` of config.json → who writes it."""
+"""`model_type` of config.json → the module that writes its graph."""
 
 
 def parts(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""What stands on a folder's encoder: pooling, dense layers, a norm, or a classifier.
+"""The head on a folder's encoder: pooling, dense layers, a norm, or a classifier.
 
 Sources: sentence-transformers' `modules.json`, `1_Pooling/config.json`, `2_Dense/config.json`, and the class that
 `config.json` names under `architectures`.
@@ -57,7 +57,7 @@ class Dense(Struct, frozen=True):
 
 
 def head_of(options: dict[str, Any]) -> TaskHead:
-    """The head that `source.options` says. Raises SetupError naming the option."""
+    """The head that `source.options` declares. Raises SetupError naming the option."""
     try:
         head = msgspec.convert(options, TaskHead)
     except msgspec.ValidationError as error:
@@ -71,7 +71,7 @@ def head_of(options: dict[str, Any]) -> TaskHead:
 
 
 def find_head(folder: Path, config: Config) -> TaskHead:
-    """The head of a folder: what `modules.json` lists, or what the architecture's name says."""
+    """The head of a folder: listed in `modules.json`, or named by the architecture."""
     named = " ".join(map(str, config.get("architectures") or ()))
     if "ForSequenceClassification" in named:
         return TaskHead("classification")

@@ -1,7 +1,8 @@
 """Token vectors → a model's answer: pooled vectors or a classifier's logits, the same bits whatever batch a row is in.
 
-A linear layer on one vector per row is where a batch of one takes another kernel (matrix × vector) than a batch of two,
-with other bits. So every vector stands twice, [b, 2, h], and the second answer is thrown away, as in `pool.exact_sum`.
+For a linear layer on one vector per row, ONNX Runtime uses another kernel (matrix × vector) in a batch of one than in a
+batch of two, with other bits. So every vector is doubled, [b, 2, h], and the second answer is dropped, as in
+`pool.exact_sum`.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def tokens(graph: Graph, weights: Weights, options: EncoderOptions, mask: str) -
 
 
 def _kinds(config: Config) -> list[str]:
-    """Which attention each layer has: told by name (transformers 5), or every third one is global."""
+    """The attention of each layer: named in the config (transformers 5), or every third one is global."""
     listed = config.get("layer_types")
     count = config.number("num_hidden_layers")
     if listed is None:

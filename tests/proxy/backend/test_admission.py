@@ -1,4 +1,4 @@
-"""The turnstile: fair turns, and refusals that come before the wait and not after it."""
+"""Admission control: fair turns, and refusals before the wait and not after it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from foreseen.types import Lane
 
 
 class Moved:
-    """The running loop's clock, moved by the test: `time` is what the turnstile reads."""
+    """The running loop's clock, moved by the test: admission control reads `time`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._real = loop.time

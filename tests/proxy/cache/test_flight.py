@@ -38,7 +38,7 @@ class Scripted:
 
 
 async def test_one_cabin_per_party_and_turn() -> None:
-    """Those who board in one turn leave together; another lane has a cabin of its own."""
+    """Rows added in one turn make one batch; another lane has a batch of its own."""
     script = Scripted()
     script.word.set()
     futures = [script.flights.add(key, row(1), PARTY, SOON) for key in KEYS[:2]]
@@ -63,7 +63,7 @@ async def test_a_key_aloft_is_joined_until_it_lands() -> None:
 
 
 async def test_an_error_crashes_those_aboard_only() -> None:
-    """Whatever the flight raises reaches its seats, and nobody is left aloft."""
+    """Every error of a batch reaches its waiters, and no row stays in flight."""
     script = Scripted()
     script.error = ModelUnavailable("gone")
     future = script.flights.add(KEYS[0], row(1), PARTY, SOON)
@@ -74,7 +74,7 @@ async def test_an_error_crashes_those_aboard_only() -> None:
 
 
 async def test_what_a_flight_forgets_to_land_crashes() -> None:
-    """A bug in the story is an error for those aboard, never a wait for ever."""
+    """A bug in the pipeline is an error for the waiters, never an endless wait."""
     script = Scripted()
     script.leave_aloft = True
     future = script.flights.add(KEYS[0], row(1), PARTY, SOON)
@@ -107,7 +107,7 @@ async def test_the_same_key_twice_in_one_turn_takes_two_cabins() -> None:
 
 
 async def test_drain_ends_what_does_not_land_in_time() -> None:
-    """At the end of the process those aboard hear that it is stopping."""
+    """At the end of the process the waiters get the error that it is stopping."""
     script = Scripted()
     future = script.flights.add(KEYS[0], row(1), PARTY, SOON)
     await asyncio.sleep(0)
@@ -117,7 +117,7 @@ async def test_drain_ends_what_does_not_land_in_time() -> None:
 
 
 async def test_deadline_and_traceparent_of_a_cabin() -> None:
-    """The latest deadline aboard, and the first trace that came along."""
+    """A batch has the latest deadline of its waiters, and the first trace."""
     seen: list[FlightBatch] = []
 
     async def run_batch(batch: FlightBatch) -> None:
@@ -190,18 +190,20 @@ async def test_a_spare_is_there_while_its_key_is_aloft() -> None:
 
 
 async def test_a_forgotten_key_is_joined_by_nobody_and_still_lands() -> None:
-    """Those aboard keep their seats; the next asker boards anew."""
+    """Waiters of a forgotten flight keep waiting; the next request starts a new one."""
     script = Scripted()
     future = script.flights.add(KEYS[0], row(1), PARTY, SOON)
+    assert script.flights.forgotten == 0
     script.flights.forget(KEYS[0])
     script.flights.forget(KEYS[1])
+    assert script.flights.forgotten == 2
     assert script.flights.join(KEYS[0], PARTY) is None
     script.word.set()
     assert (await future).source == "model"
 
 
 async def test_a_new_cabin_is_empty() -> None:
-    """No deadline, nobody aboard, not departed, no trace."""
+    """No deadline, no waiter, not started, no trace."""
     batch = FlightBatch(PARTY)
     assert (batch.deadline, batch.started, batch.traceparent, batch.waiters, batch.missed) == (
         0.0,

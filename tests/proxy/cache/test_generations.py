@@ -319,7 +319,7 @@ async def test_as_long_as_nothing_was_read_nothing_is_known() -> None:
 
 
 async def test_what_is_aloft_when_a_key_is_purged_lands_and_is_not_kept() -> None:
-    """Those aboard get their answer; nobody joins them, neither near nor far has it afterwards."""
+    """Waiters get their answer; no request joins them, and neither near nor far stores it afterwards."""
     model, far = ScriptedModel(), DictFar()
     story = pipeline(model, far)
     model.gate.clear()

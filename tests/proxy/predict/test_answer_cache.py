@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import orjson
 import pytest
+from msgspec import structs
 from xxhash import xxh3_64_intdigest
 
 from foreseen.errors import ForeseenError
@@ -17,12 +18,14 @@ from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.near import Near
 from foreseen.proxy.fastpath.known_heads import END_OF_HEAD
 from foreseen.proxy.predict.answer_cache import AnswerCache, Lookup, rendered_before
-from foreseen.proxy.predict.answer_memory import MAX_HASHES, CachedBody, PreparedRows
+from foreseen.proxy.predict.answer_memory import MAX_HASHES, REQUEST_OVERHEAD_BYTES, CachedBody, PreparedRows
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.dialects import codecs
 from foreseen.proxy.predict.dialects.decode import DecodedRequest, decode_v1, decode_v2
+from foreseen.proxy.predict.dialects.render import RenderedBody
 from foreseen.tenants.tenant import PUBLIC_TENANT
-from foreseen.types import Prediction, Space
+from foreseen.types import Output, Prediction, Space
+from foreseen.web.caller import Caller
 from tests.collisions import chosen_pair, second_preimage
 from tests.doubles import numbered, predicted
 from tests.proxy.predict.test_decode_render import ONE, TWO, render, v2
@@ -533,3 +536,127 @@ def test_a_request_that_collides_takes_the_others_place(monkeypatch: pytest.Monk
     assert system.cache.find_request(one) is None
     assert system.cache.find_request(other) is not None
     assert system.cache.memory._request_bytes == system.cache.memory.requests[7].size
+
+
+def test_a_binary_reply_states_the_length_of_its_json_with_the_id() -> None:
+    """The id stands in the JSON part, so both lengths grow with it; the rest of the head is that of the second."""
+    system = System()
+    rendered = RenderedBody(b'{"a":1', b"}RAW", 7)
+    system.cache.keep_reply(system.entry, rendered, system.predictions, SPACE)
+    plain = system.cache.reply(system.entry, 1_000_000.0, None, "x;dur=1")
+    named = system.cache.reply(system.entry, 1_000_000.0, b"ab", "x;dur=1")
+    for reply, body, length in ((plain, b'{"a":1}RAW', 7), (named, b'{"a":1,"id":"ab"}RAW', 17)):
+        head, _, after = reply.partition(b"\r\n\r\n")
+        lines = head.lower().split(b"\r\n")
+        assert after == body
+        assert b"content-length: %d" % len(body) in lines
+        assert b"inference-header-content-length: %d" % length in lines
+        assert b"server-timing: x;dur=1" in lines
+        assert b"cache-status: foreseen;hit;ttl=95;detail=near" in lines
+    assert (
+        plain.replace(b": 7\r\n", b": 17\r\n")
+        .split(b"\r\n\r\n")[0]
+        .replace(b"Content-Length: 10\r\n", b"Content-Length: 20\r\n")
+        == named.split(b"\r\n\r\n")[0]
+    )
+
+
+def test_a_head_is_made_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replies of one second and one timing share their head; of a negative age there is none."""
+    system, made = System(), []
+    monkeypatch.setattr(system.cache, "lines", lambda *args: made.append(args) or "Age: 0\r\n")
+    for now, timing in ((5.0, None), (5.9, None), (6.0, None), (6.5, "x"), (6.9, "x")):
+        system.cache.reply(system.entry, now, None, timing)
+    assert [args[1:] for args in made] == [(5.0, None), (6.0, None), (6.5, "x")]
+    monkeypatch.undo()
+    assert "Age: 0\r\n" in system.cache.lines(system.entry, 999_990.0, None)
+    assert "Age: 0\r\n" in system.cache.lines(system.entry, 999_995.9, None)
+
+
+def test_a_cached_request_counts_its_bytes_and_those_of_its_reply() -> None:
+    """Its size is what it takes: the request, and the reply of this second."""
+    system, raw = System(), request(v2(DATA))
+    system.keep_request(raw)
+    (kept,) = system.cache.memory.requests.values()
+    rendered = system.entry.rendered
+    assert rendered is not None
+    assert kept.size == REQUEST_OVERHEAD_BYTES + len(raw) + len(rendered.before) + len(rendered.after)
+    assert (kept.reply, kept.second) == (b"", -1)
+    assert kept.head == V2
+    assert kept.head.caller is None
+
+
+def test_a_cached_request_holds_no_caller() -> None:
+    """Another client may send the same bytes."""
+    system, raw = System(), request(v2(DATA))
+    head = structs.replace(V2, caller=Caller("192.0.2.1", raw))
+    for _ in range(2):
+        system.cache.keep_request(raw, head, system.entry)
+    found = system.cache.find_request(raw)
+    assert found is not None
+    assert found.head == V2
+
+
+def test_what_is_a_quarter_of_the_memory_is_kept_and_no_more() -> None:
+    """A body or request above it would push out all others."""
+    system, raw = System(100_000), request(v2(DATA), X="x" * 3000)
+    system.cache._longest = len(raw)
+    system.keep_request(raw)
+    assert system.cache.find_request(raw) is not None
+    longer = request(v2(DATA), X="x" * 3001)
+    system.keep_request(longer)
+    assert system.cache.find_request(longer) is None
+
+
+def test_a_rendering_is_taken_again_for_the_same_bytes_only() -> None:
+    """The data and heads of every output decide; who made the prediction, and when, does not."""
+    system = System()
+    entry, own = system.entry, system.predictions
+    other_age = [structs.replace(one, made_at=1.0, digest="d2") for one in own]
+    other_data = [*own[:-1], structs.replace(own[-1], data=tuple(b"x" + raw[1:] for raw in own[-1].data))]
+    other_head = [*own[:-1], structs.replace(own[-1], outputs=(Output("other", "FP32", (1,)),))]
+    assert rendered_before(entry, own) is entry.rendered is not None
+    assert rendered_before(entry, other_age) is entry.rendered
+    assert rendered_before(entry, other_data) is None
+    assert rendered_before(entry, other_head) is None
+    assert rendered_before(entry, own[:-1]) is None
+    assert rendered_before(entry, [*own, own[0]]) is None
+
+
+def test_purges_that_are_read_already_are_not_asked_for_again() -> None:
+    """The generation of the model and digest, from the table where it stands there, else by the call."""
+    system, asked = System(), []
+
+    class Table(Purged):
+        def __init__(self) -> None:
+            self.known: dict[tuple[str, str], int] = {}
+
+        @property
+        def worked_out(self) -> dict[tuple[str, str], int]:
+            return self.known
+
+        def of(self, model: str, digest: str) -> int | None:
+            asked.append((model, digest))
+            return 0
+
+    purges = system.cache._purges = Table()
+    assert system.valid()
+    assert asked == [("m", "d1")]
+    purges.known = {("m", "d1"): 0}
+    assert system.valid()
+    assert asked == [("m", "d1")]
+    purges.known = {("m", "d1"): 5}
+    assert not system.valid()
+
+
+def test_only_a_reply_of_the_space_in_force_is_sent_again() -> None:
+    """None where near lacked a row, where the keys are of another space, or where the model's digest has moved."""
+    for space, facts in ((None, Facts()), (Space("public", "m", "d2"), Facts()), (SPACE, Facts("d2")), (SPACE, None)):
+        system = System()
+        system.served.facts = facts
+        system.keep_reply(space=space)
+        assert system.entry.until == 0.0
+        assert system.entry.rows == ()
+    system = System()
+    system.keep_reply(space=Space("public", "m", "d1", 1))
+    assert system.entry.until == 0.0

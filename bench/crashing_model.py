@@ -1,6 +1,6 @@
 """The real process of the model `fingerprint`, which ends itself when a row begins with POISON.
 
-python -m bench.mortal --data DIR --uds PATH
+python -m bench.crashing_model --data DIR --uds PATH
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from foreseen.types import Array, Lane
 POISON = 666_666
 
 
-class Mortal(LoadedModel):
+class CrashingModel(LoadedModel):
     """Ends the process in the middle of a batch that has poison in it."""
 
     async def answer(
@@ -35,7 +35,7 @@ class Mortal(LoadedModel):
 async def serve(settings: InferenceSettings) -> None:
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
-    served = Mortal(settings)
+    served = CrashingModel(settings)
     runner = await start(settings, served)
     await served.open()
     await stopping.wait()

@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from bench.rounds import ROOT
+from bench.interleaved import ROOT
 from foreseen.keys.secret import make_secret
 from foreseen.paths import make_run_folder, model_socket, redis_socket
 from foreseen.stores import valkey
