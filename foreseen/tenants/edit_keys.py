@@ -1,0 +1,142 @@
+"""`foreseen keys`: adds, lists and revokes keys in a keys file. Comments and order of the file stay.
+
+A key is 256 random bits, shown once; the file gets its SHA-256. The file is replaced in one step, with mode 0600 where
+it is new, and never while another `foreseen keys` works in the same folder. What would not be a keys file is not
+written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import tomlkit
+from msgspec import Struct
+from tomlkit.exceptions import TOMLKitError
+from tomlkit.items import Table
+
+from foreseen.errors import SetupError
+from foreseen.tenants.keys_file import HASH, KeysFile, parse_keys
+
+PREFIX = "fsk_"
+KEY_BYTES = 32
+SHOWN_DIGITS = 12
+"""Of a key's hash, by which one of several keys is named."""
+
+
+class ListedTenant(Struct, frozen=True):
+    """A tenant as `foreseen keys list` shows it."""
+
+    tenant: str
+    keys: list[str]
+    """The first digits of each key's hash."""
+    scope: str
+    models: list[str]
+    expires_at: float | None
+
+
+def add_key(path: Path, tenant: str) -> str:
+    """A new key of a tenant, which is made where the file does not have it. Raises SetupError."""
+    key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
+    with _edited(path) as document:
+        table = _table(document, tenant)
+        if table is None:
+            table = tomlkit.table()
+            tenants = document.setdefault("tenant", tomlkit.table(is_super_table=True))
+            tenants[tenant] = table
+        keys = table.setdefault("keys", tomlkit.array())
+        keys.append(HASH + hashlib.sha256(key.encode()).hexdigest())
+    return key
+
+
+def revoke_keys(path: Path, tenant: str, hashed: str | None = None) -> int:
+    """Take the keys of a tenant out, or the one whose hash begins so; how many those were. The tenant stays.
+
+    Raises SetupError."""
+    begins = None if hashed is None else HASH + hashed.removeprefix(HASH)
+    with _edited(path) as document:
+        table = _table(document, tenant)
+        if table is None:
+            raise SetupError(f"{path}: there is no tenant {tenant!r}")
+        keys = [str(one) for one in table.get("keys", [])]
+        gone = [one for one in keys if begins is None or one.startswith(begins)]
+        if not gone or (begins is not None and len(gone) > 1):
+            raise SetupError(f"{path}: {len(gone)} keys of {tenant!r} are meant; `foreseen keys list` shows them")
+        table["keys"] = [one for one in keys if one not in gone]
+    return len(gone)
+
+
+def listed(path: Path) -> list[ListedTenant]:
+    """The tenants of a keys file. Raises SetupError."""
+    file = _checked(path, _content(path))
+    found = []
+    for name, tenant in file.tenants.items():
+        keys = [digest.hex()[:SHOWN_DIGITS] for digest, owner in file.by_key.items() if owner == name]
+        models = ["*"] if tenant.models is None else list(tenant.models)
+        found.append(ListedTenant(name, keys, tenant.scope, models, tenant.expires_at))
+    return found
+
+
+@contextlib.contextmanager
+def _edited(path: Path) -> Iterator[tomlkit.TOMLDocument]:
+    """The file's content, to be changed; it is written at the end if it is a keys file then."""
+    path = path.resolve()  # what a link leads to is replaced, not the link
+    if not path.parent.is_dir():
+        raise SetupError(f"{path.parent}: there is no such folder")
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        content = _content(path) if path.exists() else b""
+        _checked(path, content)
+        try:
+            document = tomlkit.parse(content)
+        except TOMLKitError:
+            raise SetupError(f"{path}: is no TOML") from None
+        yield document
+        changed = tomlkit.dumps(document).encode()
+        _checked(path, changed)
+        _replace(path, changed)
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _table(document: tomlkit.TOMLDocument, tenant: str) -> Table | None:
+    found = document.get("tenant", {}).get(tenant)
+    return found if isinstance(found, dict) else None  # type: ignore[return-value] # a table is a dict
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SetupError(f"{path}: {error.strerror}") from None
+
+
+def _checked(path: Path, content: bytes) -> KeysFile:
+    try:
+        return parse_keys(content)
+    except SetupError as error:
+        raise SetupError(f"{path}: {error}") from None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Raises OSError. Readers see the file of before or the new one; the mode stays."""
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
