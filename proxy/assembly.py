@@ -18,7 +18,7 @@ from foreseen.proxy.admin.admin import Token
 from foreseen.proxy.admin.heartbeat import Heartbeat
 from foreseen.proxy.admin.purge import Purger, admin_application
 from foreseen.proxy.admin.purge_targets import Targets
-from foreseen.proxy.backend.discovery import Upstream, upstream_of
+from foreseen.proxy.backend.discovery import Upstream
 from foreseen.proxy.backend.poison.isolation import IsolationLock
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.generations import Generations
@@ -29,7 +29,15 @@ from foreseen.proxy.cache.tiers import TierLimits, Tiers
 from foreseen.proxy.fastpath.fast_connection import FastConnection
 from foreseen.proxy.fastpath.known_heads import KnownHeads
 from foreseen.proxy.fastpath.traced_responder import responder_of
-from foreseen.proxy.from_settings import assert_parser, bounds_of, far_of, freshness_of, limits_of, served_model
+from foreseen.proxy.from_settings import (
+    assert_parser,
+    bounds_of,
+    far_of,
+    keyring_of,
+    limits_of,
+    served_model,
+    tls_of,
+)
 from foreseen.proxy.handlers import Handlers
 from foreseen.proxy.jobs.batch import Batches
 from foreseen.proxy.jobs.openai_batches import OpenAIBatches
@@ -54,7 +62,6 @@ from foreseen.telemetry.child_states import ChildState, read_children
 from foreseen.telemetry.exposition import use_slot
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.telemetry.traces import traces_of
-from foreseen.tenants.keyring import Keyring, internal_credential
 from foreseen.web.bodies import BODIES, Bodies
 from foreseen.web.heavy import Heavy
 from foreseen.web.limits import Gate
@@ -84,7 +91,7 @@ class Proxy:
         self.trials = IsolationLock() if upstream is None else upstream.trials
         self.served = {} if upstream is None else upstream.served
         self.served |= {served.manifest.name: served for served in self._own_models()}
-        self.keyring = Keyring(settings.keys_file, internal_credential(settings.internal_fd))
+        self.tls, self.keyring = tls_of(settings), keyring_of(settings)
         self.heavy = Heavy()
         self.callers = CallerCounts(settings.top_callers) if settings.top_callers and settings.metrics else None
         tiers = self._build_stores(root)
@@ -138,9 +145,8 @@ class Proxy:
         self.records = Records(root)
         self.jobs: Jobs | None = None
         if self.queue is not None:
-            self.jobs = Jobs(
-                self.queue, self.records, self.pipeline, self.served, self.generations, self.metrics, self.heavy
-            )
+            own = (self.queue, self.records, self.pipeline, self.served, self.generations, self.metrics, self.heavy)
+            self.jobs = Jobs(*own)
 
     def _build_admin(self, tiers: Tiers) -> Token:
         """Limits, the heartbeat and the operators' application."""
@@ -222,16 +228,10 @@ class Proxy:
     async def running(self) -> AsyncIterator[None]:
         """Watch the models; at the end wait for the flights and close every connection."""
         await self._look_at_far()
-        if self.upstream is not None:
-            watchers = [asyncio.create_task(self.upstream.follow())]
-        else:
-            watchers = [asyncio.create_task(served.watch()) for served in self.served.values()]
-        watchers.append(asyncio.create_task(self.heartbeat.beat()))
-        watchers.append(asyncio.create_task(self.generations.follow()))
-        watchers.append(asyncio.create_task(self.targets.follow()))
-        watchers.append(asyncio.create_task(self.keyring.follow()))
-        if self.far is not None:
-            watchers.append(asyncio.create_task(self.far.follow()))
+        parts = [one.watch() for one in self.served.values()] if self.upstream is None else [self.upstream.follow()]
+        parts += [self.heartbeat.beat(), self.generations.follow(), self.targets.follow(), self.keyring.follow()]
+        parts += [part.follow() for part in (self.far, self.tls) if part is not None]
+        watchers = [asyncio.create_task(part) for part in parts]
         try:
             async with asyncio.timeout(STATE_SECONDS):
                 await self.generations.ready.wait()
@@ -293,8 +293,3 @@ class Proxy:
             await self.far.look()
         except FarError as error:
             log.warning("far: not reachable at start; answering without it", kind=error.kind)
-
-
-async def upstream_for(settings: ProxySettings) -> Upstream | None:
-    """The upstream of the settings, its models found; None where there is none. Raises SetupError."""
-    return await upstream_of(settings, freshness_of(settings))

@@ -77,8 +77,6 @@ def list_(*, keys_file: Path | None = None, data: Path = Path("data"), json: boo
         print(msgspec.json.encode(found).decode())
         return
     for one in found:
-        until = (
-            "" if one.expires_at is None else f"  until {datetime.fromtimestamp(one.expires_at, UTC):%Y-%m-%d}"
-        )
+        until = "" if one.expires_at is None else f"  until {datetime.fromtimestamp(one.expires_at, UTC):%Y-%m-%d}"
         keys, models = ", ".join(one.keys) or "none", ", ".join(one.models)
         print(f"{one.tenant}  scope {one.scope}  models {models}  keys {keys}{until}")

@@ -86,6 +86,16 @@ class ProxySettings(StoreSettings):
             "Without it every caller is public."
         ),
     ] = None
+    tls_cert: Annotated[
+        Path | None, Parameter(help="Certificate chain (PEM) of the listener; with it the proxy speaks TLS only.")
+    ] = None
+    tls_key: Annotated[
+        Path | None, Parameter(help="Private key (PEM) of --tls-cert; both are taken anew when they change.")
+    ] = None
+    tls_client_ca: Annotated[
+        Path | None,
+        Parameter(help="Authority (PEM) of client certificates: requests without one are refused (mutual TLS)."),
+    ] = None
     internal_fd: Annotated[
         int | None, Parameter(help="A descriptor with the supervisor's own credential.", show=False)
     ] = None

@@ -64,9 +64,16 @@ class Keyring:
     """The tenants that one process knows, by their credentials."""
 
     def __init__(
-        self, path: Path | None = None, internal: bytes | None = None, clock: Callable[[], float] = time.time
+        self,
+        path: Path | None = None,
+        internal: bytes | None = None,
+        *,
+        certified: bool = False,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """`internal` is the supervisor's own credential. Raises SetupError where the file is not as it must be."""
+        """`internal` is the supervisor's own credential; `certified`: every request needs a client certificate. Raises
+        SetupError where the file is not as it must be."""
+        self.certified = certified
         self.generation = 0
         """Of what is in force: it changes with the file, and when a tenant expires."""
         self._path = path
@@ -79,7 +86,7 @@ class Keyring:
         self._seen: Identity | None = None
         self._expires_at = float("inf")
         if path is not None:
-            self._read = self._seen = _identity(path)
+            self._read = self._seen = identity_of(path)
             self._take(self._parsed(path))
 
     @property
@@ -90,9 +97,13 @@ class Keyring:
     def authenticate(self, headers: Headers, subject: str | None = None) -> Tenant:
         """The tenant of a request. `subject` is that of the connection's verified client certificate; a key in the
         headers comes before it. Raises Unauthorized."""
-        if self._path is None:
+        if self._path is None and not self.certified:
             return PUBLIC_TENANT
         given = set(credentials_of(headers))
+        if self.certified and subject is None and not (len(given) == 1 and self._is_internal(*given)):
+            raise Unauthorized("this needs a client certificate", headers=_CHALLENGE)
+        if self._path is None:
+            return PUBLIC_TENANT
         if len(given) > 1:
             raise Unauthorized("the request carries several different keys", headers=_CHALLENGE)
         if given:
@@ -100,7 +111,7 @@ class Keyring:
         name = None if subject is None else self._file.by_subject.get(subject)
         if name is None:
             raise Unauthorized("this needs a key: Authorization: Bearer, X-API-Key or api-key", headers=_CHALLENGE)
-        return structs.replace(self._in_force(self._file.tenants[name]), subject=subject)
+        return self._in_force(self._file.tenants[name])
 
     def named(self, name: str) -> Tenant | None:
         """A tenant by its name, for operators; None where the file has none."""
@@ -117,7 +128,7 @@ class Keyring:
         read that is being written."""
         if self._clock() >= self._expires_at:
             self._renew(self._file)
-        now = _identity(path)
+        now = identity_of(path)
         if now == self._read:
             return
         if now != self._seen:
@@ -133,11 +144,14 @@ class Keyring:
         log.info("keys file read", tenants=len(file.tenants), keys=len(file.by_key), generation=self.generation)
 
     def _by_key(self, given: str) -> Tenant | None:
-        digest = hashlib.sha256(given.encode(errors="surrogateescape")).digest()
-        if self._internal is not None and hmac.compare_digest(digest, self._internal):
+        digest = _digest(given)
+        if self._is_internal(given):
             return structs.replace(_INTERNAL, generation=self.generation)
         stored, name = self._names.get(self._place(digest), (b"", ""))
         return self._file.tenants[name] if hmac.compare_digest(stored, digest) else None
+
+    def _is_internal(self, given: str) -> bool:
+        return self._internal is not None and hmac.compare_digest(_digest(given), self._internal)
 
     def _in_force(self, tenant: Tenant | None) -> Tenant:
         if tenant is None:
@@ -186,6 +200,10 @@ def credentials_of(headers: Headers) -> list[str]:
     return [given for given in found if given]
 
 
+def _digest(given: str) -> bytes:
+    return hashlib.sha256(given.encode(errors="surrogateescape")).digest()
+
+
 def scope_named(tenant: str | None, keys_file: Path | None) -> Scope:
     """The scope of a tenant that a command line names, public where it names none. Raises SetupError."""
     if tenant is None:
@@ -223,7 +241,7 @@ def _unnamed() -> int:
         return os.dup(file.fileno())
 
 
-def _identity(path: Path) -> Identity | None:
+def identity_of(path: Path) -> Identity | None:
     """Of the file that a path leads to; None where there is none."""
     try:
         status = path.stat()

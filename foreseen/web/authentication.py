@@ -19,7 +19,8 @@ def tenant_of(request: web.Request) -> Tenant:
     """The tenant of a request; found once. Raises Unauthorized."""
     known = request.get(_TENANT)
     if known is None:
-        known = request[_TENANT] = request.app[KEYRING].authenticate(request.headers)
+        subject = getattr(request.protocol, "subject", None)
+        known = request[_TENANT] = request.app[KEYRING].authenticate(request.headers, subject)
     return known
 
 
