@@ -72,8 +72,7 @@ class KnownHeads:
         return len(self._asks)
 
     def learn(self, head: bytes, ask: RequestHead, place: bytes = b"") -> None:
-        """Remember what a head asks. `head` ends with its empty line; `place` keeps connections with different client
-        certificates apart, since nothing in a head says which it came with."""
+        """Remember what a head asks. `head` ends with its empty line; `place` keeps client certificates apart."""
         plain, _ = _untraced(head)
         cut = _cut(plain)
         if ask.tenant.generation != self._keyring.generation:  # the keys file changed while it was answered
