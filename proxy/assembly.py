@@ -14,7 +14,7 @@ from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import secret_check, tag_key
 from foreseen.keys.secret import read_secret
 from foreseen.paths import children_file
-from foreseen.proxy.admin.admin import Token
+from foreseen.proxy.admin.admin import Operators
 from foreseen.proxy.admin.heartbeat import Heartbeat
 from foreseen.proxy.admin.purge import Purger, admin_application
 from foreseen.proxy.admin.purge_targets import Targets
@@ -97,8 +97,8 @@ class Proxy:
         tiers = self._build_stores(root)
         self._build_predict(tiers, root)
         self._build_jobs(root)
-        token = self._build_admin(tiers)
-        self._build_http(tiers, token)
+        operators = self._build_admin(tiers)
+        self._build_http(tiers, operators)
 
     def _build_stores(self, root: bytes) -> Tiers:
         """near, far, and the state store's clients."""
@@ -148,7 +148,7 @@ class Proxy:
             own = (self.queue, self.records, self.pipeline, self.served, self.generations, self.metrics, self.heavy)
             self.jobs = Jobs(*own)
 
-    def _build_admin(self, tiers: Tiers) -> Token:
+    def _build_admin(self, tiers: Tiers) -> Operators:
         """Limits, the heartbeat and the operators' application."""
         settings, upstream = self.settings, self.upstream
         self.gate = Gate(limits_of(settings), lambda limit: self.metrics.limited.labels(limit).inc())
@@ -166,14 +166,14 @@ class Proxy:
             children=self._children,
             upstream_problems=None if upstream is None else upstream.problems,
         )
-        token = Token(
-            settings.admin_token_file or settings.data / "admin-token", required=settings.admin_token_file is not None
-        )
+        given = settings.admin_token_file
+        operators = Operators(given or settings.data / "admin-token", settings.data, required=given is not None)
+        self.operators = operators.keys
         self.targets = Targets(self.state, self.served, settings.data)
-        self.admin = admin_application(Purger(self.state, tiers), self.targets, token, settings.body_seconds)
-        return token
+        self.admin = admin_application(Purger(self.state, tiers), self.targets, operators, settings.body_seconds)
+        return operators
 
-    def _build_http(self, tiers: Tiers, token: Token) -> None:
+    def _build_http(self, tiers: Tiers, operators: Operators) -> None:
         """The responder, the known heads and the public application."""
         upstream = self.upstream
         self.bodies = Bodies()
@@ -194,13 +194,13 @@ class Proxy:
             stalled=lambda: self.heartbeat.stalled,
             lost=self._lost,
             missing=lambda: None if upstream is None else upstream.missing,
-            check_metrics=None if self.settings.metrics_open else lambda request: token.check(request, "metrics"),
+            check_metrics=None if self.settings.metrics_open else lambda request: operators.check(request, "metrics"),
         )
         self.application = Handlers(
             server=self.server,
             responder=self.responder,
             settings=self.settings,
-            token=token,
+            operators=operators,
             status=status,
             predictions=self._predictions(),
         ).application()
@@ -230,6 +230,7 @@ class Proxy:
         await self._look_at_far()
         parts = [one.watch() for one in self.served.values()] if self.upstream is None else [self.upstream.follow()]
         parts += [self.heartbeat.beat(), self.generations.follow(), self.targets.follow(), self.keyring.follow()]
+        parts.append(self.operators.follow())
         parts += [part.follow() for part in (self.far, self.tls) if part is not None]
         watchers = [asyncio.create_task(part) for part in parts]
         try:

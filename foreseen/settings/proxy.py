@@ -201,7 +201,10 @@ class ProxySettings(StoreSettings):
     ] = ()
     admin_token_file: Annotated[
         Path | None,
-        Parameter(help="Token of operators' routes. Default: DATA/admin-token; without it they are shut."),
+        Parameter(
+            help="Keys of operators and viewers (docs/security.md), or one token. Default: DATA/admin-token; those of "
+            "DATA/admin-keys.toml count, too."
+        ),
     ] = None
     admin_port: Annotated[
         int | None, Parameter(help="TCP port of operators' routes on --host, instead of DATA/run/admin.sock.")

@@ -14,6 +14,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import tomlkit
 from msgspec import Struct
@@ -21,8 +22,11 @@ from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import Table
 
 from foreseen.errors import SetupError
-from foreseen.tenants.keys_file import HASH, KeysFile, parse_keys
+from foreseen.tenants.admin_keys import parse_admin_keys
+from foreseen.tenants.keys_file import HASH, parse_keys
 
+Kind = Literal["tenant", "operator", "viewer"]
+"""Whose key: a tenant's stands in the keys file, the others' in the operators'."""
 PREFIX = "fsk_"
 KEY_BYTES = 32
 SHOWN_DIGITS = 12
@@ -40,40 +44,58 @@ class ListedTenant(Struct, frozen=True):
     expires_at: float | None
 
 
-def add_key(path: Path, tenant: str) -> str:
-    """A new key of a tenant, which is made where the file does not have it. Raises SetupError."""
+def add_key(path: Path, name: str, kind: Kind = "tenant") -> str:
+    """A new key of a tenant, operator or viewer, which is made where the file does not have it. Raises SetupError."""
     key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
-    with _edited(path) as document:
-        table = _table(document, tenant)
+    with _edited(path, kind) as document:
+        table = _table(document, name, kind)
         if table is None:
             table = tomlkit.table()
-            tenants = document.setdefault("tenant", tomlkit.table(is_super_table=True))
-            tenants[tenant] = table
+            tables = document.setdefault(kind, tomlkit.table(is_super_table=True))
+            tables[name] = table
         keys = table.setdefault("keys", tomlkit.array())
         keys.append(HASH + hashlib.sha256(key.encode()).hexdigest())
     return key
 
 
-def revoke_keys(path: Path, tenant: str, hashed: str | None = None) -> int:
-    """Take the keys of a tenant out, or the one whose hash begins so; how many those were. The tenant stays.
+def revoke_keys(path: Path, name: str, hashed: str | None = None, kind: Kind = "tenant") -> int:
+    """Take all keys of a table out, or the one whose hash begins so; how many those were. The table stays.
 
     Raises SetupError."""
     begins = None if hashed is None else HASH + hashed.removeprefix(HASH)
-    with _edited(path) as document:
-        table = _table(document, tenant)
+    with _edited(path, kind) as document:
+        table = _table(document, name, kind)
         if table is None:
-            raise SetupError(f"{path}: there is no tenant {tenant!r}")
+            raise SetupError(f"{path}: there is no {kind} {name!r}")
         keys = [str(one) for one in table.get("keys", [])]
         gone = [one for one in keys if begins is None or one.startswith(begins)]
         if not gone or (begins is not None and len(gone) > 1):
-            raise SetupError(f"{path}: {len(gone)} keys of {tenant!r} are meant; `foreseen keys list` shows them")
+            raise SetupError(f"{path}: {len(gone)} keys of {name!r} are meant; `foreseen keys list` shows them")
         table["keys"] = [one for one in keys if one not in gone]
     return len(gone)
 
 
+class ListedAdministrator(Struct, frozen=True):
+    """An operator or viewer, likewise."""
+
+    name: str
+    role: str
+    keys: list[str]
+    expires_at: float | None
+
+
+def listed_administrators(path: Path) -> list[ListedAdministrator]:
+    """The operators and viewers of a keys file. Raises SetupError."""
+    found: dict[tuple[str, str], ListedAdministrator] = {}
+    for digest, one in parse_admin_keys(_content(path)).items():
+        made = ListedAdministrator(one.name, one.role, [], one.expires_at)
+        found.setdefault((one.role, one.name), made).keys.append(digest.hex()[:SHOWN_DIGITS])
+    return list(found.values())
+
+
 def listed(path: Path) -> list[ListedTenant]:
     """The tenants of a keys file. Raises SetupError."""
-    file = _checked(path, _content(path))
+    file = parse_keys(_content(path))
     found = []
     for name, tenant in file.tenants.items():
         keys = [digest.hex()[:SHOWN_DIGITS] for digest, owner in file.by_key.items() if owner == name]
@@ -83,7 +105,7 @@ def listed(path: Path) -> list[ListedTenant]:
 
 
 @contextlib.contextmanager
-def _edited(path: Path) -> Iterator[tomlkit.TOMLDocument]:
+def _edited(path: Path, kind: Kind) -> Iterator[tomlkit.TOMLDocument]:
     """The file's content, to be changed; it is written at the end if it is a keys file then."""
     path = path.resolve()  # what a link leads to is replaced, not the link
     if not path.parent.is_dir():
@@ -92,22 +114,22 @@ def _edited(path: Path) -> Iterator[tomlkit.TOMLDocument]:
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         content = _content(path) if path.exists() else b""
-        _checked(path, content)
+        _check(path, content, kind)
         try:
             document = tomlkit.parse(content)
         except TOMLKitError:
             raise SetupError(f"{path}: is no TOML") from None
         yield document
         changed = tomlkit.dumps(document).encode()
-        _checked(path, changed)
+        _check(path, changed, kind)
         _replace(path, changed)
         os.fsync(folder)
     finally:
         os.close(folder)
 
 
-def _table(document: tomlkit.TOMLDocument, tenant: str) -> Table | None:
-    found = document.get("tenant", {}).get(tenant)
+def _table(document: tomlkit.TOMLDocument, name: str, kind: Kind) -> Table | None:
+    found = document.get(kind, {}).get(name)
     return found if isinstance(found, dict) else None  # type: ignore[return-value] # a table is a dict
 
 
@@ -118,9 +140,13 @@ def _content(path: Path) -> bytes:
         raise SetupError(f"{path}: {error.strerror}") from None
 
 
-def _checked(path: Path, content: bytes) -> KeysFile:
+def _check(path: Path, content: bytes, kind: Kind) -> None:
+    """Raises SetupError where this is no keys file of this kind."""
     try:
-        return parse_keys(content)
+        if kind == "tenant":
+            parse_keys(content)
+        else:
+            parse_admin_keys(content)
     except SetupError as error:
         raise SetupError(f"{path}: {error}") from None
 

@@ -27,6 +27,7 @@ from msgspec import structs
 from foreseen.errors import SetupError, Unauthorized
 from foreseen.tenants.keys_file import MAX_FILE_BYTES, KeysFile, parse_keys
 from foreseen.tenants.tenant import PUBLIC, PUBLIC_TENANT, Tenant, own_scope
+from foreseen.tenants.watched import WatchedFiles
 from foreseen.types import Owner, Scope
 
 LOOK_SECONDS = 0.25
@@ -39,9 +40,6 @@ _INTERNAL = Tenant("foreseen", Scope("internal"), Owner("internal"), seed=1)
 """The supervisor, which proves that predictions go through."""
 
 log = structlog.get_logger()
-
-Identity = tuple[int, int, int, int, int]
-"""What tells one version of a file from another: device, inode, size, and its two times in nanoseconds."""
 
 
 class Headers(Protocol):
@@ -82,11 +80,9 @@ class Keyring:
         self._internal = None if internal is None else hashlib.sha256(internal).digest()
         self._file = _NOTHING
         self._names: dict[bytes, tuple[bytes, str]] = {}
-        self._read: Identity | None = None
-        self._seen: Identity | None = None
+        self._watched = WatchedFiles(() if path is None else (path,))
         self._expires_at = float("inf")
         if path is not None:
-            self._read = self._seen = identity_of(path)
             self._take(self._parsed(path))
 
     @property
@@ -128,13 +124,8 @@ class Keyring:
         read that is being written."""
         if self._clock() >= self._expires_at:
             self._renew(self._file)
-        now = identity_of(path)
-        if now == self._read:
+        if not self._watched.changed():
             return
-        if now != self._seen:
-            self._seen = now
-            return
-        self._read = now
         try:
             file = self._parsed(path)
         except SetupError as error:
@@ -239,12 +230,3 @@ def _unnamed() -> int:
     """The same where the system has no `memfd_create`."""
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
-
-
-def identity_of(path: Path) -> Identity | None:
-    """Of the file that a path leads to; None where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -19,7 +19,7 @@ import structlog
 from aiohttp import web
 
 from foreseen.errors import SetupError
-from foreseen.tenants.keyring import Identity, identity_of
+from foreseen.tenants.watched import WatchedFiles
 
 LOOK_SECONDS = 0.5
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
@@ -51,7 +51,7 @@ class TlsFiles:
     def __init__(self, certificate: Path, key: Path, client_authority: Path | None = None) -> None:
         """Raises SetupError where they are not as they must be."""
         self._certificate, self._key, self._authority = certificate, key, client_authority
-        self._taken = self._seen = self._identities()
+        self._watched = WatchedFiles([path for path in (certificate, key, client_authority) if path is not None])
         self.context = self._made()
 
     async def follow(self) -> None:
@@ -62,13 +62,8 @@ class TlsFiles:
 
     def look(self) -> None:
         """One look at the files. What cannot be used is logged, and the former context stays."""
-        now = self._identities()
-        if now == self._taken:
+        if not self._watched.changed():
             return
-        if now != self._seen:
-            self._seen = now
-            return
-        self._taken = now
         try:
             self.context = self._made()
         except SetupError as error:
@@ -93,10 +88,6 @@ class TlsFiles:
             why = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
             raise SetupError(f"{flag} {path}: {why}; it must be PEM, and --tls-key its key") from None
         return context
-
-    def _identities(self) -> tuple[Identity | None, ...]:
-        paths = (self._certificate, self._key, self._authority)
-        return tuple(None if path is None else identity_of(path) for path in paths)
 
 
 class TlsSite(web.BaseSite):

@@ -8,7 +8,7 @@ import grpc
 
 from foreseen.errors import SetupError
 from foreseen.settings import ProxySettings
-from foreseen.tenants.keyring import identity_of
+from foreseen.tenants.watched import identity_of
 
 Context = Any
 """A call, as grpcio's servicer gets it."""

@@ -16,7 +16,7 @@ import grpc
 from google.protobuf.json_format import ParseDict
 from grpc import aio
 
-from foreseen.errors import ForeseenError, UnknownModel
+from foreseen.errors import ForeseenError, Unauthorized, UnknownModel
 from foreseen.protocol import grpc_messages as messages
 from foreseen.protocol.open_inference import SERVICE, methods
 from foreseen.proxy import describe
@@ -36,6 +36,7 @@ from foreseen.proxy.grpc.tickets import GrpcTickets
 from foreseen.proxy.predict.dialects import codecs
 from foreseen.proxy.predict.response_bytes import Reply, lines_of
 from foreseen.settings import ProxySettings
+from foreseen.tenants.audit import audit_refusal
 from foreseen.tenants.tenant import PUBLIC_TENANT, Tenant
 from foreseen.web.bodies import FREE_BYTES, Bodies, Charge
 from foreseen.web.http import internal
@@ -163,7 +164,11 @@ class InferenceService:
 
     def tenant_of(self, call: CallMetadata) -> Tenant:
         """The tenant of a call, or of a message of a stream: keys may be revoked meanwhile. Raises Unauthorized."""
-        return self._responder.keyring.authenticate(call.credentials, call.subject)
+        try:
+            return self._responder.keyring.authenticate(call.credentials, call.subject)
+        except Unauthorized as error:
+            audit_refusal("call", address_in_peer(call.peer), str(error))
+            raise
 
     # What else there is to ask. Requests and replies are messages.
 
