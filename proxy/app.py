@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import sys
 
 import structlog
 import uvloop
 from aiohttp import web
 
-from foreseen.proxy.assembly import DRAIN_SECONDS, Proxy, upstream_for
+from foreseen.proxy.assembly import DRAIN_SECONDS, Proxy
+from foreseen.proxy.from_settings import upstream_for
 from foreseen.proxy.grpc_listener import started_grpc
 from foreseen.settings import ProxySettings
 from foreseen.tasks import all_of
 from foreseen.web.drain import Shutdown, announce, drain
 from foreseen.web.gc_freeze import settle
-from foreseen.web.listen import BACKLOG, inherited, listen, listen_admin
+from foreseen.web.listen import BACKLOG, inherited, listen, listen_admin, warn_of_open_listener
 from foreseen.web.runner import AppRunner
+from foreseen.web.tls import TlsFiles, TlsSite
 
 log = structlog.get_logger()
 
@@ -47,9 +50,9 @@ async def _run(settings: ProxySettings) -> None:
             await asyncio.wait_for(proxy.known(), KNOWN_SECONDS)
         await runner.setup()
         listener = listen(settings.host, settings.port) if settings.fd is None else inherited(settings.fd)
-        site = web.SockSite(runner, listener, backlog=BACKLOG)
-        await site.start()
-        runner.accept_all(listener)
+        if settings.fd is None:  # else the supervisor has said so
+            warn_of_open_listener(settings)
+        await _start(runner, listener, proxy.tls)
         operators = AppRunner(proxy.admin, keepalive_timeout=settings.keepalive_seconds)
         await operators.setup()
         try:
@@ -75,6 +78,15 @@ async def _run(settings: ProxySettings) -> None:
             if grpc_server is not None:
                 await grpc_server.close(DRAIN_SECONDS)
             await runner.cleanup()
+
+
+async def _start(runner: AppRunner, listener: socket.socket, tls: TlsFiles | None) -> None:
+    """Serve on the listener, over TLS where the settings have a certificate."""
+    if tls is not None:
+        await TlsSite(runner, listener, tls).start()
+        return
+    await web.SockSite(runner, listener, backlog=BACKLOG).start()
+    runner.accept_all(listener)
 
 
 def run(settings: ProxySettings) -> None:

@@ -14,11 +14,11 @@ from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import secret_check, tag_key
 from foreseen.keys.secret import read_secret
 from foreseen.paths import children_file
-from foreseen.proxy.admin.admin import Token
+from foreseen.proxy.admin.admin import Operators
 from foreseen.proxy.admin.heartbeat import Heartbeat
 from foreseen.proxy.admin.purge import Purger, admin_application
 from foreseen.proxy.admin.purge_targets import Targets
-from foreseen.proxy.backend.discovery import Upstream, upstream_of
+from foreseen.proxy.backend.discovery import Upstream
 from foreseen.proxy.backend.poison.isolation import IsolationLock
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.generations import Generations
@@ -29,7 +29,15 @@ from foreseen.proxy.cache.tiers import TierLimits, Tiers
 from foreseen.proxy.fastpath.fast_connection import FastConnection
 from foreseen.proxy.fastpath.known_heads import KnownHeads
 from foreseen.proxy.fastpath.traced_responder import responder_of
-from foreseen.proxy.from_settings import assert_parser, bounds_of, far_of, freshness_of, limits_of, served_model
+from foreseen.proxy.from_settings import (
+    assert_parser,
+    bounds_of,
+    far_of,
+    keyring_of,
+    limits_of,
+    served_model,
+    tls_of,
+)
 from foreseen.proxy.handlers import Handlers
 from foreseen.proxy.jobs.batch import Batches
 from foreseen.proxy.jobs.openai_batches import OpenAIBatches
@@ -54,7 +62,6 @@ from foreseen.telemetry.child_states import ChildState, read_children
 from foreseen.telemetry.exposition import use_slot
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.telemetry.traces import traces_of
-from foreseen.tenants.keyring import Keyring, internal_credential
 from foreseen.web.bodies import BODIES, Bodies
 from foreseen.web.heavy import Heavy
 from foreseen.web.limits import Gate
@@ -84,14 +91,14 @@ class Proxy:
         self.trials = IsolationLock() if upstream is None else upstream.trials
         self.served = {} if upstream is None else upstream.served
         self.served |= {served.manifest.name: served for served in self._own_models()}
-        self.keyring = Keyring(settings.keys_file, internal_credential(settings.internal_fd))
+        self.tls, self.keyring = tls_of(settings), keyring_of(settings)
         self.heavy = Heavy()
         self.callers = CallerCounts(settings.top_callers) if settings.top_callers and settings.metrics else None
         tiers = self._build_stores(root)
         self._build_predict(tiers, root)
         self._build_jobs(root)
-        token = self._build_admin(tiers)
-        self._build_http(tiers, token)
+        operators = self._build_admin(tiers)
+        self._build_http(tiers, operators)
 
     def _build_stores(self, root: bytes) -> Tiers:
         """near, far, and the state store's clients."""
@@ -138,11 +145,10 @@ class Proxy:
         self.records = Records(root)
         self.jobs: Jobs | None = None
         if self.queue is not None:
-            self.jobs = Jobs(
-                self.queue, self.records, self.pipeline, self.served, self.generations, self.metrics, self.heavy
-            )
+            own = (self.queue, self.records, self.pipeline, self.served, self.generations, self.metrics, self.heavy)
+            self.jobs = Jobs(*own)
 
-    def _build_admin(self, tiers: Tiers) -> Token:
+    def _build_admin(self, tiers: Tiers) -> Operators:
         """Limits, the heartbeat and the operators' application."""
         settings, upstream = self.settings, self.upstream
         self.gate = Gate(limits_of(settings), lambda limit: self.metrics.limited.labels(limit).inc())
@@ -160,14 +166,14 @@ class Proxy:
             children=self._children,
             upstream_problems=None if upstream is None else upstream.problems,
         )
-        token = Token(
-            settings.admin_token_file or settings.data / "admin-token", required=settings.admin_token_file is not None
-        )
+        given = settings.admin_token_file
+        operators = Operators(given or settings.data / "admin-token", settings.data, required=given is not None)
+        self.operators = operators.keys
         self.targets = Targets(self.state, self.served, settings.data)
-        self.admin = admin_application(Purger(self.state, tiers), self.targets, token, settings.body_seconds)
-        return token
+        self.admin = admin_application(Purger(self.state, tiers), self.targets, operators, settings.body_seconds)
+        return operators
 
-    def _build_http(self, tiers: Tiers, token: Token) -> None:
+    def _build_http(self, tiers: Tiers, operators: Operators) -> None:
         """The responder, the known heads and the public application."""
         upstream = self.upstream
         self.bodies = Bodies()
@@ -188,13 +194,13 @@ class Proxy:
             stalled=lambda: self.heartbeat.stalled,
             lost=self._lost,
             missing=lambda: None if upstream is None else upstream.missing,
-            check_metrics=None if self.settings.metrics_open else lambda request: token.check(request, "metrics"),
+            check_metrics=None if self.settings.metrics_open else lambda request: operators.check(request, "metrics"),
         )
         self.application = Handlers(
             server=self.server,
             responder=self.responder,
             settings=self.settings,
-            token=token,
+            operators=operators,
             status=status,
             predictions=self._predictions(),
         ).application()
@@ -222,16 +228,11 @@ class Proxy:
     async def running(self) -> AsyncIterator[None]:
         """Watch the models; at the end wait for the flights and close every connection."""
         await self._look_at_far()
-        if self.upstream is not None:
-            watchers = [asyncio.create_task(self.upstream.follow())]
-        else:
-            watchers = [asyncio.create_task(served.watch()) for served in self.served.values()]
-        watchers.append(asyncio.create_task(self.heartbeat.beat()))
-        watchers.append(asyncio.create_task(self.generations.follow()))
-        watchers.append(asyncio.create_task(self.targets.follow()))
-        watchers.append(asyncio.create_task(self.keyring.follow()))
-        if self.far is not None:
-            watchers.append(asyncio.create_task(self.far.follow()))
+        parts = [one.watch() for one in self.served.values()] if self.upstream is None else [self.upstream.follow()]
+        parts += [self.heartbeat.beat(), self.generations.follow(), self.targets.follow(), self.keyring.follow()]
+        parts.append(self.operators.follow())
+        parts += [part.follow() for part in (self.far, self.tls) if part is not None]
+        watchers = [asyncio.create_task(part) for part in parts]
         try:
             async with asyncio.timeout(STATE_SECONDS):
                 await self.generations.ready.wait()
@@ -293,8 +294,3 @@ class Proxy:
             await self.far.look()
         except FarError as error:
             log.warning("far: not reachable at start; answering without it", kind=error.kind)
-
-
-async def upstream_for(settings: ProxySettings) -> Upstream | None:
-    """The upstream of the settings, its models found; None where there is none. Raises SetupError."""
-    return await upstream_of(settings, freshness_of(settings))

@@ -9,7 +9,7 @@ from foreseen.modelspec.artifact import refuse_optional
 from foreseen.modelspec.manifest import find
 from foreseen.modelspec.manifest.policy import Freshness
 from foreseen.paths import model_socket, redis_socket
-from foreseen.proxy.backend.discovery import in_front_of
+from foreseen.proxy.backend.discovery import Upstream, in_front_of, upstream_of
 from foreseen.proxy.backend.model import ModelProcess
 from foreseen.proxy.backend.poison.isolation import IsolationLock
 from foreseen.proxy.backend.served import ServedModel, id_key_of
@@ -20,8 +20,21 @@ from foreseen.settings import ProxySettings
 from foreseen.stores.cluster import far_at
 from foreseen.stores.owned import OwnedEntries
 from foreseen.stores.redis_urls import access_of
+from foreseen.tenants.keyring import Keyring, internal_credential
 from foreseen.web.limits import ListenerLimits
 from foreseen.web.listen import files_for
+from foreseen.web.tls import TlsFiles, tls_files
+
+
+def keyring_of(settings: ProxySettings) -> Keyring:
+    """The tenants. Raises SetupError where the keys file is not as it must be."""
+    internal = internal_credential(settings.internal_fd)
+    return Keyring(settings.keys_file, internal, certified=settings.tls_client_ca is not None)
+
+
+def tls_of(settings: ProxySettings) -> TlsFiles | None:
+    """The listener's certificate, where there is one. Raises SetupError."""
+    return tls_files(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
 
 
 def far_of(settings: ProxySettings, check: bytes) -> OwnedEntries | None:
@@ -88,3 +101,8 @@ def served_model(named: str, settings: ProxySettings, trials: IsolationLock) -> 
         trials=trials,
     )
     return ServedModel(manifest, process, settings.data, policy_of(manifest.freshness, defaults), id_key_of(settings))
+
+
+async def upstream_for(settings: ProxySettings) -> Upstream | None:
+    """The upstream of the settings, its models found; None where there is none. Raises SetupError."""
+    return await upstream_of(settings, freshness_of(settings))

@@ -10,7 +10,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from foreseen.errors import BadRequest, WebhookRefused
-from foreseen.proxy.admin.admin import Token
+from foreseen.proxy.admin.admin import Operators
 from foreseen.proxy.admin.operator_routes import ENDINGS as OPERATED
 from foreseen.proxy.admin.operator_routes import OperatorRoutes
 from foreseen.proxy.cache.freshness import NO_CONTROL, Control, control_of
@@ -61,14 +61,14 @@ class Handlers:
         server: Server,
         responder: Responder,
         settings: ProxySettings,
-        token: Token,
+        operators: Operators,
         status: StatusHandlers,
         predictions: Predictions | None = None,
     ) -> None:
         self._server = server
         self._responder = responder
         self._settings = settings
-        self._token = token
+        self._operators = operators
         self._status = status
         self._predictions = predictions
 
@@ -79,7 +79,7 @@ class Handlers:
         operated = OperatorRoutes(
             self._server,
             self._responder,
-            self._token,
+            self._operators,
             body_seconds=self._settings.body_seconds,
             deadline_seconds=self._settings.deadline_seconds,
         )

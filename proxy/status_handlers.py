@@ -36,14 +36,15 @@ class StatusHandlers:
         missing: Callable[[], str | None] = lambda: None,
         check_metrics: Callable[[web.Request], object] | None = None,
     ) -> None:
-        """`check_metrics` raises Unauthorized where the metrics are not for a caller, if there is a keys file."""
+        """`check_metrics` raises Unauthorized where the metrics are not for a caller; None: they are for every caller.
+        It is asked if there is a keys file."""
         self._served = served
         self._responder = responder
         self._exposition = exposition
         self._stalled = stalled
         self._lost = lost
         self._missing = missing
-        self._check_metrics = None if responder.keyring.is_open else check_metrics
+        self._check_metrics = check_metrics
 
     def add_to(self, app: web.Application) -> None:
         add_get = app.router.add_get
@@ -154,7 +155,11 @@ class StatusHandlers:
 
     def _watch(self, request: web.Request) -> None:
         """Raises Unauthorized where the metrics are not for this caller."""
-        if self._check_metrics is not None:
+        if self._check_metrics is None:
+            return
+        if self._responder.keyring.is_open:
+            tenant_of(request)
+        else:
             self._check_metrics(request)
 
     def _find(self, request: web.Request) -> ServedModel:

@@ -13,8 +13,9 @@ import uvloop
 from aiohttp import web
 
 from foreseen.errors import SetupError
-from foreseen.proxy.assembly import Proxy, upstream_for
+from foreseen.proxy.assembly import Proxy
 from foreseen.proxy.cache.generations import is_gone
+from foreseen.proxy.from_settings import upstream_for
 from foreseen.proxy.jobs.prefork import worked_in_child
 from foreseen.proxy.jobs.webhook.deliveries import Deliveries
 from foreseen.proxy.jobs.webhook.webhook_payloads import WebhookPayloads

@@ -136,7 +136,8 @@ def observed(
         Settings from a TOML file.
     """
     from foreseen.operate.commands.observed_command import read, table
-    from foreseen.operate.started import url_of
+    from foreseen.operate.started import url_of, watcher_key
 
-    summary = read(url or url_of(data))
+    url = url or url_of(data)
+    summary = read(url, watcher_key(url, data))
     print(orjson.dumps(summary).decode() if json else table(summary))

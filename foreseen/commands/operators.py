@@ -44,14 +44,15 @@ def top(
         Settings from a TOML file.
     """
     from foreseen.operate import top as view
-    from foreseen.operate.started import url_of
+    from foreseen.operate.started import url_of, watcher_key
 
     url = url or url_of(data)
+    key = watcher_key(url, data)
     if json or once:
-        now = view.once(url, interval)
+        now = view.once(url, interval, key)
         print(orjson.dumps(now).decode()) if json else view.show(url, now)
     else:
-        view.watch(url, interval)
+        view.watch(url, interval, key)
 
 
 def jobs(settings: JobsSettings = _JOBS) -> None:

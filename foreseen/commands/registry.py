@@ -11,6 +11,7 @@ from cyclopts import App
 from foreseen.commands.app import app
 from foreseen.commands.cache import explain, key, observed, purge, warm
 from foreseen.commands.config import show
+from foreseen.commands.keys import keys_app
 from foreseen.commands.operators import dashboards, doctor, jobs, top
 from foreseen.commands.servers import inference, proxy, up, worker
 
@@ -26,5 +27,6 @@ for _name, _place in GROUPS.items():
 _config = App(name="config", help="Look at settings.", config=())
 _config.command(show)
 app.command(_config)
+app.command(keys_app)
 for _command in COMMANDS:
     app.command(_command)

@@ -34,6 +34,13 @@ class Unauthorized(ForeseenError):
     fix = "See [security](security.md); operators give the content of `DATA/admin-token` as `Authorization: Bearer`."
 
 
+class NotPermitted(ForeseenError):
+    """The key is a viewer's, and the route changes something."""
+
+    status, code = 403, "not_permitted"
+    fix = "Use an operator's key: see [security](security.md)."
+
+
 class ModelNotAllowed(ForeseenError):
     """The tenant may not ask this model."""
 

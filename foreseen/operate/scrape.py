@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 from prometheus_client.parser import text_string_to_metric_families
 
 from foreseen.errors import SetupError
+from foreseen.operate.started import LOOPBACK
 
 TIMEOUT_SECONDS = 5.0
 Labels = frozenset[tuple[str, str]]
@@ -37,14 +40,21 @@ class Scrape(Struct, frozen=True):
         return sorted({value for has in self.samples.get(name, {}) for key, value in has if key == label})
 
 
-def fetch(url: str, path: str = "/metrics") -> bytes:
-    """A proxy's reply to a GET. Raises SetupError in one line where the proxy cannot be reached."""
+def fetch(url: str, path: str = "/metrics", key: str | None = None) -> bytes:
+    """What a proxy answers to a GET; `key` is an operator's. Raises SetupError in one line where it cannot be reached,
+    or asks for another key. On this machine any certificate will do: it is made for another name."""
     if not url.startswith(("http://", "https://")):
         raise SetupError(f"--url {url}: must be http:// or https://")
     try:
-        with urllib.request.urlopen(url.rstrip("/") + path, timeout=TIMEOUT_SECONDS) as reply:  # noqa: S310
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        request = urllib.request.Request(url.rstrip("/") + path, headers=headers)  # noqa: S310 - checked above
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS, context=_context(url)) as reply:  # noqa: S310
             content: bytes = reply.read()
             return content
+    except urllib.error.HTTPError as error:
+        if error.code == 401:
+            raise SetupError(f"{url}: its metrics need an operator's key; run where its data directory is") from None
+        raise SetupError(f"{url}: answered {error.code} to {path}") from None
     except (OSError, urllib.error.URLError, ValueError):
         raise SetupError(f"no proxy answers at {url}; start one, or give --url") from None
 
@@ -58,6 +68,13 @@ def parse(exposition: str) -> Scrape:
     return Scrape(time.monotonic(), samples)
 
 
-def scrape(url: str) -> Scrape:
+def scrape(url: str, key: str | None = None) -> Scrape:
     """A running proxy's metrics. Raises SetupError."""
-    return parse(fetch(url).decode())
+    return parse(fetch(url, key=key).decode())
+
+
+def _context(url: str) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if urlsplit(url).hostname in LOOPBACK:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -18,6 +19,7 @@ from foreseen.stores.redis_urls import shown
 
 NAME = "started.json"
 DEFAULT_URL = "http://127.0.0.1:8000"
+LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
 _OF_THE_COMMAND = frozenset(("config", "data", "log_level", "log_format", "json", "url"))
 """Settings of the examining command itself, never taken from the running system."""
 _ADDRESSES = frozenset(("redis", "state", "upstream"))
@@ -62,13 +64,25 @@ def url_of(data: Path) -> str:
     """Where the proxy of a data directory answers."""
     document = read_started(data) or {}
     port, host = document.get("port"), document.get("host", "127.0.0.1")
-    return DEFAULT_URL if not isinstance(port, int) else url_at(str(host), port)
+    secure = document.get("tls_cert") is not None
+    return DEFAULT_URL if not isinstance(port, int) else url_at(str(host), port, secure=secure)
 
 
-def url_at(host: str, port: int) -> str:
+def watcher_key(url: str, data: Path) -> str | None:
+    """The operators' key of a data directory, for the metrics of a proxy on this machine; None for other machines, and
+    where it cannot be read."""
+    if urlsplit(url).hostname not in LOOPBACK:
+        return None
+    try:
+        return (data / "admin-token").read_text().strip() or None
+    except OSError:
+        return None
+
+
+def url_at(host: str, port: int, *, secure: bool = False) -> str:
     """The address of a listener for a client on this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - listens there, asked here
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"http{'s' if secure else ''}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def flags_of(data: Path) -> str:

@@ -236,26 +236,26 @@ def _models(now: dict[str, Any]) -> Table:
     return table
 
 
-def watch(url: str, interval: float) -> None:
-    """The view, until Ctrl-C. Raises SetupError where no proxy answers at first; later it waits for one to return."""
-    before, trouble = scrape(url), None
+def watch(url: str, interval: float, key: str | None = None) -> None:
+    """The view, until Ctrl-C. Raises SetupError where no proxy answers at first; one that goes away is awaited."""
+    before, trouble = scrape(url, key), None
     now = activity(before, before)
     with Live(view(url, now), screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(interval)
             try:
-                after = scrape(url)
+                after = scrape(url, key)
                 now, before, trouble = activity(before, after), after, None
             except SetupError as error:
                 trouble = str(error).split(";")[0]
             live.update(view(url, now, trouble), refresh=True)
 
 
-def once(url: str, interval: float) -> dict[str, Any]:
+def once(url: str, interval: float, key: str | None = None) -> dict[str, Any]:
     """What happens within one interval. Raises SetupError."""
-    before = scrape(url)
+    before = scrape(url, key)
     time.sleep(interval)
-    return activity(before, scrape(url))
+    return activity(before, scrape(url, key))
 
 
 def show(url: str, now: dict[str, Any]) -> None:

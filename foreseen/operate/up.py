@@ -38,9 +38,10 @@ from foreseen.stores import valkey
 from foreseen.tasks import end
 from foreseen.telemetry.child_states import ChildrenFile
 from foreseen.telemetry.exposition import MULTIPROCESS_FOLDER, forget_worker, prepare_multiprocess
-from foreseen.tenants.keyring import make_internal_credential
+from foreseen.tenants.keyring import Keyring, make_internal_credential
 from foreseen.web.drain import ORPHANED
-from foreseen.web.listen import listen, listen_admin, reserve
+from foreseen.web.listen import listen, listen_admin, reserve, warn_of_open_listener
+from foreseen.web.tls import tls_files
 
 log = structlog.get_logger()
 
@@ -86,7 +87,7 @@ class _System:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hangup.set)
         listener, later = listen(settings.host, settings.port), None
         reserved = _reserved(settings)
-        url = url_at(settings.host, listener.getsockname()[1])
+        url = url_at(settings.host, listener.getsockname()[1], secure=settings.tls_cert is not None)
         try:
             write_started(settings, listener.getsockname()[1])
             await self._unless_stopped(self._start(listener, url))
@@ -110,6 +111,10 @@ class _System:
     async def _start(self, listener: socket.socket, url: str) -> None:
         settings = self._settings
         make_run_folder(settings.data)
+        warn_of_open_listener(settings)
+        tls_files(settings.tls_cert, settings.tls_key, settings.tls_client_ca)  # raises SetupError now, as below
+        if settings.keys_file is not None:
+            Keyring(settings.keys_file)
         self._publishing = asyncio.create_task(self._publish_states(ChildrenFile(children_file(settings.data))))
         for manifest in self._local:
             await build_model(manifest, settings)

@@ -30,6 +30,7 @@ OTHER_NAMES: dict[str, frozenset[str]] = {
     "observed": frozenset(("config", "url", "data", "json")),
     "top": frozenset(("config", "url", "data", "interval", "once", "json")),
     "dashboards": frozenset(("config", "out")),
+    "keys": frozenset(("data", "keys_file", "json")),
 }
 """Settings of commands that have no class of their own."""
 LISTS = frozenset(

@@ -87,6 +87,16 @@ class ProxySettings(StoreSettings):
             "Without it every caller is public."
         ),
     ] = None
+    tls_cert: Annotated[
+        Path | None, Parameter(help="Certificate chain (PEM) of the listener; with it the proxy speaks TLS only.")
+    ] = None
+    tls_key: Annotated[
+        Path | None, Parameter(help="Private key (PEM) of --tls-cert; both are taken anew when they change.")
+    ] = None
+    tls_client_ca: Annotated[
+        Path | None,
+        Parameter(help="Authority (PEM) of client certificates: requests without one are refused (mutual TLS)."),
+    ] = None
     internal_fd: Annotated[
         int | None, Parameter(help="A descriptor with the supervisor's own credential.", show=False)
     ] = None
@@ -196,7 +206,10 @@ class ProxySettings(StoreSettings):
     ] = ()
     admin_token_file: Annotated[
         Path | None,
-        Parameter(help="Token of operators' routes. Default: DATA/admin-token; without it they are disabled."),
+        Parameter(
+            help="Keys of operators and viewers (docs/security.md), or one token. Default: DATA/admin-token; those of "
+            "DATA/admin-keys.toml count, too."
+        ),
     ] = None
     admin_port: Annotated[
         int | None, Parameter(help="TCP port of operators' routes on --host, instead of DATA/run/admin.sock.")

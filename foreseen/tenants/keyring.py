@@ -27,6 +27,7 @@ from msgspec import structs
 from foreseen.errors import SetupError, Unauthorized
 from foreseen.tenants.keys_file import MAX_FILE_BYTES, KeysFile, parse_keys
 from foreseen.tenants.tenant import PUBLIC, PUBLIC_TENANT, Tenant, own_scope
+from foreseen.tenants.watched import WatchedFiles
 from foreseen.types import Owner, Scope
 
 LOOK_SECONDS = 0.25
@@ -39,9 +40,6 @@ _INTERNAL = Tenant("foreseen", Scope("internal"), Owner("internal"), seed=1)
 """The supervisor, which proves that predictions go through."""
 
 log = structlog.get_logger()
-
-Identity = tuple[int, int, int, int, int]
-"""What tells one version of a file from another: device, inode, size, and its two times in nanoseconds."""
 
 
 class Headers(Protocol):
@@ -64,9 +62,16 @@ class Keyring:
     """The tenants that one process knows, by their credentials."""
 
     def __init__(
-        self, path: Path | None = None, internal: bytes | None = None, clock: Callable[[], float] = time.time
+        self,
+        path: Path | None = None,
+        internal: bytes | None = None,
+        *,
+        certified: bool = False,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """`internal` is the supervisor's own credential. Raises SetupError where the file is not as it must be."""
+        """`internal` is the supervisor's own credential; `certified`: every request needs a client certificate. Raises
+        SetupError where the file is not as it must be."""
+        self.certified = certified
         self.generation = 0
         """Of what is in force: it changes with the file, and when a tenant expires."""
         self._path = path
@@ -75,11 +80,9 @@ class Keyring:
         self._internal = None if internal is None else hashlib.sha256(internal).digest()
         self._file = _NOTHING
         self._names: dict[bytes, tuple[bytes, str]] = {}
-        self._read: Identity | None = None
-        self._seen: Identity | None = None
+        self._watched = WatchedFiles(() if path is None else (path,))
         self._expires_at = float("inf")
         if path is not None:
-            self._read = self._seen = _identity(path)
             self._take(self._parsed(path))
 
     @property
@@ -90,9 +93,13 @@ class Keyring:
     def authenticate(self, headers: Headers, subject: str | None = None) -> Tenant:
         """The tenant of a request. `subject` is that of the connection's verified client certificate; a key in the
         headers comes before it. Raises Unauthorized."""
-        if self._path is None:
+        if self._path is None and not self.certified:
             return PUBLIC_TENANT
         given = set(credentials_of(headers))
+        if self.certified and subject is None and not (len(given) == 1 and self._is_internal(*given)):
+            raise Unauthorized("this needs a client certificate", headers=_CHALLENGE)
+        if self._path is None:
+            return PUBLIC_TENANT
         if len(given) > 1:
             raise Unauthorized("the request carries several different keys", headers=_CHALLENGE)
         if given:
@@ -100,7 +107,7 @@ class Keyring:
         name = None if subject is None else self._file.by_subject.get(subject)
         if name is None:
             raise Unauthorized("this needs a key: Authorization: Bearer, X-API-Key or api-key", headers=_CHALLENGE)
-        return structs.replace(self._in_force(self._file.tenants[name]), subject=subject)
+        return self._in_force(self._file.tenants[name])
 
     def named(self, name: str) -> Tenant | None:
         """A tenant by its name, for operators; None where the file has none."""
@@ -117,13 +124,8 @@ class Keyring:
         read that is being written."""
         if self._clock() >= self._expires_at:
             self._renew(self._file)
-        now = _identity(path)
-        if now == self._read:
+        if not self._watched.changed():
             return
-        if now != self._seen:
-            self._seen = now
-            return
-        self._read = now
         try:
             file = self._parsed(path)
         except SetupError as error:
@@ -133,11 +135,14 @@ class Keyring:
         log.info("keys file read", tenants=len(file.tenants), keys=len(file.by_key), generation=self.generation)
 
     def _by_key(self, given: str) -> Tenant | None:
-        digest = hashlib.sha256(given.encode(errors="surrogateescape")).digest()
-        if self._internal is not None and hmac.compare_digest(digest, self._internal):
+        digest = _digest(given)
+        if self._is_internal(given):
             return structs.replace(_INTERNAL, generation=self.generation)
         stored, name = self._names.get(self._place(digest), (b"", ""))
         return self._file.tenants[name] if hmac.compare_digest(stored, digest) else None
+
+    def _is_internal(self, given: str) -> bool:
+        return self._internal is not None and hmac.compare_digest(_digest(given), self._internal)
 
     def _in_force(self, tenant: Tenant | None) -> Tenant:
         if tenant is None:
@@ -186,6 +191,10 @@ def credentials_of(headers: Headers) -> list[str]:
     return [given for given in found if given]
 
 
+def _digest(given: str) -> bytes:
+    return hashlib.sha256(given.encode(errors="surrogateescape")).digest()
+
+
 def scope_named(tenant: str | None, keys_file: Path | None) -> Scope:
     """The scope of a tenant that a command line names, public where it names none. Raises SetupError."""
     if tenant is None:
@@ -221,12 +230,3 @@ def _unnamed() -> int:
     """The same where the system has no `memfd_create`."""
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
-
-
-def _identity(path: Path) -> Identity | None:
-    """Of the file that a path leads to; None where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -32,7 +32,7 @@ from foreseen.tenants.tenant import PUBLIC, Tenant, TenantLimits, owner_of, scop
 MAX_FILE_BYTES = 8 * 2**20
 HASH = "sha256:"
 MAX_PRIORITY = 100
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _HASH = re.compile(r"sha256:([0-9a-f]{64})")
 _LIMITS = ("requests_per_second", "rows_per_second", "concurrent_misses", "model_seconds_per_day")
 _FIELDS = ("keys", "subjects", "models", "scope", *_LIMITS, "priority", "expires")
@@ -57,7 +57,7 @@ def parse_keys(text: bytes, generation: int = 0) -> KeysFile:
     except UnicodeDecodeError:
         raise SetupError("is not UTF-8") from None
     except tomllib.TOMLDecodeError as error:
-        raise SetupError(f"is no TOML: {_place_of(error)}") from None
+        raise SetupError(f"is no TOML: {toml_place(error)}") from None
     tables = document.pop("tenant", {})
     if document or not isinstance(tables, dict):
         unknown = next(iter(document), "tenant")
@@ -67,16 +67,16 @@ def parse_keys(text: bytes, generation: int = 0) -> KeysFile:
     by_subject: dict[str, str] = {}
     for name, table in tables.items():
         tenants[name] = _tenant(name, table, generation)
-        for hashed in _texts(name, table, "keys"):
-            _claim(by_key, _digest(name, hashed), name, "keys")
-        for subject in _texts(name, table, "subjects"):
+        for digest in hashes_in(f"[tenant.{name}]", table):
+            _claim(by_key, digest, name, "keys")
+        for subject in _texts(f"[tenant.{name}]", table, "subjects"):
             _claim(by_subject, subject, name, "subjects")
     return KeysFile(tenants, by_key, by_subject)
 
 
 def _tenant(name: str, table: Any, generation: int) -> Tenant:
     """One table. Raises SetupError."""
-    if not _NAME.fullmatch(name) or name in _RESERVED:
+    if not NAME.fullmatch(name) or name in _RESERVED:
         raise SetupError(
             f"[tenant.{name[:64]}]: the name must be letters, digits, '.', '_' or '-', and none of "
             f"{', '.join(sorted(_RESERVED))}"
@@ -87,8 +87,8 @@ def _tenant(name: str, table: Any, generation: int) -> Tenant:
         near = difflib.get_close_matches(unknown[0], _FIELDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise SetupError(f"[tenant.{name}] {unknown[0][:64]}: is no field of a tenant{hint}")
-    scope, models = table.get("scope", "own"), tuple(_texts(name, table, "models", ["*"]))
-    if not isinstance(scope, str) or not _NAME.fullmatch(scope):
+    scope, models = table.get("scope", "own"), tuple(_texts(f"[tenant.{name}]", table, "models", ["*"]))
+    if not isinstance(scope, str) or not NAME.fullmatch(scope):
         raise SetupError(f'[tenant.{name}] scope: must be "own", "public" or a name')
     limits = TenantLimits(**{field: _limit(name, table, field) for field in _LIMITS})  # type: ignore[arg-type]
     priority = table.get("priority", 1)
@@ -102,26 +102,29 @@ def _tenant(name: str, table: Any, generation: int) -> Tenant:
         None if "*" in models else models,
         limits,
         priority,
-        _expiry(name, table.get("expires")),
+        expiry_in(f"[tenant.{name}]", table.get("expires")),
         generation,
         0 if found == PUBLIC else xxh3_64_intdigest(found.encode()),
     )
 
 
-def _texts(name: str, table: Mapping[str, Any], field: str, default: list[str] | None = None) -> list[str]:
+def hashes_in(place: str, table: Mapping[str, Any]) -> list[bytes]:
+    """The hashes of a table's `keys`. Raises SetupError; what stands there may be a key, and is not repeated."""
+    found = []
+    for hashed in _texts(place, table, "keys"):
+        match = _HASH.fullmatch(hashed)
+        if match is None:
+            raise SetupError(f'{place} keys: each must be "{HASH}" and 64 hexadecimal digits, never a key itself')
+        found.append(bytes.fromhex(match[1]))
+    return found
+
+
+def _texts(place: str, table: Mapping[str, Any], field: str, default: list[str] | None = None) -> list[str]:
     """A list of strings. Raises SetupError."""
     given = table.get(field, default or [])
     if not isinstance(given, list) or not all(isinstance(one, str) and one for one in given):
-        raise SetupError(f"[tenant.{name}] {field}: must be a list of strings")
+        raise SetupError(f"{place} {field}: must be a list of strings")
     return given
-
-
-def _digest(name: str, hashed: str) -> bytes:
-    """The hash of a key. Raises SetupError; what stands there may be a key, and is not repeated."""
-    match = _HASH.fullmatch(hashed)
-    if match is None:
-        raise SetupError(f'[tenant.{name}] keys: each must be "{HASH}" and 64 hexadecimal digits, never a key itself')
-    return bytes.fromhex(match[1])
 
 
 def _claim(known: dict[Any, str], what: Any, name: str, field: str) -> None:
@@ -142,7 +145,7 @@ def _limit(name: str, table: Mapping[str, Any], field: str) -> float | int | Non
     return given
 
 
-def _expiry(name: str, given: Any) -> float | None:
+def expiry_in(place: str, given: Any) -> float | None:
     """A date or date with time as Unix seconds; without a zone it is UTC. Raises SetupError."""
     if isinstance(given, str):
         try:
@@ -154,11 +157,11 @@ def _expiry(name: str, given: Any) -> float | None:
     if isinstance(given, datetime):
         return (given if given.tzinfo else given.replace(tzinfo=UTC)).timestamp()
     if given is not None:
-        raise SetupError(f"[tenant.{name}] expires: must be a date, or a date with a time")
+        raise SetupError(f"{place} expires: must be a date, or a date with a time")
     return None
 
 
-def _place_of(error: tomllib.TOMLDecodeError) -> str:
+def toml_place(error: tomllib.TOMLDecodeError) -> str:
     """Where a file is wrong, without what stands there."""
     found = re.search(r"\(at [^)]*\)", str(error))
     return found[0].strip("()") if found else "cannot be read"

@@ -45,8 +45,6 @@ class Tenant(Struct, frozen=True):
     """The reading of the keys file that this is from: what was learned under an earlier one is not used."""
     seed: int = 0
     """Of hashes that only say where to look (XXH3): tenants do not fill each other's places. 0: public."""
-    subject: str | None = None
-    """The certificate that the tenant was recognised by, where the request itself carried no key."""
 
     def may_use(self, model: str) -> bool:
         """Whether the tenant may ask this model."""

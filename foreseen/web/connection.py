@@ -22,6 +22,7 @@ from foreseen.errors import BadRequest, ForeseenError, HeadTimeout, HeadTooLarge
 from foreseen.web.caller import Caller, caller_of, peer_of
 from foreseen.web.http import JSON, SERVER, error_reply, internal
 from foreseen.web.limits import Bucket, Gate
+from foreseen.web.tls import subject_of
 
 TAKEN_BYTES = 64 * 1024
 """A client that reads less of a long reply than this within `write_seconds` is disconnected."""
@@ -37,7 +38,7 @@ log = structlog.get_logger()
 class Connection(RequestHandler):
     """aiohttp's protocol within limits; its last answer says `Connection: close`."""
 
-    __slots__ = ("_gate", "_head_bytes", "_head_timer", "_most", "_write_timer", "bucket")
+    __slots__ = ("_gate", "_head_bytes", "_head_timer", "_most", "_write_timer", "bucket", "subject")
 
     def __init__(self, manager: Any, *, gate: Gate, **options: Any) -> None:
         limits = gate.limits
@@ -51,6 +52,8 @@ class Connection(RequestHandler):
         self._gate = gate
         self._most = limits.requests or sys.maxsize
         self.bucket: Bucket | None = None
+        self.subject: str | None = None
+        """Of its verified client certificate."""
         """Of all requests of this connection; None where their rate is not limited, or each has its own caller."""
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
@@ -64,6 +67,7 @@ class Connection(RequestHandler):
             return
         if self._gate.limits.rate and not self._gate.limits.forwarded_hops:
             self.bucket = self._gate.bucket(peer_of(transport))
+        self.subject = subject_of(transport)
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:

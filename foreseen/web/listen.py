@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import resource
 import socket
 from pathlib import Path
@@ -18,6 +19,19 @@ OTHER_FILES = 256
 """Descriptors that a worker needs beside its clients' connections: Redis, models, logs, metrics; and a reserve."""
 
 log = structlog.get_logger()
+
+
+def warn_of_open_listener(settings: ProxySettings) -> None:
+    """Say loudly that every machine that reaches this address may use all models."""
+    try:
+        loopback = settings.host == "localhost" or ipaddress.ip_address(settings.host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback and settings.keys_file is None and settings.tls_client_ca is None:
+        log.warning(
+            "the listener is open: every caller that reaches it is public; give --keys-file, or bind to 127.0.0.1",
+            host=settings.host,
+        )
 
 
 def listen(host: str, port: int, flag: str = "--port") -> socket.socket:

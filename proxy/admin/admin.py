@@ -1,61 +1,73 @@
-"""The admin token: required by every operators' route, compared in constant time; every call is logged."""
+"""Operators and viewers: each operators' route asks here for the key of one; what they do is in the audit log."""
 
 from __future__ import annotations
 
 import socket
 import struct
 import time
-from hmac import compare_digest
 from pathlib import Path
 from typing import Any
 
-import structlog
 from aiohttp import web
+from msgspec import Struct
 
-from foreseen.errors import SetupError, Unauthorized
+from foreseen.errors import NotPermitted, Unauthorized
 from foreseen.keys.explain import read_frame
-from foreseen.keys.secret import read_secret
-from foreseen.logs import Sparing
+from foreseen.tenants.admin_keys import Administrator, AdminKeys
+from foreseen.tenants.audit import audit, audit_refusal
+from foreseen.tenants.keyring import credentials_of
 from foreseen.types import Explanation
 
-log = structlog.get_logger()
+KEYS_FILE = "admin-keys.toml"
+"""Of the data directory; it need not be there."""
+VIEWED = frozenset(("metrics", "workers", "explain"))
+"""What a viewer may do; all else takes an operator."""
 
 
-class Token:
-    """The operators' token, or none, which opens nothing."""
+class Actor(Struct, frozen=True):
+    """The holder of a key that was checked, and where the request came from."""
 
-    def __init__(self, path: Path, *, required: bool) -> None:
-        try:
-            self._token = read_secret(path, "admin token")
-        except SetupError:
-            if required:
-                raise
-            self._token = b""
-        self._sparing = Sparing()
+    name: str
+    client: str
 
-    def check(self, request: web.Request, verb: str) -> str:
-        """The caller, for the log. Raises Unauthorized. Every call is logged. A call without the token is a warning;
-        many of those from one address are one warning a second with their number."""
-        passed = bool(self._token) and compare_digest(_bearer(request), self._token)
-        actor = actor_of(request)
-        if passed:
-            log.info("admin", verb=verb, actor=actor, passed=True)
-        else:
-            skipped = self._sparing.skipped(actor.partition(",")[0])
-            if skipped is not None:
-                log.warning("admin", verb=verb, actor=actor, passed=False, **skipped)
-            raise Unauthorized("this route needs the admin token", headers={"WWW-Authenticate": "Bearer"})
-        return actor
+    def did(self, action: str, **fields: Any) -> None:
+        """Write an action into the audit log."""
+        audit(action, self.name, self.client, **fields)
 
 
-def _bearer(request: web.Request) -> bytes:
-    """The token that a request gives, any bytes; empty where it gives none. The scheme's case does not matter (RFC 9110
-    section 11.1)."""
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    return given.strip(" ").encode(errors="surrogateescape") if scheme.lower() == "bearer" else b""
+NO_ACTOR = Actor("", "")
+"""Of an action without a request."""
 
 
-def actor_of(request: web.Request) -> str:
+class Operators:
+    """Checks the keys of operators' routes, in one process."""
+
+    def __init__(self, token: Path, data: Path, *, required: bool) -> None:
+        """Raises SetupError where a file of keys is not as it must be."""
+        self.keys = AdminKeys(token, data / KEYS_FILE, required=required)
+
+    def knows(self, request: web.Request) -> bool:
+        """Whether a request has a key of operators' routes."""
+        return self._found(request) is not None
+
+    def check(self, request: web.Request, verb: str) -> Actor:
+        """The caller. Raises Unauthorized, and NotPermitted where it may only look; both are in the audit log."""
+        client = client_of(request)
+        found = self._found(request)
+        if found is None:
+            audit_refusal(verb, client, "no operator's key")
+            raise Unauthorized("this route needs an operator's key", headers={"WWW-Authenticate": "Bearer"})
+        if found.role != "operator" and verb not in VIEWED:
+            audit(verb, found.name, client, passed=False, why="a viewer may only look")
+            raise NotPermitted("this route needs an operator's key; the request has a viewer's")
+        return Actor(found.name, client)
+
+    def _found(self, request: web.Request) -> Administrator | None:
+        given = set(credentials_of(request.headers))
+        return self.keys.find(given.pop()) if len(given) == 1 else None
+
+
+def client_of(request: web.Request) -> str:
     """The peer of a request: its address or, on a unix socket, the user and process that opened it."""
     if request.remote:
         return request.remote

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from foreseen.errors import BadRequest, Unauthorized
-from foreseen.proxy.admin.admin import Token, explained
+from foreseen.errors import BadRequest
+from foreseen.logs import Sparing
+from foreseen.proxy.admin.admin import Operators, explained
 from foreseen.proxy.admin.explain_rows import explain_request
 from foreseen.proxy.admin.import_rows import import_request
 from foreseen.proxy.backend.served import ServedModel
@@ -33,14 +34,15 @@ class OperatorRoutes:
         self,
         server: Server,
         responder: Responder,
-        token: Token,
+        operators: Operators,
         *,
         body_seconds: float,
         deadline_seconds: float,
     ) -> None:
         self._server = server
         self._responder = responder
-        self._token = token
+        self._operators = operators
+        self._sparing = Sparing()
         self._keyring = responder.keyring
         self._body_seconds = body_seconds
         self._deadline_seconds = deadline_seconds
@@ -64,11 +66,15 @@ class OperatorRoutes:
 
     async def import_rows(self, request: web.Request) -> web.Response:
         """Operators only: store what a batch run has computed, as `foreseen warm --url --outputs` sends it."""
-        self._token.check(request, "import")
+        actor = self._operators.check(request, "import")
         tenant = self._named(request)
         served = self._find(request, tenant)
         body = await read_body(request, self._body_seconds)
         rows, had = await import_request(self._server, served, tenant.scope, header_length(request), body)
+        skipped = self._sparing.skipped(f"{actor.name} {tenant.name}")  # a batch run sends thousands
+        if skipped is not None:
+            facts = {"model": served.manifest.name, "tenant": tenant.name, "rows": rows, "had": len(had)}
+            actor.did("import", **facts, **skipped)
         return json_reply({"model": served.manifest.name, "rows": rows, "had": had})
 
     async def _explain(self, request: web.Request, protocol: Protocol) -> web.Response:
@@ -90,13 +96,12 @@ class OperatorRoutes:
 
     def _explaining(self, request: web.Request) -> Tenant:
         """The tenant whose rows are explained: the caller itself, or the one that an operator names."""
-        if not self._keyring.is_open:
-            try:
-                return tenant_of(request)
-            except Unauthorized:
-                pass  # an operator's token is no tenant's key
-        self._token.check(request, "explain")
-        return self._named(request)
+        if not self._keyring.is_open and not self._operators.knows(request):
+            return tenant_of(request)
+        actor = self._operators.check(request, "explain")
+        tenant = self._named(request)
+        actor.did("explain", model=request.match_info["model"][:64], tenant=tenant.name)
+        return tenant
 
     def _named(self, request: web.Request) -> Tenant:
         """The tenant that an operator names. Raises BadRequest."""

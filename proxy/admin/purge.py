@@ -1,7 +1,7 @@
 """The operators' routes for purges: purge, wait until every registered worker has confirmed, name those that have not.
 
-They have a listener of their own: a unix socket under the data directory, or `--admin-port`. Every change is logged at
-level warning with the caller: an audit log that `--log-level` does not turn off.
+They have a listener of their own: a unix socket under the data directory, or `--admin-port`. Every change is in the
+audit log.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
-import structlog
 from aiohttp import web
 from msgspec import Struct
 
-from foreseen.errors import BadRequest, FarError, NotConfirmed, StateUnavailable
+from foreseen.errors import BadRequest, FarError, ForeseenError, NotConfirmed, StateUnavailable
 from foreseen.protocol.strict_json import load_json
-from foreseen.proxy.admin.admin import Token
+from foreseen.proxy.admin.admin import NO_ACTOR, Actor, Operators
 from foreseen.proxy.admin.purge_targets import Targets
 from foreseen.proxy.cache.generations import is_gone
 from foreseen.proxy.cache.tiers import Tiers
@@ -26,8 +25,6 @@ from foreseen.web.http import errors, json_reply, read_body
 LOOK_SECONDS = 0.01
 BODY_BYTES = 4096
 MOST_SECONDS = 300.0
-
-log = structlog.get_logger()
 
 
 class Purged(Struct, frozen=True):
@@ -44,7 +41,7 @@ class Purger:
         self._state = state
         self._tiers = tiers
 
-    async def purge(self, kind: Kind, what: str, seconds: float, actor: str = "") -> Purged:
+    async def purge(self, kind: Kind, what: str, seconds: float, actor: Actor = NO_ACTOR) -> Purged:
         """Raises StateUnavailable, and NotConfirmed after so many seconds; then it is in force wherever it is known."""
         state = self._store()
         generation = await state.purge(kind, what)
@@ -56,9 +53,8 @@ class Purger:
             if not missing or asyncio.get_running_loop().time() >= until:
                 break
             await asyncio.sleep(LOOK_SECONDS)
-        log.warning(
-            "purge", actor=actor, kind=kind, what=shown, generation=generation, workers=len(workers), missing=missing
-        )
+        facts = {"generation": generation, "workers": len(workers), "missing": missing}
+        actor.did("purge", kind=kind, what=shown, **facts)
         if missing:
             raise NotConfirmed(f"purged, but not confirmed by {', '.join(missing)}")
         if kind == "key":
@@ -68,10 +64,10 @@ class Purger:
                 raise NotConfirmed(f"forgotten by every worker, but not deleted in Redis: {error.kind}") from None
         return Purged(generation, len(workers))
 
-    async def forget_worker(self, worker: str, actor: str = "") -> None:
+    async def forget_worker(self, worker: str, actor: Actor = NO_ACTOR) -> None:
         """Deregister a worker of another machine that an operator knows to have ended."""
         await self._store().leave(worker)
-        log.warning("worker forgotten", actor=actor, worker=worker[:64])
+        actor.did("forget-worker", worker=worker[:64])
 
     async def workers(self) -> dict[str, int]:
         return await self._living(self._store())
@@ -90,11 +86,11 @@ class Purger:
         return self._state
 
 
-def admin_application(purger: Purger, targets: Targets, token: Token, body_seconds: float) -> web.Application:
+def admin_application(purger: Purger, targets: Targets, operators: Operators, body_seconds: float) -> web.Application:
     """The operators' listener: POST /admin/purge, GET /admin/workers, POST /admin/workers/forget."""
 
-    async def asked(request: web.Request, verb: str) -> tuple[dict[str, Any], str]:
-        actor = token.check(request, verb)
+    async def asked(request: web.Request, verb: str) -> tuple[dict[str, Any], Actor]:
+        actor = operators.check(request, verb)
         document = load_json(await read_body(request, body_seconds))
         if not isinstance(document, dict):
             raise BadRequest("body: expected an object")
@@ -111,13 +107,17 @@ def admin_application(purger: Purger, targets: Targets, token: Token, body_secon
         unknown = document.get("even_if_unknown", False)
         if type(unknown) is not bool:
             raise BadRequest("even_if_unknown: must be true or false")
-        target = await targets.resolve(kind, what, even_if_unknown=unknown)
+        try:
+            target = await targets.resolve(kind, what, even_if_unknown=unknown)
+        except ForeseenError as error:
+            actor.did("purge", kind=kind, failed=error.code)
+            raise
         done = [await purger.purge(target.kind, name, seconds, actor) for name in target.names][-1]
         return json_reply({"generation": done.generation, "workers": done.workers, "purged": target.said})
 
     async def workers(request: web.Request) -> web.Response:
         """The registered workers and the last purge that each has confirmed."""
-        token.check(request, "workers")
+        operators.check(request, "workers")
         return json_reply({"workers": await purger.workers()})
 
     async def forget(request: web.Request) -> web.Response:

@@ -51,7 +51,7 @@ class FastConnection(Connection):
 
     __slots__ = (
         "_back", "_bodies", "_charge", "_done", "_fed", "_have", "_head", "_heads", "_held", "_holding", "_hops",
-        "_idle", "_peer", "_pending", "_responder", "_start", "_wanted", "_whole",
+        "_idle", "_peer", "_pending", "_place", "_responder", "_start", "_wanted", "_whole",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +73,12 @@ class FastConnection(Connection):
         self._pending: PendingRequest | None = None
         self._back: list[bytes] = []
         self._done: asyncio.Future[None] | None = None
+        self._place = b""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        if self.subject is not None:
+            self._place = b"\0%b\0" % self.subject.encode()  # no head begins so
 
     def data_received(self, data: bytes) -> None:
         if self._pending is not None:
@@ -109,7 +115,7 @@ class FastConnection(Connection):
     def learn(self, request: web.Request, head: RequestHead, reply: Reply) -> None:
         """What aiohttp's reading of a request's head was; called by handlers once it is answered."""
         if self._account_for(request) and reply.status == 200 and request.content_length and may_be_learned(request):
-            self._heads.learn(self._head, head)
+            self._heads.learn(self._head, head, self._place)
 
     async def finish_response(self, request: Any, resp: Any, start_time: float | None) -> Any:
         """Every request is accounted for before its answer goes, so that its connection is between requests after."""
@@ -150,11 +156,12 @@ class FastConnection(Connection):
         if self._hops and not self._may_ask(caller):
             self._begin(data)
             return
-        if short and (reply := self._responder.repeat(data, caller)) is not None:
+        raw = self._place + data if self._place else data
+        if short and (reply := self._responder.repeat(raw, caller)) is not None:
             self._admitted(caller)
             self._write(reply)
             return
-        known = self._heads.of(data)
+        known = self._heads.of(data, self._place)
         if known is None or len(data) > known.whole or known.whole > HELD_BYTES:
             self._begin(data)
         elif len(data) < known.whole:
@@ -167,9 +174,8 @@ class FastConnection(Connection):
             self._holding = self._loop.call_later(HOLD_SECONDS, self._release)
         else:
             caller = Caller(caller.address, data[: known.head])
-            self._answer(
-                structs.replace(known.ask, caller=caller), data[known.head :], data if short and known.again else None
-            )
+            head = structs.replace(known.ask, caller=caller)
+            self._answer(head, data[known.head :], raw if short and known.again else None)
 
     def _whole_request(self) -> None:
         """The body that a known head waited for is here."""
@@ -178,7 +184,7 @@ class FastConnection(Connection):
         if wanted <= MAX_REQUEST_BYTES:
             self._take(b"".join(held))
             return
-        known = self._heads.of(held[0])
+        known = self._heads.of(held[0], self._place)
         if known is None or sum(map(len, held)) != known.whole:
             self._begin(b"".join(held))
             return

@@ -71,8 +71,8 @@ class KnownHeads:
     def __len__(self) -> int:
         return len(self._asks)
 
-    def learn(self, head: bytes, ask: RequestHead) -> None:
-        """Remember what a head asks. `head` ends with its empty line."""
+    def learn(self, head: bytes, ask: RequestHead, place: bytes = b"") -> None:
+        """Remember what a head asks. `head` ends with its empty line; `place` keeps client certificates apart."""
         plain, _ = _untraced(head)
         cut = _cut(plain)
         if ask.tenant.generation != self._keyring.generation:  # the keys file changed while it was answered
@@ -82,28 +82,28 @@ class KnownHeads:
         if len(_NAMED.findall(head)) != len(_TRACE.findall(head)):  # one that is not plain comes once, and is aiohttp's
             return
         ask = structs.replace(ask, traceparent=None, caller=None)
-        known = self._asks.get(cut[0])
-        if known != ask:  # a setting that changed
+        kept = place + cut[0]
+        if self._asks.get(kept) != ask:  # a setting that changed
             self._recognised.clear()
-            self._asks[cut[0]] = ask
+            self._asks[kept] = ask
         if len(self._asks) > MAX_HEADS:
             del self._asks[next(iter(self._asks))]
 
-    def of(self, data: bytes) -> KnownHead | None:
+    def of(self, data: bytes, place: bytes = b"") -> KnownHead | None:
         """What the request asks that these bytes begin with, where its head is known. The body may still be missing."""
         end = data.find(END_OF_HEAD, 0, MAX_HEAD_BYTES)
         if end < 0:
             return None
         head = data[: end + 4]
-        known = self._recognised.get(head) or self._recognise(head)
+        known = self._recognised.get(place + head if place else head) or self._recognise(head, place)
         if known is None or known.ask.tenant.generation != self._keyring.generation:
             return None  # aiohttp gets it, and whoever has the credential now is asked
         return known
 
-    def _recognise(self, head: bytes) -> KnownHead | None:
+    def _recognise(self, head: bytes, place: bytes) -> KnownHead | None:
         plain, traceparent = _untraced(head)
         cut = _cut(plain)
-        ask = None if cut is None else self._asks.get(cut[0])
+        ask = None if cut is None else self._asks.get(place + cut[0])
         if cut is None or ask is None or cut[1] > self._body_bytes:
             return None
         if plain is not head:
@@ -112,7 +112,7 @@ class KnownHeads:
             return KnownHead(ask, len(head), len(head) + cut[1], again=False)
         if len(self._recognised) >= MAX_HEADS:
             self._recognised.clear()
-        made = self._recognised[head] = KnownHead(ask, len(head), len(head) + cut[1])
+        made = self._recognised[place + head] = KnownHead(ask, len(head), len(head) + cut[1])
         return made
 
 

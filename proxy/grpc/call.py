@@ -36,9 +36,13 @@ class CallMetadata(NamedTuple):
     seconds: float | None
     """Until its deadline; None where it has none."""
     credentials: PairHeaders
+    subject: str | None = None
+    """Of the verified client certificate."""
 
 
-def read_metadata(given: Iterable[tuple[str, Any]], peer: str, seconds: float | None) -> CallMetadata:
+def read_metadata(
+    given: Iterable[tuple[str, Any]], peer: str, seconds: float | None, subject: str | None = None
+) -> CallMetadata:
     """A call's metadata; `peer` as gRPC says it."""
     values: dict[str, str] = {}
     credentials: list[tuple[str, str]] | None = None
@@ -47,7 +51,8 @@ def read_metadata(given: Iterable[tuple[str, Any]], peer: str, seconds: float | 
             values[name] = f"{values[name]}, {value}" if name in values else value
         elif name in CREDENTIAL_HEADERS and type(value) is str:
             credentials = [*(credentials or ()), (name, value)]
-    return CallMetadata(values, peer, seconds, NO_CREDENTIALS if credentials is None else PairHeaders(credentials))
+    given_keys = NO_CREDENTIALS if credentials is None else PairHeaders(credentials)
+    return CallMetadata(values, peer, seconds, given_keys, subject)
 
 
 def head_of(

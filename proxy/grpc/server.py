@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 
 from foreseen.errors import SetupError
 from foreseen.protocol.open_inference import SERVICE, pool
+from foreseen.proxy.grpc.credentials import server_credentials
 from foreseen.proxy.grpc.service import InferenceService
 from foreseen.proxy.grpc.sockets import connections, stop_listening
 from foreseen.settings import ProxySettings
@@ -67,7 +68,12 @@ class GrpcServer:
         settings = self._settings
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         try:
-            port = self._server.add_insecure_port(f"{host}:{settings.grpc_port}")
+            credentials = server_credentials(settings)
+            place = f"{host}:{settings.grpc_port}"
+            if credentials is None:
+                port = self._server.add_insecure_port(place)
+            else:
+                port = self._server.add_secure_port(place, credentials)
         except RuntimeError:
             port = 0
         if not port:

@@ -16,7 +16,7 @@ import grpc
 from google.protobuf.json_format import ParseDict
 from grpc import aio
 
-from foreseen.errors import ForeseenError, UnknownModel
+from foreseen.errors import ForeseenError, Unauthorized, UnknownModel
 from foreseen.protocol import grpc_messages as messages
 from foreseen.protocol.open_inference import SERVICE, methods
 from foreseen.proxy import describe
@@ -30,11 +30,13 @@ from foreseen.proxy.grpc.call import (
     read_metadata,
     traceparent_of,
 )
+from foreseen.proxy.grpc.credentials import peer_subject
 from foreseen.proxy.grpc.status import Status, status_of, trailers_of
 from foreseen.proxy.grpc.tickets import GrpcTickets
 from foreseen.proxy.predict.dialects import codecs
 from foreseen.proxy.predict.response_bytes import Reply, lines_of
 from foreseen.settings import ProxySettings
+from foreseen.tenants.audit import audit_refusal
 from foreseen.tenants.tenant import PUBLIC_TENANT, Tenant
 from foreseen.web.bodies import FREE_BYTES, Bodies, Charge
 from foreseen.web.http import internal
@@ -82,7 +84,8 @@ class InferenceService:
 
     async def infer(self, body: bytes, context: Context) -> bytes:
         """One request, one answer."""
-        call = read_metadata(context.invocation_metadata(), context.peer(), context.time_remaining())
+        subject = peer_subject(context) if self._responder.keyring.certified else None
+        call = read_metadata(context.invocation_metadata(), context.peer(), context.time_remaining(), subject)
         reply = await self._answered(body, call, "ModelInfer")
         if reply.status not in ANSWERED:
             await _abort(context, status_of(reply))
@@ -91,7 +94,7 @@ class InferenceService:
 
     async def stream(self, _: Any, context: Context) -> None:
         """One answer for each request, in the order of the requests; an error ends its request, not the stream."""
-        call = read_metadata(context.invocation_metadata(), context.peer(), None)
+        call = read_metadata(context.invocation_metadata(), context.peer(), None, peer_subject(context))
         window: asyncio.Queue[tuple[bytes, asyncio.Task[Reply]] | None] = asyncio.Queue(STREAM_WINDOW)
         reading = asyncio.create_task(self._read_stream(context, call, window))
         try:
@@ -161,7 +164,11 @@ class InferenceService:
 
     def tenant_of(self, call: CallMetadata) -> Tenant:
         """The tenant of a call, or of a message of a stream: keys may be revoked meanwhile. Raises Unauthorized."""
-        return self._responder.keyring.authenticate(call.credentials)
+        try:
+            return self._responder.keyring.authenticate(call.credentials, call.subject)
+        except Unauthorized as error:
+            audit_refusal("call", address_in_peer(call.peer), str(error))
+            raise
 
     # What else there is to ask. Requests and replies are messages.
 
@@ -252,7 +259,7 @@ def _refusal(error: Exception, method: str) -> Reply:
 
 
 def _metadata(context: Context) -> CallMetadata:
-    return read_metadata(context.invocation_metadata(), context.peer(), None)
+    return read_metadata(context.invocation_metadata(), context.peer(), None, peer_subject(context))
 
 
 async def _unsupported(method: str, body: bytes, context: Context) -> bytes:

@@ -22,7 +22,7 @@ from foreseen.modelspec.manifest import find
 from foreseen.modelspec.manifest.source import changed_file
 from foreseen.operate.interpreter import optimized
 from foreseen.operate.scrape import Scrape, scrape
-from foreseen.operate.started import flags_of, url_at
+from foreseen.operate.started import flags_of, url_at, watcher_key
 from foreseen.paths import model_socket
 from foreseen.proxy.backend.text_servers.recognise import GRPC, grpc_server_at
 from foreseen.proxy.backend.v2_server import Unusable, V2Server
@@ -205,11 +205,11 @@ async def _ask(address: str, name: str) -> dict[str, Any] | None:
 
 def running(settings: DoctorSettings) -> Iterator[Finding]:
     """Findings from the metrics of a running proxy."""
-    url = settings.url or url_at(settings.host, settings.port)
+    url = settings.url or url_at(settings.host, settings.port, secure=settings.tls_cert is not None)
     try:
-        now = scrape(url)
-    except SetupError:
-        yield Finding("note", "proxy", f"no proxy answers at {url}", "start one, or say --url")
+        now = scrape(url, watcher_key(url, settings.data))
+    except SetupError as error:
+        yield Finding("note", "proxy", str(error).split(";")[0], "start one, or say --url")
         return
     yield from counted(now, url)
 

@@ -145,10 +145,10 @@ def test_who_purged_what_is_told_however_quiet_the_log(
         token = (system.data / "admin-token").read_text().strip()
         generation = json.loads(ask_operators(system, token, {"model": "fingerprint"})[1])["generation"]
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
-    (refused,) = [line for line in lines if line["event"] == "admin"]
-    assert (refused["passed"], refused["verb"]) == (False, "purge")
-    (purged,) = [line for line in lines if line["event"] == "purge"]
+    refused, purged = [line for line in lines if line["event"] == "audit"]
+    assert (refused["passed"], refused["action"], refused["actor"]) == (False, "purge", "")
+    assert (purged["passed"], purged["action"], purged["client"]) == (True, "purge", "admin-token")
     assert (purged["kind"], purged["what"], purged["generation"]) == ("model", "fingerprint", generation)
-    assert re.fullmatch(r"uid \d+, process \d+", purged["actor"])
+    assert re.fullmatch(r"uid \d+, process \d+", purged["client"])
     assert purged["workers"] >= 1  # a worker of jobs confirms, too
     assert purged["missing"] == []

@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from foreseen.tenants.edit_keys import add_key
 from tests.live import Live, started
 from tests.questions import ask_fingerprint, ask_minilm, fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT, MINILM
+from tests.stories.test_74_nothing_leaks import ask_operators
 
 seeds = itertools.count(910_000)
 WORKERS = 3
@@ -283,3 +285,37 @@ def test_bodies_of_two_tenants_are_two_bodies(shared: Live) -> None:
         assert not coded or len(base64.b64decode(first)) == 384 * 4
         if number < 4:
             assert "miss" in headers["cache-status"]
+
+
+def test_a_viewer_looks_and_an_operator_acts_and_all_is_in_the_audit_log(
+    built: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Roles by their keys; a line for each action and each refused credential, whatever the log level; no key in it."""
+    data, file = tmp_path / "d", tmp_path / "keys.toml"
+    data.mkdir(mode=0o700)
+    operator, viewer = (
+        add_key(data / "admin-keys.toml", "alice", "operator"),
+        add_key(data / "admin-keys.toml", "grafana", "viewer"),
+    )
+    tenant, question = add_key(file, "a"), ask_fingerprint(numbers(next(seeds)))
+    with started(built, data, f"--keys-file={file}", "--log-level=error", models=["fingerprint"]) as live:
+        for key, status in ((viewer, 200), (operator, 200), (tenant, 401), ("geheim", 401)):
+            assert get(live, "/metrics", {"Authorization": f"Bearer {key}"})[0] == status
+        explain = FINGERPRINT.replace("/infer", "/explain")
+        assert live.post(explain, question, {"api-key": viewer, "Foreseen-Tenant": "a"})[0] == 200
+        assert live.post(FINGERPRINT.replace("/infer", "/import"), question, {"api-key": viewer})[0] == 403
+        assert live.post(FINGERPRINT, question, {"api-key": "geheim"})[0] == 401
+        for key, status in ((viewer, 403), (operator, 200), (tenant, 401)):
+            assert ask_operators(live, key, {"model": "fingerprint"})[0] == status
+    text = capfd.readouterr().err
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    said = [(line["action"], line["actor"], line["passed"]) for line in lines if line["event"] == "audit"]
+    assert ("explain", "grafana", True) in said
+    assert ("import", "grafana", False) in said
+    assert ("purge", "grafana", False) in said
+    assert ("purge", "alice", True) in said
+    assert [one[0] for one in said].count("metrics") == 2
+    assert said.count(("request", "", False)) == 1
+    assert said.count(("purge", "", False)) == 1
+    for secret in (operator, viewer, tenant, "geheim", "fsk_"):
+        assert secret not in text

@@ -78,18 +78,22 @@ def test_without_a_file_every_caller_is_public() -> None:
 
 
 def test_a_certificate_counts_where_no_key_is_given(tmp_path: Path) -> None:
-    """What was found by it says so, since another connection with the same bytes has another certificate."""
+    """A key comes before it; where certificates are needed, none goes without, but for the supervisor."""
     path = tmp_path / "keys.toml"
     path.write_text(f'[tenant.a]\nsubjects = ["CN=a"]\n[tenant.b]\nkeys = ["{hashed("b")}"]')
     keyring = Keyring(path)
-    found = keyring.authenticate(headers(), "CN=a")
-    assert (found.name, found.subject) == ("a", "CN=a")
-    found = keyring.authenticate(headers(("api-key", "b")), "CN=a")
-    assert (found.name, found.subject) == ("b", None)
+    assert keyring.authenticate(headers(), "CN=a").name == "a"
+    assert keyring.authenticate(headers(("api-key", "b")), "CN=a").name == "b"
     with pytest.raises(Unauthorized):
         keyring.authenticate(headers(("api-key", "nothing")), "CN=a")
     with pytest.raises(Unauthorized):
         keyring.authenticate(headers(), "CN=b")
+    for certified in (Keyring(path, b"i" * 64, certified=True), Keyring(None, b"i" * 64, certified=True)):
+        for given in ((), (("api-key", "b"),)):
+            with pytest.raises(Unauthorized, match="certificate"):
+                certified.authenticate(headers(*given))
+        certified.authenticate(headers(("api-key", "i" * 64)))
+        assert certified.authenticate(headers(("api-key", "b")), "CN=x").name in ("b", "public")
 
 
 def test_a_change_is_taken_at_the_second_look_that_finds_it(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from foreseen.operate.scrape import fetch
 OUTCOMES = ("hit-exact", "hit-close", "hit-different", "collapsed", "miss")
 
 
-def read(url: str) -> dict[str, dict[str, Any]]:
+def read(url: str, key: str | None = None) -> dict[str, dict[str, Any]]:
     """By model: rows by outcome, the would-be hit ratio, compute seconds that would have been saved."""
-    return summary_of(fetch(url).decode())
+    return summary_of(fetch(url, key=key).decode())
 
 
 def summary_of(exposition: str) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,109 @@
+"""Commands for keys of tenants and operators, in a keys file."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from cyclopts import App, Parameter
+
+keys_app = App(name="keys", help="Add, list and revoke keys of tenants.")
+Tenant = Annotated[str, Parameter(env_var=())]
+Role = Literal["operator", "viewer"]
+
+
+@keys_app.command
+def add(
+    tenant: Tenant, /, *, role: Role | None = None, keys_file: Path | None = None, data: Path = Path("data")
+) -> None:
+    """Make a key for a tenant, an operator or a viewer and print it, once; the file gets its hash.
+
+    Parameters
+    ----------
+    tenant
+        The tenant, or the name of an operator or viewer; made where the file does not have it.
+    role
+        The key is an operator's or a viewer's.
+    keys_file
+        The keys file. Default: DATA/keys.toml; of operators and viewers DATA/admin-keys.toml.
+    data
+        The data directory.
+    """
+    from foreseen.tenants.edit_keys import add_key
+
+    path = keys_file or _file(data, role)
+    print(add_key(path, tenant, role or "tenant"))
+    print(f"{path} holds its hash; proxies that use the file take it within a second", file=sys.stderr)
+
+
+@keys_app.command
+def revoke(
+    tenant: Tenant,
+    /,
+    *,
+    digits: str | None = None,
+    role: Role | None = None,
+    keys_file: Path | None = None,
+    data: Path = Path("data"),
+) -> None:
+    """Take all keys of a tenant out of the file, or one; proxies refuse them within two seconds.
+
+    Parameters
+    ----------
+    tenant
+        The tenant, which stays in the file.
+    digits
+        The first digits of one key's hash, as `foreseen keys list` shows them.
+    role
+        The keys are an operator's or a viewer's.
+    keys_file
+        The keys file. Default: DATA/keys.toml; of operators and viewers DATA/admin-keys.toml.
+    data
+        The data directory.
+    """
+    from foreseen.tenants.edit_keys import revoke_keys
+
+    revoked = revoke_keys(keys_file or _file(data, role), tenant, digits, role or "tenant")
+    print(f"revoked {revoked} of {tenant}")
+
+
+@keys_app.command(name="list")
+def list_(
+    *, operators: bool = False, keys_file: Path | None = None, data: Path = Path("data"), json: bool = False
+) -> None:
+    """Show the tenants of a keys file: scope, models, expiry, and the first digits of each key's hash.
+
+    Parameters
+    ----------
+    operators
+        Show operators and viewers instead.
+    keys_file
+        The keys file. Default: DATA/keys.toml; of operators and viewers DATA/admin-keys.toml.
+    data
+        The data directory.
+    json
+        Print JSON for machines.
+    """
+    from foreseen.tenants.edit_keys import listed, listed_administrators
+
+    path = keys_file or _file(data, "operator" if operators else None)
+    found = listed_administrators(path) if operators else listed(path)
+    if json:
+        print(msgspec.json.encode(found).decode())
+        return
+    for one in found:
+        shown = {name: value for name, value in msgspec.structs.asdict(one).items() if value not in (None, [])}
+        if "expires_at" in shown:
+            shown["expires_at"] = f"{datetime.fromtimestamp(shown['expires_at'], UTC):%Y-%m-%d %H:%M}"
+        print(
+            "  ".join(
+                f"{name} {', '.join(value) if isinstance(value, list) else value}" for name, value in shown.items()
+            )
+        )
+
+
+def _file(data: Path, role: Role | None) -> Path:
+    return data / ("keys.toml" if role is None else "admin-keys.toml")
