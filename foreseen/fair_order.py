@@ -27,6 +27,7 @@ class FairOrder:
         self._rows: dict[str, int] = {}
         self._credit: dict[str, int] = {}
         """Rows that a caller may still have before the next one's turn; below 0 where it had more."""
+        self._weights: dict[str, int] = {}
         self._new: OrderedDict[str, None] = OrderedDict()
         self._old: OrderedDict[str, None] = OrderedDict()
 
@@ -38,13 +39,14 @@ class FairOrder:
     def __len__(self) -> int:
         return len(self._credit)
 
-    def add(self, caller: str, rows: int) -> None:
-        """So many more rows wait."""
+    def add(self, caller: str, rows: int, weight: int = 1) -> None:
+        """So many more rows wait. A caller has its weight times the rows of one of weight 1."""
         if caller not in self._credit:
             if len(self._credit) >= 2 * len(self._rows) + SPARE_CALLERS:
                 self._forget_idle()
-            self._credit[caller] = self._quantum
+            self._credit[caller] = self._quantum * weight
             self._new[caller] = None
+        self._weights[caller] = weight
         self._rows[caller] = self._rows.get(caller, 0) + rows
 
     def remove(self, caller: str, rows: int) -> None:
@@ -56,6 +58,7 @@ class FairOrder:
         del self._rows[caller]
         if not self._rows:  # no caller owes anything to another one
             self._credit.clear()
+            self._weights.clear()
             self._new.clear()
             self._old.clear()
 
@@ -70,13 +73,13 @@ class FairOrder:
             turn = self._new or self._old
             caller = next(iter(turn))
             if self._credit[caller] <= 0:
-                self._credit[caller] += self._quantum
+                self._credit[caller] += self._quantum * self._weights[caller]
             elif caller in self._rows:
                 if not blocked(caller):
                     return caller
                 passed += 1
             elif turn is self._old:
-                del self._old[caller], self._credit[caller]
+                del self._old[caller], self._credit[caller], self._weights[caller]
                 continue
             self._new.pop(caller, None)
             self._old.pop(caller, None)
@@ -85,7 +88,7 @@ class FairOrder:
 
     def _forget_idle(self) -> None:
         for caller in [caller for caller in self._credit if caller not in self._rows]:
-            del self._credit[caller]
+            del self._credit[caller], self._weights[caller]
             self._new.pop(caller, None)
             self._old.pop(caller, None)
 

@@ -115,6 +115,8 @@ class RequestOptions(Struct, frozen=True):
     age_limits: MaxAge = ANY_AGE
     caller: str = ""
     """Whose rows these are where turns are shared out; empty: of no caller in particular."""
+    weight: int = 1
+    """The caller's weight: it has so many times the rows of a caller of weight 1."""
 
 
 class Question(Struct, frozen=True):

@@ -10,6 +10,7 @@ from grafana.boards.models import MODELS
 from grafana.boards.overview import OVERVIEW
 from grafana.boards.pipeline import PIPELINE
 from grafana.boards.store import STORE
+from grafana.boards.tenants import TENANTS
 from grafana.panels import board
 
 FOLDER = Path(__file__).parent / "dashboards"
@@ -24,6 +25,7 @@ BOARDS = {
     "overview": ("Overview", "Health, and what the cache saves.", OVERVIEW),
     "model": ("Model", "One model: latency and results for its callers, the work of its process.", MODELS),
     "store": ("Store", "Near and far: memory, evictions, latency, errors.", STORE),
+    "tenants": ("Tenants", "What each tenant asks for, uses, saves, and is refused.", TENANTS),
     "pipeline": ("Pipeline", "Time by step of a request; jobs; warming; the workers.", PIPELINE),
 }
 

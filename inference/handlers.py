@@ -37,7 +37,7 @@ from foreseen.web.http import (
     traceparent,
 )
 
-MAX_CALLER_CHARACTERS = 256
+MAX_CALLER_CHARACTERS, MAX_WEIGHT = 256, 100
 _log = structlog.get_logger()
 
 
@@ -177,14 +177,15 @@ class ModelRoutes:
                 raise Unsupported(f"outputs.{output.name}.parameters.classification: ask the proxy for it")
 
     def _order(self, parameters: dict[str, Any]) -> BatchOrder:
-        """When a request is computed: by its `timeout` (µs), `priority` (1 is the most urgent, 0 unset) and `caller`,
-        whom its rows are charged to."""
+        """When a request is computed: by its `timeout` (µs), `priority` (1 is the most urgent, 0 unset), and `caller`,
+        whom its rows are charged to, with its `weight`."""
         timeout, caller = _number(parameters, "timeout"), parameters.get("caller", "")
         if type(caller) is not str or len(caller) > MAX_CALLER_CHARACTERS:
             raise BadInput(f"parameters.caller: must be a string of at most {MAX_CALLER_CHARACTERS} characters")
         seconds = timeout / 1e6 if timeout else self._settings.deadline_seconds
         lane: Lane = "background" if _number(parameters, "priority") > 1 else "online"
-        return BatchOrder(asyncio.get_running_loop().time() + seconds, lane, caller)
+        weight = min(max(1, _number(parameters, "weight")), MAX_WEIGHT)
+        return BatchOrder(asyncio.get_running_loop().time() + seconds, lane, caller, weight)
 
     def _rendered(
         self, asked: wire.Request, outputs: dict[str, Array], facts: dict[str, Any]

@@ -18,6 +18,7 @@ from foreseen.proxy.admin.admin import Operators
 from foreseen.proxy.admin.heartbeat import Heartbeat
 from foreseen.proxy.admin.purge import Purger, admin_application
 from foreseen.proxy.admin.purge_targets import Targets
+from foreseen.proxy.admin.quota_sync import TenantAccounts
 from foreseen.proxy.backend.discovery import Upstream
 from foreseen.proxy.backend.poison.isolation import IsolationLock
 from foreseen.proxy.backend.served import ServedModel
@@ -54,6 +55,7 @@ from foreseen.queue.queue import connect_queue
 from foreseen.queue.records import Records
 from foreseen.queue.targets import Allowed
 from foreseen.settings import ProxySettings
+from foreseen.stores.quota_store import connect_quota_store
 from foreseen.stores.redis_urls import access_of
 from foreseen.stores.state import connect_state
 from foreseen.tasks import end
@@ -108,6 +110,7 @@ class Proxy:
         given = None if settings.state == "none" else settings.state
         access, replicas = access_of(settings), settings.state_replicas
         self.state = None if given is None else connect_state(given, access, replicas)
+        self.quota_store = None if given is None else connect_quota_store(given, access)
         self.queue = None if given is None else connect_queue(given, bounds_of(settings), access, replicas)
         return Tiers(
             root=root,
@@ -122,7 +125,9 @@ class Proxy:
         """The pipeline, the answer cache and the server of predict requests."""
         settings = self.settings
         leases = Leases(self.far, self.metrics, settings.lease_ms / 1000)
-        self.pipeline = Pipeline(tiers, self.served, self.metrics, settings.waiting_rows, settings.miss_rows, leases)
+        self.accounts = TenantAccounts(self.keyring, self.quota_store, self._children, self.metrics)
+        bounds = settings.waiting_rows, settings.miss_rows
+        self.pipeline = Pipeline(tiers, self.served, self.metrics, *bounds, leases, self.accounts.misses)
         self.generations = Generations(self.state, self.pipeline.forget, PurgeMark(self.far, root))
         self.answers = AnswerCache(settings.reply_cache_bytes, tiers.near, self.served, self.generations)
         access_log = AccessLog(settings.access_log_hits, models=self.served)
@@ -131,7 +136,7 @@ class Proxy:
             Observer(self.pipeline, self.metrics),
             self.metrics,
             self.answers,
-            RequestCounter(self.metrics, self.served, access_log, self.callers),
+            RequestCounter(self.metrics, self.served, access_log, self.callers, self.accounts.usage),
             observed=frozenset(self.served if "all" in settings.observe else settings.observe),
             server_timing=settings.server_timing,
             purges=self.generations,
@@ -230,7 +235,7 @@ class Proxy:
         await self._look_at_far()
         parts = [one.watch() for one in self.served.values()] if self.upstream is None else [self.upstream.follow()]
         parts += [self.heartbeat.beat(), self.generations.follow(), self.targets.follow(), self.keyring.follow()]
-        parts.append(self.operators.follow())
+        parts += [self.operators.follow(), self.accounts.follow()]
         parts += [part.follow() for part in (self.far, self.tls) if part is not None]
         watchers = [asyncio.create_task(part) for part in parts]
         try:
@@ -246,6 +251,7 @@ class Proxy:
             self.metrics.flush()  # what the last flights counted
             if self.jobs is not None:
                 await self.jobs.close()
+            await self.accounts.close()
             await self.targets.note()
             await self.generations.leave()
             for served in self.served.values():

@@ -54,6 +54,15 @@ def test_rows_that_went_along_are_paid_for() -> None:
     assert [take(order, 10) for _ in range(5)] == ["a", "a", "a", "a", "b"]
 
 
+def test_a_caller_has_its_weight_times_the_rows() -> None:
+    """Of two that always wait, one of weight 3 and one of weight 1."""
+    order = FairOrder(10)
+    order.add("a", 10_000, 3)
+    order.add("b", 10_000)
+    had = Counter(take(order, 10) for _ in range(400))
+    assert had == {"a": 300, "b": 100}
+
+
 def test_a_blocked_caller_is_passed_over() -> None:
     """And none is found where all are."""
     order = FairOrder(10)

@@ -10,9 +10,9 @@ import orjson
 
 from foreseen.commands.app import ORIGINS
 from foreseen.logs import configure
-from foreseen.settings import DoctorSettings, JobsSettings
+from foreseen.settings import DoctorSettings, JobsSettings, UsageSettings
 
-_DOCTOR, _JOBS = DoctorSettings(), JobsSettings()
+_DOCTOR, _JOBS, _USAGE = DoctorSettings(), JobsSettings(), UsageSettings()
 
 
 def top(
@@ -58,6 +58,16 @@ def top(
 def jobs(settings: JobsSettings = _JOBS) -> None:
     """Show the queue of jobs and its dead letters; retry or drop a dead letter."""
     from foreseen.operate.commands.jobs_command import answer
+
+    print(answer(settings))
+
+
+def usage(settings: UsageSettings = _USAGE) -> None:
+    """Show what tenants used: requests, rows, hits, model seconds used and saved, by tenant and model.
+
+    It is kept by the hour for 90 days, in the state store, of proxies with a keys file.
+    """
+    from foreseen.operate.commands.usage_command import answer
 
     print(answer(settings))
 

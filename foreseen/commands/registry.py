@@ -12,14 +12,14 @@ from foreseen.commands.app import app
 from foreseen.commands.cache import explain, key, observed, purge, warm
 from foreseen.commands.config import show
 from foreseen.commands.keys import keys_app
-from foreseen.commands.operators import dashboards, doctor, jobs, top
+from foreseen.commands.operators import dashboards, doctor, jobs, top, usage
 from foreseen.commands.servers import inference, proxy, up, worker
 
 __all__ = ["COMMANDS", "GROUPS", "app"]
 
 GROUPS = {"models": "foreseen.models.commands:app"}
 """Commands with commands of their own, imported when they are asked for."""
-COMMANDS = (up, proxy, worker, jobs, inference, key, purge, explain, observed, warm, doctor, top, dashboards)
+COMMANDS = (up, proxy, worker, jobs, inference, key, purge, explain, observed, warm, doctor, top, usage, dashboards)
 """In the order of docs/cli.md."""
 
 for _name, _place in GROUPS.items():

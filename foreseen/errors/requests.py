@@ -124,6 +124,14 @@ class RateLimited(ForeseenError):
     fix = "Ask again after `Retry-After`; behind a load balancer all callers have its address: limit there."
 
 
+class QuotaExceeded(ForeseenError):
+    """The tenant has used up a quota of the keys file: requests or rows in a second, rows computed at a time, or model
+    seconds in a day. Hits count as requests and rows."""
+
+    status, code = 429, "quota_exceeded"
+    fix = "Ask again after `Retry-After`, or raise the tenant's limit in the keys file. See `foreseen usage`."
+
+
 class ExpectationFailed(ForeseenError):
     """An `Expect` header other than `100-continue`."""
 

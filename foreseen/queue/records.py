@@ -62,6 +62,8 @@ class Head(Struct, frozen=True, array_like=True):
     steps: list[str]
     parameters: bytes = b""
     traceparent: str = ""  # empty unless the request was sampled
+    tenant: str = ""
+    """The tenant that model seconds are charged to; empty: none."""
 
 
 class Rows(Struct, frozen=True, array_like=True):

@@ -7,7 +7,7 @@ from typing import get_args, get_origin
 
 from foreseen.settings.common import Common
 from foreseen.settings.inference import InferenceSettings
-from foreseen.settings.operators import PURGE_TARGETS, JobsSettings, KeySettings, PurgeSettings
+from foreseen.settings.operators import PURGE_TARGETS, JobsSettings, KeySettings, PurgeSettings, UsageSettings
 from foreseen.settings.proxy import ProxySettings, WorkerSettings
 from foreseen.settings.up import DoctorSettings, UpSettings
 from foreseen.settings.warm import WarmSettings
@@ -22,6 +22,7 @@ NAMES: dict[str, type[Common]] = {
     "doctor": DoctorSettings,
     "warm": WarmSettings,
     "jobs": JobsSettings,
+    "usage": UsageSettings,
 }
 
 OTHER_NAMES: dict[str, frozenset[str]] = {

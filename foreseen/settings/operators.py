@@ -41,6 +41,17 @@ class JobsSettings(StoreSettings):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class UsageSettings(StoreSettings):
+    """Which usage of tenants is shown, and where it is kept."""
+
+    state: Annotated[str | None, Parameter(help="State store, by its address. Default: DATA's own.")] = None
+    tenant: Annotated[str | None, Parameter(help="Only this tenant's. Default: all tenants'.")] = None
+    since: Annotated[str, Parameter(help="How far back, in whole hours: 24h, 7d; 90 days are kept.")] = "24h"
+    json: Annotated[bool, Parameter(help="Print JSON for machines.")] = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class PurgeSettings(Common):
     """What is purged, and where. See PURGE_TARGETS."""
 

@@ -131,6 +131,33 @@ PROXY_METRICS: dict[str, Spec] = {
         "head-size, write (they do not read), rate.",
         labels=("limit",),
     ),
+    "tenant_requests": CounterSpec(
+        "foreseen_tenant_requests",
+        "Answered requests by tenant (the first 100 of the keys file, else other) and model.",
+        labels=("tenant", "model"),
+    ),
+    "tenant_rows": CounterSpec(
+        "foreseen_tenant_rows",
+        "Rows answered by tenant and result: hit (cost the model nothing), miss.",
+        labels=("tenant", "result"),
+    ),
+    "tenant_model_seconds": CounterSpec(
+        "foreseen_tenant_model_seconds", "Seconds of computation by tenant.", labels=("tenant",)
+    ),
+    "tenant_saved_seconds": CounterSpec(
+        "foreseen_tenant_saved_seconds", "Seconds of computation that hits saved, by tenant.", labels=("tenant",)
+    ),
+    "tenant_refused": CounterSpec(
+        "foreseen_tenant_refused",
+        "Requests refused with 429 by tenant and limit: requests, rows, misses, model-seconds.",
+        labels=("tenant", "limit"),
+    ),
+    "quota_reports": CounterSpec(
+        "foreseen_quota_reports",
+        "Reports of quotas and usage to the state store, one a second: ok, failed (the last shares stay in force), "
+        "dropped (usage that waited for too long).",
+        labels=("result",),
+    ),
     "evictions": CounterSpec("foreseen_near_evictions", "Entries that near evicted to make room."),
     "stages": HistogramSpec(
         "foreseen_stage_duration_seconds",

@@ -35,6 +35,7 @@ DROP_REASONS = ("large", "pending", "far")
 LEASE_OUTCOMES = ("won", "waited", "taken-over", "failed")
 SPAN_RESULTS = ("exported", "failed", "dropped")
 LIMITS = ("connections", "idle", "head", "head-size", "write", "rate")
+QUOTA_REPORTS = ("ok", "failed", "dropped")
 UPSTREAM_PROBLEMS = ("unreachable", "not-v2", "lists-nothing", "no-metadata", "unusable")
 VERIFY_REASONS = ("length", "format", "identity", "tag")
 
@@ -63,6 +64,12 @@ class ProxyMetrics:
     quarantined: CachedChildren[Counter]
     limited: CachedChildren[Counter]
     spans: CachedChildren[Counter]
+    tenant_requests: CachedChildren[Counter]
+    tenant_rows: CachedChildren[Counter]
+    tenant_model_seconds: CachedChildren[Counter]
+    tenant_saved_seconds: CachedChildren[Counter]
+    tenant_refused: CachedChildren[Counter]
+    quota_reports: CachedChildren[Counter]
     evictions: Counter
     stages: Tallies
     entry_bytes: Tally
@@ -140,6 +147,11 @@ class ProxyMetrics:
         ):
             for value in values:
                 metric.labels(value)
+
+    def expect_tenants(self) -> None:
+        """The same of what there is with a keys file."""
+        for result in QUOTA_REPORTS:
+            self.quota_reports.labels(result)
 
     def flush(self) -> None:
         """Add the tallies to the metrics. On the event loop."""

@@ -113,6 +113,10 @@ class Keyring:
         """A tenant by its name, for operators; None where the file has none."""
         return self._file.tenants.get(name)
 
+    def names(self) -> list[str]:
+        """The names of all tenants, in the order of the file."""
+        return list(self._file.tenants)
+
     async def follow(self) -> None:
         """Keep up with the file, and with tenants that expire."""
         while self._path is not None:

@@ -42,6 +42,8 @@ class BatchOrder(Struct, frozen=True):
     lane: Lane = "online"
     caller: str = ""
     """Whom its rows are charged to; callers have their turns one after another."""
+    weight: int = 1
+    """The caller's weight: it has so many times the rows of a caller of weight 1."""
 
 
 class QueuedRequest:

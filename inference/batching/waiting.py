@@ -88,7 +88,7 @@ class Waiting:
         if caller not in self._by_caller:
             self._by_caller[caller] = _Requests(lambda asked: asked.rank)
         self._by_caller[caller].add(asked, first)
-        self.order.add(caller, len(rows))
+        self.order.add(caller, len(rows), asked.order.weight)
 
     def drop(self, asked: QueuedRequest) -> None:
         """Forget the rows of a request that no run has taken."""

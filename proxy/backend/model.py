@@ -150,7 +150,7 @@ class ModelProcess(ModelClient):
         left = options.deadline - asyncio.get_running_loop().time()
         ours: dict[str, Any] = {"timeout": max(1, int(left * 1e6)), "priority": 1 if options.lane == "online" else 2}
         if options.caller:
-            ours["caller"] = options.caller
+            ours |= {"caller": options.caller, "weight": options.weight}
         own = RequestMembers({**members.parameters, **ours})
         return await self._asked_binary(tensors, own, options, request_id)
 

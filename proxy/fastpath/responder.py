@@ -32,8 +32,7 @@ from foreseen.web.caller import Caller
 from foreseen.web.http import internal
 
 REPEAT, KNOWN_BODY, KNOWN_TEMPLATE = "replay", "shortcut", "template"
-"""What `Server-Timing` says of a cached reply to a whole request and to a body, and of known rows in a known template.
-"""
+"""What `Server-Timing` says of a cached reply to a whole request, to a body, and of known rows in a known template."""
 
 Reached = Callable[[Reply], None]
 
@@ -57,7 +56,7 @@ class Responder:
         self._refused = refused
         self._server = server
         self._cache = cache
-        self._counter = server.counter
+        self._counter, self._quotas = server.counter, server.pipeline.tenants.quotas
         self._clock = clock
         self._repeat_timing = REPEAT if server.server_timing else None
         self._body_timing = KNOWN_BODY if server.server_timing else None
@@ -115,7 +114,8 @@ class Responder:
         if request is None or request.head.tenant.generation != self.keyring.generation:
             return None
         started, now = time.perf_counter(), self._clock()
-        if not self._cache.is_valid(request.entry, now):
+        valid = self._cache.is_valid(request.entry, now)
+        if not valid or (self._quotas and not self._quotas.may(request.head.tenant, len(request.entry.rows))):
             return None
         self._count(structs.replace(request.head, caller=caller), request.entry, started)
         return self._cache.repeated(request, now, self._repeat_timing)
@@ -135,6 +135,8 @@ class Responder:
             lookup = lookup or self._cache.find(head, body)
             served, now = self.find(head.model, head.version, head.tenant), self._clock()
             entry = None if lookup.entry is None else self._valid(head, lookup.entry, now)
+            if self._quotas is not None:
+                self._quotas.admit(head.tenant, 1, 0 if entry is None else len(entry.rows))
             if entry is not None:
                 self._count(head, entry, started)
                 if not whole:
@@ -213,6 +215,7 @@ class Responder:
     def _template_reply(
         self, head: RequestHead, served: ServedModel, hit: TemplateHit, now: float, started: float
     ) -> Reply:
+        self._server.pipeline.tenants.admit(head.tenant, 0, hit.rows)
         reply = hit.reply(now, self._template_timing)
         self._counter.hit(head, served, hit.rows, 0, hit.saved, time.perf_counter() - started)
         return reply

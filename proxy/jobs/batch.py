@@ -89,6 +89,7 @@ class Batches:
         if promised is not None:
             return promised
         asked = await self._jobs.heavy.run(lambda: lines_of(lines, self._most_lines), len(lines))
+        self._jobs.pipeline.tenants.admit_job(tenant, len(asked))
         return await self._taken(asked, options, tenant)
 
     async def _used(self, options: TicketOptions, owner: Owner) -> TicketIssued | None:

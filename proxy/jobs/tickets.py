@@ -80,7 +80,7 @@ class Jobs:
         self._queue = queue
         self._records = records
         self.stored = TicketRecords(queue, records, metrics)
-        self._pipeline = pipeline
+        self.pipeline = pipeline
         self._served = served
         self._purges = purges
         self._metrics = metrics
@@ -107,10 +107,11 @@ class Jobs:
         decoded = asked
         asked, rows = await self.heavy.run(lambda: prepared(decoded, preparer), size, limit)
         frames = served.framer.frames(rows, asked.parameters)
-        keys = self._pipeline.keyed(space, frames)
+        keys = self.pipeline.keyed(space, frames)
         question = Question(space, rows, self._terms(steps, control), asked.parameters)
         if not rows or (options.at_once and await self._is_known(question, keys)):
             return await self.used(owner, options)  # the same request may have been submitted, and answered, meanwhile
+        self.pipeline.tenants.admit_job(ask.tenant, len(rows), of_batch=bool(options.batch))
         shared = steps == ALL_STEPS and control.age_limits == ANY_AGE
         same = self._records.same(keys) if shared else NEVER_SAME
         unique, places = await self.heavy.run(lambda: distinct(frames), size)
@@ -119,7 +120,7 @@ class Jobs:
             publication = Publication.of(options.traceparent if options.batch else ask.traceparent)
             head = Head(
                 job, sharing, scope, served.manifest.name, preparation, len(rows), sorted(steps), asked.parameters,
-                publication.context,
+                publication.context, ask.tenant.name,
             )  # fmt: skip
             sealed = seal(Rows(job, unique, places))
             ticket = seal(Ticket(nonce, owner, sharing or job, codecs.fetched(asked.output_options), options.once))
@@ -129,9 +130,8 @@ class Jobs:
             if given.nonce != nonce:
                 return await self.promised(given.job, given.nonce, owner, options.once)
             if given.job == job or self.stored.is_same(given.job, given.head, same):
-                publication.end(
-                    head, "" if given.job == job else self._records.open_of(Head, given.job, given.head).traceparent
-                )
+                other = "" if given.job == job else self._records.open_of(Head, given.job, given.head).traceparent
+                publication.end(head, other)
                 id_ = self._records.ticket_id(given.job, nonce, owner)
                 return TicketIssued(id_, given.state, head.model, len(rows))
         raise AssertionError("a job that is not shared is new")
@@ -244,7 +244,7 @@ class Jobs:
         self._not_purged(head.model, result)
         answers = self.stored.answers(result)
         check_renderable(served.manifest, answers)
-        now = self._pipeline.tiers.clock()
+        now = self.pipeline.tiers.clock()
         predictions, size = [answer.prediction for answer in answers], len(seen.record or b"")
         rendered = await self.heavy.run(lambda: codecs.render(served.manifest, predictions, output_options), size)
         body, length = rendered.with_id(output_options.id)
@@ -270,16 +270,16 @@ class Jobs:
     async def _is_known(self, question: Question, keys: Sequence[Key]) -> bool:
         """Whether near and far have every row, in time. Requests that become jobs mostly have new rows only: far is
         asked for the first row that near lacks, and only where it has that one for the rest."""
-        options, tiers = question.options, self._pipeline.tiers
+        options, tiers = question.options, self.pipeline.tiers
         if not options.steps:
             return False
         lacking = next((key for key in keys if tiers.near.peek(key) is None), None)
         if lacking is not None and len(keys) > 1 and "far" in options.steps:
-            policy = self._pipeline.models[question.space.model].freshness
+            policy = self.pipeline.models[question.space.model].freshness
             if not (await tiers.look_far(question.space, [lacking], policy, options.age_limits)).found:
                 return False
         try:
-            await self._pipeline.answer(question, keys)
+            await self.pipeline.answer(question, keys)
         except (NotCached, DeadlineExceeded):
             return False
         return True

@@ -235,7 +235,7 @@ class JobWorker:
                 raise QueueUnavailable("the state store has not been read yet")
             space = Space(space.scope, space.model, space.digest, generation)
             deadline = asyncio.get_running_loop().time() + ATTEMPT_SECONDS
-            options = RequestOptions(deadline, "background", steps_of(head) - {"near"}, traceparent)
+            options = RequestOptions(deadline, "background", steps_of(head) - {"near"}, traceparent, caller=head.tenant)
             question, keys = Question(space, rows, options, head.parameters), self._pipeline.keyed(space, frames)
             try:
                 answers = await self._pipeline.answer(question, keys)

@@ -7,8 +7,9 @@ from typing import Literal
 from msgspec import Struct
 
 from foreseen.proxy.cache.freshness import NO_CONTROL, Control
-from foreseen.tenants.tenant import Tenant
+from foreseen.tenants.tenant import PUBLIC_TENANT, Tenant
 from foreseen.web.caller import Caller
+from foreseen.web.limits import network_of
 
 Protocol = Literal[
     "v2", "v1", "openai", "grpc", "rerank-v1", "rerank-v2", "rerank", "score", "ranking", "predict", "classify",
@@ -35,3 +36,10 @@ class RequestHead(Struct, frozen=True):
     """The sender; None in heads that are kept for later requests."""
     implied: bool = False
     """Whether neither head nor body names the model: it is the only one of its kind, for now."""
+
+
+def charged_to(head: RequestHead) -> str:
+    """Whose turns and shares a request takes: its tenant's, or without tenants its client's address."""
+    if head.tenant.owner != PUBLIC_TENANT.owner:
+        return head.tenant.name
+    return "" if head.caller is None else network_of(head.caller.address)

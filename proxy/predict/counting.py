@@ -23,6 +23,7 @@ from foreseen.telemetry.callers import CallerCounts
 from foreseen.telemetry.meters import Hits
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.telemetry.spans import RequestSpan, is_sampled
+from foreseen.tenants.usage import UsageCounts
 from foreseen.types import Lane
 from foreseen.web.caller import Caller
 
@@ -44,11 +45,12 @@ class RequestCounter:
         served: Mapping[str, ServedModel],
         access: AccessLog,
         callers: CallerCounts | None = None,
+        usage: UsageCounts | None = None,
     ) -> None:
         self._metrics = metrics
         self._served = served
         self._access = access
-        self._callers = callers
+        self._callers, self._usage = callers, usage
         self._hits: dict[tuple[str, str], Hits] = {}
 
     def hit(
@@ -66,6 +68,8 @@ class RequestCounter:
         stats.last_ms = int(time.time() * 1000)
         stats.cache_hit += 1
         stats.cache_hit_ns += took
+        if self._usage is not None:
+            self._usage.add(head.tenant.name, head.model, near + far, 0, saved)
         self._write(head, 200, "hit", near + far, seconds)
 
     def answered(self, head: RequestHead, served: ServedModel, facts: AnswerFacts, lane: Lane, seconds: float) -> None:
@@ -81,6 +85,8 @@ class RequestCounter:
         self._metrics.requests.labels(head.model, head.protocol, "200").inc()
         self._metrics.request_seconds.of(head.model, result).add(seconds)
         computed = sources.get("model", 0) + sources.get("bypass", 0)
+        if self._usage is not None:
+            self._usage.add(head.tenant.name, head.model, rows - computed, computed, facts.saved)
         stats, took = served.stats, int(seconds * 1e9)
         stats.success += 1
         stats.success_ns += took

@@ -73,6 +73,7 @@ class PendingRequest:
         server = self._server
         if not self._decode_now():
             return None
+        server.pipeline.tenants.admit(self.head.tenant, 0, len(self._prepared.rows))
         if self._entry is not None and self._entry.pending is not None and self._join(self._entry.pending):
             return None
         question = server.question(self.served, self.head, self._decoded, self._prepared, self._limit)
@@ -174,6 +175,7 @@ class PendingRequest:
             decoding = partial(codecs.decode, self.head, self.body, served)
             self._take(await server.heavy.run(decoding, len(self.body)))
             await self._prepare_anew(served.preparer())
+            server.pipeline.tenants.admit(self.head.tenant, 0, len(self._prepared.rows))
         for _ in range(4):
             if self._prepared.preparer is not served.preparer():
                 await self._prepare_anew(served.preparer())

@@ -30,9 +30,10 @@ from foreseen.proxy.cache.flight import FlightBatch, FlightKey, Flights
 from foreseen.proxy.cache.freshness import Policy, expiry_of
 from foreseen.proxy.cache.lease import Leases
 from foreseen.proxy.cache.look_result import LookResult, both
-from foreseen.proxy.cache.request_splitting import one_caller, split_request
+from foreseen.proxy.cache.request_splitting import split_request
 from foreseen.proxy.cache.tiers import Tiers
 from foreseen.proxy.cache.waits import FanOut, Wait, cut_short, in_order, until_resolved
+from foreseen.proxy.predict.tenant_misses import NO_TENANTS, TenantMisses
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.telemetry.spans import far_call
 from foreseen.types import Answer, Key, MaxAge, Prediction, Question, RequestOptions, Row, Space, Steps, TierSeconds
@@ -68,7 +69,7 @@ class Pipeline:
 
     def __init__(
         self, tiers: Tiers, models: Mapping[str, Model], metrics: ProxyMetrics, waiting_rows: int,
-        miss_rows: int = 1024, leases: Leases | None = None,
+        miss_rows: int = 1024, leases: Leases | None = None, tenants: TenantMisses = NO_TENANTS,
     ) -> None:  # fmt: skip
         self.tiers = tiers
         self.models = models
@@ -76,6 +77,7 @@ class Pipeline:
         self.far_skip = FarSkipPolicy()
         self.flights = Flights(self._fly)
         self.fan_out = FanOut()
+        self.tenants = tenants
         self._metrics = metrics
         self._near_stage, self._flight_stage = metrics.stages.of("near"), metrics.stages.of("flight")
         self._waiting_rows = waiting_rows
@@ -207,10 +209,14 @@ class Pipeline:
     async def _fly(self, batch: FlightBatch) -> None:
         """One batch: far, then model and keep for the rows that neither far has nor another proxy computes."""
         far_seconds, missing = await self._look_far(batch)
+        if missing and "model" not in batch.flight_key.steps:
+            raise NotCached("only-if-cached: not every row is in the cache")
+        refused = self.tenants.refused(batch, missing, self.flights.held)
+        for key, error in refused.items():
+            self.flights.fail(batch, [key], error)
+        missing = [key for key in missing if key not in refused] if refused else missing
         if not missing:
             return
-        if "model" not in batch.flight_key.steps:
-            raise NotCached("only-if-cached: not every row is in the cache")
         look, compute = partial(self._look_again, batch), partial(self._ask_model, batch, far_seconds)
         try:
             await self.leases.divide(batch, missing, look, compute)
@@ -303,7 +309,8 @@ class Pipeline:
         """One request. Nothing is ever stored under a digest that did not compute it."""
         space, parameters, lane, steps, _ = batch.flight_key
         waiters = [batch.waiters[key] for key in missing]
-        options = RequestOptions(batch.deadline, lane, steps, batch.traceparent, caller=one_caller(waiters))
+        caller, weight = self.tenants.charged(waiters)
+        options = RequestOptions(batch.deadline, lane, steps, batch.traceparent, caller=caller, weight=weight)
         started, each = time.perf_counter(), self._row_seconds(space.model)
         try:
             predictions = await self._turns.predict(space.model, [w.row for w in waiters], parameters, options, each)
@@ -322,6 +329,7 @@ class Pipeline:
             if prediction.digest != space.digest:
                 raise DigestMoved(prediction.digest)
         self.leases.took(space.model, predictions)
+        self.tenants.computed_batch(batch, missing, predictions)
         expiring = self.with_expiry(space.model, predictions)
         stored = "keep" in steps and self.tiers.keep(
             list(zip(missing, expiring, strict=True)), self.models[space.model].freshness, batch.began, kept
@@ -362,6 +370,7 @@ class Pipeline:
             predictions = await self._turns.predict(space.model, rows, question.parameters, question.options)
         except RowsRefused as some:
             raise some.first from None
+        self.tenants.computed(question.options.caller, space.model, predictions)
         trip = TierSeconds(model=time.perf_counter() - started)
         return [Answer(prediction, "bypass", trip=trip) for prediction in predictions]
 

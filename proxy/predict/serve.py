@@ -12,7 +12,7 @@ from foreseen.proxy.cache.freshness import steps_of
 from foreseen.proxy.cache.generations import Generations
 from foreseen.proxy.predict.answer_cache import AnswerCache
 from foreseen.proxy.predict.answer_memory import PreparedRows
-from foreseen.proxy.predict.ask import RequestHead
+from foreseen.proxy.predict.ask import RequestHead, charged_to
 from foreseen.proxy.predict.counting import RequestCounter
 from foreseen.proxy.predict.dialects.decode import DecodedRequest
 from foreseen.proxy.predict.observe import Observer
@@ -21,7 +21,6 @@ from foreseen.proxy.predict.template_answers import TemplateAnswers
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import Answer, Key, Question, RequestOptions, Scope, Space
 from foreseen.web.heavy import Heavy
-from foreseen.web.limits import network_of
 
 
 class Server:
@@ -83,7 +82,7 @@ class Server:
             known = self.unknown(space) is None
         past = decoded.sequence or not known
         steps = steps_of(head.control, frozenset(("model",)) if past else served.steps)
-        caller = "" if head.caller is None else network_of(head.caller.address)
+        caller = charged_to(head)
         options = RequestOptions(deadline, decoded.lane, steps, head.traceparent, head.control.age_limits, caller)
         return Question(space, prepared.rows, options, decoded.parameters)
 

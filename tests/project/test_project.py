@@ -74,6 +74,7 @@ def test_the_story_knows_neither_redis_nor_http() -> None:
 
 OWNERS = {
     "redis": {
+        "foreseen.stores.quota_store",
         "foreseen.stores.error_kinds",
         "foreseen.stores.redis_urls",
         "foreseen.stores.master_locator",

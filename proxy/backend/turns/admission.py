@@ -41,6 +41,7 @@ class TurnSize(Struct, frozen=True):
     room: int
     lane: Lane
     caller: str
+    weight: int = 1
 
 
 class WaitingTurn:
@@ -66,7 +67,7 @@ class _Queue:
 
     def add(self, turn: WaitingTurn) -> None:
         heappush(self._turns[turn.size.caller], turn)
-        self.order.add(turn.size.caller, turn.size.rows)
+        self.order.add(turn.size.caller, turn.size.rows, turn.size.weight)
 
     def first(self, caller: str) -> WaitingTurn:
         return self._turns[caller][0]
@@ -107,7 +108,9 @@ class Admission:
         self._since: float | None = None
         self._done = 0.0
 
-    def turn(self, rows: int, deadline: float, lane: Lane = "online", caller: str = "", behind: int = 0) -> _Turn:
+    def turn(
+        self, rows: int, deadline: float, lane: Lane = "online", caller: str = "", behind: int = 0, weight: int = 1
+    ) -> _Turn:
         """Wait for a turn and hold it: an asynchronous context. More rows than may be inside count as all that may.
         `behind` is how many rows of the same request come before.
 
@@ -115,7 +118,7 @@ class Admission:
         wait already, else when the deadline comes.
         """
         room = min(max(rows, self.limit // MOST_TURNS), self.limit)
-        return _Turn(self, TurnSize(min(rows, self.limit), room, lane, caller), deadline, behind)
+        return _Turn(self, TurnSize(min(rows, self.limit), room, lane, caller, weight), deadline, behind)
 
     def check(self, rows: int, deadline: float, lane: Lane, caller: str) -> None:
         """Raises Overloaded where so many rows, by however many turns, would not be computed before the deadline."""

@@ -84,7 +84,8 @@ class ModelTurns:
     ) -> list[Prediction]:
         """One turn. How many rows, and how long it took, is counted whatever the model answers."""
         admission = self._admissions[model]
-        async with admission.turn(len(rows), options.deadline, options.lane, options.caller, behind):
+        lane, caller, weight = options.lane, options.caller, options.weight
+        async with admission.turn(len(rows), options.deadline, lane, caller, behind, weight):
             started = time.perf_counter()
             try:
                 with model_call(model, len(rows), options) as options:
