@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import structlog
 import uvloop
-from aiohttp import web
 
 from foreseen.errors import SetupError
 from foreseen.proxy.assembly import Proxy
@@ -21,16 +20,11 @@ from foreseen.proxy.jobs.webhook.deliveries import Deliveries
 from foreseen.proxy.jobs.webhook.webhook_payloads import WebhookPayloads
 from foreseen.proxy.jobs.webhook.webhooks import WebhookSender
 from foreseen.proxy.jobs.worker import JobWorker
+from foreseen.proxy.until_ready import known_models, scraped
 from foreseen.queue.signing import Signer
 from foreseen.settings import WorkerSettings
 from foreseen.tasks import end
-from foreseen.telemetry.exposition import CONTENT_TYPE
 from foreseen.web.gc_freeze import settle
-from foreseen.web.http import SERVER, errors
-from foreseen.web.listen import listen
-from foreseen.web.runner import AppRunner
-
-KNOWN_SECONDS = 5.0
 
 log = structlog.get_logger()
 
@@ -48,7 +42,11 @@ async def _run(settings: WorkerSettings) -> None:
     if proxy.queue is None:
         raise SetupError("a worker needs the state store that the proxies have; give --state")
     proxy.metrics.workers.set(0)  # of proxies; those of the queue are counted by the queue
-    async with _watched(proxy, settings), proxy.running(), _telling(proxy):
+    async with (
+        scraped(proxy, settings.host, settings.metrics_port, settings.keepalive_seconds),
+        proxy.running(),
+        _telling(proxy),
+    ):
         worker = JobWorker(
             proxy.generations.worker,
             proxy.queue,
@@ -60,7 +58,7 @@ async def _run(settings: WorkerSettings) -> None:
             is_gone=is_gone,
             spans=proxy.traces,
         )
-        await _until_known(proxy, stopping)
+        await known_models(proxy.served.values(), stopping)
         settle()
         working = asyncio.create_task(worker.run())
         log.info("working", models=list(proxy.served))
@@ -69,28 +67,6 @@ async def _run(settings: WorkerSettings) -> None:
         stopped.cancel()
         worker.stop()
         await working
-
-
-@asynccontextmanager
-async def _watched(proxy: Proxy, settings: WorkerSettings) -> AsyncIterator[None]:
-    """Show what this worker counts, where a port is given. Raises SetupError where it is taken."""
-    if settings.metrics_port is None:
-        yield
-        return
-
-    async def metrics(_: web.Request) -> web.Response:
-        text = await proxy.heartbeat.exposition()
-        return web.Response(body=text, headers={"Server": SERVER, "Content-Type": CONTENT_TYPE})
-
-    application = web.Application(middlewares=[errors])
-    application.router.add_get("/metrics", metrics)
-    runner = AppRunner(application, keepalive_timeout=settings.keepalive_seconds)
-    await runner.setup()
-    try:
-        await web.SockSite(runner, listen(settings.host, settings.metrics_port, "--metrics-port")).start()
-        yield
-    finally:
-        await runner.cleanup()
 
 
 @asynccontextmanager
@@ -116,16 +92,6 @@ async def _telling(proxy: Proxy) -> AsyncIterator[None]:
         await end(running)
         await deliveries.close(seconds)
         await caller.close()
-
-
-async def _until_known(proxy: Proxy, stopping: asyncio.Event) -> None:
-    """Wait a moment for every model: jobs that come before it would be put back for as long as one that fails."""
-    until = asyncio.get_running_loop().time() + KNOWN_SECONDS
-    while not all(served.ready for served in proxy.served.values()) and not stopping.is_set():
-        if asyncio.get_running_loop().time() > until:
-            log.warning("not every model is ready; its jobs are put back until it is")
-            return
-        await asyncio.sleep(0.02)
 
 
 def run(settings: WorkerSettings) -> None:

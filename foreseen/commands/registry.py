@@ -13,13 +13,15 @@ from foreseen.commands.cache import explain, key, observed, purge, warm
 from foreseen.commands.config import show
 from foreseen.commands.keys import keys_app
 from foreseen.commands.operators import dashboards, doctor, jobs, top, usage
-from foreseen.commands.servers import inference, proxy, up, worker
+from foreseen.commands.servers import inference, kafka, proxy, up, worker
 
 __all__ = ["COMMANDS", "GROUPS", "app"]
 
 GROUPS = {"models": "foreseen.models.commands:app"}
 """Commands with commands of their own, imported when they are asked for."""
-COMMANDS = (up, proxy, worker, jobs, inference, key, purge, explain, observed, warm, doctor, top, usage, dashboards)
+COMMANDS = (
+    up, proxy, worker, kafka, jobs, inference, key, purge, explain, observed, warm, doctor, top, usage, dashboards,
+)  # fmt: skip
 """In the order of docs/cli.md."""
 
 for _name, _place in GROUPS.items():

@@ -6,10 +6,10 @@ import os
 import sys
 
 from foreseen.logs import configure
-from foreseen.settings import InferenceSettings, ProxySettings, UpSettings, WorkerSettings
+from foreseen.settings import InferenceSettings, KafkaSettings, ProxySettings, UpSettings, WorkerSettings
 from foreseen.settings.commands import settings_of
 
-_UP, _PROXY, _WORKER = UpSettings(), ProxySettings(), WorkerSettings()
+_UP, _PROXY, _WORKER, _KAFKA = UpSettings(), ProxySettings(), WorkerSettings(), KafkaSettings()
 OF_JOB_WORKERS = frozenset(("host",))
 """Only the environment of `up` sets where job workers serve /metrics: the flag of that name is for the proxies."""
 
@@ -41,6 +41,14 @@ def worker(settings: WorkerSettings = _WORKER) -> None:
     from foreseen.proxy.worker_app import run
 
     configure(settings.log_level, "worker", settings.log_format)
+    run(settings)
+
+
+def kafka(settings: KafkaSettings = _KAFKA) -> None:
+    """Answer the messages of a Kafka topic, in front of model processes that run already (extra `kafka`)."""
+    from foreseen.proxy.kafka_app import run
+
+    configure(settings.log_level, "kafka", settings.log_format)
     run(settings)
 
 

@@ -8,6 +8,7 @@ file of `--config`. A flag wins over the environment, that over the file.
 from foreseen.settings.commands import NAMES, arguments
 from foreseen.settings.common import Common, StoreSettings
 from foreseen.settings.inference import InferenceSettings
+from foreseen.settings.kafka import KafkaSettings
 from foreseen.settings.operators import PURGE_TARGETS, JobsSettings, KeySettings, PurgeSettings, UsageSettings
 from foreseen.settings.proxy import ProxySettings, WorkerSettings
 from foreseen.settings.up import DoctorSettings, UpSettings
@@ -20,6 +21,7 @@ __all__ = [
     "DoctorSettings",
     "InferenceSettings",
     "JobsSettings",
+    "KafkaSettings",
     "KeySettings",
     "ProxySettings",
     "PurgeSettings",

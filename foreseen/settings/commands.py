@@ -7,6 +7,7 @@ from typing import get_args, get_origin
 
 from foreseen.settings.common import Common
 from foreseen.settings.inference import InferenceSettings
+from foreseen.settings.kafka import KafkaSettings
 from foreseen.settings.operators import PURGE_TARGETS, JobsSettings, KeySettings, PurgeSettings, UsageSettings
 from foreseen.settings.proxy import ProxySettings, WorkerSettings
 from foreseen.settings.up import DoctorSettings, UpSettings
@@ -16,6 +17,7 @@ NAMES: dict[str, type[Common]] = {
     "up": UpSettings,
     "proxy": ProxySettings,
     "worker": WorkerSettings,
+    "kafka": KafkaSettings,
     "inference": InferenceSettings,
     "key": KeySettings,
     "purge": PurgeSettings,

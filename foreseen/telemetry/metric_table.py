@@ -62,6 +62,18 @@ PROXY_METRICS: dict[str, Spec] = {
         "above 1), which are in foreseen_rows_total, too; at a worker's own /metrics those of jobs.",
         labels=("model", "result"),
     ),
+    "kafka_messages": CounterSpec(
+        "foreseen_kafka_messages",
+        "Messages of `foreseen kafka` by outcome: answered, refused, dead-letter; retried counts tries, not messages.",
+        labels=("outcome",),
+    ),
+    "kafka_rebalances": CounterSpec("foreseen_kafka_rebalances", "Times that partitions were taken from this process."),
+    "kafka_in_flight": GaugeSpec(
+        "foreseen_kafka_in_flight_messages", "Messages that were read and are not answered yet.", "livesum"
+    ),
+    "kafka_lag": GaugeSpec(
+        "foreseen_kafka_lag_messages", "Messages on the partitions of this process that were not read yet.", "livesum"
+    ),
     "imported_rows": CounterSpec(
         "foreseen_imported_rows",
         "Rows that batch runs imported with their answers (POST .../import), by result: stored, had.",

@@ -70,6 +70,10 @@ class ProxyMetrics:
     tenant_saved_seconds: CachedChildren[Counter]
     tenant_refused: CachedChildren[Counter]
     quota_reports: CachedChildren[Counter]
+    kafka_messages: CachedChildren[Counter]
+    kafka_rebalances: Counter
+    kafka_in_flight: Gauge
+    kafka_lag: Gauge
     evictions: Counter
     stages: Tallies
     entry_bytes: Tally

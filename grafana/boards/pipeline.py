@@ -152,6 +152,30 @@ PIPELINE = (
         ),
     ),
     Row(
+        "Kafka",
+        (
+            Panel(
+                "Messages a second",
+                "By outcome, of `foreseen kafka` processes. refused and dead-letter: the message is at fault. retried "
+                "counts tries: the model or the broker could not answer.",
+                "ops",
+                ((fastest("foreseen_kafka_messages_total", "outcome"), "{{outcome}}"),),
+            ),
+            Panel(
+                "Lag and in flight",
+                "Messages not read yet, and messages read but not answered. See runbook: ForeseenKafkaLag.",
+                "short",
+                ((one("foreseen_kafka_lag_messages"), "lag"), (one("foreseen_kafka_in_flight_messages"), "in flight")),
+            ),
+            Panel(
+                "Rebalances",
+                "Times that partitions moved to another process, a second.",
+                "ops",
+                ((fastest("foreseen_kafka_rebalances_total"), "rebalances"),),
+            ),
+        ),
+    ),
+    Row(
         "Warming",
         (
             Panel(

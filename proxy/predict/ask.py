@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from foreseen.proxy.cache.freshness import NO_CONTROL, Control
 from foreseen.tenants.tenant import PUBLIC_TENANT, Tenant
+from foreseen.types import Lane
 from foreseen.web.caller import Caller
 from foreseen.web.limits import network_of
 
@@ -34,6 +35,8 @@ class RequestHead(Struct, frozen=True):
     traceparent: str | None = None
     caller: Caller | None = None
     """The sender; None in heads that are kept for later requests."""
+    lane: Lane | None = None
+    """The lane of its rows; None: what the body says, which is online but for V2's lowest priorities."""
     implied: bool = False
     """Whether neither head nor body names the model: it is the only one of its kind, for now."""
 

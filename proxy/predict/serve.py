@@ -82,8 +82,8 @@ class Server:
             known = self.unknown(space) is None
         past = decoded.sequence or not known
         steps = steps_of(head.control, frozenset(("model",)) if past else served.steps)
-        caller = charged_to(head)
-        options = RequestOptions(deadline, decoded.lane, steps, head.traceparent, head.control.age_limits, caller)
+        lane, age = head.lane or decoded.lane, head.control.age_limits
+        options = RequestOptions(deadline, lane, steps, head.traceparent, age, charged_to(head))
         return Question(space, prepared.rows, options, decoded.parameters)
 
     def keys(self, question: Question, prepared: PreparedRows) -> Sequence[Key]:

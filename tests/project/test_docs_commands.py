@@ -41,6 +41,11 @@ RUN = {
     "foreseen up --model minilm": INSTALL,
     "pip install '.[grpc]'": "project/test_package.py::test_everything_that_is_needed_travels_in_the_wheel",
     "foreseen up --model minilm --port 8000 --grpc-port 8001": "stories/test_82_grpc.py",
+    "pip install '.[kafka]'": "project/test_package.py::test_everything_that_is_needed_travels_in_the_wheel",
+    (
+        "foreseen kafka --brokers broker:9092 --topic asked --reply-topic replies --group g --dead-letter-topic dead "
+        "--model minilm"
+    ): "stories/test_92_kafka.py",
     "foreseen up --data data": "not run: tests/live.py runs it with a port of its own",
     "pip install '.[ray]'": "integrations/conftest.py",
     "pip install '.[airflow]'": "integrations/conftest.py",

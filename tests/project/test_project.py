@@ -113,7 +113,13 @@ OWNERS = {
     "sqlalchemy": {"foreseen.warm.write.results"},
     "ray": {"foreseen.warm.run.on_ray"},
     "airflow": {"foreseen.airflow"},
-    "uvloop": {"foreseen.proxy.app", "foreseen.proxy.worker_app", "foreseen.inference.app"},
+    "uvloop": {
+        "foreseen.proxy.app",
+        "foreseen.proxy.worker_app",
+        "foreseen.proxy.kafka_app",
+        "foreseen.inference.app",
+    },
+    "aiokafka": {"foreseen.proxy.kafka.client"},
 }
 
 

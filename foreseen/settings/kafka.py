@@ -1,0 +1,61 @@
+"""Settings of `foreseen kafka`. Those of the broker have the names that Kafka's own clients use."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from foreseen.errors import SetupError
+from foreseen.settings.proxy import ProxySettings
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class KafkaSettings(ProxySettings):
+    """A process between Kafka topics; it takes the proxy's settings, as far as they are not about connections."""
+
+    brokers: Annotated[tuple[str, ...], Parameter(help="A broker, HOST:PORT; may be repeated.")] = ()
+    topic: Annotated[str, Parameter(help="Topic of the requests.")] = ""
+    reply_topic: Annotated[str, Parameter(help="Topic of the replies.")] = ""
+    group: Annotated[str, Parameter(help="Consumer group; its processes share the partitions.")] = ""
+    dead_letter_topic: Annotated[
+        str | None,
+        Parameter(help="Topic of messages that the model refuses, with the reason in headers. Default: error replies."),
+    ] = None
+    allow_reply_topic: Annotated[
+        tuple[str, ...],
+        Parameter(help="A topic that a message may name in kafka_replyTopic; may be repeated. Others: --reply-topic."),
+    ] = ()
+    value_as: Annotated[
+        Literal["v2", "v1", "openai", "rerank", "score", "grpc", "row"],
+        Parameter(name="--as", help="What the values are. row: the model's one input, or a JSON object of its inputs."),
+    ] = "v2"
+    ordered: Annotated[bool, Parameter(help="Send a partition's replies in the order of its messages.")] = False
+    tenant: Annotated[
+        str | None, Parameter(help="The tenant of --keys-file that messages are charged to. Default: public.")
+    ] = None
+    security_protocol: Annotated[
+        Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], Parameter(help="How brokers are spoken to.")
+    ] = "PLAINTEXT"
+    sasl_mechanism: Annotated[Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], Parameter(help="SASL mechanism.")] = (
+        "SCRAM-SHA-512"
+    )
+    sasl_username: Annotated[str | None, Parameter(help="SASL user.")] = None
+    sasl_password_file: Annotated[Path | None, Parameter(help="File with the SASL password.")] = None
+    ssl_cafile: Annotated[
+        Path | None, Parameter(help="Certificates (PEM) that verify brokers; default: the system's.")
+    ] = None
+    ssl_certfile: Annotated[Path | None, Parameter(help="Own certificate (PEM), for mutual TLS.")] = None
+    ssl_keyfile: Annotated[Path | None, Parameter(help="Its key.")] = None
+    metrics_port: Annotated[
+        int | None, Parameter(help="TCP port of this process's own /metrics, on --host. Default: none.")
+    ] = None
+
+    def check(self) -> None:
+        """Raises SetupError where a setting is missing."""
+        for name in ("brokers", "topic", "reply_topic", "group"):
+            if not getattr(self, name):
+                raise SetupError(f"--{name.replace('_', '-')}: is missing")
+        if self.reply_topic == self.topic or self.dead_letter_topic == self.topic:
+            raise SetupError("--reply-topic and --dead-letter-topic: must not be the topic of the requests")
