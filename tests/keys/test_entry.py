@@ -42,6 +42,32 @@ def test_what_is_packed_is_unpacked() -> None:
     assert len(value) == CODEC.size(big())
 
 
+def test_a_reader_that_has_packed_nothing_reads_every_layout() -> None:
+    """Names, datatypes, shapes of any rank and lengths, from the bytes alone; and again from what it remembers."""
+    outputs = (Output("a", "FP32", (2, 1, 3)), Output("bc", "INT8", (4, 5)), Output("", "BYTES", ()))
+    made = Prediction(outputs, (bytes(24), bytes(range(20)), b"rest"), "d", 1.5, 2.5, 0.25)
+    value, reader = CODEC.pack(ONE, made), EntryCodec(bytes(range(32)))
+    first = reader.unpack(ONE, "d", value)
+    assert first == made
+    assert reader.unpack(ONE, "d", value).outputs is first.outputs
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        b"\x01\x01y" + bytes((DATATYPES["INT8"].code, 1)) + (2).to_bytes(4, "little") + (3).to_bytes(4, "little"),
+        b"\x00\x00",
+        b"\x01",
+        b"\x01\x01y\xff\x00\x00\x00\x00\x00",
+    ],
+    ids=["a length that is not the shape's", "bytes behind it", "cut off", "no such datatype"],
+)
+def test_a_layout_that_no_writer_makes_is_of_the_wrong_format(layout: bytes) -> None:
+    """Under a right tag, too."""
+    body = CODEC.pack(ONE, predicted(1))[:56] + len(layout).to_bytes(2, "little") + layout + bytes(3)
+    assert reason(body + CODEC._tag(body), EntryCodec(bytes(range(32)))) == "format"
+
+
 def test_layouts_are_those_of_each_prediction() -> None:
     """One codec after the other: none, one, another, text of other lengths, and the first again."""
     codec = EntryCodec(b"k" * 32)

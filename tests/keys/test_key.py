@@ -18,6 +18,8 @@ from foreseen.keys.key import (
     keys_of,
     keys_of_frames,
     opened_generation,
+    reply_id,
+    reply_id_key,
     sealed_generation,
     secret_check,
     space_key,
@@ -296,3 +298,16 @@ def test_framers_of_given_inputs_are_kept_and_bounded() -> None:
     framer.MAX_HEADS = 2  # type: ignore[misc]
     assert framer.frame(Row((), ())) == Framer(both.of(())).frame(Row(()))
     assert len(framer._partial) == 2
+
+
+def test_a_replys_id_is_of_every_field_and_the_secret() -> None:
+    """32 hex digits, the same for the same question; fields do not run into each other."""
+    key = reply_id_key(ROOT)
+    one = reply_id(key, [b"m", b"ab", b""])
+    assert one == "b0a7711762c0937584e2c9b0580f36d3"
+    assert len(one) == 32
+    others = [[b"m", b"a", b"b"], [b"m", b"ab"], [b"n", b"ab", b""], [b"ma", b"b", b""]]
+    assert (
+        len({one, *(reply_id(key, other) for other in others), reply_id(reply_id_key(bytes(32)), [b"m", b"ab", b""])})
+        == 6
+    )

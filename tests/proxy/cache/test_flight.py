@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 import pytest
 
 from foreseen.errors import ModelUnavailable
 from foreseen.proxy.cache.flight import FlightBatch, FlightKey, Flights
+from foreseen.telemetry.spans import Computation, RequestSpan, SpanSink
 from foreseen.types import ALL_STEPS, ANY_AGE, Answer, Key, MaxAge, Miss, RequestOptions, Space, Steps
 from tests.doubles import numbered, predicted, row
 
@@ -225,3 +227,23 @@ async def test_rows_in_flight_are_charged_to_the_caller_that_asked_first() -> No
     script.word.set()
     await script.flights.drain(5)
     assert [script.flights.held(caller) for caller in ("a", "b", "c")] == [0, 0, 0]
+
+
+async def test_a_traced_request_owns_the_batches_of_its_rows_or_waits_for_another_traced_one() -> None:
+    """The first traced request that waits for a batch owns its computation; a later one links to it, once a batch."""
+    script = Scripted()
+    sink = cast(SpanSink, None)
+    one, other = RequestSpan.under(None, sink), RequestSpan.under(None, sink)
+    script.flights.add(KEYS[0], row(1), PARTY, SOON)
+    script.flights.add(KEYS[1], row(2), PARTY, SOON)
+    script.flights.trace("00-plain", KEYS)
+    script.flights.trace(one, [KEYS[2], KEYS[0], KEYS[1]])
+    script.flights.trace(one, KEYS)
+    script.flights.trace(other, [KEYS[1], KEYS[0]])
+    batch = script.flights._in_flight[KEYS[0]]
+    assert isinstance(batch.traceparent, Computation)
+    assert batch.traceparent.owner is one
+    assert one.waited_for == []
+    assert other.waited_for == [batch.traceparent]
+    script.word.set()
+    await script.flights.drain(5)
