@@ -117,6 +117,8 @@ class RequestOptions(Struct, frozen=True):
     """Whose rows these are where turns are shared out; empty: of no caller in particular."""
     weight: int = 1
     """The caller's weight: it has so many times the rows of a caller of weight 1."""
+    scope: Scope | None = None
+    """The scope of rows that a model is asked for: it has the credential that is passed on, where one is."""
 
 
 class Question(Struct, frozen=True):

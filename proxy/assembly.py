@@ -93,7 +93,7 @@ class Proxy:
         self.trials = IsolationLock() if upstream is None else upstream.trials
         self.served = {} if upstream is None else upstream.served
         self.served |= {served.manifest.name: served for served in self._own_models()}
-        self.tls, self.keyring = tls_of(settings), keyring_of(settings)
+        self.tls, self.keyring = tls_of(settings), keyring_of(settings, upstream)
         self.heavy = Heavy()
         self.callers = CallerCounts(settings.top_callers) if settings.top_callers and settings.metrics else None
         tiers = self._build_stores(root)
@@ -149,7 +149,7 @@ class Proxy:
         self.webhooks = Allowed(settings.webhook_allow, settings.webhook_ports, settings.webhook_networks)
         self.records = Records(root)
         self.jobs: Jobs | None = None
-        if self.queue is not None:
+        if self.queue is not None and not settings.upstream_pass_authorization:  # a job has nobody's credential
             own = (self.queue, self.records, self.pipeline, self.served, self.generations, self.metrics, self.heavy)
             self.jobs = Jobs(*own)
 

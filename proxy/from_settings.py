@@ -26,10 +26,13 @@ from foreseen.web.listen import files_for
 from foreseen.web.tls import TlsFiles, tls_files
 
 
-def keyring_of(settings: ProxySettings) -> Keyring:
+def keyring_of(settings: ProxySettings, upstream: Upstream | None) -> Keyring:
     """The tenants. Raises SetupError where the keys file is not as it must be."""
     internal = internal_credential(settings.internal_fd)
-    return Keyring(settings.keys_file, internal, certified=settings.tls_client_ca is not None)
+    passed = None if upstream is None else upstream.passed
+    if settings.upstream_pass_authorization and passed is None:
+        raise SetupError("--upstream-pass-authorization: needs --upstream")
+    return Keyring(settings.keys_file, internal, certified=settings.tls_client_ca is not None, passed=passed)
 
 
 def tls_of(settings: ProxySettings) -> TlsFiles | None:

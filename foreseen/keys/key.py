@@ -43,6 +43,7 @@ MAGIC = b"fsn1"
 _SPACE_CONTEXT = "foreseen v1 space"
 _TAG_CONTEXT = "foreseen v1 entry tag"
 _PURGE_CONTEXT = "foreseen v1 purge mark"
+_PASSED_CONTEXT = "foreseen v1 passed credential"
 _CHECK_CONTEXT = "foreseen v1 secret check"
 _REPLY_CONTEXT = "foreseen v1 reply id"
 MIN_SECRET_BYTES = 32
@@ -53,6 +54,11 @@ def space_key(root: bytes, space: Space) -> SpaceKey:
     fields = b"".join(_prefixed(text.encode()) for text in (space.scope, space.model, space.digest))
     material = _prefixed(root) + fields + space.generation.to_bytes(8, "little")
     return SpaceKey(blake3(material, derive_key_context=_SPACE_CONTEXT).digest())
+
+
+def passed_key(root: bytes) -> bytes:
+    """The key under which callers' credentials that are passed on become scopes, 32 bytes."""
+    return blake3(root, derive_key_context=_PASSED_CONTEXT).digest()
 
 
 def tag_key(root: bytes) -> bytes:

@@ -9,9 +9,10 @@ from foreseen.settings.common import Common
 from foreseen.settings.inference import InferenceSettings
 from foreseen.settings.kafka import KafkaSettings
 from foreseen.settings.operators import PURGE_TARGETS, JobsSettings, KeySettings, PurgeSettings, UsageSettings
-from foreseen.settings.proxy import ProxySettings, WorkerSettings
+from foreseen.settings.proxy import ProxySettings
 from foreseen.settings.up import DoctorSettings, UpSettings
 from foreseen.settings.warm import WarmSettings
+from foreseen.settings.worker import WorkerSettings
 
 NAMES: dict[str, type[Common]] = {
     "up": UpSettings,

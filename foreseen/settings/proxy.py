@@ -1,4 +1,4 @@
-"""Settings of `foreseen proxy` and `foreseen worker`."""
+"""Settings of `foreseen proxy`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,12 @@ class ProxySettings(StoreSettings):
         Path | None,
         Parameter(help="File with the API key of an embedding server; read again when it changes."),
     ] = None
+    upstream_pass_authorization: Annotated[
+        bool,
+        Parameter(
+            help="Pass each caller's Authorization on to the upstream; entries are apart by credential.", negative=""
+        ),
+    ] = False
     upstream_ca_file: Annotated[
         Path | None, Parameter(help="Certificates (PEM) that an https embedding server is verified by.", show=False)
     ] = None
@@ -286,20 +292,3 @@ class ProxySettings(StoreSettings):
     def own_models(self) -> tuple[str, ...]:
         """The models with a manifest or an address of their own; with an upstream, --model names the upstream's."""
         return () if self.upstream else self.model or ("minilm",)
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class WorkerSettings(ProxySettings):
-    """A worker on the queue of jobs; it takes the proxy's settings, as far as they are not about connections."""
-
-    job_rows: Annotated[int, Parameter(help="Rows of jobs that a worker computes at a time; more wait.")] = 1024
-    metrics_port: Annotated[
-        int | None,
-        Parameter(help="TCP port of this worker's own /metrics, on --host. Default: none."),
-    ] = None
-    webhook_secret_file: Annotated[
-        Path | None, Parameter(help="Secrets that webhooks are signed with, one a line. Default: DATA/webhook-secret.")
-    ] = None
-    webhook_seconds: Annotated[float, Parameter(help="How long one call of a webhook may take.")] = 10.0
-    webhook_tries: Annotated[int, Parameter(help="Most attempts to deliver a webhook; pauses grow to an hour.")] = 8

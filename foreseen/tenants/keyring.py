@@ -26,6 +26,7 @@ from msgspec import structs
 
 from foreseen.errors import SetupError, Unauthorized
 from foreseen.tenants.keys_file import MAX_FILE_BYTES, KeysFile, parse_keys
+from foreseen.tenants.passed import PassedCredentials
 from foreseen.tenants.tenant import PUBLIC, PUBLIC_TENANT, Tenant, own_scope
 from foreseen.tenants.watched import WatchedFiles
 from foreseen.types import Owner, Scope
@@ -67,10 +68,13 @@ class Keyring:
         internal: bytes | None = None,
         *,
         certified: bool = False,
+        passed: PassedCredentials | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`internal` is the supervisor's own credential; `certified`: every request needs a client certificate. Raises
-        SetupError where the file is not as it must be."""
+        """`internal` is the supervisor's own credential; `certified`: every request needs a client certificate;
+        `passed` makes each key a tenant, in the place of a file. Raises SetupError where the file is not as it must
+        be."""
+        self._passed = passed
         self.certified = certified
         self.generation = 0
         """Of what is in force: it changes with the file, and when a tenant expires."""
@@ -88,17 +92,17 @@ class Keyring:
     @property
     def is_open(self) -> bool:
         """Whether every caller is public, since there is no keys file."""
-        return self._path is None
+        return self._path is None and self._passed is None
 
     def authenticate(self, headers: Headers, subject: str | None = None) -> Tenant:
         """The tenant of a request. `subject` is that of the connection's verified client certificate; a key in the
         headers comes before it. Raises Unauthorized."""
-        if self._path is None and not self.certified:
+        if self.is_open and not self.certified:
             return PUBLIC_TENANT
         given = set(credentials_of(headers))
         if self.certified and subject is None and not (len(given) == 1 and self._is_internal(*given)):
             raise Unauthorized("this needs a client certificate", headers=_CHALLENGE)
-        if self._path is None:
+        if self.is_open:
             return PUBLIC_TENANT
         if len(given) > 1:
             raise Unauthorized("the request carries several different keys", headers=_CHALLENGE)
@@ -142,6 +146,8 @@ class Keyring:
         digest = _digest(given)
         if self._is_internal(given):
             return structs.replace(_INTERNAL, generation=self.generation)
+        if self._passed is not None:
+            return self._passed.tenant(given)
         stored, name = self._names.get(self._place(digest), (b"", ""))
         return self._file.tenants[name] if hmac.compare_digest(stored, digest) else None
 

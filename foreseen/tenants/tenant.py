@@ -67,6 +67,11 @@ def scope_of(text: str, tenant: str) -> Scope:
     return PUBLIC if text == "public" else Scope(f"shared:{text}")
 
 
+def credential_scope(name: str) -> tuple[Scope, Owner]:
+    """Scope and owner of a credential that is passed on to the server behind."""
+    return Scope(f"credential:{name}"), Owner(f"credential:{name}")
+
+
 def owner_of(tenant: str) -> Owner:
     """The owner of a tenant's tickets."""
     return Owner(f"tenant:{tenant}")

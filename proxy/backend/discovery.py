@@ -20,6 +20,7 @@ from foreseen.errors import SetupError
 from foreseen.modelspec.manifest import UPSTREAM_SCHEMES, Manifest, find, names
 from foreseen.modelspec.manifest.policy import Freshness
 from foreseen.proxy.backend.grpc.late_process import grpc_process
+from foreseen.proxy.backend.passed import passed_of
 from foreseen.proxy.backend.poison.isolation import IsolationLock
 from foreseen.proxy.backend.served import WATCH_SECONDS, WATCH_SECONDS_AT_START, ServedModel, id_key_of
 from foreseen.proxy.backend.text_servers.processes import PROCESSES
@@ -31,6 +32,7 @@ from foreseen.proxy.backend.v2_server import Problem, Unusable, V2Server
 from foreseen.proxy.cache.freshness import policy_of
 from foreseen.settings import ProxySettings
 from foreseen.stores.redis_urls import shown
+from foreseen.tenants.passed import PassedCredentials
 
 log = structlog.get_logger()
 
@@ -58,7 +60,9 @@ class Upstream:
         trials: IsolationLock | None = None,
         declared: Callable[[str], Manifest | None] = lambda _: None,
         recognised: Callable[[], Awaitable[V2Server]] | None = None,
+        passed: PassedCredentials | None = None,
     ) -> None:
+        self.passed = passed
         self.served: dict[str, ServedModel] = {}
         self.trials = trials or IsolationLock()
         self.refused: dict[str, Unusable] = {}
@@ -247,6 +251,7 @@ async def upstream_of(settings: ProxySettings, defaults: Freshness) -> Upstream 
         if not one.startswith(UPSTREAM_SCHEMES):
             raise SetupError(f"--upstream {one}: is neither http://host:port nor grpc://host:port")
     trials, access = IsolationLock(), UpstreamAccess(settings.upstream_key_file, settings.upstream_ca_file)
+    passed = passed_of(settings)  # raises for contradictions
     access.headers()  # a key file that cannot be read is a mistake in the settings
 
     def declared(name: str) -> Manifest | None:
@@ -254,15 +259,14 @@ async def upstream_of(settings: ProxySettings, defaults: Freshness) -> Upstream 
         return find(name, folders) if name in names(folders) else None
 
     def serve(reported: UpstreamMetadata, server: V2Server) -> ServedModel:
-        return in_front_of(
-            settings.upstream, reported, settings, defaults, declared(reported.manifest.name), trials, server
-        )
+        manifest = declared(reported.manifest.name)
+        return in_front_of(settings.upstream, reported, settings, defaults, manifest, trials, server, passed)
 
     async def recognised() -> V2Server:
         kind = None if settings.upstream_kind == "auto" else settings.upstream_kind
         return await server_at(address, settings.upstream_api, access, kind, settings.model)
 
-    upstream = Upstream(address, settings.model, serve, trials, declared, recognised)
+    upstream = Upstream(address, settings.model, serve, trials, declared, recognised, passed)
     await upstream.find()
     return upstream
 
@@ -275,6 +279,7 @@ def in_front_of(
     manifest: Manifest | None,
     trials: IsolationLock | None = None,
     server: V2Server | None = None,
+    passed: PassedCredentials | None = None,
 ) -> ServedModel:
     """A model of another server; `manifest` is what the operator declares of it."""
     options: dict[str, Any] = {
@@ -295,4 +300,5 @@ def in_front_of(
         process = grpc_process(reported, addresses[0], options)
     else:
         process = UpstreamProcess(reported, addresses[0], **options)
+    process.passed = passed
     return ServedModel(own, process, settings.data, policy_of(own.freshness, defaults), id_key_of(settings))

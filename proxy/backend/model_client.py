@@ -21,10 +21,12 @@ from foreseen.errors import (
     ModelUnavailable,
     Overloaded,
     TooLarge,
+    Unauthorized,
 )
 from foreseen.protocol.wire import Response, parse_response
 from foreseen.proxy.backend.http_pool import Broken, HttpPool, HttpReply, NotReached, Unreadable
 from foreseen.proxy.backend.model_metadata import PROBE_SECONDS
+from foreseen.tenants.passed import PassedCredentials
 from foreseen.types import RequestOptions
 from foreseen.web.http import HEADER_LENGTH
 
@@ -49,6 +51,8 @@ class ModelClient:
     def __init__(self, model: str, address: str, *, requests: int, on_send: Callable[[], None]) -> None:
         """At most `requests` are under way at a time; `on_send` is called before each."""
         self._model = model
+        self.passed: PassedCredentials | None = None
+        """Callers' credentials, where the server gets them."""
         self._address = address
         self._places = asyncio.Semaphore(requests)
         self._on_send = on_send
@@ -84,6 +88,8 @@ class ModelClient:
         name = self._model
         if options.traceparent is not None:
             headers["traceparent"] = options.traceparent
+        if self.passed is not None:
+            headers |= self.passed.headers(options.scope)
         try:
             async with self._places:
                 self._on_send()
@@ -98,6 +104,8 @@ class ModelClient:
             raise ModelUnavailable(f"model {name!r} cannot be reached") from None
         except (aiohttp.ClientError, Unreadable) as error:
             raise ModelFailed(f"model {name!r}: its reply cannot be read ({type(error).__name__})") from None
+        if self.passed is not None and reply.status in (401, 403):
+            raise Unauthorized("the server behind refuses the key", headers={"WWW-Authenticate": "Bearer"})
         return self._read(reply)
 
     async def _exchange(self, body: bytes, headers: dict[str, str]) -> HttpReply:

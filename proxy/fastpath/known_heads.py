@@ -75,9 +75,9 @@ class KnownHeads:
         """Remember what a head asks. `head` ends with its empty line; `place` keeps client certificates apart."""
         plain, _ = _untraced(head)
         cut = _cut(plain)
-        if ask.tenant.generation != self._keyring.generation:  # the keys file changed while it was answered
+        if ask.tenant.generation != self._keyring.generation or cut is None:  # the keys file has changed meanwhile
             return
-        if cut is None or len(head) > MAX_HEAD_BYTES or head.lower().count(b"\r\ncontent-length") != 1:
+        if len(head) > MAX_HEAD_BYTES or head.lower().count(b"\r\ncontent-length") != 1:
             return
         if len(_NAMED.findall(head)) != len(_TRACE.findall(head)):  # one that is not plain comes once, and is aiohttp's
             return

@@ -86,7 +86,7 @@ class AnswerCache:
     def find(self, head: RequestHead, body: bytes) -> Lookup:
         """What is known of a body under a head that asks this. One too long to keep is not hashed."""
         if len(body) > self._longest:
-            return Lookup(None, _meaning_of_whole(head), body, 0)
+            return Lookup(None, (head.model, head.protocol, head.header_length, True, head.tenant.scope), body, 0)
         find_id = FIND_ID.get(head.protocol)
         start, own = (0, None) if find_id is None else find_id(body, head.header_length)
         length = head.header_length
@@ -108,7 +108,7 @@ class AnswerCache:
         start = b"".join(piece[:START_BYTES] for piece in pieces[:2])[:START_BYTES]
         if len(start) < START_BYTES:
             return None
-        meaning = _meaning_of_whole(head)
+        meaning = head.model, head.protocol, head.header_length, True, head.tenant.scope
         entry = self.memory.large.get((meaning, length, xxh3_64_intdigest(start)))
         if entry is None:
             return None
@@ -237,8 +237,3 @@ def rendered_before(entry: CachedBody, predictions: Sequence[Prediction]) -> Ren
         for one, other in zip(own, predictions, strict=True)
     )
     return entry.rendered if same else None
-
-
-def _meaning_of_whole(head: RequestHead) -> Meaning:
-    """What a head makes of a body of which nothing is cut out."""
-    return head.model, head.protocol, head.header_length, True, head.tenant.scope

@@ -310,7 +310,9 @@ class Pipeline:
         space, parameters, lane, steps, _ = batch.flight_key
         waiters = [batch.waiters[key] for key in missing]
         caller, weight = self.tenants.charged(waiters)
-        options = RequestOptions(batch.deadline, lane, steps, batch.traceparent, caller=caller, weight=weight)
+        options = RequestOptions(
+            batch.deadline, lane, steps, batch.traceparent, caller=caller, weight=weight, scope=space.scope
+        )
         started, each = time.perf_counter(), self._row_seconds(space.model)
         try:
             predictions = await self._turns.predict(space.model, [w.row for w in waiters], parameters, options, each)
@@ -367,7 +369,8 @@ class Pipeline:
         space, rows = question.space, question.rows
         _check_new(len(rows))
         try:
-            predictions = await self._turns.predict(space.model, rows, question.parameters, question.options)
+            options = structs.replace(question.options, scope=space.scope)
+            predictions = await self._turns.predict(space.model, rows, question.parameters, options)
         except RowsRefused as some:
             raise some.first from None
         self.tenants.computed(question.options.caller, space.model, predictions)

@@ -75,8 +75,7 @@ class Server:
         """What a request asks, in the space in force."""
         if decoded.timeout_seconds is not None:
             deadline = min(deadline, asyncio.get_running_loop().time() + decoded.timeout_seconds)
-        space, known = prepared.space, True
-        scope = head.tenant.scope
+        space, known, scope = prepared.space, True, head.tenant.scope
         if space is None or space.scope != scope or not self.in_force(served, space):
             space = self.space(served, scope)
             known = self.unknown(space) is None

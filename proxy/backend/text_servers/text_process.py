@@ -150,8 +150,8 @@ class TextProcess(UpstreamProcess):
             raise ModelUnavailable(str(error)) from None
         for _ in self._replicas.servers[1:]:
             with contextlib.suppress(aiohttp.ClientConnectorError):  # nothing was sent: the next one is asked
-                return await self._exchange_once(body, {**headers, **credential})
-        return await self._exchange_once(body, {**headers, **credential})
+                return await self._exchange_once(body, {**credential, **headers})
+        return await self._exchange_once(body, {**credential, **headers})
 
     async def _exchange_once(self, body: bytes, headers: dict[str, str]) -> HttpReply:
         async with self._replicas.chosen() as server:
