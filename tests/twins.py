@@ -148,13 +148,14 @@ class Twin:
 
         self.server.templates.answer = counted  # type: ignore[method-assign]
 
-    def ask(self, head: RequestHead, body: bytes) -> asyncio.Future[str]:
+    def ask(self, head: RequestHead, body: bytes, raw: bytes | None = None) -> asyncio.Future[str]:
+        """The reply. `raw` are the bytes of the whole request, where it may be kept."""
         replied: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         def reached(reply: bytes | Reply) -> None:
             replied.set_result(_text(reply))
 
-        reply = self.responder.begin(head, body, reached)
+        reply = self.responder.begin(head, body, reached, raw)
         if not isinstance(reply, PendingRequest):
             reached(reply)
         return replied

@@ -146,6 +146,8 @@ class Responder:
                 return self._cache.reply(entry, now, lookup.id, self._body_timing)
             cut = self._cut(head, served, lookup, now)
             if isinstance(cut, TemplateHit):
+                if raw is not None and lookup.id is None and cut.entry is not None:
+                    self._cache.keep_request(raw, head, cut.entry)
                 return self._template_reply(head, served, cut, now, started)
             if deadline is None:
                 deadline = asyncio.get_running_loop().time() + head.seconds

@@ -23,7 +23,7 @@ from foreseen.proxy.cache.freshness import fresh
 from foreseen.proxy.cache.near import NearEntry
 from foreseen.proxy.cache.tiers import Tiers
 from foreseen.proxy.predict.answer_cache import AnswerCache, Lookup
-from foreseen.proxy.predict.answer_memory import PreparedRows
+from foreseen.proxy.predict.answer_memory import CachedBody, PreparedRows
 from foreseen.proxy.predict.dialects.body_templates import MAX_TEMPLATE_BYTES, BodyTemplate, timeout_in
 from foreseen.proxy.predict.dialects.codecs import TEMPLATES
 from foreseen.proxy.predict.dialects.decode import DecodedRequest
@@ -52,7 +52,7 @@ _REFUSED = (*REFUSED, ForeseenError, ValueError)
 
 class TemplateHit(NamedTuple):
     """The answer to a request whose rows near has: its reply's body, the id that belongs into it as the inside of a
-    JSON string, and what is to be said of it."""
+    JSON string, and what is to be said of it. `entry` is its body's where that came before and is kept."""
 
     rendered: RenderedBody
     own: bytes | None
@@ -60,6 +60,7 @@ class TemplateHit(NamedTuple):
     made_at: float
     saved: float
     rows: int
+    entry: CachedBody | None = None
 
     def reply(self, now: float, timing: str | None) -> Reply:
         """The reply. `timing` is what `Server-Timing` says."""
@@ -177,8 +178,8 @@ class TemplateAnswers:
         request.prepared.parameters = request.decoded.parameters
         if hit is None or entries is None:
             return request
-        self._keep(template, lookup, request, hit, [entry.prediction for entry in entries])
-        return hit
+        predictions = [entry.prediction for entry in entries]
+        return hit._replace(entry=self._keep(template, lookup, request, hit, predictions))
 
     def _hit(
         self, template: _Template, keys: Sequence[Key], entries: Sequence[NearEntry], lookup: Lookup,
@@ -225,11 +226,12 @@ class TemplateAnswers:
     def _keep(
         self, template: _Template, lookup: Lookup, request: TemplateRequest, hit: TemplateHit,
         predictions: Sequence[Prediction],
-    ) -> None:  # fmt: skip
+    ) -> CachedBody | None:  # fmt: skip
         """A body that comes for the second time is kept with its reply, as on the normal way."""
         entry = self._cache.keep(lookup, template.served, request.decoded, request.prepared)
         if entry is not None:
             self._cache.keep_reply(entry, hit.rendered, predictions, template.space)
+        return entry
 
     def render(self, request: TemplateRequest, predictions: Sequence[Prediction]) -> RenderedBody | None:
         """What the predictions of a request that was cut are rendered to; None where the general way renders them."""

@@ -76,7 +76,7 @@ def served(model: ScriptedModel) -> Any:
         manifest=SimpleNamespace(model=SIGNATURE),
         preparation="p",
         framer=FRAMER,
-        space=lambda: Space("public", "m", DIGEST),
+        space=lambda scope: Space(scope, "m", DIGEST),
     )
 
 

@@ -120,6 +120,7 @@ def test_names_that_a_client_made_up_are_left_out(text: str, told: str) -> None:
     assert without_names(text, ("text",)) == told
 
 
+@pytest.mark.processes
 def test_a_line_is_what_structlog_would_write(tmp_path: Path) -> None:
     """The same members in the same order, in one process that is set up to write JSON, and none below its level."""
     script = (

@@ -289,6 +289,19 @@ async def test_a_second_body_is_answered_by_the_template_of_the_first() -> None:
     assert "Server-Timing: shortcut\r\n" in await both.ask(V2, asked(4, 3))
 
 
+async def test_a_whole_request_is_replayed_as_soon_as_without_templates() -> None:
+    """Computed, a hit with which its body is kept, a hit with which the request is kept, then answered by its bytes."""
+    both, raw = twins("numbers"), b"POST / HTTP/1.1\r\n\r\n" + asked(2)
+    await both.ask(V2, asked(1))
+    for twin in (both.one, both.other):
+        kept = []
+        for _ in range(4):
+            kept.append(twin.responder.repeat(raw) is not None)
+            await twin.ask(V2, asked(2), raw)
+        assert kept == [False, False, False, True]
+    assert both.one.hits == 1
+
+
 @pytest.mark.parametrize(
     "other",
     [{"outputs": [{"name": "y", "parameters": {"binary_data": True}}]}, {"parameters": {"own": 1}}, {"id": "é"},
