@@ -166,7 +166,7 @@ class AnswerCache:
         if member and rendered.json_length is not None:
             start, end = head_parts(fixed_lines(rendered.json_length + len(member)) + self.lines(entry, now, timing))
         size = len(rendered.before) + len(member) + len(rendered.after)
-        return b"%b%d%b%b%b%b" % (start, size, end, rendered.before, member, rendered.after)
+        return b"%b%d%b%b%b%b" % (start, size, end, rendered.before, member, rendered.after)  # type: ignore[str-format] # any buffer
 
     def lines(self, entry: CachedBody, now: float, timing: str | None) -> str:
         """The header lines of an entry's reply that change with time."""

@@ -30,8 +30,9 @@ from foreseen.proxy.predict.dialects.text_codecs import IDENTIFIED, TEXT_CODECS,
 from foreseen.types import OutputOptions, Prediction
 from foreseen.web.http import error_body as plain_error_body
 
-MAX_ROWS, MAX_MADE_ROWS = 2**19, 2**16
-"""Rows of one request: of numbers, which stay in the tensor that they came in, and of what is made row by row."""
+MAX_ROWS, MAX_MADE_ROWS = 7 * 2**16, 2**16
+"""Rows of one request: of numbers, which stay in the tensor that they came in, and of what is made row by row. One
+request takes at most 128 MiB: so many rows of 128 bytes, answered as JSON, take 121 (measured)."""
 
 Render = Callable[[Manifest, Sequence[Prediction], OutputOptions], RenderedBody]
 

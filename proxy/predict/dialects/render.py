@@ -24,6 +24,8 @@ from foreseen.protocol.wire_render import OutputTensor, render_response
 from foreseen.types import Array, OutputOptions, Prediction, WantedOutput
 
 MAX_CLASSES = 1_000_000
+VIEW_BYTES = 2**20
+"""A body of so many bytes is not copied where it is kept in two parts."""
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
 
 
@@ -32,14 +34,17 @@ class RenderedBody(Struct, frozen=True):
     JSON part without an id, None where no binary tensors follow; `id_format` takes the inside of a JSON string."""
 
     before: bytes
-    after: bytes
+    after: bytes | memoryview
+    """A large body is not cut: this is a view of all of it, from behind `before`."""
     json_length: int | None
     id_format: bytes = b',"id":"%b"'
 
     def with_id(self, request_id: str | None) -> tuple[bytes, int | None]:
         """The body, and the length of its JSON part where binary tensors follow."""
+        if request_id is None and type(self.after) is memoryview:
+            return self.after.obj, self.json_length  # type: ignore[return-value] # the bytes of the whole body
         if request_id is None:
-            return self.before + self.after, self.json_length
+            return b"".join((self.before, self.after)), self.json_length
         member = self.id_format % orjson.dumps(request_id)[1:-1]
         return b"".join((self.before, member, self.after)), self.json_length and self.json_length + len(member)
 
@@ -50,7 +55,8 @@ def render_v2(manifest: Manifest, predictions: Sequence[Prediction], output_opti
     body, length = render_response(manifest.name, manifest.version, None, outputs, members=members)
     before = v2_start(manifest)
     assert body.startswith(before)
-    return RenderedBody(before, body[len(before) :], length)
+    after = body[len(before) :] if len(body) < VIEW_BYTES else memoryview(body)[len(before) :]
+    return RenderedBody(before, after, length)
 
 
 def tensors_of(

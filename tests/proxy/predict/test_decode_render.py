@@ -219,6 +219,19 @@ def test_v2_rendering_selects_orders_and_encodes() -> None:
     assert "id" not in orjson.loads(body)
 
 
+def test_a_large_body_is_kept_and_sent_without_a_copy() -> None:
+    """Its text is the same as that of the parts, with an id and without one."""
+    value = np.arange(3, dtype=np.float32)
+    one = Prediction((Output("y", "FP32", (3,)),), (value.tobytes(),), "d", 0.0, 9.0, 0.1)
+    rendered = codecs.render(ONE, [one] * 100_000, OutputOptions())
+    whole, again = rendered.with_id(None)[0], rendered.with_id(None)[0]
+    assert len(whole) > 2**20
+    assert whole is again
+    told = orjson.loads(whole)
+    assert told["outputs"][0]["data"] == [0.0, 1.0, 2.0] * 100_000
+    assert orjson.loads(rendered.with_id("a")[0]) == {**told, "id": "a"}
+
+
 def test_classification_is_made_of_the_tensor() -> None:
     """`[rows, n]` BYTES of value, index and label, the largest first, ties by index."""
     answers = predictions((0.25, 0.75), (0.5, 0.5))
