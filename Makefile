@@ -15,6 +15,7 @@ INFINITY := .venv-infinity
 TORCH  := .venv-torch
 OTELTAP := .venv-oteltap
 DEPLOY := .venv-deploy
+SITE   := .venv-site
 KSERVE := .venv-kserve
 POSTGRES := $(or $(firstword $(wildcard /usr/lib/postgresql/*/bin/postgres)),/usr/lib/postgresql/15/bin/postgres)
 BIN    := $(VENV)/bin
@@ -156,6 +157,15 @@ test: lint $(TRITON)/installed $(MLSERVER)/installed /usr/bin/promtool $(POSTGRE
 docs: setup ## write the reference tables of docs/ from the code
 	@$(BIN)/python -m tests.make_docs
 
+$(SITE)/installed: tests/site/requirements.txt
+	@echo "setup: installing mkdocs-material into $(SITE)"
+	@$(PYTHON) -m venv $(SITE)
+	@$(SITE)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+site: $(SITE)/installed ## build the website of docs/ into build/site; a broken link or any warning fails
+	@NO_MKDOCS_2_WARNING=1 $(SITE)/bin/python -m mkdocs build --strict
+
 proto: setup ## compile foreseen/protocol/open_inference.proto to the descriptors that are read at run time
 	@$(BIN)/python -m grpc_tools.protoc -Iforeseen/protocol --descriptor_set_out=foreseen/protocol/open_inference.binpb open_inference.proto
 
@@ -260,4 +270,4 @@ mutants: setup ## mutation testing of key, entry and flight (about five minutes)
 	@rm -rf mutants && $(BIN)/mutmut run > build/mutants.log 2>&1; $(BIN)/python -m tests.mutants
 
 clean: ## remove the environment and what was built
-	rm -rf $(VENV) $(TRITON) $(MLSERVER) $(TRITONSERVER) $(RAY) $(AIRFLOW) $(TORCH) $(KSERVE) $(DATA) build *.egg-info
+	rm -rf $(VENV) $(TRITON) $(MLSERVER) $(TRITONSERVER) $(RAY) $(AIRFLOW) $(TORCH) $(KSERVE) $(SITE) $(DATA) build *.egg-info

@@ -19,6 +19,7 @@ from foreseen.settings.common import INTERNAL
 from foreseen.settings.renamed import RENAMED
 from foreseen.telemetry.exposition import CALLER_STATE, CHILD_STATE, FAR_STATE, QUEUE_STATE, WARM_STATE
 from foreseen.telemetry.metrics import ProxyMetrics
+from tests.make_model_toml import model_toml_page
 from tests.openapi import application, operators, page
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -237,4 +238,5 @@ if __name__ == "__main__":
     (DOCS / "cli.md").write_text(cli_page())
     (DOCS / "settings.md").write_text(settings_page())
     (DOCS / "metrics.md").write_text(metrics_page())
+    (DOCS / "model-toml.md").write_text(model_toml_page())
     (DOCS / "openapi.json").write_text(page())

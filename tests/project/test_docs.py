@@ -19,7 +19,7 @@ from tests.project.test_dashboards import metrics
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MADE = ("cli.md", "errors.md", "http.md", "metrics.md", "settings.md")
+MADE = ("cli.md", "errors.md", "http.md", "metrics.md", "model-toml.md", "settings.md")
 """By code; tests/project/test_project.py holds them against it."""
 OURS = [page for page in PAGES if page.name not in MADE]
 OTHERS = {
@@ -60,8 +60,15 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_index_names_every_page() -> None:
     """docs/README.md leads to all of them."""
-    links = set(re.findall(r"\]\(([\w.]+)\)", (ROOT / "docs" / "README.md").read_text()))
-    assert links == {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"} | {"openapi.json"}
+    links = set(re.findall(r"\]\(([\w.-]+)\)", (ROOT / "docs" / "README.md").read_text()))
+    assert links == {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"} | {"openapi.json", "redis.acl"}
+
+
+def test_the_site_has_every_page() -> None:
+    """`nav` of mkdocs.yml: `make site` would fail for a page that is not there."""
+    listed = set(re.findall(r"([\w/-]+\.md)\b", (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1]))
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert listed - {"about.md", "api-http.md", "api-warm.md", "api-airflow.md"} == pages
 
 
 @pytest.mark.parametrize("page", OURS, ids=lambda page: page.name)

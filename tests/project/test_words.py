@@ -1,6 +1,6 @@
 """Names are the field's own: class names are unique, and a list of retired words does not come back.
 
-Checked are identifiers, log events and the help texts of metrics and settings. A word counts as a whole word of a name:
+Checked are identifiers, log events, the help texts of metrics and settings, and the docs. A word counts as a whole word of a name:
 `seats` and `_seat_of` contain `seat`, `statement` does not contain `state`.
 """
 
@@ -10,9 +10,13 @@ import ast
 import re
 from collections import defaultdict
 from dataclasses import fields
+from pathlib import Path
+
+import pytest
 
 from foreseen.settings import NAMES
 from foreseen.telemetry.metric_table import PROXY_METRICS
+from tests.project.test_docs import PAGES
 from tests.project.test_project import modules
 
 RETIRED = frozenset(
@@ -96,3 +100,11 @@ def test_retired_words_do_not_come_back_in_help() -> None:
     bad = {spec.name for spec in PROXY_METRICS.values() if words_of(spec.help) & RETIRED}
     bad |= {one.name for kind in NAMES.values() for one in fields(kind) if words_of(one.name) & RETIRED}
     assert sorted(bad) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_retired_words_do_not_come_back_in_docs(page: Path) -> None:
+    """README and docs, but for code: old names of settings are listed there."""
+    prose = re.sub(r"(?ms)^```.*?^```$|`[^`\n]*`|^    .*?$", "", page.read_text())
+    bad = [f"{line}: {words}" for line in prose.splitlines() if (words := sorted(words_of(line) & RETIRED))]
+    assert bad == []

@@ -68,3 +68,21 @@ def test_batch_teams_and_models(own: Live, tmp_path: Path) -> None:
     listed = [command for command in commands("docs/models.md") if re.fullmatch(r"foreseen models list", command)]
     assert listed
     assert "minilm" in run(listed[0], own, tmp_path).stdout
+
+
+def test_the_quick_start_prints_what_it_says(own: Live, tmp_path: Path) -> None:
+    """The blocks of docs/quickstart.md as one program; what each prints is the block below it, but for lifetimes."""
+    page = (ROOT / "docs" / "quickstart.md").read_text()
+    program = "\n".join(re.findall(r"(?ms)^```python\n(.*?)^```$", page)).replace(ASKED, own.url)
+    expected = "\n".join(re.findall(r"(?m)^    ((?:foreseen;|\[|\d).*)$", page))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.sub(r"ttl=\d+", "ttl=N", done.stdout.strip()) == re.sub(r"ttl=\d+", "ttl=N", expected)
+
+
+def test_the_function_that_takes_the_place_of_encode(own: Live, tmp_path: Path) -> None:
+    """docs/i-have.md: the call of an API whose model has moved out."""
+    (program,) = re.findall(r"(?ms)^```python\n(.*?)^```$", (ROOT / "docs" / "i-have.md").read_text())
+    command = [sys.executable, "-c", program.replace(ASKED, own.url)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr

@@ -20,8 +20,11 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """A model, as its `model.toml` describes it."""
 
     name: str
+    """What requests call the model: letters, digits, `.`, `_` and `-`. It is the name of the folder, too."""
     model: ModelSignature
+    """What the ONNX graph or the upstream takes and gives."""
     title: str = ""
+    """A line for people."""
     version: str = "1"
     """What clients see and may put into the path: an integer, since Triton's clients parse it as one."""
     cacheable: bool = True
@@ -39,21 +42,29 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     precisions: tuple[Precision, ...] = ("fp32",)
     """Candidates in order of preference."""
     source: Source | None = None
+    """Where the weights come from; left out of models with an upstream."""
     client: ClientSignature | None = None
+    """What clients send and get, where it differs from `[model]`."""
     gates: Gates = Gates()
+    """What a candidate precision must reach."""
     batching: Batching = Batching()
+    """How rows run together."""
     freshness: Freshness = Freshness()
+    """How long entries are fresh."""
     outputs: Literal["all", "requested"] = "all"
     """`requested`: the upstream answers only with outputs that a request names; which were is part of the key then."""
     ignored_parameters: tuple[str, ...] = ()
     """Request parameters that do not change the answer, beside the reserved ones."""
     openai: OpenAISection = OpenAISection()
+    """How OpenAI's embeddings API asks the model."""
     scoring: ScoringSection = ScoringSection()
+    """How rerank, score and classification APIs ask the model."""
     upstream_api: Literal["auto", "v2", "openai", "tei"] = "v2"
     """What the server at `upstream` speaks."""
     example: dict[str, list[Any]] = {}
     """Client input → data of one small request, for the readiness check and the docs."""
     samples: Samples = Samples()
+    """Which made-up rows the graph takes."""
 
     @property
     def seen(self) -> ClientSignature:

