@@ -16,11 +16,12 @@ from foreseen.modelspec.manifest import Manifest
 PLAIN: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean", Any: "any value"}
 INTRODUCTION = """# model.toml
 
-Every field of `models/NAME/model.toml`, which describes one model. Made from the code by `make docs`. A field that is not listed here is an
-error that names it. `foreseen models add` writes the file for you; examples are in [models/](../models/minilm/model.toml).
+Every field of `models/NAME/model.toml`, which describes one model. Made from the code by `make docs`. A field that is
+not listed here is an error that names it. `foreseen models add` writes the file for you; examples are in
+[models/](../models/minilm/model.toml).
 
-Only `name`, the inputs and outputs of `[model]`, and a `[source]` or an `upstream` are needed. How inputs may be normalized:
-[normalization](normalization.md). What a change does to the cache: [upgrading](upgrading.md).
+Only `name`, the inputs and outputs of `[model]`, and a `[source]` or an `upstream` are needed. How inputs may be
+normalized: [normalization](normalization.md). What a change does to the cache: [upgrading](upgrading.md).
 
 A shape is a list of sizes. A string in it names a size that differs between requests; the first one is `"rows"`.
 """

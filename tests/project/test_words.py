@@ -1,7 +1,7 @@
 """Names are the field's own: class names are unique, and a list of retired words does not come back.
 
-Checked are identifiers, log events, the help texts of metrics and settings, and the docs. A word counts as a whole word of a name:
-`seats` and `_seat_of` contain `seat`, `statement` does not contain `state`.
+Checked are identifiers, log events, the help texts of metrics and settings, and the docs. A word counts as a whole word
+of a name: `seats` and `_seat_of` contain `seat`, `statement` does not contain `state`.
 """
 
 from __future__ import annotations
