@@ -45,6 +45,16 @@ def seconds_of(text: str, unit: str = "s") -> float:
     return sum(float(n) * _SECONDS[u.lower()] for n, u in parts)
 
 
+def share_of(text: str) -> float:
+    """A share from 0 to 1: `0.1%`, `0.001`. Raises ValueError that says how to write it."""
+    plain = text.strip()
+    number, factor = (plain[:-1].rstrip(), 0.01) if plain.endswith("%") else (plain, 1.0)
+    share = float(number) * factor if _NUMBER.fullmatch(number) else -1.0
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"{text!r} is no share; write 0.1% or 0.001, at most 100%")
+    return share
+
+
 def words_of(text: str) -> list[str]:
     """The words of a list in one environment variable: separated by commas or white space."""
     return [word for word in re.split(r"[,\s]+", text.strip()) if word]

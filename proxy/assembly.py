@@ -27,11 +27,12 @@ from foreseen.proxy.cache.lease import Leases
 from foreseen.proxy.cache.near import Near
 from foreseen.proxy.cache.purge_mark import PurgeMark
 from foreseen.proxy.cache.tiers import TierLimits, Tiers
+from foreseen.proxy.fastpath.audited_responder import responder_of
 from foreseen.proxy.fastpath.fast_connection import FastConnection
 from foreseen.proxy.fastpath.known_heads import KnownHeads
-from foreseen.proxy.fastpath.traced_responder import responder_of
 from foreseen.proxy.from_settings import (
     assert_parser,
+    auditor_of,
     bounds_of,
     far_of,
     keyring_of,
@@ -46,9 +47,9 @@ from foreseen.proxy.jobs.predictions import Predictions
 from foreseen.proxy.jobs.ticket_options import TicketOptionsReader
 from foreseen.proxy.jobs.tickets import Jobs
 from foreseen.proxy.predict.answer_cache import AnswerCache
+from foreseen.proxy.predict.audit.audited_pipeline import pipeline_of
 from foreseen.proxy.predict.counting import AccessLog, RequestCounter
 from foreseen.proxy.predict.observe import Observer
-from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.serve import Server
 from foreseen.proxy.status_handlers import StatusHandlers
 from foreseen.queue.queue import connect_queue
@@ -127,7 +128,9 @@ class Proxy:
         leases = Leases(self.far, self.metrics, settings.lease_ms / 1000)
         self.accounts = TenantAccounts(self.keyring, self.quota_store, self._children, self.metrics)
         bounds = settings.waiting_rows, settings.miss_rows
-        self.pipeline = Pipeline(tiers, self.served, self.metrics, *bounds, leases, self.accounts.misses)
+        self.auditor = auditor_of(settings, self.metrics)
+        more = *bounds, leases, self.accounts.misses
+        self.pipeline = pipeline_of(self.auditor, tiers, self.served, self.metrics, *more)
         self.generations = Generations(self.state, self.pipeline.forget, PurgeMark(self.far, root))
         self.answers = AnswerCache(settings.reply_cache_bytes, tiers.near, self.served, self.generations)
         access_log = AccessLog(settings.access_log_hits, models=self.served)
@@ -175,7 +178,8 @@ class Proxy:
         operators = Operators(given or settings.data / "admin-token", settings.data, required=given is not None)
         self.operators = operators.keys
         self.targets = Targets(self.state, self.served, settings.data)
-        self.admin = admin_application(Purger(self.state, tiers), self.targets, operators, settings.body_seconds)
+        self.purger = Purger(self.state, tiers)
+        self.admin = admin_application(self.purger, self.targets, operators, settings.body_seconds)
         return operators
 
     def _build_http(self, tiers: Tiers, operators: Operators) -> None:
@@ -184,6 +188,7 @@ class Proxy:
         self.bodies = Bodies()
         self.responder = responder_of(
             self.traces,
+            self.auditor,
             served=self.served,
             server=self.server,
             cache=self.answers,
@@ -237,6 +242,8 @@ class Proxy:
         parts += [self.heartbeat.beat(), self.generations.follow(), self.targets.follow(), self.keyring.follow()]
         parts += [self.operators.follow(), self.accounts.follow()]
         parts += [part.follow() for part in (self.far, self.tls) if part is not None]
+        if self.auditor is not None:
+            parts.append(self.auditor.follow(self.server, self.purger, self.served))
         watchers = [asyncio.create_task(part) for part in parts]
         try:
             async with asyncio.timeout(STATE_SECONDS):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -32,13 +32,14 @@ from foreseen.proxy.cache.freshness import Policy
 from foreseen.proxy.cache.generations import Generations
 from foreseen.proxy.cache.near import Near
 from foreseen.proxy.cache.tiers import Tiers
-from foreseen.proxy.fastpath.responder import Responder
+from foreseen.proxy.fastpath.audited_responder import responder_of
 from foreseen.proxy.predict.answer_cache import AnswerCache
 from foreseen.proxy.predict.ask import RequestHead
+from foreseen.proxy.predict.audit.audited_pipeline import pipeline_of
+from foreseen.proxy.predict.audit.auditor import Auditor
 from foreseen.proxy.predict.counting import AccessLog, RequestCounter
 from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pending_request import PendingRequest
-from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.response_bytes import Reply, reply_head
 from foreseen.proxy.predict.serve import Server
 from foreseen.telemetry.metrics import ProxyMetrics
@@ -55,6 +56,7 @@ class HashModel:
 
     bypass_reason = "not-cacheable"
     reachable = ours = True
+    process = None
 
     def __init__(self, manifest: Manifest, assets: Mapping[str, bytes], freshness: Policy, clock: Clock) -> None:
         self.manifest, self.freshness, self.clock = manifest, freshness, clock
@@ -111,14 +113,17 @@ class Twin:
     def __init__(
         self, manifest: Manifest, clock: Clock, *, templates: bool, assets: Mapping[str, bytes] | None = None,
         freshness: Policy | None = None, observed: bool = False, far: bool = False, near_bytes: int = 10**7,
+        audit: Callable[[ProxyMetrics], Auditor] | None = None,
     ) -> None:  # fmt: skip
         self.model = HashModel(manifest, assets or {}, freshness or Policy(1000.0), clock)
         self.metrics = ProxyMetrics()
         self.near = Near(near_bytes)
-        tiers = Tiers(root=ROOT, codec=EntryCodec(tag_key(ROOT)), near=self.near, far=DictFar() if far else None,
+        self.far = DictFar() if far else None
+        tiers = Tiers(root=ROOT, codec=EntryCodec(tag_key(ROOT)), near=self.near, far=self.far,
                       metrics=self.metrics, clock=clock)  # fmt: skip
         served = {manifest.name: cast(ServedModel, self.model)}
-        self.pipeline = Pipeline(tiers, served, self.metrics, 10_000)
+        self.auditor = None if audit is None else audit(self.metrics)
+        self.pipeline = pipeline_of(self.auditor, tiers, served, self.metrics, 10_000)
         self.purges = Generations(None, self.pipeline.forget)
         self.cache = AnswerCache(10**7, self.near, served, self.purges)
         self.server = Server(
@@ -135,7 +140,9 @@ class Twin:
             self._count_answers()
         else:
             self.server.templates.answer = lambda *_: None  # type: ignore[method-assign]
-        self.responder = Responder(served=served, server=self.server, cache=self.cache, clock=clock)
+        self.responder = responder_of(
+            None, self.auditor, served=served, server=self.server, cache=self.cache, clock=clock
+        )
 
     def _count_answers(self) -> None:
         answer = self.server.templates.answer

@@ -141,3 +141,24 @@ def observed(
     url = url or url_of(data)
     summary = read(url, watcher_key(url, data))
     print(orjson.dumps(summary).decode() if json else table(summary))
+
+
+def audit(*, url: str | None = None, data: Path = Path("data"), json: bool = False, config: Path | None = None) -> None:
+    """Say how many audited hits differ from the model's own answers, with a bound, of a proxy under --audit.
+
+    Parameters
+    ----------
+    url
+        The running proxy. Default: where `foreseen up` in --data was started last, else http://127.0.0.1:8000.
+    data
+        The data directory; the keys that differ are read from it.
+    json
+        Print JSON for machines.
+    config
+        Settings from a TOML file.
+    """
+    from foreseen.operate.commands.audit_command import lines, read
+    from foreseen.operate.started import url_of
+
+    found = read(url or url_of(data), data)
+    print(orjson.dumps(found).decode() if json else lines(found))

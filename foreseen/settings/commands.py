@@ -32,6 +32,7 @@ OTHER_NAMES: dict[str, frozenset[str]] = {
     "explain": frozenset(one.name for one in fields(KeySettings)),
     "models": frozenset((*(one.name for one in fields(Common)), "full", "train", "test", "replace", "json")),
     "observed": frozenset(("config", "url", "data", "json")),
+    "audit": frozenset(("config", "url", "data", "json")),
     "top": frozenset(("config", "url", "data", "interval", "once", "json")),
     "dashboards": frozenset(("config", "out")),
     "keys": frozenset(("data", "keys_file", "json")),

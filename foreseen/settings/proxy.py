@@ -210,6 +210,12 @@ class ProxySettings(StoreSettings):
             help="A model that answers every request, while the cache's answers are only compared; 'all' for all."
         ),
     ] = ()
+    audit: Annotated[
+        str, Parameter(help="Share of hit rows (0.1%) that are computed again and compared with the model; 0: none.")
+    ] = "0"
+    audit_rows_per_second: Annotated[
+        float, Parameter(help="Rows that one worker audits a second at most; more are dropped and counted.")
+    ] = 5.0
     admin_token_file: Annotated[
         Path | None,
         Parameter(

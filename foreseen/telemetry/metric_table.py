@@ -95,6 +95,24 @@ PROXY_METRICS: dict[str, Spec] = {
         "Model compute time that exact and close would-be hits of observed models would have saved.",
         labels=("model",),
     ),
+    "audited": CounterSpec(
+        "foreseen_audit_rows",
+        "Hit rows drawn by --audit, by outcome: equal, different (the entry was removed), not-comparable (the model "
+        "changed meanwhile, or differs from itself), dropped (over --audit-rows-per-second), failed.",
+        labels=("model", "outcome"),
+    ),
+    "audit_distinct": GaugeSpec(
+        "foreseen_audit_distinct_keys",
+        "Distinct keys audited since the start, of each worker, added up; an estimate within 2 %.",
+        labels=("model",),
+        mode="livesum",
+    ),
+    "audit_unrepeatable": GaugeSpec(
+        "foreseen_audit_model_unrepeatable",
+        "1 once the audit has seen two different answers of the model to the same row.",
+        labels=("model",),
+        mode="livemax",
+    ),
     "request_seconds": HistogramSpec(
         "foreseen_request_duration_seconds",
         "Time from a whole body to its answer, by result.",

@@ -37,6 +37,7 @@ SPAN_RESULTS = ("exported", "failed", "dropped")
 LIMITS = ("connections", "idle", "head", "head-size", "write", "rate")
 QUOTA_REPORTS = ("ok", "failed", "dropped")
 UPSTREAM_PROBLEMS = ("unreachable", "not-v2", "lists-nothing", "no-metadata", "unusable")
+AUDIT_OUTCOMES = ("equal", "different", "not-comparable", "dropped", "failed")
 VERIFY_REASONS = ("length", "format", "identity", "tag")
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # it adds an unused second series to every counter
@@ -53,6 +54,9 @@ class ProxyMetrics:
     misses: CachedChildren[Counter]
     observed: CachedChildren[Counter]
     observed_seconds: CachedChildren[Counter]
+    audited: CachedChildren[Counter]
+    audit_distinct: CachedChildren[Gauge]
+    audit_unrepeatable: CachedChildren[Gauge]
     request_seconds: Tallies
     model_seconds: Tallies
     far_seconds: Tallies

@@ -13,7 +13,7 @@ import pytest
 
 from foreseen.cli import app
 from foreseen.command_line import foreign, misspelt
-from foreseen.units import seconds_of, size_of, words_of
+from foreseen.units import seconds_of, share_of, size_of, words_of
 
 COMMAND = [sys.executable, "-m", "foreseen.cli"]
 
@@ -45,6 +45,19 @@ def test_what_is_no_size(text: str) -> None:
     """Everything else says how a size is written."""
     with pytest.raises(ValueError, match=r"size|whole"):
         size_of(text)
+
+
+@pytest.mark.parametrize(("text", "share"), [("0.1%", 0.001), ("0.001", 0.001), ("5 %", 0.05), ("0", 0), ("100%", 1)])
+def test_shares(text: str, share: float) -> None:
+    """Per cent, or a number up to 1."""
+    assert share_of(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["", "%", "2", "101%", "-1%", "1%%", "nan", "inf"])
+def test_what_is_no_share(text: str) -> None:
+    """Everything else says how a share is written."""
+    with pytest.raises(ValueError, match="share"):
+        share_of(text)
 
 
 @pytest.mark.parametrize(
