@@ -1,8 +1,8 @@
 """Hooks of mkdocs: pages that are made for the site only, and links that lead out of docs/.
 
 The site has more pages than docs/: README.md of the repository, and the references of HTTP and Python names. A link
-from a page to another file of the repository, which no site has, becomes that file's name. `make site` is strict, so a link
-that leads nowhere ends it; here a file that does not exist raises.
+from a page to another file of the repository, which the site does not have, becomes that file's name. `make site` is
+strict: a link that leads nowhere fails it. Here a file that does not exist raises.
 """
 
 from __future__ import annotations
