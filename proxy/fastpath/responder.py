@@ -178,14 +178,9 @@ class Responder:
         return self._cache.find_large(head, pieces, length)
 
     def failed(
-        self,
-        model: str,
-        protocol: str,
-        error: Exception,
-        started: float,
-        traceparent: str | None = None,
+        self, model: str, protocol: str, error: Exception, started: float, traceparent: str | None = None,
         caller: Caller | None = None,
-    ) -> Reply:
+    ) -> Reply:  # fmt: skip
         """The reply that an error becomes."""
         known = error if isinstance(error, ForeseenError) else internal(error, f"/{protocol}/models/{{model}}", caller)
         self._counter.failed(model, protocol, known, time.perf_counter() - started, traceparent, caller)
