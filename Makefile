@@ -190,6 +190,9 @@ bench-hit: setup ## a hit beside nginx, a dict, and Triton and MLServer if `make
 bench-grpc: setup ## a gRPC hit beside an empty grpc.aio servicer, Triton's cache (`make bench-peers`) and HTTP; what a miss adds (needs wrk)
 	@$(BIN)/python -m bench.grpc_hit
 
+bench-tenants: setup ## what a key and TLS cost a hit, beside nginx with TLS (needs Debian's wrk and nginx-light)
+	@$(BIN)/python -m bench.tenants $(ARGS)
+
 bench-overhead: setup ## what metrics, logs and scrapes cost a hit (needs Debian's wrk)
 	@$(BIN)/python -m bench.overhead
 
