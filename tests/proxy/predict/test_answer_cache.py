@@ -18,7 +18,14 @@ from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.near import Near
 from foreseen.proxy.fastpath.known_heads import END_OF_HEAD
 from foreseen.proxy.predict.answer_cache import AnswerCache, Lookup, rendered_before
-from foreseen.proxy.predict.answer_memory import MAX_HASHES, REQUEST_OVERHEAD_BYTES, CachedBody, PreparedRows
+from foreseen.proxy.predict.answer_memory import (
+    BODY_OVERHEAD_BYTES,
+    MAX_HASHES,
+    REQUEST_OVERHEAD_BYTES,
+    ROW_BYTES,
+    CachedBody,
+    PreparedRows,
+)
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.dialects import codecs
 from foreseen.proxy.predict.dialects.decode import DecodedRequest, decode_v1, decode_v2
@@ -660,3 +667,26 @@ def test_only_a_reply_of_the_space_in_force_is_sent_again() -> None:
     system = System()
     system.keep_reply(space=Space("public", "m", "d1", 1))
     assert system.entry.until == 0.0
+
+
+def test_a_kept_body_counts_its_bytes_and_its_rows() -> None:
+    """Its size is what it takes: text, tensors, and what each row costs beside them."""
+    cache, body = cache_of(100_000), v2(DATA)
+    entry = learn(cache, body)
+    assert entry is not None
+    rows = entry.prepared.rows
+    tensors = sum(tensor.nbytes for row in rows for tensor in row.tensors)
+    assert entry.size == cache.memory.bytes == BODY_OVERHEAD_BYTES + ROW_BYTES * len(rows) + len(body) + tensors
+    assert (len(rows), tensors) == (2, 16)
+    assert (entry.until, entry.made_at, entry.saved, entry.rows, entry.id) == (0.0, 0.0, 0.0, (), None)
+    assert entry.facts is SERVED.facts
+
+
+def test_a_body_too_long_to_keep_is_not_hashed() -> None:
+    """A quarter of the memory is the most; its look-up has no entry and no hash."""
+    body = v2(DATA)
+    fits, too_small = cache_of(4 * len(body)), cache_of(4 * len(body) - 4)
+    assert fits.find(V2, body).hash == xxh3_64_intdigest(body, V2.tenant.seed) != 0
+    found = too_small.find(V2, body)
+    assert (found.entry, found.hash, found.id, found.start, found.text) == (None, 0, None, 0, body)
+    assert found.meaning == ("m", "v2", None, True, V2.tenant.scope)
