@@ -34,6 +34,7 @@ FAR_ERROR_KINDS = (
 DROP_REASONS = ("large", "pending", "far")
 LEASE_OUTCOMES = ("won", "waited", "taken-over", "failed")
 SPAN_RESULTS = ("exported", "failed", "dropped")
+KAFKA_OUTCOMES = ("answered", "refused", "dead-letter", "retried")
 LIMITS = ("connections", "idle", "head", "head-size", "write", "rate")
 QUOTA_REPORTS = ("ok", "failed", "dropped")
 UPSTREAM_PROBLEMS = ("unreachable", "not-v2", "lists-nothing", "no-metadata", "unusable")
@@ -150,6 +151,7 @@ class ProxyMetrics:
             (self.verify_failed, VERIFY_REASONS),
             (self.limited, LIMITS),
             (self.spans, SPAN_RESULTS),
+            (self.kafka_messages, KAFKA_OUTCOMES),
             (self.far_errors, FAR_ERROR_KINDS),
             (self.dropped, DROP_REASONS),
         ):

@@ -282,7 +282,7 @@ def test_a_batch_run_fills_the_master_that_sentinels_name(tmp_path: Path) -> Non
             assert pipe.get(numbered(1)) == [None]
     assert master_at(master) == master
     for url, said in (
-        (watched.url.replace("://", "://u:p@"), "no Sentinel says"),
+        (watched.url.replace("://", "://u:p@"), "no Sentinel knows"),
         ("redis+cluster://u:p@h:1", "give --url"),
     ):
         with pytest.raises(SetupError, match=said) as refused:

@@ -20,6 +20,7 @@ from tests.project.test_dashboards import queries
 from tests.prometheus import Prometheus, scraping
 from tests.questions import ask_fingerprint, ask_minilm, numbers
 from tests.stories.test_10_first_question import FINGERPRINT, MINILM
+from tests.stories.test_91_tenants import hashed, key_of
 
 CLIENTS = 8
 RULES = Path(__file__).parent.parent.parent / "grafana" / "prometheus" / "rules"
@@ -185,6 +186,24 @@ def some_of_everything(system: Live, seeds: range) -> None:
         assert b"succeeded" in seen
 
 
+TENANTS = f"""
+[tenant.a]
+keys = ["{hashed("a")}"]
+
+[tenant.b]
+keys = ["{hashed("b")}"]
+requests_per_second = 0.001
+"""
+
+
+def some_of_tenants(system: Live, seeds: range) -> None:
+    """Misses and hits of one tenant, and requests that another's quota refuses."""
+    for seed in seeds:
+        for _ in range(2):
+            assert system.post(MINILM, ask_minilm(f"tenants watch {seed}"), key_of("a"))[0] == 200
+        assert system.post(MINILM, ask_minilm("tenants watch"), key_of("b"))[0] in (200, 429)
+
+
 SUMS = ("foreseen_requests_total", "foreseen_rows_total", "foreseen_request_duration_seconds_count")
 
 
@@ -208,11 +227,14 @@ class Sums:
 def test_every_query_of_every_dashboard_returns_data(built: Path, tmp_path: Path) -> None:
     """A real Prometheus scrapes two real proxies of two workers each, under load, while a worker is killed: the sums
     over results are the answers received, exactly, but for what was in flight in the killed one; and every query of
-    every board gives numbers, none NaN."""
+    every board gives numbers, none NaN, where a third proxy has tenants."""
+    (tmp_path / "keys.toml").write_text(TENANTS)
+    keys = (f"--keys-file={tmp_path / 'keys.toml'}", "--metrics-open")
     with (
         started(built, tmp_path / "data", "--workers=2", "--observe=minilm") as system,
         started(built, tmp_path / "more", "--workers=2", models=["fingerprint"]) as beside,
-        scraping(system, ["fingerprint", "minilm"], tmp_path, beside=[beside]) as prometheus,
+        started(built, tmp_path / "tenants", *keys, models=["minilm"]) as apart_by_key,
+        scraping(system, ["fingerprint", "minilm"], tmp_path, beside=[beside, apart_by_key]) as prometheus,
     ):
         sums = Sums(prometheus)
         told = asyncio.run(ask_until(beside, range(400)))
@@ -225,6 +247,7 @@ def test_every_query_of_every_dashboard_returns_data(built: Path, tmp_path: Path
         assert sums.gained() == [told["200"]] * len(SUMS), "exact again"
         for seeds in (range(1, 20), range(20, 39)):
             some_of_everything(system, seeds)
+            some_of_tenants(apart_by_key, seeds)
             prometheus.until_scraped(3)
         empty = {
             (name, query)
