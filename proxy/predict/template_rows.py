@@ -113,7 +113,7 @@ def _number_rows(
         if not preparer.takes(tensor.name, tensor.datatype):
             return None
         count = None if hole.any_rows else shape[0]
-        read = _raw_reader(datatype, shape) if hole.binary else number_reader(datatype, shape[1:], count)
+        read = _raw_reader(datatype, shape, count) if hole.binary else number_reader(datatype, shape[1:], count)
         if read is None:
             return None
         readers.append(read)
@@ -127,14 +127,15 @@ def _number_rows(
     return _NumberRows(decoded.inputs, [places[at] for at in range(len(names))], readers, changes, parts, keyed)
 
 
-def _raw_reader(datatype: Datatype, shape: tuple[int, ...]) -> Reader | None:
-    """Checks the bytes of a binary tensor: whole rows of numbers."""
+def _raw_reader(datatype: Datatype, shape: tuple[int, ...], count: int | None) -> Reader | None:
+    """Checks the bytes of a binary tensor: `count` whole rows of numbers, any where it is None."""
     width = int(np.prod(shape[1:], dtype=np.int64)) * datatype.size
     if not width or not shape[0]:
         return None
 
     def read(raw: bytes) -> bytes:
-        if not raw or len(raw) % width or (datatype.kind == "b" and max(raw) > 1):
+        whole = len(raw) % width == 0 if count is None else len(raw) == count * width
+        if not raw or not whole or (datatype.kind == "b" and max(raw) > 1):
             raise BadInput("not the bytes of rows")
         return raw
 

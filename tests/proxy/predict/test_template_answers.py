@@ -319,6 +319,17 @@ async def test_whatever_else_a_body_says_is_part_of_its_template(other: dict[str
     both.same_counts()
 
 
+async def test_a_binary_body_has_as_many_rows_as_its_shape_says() -> None:
+    """Bytes of more rows than its JSON says, or of fewer, are refused as without templates, known rows or not."""
+    both = twins("numbers")
+    body, length = render_request([("x", "INT64", np.ones((2, 3), np.int64))], {}, None)
+    head, row = msgspec.structs.replace(V2, header_length=length), np.ones(3, np.int64).tobytes()
+    assert " 200 " in await both.ask(head, body)
+    assert "Server-Timing: template\r\n" in await both.ask(head, body)
+    for tail in (row, row * 3, row * 4, row * 2 + b"\0", b""):
+        assert " 400 " in await both.ask(head, body[:length] + tail), len(tail)
+
+
 async def test_another_timeout_is_another_request_of_the_same_template() -> None:
     """It is read and judged, and is no part of the key."""
     both = twins("numbers")
