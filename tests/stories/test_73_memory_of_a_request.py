@@ -22,6 +22,7 @@ from tests.raw import FINGERPRINT, binary, post
 
 MOST_MIB = 128
 PLAIN_BYTES = 48 * 2**20
+MOST_ROWS = 458_752
 CHANCES = 12
 ATOMS = (
     "{}", "[]", "[[]]", "[[[[[]]]]]", '{"a":1}', '{"a":{"b":[]}}', "0", "-1.5", "1e5", "null", '""', '"a"', '"\\n"',
@@ -128,11 +129,12 @@ def test_a_small_compressed_body_is_refused_for_what_it_would_be(lean: Live, pat
         ("UINT8", [PLAIN_BYTES // 16, 16], bytes(PLAIN_BYTES), 413),
         ("BYTES", [PLAIN_BYTES // 4], bytes(PLAIN_BYTES), 413),
         ("BYTES", [PLAIN_BYTES // 6], b"\2\0\0\0ab" * (PLAIN_BYTES // 6), 413),
-        ("INT64", [500_000, 16], bytes(500_000 * 128), 200),
+        ("INT64", [MOST_ROWS, 16], bytes(MOST_ROWS * 128), 200),
+        ("INT64", [MOST_ROWS + 1, 16], bytes((MOST_ROWS + 1) * 128), 413),
     ],
 )
 def test_binary_tensors_keep_their_size(lean: Live, datatype: str, shape: list[int], raw: bytes, status: int) -> None:
-    """64 MB of numbers are answered; what would be an object for every few bytes is refused."""
+    """The most rows of numbers are answered; one more is refused, and what would be an object for every few bytes."""
     body, head = binary([{"name": "x", "datatype": datatype, "shape": shape}], raw, outputs=[{"name": "seal"}])
     got, mib = grown(lean, lambda: post(lean, FINGERPRINT, body, **head).status)
     assert got == status
