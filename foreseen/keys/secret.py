@@ -10,7 +10,7 @@ from foreseen.errors import SetupError
 from foreseen.keys.key import MIN_SECRET_BYTES
 
 
-def read_secret(path: Path, what: str = "root secret") -> bytes:
+def read_secret(path: Path, what: str = "root secret", least: int = MIN_SECRET_BYTES) -> bytes:
     """The secret. Raises SetupError where it is missing, too short or readable by others. `what` it is called there."""
     try:
         content = path.read_bytes().strip()
@@ -19,8 +19,8 @@ def read_secret(path: Path, what: str = "root secret") -> bytes:
         raise SetupError(f"{path}: there is no {what}; make one: head -c 32 /dev/urandom | base64 > {path}") from None
     except OSError as error:
         raise SetupError(f"{path}: {error.strerror}") from None
-    if len(content) < MIN_SECRET_BYTES:
-        raise SetupError(f"{path}: the {what} is shorter than {MIN_SECRET_BYTES} characters; make a longer one")
+    if len(content) < least:
+        raise SetupError(f"{path}: the {what} is shorter than {least} characters; make a longer one")
     if mode & 0o007:
         raise SetupError(f"{path}: the {what} is readable by every user; chmod 600 {path}")
     return content

@@ -22,6 +22,9 @@ class WarmSettings(StoreSettings):
         Path | None,
         Parameter(help="Operators' token, for an import through a proxy. Default: DATA/admin-token."),
     ] = None
+    key_file: Annotated[
+        Path | None, Parameter(help="File with the tenant's key, for a proxy (--url) that asks for one.")
+    ] = None
     tenant: Annotated[
         str | None, Parameter(help="The tenant whose entries are written; with --url, of an import. Default: public.")
     ] = None

@@ -6,6 +6,8 @@ import base64
 import hashlib
 import itertools
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -319,3 +321,39 @@ def test_a_viewer_looks_and_an_operator_acts_and_all_is_in_the_audit_log(
     assert said.count(("purge", "", False)) == 1
     for secret in (operator, viewer, tenant, "geheim", "fsk_"):
         assert secret not in text
+
+
+def test_a_batch_run_fills_one_tenants_entries(shared: Live, tmp_path: Path) -> None:
+    """Beside the proxy in the scope that the keys file says, and through it with the tenant's key."""
+    rows_of = [numbers(next(seeds)) for _ in range(3)]
+    columns = "\n".join(json.dumps({"x": row}) for row in rows_of)
+    (tmp_path / "rows.jsonl").write_text(columns)
+    key = tmp_path / "key"
+    key.write_text(key_of("team1")["X-API-Key"])
+    key.chmod(0o600)
+    common = [str(tmp_path / "rows.jsonl"), "--model=fingerprint", f"--checkpoint={tmp_path / 'c'}", "--json"]
+
+    def warm(*flags: str) -> dict[str, Any]:
+        command = [sys.executable, "-P", "-m", "foreseen.cli", "warm", *common, *flags]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout))
+
+    keys = shared.data.parent / "keys.toml"
+    before = rows(shared)
+    warm("--tenant=b", f"--keys-file={keys}", f"--data={shared.data}")
+    assert rows(shared) - before == 3
+    warm(f"--url={shared.url}", f"--key-file={key}")
+    assert rows(shared) - before == 6
+    warm("--tenant=a", f"--keys-file={keys}", f"--data={shared.data}")  # with the same checkpoints
+    assert rows(shared) - before == 9
+    for tenant, more in (("b", 9), ("team2", 9), ("a", 9), ("pub1", 12)):
+        for row in rows_of:
+            assert shared.post(FINGERPRINT, ask_fingerprint(row), key_of(tenant))[0] == 200
+        assert rows(shared) - before == more, tenant
+    refused = subprocess.run(
+        [sys.executable, "-P", "-m", "foreseen.cli", "warm", *common, f"--url={shared.url}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert refused.returncode == 1
+    assert "--key-file" in refused.stderr

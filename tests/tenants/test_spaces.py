@@ -14,8 +14,12 @@ MAKERS = {"foreseen/tenants/tenant.py", "foreseen/tenants/keyring.py"}
 LOCKS = {"proxy/backend/poison/isolation.py"}
 HANDED_IN = {"scope", "_TRIAL"}
 """What the first argument of `Space` may be called: a parameter, or a field of what was handed in."""
-CONSTANTS = {"foreseen/warm/run/via_proxy.py", "foreseen/warm/run/warm_worker.py"}
-"""A batch run through a proxy writes no entry itself: its plan's scope is never used."""
+CONSTANTS = {
+    "foreseen/warm/run/via_proxy.py",
+    "foreseen/warm/run/warm_worker.py",
+    "foreseen/warm/run/command.py",
+}
+"""A batch run through a proxy writes no entry itself: its plan's scope is never used, or only names the run."""
 
 
 def _calls() -> Iterator[tuple[str, ast.Call]]:

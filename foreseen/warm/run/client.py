@@ -44,7 +44,9 @@ class ClientReply(Struct, frozen=True):
 class V2Client:
     """One V2 server at `unix:/path` or `http://host:port`."""
 
-    def __init__(self, address: str, model: str, patience_seconds: float) -> None:
+    def __init__(self, address: str, model: str, patience_seconds: float, key: str | None = None) -> None:
+        """`key` is a tenant's, where the server asks for one."""
+        self._key = {} if key is None else {"X-API-Key": key}
         self._address = address
         self._model = model
         self._patience = patience_seconds
@@ -55,10 +57,12 @@ class V2Client:
     def metadata(self) -> dict[str, Any]:
         """The server's metadata of the model, without retries. Raises ModelUnavailable."""
         try:
-            status, _, body = self._exchange("GET", f"{self._base}/v2/models/{self._model}", None, {})
+            status, _, body = self._exchange("GET", f"{self._base}/v2/models/{self._model}", None, self._key)
             ready, _, _ = self._exchange("GET", f"{self._base}/v2/models/{self._model}/ready", None, {})
         except (OSError, http.client.HTTPException):
             raise ModelUnavailable(f"{self._address} cannot be reached") from None
+        if status in (401, 403):
+            raise SetupError(f"{self._address}: needs a tenant's key that may use {self._model!r}; give --key-file")
         if status == 404:
             raise SetupError(f"{self._address} serves no model {self._model!r}; GET /v2/models lists what it has")
         if status != 200 or ready != 200:
@@ -70,15 +74,17 @@ class V2Client:
         """Raises BadInput (mend the input), ModelFailed (this input fails), or SetupError when patience is over."""
         members = read_canonical(parameters)
         body, length = render_request(tensors, {**members.parameters, "priority": BACKGROUND}, None, members)
-        headers = {HEADER_LENGTH: str(length), "Content-Type": "application/octet-stream"}
+        headers = {HEADER_LENGTH: str(length), "Content-Type": "application/octet-stream", **self._key}
         return self._patiently(lambda: self._infer(body, headers))
 
     def import_rows(
-        self, tensors: Sequence[tuple[str, str, Array]], parameters: dict[str, Any], token: str
+        self, tensors: Sequence[tuple[str, str, Array]], parameters: dict[str, Any], token: str, tenant: str | None
     ) -> list[int]:
-        """Hand over rows with their outputs; which of them the proxy had. Raises as `infer` does."""
+        """Hand over rows with their outputs, for a tenant; which of them the proxy had. Raises as `infer` does."""
         body, length = render_request(tensors, parameters)
         headers = {HEADER_LENGTH: str(length), "Authorization": f"Bearer {token}"}
+        if tenant is not None:
+            headers["Foreseen-Tenant"] = tenant
         content = self._patiently(lambda: self._post("import", body, headers))[1]
         had: list[int] = orjson.loads(content)["had"]
         return had
@@ -126,7 +132,8 @@ class V2Client:
         if status in (429, 503, 504):
             raise ModelUnavailable(f"{where}: {said}")
         if status in (401, 403):
-            raise SetupError(f"{where}: {said}; give --admin-token-file (of the proxy: DATA/admin-token)")
+            fix = "give --admin-token-file (an operator's key; of the proxy: DATA/admin-token), or --key-file"
+            raise SetupError(f"{where}: {said}; {fix}")
         if status == 404:
             raise SetupError(f"{where}: {said}")
         raise ModelFailed(said)

@@ -20,6 +20,7 @@ from foreseen.errors import SetupError
 from foreseen.modelspec.manifest import Manifest
 from foreseen.settings import WarmSettings
 from foreseen.stores.redis_urls import access_of
+from foreseen.tenants.tenant import PUBLIC
 from foreseen.warm.checkpoint import Checkpoint, Progress, run_name
 from foreseen.warm.plan import Plan
 from foreseen.warm.read.files import File, check_columns, files_of
@@ -118,6 +119,8 @@ class Job:
         except SetupError:
             self.target.close()
             raise
+        whose = (self.plan.scope, settings.tenant, settings.key_file and str(settings.key_file))
+        tenant = () if whose == (PUBLIC, None, None) else whose  # runs of before keep their names
         self.run = run_name(
             [(f.url, f.bytes) for f in self.files],
             (settings.model, self.plan.digest, self.generation, settings.url, str(settings.data), settings.redis),
@@ -129,6 +132,7 @@ class Job:
                 settings.sql_table,
                 settings.chunk_rows,
                 settings.ray,
+                *tenant,
             ),
         )
 

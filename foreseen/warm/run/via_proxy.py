@@ -50,8 +50,18 @@ UNDER_WAY = 2
 class ViaProxy:
     """Warms one model of one proxy."""
 
-    def __init__(self, url: str, model: str, rows_per_second: float | None, patience_seconds: float) -> None:
-        self._client = V2Client(url, model, patience_seconds)
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        rows_per_second: float | None,
+        patience_seconds: float,
+        key: str | None = None,
+        tenant: str | None = None,
+    ) -> None:
+        """`key` is that of the tenant who asks; `tenant` the one that rows are imported for."""
+        self._client = V2Client(url, model, patience_seconds, key)
+        self._tenant = tenant
         try:
             described = self._client.metadata()
             self.manifest = _manifest(described, model)
@@ -130,7 +140,7 @@ class ViaProxy:
         """One request; where it is refused, its halves, until the culprit stands alone."""
         parameters = orjson.loads(part.parameters[0]) if part.parameters and part.parameters[0] else {}
         try:
-            had = self._client.import_rows(tensors, {**parameters, "digest": self.digest}, token)
+            had = self._client.import_rows(tensors, {**parameters, "digest": self.digest}, token, self._tenant)
         except (BadInput, TooLarge) as error:
             if len(part.places) == 1:
                 warmed.reasons[int(part.places[0])] = str(error)

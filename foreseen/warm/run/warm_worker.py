@@ -9,6 +9,7 @@ import numpy as np
 from msgspec import Struct
 
 from foreseen.errors import SetupError
+from foreseen.keys.secret import read_secret
 from foreseen.queue.warm_progress import RESULTS
 from foreseen.settings import WarmSettings
 from foreseen.tenants.tenant import PUBLIC
@@ -95,7 +96,9 @@ def proxy_target_of(settings: WarmSettings) -> tuple[ViaProxy, Plan]:
                 f"an import is a cache write and needs the proxy's admin token: {path}: {error.strerror}; give "
                 "--admin-token-file (of the proxy: DATA/admin-token), or run where secret and Redis are, without --url"
             ) from None
-    through = ViaProxy(settings.url, settings.model, settings.rows_per_second, settings.patience_seconds)
+    key = None if settings.key_file is None else read_secret(settings.key_file, "tenant's key", least=1).decode()
+    pace = settings.rows_per_second, settings.patience_seconds
+    through = ViaProxy(settings.url, settings.model, *pace, key, settings.tenant)
     try:
         manifest = through.manifest
         through.token = token
