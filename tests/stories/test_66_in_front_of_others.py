@@ -310,7 +310,7 @@ async def test_what_cannot_be_served_is_said(tmp_path: Path) -> None:
         assert upstream.served == {}
         assert "name no inputs" in str(upstream.refused["fp"])
         await upstream.close()
-    with pytest.raises(SetupError, match="is not http://host:port"):
+    with pytest.raises(SetupError, match="is neither http://host:port nor grpc://host:port"):
         async with fronted("localhost:1", tmp_path / "data"):
             pass
 

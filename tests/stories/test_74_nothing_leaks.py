@@ -147,7 +147,7 @@ def test_who_purged_what_is_told_however_quiet_the_log(
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
     refused, purged = [line for line in lines if line["event"] == "audit"]
     assert (refused["passed"], refused["action"], refused["actor"]) == (False, "purge", "")
-    assert (purged["passed"], purged["action"], purged["client"]) == (True, "purge", "admin-token")
+    assert (purged["passed"], purged["action"], purged["actor"]) == (True, "purge", "admin-token")
     assert (purged["kind"], purged["what"], purged["generation"]) == ("model", "fingerprint", generation)
     assert re.fullmatch(r"uid \d+, process \d+", purged["client"])
     assert purged["workers"] >= 1  # a worker of jobs confirms, too

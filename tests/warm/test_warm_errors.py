@@ -145,7 +145,7 @@ def test_an_import_through_a_proxy_takes_the_operators_token(live: Live, tmp_pat
     (tmp_path / "wrong").write_text("a" * 64)
     status, _, told = said(f"--admin-token-file={tmp_path / 'wrong'}")
     assert (status, len(told.splitlines())) == (1, 1)
-    assert "this route needs the admin token; give --admin-token-file" in told
+    assert "this route needs an operator's key; give --admin-token-file" in told
     assert not hit(live, rows[0])  # which asks, hence computes it
     token = f"--admin-token-file={live.data / 'admin-token'}"
     before = live.model_metric("fingerprint", "foreseen_model_rows_total")
