@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from foreseen.inference.app import start
-from foreseen.inference.batching.queued import Computed
+from foreseen.inference.batching.queued import BatchOrder, Computed
 from foreseen.inference.served import LoadedModel
 from foreseen.settings import InferenceSettings
-from foreseen.types import Array, Lane
+from foreseen.types import Array
 
 POISON = 666_666
 
@@ -24,12 +24,10 @@ POISON = 666_666
 class CrashingModel(LoadedModel):
     """Ends the process in the middle of a batch that has poison in it."""
 
-    async def answer(
-        self, tensors: Mapping[str, Array], deadline: float, lane: Lane
-    ) -> tuple[dict[str, Array], list[Computed]]:
+    async def answer(self, tensors: Mapping[str, Array], order: BatchOrder) -> tuple[dict[str, Array], list[Computed]]:
         if (tensors["x"][:, 0] == POISON).any():
             os._exit(70)
-        return await super().answer(tensors, deadline, lane)
+        return await super().answer(tensors, order)
 
 
 async def serve(settings: InferenceSettings) -> None:
