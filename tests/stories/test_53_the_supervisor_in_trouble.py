@@ -82,8 +82,9 @@ def test_a_damaged_append_only_file_is_said_at_once_and_the_rest_starts(
 
 
 def test_a_killed_supervisor_cuts_no_request(built: Path, tmp_path: Path) -> None:
-    """SIGKILL of `foreseen up` under a load of misses: whatever was sent on an open connection is answered rightly, by
-    the processes that are left, and then these end."""
+    """SIGKILL of `foreseen up` under a load of misses: whatever was sent on an accepted connection is answered rightly,
+    by the processes that are left, and then these end. A new connection that still waits to be accepted when the last
+    listener closes is reset by the kernel; its client cannot tell that from a refusal."""
     cut: list[str] = []
     answered_after = [0]
     killed = threading.Event()
@@ -91,16 +92,18 @@ def test_a_killed_supervisor_cuts_no_request(built: Path, tmp_path: Path) -> Non
     def ask(live: Live, first: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", live.port, timeout=30)
         for seed in range(first, first + 1_000_000):
+            is_new = connection.sock is None
             try:
-                connection.connect() if connection.sock is None else None
+                connection.connect() if is_new else None
             except ConnectionError:
-                return  # nobody listens any more
+                return  # nothing listens any more
             try:
                 connection.request("POST", FINGERPRINT, json.dumps(ask_fingerprint(numbers(seed))))
                 reply = connection.getresponse()
                 outputs = json.loads(reply.read())["outputs"]
             except (OSError, http.client.HTTPException, KeyError) as error:
-                cut.append(repr(error))
+                if not (is_new and killed.is_set() and isinstance(error, ConnectionResetError)):
+                    cut.append(repr(error))
                 return
             if outputs[0]["data"] != fingerprint(numbers(seed)):
                 cut.append("wrong")
