@@ -1,13 +1,12 @@
-"""`foreseen audit`: the bound, and what is said of each model."""
+"""`foreseen audit`: what is said of each model."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import orjson
-import pytest
 
-from foreseen.operate.commands.audit_command import lines, noted, summary_of, upper_bound
+from foreseen.operate.commands.audit_command import lines, noted, summary_of
 from foreseen.operate.scrape import parse
 
 EXPOSITION = """
@@ -21,25 +20,6 @@ foreseen_audit_rows_total{model="other",outcome="different"} 1.0
 foreseen_audit_rows_total{model="other",outcome="not-comparable"} 7.0
 foreseen_audit_model_unrepeatable{model="other"} 1.0
 """
-
-
-@pytest.mark.parametrize(
-    ("different", "audited", "bound"),
-    [
-        (0, 48_312, 6.2006e-05),
-        (0, 59, 0.049508),  # 1 - 0.05 ** (1 / 59)
-        (0, 1, 0.95),
-        (1, 10, 0.394163),  # qbeta(0.95, k + 1, n - k) of R, as the next
-        (3, 100, 0.075711),
-        (50, 100, 0.586378),
-        (9, 10, 0.994884),
-        (10, 10, 1.0),
-        (0, 0, 1.0),
-    ],
-)
-def test_the_bound_is_clopper_and_pearsons(different: int, audited: int, bound: float) -> None:
-    """Known values."""
-    assert upper_bound(different, audited) == pytest.approx(bound, rel=2e-5)
 
 
 def test_what_is_said_of_each_model(tmp_path: Path) -> None:

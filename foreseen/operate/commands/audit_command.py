@@ -6,19 +6,18 @@ among so many audited hits would still be seen in one of twenty audits.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from foreseen.compare.intervals import upper_bound
 from foreseen.operate.scrape import Scrape, scrape
 
 CONFIDENCE = 0.95
 DIFFERENCES_FILE = "audit-differences.jsonl"
 MAX_KEYS = 20
 """Keys of one model that are listed, the latest ones."""
-_BISECTIONS = 200
 
 
 def read(url: str, data: Path) -> dict[str, dict[str, Any]]:
@@ -39,7 +38,7 @@ def _model(found: Scrape, model: str, keys: dict[str, list[str]]) -> dict[str, A
     return {
         "audited": audited,
         "different": different,
-        "at_most": upper_bound(different, audited),
+        "at_most": upper_bound(different, audited, CONFIDENCE),
         "confidence": CONFIDENCE,
         "distinct_keys": round(found.total("foreseen_audit_distinct_keys", model=model)),
         "workers": round(found.total("foreseen_workers")),
@@ -87,33 +86,3 @@ def _lines(model: str, one: dict[str, Any]) -> list[str]:
         keys = ", ".join(one["keys"]) or "in the proxy's log, `audit: entry differs`"
         found.append(f"  keys that differ: {keys}")
     return found
-
-
-def upper_bound(different: int, audited: int, confidence: float = CONFIDENCE) -> float:
-    """The upper end of the one-sided Clopper-Pearson interval of a share; 1 where nothing was audited."""
-    if different >= audited:
-        return 1.0
-    if different == 0:
-        return -math.expm1(math.log(1 - confidence) / audited)
-    low, high = different / audited, 1.0
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if _at_most(different, audited, middle) > 1 - confidence else (low, middle)
-    return high
-
-
-def _at_most(successes: int, trials: int, share: float) -> float:
-    """The probability of so many successes or fewer. Terms go from the largest to where they are nothing."""
-    term = math.exp(
-        math.lgamma(trials + 1) - math.lgamma(successes + 1) - math.lgamma(trials - successes + 1)
-        + successes * math.log(share) + (trials - successes) * math.log1p(-share)
-    )  # fmt: skip
-    total, odds = term, (1 - share) / share
-    for count in range(successes, 0, -1):  # below the mean, so that each term is smaller than the one before
-        term *= count / (trials - count + 1) * odds
-        total += term
-        if term < total * 1e-17:
-            break
-    return total
