@@ -16,11 +16,17 @@ def authority(folder: Path, name: str = "ca") -> tuple[Path, Path]:
     return made
 
 
-def signed(folder: Path, name: str, by: tuple[Path, Path], subject: str = "/CN=localhost") -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 and its key; a client's, too."""
+def signed(
+    folder: Path,
+    name: str,
+    by: tuple[Path, Path],
+    subject: str = "/CN=localhost",
+    names: str = "IP:127.0.0.1,DNS:localhost",
+) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1, or other names, and its key; a client's, too."""
     request, extensions = folder / f"{name}.csr", folder / "extensions"
     made = folder / f"{name}.pem", folder / f"{name}.key"
-    extensions.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+    extensions.write_text(f"subjectAltName={names}\n")
     _openssl("req", *_NEW, "-subj", subject, "-keyout", str(made[1]), "-out", str(request))
     signer = ("-CA", str(by[0]), "-CAkey", str(by[1]), "-CAcreateserial", "-days", "2")
     _openssl("x509", "-req", "-in", str(request), *signer, "-extfile", str(extensions), "-out", str(made[0]))

@@ -44,6 +44,8 @@ class EmbeddingStub:
             "model_type": {"embedding": {"pooling": "cls"}}, "max_client_batch_size": 4, "max_input_length": 512,
         }  # fmt: skip
         self.version: str | None = "0.32.0"
+        self.nim: dict[str, Any] | None = None
+        """What NVIDIA NIM's `/v1/metadata` answers; None where the server is none."""
         self.packs = True
         self.embeds = True
         self.most: int | None = None
@@ -78,6 +80,7 @@ class EmbeddingStub:
         if self.embeds:
             app.router.add_post(f"{self.prefix}/embeddings", self._embeddings)
         app.router.add_get("/version", self._version)
+        app.router.add_get("/v1/metadata", self._nim)
         return app
 
     async def _info(self, request: web.Request) -> web.Response:
@@ -92,6 +95,9 @@ class EmbeddingStub:
 
     async def _version(self, request: web.Request) -> web.Response:
         return web.json_response({"version": self.version}, status=404 if self.version is None else 200)
+
+    async def _nim(self, request: web.Request) -> web.Response:
+        return web.json_response(self.nim, status=404 if self.nim is None else 200)
 
     def _refused(self, request: web.Request, texts: list[str]) -> web.Response | None:
         if self.key is not None and request.headers.get("Authorization") != f"Bearer {self.key}":

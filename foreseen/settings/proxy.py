@@ -25,7 +25,7 @@ class ProxySettings(StoreSettings):
         tuple[str, ...],
         Parameter(
             help="A V2 or embedding server (http://host:port; V2 over gRPC: grpc://host:port) to stand in front of: no "
-            "manifest is needed, see docs/upstream.md. Repeated, the addresses are replicas of an embedding server."
+            "manifest is needed, see docs/upstream.md. Repeated, the addresses are replicas of one server."
         ),
     ] = ()
     upstream_api: Annotated[
@@ -37,7 +37,7 @@ class ProxySettings(StoreSettings):
     ] = "auto"
     upstream_key_file: Annotated[
         Path | None,
-        Parameter(help="File with the API key of an embedding server; read again when it changes."),
+        Parameter(help="File with the API key of --upstream; read again when it changes."),
     ] = None
     upstream_pass_authorization: Annotated[
         bool,
@@ -46,7 +46,7 @@ class ProxySettings(StoreSettings):
         ),
     ] = False
     upstream_ca_file: Annotated[
-        Path | None, Parameter(help="Certificates (PEM) that an https embedding server is verified by.", show=False)
+        Path | None, Parameter(help="Certificates (PEM) that an https --upstream is verified by.", show=False)
     ] = None
     upstream_digest: Annotated[
         str | None, Parameter(help="Version of an upstream that reports none; change it with the upstream.")

@@ -22,11 +22,13 @@ from foreseen.modelspec.manifest.policy import Freshness
 from foreseen.proxy.backend.grpc.late_process import grpc_process
 from foreseen.proxy.backend.passed import passed_of
 from foreseen.proxy.backend.poison.isolation import IsolationLock
+from foreseen.proxy.backend.replicas.replicated import ReplicatedProcess
 from foreseen.proxy.backend.served import WATCH_SECONDS, WATCH_SECONDS_AT_START, ServedModel, id_key_of
 from foreseen.proxy.backend.text_servers.processes import PROCESSES
 from foreseen.proxy.backend.text_servers.recognise import GRPC, server_at
-from foreseen.proxy.backend.text_servers.text_server import TextServer, UpstreamAccess, named, served_name
+from foreseen.proxy.backend.text_servers.text_server import TextServer, named, served_name
 from foreseen.proxy.backend.upstream import UpstreamProcess
+from foreseen.proxy.backend.upstream_access import UpstreamAccess
 from foreseen.proxy.backend.upstream_metadata import UpstreamMetadata, declared_metadata, metadata_of, optional_inputs
 from foreseen.proxy.backend.v2_server import Problem, Unusable, V2Server
 from foreseen.proxy.cache.freshness import policy_of
@@ -135,9 +137,11 @@ class Upstream:
 
     async def _look(self) -> None:
         """Serve what is not served yet. Raises Unusable where the server lists no model."""
-        if self._server is None:
+        if self._server is None or (self._recognised is not None and self.problems()["unreachable"]):
             assert self._recognised is not None
-            self._server = await self._recognised()
+            before, self._server = self._server, await self._recognised()
+            if before is not None:
+                await before.close()
         names = self._names or await self._server.listed()
         new = [name for name in names if name not in self.served]
         for gone in self.refused.keys() - set(new):
@@ -250,6 +254,10 @@ async def upstream_of(settings: ProxySettings, defaults: Freshness) -> Upstream 
     for one in settings.upstream:
         if not one.startswith(UPSTREAM_SCHEMES):
             raise SetupError(f"--upstream {one}: is neither http://host:port nor grpc://host:port")
+        if one.startswith(GRPC) != address.startswith(GRPC):
+            raise SetupError(f"--upstream {one}: replicas speak one protocol, and {address} another")
+    if address.startswith(GRPC) and (settings.upstream_key_file or settings.upstream_ca_file):
+        raise SetupError(f"--upstream {address}: --upstream-key-file and --upstream-ca-file are for servers over HTTP")
     trials, access = IsolationLock(), UpstreamAccess(settings.upstream_key_file, settings.upstream_ca_file)
     passed = passed_of(settings)  # raises for contradictions
     access.headers()  # a key file that cannot be read is a mistake in the settings
@@ -262,9 +270,12 @@ async def upstream_of(settings: ProxySettings, defaults: Freshness) -> Upstream 
         manifest = declared(reported.manifest.name)
         return in_front_of(settings.upstream, reported, settings, defaults, manifest, trials, server, passed)
 
+    addresses = itertools.cycle(settings.upstream)
+
     async def recognised() -> V2Server:
+        """At the next of the replicas, until one can be reached."""
         kind = None if settings.upstream_kind == "auto" else settings.upstream_kind
-        return await server_at(address, settings.upstream_api, access, kind, settings.model)
+        return await server_at(next(addresses), settings.upstream_api, access, kind, settings.model)
 
     upstream = Upstream(address, settings.model, serve, trials, declared, recognised, passed)
     await upstream.find()
@@ -289,6 +300,7 @@ def in_front_of(
         "probe": settings.upstream_probe,
         "quarantine_seconds": settings.quarantine_seconds,
         "trials": trials,
+        "access": UpstreamAccess(settings.upstream_key_file, settings.upstream_ca_file),
     }
     process: UpstreamProcess
     own = structs.replace(manifest or reported.manifest, upstream=addresses[0])
@@ -297,7 +309,9 @@ def in_front_of(
         process = PROCESSES[server.models[reported.manifest.name].task](reported, servers, **options)
         own = structs.replace(own, upstream_api=reported.manifest.upstream_api, openai=reported.manifest.openai)
     elif addresses[0].startswith(GRPC):
-        process = grpc_process(reported, addresses[0], options)
+        process = grpc_process(reported, addresses, options)
+    elif len(addresses) > 1:
+        process = ReplicatedProcess(reported, addresses, **options)
     else:
         process = UpstreamProcess(reported, addresses[0], **options)
     process.passed = passed

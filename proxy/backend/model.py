@@ -60,7 +60,7 @@ class ModelProcess(ModelClient):
     ) -> None:
         self.quarantine = Quarantine(Framer(manifest.model), quarantine_seconds)
         self._poison = PoisonIsolation(
-            manifest.name, self._ask, self._metadata, self.quarantine, trials or IsolationLock()
+            manifest.name, self._ask, self.fetch_metadata, self.quarantine, trials or IsolationLock()
         )
         super().__init__(manifest.name, address, requests=requests, on_send=self._poison.sent)
         self._manifest = manifest
@@ -110,9 +110,9 @@ class ModelProcess(ModelClient):
 
     async def facts(self) -> ModelFacts:
         """What the process reports about itself. Raises ModelUnavailable unless it is reachable and ready."""
-        return self._facts(await self._metadata())
+        return self._facts(await self.fetch_metadata())
 
-    async def _metadata(self) -> dict[str, Any]:
+    async def fetch_metadata(self) -> dict[str, Any]:
         """Its V2 metadata. Raises ModelUnavailable unless it is reachable and ready."""
         return await read_metadata(self._client(), self._base, self._manifest.name)
 

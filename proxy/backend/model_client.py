@@ -31,6 +31,10 @@ from foreseen.types import RequestOptions
 from foreseen.web.http import HEADER_LENGTH
 
 MAX_ERROR_CHARACTERS = 300
+SILENT_HEADERS = ("Accept", "Accept-Encoding", "User-Agent")
+"""Headers that model servers need not read."""
+UNBOUNDED = aiohttp.ClientTimeout(total=None)
+"""The deadline of every question bounds an exchange instead."""
 
 
 class ConnectionBroke(ModelUnavailable):
@@ -93,7 +97,7 @@ class ModelClient:
         try:
             async with self._places:
                 self._on_send()
-                reply = await self._exchange(body, headers)
+                reply = await self.exchange(body, headers)
         except (aiohttp.ClientConnectorError, NotReached):
             raise ModelUnavailable(f"model {name!r} cannot be reached") from None
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError, Broken):
@@ -108,7 +112,7 @@ class ModelClient:
             raise Unauthorized("the server behind refuses the key", headers={"WWW-Authenticate": "Bearer"})
         return self._read(reply)
 
-    async def _exchange(self, body: bytes, headers: dict[str, str]) -> HttpReply:
+    async def exchange(self, body: bytes, headers: dict[str, str]) -> HttpReply:
         if self._line is not None:
             return await self._line.post(self._path, headers, body)
         async with self._client().post(self._base + self._path, data=body, headers=headers) as reply:
@@ -135,9 +139,9 @@ class ModelClient:
                 connector = aiohttp.TCPConnector(limit=0)
             self._session = aiohttp.ClientSession(
                 connector=connector,
-                timeout=aiohttp.ClientTimeout(total=None),  # the deadline of every question bounds it instead
+                timeout=UNBOUNDED,
                 auto_decompress=False,
-                skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),
+                skip_auto_headers=SILENT_HEADERS,
             )
         return self._session
 

@@ -26,16 +26,18 @@ from foreseen.modelspec.manifest import BATCH, Manifest, ModelOutput, ModelSigna
 from foreseen.protocol.members import RequestMembers, naming, pack_reply
 from foreseen.protocol.wire import Response
 from foreseen.protocol.wire_render import render_json_request
+from foreseen.proxy.backend.http_pool import HttpReply
 from foreseen.proxy.backend.model import ModelProcess, Tensors
+from foreseen.proxy.backend.model_client import SILENT_HEADERS, UNBOUNDED
 from foreseen.proxy.backend.model_metadata import PROBE_SECONDS, ModelFacts
 from foreseen.proxy.backend.poison.isolation import IsolationLock
 from foreseen.proxy.backend.row_probe import Gap, RowProbe
+from foreseen.proxy.backend.upstream_access import UpstreamAccess
 from foreseen.proxy.backend.upstream_metadata import (
     UpstreamMetadata,
-    declared_metadata,
+    declared_beside,
     document_of,
     metadata_of,
-    objects_of,
     optional_inputs,
 )
 from foreseen.types import RequestOptions, Row
@@ -69,8 +71,10 @@ class UpstreamProcess(ModelProcess):
         probe: bool,
         quarantine_seconds: float,
         trials: IsolationLock | None = None,
+        access: UpstreamAccess | None = None,
     ) -> None:
         self.reported = reported
+        self._access = access or UpstreamAccess()
         self.declared = manifest
         own = manifest or reported.manifest
         super().__init__(own, address, quarantine_seconds=quarantine_seconds, trials=trials)
@@ -116,13 +120,13 @@ class UpstreamProcess(ModelProcess):
         await super().close()
 
     async def facts(self) -> ModelFacts:
-        metadata = await self._metadata()
+        metadata = await self.fetch_metadata()
         if self.declared is None and metadata != self._known_metadata:
-            self._optional = optional_inputs(metadata, await self._config())
+            self._optional = optional_inputs(metadata, await self.fetch_config())
             self._known_metadata = metadata
         return self._facts(metadata)
 
-    async def _config(self) -> Any:
+    async def fetch_config(self) -> Any:
         """Triton's model configuration, None where there is none to be had."""
         name = self._manifest.name
         try:
@@ -132,7 +136,7 @@ class UpstreamProcess(ModelProcess):
         except (aiohttp.ClientError, OSError, TimeoutError, orjson.JSONDecodeError):
             return None
 
-    async def _metadata(self) -> dict[str, Any]:
+    async def fetch_metadata(self) -> dict[str, Any]:
         """Its V2 metadata; without any, nothing where an operator's manifest says all. Raises ModelUnavailable."""
         name = self._manifest.name
         path = f"/v2/models/{quote(name, safe='')}"
@@ -152,8 +156,16 @@ class UpstreamProcess(ModelProcess):
         return document or {}
 
     async def _got(self, path: str) -> tuple[int, bytes]:
-        async with self._client().get(self._base + path) as reply:
+        async with self._client().get(self._base + path, headers=self._access.credential(self._model)) as reply:
             return reply.status, await reply.read()
+
+    def _client(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = self._access.session(self._base, UNBOUNDED, raw=True, silent=SILENT_HEADERS)
+        return self._session
+
+    async def exchange(self, body: bytes, headers: dict[str, str]) -> HttpReply:
+        return await super().exchange(body, {**self._access.credential(self._model), **headers})
 
     def _facts(self, metadata: dict[str, Any]) -> ModelFacts:
         """Raises ModelUnavailable where the server has no such model any more, SetupError where it is another one."""
@@ -178,18 +190,7 @@ class UpstreamProcess(ModelProcess):
         """A manifest of the operator's may say of a tensor what the metadata leave out, but not otherwise."""
         if self.declared is None:
             return metadata_of(name, metadata, self._optional)
-        listed = [*objects_of(metadata, "inputs"), *objects_of(metadata, "outputs")]
-        datatypes = {str(one.get("name")): one.get("datatype") for one in listed}
-        signature = self.declared.model
-        here = [(i.name, i.datatype) for i in signature.inputs] + [(o.name, o.datatype) for o in signature.outputs]
-        for tensor, datatype in here:
-            if datatypes.get(tensor, datatype) != datatype:
-                raise SetupError(f"model {name!r}: {tensor} is {datatypes[tensor]} at its upstream, {datatype} here")
-        parameters = metadata.get("parameters")
-        digest = parameters.get("digest") if isinstance(parameters, dict) else None
-        reported = declared_metadata(self.declared)
-        versioned = bool(metadata.get("versions"))
-        return structs.replace(reported, digest=digest if isinstance(digest, str) else None, versioned=versioned)
+        return declared_beside(self.declared, metadata)
 
     def _identity(self) -> str:
         if self.reported.digest is not None:

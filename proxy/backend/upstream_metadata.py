@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from foreseen.errors import SetupError
 from foreseen.modelspec.manifest import BATCH, Dim, Manifest, ModelInput, ModelOutput, ModelSignature, is_name
@@ -110,3 +110,18 @@ def _dims(tensor: str, shape: Sequence[int]) -> tuple[Dim, ...]:
 def _newest(versions: Sequence[str]) -> str:
     numbers = [one for one in versions if one.isdigit()]
     return max(numbers, key=int) if numbers else versions[-1] if versions else "1"
+
+
+def declared_beside(declared: Manifest, metadata: Mapping[str, Any]) -> UpstreamMetadata:
+    """What an operator's manifest says, with the version that metadata name. Raises SetupError where the two differ."""
+    name, signature = declared.name, declared.model
+    listed = [*objects_of(metadata, "inputs"), *objects_of(metadata, "outputs")]
+    datatypes = {str(one.get("name")): one.get("datatype") for one in listed}
+    here = [(i.name, i.datatype) for i in signature.inputs] + [(o.name, o.datatype) for o in signature.outputs]
+    for tensor, datatype in here:
+        if datatypes.get(tensor, datatype) != datatype:
+            raise SetupError(f"model {name!r}: {tensor} is {datatypes[tensor]} at its upstream, {datatype} here")
+    parameters = metadata.get("parameters")
+    digest = parameters.get("digest") if isinstance(parameters, dict) else None
+    known = digest if isinstance(digest, str) else None
+    return structs.replace(declared_metadata(declared), digest=known, versioned=bool(metadata.get("versions")))

@@ -10,6 +10,7 @@ import aiohttp
 import orjson
 
 from foreseen.errors import SetupError
+from foreseen.proxy.backend.upstream_access import UpstreamAccess
 
 REQUEST_SECONDS = 5.0
 MAX_REPLY_BYTES = 8 * 2**20
@@ -61,8 +62,9 @@ class Exchange(NamedTuple):
 class V2Server:
     """The server at an address, asked about its models."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, access: UpstreamAccess | None = None) -> None:
         self._address = address.rstrip("/")
+        self._access = access or UpstreamAccess()
         self._client: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -113,13 +115,6 @@ class V2Server:
         except Unusable:
             return None
 
-    def _new_client(self, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(timeout=timeout)
-
-    def _headers(self) -> dict[str, str]:
-        """Of every request."""
-        return {}
-
     async def _without_list(self, asked: Sequence[Exchange]) -> Unusable:
         """What is wrong with a server that has answered no list of models."""
         server = await self._ask("GET", "/v2")
@@ -129,15 +124,15 @@ class V2Server:
         if isinstance(server.document, dict):
             return Unusable("lists-nothing", said, "this server does not list its models: name them, --model NAME")
         if server.status in (401, 403):
-            return Unusable("not-v2", server.said, "it asks for credentials, and Foreseen sends none")
+            return Unusable("not-v2", server.said, "give its credential: --upstream-key-file")
         fix = "this is no V2 server: give the HTTP address of one, without a path (docs/upstream.md)"
         return Unusable("not-v2", server.said, fix)
 
     async def _ask(self, method: str, path: str, body: bytes | None = None) -> Exchange:
         """One exchange. Raises Unusable where there is no reply."""
         if self._client is None:
-            self._client = self._new_client(aiohttp.ClientTimeout(total=REQUEST_SECONDS))
-        headers = {**self._headers(), **({"Content-Type": "application/json"} if body is not None else {})}
+            self._client = self._access.session(self._address, aiohttp.ClientTimeout(total=REQUEST_SECONDS))
+        headers = {**self._access.headers(), **({"Content-Type": "application/json"} if body is not None else {})}
         asked, again = f"{method} {path}", "start it, or mend --upstream; it is asked again every few seconds"
         try:
             async with self._client.request(method, self._address + path, data=body, headers=headers) as reply:
@@ -151,6 +146,8 @@ class V2Server:
             raise Unusable("unreachable", f"{asked} was not answered in {REQUEST_SECONDS:g} seconds", again) from None
         except aiohttp.ClientConnectorError as error:
             why = type(error.os_error).__name__
+            if isinstance(error, aiohttp.ClientConnectorCertificateError):
+                again = "its certificate is not trusted: name its authority, --upstream-ca-file"
             raise Unusable("unreachable", f"{asked} found no connection ({why})", again) from None
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientResponseError, aiohttp.ClientOSError) as error:
             said = f"{asked} got no HTTP reply ({type(error).__name__})"

@@ -16,13 +16,14 @@ from foreseen.proxy.backend.grpc.channel import GrpcAnswer, GrpcChannel, config_
 from foreseen.proxy.backend.http_pool import HttpExchangeError, HttpReply
 from foreseen.proxy.backend.model import Tensors
 from foreseen.proxy.backend.model_metadata import PROBE_SECONDS
+from foreseen.proxy.backend.replicas.replicated import ReplicatedProcess
 from foreseen.proxy.backend.upstream import UpstreamProcess
 from foreseen.proxy.backend.upstream_metadata import UpstreamMetadata
 from foreseen.proxy.backend.v2_server import REQUEST_SECONDS, Unusable, V2Server
 from foreseen.types import RequestOptions
 
 _TIMEOUT = "grpc-timeout"
-"""Between `_asked` and `_exchange`: the seconds that a call has. It is no metadata."""
+"""Between `_asked` and `exchange`: the seconds that a call has. It is no metadata."""
 
 
 class GrpcV2Server(V2Server):
@@ -92,7 +93,7 @@ class GrpcProcess(UpstreamProcess):
     async def exposition(self) -> bytes:
         raise ModelUnavailable(f"model {self._model!r}: its metrics are not to be had over gRPC")
 
-    async def _metadata(self) -> dict[str, Any]:
+    async def fetch_metadata(self) -> dict[str, Any]:
         name = self._manifest.name
         ready = await self._described("ModelReady")
         if ready.reply is None or not ready.reply.ready:
@@ -102,7 +103,7 @@ class GrpcProcess(UpstreamProcess):
             raise ModelUnavailable(f"model {name!r}: ModelMetadata ended {asked.said}")
         return {} if asked.reply is None else metadata_document(asked.reply)
 
-    async def _config(self) -> Any:
+    async def fetch_config(self) -> Any:
         try:
             asked = await self._described("ModelConfig")
         except ModelUnavailable:
@@ -129,7 +130,7 @@ class GrpcProcess(UpstreamProcess):
         left = options.deadline - asyncio.get_running_loop().time()
         return await self._post(body, {_TIMEOUT: str(max(left, 0.001))}, options)
 
-    async def _exchange(self, body: bytes, headers: dict[str, str]) -> HttpReply:
+    async def exchange(self, body: bytes, headers: dict[str, str]) -> HttpReply:
         seconds = float(headers.pop(_TIMEOUT))
         return await self._channel.infer(body, seconds, headers)
 
@@ -140,6 +141,12 @@ class GrpcProcess(UpstreamProcess):
             return parse_response(reply.body)
         except BadRequest as error:
             raise ModelFailed(f"model {self._model!r}: {error}") from None
+
+
+class ReplicatedGrpcProcess(ReplicatedProcess, GrpcProcess):
+    """A model on several such servers."""
+
+    _replica_kind = GrpcProcess
 
 
 def _only_parameters(members: RequestMembers) -> None:

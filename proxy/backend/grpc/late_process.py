@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from foreseen.proxy.backend.grpc.quiet_import import import_grpc
@@ -9,9 +10,11 @@ from foreseen.proxy.backend.upstream import UpstreamProcess
 from foreseen.proxy.backend.upstream_metadata import UpstreamMetadata
 
 
-def grpc_process(reported: UpstreamMetadata, address: str, options: dict[str, Any]) -> UpstreamProcess:
-    """A model of a gRPC server. Raises SetupError without its extra."""
-    import_grpc(f"upstream {address}")
-    from foreseen.proxy.backend.grpc.grpc_upstream import GrpcProcess
+def grpc_process(reported: UpstreamMetadata, addresses: Sequence[str], options: dict[str, Any]) -> UpstreamProcess:
+    """A model of a gRPC server, or of several. Raises SetupError without its extra."""
+    import_grpc(f"upstream {addresses[0]}")
+    from foreseen.proxy.backend.grpc.grpc_upstream import GrpcProcess, ReplicatedGrpcProcess
 
-    return GrpcProcess(reported, address, **options)
+    if len(addresses) > 1:
+        return ReplicatedGrpcProcess(reported, addresses, **options)
+    return GrpcProcess(reported, addresses[0], **options)

@@ -8,7 +8,8 @@ from typing import Literal
 from foreseen.proxy.backend.grpc.quiet_import import import_grpc
 from foreseen.proxy.backend.text_servers.openai_upstream import OpenAIApi
 from foreseen.proxy.backend.text_servers.tei_upstream import TeiApi
-from foreseen.proxy.backend.text_servers.text_server import Task, TextApi, TextServer, UpstreamAccess
+from foreseen.proxy.backend.text_servers.text_server import Task, TextApi, TextServer
+from foreseen.proxy.backend.upstream_access import UpstreamAccess
 from foreseen.proxy.backend.v2_server import Unusable, V2Server
 
 GRPC = "grpc://"
@@ -38,17 +39,21 @@ async def server_at(
     apis: dict[str, TextApi] = {"tei": TeiApi(kind=kind), "openai": OpenAIApi(kind=kind, names=listed)}
     if api in apis:
         return TextServer(address, apis[api], access)
-    server = V2Server(address)
-    if api == "v2" or await server.speaks_v2():
-        return server
-    for one in apis.values():
-        candidate = TextServer(address, one, access)
-        try:
-            await candidate.listed()
-        except Unusable as error:
-            if error.problem in ("not-v2", "unreachable") and not candidate.found:
-                await candidate.close()
-                continue
+    server = V2Server(address, access)
+    try:
+        if api == "v2" or await server.speaks_v2():
+            return server
+        for one in apis.values():
+            candidate = TextServer(address, one, access)
+            try:
+                await candidate.listed()
+            except Unusable as error:
+                if error.problem in ("not-v2", "unreachable") and not candidate.found:
+                    await candidate.close()
+                    continue
+            await server.close()
+            return candidate
+    except BaseException:
         await server.close()
-        return candidate
+        raise
     return server

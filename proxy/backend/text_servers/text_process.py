@@ -33,7 +33,7 @@ from foreseen.proxy.backend.http_pool import HttpReply
 from foreseen.proxy.backend.model import Tensors
 from foreseen.proxy.backend.model_client import MAX_ERROR_CHARACTERS, WrongReply
 from foreseen.proxy.backend.model_metadata import ModelFacts
-from foreseen.proxy.backend.text_servers.replicas import Replicas
+from foreseen.proxy.backend.replicas.replicas import Replicas
 from foreseen.proxy.backend.text_servers.text_server import Task, TextServer, named
 from foreseen.proxy.backend.upstream import UpstreamProcess
 from foreseen.proxy.backend.upstream_metadata import UpstreamMetadata
@@ -64,7 +64,6 @@ class TextProcess(UpstreamProcess):
         super().__init__(reported, first.address, **options)
         self._replicas = Replicas(servers)
         self._api = first.api
-        self._access = first.access
         self._most_texts = self._rows_per_request
         self._model_id = self._manifest.name
         self._first_probe_ended = False
@@ -82,10 +81,10 @@ class TextProcess(UpstreamProcess):
         probed = self._probe.result(facts.digest)
         return structs.replace(facts, worst_difference=None if probed is None else probed.worst)
 
-    async def _config(self) -> Any:
+    async def fetch_config(self) -> Any:
         return None
 
-    async def _metadata(self) -> dict[str, Any]:
+    async def fetch_metadata(self) -> dict[str, Any]:
         """Of the replicas that agree. Raises ModelUnavailable."""
         try:
             metadata, server = await self._replicas.metadata(self._manifest.name, METADATA_SECONDS)
@@ -143,22 +142,16 @@ class TextProcess(UpstreamProcess):
         total = None if None in tokens else sum(tokens)
         return structs.replace(replies[0], outputs=tuple(outputs), parameters={"tokens": total})
 
-    async def _exchange(self, body: bytes, headers: dict[str, str]) -> HttpReply:
-        try:
-            credential = self._access.headers()
-        except SetupError as error:
-            raise ModelUnavailable(str(error)) from None
-        for _ in self._replicas.servers[1:]:
-            with contextlib.suppress(aiohttp.ClientConnectorError):  # nothing was sent: the next one is asked
-                return await self._exchange_once(body, {**credential, **headers})
-        return await self._exchange_once(body, {**credential, **headers})
+    async def exchange(self, body: bytes, headers: dict[str, str]) -> HttpReply:
+        credential = self._access.credential(self._model)
 
-    async def _exchange_once(self, body: bytes, headers: dict[str, str]) -> HttpReply:
-        async with self._replicas.chosen() as server:
+        async def ask(server: TextServer) -> HttpReply:
             url = server.address.rstrip("/") + server.api.path(self.task)
-            async with self._client().post(url, data=body, headers=headers) as reply:
+            async with self._client().post(url, data=body, headers={**credential, **headers}) as reply:
                 lowered = {name.lower(): value for name, value in reply.headers.items()}
                 return HttpReply(reply.status, lowered, await reply.read())
+
+        return await self._replicas.exchange(ask)
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -8,19 +8,15 @@ as any other model.
 from __future__ import annotations
 
 import re
-import ssl
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, Protocol
-from urllib.parse import urlsplit
 
-import aiohttp
 from msgspec import Struct, structs
 
-from foreseen.errors import SetupError
 from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.openai_embeddings import EmbeddingReply
+from foreseen.proxy.backend.upstream_access import UpstreamAccess
 from foreseen.proxy.backend.v2_server import Exchange, Unusable, V2Server
 from foreseen.types import Array
 
@@ -41,7 +37,6 @@ TENSORS: Mapping[Task, tuple[tuple[tuple[str, str, list[int], bool], ...], tuple
 """The tensors that a model of each task is shown with: inputs (and whether one is optional), outputs."""
 ABSENT_SECONDS = 60.0
 """A route that a server did not have is not asked for again so soon."""
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -131,47 +126,11 @@ class TextApi(Protocol):
         """The labels of such a reply. Raises ModelFailed."""
 
 
-class UpstreamAccess:
-    """How connections to an upstream are made: its credential, certificates, a proxy from the environment."""
-
-    def __init__(self, key_file: Path | None = None, ca_file: Path | None = None) -> None:
-        self._key_file = key_file
-        self._ca_file = ca_file
-        self._key: tuple[int, str] = (-1, "")
-
-    def headers(self) -> dict[str, str]:
-        """The credential. The file is read again when it has changed. Raises SetupError."""
-        if self._key_file is None:
-            return {}
-        try:
-            changed = self._key_file.stat().st_mtime_ns
-            if changed != self._key[0]:
-                self._key = changed, self._key_file.read_text("utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            raise SetupError(f"--upstream-key-file {self._key_file}: cannot be read") from None
-        if not self._key[1].isascii() or not self._key[1].isprintable() or not self._key[1]:
-            raise SetupError(f"--upstream-key-file {self._key_file}: does not hold one line of a key")
-        return {"Authorization": f"Bearer {self._key[1]}"}
-
-    def session(self, address: str, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
-        """A client for an address. HTTPS_PROXY and NO_PROXY are obeyed, but not for this machine itself."""
-        tls: ssl.SSLContext | bool = True
-        if self._ca_file is not None:
-            tls = ssl.create_default_context(cafile=str(self._ca_file))
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=tls),
-            timeout=timeout,
-            trust_env=urlsplit(address).hostname not in _LOOPBACK,
-            auto_decompress=True,
-            skip_auto_headers=("User-Agent",),
-        )
-
-
 class TextServer(V2Server):
     """The server at an address that speaks one of these APIs."""
 
     def __init__(self, address: str, api: TextApi, access: UpstreamAccess) -> None:
-        super().__init__(address)
+        super().__init__(address, access)
         self.address = address
         self.api = api
         self.access = access
@@ -225,12 +184,6 @@ class TextServer(V2Server):
 
     async def config(self, name: str) -> Any:
         return None
-
-    def _new_client(self, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
-        return self.access.session(self.address, timeout)
-
-    def _headers(self) -> dict[str, str]:
-        return self.access.headers()
 
     async def _ask_route(self, method: str, path: str, body: bytes | None = None) -> Exchange | None:
         since = self._absent.get(path)

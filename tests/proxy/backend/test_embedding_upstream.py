@@ -66,6 +66,36 @@ async def test_what_changes_by_itself_is_no_part_of_the_version(tmp_path: Path) 
         await front.until(lambda told: told["digest"] != first, NAME)
 
 
+async def test_nims_metadata_name_the_version(tmp_path: Path) -> None:
+    """`/v1/metadata` as NIM documents it: another container or another profile of the model is another version. Another
+    server's reply on that path says nothing."""
+    stub = EmbeddingStub()
+    stub.identity, stub.version = {"root": "nvidia/nv-embedqa-e5-v5", "owned_by": "vllm"}, None
+    one = {"shortName": "nv-embedqa-e5-v5:fp16", "modelUrl": "ngc://nim/nvidia/nv-embedqa-e5-v5:5_FP16_onnx"}
+    stub.nim = {
+        "version": "1.3.0",
+        "modelInfo": [one],
+        "assetInfo": [],
+        "licenseInfo": {"name": "LICENSE", "sha": "4a29", "size": 2},
+        "repository_override": "",
+    }
+    async with listening(stub.application()) as address, embedding_proxy(tmp_path / "a", address) as (front, _):
+        told = await parameters_of(front)
+        assert told["digest_from"] == "version"
+        stub.nim = {**stub.nim, "licenseInfo": {"name": "LICENSE", "sha": "another", "size": 2}}
+        seen = stub.listings
+        await until(lambda: stub.listings >= seen + 3)
+        assert (await parameters_of(front))["digest"] == told["digest"]
+        stub.nim = {**stub.nim, "modelInfo": [{**one, "modelUrl": one["modelUrl"].replace("FP16", "FP8")}]}
+        await front.until(lambda now: now["digest"] != told["digest"], NAME)
+        second = (await parameters_of(front))["digest"]
+        stub.nim = {**stub.nim, "version": "1.4.0"}
+        await front.until(lambda now: now["digest"] not in (told["digest"], second), NAME)
+    stub.nim = {"pages": []}
+    async with listening(stub.application()) as address, embedding_proxy(tmp_path / "b", address) as (front, _):
+        assert (await parameters_of(front))["digest_from"] == "unobservable"
+
+
 async def test_a_server_without_a_version_is_unobservable_unless_a_digest_is_declared(tmp_path: Path) -> None:
     """Nothing but an id names no version."""
     stub = EmbeddingStub()
@@ -100,7 +130,7 @@ async def test_base64_is_asked_only_where_it_is_understood(tmp_path: Path) -> No
     async with listening(stub.application()) as address, embedding_proxy(tmp_path / "data", address) as (_, url):
         seen = len(stub.requests)
         assert (await infer(url, "a"))[1] == [vector("a")]
-        assert [asked["encoding_format"] for asked in stub.requests[seen:]] == ["float"]
+        assert [asked.get("encoding_format") for asked in stub.requests[seen:]] == [None]
 
 
 async def test_parameters_go_on_and_are_part_of_the_key(tmp_path: Path) -> None:
