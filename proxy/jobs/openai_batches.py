@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import warnings
 from typing import Any
 
+import aiohttp
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from msgspec import Struct
 
 from foreseen.errors import BadRequest, BodyTimeout, NotFound, TooLarge, UnknownPrediction
@@ -77,6 +80,8 @@ class OpenAIBatches:
 
     def add_to(self, app: web.Application) -> None:
         """Add the routes."""
+        for kind in (aiohttp.BadContentDispositionHeader, aiohttp.BadContentDispositionParam):
+            warnings.simplefilter("ignore", kind)  # they hold the caller's bytes, and would be logged for each upload
         for prefix in ("/v1", "/openai/v1"):
             add = app.router.add_route
             add("POST", f"{prefix}/files", self.create_file, expect_handler=expect)
@@ -94,7 +99,7 @@ class OpenAIBatches:
                 form = await request.post()
         except TimeoutError:
             raise BodyTimeout(f"the body did not arrive within {self._body_seconds:g} seconds") from None
-        except ValueError:
+        except (ValueError, HttpProcessingError):  # the latter: a part whose head is none
             raise BadRequest("body: is no form (multipart/form-data)") from None
         given, purpose = form.get("file"), form.get("purpose")
         if purpose != "batch":
