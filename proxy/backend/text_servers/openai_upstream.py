@@ -109,8 +109,9 @@ class OpenAIApi:
         return {name: value for name, value in found.items() if value is not None}
 
     def request(self, model: str, texts: Sequence[str], parameters: Mapping[str, Any], *, packed: bool) -> bytes:
-        encoding = "base64" if packed else "float"
-        return orjson.dumps({**parameters, "model": model, "input": list(texts), "encoding_format": encoding})
+        """Numbers are what every server answers unasked; some refuse the field (LiteLLM in front of Bedrock's)."""
+        encoding = {"encoding_format": "base64"} if packed else {}
+        return orjson.dumps({**parameters, "model": model, "input": list(texts), **encoding})
 
     def reply(self, body: bytes, headers: Mapping[str, str]) -> EmbeddingReply:
         return read_reply(body)
