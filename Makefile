@@ -244,6 +244,9 @@ verify-rolling: setup ## 20 rolling restarts, 5 builds and another manifest unde
 bench-isolation: setup ## one of four models is killed every two seconds for a minute: what the others notice
 	@$(BIN)/python -m bench.isolation --seconds 60
 
+bench-hostile: setup ## a single row beside another caller's wide batches, hits beside the costliest bodies: what each costs
+	@$(BIN)/python -m bench.hostile
+
 chaos: setup ## ten minutes of faults at random instants under load (SEED=n): no wrong answer, errors, recovery, a table
 	@$(BIN)/python -m tests.chaos --seconds 600 $(if $(SEED),--seed $(SEED))
 

@@ -23,7 +23,8 @@ class FairOrder:
     """Whose rows are next. The rows themselves are the user's; this counts them."""
 
     def __init__(self, quantum: int = QUANTUM_ROWS) -> None:
-        self._quantum = quantum
+        self.quantum = quantum
+        """Rows of one caller before the next one's turn."""
         self._rows: dict[str, int] = {}
         self._credit: dict[str, int] = {}
         """Rows that a caller may still have before the next one's turn; below 0 where it had more."""
@@ -44,7 +45,7 @@ class FairOrder:
         if caller not in self._credit:
             if len(self._credit) >= 2 * len(self._rows) + SPARE_CALLERS:
                 self._forget_idle()
-            self._credit[caller] = self._quantum * weight
+            self._credit[caller] = self.quantum * weight
             self._new[caller] = None
         self._weights[caller] = weight
         self._rows[caller] = self._rows.get(caller, 0) + rows
@@ -73,7 +74,7 @@ class FairOrder:
             turn = self._new or self._old
             caller = next(iter(turn))
             if self._credit[caller] <= 0:
-                self._credit[caller] += self._quantum * self._weights[caller]
+                self._credit[caller] += self.quantum * self._weights[caller]
             elif caller in self._rows:
                 if not blocked(caller):
                     return caller

@@ -231,12 +231,19 @@ class Batcher:
         each = ran.seconds / len(batch) / len(self._instances)
         if self.waiting or each < self._row_seconds:  # what was slow once, and refused others, may be quick again
             self._row_seconds += (each - self._row_seconds) * (NEWEST_SHARE if self._row_seconds else 1.0)
+        self._lanes.token_seconds += self._token_share(batch, ran)
         for item, outcome, share, wait in zip(batch, ran.outcomes, ran.shares, waits, strict=True):
             if isinstance(outcome, ForeseenError):
                 _fail(item.asked, outcome)
             else:
                 _give(item, Computed(outcome, share, wait))
         self._dispatch()
+
+    def _token_share(self, batch: list[PendingRow], ran: _Ran) -> float:
+        """What a run adds to the measured time of a token."""
+        tokens = self._limits.start_tokens + len(batch) * max(item.length for item in batch)
+        known = self._lanes.token_seconds
+        return (ran.seconds / max(tokens, 1) - known) * (NEWEST_SHARE if known else 1.0)
 
 
 def _run(runner: BatchRunner, rows: list[Row]) -> _Ran:

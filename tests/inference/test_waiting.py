@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foreseen.inference.batching.queued import BatchLimits, BatchOrder, QueuedRequest
-from foreseen.inference.batching.waiting import Waiting
+from foreseen.inference.batching.queued import BatchLimits, BatchOrder, PendingRow, QueuedRequest
+from foreseen.inference.batching.waiting import COMPANY_SECONDS, Lanes, Waiting
 from foreseen.types import Row
 
 ROW = Row((np.zeros(1),))
@@ -74,3 +74,73 @@ def test_finished_requests_do_not_pile_up() -> None:
 def test_an_empty_lane_gives_an_empty_batch() -> None:
     """Absence is an empty batch."""
     assert Waiting().take(BatchLimits()) == []
+
+
+def shared(**limits: Any) -> Lanes:
+    """Lanes of a model that takes 0.1 ms a token, so that a short run is one of 100 tokens."""
+    lanes = Lanes(BatchLimits(**{"max_rows": 32, "start_tokens": 4, "piece_seconds": 0.01, **limits}))
+    lanes.token_seconds = 0.0001
+    return lanes
+
+
+def waits(lanes: Lanes, caller: str, rows: int, since: float = 0.0) -> QueuedRequest:
+    future: Any = asyncio.Future  # never awaited here
+    asked = QueuedRequest(future, BatchOrder(1000.0, caller=caller), rows, since)
+    lanes.add(asked, [ROW] * rows, [10] * rows)
+    return asked
+
+
+def taken(lanes: Lanes, now: float = 0.0) -> list[PendingRow]:
+    return lanes.take(now, lambda: None).batch
+
+
+def test_runs_are_short_while_several_callers_ask() -> None:
+    """One caller alone has full batches; from another's first row on, and for ten seconds after its last, a run is 100
+    tokens at most."""
+    lanes = shared()
+    waits(lanes, "wide", 200)
+    assert len(taken(lanes)) == 32
+    narrow = waits(lanes, "narrow", 1)
+    first = taken(lanes)
+    assert (len(first), narrow in {item.asked for item in first}) == (10, True)
+    waits(lanes, "wide", 1, 5.0)
+    assert len(taken(lanes, 5.0)) == 10
+    assert len(taken(lanes, COMPANY_SECONDS + 5.1)) == 32
+
+
+def test_single_rows_of_many_callers_fill_a_batch() -> None:
+    """Nobody holds another up with one row."""
+    lanes = shared()
+    for number in range(40):
+        waits(lanes, str(number), 1)
+    assert len(taken(lanes)) == 32
+
+
+@pytest.mark.parametrize(("limits", "rows"), [({"start_tokens": 20}, 32), ({"piece_seconds": 0}, 32), ({}, 10)])
+def test_a_short_run_is_worth_starting(limits: dict[str, float], rows: int) -> None:
+    """It costs at least sixteen starts; without a bound it is a batch like any other."""
+    lanes = shared(**limits)
+    waits(lanes, "narrow", 1)
+    waits(lanes, "wide", 64)
+    assert len(taken(lanes)) == rows
+
+
+def test_before_the_first_run_nothing_is_known_of_its_length() -> None:
+    """A batch is full then."""
+    lanes = shared()
+    lanes.token_seconds = 0.0
+    waits(lanes, "narrow", 1)
+    waits(lanes, "wide", 64)
+    assert len(taken(lanes)) == 32
+
+
+def test_a_single_row_has_its_turn_within_two_short_runs() -> None:
+    """Also where its caller asks all the time: its credit is that of others."""
+    lanes, rounds = shared(), []
+    waits(lanes, "narrow", 1)
+    taken(lanes)
+    for _ in range(200):
+        waits(lanes, "wide", 40)
+        narrow = waits(lanes, "narrow", 1)
+        rounds.append(next(turn for turn in range(1, 9) if narrow in {item.asked for item in taken(lanes)}))
+    assert max(rounds) <= 2

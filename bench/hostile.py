@@ -1,0 +1,160 @@
+"""What one caller's load costs another: wide batches beside single rows, and the costliest bodies beside hits.
+
+    python -m bench.hostile
+
+Two loads, each beside the same measurement without it. Thirty-two connections ask for 64 new texts at a time, and a
+caller of another address for one new text every 50 ms: how long it waits, and how many rows the model computes with and
+without it. Then eight connections send bodies that are small and would be large once parsed, while hits are asked for.
+Ends with status 1 where a goal is missed. Clients and system share the machine's cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gzip
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import aiohttp
+
+from bench.interleaved import end, says
+from tests.live import Live, started
+from tests.models_fixture import built_data
+from tests.questions import ask_fingerprint, ask_minilm, numbers
+
+WIDE, ROWS = 32, 64
+SINGLE_SECONDS = 0.05
+HIT_SECONDS = 0.005
+BODIES = 8
+MOST_WAIT_MS = 11.0
+LEAST_THROUGHPUT = 0.95
+MOST_P99 = 2.0
+MINILM, FINGERPRINT = "/v2/models/minilm/infer", "/v2/models/fingerprint/infer"
+
+fresh = itertools.count()
+
+
+def caller(address: str) -> aiohttp.ClientSession:
+    """A client of an own loopback address: another caller to the proxy."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, local_addr=(address, 0)))
+
+
+def text() -> str:
+    return f"text {next(fresh)} of the wide caller, with some words so that a row is no shorter than rows usually are"
+
+
+async def post(client: aiohttp.ClientSession, url: str, **body: object) -> int:
+    async with client.post(url, **body) as reply:  # type: ignore[arg-type]
+        await reply.read()
+        return reply.status
+
+
+async def repeat(ask: Callable[[], Awaitable[int]], every: float, seconds: float) -> list[float]:
+    """Seconds of each of the answers; every one has to be a 200."""
+    took, until = [], time.monotonic() + seconds
+    while (begun := time.monotonic()) < until:
+        status = await ask()
+        assert status == 200, status
+        took.append(time.monotonic() - begun)
+        await asyncio.sleep(begun + every - time.monotonic())
+    return took
+
+
+@contextlib.asynccontextmanager
+async def under_way(ask: Callable[[], Awaitable[int]], many: int) -> AsyncIterator[None]:
+    """So many that ask without a pause."""
+
+    async def forever() -> None:
+        while True:
+            if await ask() == 503:
+                await asyncio.sleep(0.02)
+
+    asking = [asyncio.create_task(forever()) for _ in range(many)]
+    try:
+        await asyncio.sleep(2)
+        yield
+    finally:
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+
+
+def quantile_ms(seconds: list[float], share: float) -> float:
+    return 1000 * statistics.quantiles(seconds, n=1000, method="inclusive")[round(share * 1000) - 1]
+
+
+def rows_of(live: Live) -> float:
+    return live.model_metric("minilm", "foreseen_model_rows_total")
+
+
+async def fairness(live: Live, seconds: float) -> bool:
+    """A single row beside wide batches."""
+    async with caller("127.0.0.1") as wide, caller("127.0.0.2") as narrow:
+
+        async def ask_wide() -> int:
+            return await post(wide, live.url + MINILM, json=ask_minilm(*(text() for _ in range(ROWS))))
+
+        async def ask_one() -> int:
+            return await post(narrow, live.url + MINILM, json=ask_minilm(f"one row {next(fresh)}"))
+
+        calm = await repeat(ask_one, SINGLE_SECONDS, seconds / 2)
+        await asyncio.sleep(11)  # its rows keep runs short for ten seconds
+        async with under_way(ask_wide, WIDE):
+            before = rows_of(live)
+            await asyncio.sleep(seconds)
+            alone = (rows_of(live) - before) / seconds
+            await ask_one()
+            before = rows_of(live)
+            beside = await repeat(ask_one, SINGLE_SECONDS, seconds)
+            both = (rows_of(live) - before) / seconds
+    print("a single new row         p50 ms   p99 ms   model rows/s")
+    print(f"alone                  {quantile_ms(calm, 0.5):8.1f} {quantile_ms(calm, 0.99):8.1f}")
+    print(f"beside wide batches    {quantile_ms(beside, 0.5):8.1f} {quantile_ms(beside, 0.99):8.1f} {both:14.0f}")
+    print(f"wide batches alone                         {alone:12.0f}")
+    met = says("a single row's wait beside wide batches", quantile_ms(beside, 0.5), MOST_WAIT_MS, "ms", least=False)
+    return says("the model's throughput meanwhile", both / alone, LEAST_THROUGHPUT, "× alone") and met
+
+
+async def memory(live: Live, seconds: float) -> bool:
+    """Hits beside bodies that would take gigabytes if they were parsed."""
+    objects = b'{"inputs":[' + b",".join([b"{}"] * 20_000_000) + b"]}"
+    packed = gzip.compress(objects, 6)
+    del objects
+    async with caller("127.0.0.1") as hostile, caller("127.0.0.2") as honest:
+
+        async def attack() -> int:
+            return await post(hostile, live.url + FINGERPRINT, data=packed, headers={"Content-Encoding": "gzip"})
+
+        async def hit() -> int:
+            return await post(honest, live.url + FINGERPRINT, json=ask_fingerprint(numbers(1)))
+
+        await hit()
+        calm = await repeat(hit, HIT_SECONDS, seconds)
+        async with under_way(attack, BODIES):
+            beside = await repeat(hit, HIT_SECONDS, seconds)
+    print("a hit                    p50 ms   p99 ms")
+    for name, seen in (("alone", calm), ("beside hostile bodies", beside)):
+        print(f"{name:22} {quantile_ms(seen, 0.5):8.2f} {quantile_ms(seen, 0.99):8.2f}")
+    ratio = quantile_ms(beside, 0.99) / quantile_ms(calm, 0.99)
+    return says("the p99 of hits beside hostile bodies", ratio, MOST_P99, "× alone", least=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--report-only", action="store_true", help="exit 0 also where a goal is missed")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, started(built_data(), Path(folder) / "data") as live:
+        met = asyncio.run(fairness(live, options.seconds))
+        met = asyncio.run(memory(live, options.seconds)) and met
+    end(met, report_only=options.report_only)
+
+
+if __name__ == "__main__":
+    main()
