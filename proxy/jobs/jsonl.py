@@ -13,6 +13,7 @@ what the same request would ask over HTTP.
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from typing import Literal, cast
 from urllib.parse import unquote
@@ -83,8 +84,9 @@ def lines_of(body: bytes, most: int) -> list[RequestLine | BadLine]:
 
 
 def _texts(body: bytes) -> Iterator[memoryview]:
-    """What stands in each line that is not blank, without the space around it."""
-    view, at = memoryview(body), 0
+    """What stands in each line that is not blank, without the space around it, nor the mark that some editors begin a
+    file with."""
+    view, at = memoryview(body), len(BOM_UTF8) if body.startswith(BOM_UTF8) else 0
     while at < len(body):
         end = body.find(b"\n", at)
         end = len(body) if end < 0 else end

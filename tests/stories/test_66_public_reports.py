@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from tests.foreign import Foreign, Front, fronted, listening
 from tests.live import Live
-from tests.questions import ask_fingerprint, fingerprint, numbers
-from tests.stories.test_10_first_question import FINGERPRINT
+from tests.questions import fingerprint, numbers
 from tests.stories.test_60_start_and_stop import foreseen
 from tests.stories.test_81_openai_fuzzed import upload
 
@@ -75,28 +72,6 @@ def test_a_purge_without_a_system_is_none(built: Path, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def statistics(live: Live) -> dict[str, Any]:
-    (one,) = json.loads(live.get("/v2/models/fingerprint/stats")[2])["model_stats"]
-    found: dict[str, Any] = one
-    return found
-
-
-def test_statistics_add_up_with_hits(own: Live) -> None:
-    """https://github.com/triton-inference-server/client/pull/70 and 49: of requests that a cache answers,
-    inferences, executions and misses have to be apart, or perf_analyzer's sums are wrong."""
-    connection = http.client.HTTPConnection("127.0.0.1", own.port, timeout=60)
-    for seed in (1, 1, 1, 2, 2):
-        connection.request("POST", FINGERPRINT, json.dumps(ask_fingerprint(numbers(seed))))
-        assert connection.getresponse().read()
-    connection.close()
-    told = statistics(own)
-    counts = {name: told["inference_stats"][name]["count"] for name in told["inference_stats"]}
-    assert told["inference_count"] == told["execution_count"] == 2
-    assert (counts["success"], counts["fail"]) == (5, 0)
-    assert (counts["cache_hit"], counts["cache_miss"]) == (3, 2)
-    assert counts["compute_input"] == counts["compute_infer"] == counts["compute_output"] == 2
-
-
 def test_every_flag_that_help_names_is_taken() -> None:
     """https://github.com/InternLM/lmdeploy/pull/4809: documented flags that no parser knows; the docs' commands are
     parsed in tests/project. Here the other way: an unknown flag is named, with near ones."""
@@ -122,5 +97,5 @@ def test_batch_files_as_users_write_them(live: Live) -> None:
     assert (batch["status"], batch["request_counts"]["total"]) == ("completed", 4)
     content = live.get(f"/v1/files/{batch['output_file_id']}/content")[2]
     results = [json.loads(line) for line in content.splitlines()]
-    assert [one["error"] is None for one in results] == [True, False, False, True]
-    assert [results[at]["custom_id"] for at in (0, 3)] == ["a", "a"]
+    assert [one["error"] is None for one in results] == [True, False, False, False]
+    assert "custom_id" in results[3]["error"]["message"]

@@ -76,3 +76,13 @@ def test_a_line_is_bounded() -> None:
     assert isinstance(long.error, TooLarge)
     assert isinstance(after, RequestLine)
     assert after.body == b'{"model": "n"}'
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line() -> None:
+    """Editors on Windows begin a file with one; within a file it is a mistake of its line."""
+    mark, line = b"\xef\xbb\xbf", b'{"model": "m", "inputs": []}\n'
+    marked, plain = lines_of(mark + line, 9), lines_of(line, 9)
+    assert isinstance(marked[0], RequestLine)
+    assert isinstance(plain[0], RequestLine)
+    assert bytes(marked[0].body) == bytes(plain[0].body)
+    assert isinstance(lines_of(line + mark + line, 9)[1], BadLine)
