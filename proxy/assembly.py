@@ -27,9 +27,9 @@ from foreseen.proxy.cache.lease import Leases
 from foreseen.proxy.cache.near import Near
 from foreseen.proxy.cache.purge_mark import PurgeMark
 from foreseen.proxy.cache.tiers import TierLimits, Tiers
-from foreseen.proxy.fastpath.audited_responder import responder_of
 from foreseen.proxy.fastpath.fast_connection import FastConnection
 from foreseen.proxy.fastpath.known_heads import KnownHeads
+from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.from_settings import (
     assert_parser,
     auditor_of,
@@ -186,15 +186,15 @@ class Proxy:
         """The responder, the known heads and the public application."""
         upstream = self.upstream
         self.bodies = Bodies()
-        self.responder = responder_of(
-            self.traces,
-            self.auditor,
+        self.responder = Responder(
             served=self.served,
             server=self.server,
             cache=self.answers,
             clock=tiers.clock,
             keyring=self.keyring,
             refused={} if upstream is None else upstream.refused,
+            traces=self.traces,
+            auditor=self.auditor,
         )
         self.heads = KnownHeads(self.settings.body_bytes, self.keyring)
         status = self.status = StatusHandlers(

@@ -127,7 +127,7 @@ class Handlers:
                 responder.find(name, request.match_info.get("version"), tenant)
             body = await read_body(request, self._settings.body_seconds)
             head = self._ask(request, protocol)
-            ask = responder.named(head, body)
+            ask = responder.traced(responder.named(head, body))
             name = ask.model
             ticket = await self._ticket(request, ask, body, started)
             if ticket is not None:

@@ -40,7 +40,8 @@ class ProxyAnswers:
         self._proxy = proxy
 
     async def answer(self, head: RequestHead, body: bytes) -> Reply:
-        return await self._proxy.responder.answer(head, body)
+        responder = self._proxy.responder
+        return await responder.answer(responder.traced(head), body)
 
     def digest_of(self, head: RequestHead, body: bytes) -> str | None:
         try:

@@ -32,7 +32,7 @@ from foreseen.proxy.cache.freshness import Policy
 from foreseen.proxy.cache.generations import Generations
 from foreseen.proxy.cache.near import Near
 from foreseen.proxy.cache.tiers import Tiers
-from foreseen.proxy.fastpath.audited_responder import responder_of
+from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.predict.answer_cache import AnswerCache
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.audit.audited_pipeline import pipeline_of
@@ -140,8 +140,8 @@ class Twin:
             self._count_answers()
         else:
             self.server.templates.answer = lambda *_: None  # type: ignore[method-assign]
-        self.responder = responder_of(
-            None, self.auditor, served=served, server=self.server, cache=self.cache, clock=clock
+        self.responder = Responder(
+            served=served, server=self.server, cache=self.cache, clock=clock, auditor=self.auditor
         )
 
     def _count_answers(self) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from msgspec import structs
 
@@ -21,15 +22,20 @@ from foreseen.proxy.cache.waits import Deadlines
 from foreseen.proxy.predict.answer_cache import AnswerCache, Lookup
 from foreseen.proxy.predict.answer_memory import CachedBody
 from foreseen.proxy.predict.ask import RequestHead
+from foreseen.proxy.predict.audit.auditor import Auditor
 from foreseen.proxy.predict.dialects import codecs
 from foreseen.proxy.predict.pending_request import PendingRequest
 from foreseen.proxy.predict.response_bytes import Reply, fixed_lines, lines_of
 from foreseen.proxy.predict.serve import Server
-from foreseen.proxy.predict.template_answers import TemplateHit, TemplateRequest
+from foreseen.proxy.predict.template_answers import TemplateHit
+from foreseen.telemetry.spans import RequestSpan, is_sampled
 from foreseen.tenants.keyring import Keyring
 from foreseen.tenants.tenant import Tenant
 from foreseen.web.caller import Caller
 from foreseen.web.http import internal
+
+if TYPE_CHECKING:
+    from foreseen.telemetry.otlp import Traces
 
 REPEAT, KNOWN_BODY, KNOWN_TEMPLATE = "replay", "shortcut", "template"
 """What `Server-Timing` says of a cached reply to a whole request, to a body, and of known rows in a known template."""
@@ -49,15 +55,15 @@ class Responder:
         clock: Callable[[], float],
         keyring: Keyring | None = None,
         refused: Mapping[str, Exception] = MappingProxyType({}),
+        traces: Traces | None = None,
+        auditor: Auditor | None = None,
     ) -> None:
         self.deadlines = Deadlines()
         self.keyring = keyring or Keyring()
-        self._served = served
-        self._refused = refused
-        self._server = server
-        self._cache = cache
+        self.served, self._refused = served, refused
+        self.cache, self._server = cache, server
         self._counter, self._quotas = server.counter, server.pipeline.tenants.quotas
-        self._clock = clock
+        self._clock, self._traces, self._auditor = clock, traces, auditor
         self._repeat_timing = REPEAT if server.server_timing else None
         self._body_timing = KNOWN_BODY if server.server_timing else None
         self._template_timing = KNOWN_TEMPLATE if server.server_timing else None
@@ -67,7 +73,7 @@ class Responder:
         upstream that cannot be served."""
         if tenant.models is not None and not tenant.may_use(name):
             raise ModelNotAllowed(f"the key's tenant may not use model {name[:128]!r}")
-        served = self._served.get(name)
+        served = self.served.get(name)
         if served is None and name in self._refused:
             raise ModelUnavailable(f"model {name!r} is not ready: {self._refused[name]}")
         if served is None:
@@ -75,11 +81,6 @@ class Responder:
         if version is not None and version != served.manifest.version:
             raise UnknownModel(name, version[:32])
         return served
-
-    @property
-    def served(self) -> Mapping[str, ServedModel]:
-        """The models by name, as they are now."""
-        return self._served
 
     def named(self, head: RequestHead, body: bytes) -> RequestHead:
         """A head with its model, where only the body names it, or the model is the only one of its kind. Raises
@@ -92,16 +93,27 @@ class Responder:
         find = self.find if head.protocol == "grpc" else self.find_named
         return structs.replace(head, model=find(name, version, head.tenant).manifest.name, version=version)
 
+    def traced(self, head: RequestHead) -> RequestHead:
+        """A head whose model is known, with a span if its request is sampled: by the flag of its `traceparent`, or by
+        share where it has none. Called once for each request; counting the request ends the span."""
+        traces, parent = self._traces, head.traceparent
+        if traces is None or not (traces.samples() if parent is None else is_sampled(parent)):
+            return head
+        span, served = RequestSpan.under(parent, traces), self.served.get(head.model)
+        if served is not None and served.facts is not None:
+            span.digest = served.facts.digest[:8]
+        return structs.replace(head, traceparent=span)
+
     def find_named(self, name: str, version: str | None, tenant: Tenant) -> ServedModel:
         """A served model by its name or an alias of it. Raises as `find` does."""
-        if name not in self._served:
-            aliased = (one.manifest.name for one in self._served.values() if name in one.manifest.openai.aliases)
+        if name not in self.served:
+            aliased = (one.manifest.name for one in self.served.values() if name in one.manifest.openai.aliases)
             name = next(aliased, name)
         return self.find(name, version, tenant)
 
     def _only(self, head: RequestHead) -> str:
         """The name of the tenant's only model of the kind that a dialect asks. Raises BadRequest."""
-        mine = {name: one.manifest for name, one in self._served.items() if head.tenant.may_use(name)}
+        mine = {name: one.manifest for name, one in self.served.items() if head.tenant.may_use(name)}
         names = [name for name, manifest in mine.items() if codecs.answers(head.protocol, manifest)]
         if len(names) != 1:
             listed = ", ".join(sorted(names)) or "none"
@@ -110,15 +122,15 @@ class Responder:
 
     def repeat(self, raw: bytes, caller: Caller | None = None) -> bytes | None:
         """The fast way of a whole request that came before, byte by byte."""
-        request = self._cache.find_request(raw)
+        request = self.cache.find_request(raw)
         if request is None or request.head.tenant.generation != self.keyring.generation:
             return None
         started, now = time.perf_counter(), self._clock()
-        valid = self._cache.is_valid(request.entry, now)
+        valid = self.cache.is_valid(request.entry, now)
         if not valid or (self._quotas and not self._quotas.may(request.head.tenant, len(request.entry.rows))):
             return None
-        self._count(structs.replace(request.head, caller=caller), request.entry, started)
-        return self._cache.repeated(request, now, self._repeat_timing)
+        self._count(self.traced(structs.replace(request.head, caller=caller)), request.entry, started)
+        return self.cache.repeated(request, now, self._repeat_timing)
 
     def begin(
         self, head: RequestHead, body: bytes, reached: Reached, raw: bytes | None = None, lookup: Lookup | None = None,
@@ -130,25 +142,27 @@ class Responder:
         started = started or time.perf_counter()
         try:
             head = self.named(head, body)
+            if whole:  # else it is traced already
+                head = self.traced(head)
             if head.implied:  # another model of the kind may come, so a repeat is not answered by its bytes alone
                 raw = None
-            lookup = lookup or self._cache.find(head, body)
+            lookup = lookup or self.cache.find(head, body)
             served, now = self.find(head.model, head.version, head.tenant), self._clock()
-            entry = None if lookup.entry is None else self._valid(head, lookup.entry, now)
-            if self._quotas is not None:
-                self._quotas.admit(head.tenant, 1, 0 if entry is None else len(entry.rows))
+            entry = self._admitted(head, lookup.entry, now)
             if entry is not None:
                 self._count(head, entry, started)
                 if not whole:
                     return self._cached(entry, lookup, now)
                 if raw is not None and lookup.id is None:
-                    self._cache.keep_request(raw, head, entry)
-                return self._cache.reply(entry, now, lookup.id, self._body_timing)
-            cut = self._cut(head, served, lookup, now)
+                    self.cache.keep_request(raw, head, entry)
+                return self.cache.reply(entry, now, lookup.id, self._body_timing)
+            cut = None
+            if lookup.entry is None and head.control is NO_CONTROL:
+                cut = self._server.templates.answer(served, lookup, now)
             if isinstance(cut, TemplateHit):
                 if raw is not None and lookup.id is None and cut.entry is not None:
-                    self._cache.keep_request(raw, head, cut.entry)
-                return self._template_reply(head, served, cut, now, started)
+                    self.cache.keep_request(raw, head, cut.entry)
+                return self._template_reply(head, served, cut, lookup, now, started)
             if deadline is None:
                 deadline = asyncio.get_running_loop().time() + head.seconds
             request = PendingRequest(self._server, served, head, body, lookup, started, deadline, raw, cut)
@@ -162,8 +176,8 @@ class Responder:
     async def answer(
         self, head: RequestHead, body: bytes, started: float = 0.0, deadline: float | None = None
     ) -> Reply:  # fmt: skip
-        """The same for a request that aiohttp, gRPC or a queue has read. Cancelling it cancels no flight, since other
-        requests may wait for the same rows."""
+        """The same for a request that aiohttp, gRPC or Kafka has read, and whose head has been `traced`. Cancelling it
+        cancels no flight, since other requests may wait for the same rows."""
         waiting: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
         def reached(reply: Reply) -> None:
@@ -173,15 +187,13 @@ class Responder:
         reply = self.begin(head, body, reached, started=started, deadline=deadline, whole=False)
         return reply if isinstance(reply, Reply) else await waiting
 
-    def find_large(self, head: RequestHead, pieces: Sequence[bytes], length: int) -> Lookup | None:
-        """What is known of a large body in the pieces that it came in; None where it is not known."""
-        return self._cache.find_large(head, pieces, length)
-
     def failed(
         self, model: str, protocol: str, error: Exception, started: float, traceparent: str | None = None,
         caller: Caller | None = None,
     ) -> Reply:  # fmt: skip
-        """The reply that an error becomes."""
+        """The reply that an error becomes. A sampled request that failed before it was `traced` gets its span now."""
+        if self._traces is not None and is_sampled(traceparent) and not isinstance(traceparent, RequestSpan):
+            traceparent = RequestSpan.under(traceparent, self._traces)
         known = error if isinstance(error, ForeseenError) else internal(error, f"/{protocol}/models/{{model}}", caller)
         self._counter.failed(model, protocol, known, time.perf_counter() - started, traceparent, caller)
         headers, body = codecs.error_body(protocol, known)
@@ -191,34 +203,34 @@ class Responder:
         """Count a request that was answered with a ticket."""
         self._counter.accepted(head, rows, time.perf_counter() - started)
 
-    def _valid(self, head: RequestHead, entry: CachedBody, now: float) -> CachedBody | None:
-        """An entry, where its reply may be sent to a request with this head."""
-        return entry if head.control is NO_CONTROL and self._cache.is_valid(entry, now) else None
+    def _admitted(self, head: RequestHead, entry: CachedBody | None, now: float) -> CachedBody | None:
+        """Charge a request to its tenant. The entry of its body, if its reply may be sent. Raises QuotaExceeded."""
+        if entry is not None and (head.control is not NO_CONTROL or not self.cache.is_valid(entry, now)):
+            entry = None
+        if self._quotas is not None:
+            self._quotas.admit(head.tenant, 1, 0 if entry is None else len(entry.rows))
+        return entry
 
     def _cached(self, entry: CachedBody, lookup: Lookup, now: float) -> Reply:
         assert entry.rendered is not None
         own = entry.decoded.output_options.id if lookup.id is None else lookup.id.decode()
         body, length = entry.rendered.with_id(own)
-        return Reply(200, fixed_lines(length) + self._cache.lines(entry, now, self._body_timing), body)
-
-    def _cut(
-        self, head: RequestHead, served: ServedModel, lookup: Lookup, now: float
-    ) -> TemplateHit | TemplateRequest | None:
-        """What is known of a body by its template, where it is not known as a whole."""
-        if lookup.entry is not None or head.control is not NO_CONTROL:
-            return None
-        return self._server.templates.answer(served, lookup, now)
+        return Reply(200, fixed_lines(length) + self.cache.lines(entry, now, self._body_timing), body)
 
     def _template_reply(
-        self, head: RequestHead, served: ServedModel, hit: TemplateHit, now: float, started: float
+        self, head: RequestHead, served: ServedModel, hit: TemplateHit, lookup: Lookup, now: float, started: float
     ) -> Reply:
         self._server.pipeline.tenants.admit(head.tenant, 0, hit.rows)
         reply = hit.reply(now, self._template_timing)
         self._counter.hit(head, served, hit.rows, 0, hit.saved, time.perf_counter() - started)
+        if self._auditor is not None:
+            self._auditor.offer_template(head, served, lookup, hit.rows)
         return reply
 
     def _count(self, head: RequestHead, entry: CachedBody, started: float) -> None:
         self._counter.hit(head, entry.served, len(entry.rows), 0, entry.saved, time.perf_counter() - started)
+        if self._auditor is not None:
+            self._auditor.offer_body(entry)
 
     def _wait(self, request: PendingRequest, reached: Reached) -> None:
         """For its flights, without a task of its own; what waits for more gets one."""

@@ -143,7 +143,7 @@ class InferenceService:
         try:
             model, version, *_ = messages.read_head(body)
             self.admit(call)
-            head = head_of(call, self._settings, self.tenant_of(call), model, version, caller)
+            head = responder.traced(head_of(call, self._settings, self.tenant_of(call), model, version, caller))
             if len(body) > FREE_BYTES:
                 charge = Charge(self._bodies)
                 charge.grow(len(body))

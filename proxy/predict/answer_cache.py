@@ -213,7 +213,7 @@ class AnswerCache:
             return
         if self._bodies.get(entry.hash) is not entry or not entry.until:
             return
-        self.memory.add_request(CachedRequest(raw, hashed, structs.replace(head, caller=None), entry))
+        self.memory.add_request(CachedRequest(raw, hashed, structs.replace(head, caller=None, traceparent=None), entry))
 
     def close(self) -> None:
         """Keep nothing any more: replies of a worker that ends carry `Connection: close`, and cached ones do not."""

@@ -10,8 +10,7 @@ import pytest
 from msgspec import structs
 
 from foreseen.errors import ModelFailed, SetupError
-from foreseen.proxy.fastpath.traced_responder import SamplingResponder, TracedResponder
-from foreseen.proxy.predict.answer_cache import Lookup
+from foreseen.proxy.fastpath.responder import Responder
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.telemetry.otlp import Traces
 from foreseen.telemetry.spans import EndedSpan, is_sampled
@@ -29,7 +28,7 @@ class ListSink:
     """Keeps spans, and samples as a test says."""
 
     def __init__(self, *sampled: bool) -> None:
-        self.share = 1.0
+        self.share = 1.0 if sampled else 0.0
         self.spans: list[EndedSpan] = []
         self._sampled = list(sampled)
 
@@ -37,7 +36,7 @@ class ListSink:
         self.spans.append(span)
 
     def samples(self) -> bool:
-        return self._sampled.pop(0)
+        return self.share > 0 and self._sampled.pop(0)
 
     def named(self, name: str) -> list[EndedSpan]:
         return [span for span in self.spans if span.name == name]
@@ -46,12 +45,12 @@ class ListSink:
 class TracedSystem(System):
     """The same with a traced responder."""
 
-    def __init__(self, *sampled: bool, kind: type[TracedResponder] = TracedResponder, near_bytes: int = 0) -> None:
+    def __init__(self, *sampled: bool, near_bytes: int = 0) -> None:
         super().__init__(near_bytes=near_bytes)
         self.sink = ListSink(*sampled)
-        self.responder = kind(
+        self.responder = Responder(
             traces=cast(Traces, self.sink),
-            served=self.responder._served,
+            served=self.responder.served,
             server=self.server,
             cache=self.cache,
             clock=self.pipeline.tiers.clock,
@@ -159,15 +158,15 @@ async def test_an_error_ends_the_span_with_its_code() -> None:
 
 async def test_a_share_of_requests_without_a_context_is_sampled_once_each() -> None:
     """Known requests as well; nothing of a span is kept for the next request of the same bytes."""
-    system = TracedSystem(False, False, False, kind=SamplingResponder, near_bytes=100_000)
+    system = TracedSystem(False, False, False, near_bytes=100_000)
     await system.known(body((4, 2)))
     raw = b"the whole request"
-    responder = cast(SamplingResponder, system.responder)
+    responder = system.responder
 
     def again(*sampled: bool) -> None:
         system.sink._sampled = list(sampled)
         if responder.repeat(raw) is None:
-            responder.begin(ASK, body((4, 2)), lambda _: None, raw, cast(Lookup | None, None))
+            responder.begin(ASK, body((4, 2)), lambda _: None, raw)
         assert system.sink._sampled == [], "one decision a request"
 
     again(False)
@@ -176,8 +175,8 @@ async def test_a_share_of_requests_without_a_context_is_sampled_once_each() -> N
     assert len(system.sink.spans) == 1
     assert system.sink.spans[0].parent is None
     system.sink._sampled = [True]
-    named = responder.named(ASK, b"")  # as handlers do, before they ask for an answer
-    await responder.answer(named, body((4, 2)), time.perf_counter(), asyncio.get_running_loop().time() + 9)
+    traced_once = responder.traced(ASK)  # as handlers do, before they ask for an answer
+    await responder.answer(traced_once, body((4, 2)), time.perf_counter(), asyncio.get_running_loop().time() + 9)
     assert len(system.sink.spans) == 2
 
 

@@ -32,18 +32,17 @@ class AuditedPipeline(Pipeline):
     def begin(self, question: Question, keys: Sequence[Key]) -> tuple[LookResult, Mapping[Key, Wait]]:
         """The same; rows that are drawn are audited if near has them, or once far has answered them."""
         looked, waits = super().begin(question, keys)
-        draws, rows = self._draws, len(keys)
-        if draws.left >= rows:
-            draws.left -= rows
-        else:
-            self._offer(question, keys, looked, waits)
+        drawn = self._draws.of(len(keys))
+        if drawn:
+            self._offer(question, keys, drawn, looked, waits)
         return looked, waits
 
     def _offer(
-        self, question: Question, keys: Sequence[Key], looked: LookResult, waits: Mapping[Key, Wait]
+        self, question: Question, keys: Sequence[Key], drawn: Sequence[int], looked: LookResult,
+        waits: Mapping[Key, Wait],
     ) -> None:  # fmt: skip
         hits = []
-        for at in self._draws.of(len(keys)):
+        for at in drawn:
             answer, wait = looked.found.get(keys[at]), waits.get(keys[at])
             if answer is not None and answer.source == "near":
                 hits.append(at)

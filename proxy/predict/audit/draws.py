@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from foreseen.types import Key
 
@@ -16,7 +16,7 @@ class Draws:
     """Draws each row that passes with the same probability, independently of all others.
 
     `left` is how many rows pass before the next one that is drawn: geometrically distributed, so that a row that is not
-    drawn costs a subtraction. Callers that have more than `left` rows call `of`; others subtract them.
+    drawn costs a subtraction.
     """
 
     __slots__ = ("_log", "_random", "left")
@@ -26,8 +26,11 @@ class Draws:
         self._log = -math.inf if share >= 1 else math.log1p(-share)
         self.left = self._gap()
 
-    def of(self, rows: int) -> list[int]:
+    def of(self, rows: int) -> Sequence[int]:
         """The places of those drawn among the next so many rows."""
+        if self.left >= rows:
+            self.left -= rows
+            return ()
         drawn, at = [], self.left
         while at < rows:
             drawn.append(at)
