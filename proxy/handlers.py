@@ -19,7 +19,7 @@ from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.jobs.predictions import Predictions
 from foreseen.proxy.jobs.ticket_options import WEBHOOK, Prefer
 from foreseen.proxy.predict.ask import Protocol, RequestHead
-from foreseen.proxy.predict.dialects import codecs
+from foreseen.proxy.predict.dialects.codecs import CODECS
 from foreseen.proxy.predict.dialects.text_codecs import ERROR_FORMS, ROUTES
 from foreseen.proxy.predict.serve import Server
 from foreseen.proxy.status_handlers import OPENAI, V1_MODEL, StatusHandlers
@@ -209,7 +209,7 @@ async def openai_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return await handler(request)
     except Exception as error:  # noqa: BLE001 - this is the edge: what gets here is answered, logged and counted
         known = as_foreseen(error, request)
-        headers, body = codecs.error_body(protocol, known)
+        headers, body = CODECS[protocol].error_body(known)
         return _echoing(request, web.Response(body=body, status=known.status, headers=headers))
 
 

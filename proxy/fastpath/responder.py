@@ -23,7 +23,7 @@ from foreseen.proxy.predict.answer_cache import AnswerCache, Lookup
 from foreseen.proxy.predict.answer_memory import CachedBody
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.audit.auditor import Auditor
-from foreseen.proxy.predict.dialects import codecs
+from foreseen.proxy.predict.dialects.codecs import CODECS
 from foreseen.proxy.predict.pending_request import PendingRequest
 from foreseen.proxy.predict.response_bytes import Reply, fixed_lines, lines_of
 from foreseen.proxy.predict.serve import Server
@@ -87,7 +87,7 @@ class Responder:
         BadRequest, UnknownModel."""
         if head.model:
             return head
-        name, version = codecs.model_in(head, body)
+        name, version = CODECS[head.protocol].model_in(head, body)
         if name is None:
             return structs.replace(head, model=self._only(head), implied=True)
         find = self.find if head.protocol == "grpc" else self.find_named
@@ -114,7 +114,7 @@ class Responder:
     def _only(self, head: RequestHead) -> str:
         """The name of the tenant's only model of the kind that a dialect asks. Raises BadRequest."""
         mine = {name: one.manifest for name, one in self.served.items() if head.tenant.may_use(name)}
-        names = [name for name, manifest in mine.items() if codecs.answers(head.protocol, manifest)]
+        names = [name for name, manifest in mine.items() if CODECS[head.protocol].answers(manifest)]
         if len(names) != 1:
             listed = ", ".join(sorted(names)) or "none"
             raise BadRequest(f"model: is missing; models that this route asks: {listed}", param="model")
@@ -196,7 +196,7 @@ class Responder:
             traceparent = RequestSpan.under(traceparent, self._traces)
         known = error if isinstance(error, ForeseenError) else internal(error, f"/{protocol}/models/{{model}}", caller)
         self._counter.failed(model, protocol, known, time.perf_counter() - started, traceparent, caller)
-        headers, body = codecs.error_body(protocol, known)
+        headers, body = CODECS[protocol].error_body(known)
         return Reply(known.status, lines_of(headers.items()), body)
 
     def accepted(self, head: RequestHead, rows: int, started: float) -> None:

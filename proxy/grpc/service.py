@@ -33,7 +33,7 @@ from foreseen.proxy.grpc.call import (
 from foreseen.proxy.grpc.credentials import peer_subject
 from foreseen.proxy.grpc.status import Status, status_of, trailers_of
 from foreseen.proxy.grpc.tickets import GrpcTickets
-from foreseen.proxy.predict.dialects import codecs
+from foreseen.proxy.predict.dialects.codecs import CODECS
 from foreseen.proxy.predict.response_bytes import Reply, lines_of
 from foreseen.settings import ProxySettings
 from foreseen.tenants.audit import audit_refusal
@@ -254,7 +254,7 @@ class _Handlers:
 def _refusal(error: Exception, method: str) -> Reply:
     """The reply of an error that is not of a prediction, and so not counted as one."""
     known = error if isinstance(error, ForeseenError) else internal(error, f"/{SERVICE}/{method}")
-    headers, body = codecs.error_body("grpc", known)
+    headers, body = CODECS["grpc"].error_body(known)
     return Reply(known.status, lines_of(headers.items()), body)
 
 

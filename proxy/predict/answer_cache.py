@@ -35,7 +35,7 @@ from foreseen.proxy.predict.answer_memory import (
     PreparedRows,
 )
 from foreseen.proxy.predict.ask import RequestHead
-from foreseen.proxy.predict.dialects.codecs import FIND_ID, IS_REQUEST_ID
+from foreseen.proxy.predict.dialects.codecs import CODECS
 from foreseen.proxy.predict.dialects.decode import DecodedRequest
 from foreseen.proxy.predict.dialects.render import RenderedBody
 from foreseen.proxy.predict.facts import hit_lines
@@ -87,7 +87,7 @@ class AnswerCache:
         """What is known of a body under a head that asks this. One too long to keep is not hashed."""
         if len(body) > self._longest:
             return Lookup(None, (head.model, head.protocol, head.header_length, True, head.tenant.scope), body, 0)
-        find_id = FIND_ID.get(head.protocol)
+        find_id = CODECS[head.protocol].find_id
         start, own = (0, None) if find_id is None else find_id(body, head.header_length)
         length = head.header_length
         if own is None:
@@ -225,8 +225,7 @@ class AnswerCache:
         """Whether what was cut out is the request's own id, not that of something within it."""
         assert lookup.id is not None
         same = decoded.output_options.id == lookup.id.decode()
-        is_request_id = IS_REQUEST_ID[lookup.meaning[1]]
-        return same and is_request_id(lookup.text, lookup.start, lookup.id, lookup.meaning[2])
+        return same and CODECS[lookup.meaning[1]].is_request_id(lookup.text, lookup.start, lookup.id, lookup.meaning[2])
 
 
 def rendered_before(entry: CachedBody, predictions: Sequence[Prediction]) -> RenderedBody | None:

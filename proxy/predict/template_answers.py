@@ -25,7 +25,7 @@ from foreseen.proxy.cache.tiers import Tiers
 from foreseen.proxy.predict.answer_cache import AnswerCache, Lookup
 from foreseen.proxy.predict.answer_memory import CachedBody, PreparedRows
 from foreseen.proxy.predict.dialects.body_templates import MAX_TEMPLATE_BYTES, BodyTemplate, timeout_in
-from foreseen.proxy.predict.dialects.codecs import TEMPLATES
+from foreseen.proxy.predict.dialects.codecs import CODECS
 from foreseen.proxy.predict.dialects.decode import DecodedRequest
 from foreseen.proxy.predict.dialects.fragments import fragment, is_kept
 from foreseen.proxy.predict.dialects.render import RenderedBody
@@ -217,8 +217,9 @@ class TemplateAnswers:
         if len(template.skeletons) >= MAX_SKELETONS:
             template.skeletons.clear()
         options = template.decoded.output_options
-        make = TEMPLATES[template.protocol].skeleton
-        made = template.skeletons[count] = make(template.served.manifest, prediction.outputs, count, options)
+        dialect, manifest = CODECS[template.protocol].template, template.served.manifest
+        assert dialect is not None
+        made = template.skeletons[count] = dialect.skeleton(manifest, prediction.outputs, count, options)
         if made is not None and template.kept:
             self._memory.grow_template(template.start, made.size)
         return made
@@ -275,7 +276,8 @@ class TemplateAnswers:
         self, start: Hashable, served: ServedModel, lookup: Lookup, decoded: DecodedRequest, prepared: PreparedRows
     ) -> _Template | None:
         protocol, length = lookup.meaning[1:3]
-        holes = TEMPLATES[protocol].holes(lookup.text, length, decoded, served.manifest)
+        dialect = CODECS[protocol].template
+        holes = None if dialect is None else dialect.holes(lookup.text, length, decoded, served.manifest)
         if holes is None or prepared.space is None:
             return None
         if lookup.id is not None and not self._cache.is_request_id(lookup, decoded):
@@ -309,7 +311,7 @@ class TemplateAnswers:
 def _start_of(lookup: Lookup) -> tuple[Hashable, bytes] | None:
     """The key of the templates that a body may be of."""
     protocol, length = lookup.meaning[1:3]
-    dialect = TEMPLATES.get(protocol)
+    dialect = CODECS[protocol].template
     start = None if dialect is None else dialect.start_of(lookup.text, length)
     return None if start is None or start > MAX_TEMPLATE_BYTES else (lookup.meaning, lookup.text[:start])
 

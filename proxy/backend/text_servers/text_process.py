@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ class BatchRefused(TooLarge):
     """The server takes no request of so many texts."""
 
 
-class TextProcess(UpstreamProcess):
+class TextProcess(UpstreamProcess, ABC):
     """A model of a server of texts. Each kind sends its own requests (`_asked`) and reads its replies (`_parsed`)."""
 
     task: Task = "embed"
@@ -101,9 +102,9 @@ class TextProcess(UpstreamProcess):
         reported = super()._reported(name, metadata)
         return structs.replace(reported, manifest=named(reported.manifest, metadata))
 
+    @abstractmethod
     def _parsed(self, reply: HttpReply) -> Response:
         """What a reply of status 200 says. Raises ModelFailed."""
-        raise NotImplementedError
 
     async def _in_parts(self, count: int, ask: Callable[[slice], Awaitable[Response]]) -> list[Response]:
         """The replies to so many items, in as many requests as the server's limit makes them."""

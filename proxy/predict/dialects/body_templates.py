@@ -6,7 +6,7 @@ holds one whole JSON value of the kind that stood there. JSON has one way to rea
 of other data: that no member is given twice, what is asked for and in which form was decided when the first one was
 decoded. Nothing else may differ, and what does not fit is decoded as any other body.
 
-Where the holes are is what a dialect says (`TEMPLATES` in `codecs.py`): the functions below find them in a body that
+Where the holes are is what a dialect says (`template` of its codec): the functions below find them in a body that
 is known to be valid.
 """
 

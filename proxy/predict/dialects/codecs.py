@@ -6,91 +6,100 @@ A new dialect is a `Codec` in this table, a route in `handlers.py`, and nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
 
 import orjson
 from msgspec import structs
 
-from foreseen.errors import ForeseenError, TooLarge, UnknownModel
+from foreseen.errors import ForeseenError, TooLarge
 from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol import grpc_messages, request_id
 from foreseen.protocol.openai_embeddings import error_document, error_headers
-from foreseen.protocol.texts.text_bodies import tei_error
 from foreseen.protocol.wire import InputTensor
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.dialects import body_templates
 from foreseen.proxy.predict.dialects.body_templates import TemplateDialect
+from foreseen.proxy.predict.dialects.codec import Codec
 from foreseen.proxy.predict.dialects.decode import DecodedRequest, decode_v1, decode_v2
 from foreseen.proxy.predict.dialects.openai_embeddings import decode_openai, named_model, openai_skeleton, render_openai
 from foreseen.proxy.predict.dialects.render import RenderedBody, render_v1, render_v2
 from foreseen.proxy.predict.dialects.reply_skeletons import v1_skeleton, v2_skeleton
-from foreseen.proxy.predict.dialects.text_codecs import IDENTIFIED, TEXT_CODECS, optional_model
+from foreseen.proxy.predict.dialects.text_codecs import IDENTIFIED, TEXT_CODECS
 from foreseen.types import OutputOptions, Prediction
-from foreseen.web.http import error_body as plain_error_body
 
 MAX_ROWS, MAX_MADE_ROWS = 7 * 2**16, 2**16
 """Rows of one request: of numbers, which stay in the tensor that they came in, and of what is made row by row. One
 request takes at most 128 MiB: so many rows of 128 bytes, answered as JSON, take 121 (measured)."""
 
-Render = Callable[[Manifest, Sequence[Prediction], OutputOptions], RenderedBody]
 
-
-class Codec(Protocol):
-    """One dialect."""
-
-    @property
-    def render(self) -> Render:
-        """The body of a reply, whatever the request's id. Raises BadRequest."""
-
-    def decode(self, head: RequestHead, body: bytes, manifest: Manifest) -> DecodedRequest:
-        """What a body asks. Raises BadRequest or BadInput naming the field."""
-
-
-class V2Codec:
+class V2Codec(Codec):
     """The Open Inference Protocol: `/infer`."""
 
+    template = TemplateDialect(body_templates.v2_start, body_templates.v2_holes, v2_skeleton)
+    find_id = staticmethod(request_id.find_id)
     render = staticmethod(render_v2)
 
     def decode(self, head: RequestHead, body: bytes, manifest: Manifest) -> DecodedRequest:
         return decode_v2(body, head.header_length, manifest)
 
+    def is_request_id(self, text: bytes, start: int, found: bytes, header_length: int | None) -> bool:
+        return request_id.is_request_id(text, start, found, header_length)
 
-class OpenAICodec:
+
+class V1Codec(Codec):
+    """TensorFlow Serving's and KServe's V1: `:predict`, by row or by column."""
+
+    template = TemplateDialect(body_templates.v1_start, body_templates.v1_holes, v1_skeleton)
+    render = staticmethod(render_v1)
+
+    def decode(self, head: RequestHead, body: bytes, manifest: Manifest) -> DecodedRequest:
+        return decode_v1(body, manifest)
+
+
+class OpenAICodec(Codec):
     """OpenAI's embeddings API: `/v1/embeddings`. Its bodies name their model."""
+
+    template = TemplateDialect(body_templates.openai_start, body_templates.openai_holes, openai_skeleton)
 
     def decode(self, head: RequestHead, body: bytes, manifest: Manifest) -> DecodedRequest:
         return decode_openai(body, manifest)
 
-    @staticmethod
-    def render(manifest: Manifest, predictions: Sequence[Prediction], options: OutputOptions) -> RenderedBody:
+    def render(self, manifest: Manifest, predictions: Sequence[Prediction], options: OutputOptions) -> RenderedBody:
         return RenderedBody(render_openai(manifest, predictions, options), b"", None)
 
+    def model_in(self, head: RequestHead, body: bytes) -> tuple[str | None, str | None]:
+        return named_model(body), None
 
-class GrpcCodec:
+    def error_body(self, error: ForeseenError) -> tuple[dict[str, str], bytes]:
+        headers, _ = super().error_body(error)
+        if error.param is None and str(error).startswith("inputs."):  # what preparation says of a tensor
+            error.param = "input"
+        return {**headers, **error_headers(error)}, orjson.dumps(error_document(error))
+
+
+class GrpcCodec(Codec):
     """The Open Inference Protocol over gRPC: a body is a `ModelInferRequest`, which names its model. What it needs is
     an extra, so it is imported when the first one comes."""
+
+    find_id = staticmethod(grpc_messages.find_id)
 
     def decode(self, head: RequestHead, body: bytes, manifest: Manifest) -> DecodedRequest:
         from foreseen.proxy.predict.dialects.open_inference_grpc import decode_grpc
 
         return decode_grpc(body, manifest)
 
-    @staticmethod
-    def render(manifest: Manifest, predictions: Sequence[Prediction], options: OutputOptions) -> RenderedBody:
+    def render(self, manifest: Manifest, predictions: Sequence[Prediction], options: OutputOptions) -> RenderedBody:
         from foreseen.proxy.predict.dialects.open_inference_grpc import render_grpc
 
         return render_grpc(manifest, predictions, options)
 
+    def model_in(self, head: RequestHead, body: bytes) -> tuple[str | None, str | None]:
+        return grpc_messages.read_head(body)[:2]
 
-class V1Codec:
-    """TensorFlow Serving's and KServe's V1: `:predict`, by row or by column."""
-
-    render = staticmethod(render_v1)
-
-    def decode(self, head: RequestHead, body: bytes, manifest: Manifest) -> DecodedRequest:
-        return decode_v1(body, manifest)
+    def error_body(self, error: ForeseenError) -> tuple[dict[str, str], bytes]:
+        headers, _ = super().error_body(error)
+        return {**headers, "Error-Code": error.code}, str(error).encode()
 
 
 CODECS: Mapping[str, Codec] = {
@@ -101,24 +110,7 @@ CODECS: Mapping[str, Codec] = {
     **TEXT_CODECS,
 }
 """By the protocol of a request's head."""
-FIND_ID: Mapping[str, Callable[[bytes, int | None], tuple[int, bytes | None]]] = {
-    "v2": request_id.find_id,
-    "grpc": grpc_messages.find_id,
-}
-"""Of dialects whose replies repeat an id of the request that means nothing else: its place in a body (and the length of
-the body's JSON part), and its bytes; None where there is none, or not where it is expected."""
-IS_REQUEST_ID: Mapping[str, Callable[[bytes, int, bytes, int | None], bool]] = {
-    "v2": request_id.is_request_id,
-    "grpc": lambda text, start, found, header_length: True,
-}
-"""Whether what was found, and equals the decoded id, is that id: body without it, place, bytes, length."""
 _OF_OPTIONS: Mapping[str, Codec] = {**CODECS, "v1-columns": CODECS["v1"]}
-TEMPLATES: Mapping[str, TemplateDialect] = {
-    "v2": TemplateDialect(body_templates.v2_start, body_templates.v2_holes, v2_skeleton),
-    "v1": TemplateDialect(body_templates.v1_start, body_templates.v1_holes, v1_skeleton),
-    "openai": TemplateDialect(body_templates.openai_start, body_templates.openai_holes, openai_skeleton),
-}
-"""How the bodies of a dialect are cut; of one that is not here each body is decoded as a whole."""
 
 
 def decode(head: RequestHead, body: bytes, served: ServedModel) -> DecodedRequest:
@@ -141,44 +133,6 @@ def check_rows(served: ServedModel, inputs: Sequence[InputTensor]) -> None:
     for tensor in inputs:
         if tensor.array.ndim and len(tensor.array) > most:
             raise TooLarge(f"inputs.{tensor.name}: has more than {most} rows; split the request")
-
-
-def model_in(head: RequestHead, body: bytes) -> tuple[str | None, str | None]:
-    """The model's name and version in a body whose head names none. No name: it is for the only model of the kind that
-    the dialect asks. Raises BadRequest, UnknownModel."""
-    match head.protocol:
-        case "openai":
-            return named_model(body), None
-        case "grpc":
-            return grpc_messages.read_head(body)[:2]
-        case protocol if protocol in TEXT_CODECS:
-            return optional_model(body), None
-        case _:
-            raise UnknownModel(head.model)
-
-
-def answers(protocol: str, manifest: Manifest) -> bool:
-    """Whether a model is of the kind that a dialect asks, where a body need not name it."""
-    codec = TEXT_CODECS.get(protocol)
-    return codec is not None and codec.answers(manifest)
-
-
-def error_body(protocol: str, error: ForeseenError) -> tuple[dict[str, str], bytes]:
-    """Headers and body of an error's reply in a dialect."""
-    headers, body = plain_error_body(error)
-    if protocol == "grpc":
-        return {**headers, "Error-Code": error.code}, str(error).encode()
-    codec = TEXT_CODECS.get(protocol)
-    if codec is None and protocol != "openai":
-        return headers, body
-    if error.param is None and str(error).startswith("inputs."):  # what preparation says of a tensor
-        error.param = "input" if codec is None else str(error)[7:].partition(":")[0]
-    if codec is not None and codec.tei_errors:
-        return headers, orjson.dumps(tei_error(error))
-    document = error_document(error)
-    if codec is not None:
-        document = {"message": str(error), **document}
-    return {**headers, **error_headers(error)}, orjson.dumps(document)
 
 
 def fetched(options: OutputOptions) -> OutputOptions:

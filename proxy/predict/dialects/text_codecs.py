@@ -9,10 +9,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import orjson
+
+from foreseen.errors import ForeseenError
 from foreseen.modelspec.manifest import Manifest
+from foreseen.protocol.openai_embeddings import error_document, error_headers
 from foreseen.protocol.texts import pair_bodies, text_bodies
+from foreseen.protocol.texts.text_bodies import tei_error
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.dialects import labels, pairs, texts
+from foreseen.proxy.predict.dialects.codec import Codec
 from foreseen.proxy.predict.dialects.decode import DecodedRequest
 from foreseen.proxy.predict.dialects.render import RenderedBody
 from foreseen.types import OutputOptions, Prediction
@@ -23,11 +29,9 @@ _MEMBER = re.compile(rb'"model"[ \t\r\n]*:')
 _NAME = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*"([ !#-\[\]-~]{1,256})"')
 
 
-class TextCodec:
+class TextCodec(Codec):
     """One of these dialects. `answers` says of a model whether it is of the dialect's kind; `tei_errors`, whether
     errors have text-embeddings-inference's form."""
-
-    has_request_id = False
 
     def __init__(
         self,
@@ -40,12 +44,30 @@ class TextCodec:
     ) -> None:
         self.protocol = protocol
         self._read = read
-        self._decode, self.render = how
-        self.answers = answers
-        self.tei_errors = tei_errors
+        self._decode, self._render = how
+        self._answers = answers
+        self._tei_errors = tei_errors
 
     def decode(self, head: RequestHead, body: bytes, manifest: Manifest) -> DecodedRequest:
         return self._decode(self._read(body), manifest, self.protocol)
+
+    def render(self, manifest: Manifest, predictions: Sequence[Prediction], options: OutputOptions) -> RenderedBody:
+        return self._render(manifest, predictions, options)
+
+    def model_in(self, head: RequestHead, body: bytes) -> tuple[str | None, str | None]:
+        return optional_model(body), None
+
+    def answers(self, manifest: Manifest) -> bool:
+        return self._answers(manifest)
+
+    def error_body(self, error: ForeseenError) -> tuple[dict[str, str], bytes]:
+        headers, _ = super().error_body(error)
+        if error.param is None and str(error).startswith("inputs."):  # what preparation says of a tensor
+            error.param = str(error)[7:].partition(":")[0]
+        if self._tei_errors:
+            return headers, orjson.dumps(tei_error(error))
+        document = {"message": str(error), **error_document(error)}
+        return {**headers, **error_headers(error)}, orjson.dumps(document)
 
 
 _PAIRS = (pairs.decode_pairs, pairs.render_pairs)
