@@ -191,7 +191,7 @@ class FastConnection(Connection):
         caller = self._caller(held[0][: known.head])
         head = structs.replace(known.ask, caller=caller)
         held[0] = held[0][known.head :]
-        lookup = self._responder.cache.find_large(head, held, known.whole - known.head)
+        lookup = self._responder.find_large(head, held, known.whole - known.head)
         self._answer(head, b"".join(held) if lookup is None else lookup.text, None, lookup)
 
     def _caller(self, head: bytes) -> Caller:

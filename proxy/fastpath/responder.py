@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -186,6 +186,10 @@ class Responder:
 
         reply = self.begin(head, body, reached, started=started, deadline=deadline, whole=False)
         return reply if isinstance(reply, Reply) else await waiting
+
+    def find_large(self, head: RequestHead, pieces: Sequence[bytes], length: int) -> Lookup | None:
+        """What is known of a large body in the pieces that it came in; None where it is not known."""
+        return self.cache.find_large(head, pieces, length)
 
     def failed(
         self, model: str, protocol: str, error: Exception, started: float, traceparent: str | None = None,
