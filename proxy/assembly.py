@@ -177,7 +177,7 @@ class Proxy:
         given = settings.admin_token_file
         operators = Operators(given or settings.data / "admin-token", settings.data, required=given is not None)
         self.operators = operators.keys
-        self.targets = Targets(self.state, self.served, settings.data)
+        self.targets = Targets(self.state, self.served, settings.data, self.keyring)
         self.purger = Purger(self.state, tiers)
         self.admin = admin_application(self.purger, self.targets, operators, settings.body_seconds)
         return operators

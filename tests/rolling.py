@@ -42,6 +42,7 @@ from foreseen.paths import redis_socket, state_socket
 from foreseen.stores.far import Far
 from foreseen.stores.redis_urls import connect
 from foreseen.stores.state import connect_state, generation_of
+from foreseen.tenants.tenant import PUBLIC
 from foreseen.types import Row, Space
 from tests.live import Live, started
 from tests.models_fixture import PACKAGED, built_data
@@ -247,8 +248,8 @@ class Rolling:
             seeds = sorted({seed for _, seed, _ in self.load.seen.answers})
             frames = [framer.frame(Row((np.array(numbers(seed), np.int64),))) for seed in seeds]
             for digest, seal in self.seals.items():
-                generation = generation_of(generations, "fingerprint", digest)
-                own = space_key(root, Space("public", "fingerprint", digest, generation))
+                generation = generation_of(generations, PUBLIC, "fingerprint", digest)
+                own = space_key(root, Space(PUBLIC, "fingerprint", digest, generation))
                 keys = [key_of(own, frame) for frame in frames]
                 for key, value in zip(keys, await far.get(keys), strict=True):
                     if isinstance(value, bytes):

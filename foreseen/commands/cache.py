@@ -61,7 +61,7 @@ def warm(*files: Annotated[str, Parameter(env_var=())], settings: WarmSettings) 
 
 
 def purge(settings: PurgeSettings = _PURGE) -> None:
-    """Purge a model, a digest, one key or everything; acknowledged when every worker has confirmed.
+    """Purge a model, a digest, a tenant, one key or everything; acknowledged when every worker has confirmed.
 
     Ends with status 1 otherwise, naming the workers that have not confirmed.
     """

@@ -68,7 +68,8 @@ class UnknownModel(ForeseenError):
 
 
 class UnknownTarget(ForeseenError):
-    """A purge names a model or digest that is not served and that neither the state store nor an artifact knows."""
+    """A purge names a model or digest that neither this proxy, the state store nor an artifact knows, or a tenant that
+    the keys file does not have."""
 
     status, code = 404, "unknown_target"
     fix = "See `foreseen models list`; `--even-if-unknown` writes the purge anyway."

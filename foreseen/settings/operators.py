@@ -63,6 +63,9 @@ class PurgeSettings(Common):
             "digits or more are enough."
         ),
     ] = None
+    tenant: Annotated[
+        str | None, Parameter(help="Purge every entry of a tenant; `public` for those of callers without one.")
+    ] = None
     key: Annotated[str | None, Parameter(help="Purge one row's entry, by its key (foreseen key, or explain).")] = None
     all: Annotated[bool, Parameter(help="Purge everything.")] = False
     even_if_unknown: Annotated[
@@ -77,5 +80,5 @@ class PurgeSettings(Common):
     ] = None
 
 
-PURGE_TARGETS = ("model", "digest", "key", "all", "even_if_unknown", "forget")
+PURGE_TARGETS = ("model", "digest", "tenant", "key", "all", "even_if_unknown", "forget")
 """Flags of `foreseen purge` that have no environment name: FORESEEN_MODEL is a server's, and must not purge it."""

@@ -3,8 +3,8 @@
 Unlike the cache it must not lose data: append-only file, no eviction. One script raises a generation and appends to the
 log, so that both agree for every reader:
 
-    fsn1.generations   hash     "last", "all:", "model:NAME", "digest:DIGEST" → generation
-    fsn1.purges        stream   id GENERATION-1: kind (all, model, digest, key), what
+    fsn1.generations   hash     "last", "all:", "model:NAME", "digest:DIGEST", "scope:SCOPE" → generation
+    fsn1.purges        stream   id GENERATION-1: kind (all, model, digest, scope, key), what
     fsn1.workers       hash     worker → the last generation that it has confirmed
     fsn1.served        hash     "MODEL:DIGEST" → "MICROSECONDS ARTIFACT": what was ever served, the latest 4,096
 
@@ -33,6 +33,7 @@ from foreseen.errors import StateUnavailable
 from foreseen.lua_scripts import lua_script
 from foreseen.stores.master_locator import client_at, moves_of, waited
 from foreseen.stores.redis_urls import BY_ADDRESS, MAX_CONNECTIONS, Access, several
+from foreseen.types import Scope
 
 TAG, CLUSTER_TAG = "fsn1", "{fsn1}"
 KEPT_PURGES = 100_000
@@ -42,7 +43,7 @@ BLOCK_SECONDS = 1.0
 """How long one read of the log blocks; a new purge ends it at once."""
 PURGES_PER_CALL = 5000
 
-Kind = Literal["all", "model", "digest", "key"]
+Kind = Literal["all", "model", "digest", "scope", "key"]
 
 log = structlog.get_logger()
 
@@ -190,10 +191,10 @@ def connect_state(url: str, access: Access = BY_ADDRESS, replicas: int = 0) -> S
     return State(client_at(url, f"{tag}.generations", BUDGET_SECONDS, access), tag, replicas)
 
 
-def generation_of(generations: dict[str, int], model: str, digest: str) -> int:
-    """The generation of a model's space: the highest of everything, the model and the digest."""
+def generation_of(generations: dict[str, int], scope: Scope, model: str, digest: str) -> int:
+    """The generation of a scope's space of a model: the highest of everything, the scope, the model and the digest."""
     get = generations.get
-    return max(get("all:", 0), get(f"model:{model}", 0), get(f"digest:{digest}", 0))
+    return max(get("all:", 0), get(f"scope:{scope}", 0), get(f"model:{model}", 0), get(f"digest:{digest}", 0))
 
 
 def read_generations(url: str, access: Access = BY_ADDRESS) -> dict[str, int]:

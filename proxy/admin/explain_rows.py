@@ -30,7 +30,7 @@ async def explain_request(server: Server, served: ServedModel, head: RequestHead
     deadline = asyncio.get_running_loop().time() + head.seconds
     question = Question(space, rows, RequestOptions(deadline, steps=steps), decoded.parameters)
     former = [server.in_generation(Space(space.scope, space.model, digest)) for digest in served.former]
-    before = server.purges.formerly(space.model, space.digest)
+    before = server.purges.formerly(space.scope, space.model, space.digest)
     former += [Space(space.scope, space.model, space.digest, generation) for generation in before]
     return await explain_rows(server.pipeline, question, former, server.purges.was_purged)
 

@@ -7,7 +7,7 @@ audit log.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from typing import Any, get_args
 
 from aiohttp import web
 from msgspec import Struct
@@ -15,7 +15,7 @@ from msgspec import Struct
 from foreseen.errors import BadRequest, FarError, ForeseenError, NotConfirmed, StateUnavailable
 from foreseen.protocol.strict_json import load_json
 from foreseen.proxy.admin.admin import NO_ACTOR, Actor, Operators
-from foreseen.proxy.admin.purge_targets import Targets
+from foreseen.proxy.admin.purge_targets import PurgeWord, Targets
 from foreseen.proxy.cache.generations import is_gone
 from foreseen.proxy.cache.tiers import Tiers
 from foreseen.stores.state import Kind, State
@@ -25,6 +25,7 @@ from foreseen.web.http import errors, json_reply, read_body
 LOOK_SECONDS = 0.01
 BODY_BYTES = 4096
 MOST_SECONDS = 300.0
+PURGE_WORDS: tuple[PurgeWord, ...] = get_args(PurgeWord)
 
 
 class Purged(Struct, frozen=True):
@@ -97,8 +98,8 @@ def admin_application(purger: Purger, targets: Targets, operators: Operators, bo
         return document, actor
 
     async def purge(request: web.Request) -> web.Response:
-        """Purge one of `model`, `digest`, `key` and `all` (true); workers confirm within `timeout_seconds`. A model or
-        digest that nothing knows is 404 unless `even_if_unknown` is true."""
+        """Purge one of `model`, `digest`, `tenant`, `key` and `all` (true); workers confirm within `timeout_seconds`. A
+        model, digest or tenant that nothing knows is 404 unless `even_if_unknown` is true."""
         document, actor = await asked(request, "purge")
         kind, what = target_of(document)
         seconds = document.get("timeout_seconds", 5.0)
@@ -136,12 +137,13 @@ def admin_application(purger: Purger, targets: Targets, operators: Operators, bo
     return app
 
 
-def target_of(document: dict[str, Any]) -> tuple[Kind, str]:
-    """The target that a body names: exactly one of model, digest, key and all. Raises BadRequest."""
-    given = [kind for kind in ("model", "digest", "key", "all") if document.get(kind) not in (None, False)]
-    unknown = document.keys() - {"model", "digest", "key", "all", "timeout_seconds", "even_if_unknown"}
-    if len(given) != 1 or unknown:
-        raise BadRequest("body: give exactly one of model, digest, key and all, and timeout_seconds if you like")
+def target_of(document: dict[str, Any]) -> tuple[PurgeWord, str]:
+    """The target that a body names: exactly one of model, digest, tenant, key and all. Raises BadRequest."""
+    given = [kind for kind in PURGE_WORDS if document.get(kind) not in (None, False)]
+    if len(given) != 1 or document.keys() - {*PURGE_WORDS, "timeout_seconds", "even_if_unknown"}:
+        raise BadRequest(
+            "body: give exactly one of model, digest, tenant, key and all, and timeout_seconds if you like"
+        )
     kind, what = given[0], document[given[0]]
     if kind == "all":
         if what is not True:
@@ -151,4 +153,4 @@ def target_of(document: dict[str, Any]) -> tuple[Kind, str]:
         raise BadRequest(f"{kind}: must be a text")
     if kind == "key" and (len(what) != 64 or set(what) - set("0123456789abcdef")):
         raise BadRequest("key: must be 64 hexadecimal digits, as `foreseen key` and explain show it")
-    return cast("Kind", kind), what
+    return kind, what

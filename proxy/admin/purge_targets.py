@@ -1,7 +1,8 @@
-"""Resolves the target of a purge to model names or digests; an unknown name is an error.
+"""Resolves the target of a purge to model names, digests or scopes; an unknown name is an error.
 
-Known are: models and digests that this proxy serves, those that any proxy on the state store served or purged, and
-artifacts in the data directory. A misspelt name is never reported as purged: operators delete personal data this way.
+Known are: models and digests that this proxy serves, those that any proxy on the state store served or purged,
+artifacts in the data directory, and tenants of the keys file or of an earlier purge. A misspelt name is never reported
+as purged: operators delete personal data this way.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import difflib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal, Protocol
 
 import structlog
 from msgspec import Struct
@@ -19,6 +21,7 @@ from foreseen.errors import SetupError, StateUnavailable, UnknownTarget
 from foreseen.modelspec.artifact import read_record, read_serving
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.stores.state import Kind, ServedDigest, State
+from foreseen.tenants.tenant import PUBLIC, Tenant, own_scope
 
 LEAST_DIGITS = 8
 """Fewest digits of an abbreviated digest; `foreseen models list` shows twelve."""
@@ -29,6 +32,17 @@ SHOWN_DIGITS = 12
 MOST_SHOWN = 8
 
 log = structlog.get_logger()
+
+
+PurgeWord = Literal["all", "model", "digest", "tenant", "key"]
+"""How an operator names a target. A tenant comes to scopes."""
+
+
+class NamedTenants(Protocol):
+    """The tenants of the keys file, by name."""
+
+    def named(self, name: str) -> Tenant | None: ...
+    def names(self) -> list[str]: ...
 
 
 class Target(Struct, frozen=True):
@@ -49,7 +63,7 @@ class KnownNames(Struct, frozen=True):
     artifacts: tuple[tuple[str, str], ...]
     """(model, artifact digest) of what lies in the data directory."""
     purged: frozenset[str]
-    """`model:NAME` and `digest:DIGEST` of earlier purges."""
+    """`model:NAME`, `digest:DIGEST` and `scope:SCOPE` of earlier purges."""
     loaded: frozenset[str]
     """Names of this proxy's models, also of those that are not ready."""
 
@@ -63,19 +77,24 @@ class KnownNames(Struct, frozen=True):
 class Targets:
     """The purge targets of one proxy, and its notes in the state store of what it serves."""
 
-    def __init__(self, state: State | None, served: Mapping[str, ServedModel], data: Path) -> None:
+    def __init__(
+        self, state: State | None, served: Mapping[str, ServedModel], data: Path, tenants: NamedTenants
+    ) -> None:
         self._state = state
         self._served = served
+        self._tenants = tenants
         self._data = data
         self._noted: set[ServedDigest] = set()
         self._again_at = 0.0
 
-    async def resolve(self, kind: Kind, what: str, *, even_if_unknown: bool = False) -> Target:
+    async def resolve(self, kind: PurgeWord, what: str, *, even_if_unknown: bool = False) -> Target:
         """The names to purge. Raises UnknownTarget, and StateUnavailable."""
         if kind == "all":
             return Target("all", ("",), "everything")
         if kind == "key":
             return Target("key", (what,), f"key {what[:SHOWN_DIGITS]}")
+        if kind == "tenant":
+            return await self._of_tenant(what, even_if_unknown=even_if_unknown)
         known = await self._known()
         found = model_target(what, known) if kind == "model" else digest_target(what, known)
         if found is not None:
@@ -83,6 +102,15 @@ class Targets:
         if not even_if_unknown:
             raise UnknownTarget(unknown_text(kind, what, known))
         return Target(kind, (what,), f"{kind} {what}, which is not known here")
+
+    async def _of_tenant(self, name: str, *, even_if_unknown: bool) -> Target:
+        """The scopes of a tenant. Raises UnknownTarget, and StateUnavailable."""
+        found = tenant_target(name, self._tenants, frozenset(await self._store().generations()))
+        if found is not None:
+            return found
+        if not even_if_unknown:
+            raise UnknownTarget(unknown_tenant_text(name, self._tenants.names()))
+        return Target("scope", (own_scope(name),), f"tenant {name}, which is not known here: its own scope")
 
     async def follow(self) -> None:
         """Note in the state store what is served, whenever that changes. For ever."""
@@ -106,12 +134,16 @@ class Targets:
         self._noted |= new
 
     async def _known(self) -> KnownNames:
-        if self._state is None:
-            raise StateUnavailable("this proxy runs without a state store; start it with --state")
-        generations, former = await self._state.generations(), await self._state.served()
+        state = self._store()
+        generations, former = await state.generations(), await state.served()
         artifacts = await asyncio.to_thread(artifacts_of, self._data)
         left = [one for model, _ in artifacts if (one := last_served(self._data, model)) is not None]
         return KnownNames(self._now(), (*former, *left), artifacts, frozenset(generations), frozenset(self._served))
+
+    def _store(self) -> State:
+        if self._state is None:
+            raise StateUnavailable("this proxy runs without a state store; start it with --state")
+        return self._state
 
     def _now(self) -> tuple[ServedDigest, ...]:
         ready = [(name, one.facts) for name, one in self._served.items() if one.facts is not None]
@@ -143,6 +175,38 @@ def model_target(what: str, known: KnownNames) -> Target | None:
     if what in known.models:
         return Target("model", (what,), f"model {what}, which is no longer served here")
     return None
+
+
+def tenant_target(name: str, tenants: NamedTenants, purged: frozenset[str]) -> Target | None:
+    """All scopes whose entries may be a tenant's: its own, also where it shares one now, and the one that it shares.
+    What an operator reads names the tenants that lose these entries, too. None where nothing knows the tenant."""
+    own = own_scope(name)
+    if name == PUBLIC:
+        return Target("scope", (PUBLIC,), f"scope public, of callers without a tenant{_shared_by(PUBLIC, '', tenants)}")
+    tenant = tenants.named(name)
+    if tenant is None and f"scope:{own}" in purged:
+        return Target("scope", (own,), f"tenant {name}, which the keys file does not have: its own scope")
+    if tenant is None:
+        return None
+    if tenant.scope == own:
+        return Target("scope", (own,), f"tenant {name}, its own scope")
+    shown = tenant.scope.removeprefix("shared:")
+    said = f"tenant {name}, its own scope and scope {shown}{_shared_by(tenant.scope, name, tenants)}"
+    return Target("scope", (own, tenant.scope), said)
+
+
+def _shared_by(scope: str, name: str, tenants: NamedTenants) -> str:
+    """The other tenants of a scope, as an operator reads it."""
+    others = [one for one in tenants.names() if one != name and getattr(tenants.named(one), "scope", None) == scope]
+    more = f" and {len(others) - MOST_SHOWN} more" if len(others) > MOST_SHOWN else ""
+    return f", shared with {', '.join(others[:MOST_SHOWN])}{more}" if others else ""
+
+
+def unknown_tenant_text(name: str, known: Sequence[str]) -> str:
+    """The message for an unknown tenant: similar names first, otherwise the known ones."""
+    near = difflib.get_close_matches(name, known, n=MOST_SHOWN, cutoff=0.5)
+    hint = f"near names: {', '.join(near)}" if near else f"known are: {', '.join([*known[:MOST_SHOWN], PUBLIC])}"
+    return f"no keys file or state store knows tenant {name[:64]!r}; {hint}. --even-if-unknown purges it anyway"
 
 
 def digest_target(what: str, known: KnownNames) -> Target | None:

@@ -20,7 +20,7 @@ import structlog
 
 from foreseen.errors import StateUnavailable
 from foreseen.stores.state import KEPT_PURGES, Purge, State, generation_of
-from foreseen.types import Key
+from foreseen.types import Key, Scope
 
 AGAIN_SECONDS = 0.2
 MAX_SPACES = 4096
@@ -51,8 +51,8 @@ class Generations:
         self._forget = forget
         self._mark = mark
         self._known: dict[str, int] = {}
-        self.worked_out: dict[tuple[str, str], int] = {}
-        """Generations by model and digest, until what is known changes: asked for by every request. Read only."""
+        self.worked_out: dict[tuple[Scope, str, str], int] = {}
+        """By scope, model and digest, until what is known changes: asked for by every request. Read only."""
         self._before: deque[dict[str, int]] = deque(maxlen=FORMER_PURGES)
         self._purged_keys: OrderedDict[Key, int] = OrderedDict()
         """And the generation of the purge."""
@@ -62,19 +62,19 @@ class Generations:
         if state is None:
             self.ready.set()
 
-    def of(self, model: str, digest: str) -> int | None:
-        """The generation of a model's space; None as long as it cannot be known."""
-        generation = self.worked_out.get((model, digest))
+    def of(self, scope: Scope, model: str, digest: str) -> int | None:
+        """The generation of a scope's space of a model; None as long as it cannot be known."""
+        generation = self.worked_out.get((scope, model, digest))
         if generation is None and self.ready.is_set():
             if len(self.worked_out) >= MAX_SPACES:
                 self.worked_out.clear()
-            generation = self.worked_out[model, digest] = generation_of(self._known, model, digest)
+            generation = self.worked_out[scope, model, digest] = generation_of(self._known, scope, model, digest)
         return generation
 
-    def formerly(self, model: str, digest: str) -> list[int]:
-        """The generations that a model's space had before, as far as this worker remembers, the newest first."""
-        now = generation_of(self._known, model, digest)
-        before = {generation_of(known, model, digest) for known in self._before} | {0}
+    def formerly(self, scope: Scope, model: str, digest: str) -> list[int]:
+        """The generations that this space had before, as far as this worker remembers, the newest first."""
+        now = generation_of(self._known, scope, model, digest)
+        before = {generation_of(known, scope, model, digest) for known in self._before} | {0}
         return sorted((generation for generation in before if generation < now), reverse=True)
 
     def was_purged(self, key: Key) -> bool:

@@ -241,7 +241,7 @@ class Jobs:
         served = self._served.get(head.model)
         if served is None:
             raise UnknownModel(head.model)
-        self._not_purged(head.model, result)
+        self._not_purged(head, result)
         answers = self.stored.answers(result)
         check_renderable(served.manifest, answers)
         now = self.pipeline.tiers.clock()
@@ -287,14 +287,14 @@ class Jobs:
     def _in_force(self, served: ServedModel, scope: Scope) -> Space:
         """A scope's space of the model at its present generation. Raises ModelUnavailable if that is not known."""
         space = served.space(scope)
-        generation = self._purges.of(space.model, space.digest)
+        generation = self._purges.of(space.scope, space.model, space.digest)
         if generation is None:
             raise ModelUnavailable("the state store has not been read yet: purges are not known")
         return Space(space.scope, space.model, space.digest, generation)
 
-    def _not_purged(self, model: str, result: Result) -> None:
+    def _not_purged(self, head: Head, result: Result) -> None:
         """Raises PredictionGone where something of a result was purged after it was made."""
         for part in result.parts:
-            purged = (self._purges.of(model, part.digest) or 0) > part.generation
+            purged = (self._purges.of(head.scope, head.model, part.digest) or 0) > part.generation
             if purged or any(self._purges.purged_since(Key(row.key), row.made_at) for row in part.rows):
                 raise PredictionGone("the prediction was purged")

@@ -230,7 +230,7 @@ class JobWorker:
         rows = rows_of(frames, served.manifest.model)
         for _ in range(2):
             space = served.space(head.scope)
-            generation = self._purges.of(space.model, space.digest)
+            generation = self._purges.of(space.scope, space.model, space.digest)
             if generation is None:
                 raise QueueUnavailable("the state store has not been read yet")
             space = Space(space.scope, space.model, space.digest, generation)

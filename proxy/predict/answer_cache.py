@@ -40,7 +40,7 @@ from foreseen.proxy.predict.dialects.decode import DecodedRequest
 from foreseen.proxy.predict.dialects.render import RenderedBody
 from foreseen.proxy.predict.facts import hit_lines
 from foreseen.proxy.predict.response_bytes import fixed_lines, head_parts
-from foreseen.types import Prediction, Space
+from foreseen.types import Prediction, Scope, Space
 
 MAX_REQUEST_BYTES = 32 * 1024
 """A longer request is not indexed as a whole: what that saves is small beside what it costs to carry."""
@@ -65,11 +65,11 @@ class Purges(Protocol):
     """What the cache needs to know of purges."""
 
     @property
-    def worked_out(self) -> Mapping[tuple[str, str], int]:
+    def worked_out(self) -> Mapping[tuple[Scope, str, str], int]:
         """What `of` returns, for the spaces whose generation is known already."""
 
-    def of(self, model: str, digest: str) -> int | None:
-        """The generation of a model's space; None as long as it cannot be known."""
+    def of(self, scope: Scope, model: str, digest: str) -> int | None:
+        """The generation of a scope's space of a model; None as long as it cannot be known."""
 
 
 class AnswerCache:
@@ -136,9 +136,9 @@ class AnswerCache:
                 return False
             entry.facts = facts  # read again each second, they are equal
         assert facts is not None
-        generation = self._purges.worked_out.get((model, facts.digest))
+        generation = self._purges.worked_out.get((entry.meaning[4], model, facts.digest))
         if generation is None:
-            generation = self._purges.of(model, facts.digest)
+            generation = self._purges.of(entry.meaning[4], model, facts.digest)
         if generation != entry.generation or self._served.get(model) is not served:
             return False
         get = self._near.get

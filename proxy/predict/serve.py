@@ -55,7 +55,7 @@ class Server:
         return self.in_generation(served.space(scope))
 
     def in_generation(self, space: Space) -> Space:
-        generation = self.purges.of(space.model, space.digest)
+        generation = self.purges.of(space.scope, space.model, space.digest)
         return Space(space.scope, space.model, space.digest, generation) if generation else space
 
     def in_force(self, served: ServedModel, space: Space) -> bool:
@@ -63,11 +63,11 @@ class Server:
         facts = served.facts
         if facts is None or facts.digest != space.digest:
             return False
-        return self.purges.of(space.model, space.digest) == space.generation
+        return self.purges.of(space.scope, space.model, space.digest) == space.generation
 
     def unknown(self, space: Space) -> str | None:
         """Why the cache is not asked, where it is because it cannot be known what was purged."""
-        return "state-unavailable" if self.purges.of(space.model, space.digest) is None else None
+        return "state-unavailable" if self.purges.of(space.scope, space.model, space.digest) is None else None
 
     def question(
         self, served: ServedModel, head: RequestHead, decoded: DecodedRequest, prepared: PreparedRows, deadline: float

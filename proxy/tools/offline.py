@@ -27,7 +27,7 @@ from foreseen.proxy.predict.dialects.decode import decode_v1, decode_v2
 from foreseen.settings import KeySettings
 from foreseen.stores.state import generation_of, read_generations
 from foreseen.tenants.keyring import scope_named
-from foreseen.types import Key, Space
+from foreseen.types import Key, Scope, Space
 
 
 class KeyedRow(Struct, frozen=True):
@@ -49,7 +49,7 @@ def keyed(file: Path, settings: KeySettings) -> list[KeyedRow]:
     rows = _preparer(manifest, settings.data).rows(asked.inputs)
     digest = settings.digest or _digest(manifest, settings.data)
     scope = scope_named(settings.tenant, settings.keys_file)
-    space = Space(scope, manifest.name, digest, _generation(manifest.name, digest, settings.data))
+    space = Space(scope, manifest.name, digest, _generation(scope, manifest.name, digest, settings.data))
     own = space_key(read_secret(settings.secret_file or settings.data / "secret"), space)
     frames = Framer(manifest.model).frames(rows, asked.parameters)
     return [KeyedRow(space, read_frame(frame), key_of(own, frame)) for frame in frames]
@@ -90,13 +90,13 @@ def _preparer(manifest: Manifest, data: Path) -> Preparer:
     return Preparer(manifest, {file.name: read_file(data, artifact, file) for file in artifact.assets})
 
 
-def _generation(model: str, digest: str, data: Path) -> int:
+def _generation(scope: Scope, model: str, digest: str, data: Path) -> int:
     """The generation that purges have left; 0 where no state store runs under this data directory."""
     path = state_socket(data)
     if not path.exists():
         return 0
     try:
-        return generation_of(read_generations(f"unix://{path}"), model, digest)
+        return generation_of(read_generations(f"unix://{path}"), scope, model, digest)
     except StateUnavailable:
         return 0
 

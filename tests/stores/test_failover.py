@@ -25,6 +25,7 @@ from foreseen.stores.cluster import far_at
 from foreseen.stores.master_locator import client_at
 from foreseen.stores.redis_urls import Access, access_of, master_at, slot_of
 from foreseen.stores.state import State, connect_state
+from foreseen.tenants.tenant import PUBLIC
 from foreseen.warm.write.bulk_redis import BulkRedis
 from tests.doubles import DictFar, ScriptedModel, numbered, pipeline
 from tests.live import started
@@ -140,8 +141,8 @@ async def test_a_purge_is_seen_across_a_failover(tmp_path: Path) -> None:
             assert second.workers == 2
             async with following(watched.url, "three") as (late,):
                 for worker in (*workers, late):
-                    assert worker.generations.of("m", "x") == first.generation
-                    assert worker.generations.of("o", "d") == second.generation
+                    assert worker.generations.of(PUBLIC, "m", "x") == first.generation
+                    assert worker.generations.of(PUBLIC, "o", "d") == second.generation
 
 
 async def test_what_a_failover_has_lost_the_workers_tell_it(tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ async def test_what_a_failover_has_lost_the_workers_tell_it(tmp_path: Path) -> N
             purged = await Purger(state, pipeline(ScriptedModel(), DictFar()).tiers).purge("model", "m", 5)
             watched.master.kill()
             watched.replicas[0].signal(signal.SIGCONT)
-            assert worker.generations.of("m", "x") == purged.generation
+            assert worker.generations.of(PUBLIC, "m", "x") == purged.generation
 
             async def told() -> None:
                 if (await state.generations()).get("model:m") != purged.generation:
@@ -195,7 +196,7 @@ async def test_jobs_and_purges_on_a_cluster(three: list[Server], tmp_path: Path)
         async with following(url, "one", "two") as workers:
             purged = await Purger(state, pipeline(ScriptedModel(), DictFar()).tiers).purge("all", "", 5)
             assert purged.workers == 2
-            assert {worker.generations.of("m", "d") for worker in workers} == {purged.generation}
+            assert {worker.generations.of(PUBLIC, "m", "d") for worker in workers} == {purged.generation}
     for server in three:
         with server.client() as redis:
             assert redis.acl_log() == []  # nothing that it asked for was refused
@@ -235,7 +236,7 @@ async def test_jobs_and_purges_survive_a_failover_of_a_cluster(tmp_path: Path) -
             servers[LAST].kill()
             await client.submit_until(lambda: client.refused > 0)
             second = await eventually(lambda: purger.purge("digest", "d", 5))
-            assert (worker.generations.of("m", "x"), worker.generations.of("o", "d")) == (
+            assert (worker.generations.of(PUBLIC, "m", "x"), worker.generations.of(PUBLIC, "o", "d")) == (
                 first.generation,
                 second.generation,
             )

@@ -6,6 +6,11 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from foreseen.keys.key import space_key
+from foreseen.tenants.tenant import PUBLIC, own_scope, scope_of
+from foreseen.types import Space
 from tests.project.test_project import ROOT
 from tests.project.test_sizes import ROOMS
 
@@ -20,14 +25,21 @@ CONSTANTS = {
     "foreseen/warm/run/command.py",
 }
 """A batch run through a proxy writes no entry itself: its plan's scope is never used, or only names the run."""
+PURGES = {"proxy/admin/purge_targets.py"}
+"""An operator purges the public scope by its name. A purge reads and writes no entry."""
+
+
+def _trees() -> Iterator[tuple[str, ast.Module]]:
+    for room in ROOMS:
+        for path in sorted(room.rglob("*.py")):
+            yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
 
 
 def _calls() -> Iterator[tuple[str, ast.Call]]:
-    for room in ROOMS:
-        for path in sorted(room.rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
-                    yield str(path.relative_to(ROOT)), node
+    for path, tree in _trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+                yield path, node
 
 
 def _name(node: ast.AST) -> str:
@@ -41,6 +53,65 @@ def test_every_space_gets_a_scope_that_was_handed_in() -> None:
     for path, call in built:
         assert call.args, path
         assert _name(call.args[0]) in HANDED_IN, (path, ast.unparse(call))
+
+
+def _annotations(tree: ast.Module) -> set[ast.AST]:
+    """Everything that stands in an annotation."""
+    found: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        noted = [getattr(node, field, None) for field in ("annotation", "returns")]
+        found.update(one for kind in noted if isinstance(kind, ast.AST) for one in ast.walk(kind))
+    return found
+
+
+def test_a_space_is_made_by_calling_it_by_its_name_and_no_way_else() -> None:
+    """Neither under another name, nor handed to a function that would call it, nor as a copy with another scope: the
+    walk above sees every place where one is made."""
+    seen = 0
+    for path, tree in _trees():
+        annotated = _annotations(tree)
+        called = {node.func for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                renamed = {one.asname for one in node.names if one.name == "Space"}
+                assert renamed <= {None, "Space"}, path
+            elif isinstance(node, ast.Name | ast.Attribute) and _name(node) == "Space":
+                seen += 1
+                assert node in called | annotated, (path, node.lineno)
+            elif isinstance(node, ast.Call) and _name(node.func) in ("replace", "convert", "_replace"):
+                assert not {"space", "Space"} & {_name(one) for one in node.args}, (path, ast.unparse(node))
+    assert seen >= 30
+
+
+def test_a_space_without_a_tenant_cannot_be_made() -> None:
+    """Its first field is the scope, without a default, and its bytes are part of the key of every entry."""
+    with pytest.raises(TypeError, match="scope"):
+        Space()  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        Space(model="m", digest="d")  # type: ignore[call-arg]
+    assert Space.__struct_fields__[0] == "scope"
+    scopes = [PUBLIC, *(own_scope(name) for name in ("a", "b")), *(scope_of(name, "a") for name in ("x", "y", "own"))]
+    keys = {scope: space_key(bytes(32), Space(scope, "m", "d")) for scope in scopes}
+    assert len(set(keys.values())) == len(keys) == 5
+
+
+def test_generations_are_asked_for_with_the_scope() -> None:
+    """A generation of another scope's purge is never taken for one's own."""
+    asked = [
+        (path, call) for path, call in _calls() if _name(call.func) in ("generation_of", "formerly", "_generation")
+    ]
+    asked += [
+        (path, call)
+        for path, call in _calls()
+        if isinstance(call.func, ast.Attribute) and call.func.attr == "of" and _name(call.func.value).endswith("purges")
+    ]
+    assert len(asked) >= 12
+    for path, call in asked:
+        names = [_name(one.slice) if isinstance(one, ast.Subscript) else _name(one) for one in call.args]
+        if path == "proxy/predict/answer_cache.py":
+            assert ast.unparse(call.args[0]) == "entry.meaning[4]"
+        else:
+            assert "scope" in names, (path, ast.unparse(call))
 
 
 def test_every_way_to_a_space_names_the_scope() -> None:
@@ -68,7 +139,7 @@ def test_the_public_scope_is_named_in_few_places() -> None:
             names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
             if "PUBLIC" in names:
                 named.add(str(path.relative_to(ROOT)))
-    assert named == {"foreseen/tenants/tenant.py", "foreseen/tenants/keys_file.py", *MAKERS, *CONSTANTS}
+    assert named == {"foreseen/tenants/tenant.py", "foreseen/tenants/keys_file.py", *MAKERS, *CONSTANTS, *PURGES}
 
 
 def test_a_head_and_a_plan_cannot_be_made_without_a_tenant() -> None:

@@ -317,7 +317,7 @@ def test_results_can_be_imported_again(live: Live, tmp_path: Path) -> None:
     assert table.column("more").to_pylist() == ["m"] * 25
     keys = table.column("foreseen.key").to_pylist()
     digest = digest_of(live)
-    generation = generation_of(read_generations(f"unix://{state_socket(live.data)}"), "fingerprint", digest)
+    generation = generation_of(read_generations(f"unix://{state_socket(live.data)}"), PUBLIC, "fingerprint", digest)
     warmer = Warmer(
         Plan(manifest=find("fingerprint", PACKAGED), scope=PUBLIC, digest=digest, data=live.data, generation=generation)
     )

@@ -33,10 +33,16 @@ def purge(settings: PurgeSettings) -> str:
     if settings.forget is not None:
         _ask(settings, "/admin/workers/forget", {"worker": settings.forget})
         return f"{settings.forget} is no longer waited for"
-    given = {"model": settings.model, "digest": settings.digest, "key": settings.key, "all": settings.all or None}
+    given = {
+        "model": settings.model,
+        "digest": settings.digest,
+        "tenant": settings.tenant,
+        "key": settings.key,
+        "all": settings.all or None,
+    }
     target = {kind: what for kind, what in given.items() if what is not None}
     if len(target) != 1:
-        raise SetupError("give exactly one of --model, --digest, --key and --all")
+        raise SetupError("give exactly one of --model, --digest, --tenant, --key and --all")
     body = {**target, "timeout_seconds": settings.timeout_seconds, "even_if_unknown": settings.even_if_unknown}
     outcome = _ask(settings, "/admin/purge", body)
     return f"purged {outcome['purged']}: generation {outcome['generation']}, confirmed by {outcome['workers']} workers"

@@ -61,7 +61,7 @@ class SpaceGenerations:
                 "the state store does not answer, so what was purged is not known; start it (foreseen up), or give "
                 "--state"
             ) from None
-        return generation_of(found, plan.manifest.name, plan.digest)
+        return generation_of(found, plan.scope, plan.manifest.name, plan.digest)
 
 
 def state_address(plan: Plan) -> str | None:

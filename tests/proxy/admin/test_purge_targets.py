@@ -9,8 +9,19 @@ import pytest
 from redis.asyncio import Redis
 
 from foreseen.errors import UnknownTarget
-from foreseen.proxy.admin.purge_targets import KnownNames, Target, Targets, digest_target, model_target, unknown_text
+from foreseen.proxy.admin.purge_targets import (
+    KnownNames,
+    Target,
+    Targets,
+    digest_target,
+    model_target,
+    tenant_target,
+    unknown_tenant_text,
+    unknown_text,
+)
 from foreseen.stores.state import KEPT_SERVED, ServedDigest, State, connect_state
+from foreseen.tenants.keyring import Keyring
+from foreseen.types import Scope
 
 NOW, BEFORE, OTHER = "a1" * 32, "b2" * 32, "a1b2" * 16
 ARTIFACT, UNSERVED = "c3" * 32, "d4" * 32
@@ -83,9 +94,58 @@ def test_near_names_are_listed() -> None:
     assert "--even-if-unknown" in said
 
 
+def tenants(folder: Path, **scopes: str) -> Keyring:
+    """A keyring of tenants with these scopes."""
+    file = folder / "keys.toml"
+    file.write_text("".join(f'[tenant.{name}]\nscope = "{scope}"\n' for name, scope in scopes.items()))
+    return Keyring(file)
+
+
+def test_a_tenant_is_purged_in_its_own_scope_and_in_the_one_that_it_shares(tmp_path: Path) -> None:
+    """What an operator reads names the tenants that lose entries with it."""
+    keyring = tenants(tmp_path, a="own", t1="team", t2="team", p="public")
+    for name, scopes, said in (
+        ("a", ["tenant:a"], "tenant a, its own scope"),
+        ("t1", ["tenant:t1", "shared:team"], "tenant t1, its own scope and scope team, shared with t2"),
+        ("p", ["tenant:p", "public"], "tenant p, its own scope and scope public"),
+        ("public", ["public"], "scope public, of callers without a tenant, shared with p"),
+    ):
+        assert tenant_target(name, keyring, frozenset()) == Target("scope", tuple(map(Scope, scopes)), said)
+
+
+def test_a_tenant_that_left_the_file_is_known_by_its_last_purge(tmp_path: Path) -> None:
+    """Any other name is none, with near names; names of models are no tenants."""
+    keyring = tenants(tmp_path, search="own")
+    found = tenant_target("gone", keyring, frozenset({"scope:tenant:gone", "model:m"}))
+    assert found is not None
+    assert (found.names, "does not have" in found.said) == (("tenant:gone",), True)
+    assert tenant_target("m", keyring, frozenset({"scope:tenant:gone", "model:m"})) is None
+    assert tenant_target("foreseen", keyring, frozenset()) is None
+    assert "near names: search" in unknown_tenant_text("serach", keyring.names())
+    assert "known are: search, public" in unknown_tenant_text("xyzzy", keyring.names())
+
+
+def test_the_tenants_that_share_a_scope_are_listed_up_to_a_number(tmp_path: Path) -> None:
+    """Eight by their names, then how many more."""
+    keyring = tenants(tmp_path, **{f"t{number}": "team" for number in range(12)})
+    found = tenant_target("t0", keyring, frozenset())
+    assert found is not None
+    assert found.said.endswith("shared with t1, t2, t3, t4, t5, t6, t7, t8 and 3 more")
+
+
+async def test_an_unknown_tenant_is_an_error_unless_that_is_asked_for(state: State, tmp_path: Path) -> None:
+    """Its own scope is purged then."""
+    targets = Targets(state, {}, tmp_path, tenants(tmp_path, a="own"))
+    assert (await targets.resolve("tenant", "a")).names == ("tenant:a",)
+    with pytest.raises(UnknownTarget, match="tenant 'b'"):
+        await targets.resolve("tenant", "b")
+    target = await targets.resolve("tenant", "b", even_if_unknown=True)
+    assert (target.kind, target.names) == ("scope", ("tenant:b",))
+
+
 async def test_a_name_that_is_not_known_is_purged_when_that_is_asked_for(state: State, tmp_path: Path) -> None:
     """Otherwise it is an error, and nothing is written."""
-    targets = Targets(state, {}, tmp_path)
+    targets = Targets(state, {}, tmp_path, Keyring())
     with pytest.raises(UnknownTarget):
         await targets.resolve("model", "bertha")
     target = await targets.resolve("model", "bertha", even_if_unknown=True)
@@ -95,7 +155,7 @@ async def test_a_name_that_is_not_known_is_purged_when_that_is_asked_for(state: 
 async def test_the_state_store_remembers_what_was_served(state: State, tmp_path: Path) -> None:
     """Another proxy that serves nothing of it finds model, digest and artifact; the number of notes is bounded."""
     await state.note_served([ServedDigest("team:a", NOW, ARTIFACT), ServedDigest("minilm", BEFORE)])
-    targets = Targets(state, {}, tmp_path)
+    targets = Targets(state, {}, tmp_path, Keyring())
     assert (await targets.resolve("model", "team:a")).names == ("team:a",)
     assert (await targets.resolve("digest", ARTIFACT)).names == (NOW,)
     assert "of model minilm" in (await targets.resolve("digest", BEFORE)).said

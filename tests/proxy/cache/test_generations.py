@@ -22,6 +22,7 @@ from foreseen.proxy.cache.purge_mark import PurgeMark
 from foreseen.stores.far import Far
 from foreseen.stores.redis_urls import connect
 from foreseen.stores.state import State, connect_state, generation_of
+from foreseen.tenants.tenant import PUBLIC, own_scope
 from foreseen.types import Key
 from tests.doubles import (
     ROOT,
@@ -87,14 +88,18 @@ async def test_generations_only_rise_and_stand_above_the_clock(state: State) -> 
 
 
 async def test_the_highest_of_what_a_space_belongs_to_counts(state: State) -> None:
-    """Everything, its model, its digest."""
+    """Everything, its scope, its model, its digest; a scope that was never purged stays at 0."""
     model = await state.purge("model", "m")
-    assert generation_of(await state.generations(), "m", "d") == model
-    assert generation_of(await state.generations(), "n", "d") == 0
+    assert generation_of(await state.generations(), PUBLIC, "m", "d") == model
+    assert generation_of(await state.generations(), PUBLIC, "n", "d") == 0
     digest = await state.purge("digest", "d")
-    assert generation_of(await state.generations(), "n", "d") == digest > model
+    assert generation_of(await state.generations(), PUBLIC, "n", "d") == digest > model
+    scope = await state.purge("scope", own_scope("a"))
+    assert generation_of(await state.generations(), own_scope("a"), "n", "d") == scope > digest
+    assert generation_of(await state.generations(), own_scope("b"), "n", "d") == digest
+    assert generation_of(await state.generations(), own_scope("b"), "n", "e") == 0
     whole = await state.purge("all", "")
-    assert generation_of(await state.generations(), "x", "y") == whole > digest
+    assert generation_of(await state.generations(), own_scope("a"), "x", "y") == whole > scope
 
 
 async def test_every_worker_learns_of_a_purge_and_it_ends_when_the_last_has_confirmed(
@@ -107,12 +112,31 @@ async def test_every_worker_learns_of_a_purge_and_it_ends_when_the_last_has_conf
         begun = (await state.generations())["all:"]
         done = await purger.purge("model", "m", 10)
         assert done.workers == 2
-        assert [worker.generations.of("m", "d") for worker in workers] == [done.generation] * 2
-        assert [worker.generations.of("n", "d") for worker in workers] == [begun, begun]
+        assert [worker.generations.of(PUBLIC, "m", "d") for worker in workers] == [done.generation] * 2
+        assert [worker.generations.of(PUBLIC, "n", "d") for worker in workers] == [begun, begun]
         await purger.purge("key", key.hex(), 10)
         await purger.purge("all", "", 10)
         assert [[one and list(one) for one in worker.forgotten[1:]] for worker in workers] == [[[key], None]] * 2
     assert await purger.workers() == {}
+
+
+async def test_a_purge_of_a_scope_is_of_that_scope_alone(state_url: str, state: State, store: Redis) -> None:
+    """On every worker, over all its models; a store that lost it gets it from a worker again."""
+    purger = Purger(state, pipeline(ScriptedModel(), DictFar()).tiers)
+    one, other = own_scope("a"), own_scope("b")
+    async with following(state_url, "one", "two") as workers:
+        begun = (await state.generations())["all:"]
+        assert [worker.generations.of(scope, "m", "d") for worker in workers for scope in (one, other)] == [begun] * 4
+        done = await purger.purge("scope", one, 10)
+        for worker in workers:
+            of, formerly = worker.generations.of, worker.generations.formerly
+            assert [of(one, model, "d") for model in ("m", "n")] == [done.generation] * 2
+            assert [of(scope, "m", "d") for scope in (other, PUBLIC)] == [begun] * 2
+            assert (formerly(one, "m", "d"), formerly(other, "m", "d")) == ([begun, 0], [0])
+        await store.flushall()
+        async with asyncio.timeout(20):
+            while (await state.generations()).get(f"scope:{one}") != done.generation:  # noqa: ASYNC110 - a worker's next look
+                await asyncio.sleep(0.01)
 
 
 async def test_a_worker_that_is_cut_off_is_named_and_not_forgotten(state_url: str, state: State) -> None:
@@ -149,7 +173,7 @@ async def test_a_store_that_lost_everything_is_told_again(state_url: str, state:
         assert worker.generations._state is not None
         await worker.generations._catch_up(worker.generations._state)
         async with following(state_url, "two") as (other,):
-            assert other.generations.of("m", "d") == worker.generations.of("m", "d") == raised
+            assert other.generations.of(PUBLIC, "m", "d") == worker.generations.of(PUBLIC, "m", "d") == raised
         assert await state.purge("model", "m") > raised
 
 
@@ -159,7 +183,7 @@ async def test_a_store_that_starts_empty_begins_with_a_purge_of_everything(state
     async with following(state_url, "one", "two") as workers:
         begun = await state.generations()
         assert begun["all:"] == begun["last"] >= before
-        assert [worker.generations.of("m", "d") for worker in workers] == [begun["last"]] * 2
+        assert [worker.generations.of(PUBLIC, "m", "d") for worker in workers] == [begun["last"]] * 2
     async with following(state_url, "three"):
         assert await state.generations() == begun
 
@@ -209,7 +233,7 @@ async def test_a_store_that_was_rolled_back_is_found_out_by_the_mark(
     await store.hset("fsn1.generations", mapping=old)
     async with marked(state_url, mark) as generations:
         for model in ("m", "n"):
-            assert (generations.of(model, "d") or 0) > purged
+            assert (generations.of(PUBLIC, model, "d") or 0) > purged
         assert mark.value == (await state.generations())["last"]
 
 
@@ -231,16 +255,16 @@ async def test_a_store_that_is_rolled_back_under_a_worker_learns_from_it(
                 await asyncio.sleep(0.01)
         async with following(state_url, "two") as (other,):
             assert other.generations.was_purged(key)
-            assert other.generations.of("m", "d") == purged
+            assert other.generations.of(PUBLIC, "m", "d") == purged
 
 
 async def test_a_mark_that_comes_late_is_heeded(state_url: str, store: Redis) -> None:
     """The cache's Redis is away when a worker starts: what was lost is found out once it is back."""
     mark = MarkDouble(None)
     async with marked(state_url, mark) as generations:
-        before = generations.of("m", "d") or 0
+        before = generations.of(PUBLIC, "m", "d") or 0
         mark.value = before + 10_000_000_000
-        await until(lambda: (generations.of("m", "d") or 0) > before + 10_000_000_000)
+        await until(lambda: (generations.of(PUBLIC, "m", "d") or 0) > before + 10_000_000_000)
 
 
 async def test_a_full_log_ends_in_a_purge_of_everything(
@@ -249,13 +273,13 @@ async def test_a_full_log_ends_in_a_purge_of_everything(
     """No purge of a key is ever dropped: where there is no room for another, all that is cached is purged instead."""
     monkeypatch.setattr("foreseen.stores.state.KEPT_PURGES", 5)
     async with following(state_url, "one") as (worker,):
-        begun = worker.generations.of("m", "d") or 0
+        begun = worker.generations.of(PUBLIC, "m", "d") or 0
         purger = Purger(state, pipeline(ScriptedModel(), DictFar()).tiers)
         for key in numbered(4):
             await purger.purge("key", key.hex(), 10)
-        assert worker.generations.of("m", "d") == begun
+        assert worker.generations.of(PUBLIC, "m", "d") == begun
         last = await purger.purge("key", numbered(5)[4].hex(), 10)
-        assert worker.generations.of("m", "d") == last.generation
+        assert worker.generations.of(PUBLIC, "m", "d") == last.generation
         assert await store.xlen("fsn1.purges") == 1
 
 
@@ -311,11 +335,11 @@ async def test_as_long_as_nothing_was_read_nothing_is_known() -> None:
     lost = Generations(connect_state("unix:///nowhere/state.sock"), forget)
     task = asyncio.create_task(lost.follow())
     await asyncio.sleep(0)
-    assert lost.of("m", "d") is None
+    assert lost.of(PUBLIC, "m", "d") is None
     task.cancel()
     await asyncio.wait([task])
     await lost.leave()
-    assert Generations(None, forget).of("m", "d") == 0
+    assert Generations(None, forget).of(PUBLIC, "m", "d") == 0
 
 
 async def test_what_is_aloft_when_a_key_is_purged_lands_and_is_not_kept() -> None:

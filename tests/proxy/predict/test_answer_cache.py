@@ -30,8 +30,8 @@ from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.dialects import codecs
 from foreseen.proxy.predict.dialects.decode import DecodedRequest, decode_v1, decode_v2
 from foreseen.proxy.predict.dialects.render import RenderedBody
-from foreseen.tenants.tenant import PUBLIC_TENANT
-from foreseen.types import Output, Prediction, Space
+from foreseen.tenants.tenant import PUBLIC, PUBLIC_TENANT, own_scope
+from foreseen.types import Output, Prediction, Scope, Space
 from foreseen.web.caller import Caller
 from tests.collisions import chosen_pair, second_preimage
 from tests.doubles import numbered, predicted
@@ -59,10 +59,10 @@ class Purged:
     generation: int | None = 0
 
     @property
-    def worked_out(self) -> dict[tuple[str, str], int]:
+    def worked_out(self) -> dict[tuple[Scope, str, str], int]:
         return {}
 
-    def of(self, model: str, digest: str) -> int | None:
+    def of(self, scope: Scope, model: str, digest: str) -> int | None:
         return self.generation
 
 
@@ -631,28 +631,30 @@ def test_a_rendering_is_taken_again_for_the_same_bytes_only() -> None:
 
 
 def test_purges_that_are_read_already_are_not_asked_for_again() -> None:
-    """The generation of the model and digest, from the table where it stands there, else by the call."""
+    """The generation of the scope, model and digest, from the table where it stands there, else by the call."""
     system, asked = System(), []
 
     class Table(Purged):
         def __init__(self) -> None:
-            self.known: dict[tuple[str, str], int] = {}
+            self.known: dict[tuple[Scope, str, str], int] = {}
 
         @property
-        def worked_out(self) -> dict[tuple[str, str], int]:
+        def worked_out(self) -> dict[tuple[Scope, str, str], int]:
             return self.known
 
-        def of(self, model: str, digest: str) -> int | None:
-            asked.append((model, digest))
+        def of(self, scope: Scope, model: str, digest: str) -> int | None:
+            asked.append((scope, model, digest))
             return 0
 
     purges = system.cache._purges = Table()
     assert system.valid()
-    assert asked == [("m", "d1")]
-    purges.known = {("m", "d1"): 0}
+    assert asked == [("public", "m", "d1")]
+    purges.known = {(PUBLIC, "m", "d1"): 0}
     assert system.valid()
-    assert asked == [("m", "d1")]
-    purges.known = {("m", "d1"): 5}
+    assert asked == [("public", "m", "d1")]
+    purges.known = {(own_scope("a"), "m", "d1"): 5, **purges.known}
+    assert system.valid()
+    purges.known = {(PUBLIC, "m", "d1"): 5}
     assert not system.valid()
 
 
