@@ -100,8 +100,8 @@ class TenantQuota:
     """One tenant's shares in this process."""
 
     __slots__ = (
-        "_held", "_most_held", "idle", "limits", "misses", "name", "requests", "rows", "seconds", "tenant_generation",
-        "used_seconds",
+        "_held", "_most_held", "has_rates", "idle", "limits", "misses", "name", "requests", "rows", "seconds",
+        "tenant_generation", "used_seconds",
     )  # fmt: skip
 
     def __init__(self, tenant: Tenant, first_share: float, now: float) -> None:
@@ -109,6 +109,7 @@ class TenantQuota:
         self.name = tenant.name
         self.tenant_generation = tenant.generation
         self.limits: TenantLimits = limits
+        self.has_rates = limits.requests_per_second is not None or limits.rows_per_second is not None
         self.requests = RateShare(limits.requests_per_second, (limits.requests_per_second or 0.0) * first_share, now)
         self.rows = RateShare(limits.rows_per_second, (limits.rows_per_second or 0.0) * first_share, now)
         self.misses = (limits.concurrent_misses or math.inf) * first_share
@@ -196,6 +197,8 @@ class Quotas:
         quota = self._quotas.get(tenant.name)
         if quota is None or quota.tenant_generation != tenant.generation:
             quota = self._renewed(tenant)
+        if not quota.has_rates:
+            return True
         of_requests, of_rows = quota.requests, quota.rows
         if of_requests.tokens >= 1.0 and of_rows.tokens >= 1.0:
             of_requests.tokens -= requests

@@ -14,13 +14,14 @@ class UsageCounts:
     """Of one process, since `take`."""
 
     def __init__(self) -> None:
-        self._now: Usage = {}
+        self.now: Usage = {}
+        """Until `take`, `requests`, `hits` and `saved_seconds` may be added to in place; `rows` are those computed."""
 
     def add(self, tenant: str, model: str, hits: int, computed: int, saved: float) -> None:
         """One request that was answered: rows that cost the model nothing, and others."""
-        counts = self._now.get((tenant, model))
+        counts = self.now.get((tenant, model))
         if counts is None:
-            counts = self._now[tenant, model] = [0.0] * len(USAGE_KINDS)
+            counts = self.now[tenant, model] = [0.0] * len(USAGE_KINDS)
         counts[0] += 1
         counts[2] += hits
         counts[4] += saved
@@ -29,11 +30,11 @@ class UsageCounts:
 
     def computed(self, tenant: str, model: str, seconds: float) -> None:
         """A model has computed so long for a tenant."""
-        self._now.setdefault((tenant, model), [0.0] * len(USAGE_KINDS))[3] += seconds
+        self.now.setdefault((tenant, model), [0.0] * len(USAGE_KINDS))[3] += seconds
 
     def take(self) -> Usage:
         """What was counted since the last call."""
-        taken, self._now = self._now, {}
+        taken, self.now = self.now, {}
         for counts in taken.values():
             counts[1] += counts[2]  # until here, rows that were computed
         return taken

@@ -211,8 +211,9 @@ class Responder:
         """Charge a request to its tenant. The entry of its body, if its reply may be sent. Raises QuotaExceeded."""
         if entry is not None and (head.control is not NO_CONTROL or not self.cache.is_valid(entry, now)):
             entry = None
-        if self._quotas is not None:
-            self._quotas.admit(head.tenant, 1, 0 if entry is None else len(entry.rows))
+        rows = 0 if entry is None else len(entry.rows)
+        if self._quotas is not None and not self._quotas.may(head.tenant, rows):
+            self._quotas.admit(head.tenant, 1, rows)
         return entry
 
     def _cached(self, entry: CachedBody, lookup: Lookup, now: float) -> Reply:

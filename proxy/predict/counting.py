@@ -69,7 +69,13 @@ class RequestCounter:
         stats.cache_hit += 1
         stats.cache_hit_ns += took
         if self._usage is not None:
-            self._usage.add(head.tenant.name, head.model, near + far, 0, saved)
+            counts = self._usage.now.get((head.tenant.name, head.model))  # what `add` does, at half its price
+            if counts is None:
+                self._usage.add(head.tenant.name, head.model, near + far, 0, saved)
+            else:
+                counts[0] += 1
+                counts[2] += near + far
+                counts[4] += saved
         self._write(head, 200, "hit", near + far, seconds)
 
     def answered(self, head: RequestHead, served: ServedModel, facts: AnswerFacts, lane: Lane, seconds: float) -> None:
