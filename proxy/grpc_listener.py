@@ -34,6 +34,6 @@ async def started_grpc(proxy: Proxy) -> GrpcServer | None:
         is_ready=lambda: proxy.status.why_not_ready() is None,
         tickets=None if proxy.jobs is None else GrpcTickets(proxy.jobs, proxy.responder),
     )
-    server = GrpcServer(service, settings, proxy.gate.limits)
+    server = GrpcServer(service, settings, proxy.gate.limits, proxy.tls)
     await server.start()
     return server

@@ -12,12 +12,10 @@ A file of before, with one token in it, is still read: the token is an operator'
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import secrets
 import time
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -26,13 +24,12 @@ import structlog
 from msgspec import Struct
 
 from foreseen.errors import SetupError
-from foreseen.tenants.keys_file import MAX_FILE_BYTES, NAME, expiry_in, hashes_in, toml_place
+from foreseen.tenants.key_tables import NAME, content_of, expiry_in, hashes_in, tables_in
 from foreseen.tenants.watched import WatchedFiles
 
 Role = Literal["operator", "viewer"]
 ROLES: tuple[Role, ...] = ("operator", "viewer")
 MIN_TOKEN_CHARACTERS = 32
-LOOK_SECONDS = 0.25
 
 log = structlog.get_logger()
 
@@ -51,16 +48,8 @@ Administrators = Mapping[bytes, Administrator]
 
 def parse_admin_keys(text: bytes) -> dict[bytes, Administrator]:
     """A keys file of operators. Raises SetupError that names the table and the field, never a value."""
-    if len(text) > MAX_FILE_BYTES:
-        raise SetupError(f"has more than {MAX_FILE_BYTES} bytes; is it a keys file?")
-    try:
-        document = tomllib.loads(text.decode())
-    except UnicodeDecodeError:
-        raise SetupError("is not UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise SetupError(f"is no TOML: {toml_place(error)}") from None
     found: dict[bytes, Administrator] = {}
-    for role, tables in document.items():
+    for role, tables in tables_in(text).items():
         if role not in ROLES or not isinstance(tables, dict):
             raise SetupError(f"{role[:64]}: every table is [operator.NAME] or [viewer.NAME]")
         for name, table in tables.items():
@@ -74,7 +63,7 @@ def _add(found: dict[bytes, Administrator], role: Any, name: str, table: Any) ->
         raise SetupError(f"{place}: must be a table with a name of letters, digits, '.', '_' or '-'")
     if unknown := table.keys() - {"keys", "expires"}:
         raise SetupError(f"{place} {min(unknown)[:64]}: is no field of an operator or viewer")
-    one = Administrator(name, role, expiry_in(place, table.get("expires")))
+    one = Administrator(name, role, expiry_in(place, table))
     for digest in hashes_in(place, table):
         if found.setdefault(digest, one) != one:
             raise SetupError(f"{place} keys: one of them is also of [{found[digest].role}.{found[digest].name}]")
@@ -88,7 +77,7 @@ class AdminKeys:
         where a file is not as it must be, and where none is there although one is `required`."""
         self._token, self._keys, self._clock = token, keys, clock
         self._lookup_key = secrets.token_bytes(32)
-        self._watched = WatchedFiles((token, keys))
+        self._watched = WatchedFiles((token, keys), "operators' keys")
         if required and not token.exists():
             raise SetupError(f"{token}: there is no such file; it holds the keys of operators")
         self._named = self._read(warns=required)
@@ -104,19 +93,13 @@ class AdminKeys:
         return found if found.expires_at is None or self._clock() < found.expires_at else None
 
     async def follow(self) -> None:
-        """Keep up with the files."""
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            self.look()
+        """Keep up with the files, until cancelled."""
+        await self._watched.follow(self.look)
 
     def look(self) -> None:
         """One look at the files; what is wrong in them is logged, and changes nothing."""
-        if not self._watched.changed():
-            return
-        try:
-            self._named = self._read(warns=False)
-        except SetupError as error:
-            log.error("operators' keys not taken; those of before stay", why=str(error))
+        named = self._watched.read_anew(lambda: self._read(warns=False))
+        self._named = self._named if named is None else named
 
     def _read(self, *, warns: bool) -> dict[bytes, tuple[bytes, Administrator]]:
         found = {**self._of_token(warns=warns), **self._of_file(self._keys)}
@@ -124,7 +107,7 @@ class AdminKeys:
 
     def _of_token(self, *, warns: bool) -> dict[bytes, Administrator]:
         """The file of before: one token; or a keys file in its place."""
-        content = _content(self._token)
+        content = content_of(self._token)
         if content is None or content.lstrip().startswith((b"[", b"#")):
             return self._of_file(self._token)
         text = content.strip()
@@ -140,7 +123,7 @@ class AdminKeys:
         return {hashlib.sha256(text).digest(): Administrator("admin-token", "operator")}
 
     def _of_file(self, path: Path) -> dict[bytes, Administrator]:
-        content = _content(path)
+        content = content_of(path)
         try:
             return {} if content is None else parse_admin_keys(content)
         except SetupError as error:
@@ -148,13 +131,3 @@ class AdminKeys:
 
     def _place(self, digest: bytes) -> bytes:
         return hmac.digest(self._lookup_key, digest, "sha256")
-
-
-def _content(path: Path) -> bytes | None:
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise SetupError(f"{path}: {error.strerror}") from None

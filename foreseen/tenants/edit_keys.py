@@ -23,7 +23,8 @@ from tomlkit.items import Table
 
 from foreseen.errors import SetupError
 from foreseen.tenants.admin_keys import parse_admin_keys
-from foreseen.tenants.keys_file import HASH, parse_keys
+from foreseen.tenants.key_tables import HASH
+from foreseen.tenants.keys_file import parse_keys
 
 Kind = Literal["tenant", "operator", "viewer"]
 """Whose key: a tenant's stands in the keys file, the others' in the operators'."""

@@ -10,7 +10,6 @@ nothing: the tenants of before stay in force, and the log says so.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import os
@@ -25,13 +24,13 @@ import structlog
 from msgspec import structs
 
 from foreseen.errors import SetupError, Unauthorized
-from foreseen.tenants.keys_file import MAX_FILE_BYTES, KeysFile, parse_keys
+from foreseen.tenants.key_tables import content_of
+from foreseen.tenants.keys_file import KeysFile, parse_keys
 from foreseen.tenants.passed import PassedCredentials
 from foreseen.tenants.tenant import PUBLIC, PUBLIC_TENANT, Tenant, own_scope
 from foreseen.tenants.watched import WatchedFiles
 from foreseen.types import Owner, Scope
 
-LOOK_SECONDS = 0.25
 INTERNAL_BYTES = 64
 CREDENTIAL_HEADERS = frozenset(("authorization", "x-api-key", "api-key"))
 API_KEYS = ("X-API-Key", "api-key")
@@ -84,7 +83,7 @@ class Keyring:
         self._internal = None if internal is None else hashlib.sha256(internal).digest()
         self._file = _NOTHING
         self._names: dict[bytes, tuple[bytes, str]] = {}
-        self._watched = WatchedFiles(() if path is None else (path,))
+        self._watched = WatchedFiles(() if path is None else (path,), "keys file")
         self._expires_at = float("inf")
         if path is not None:
             self._take(self._parsed(path))
@@ -123,21 +122,17 @@ class Keyring:
 
     async def follow(self) -> None:
         """Keep up with the file, and with tenants that expire."""
-        while self._path is not None:
-            await asyncio.sleep(LOOK_SECONDS)
-            self.look(self._path)
+        if self._path is not None:
+            await self._watched.follow(self.look)
 
-    def look(self, path: Path) -> None:
+    def look(self) -> None:
         """One look at the file. A changed one is read at the second look that finds it the same, so that no file is
         read that is being written."""
         if self._clock() >= self._expires_at:
             self._renew(self._file)
-        if not self._watched.changed():
-            return
-        try:
-            file = self._parsed(path)
-        except SetupError as error:
-            log.error("keys file not taken; the tenants of before stay", why=str(error))
+        path = self._path
+        file = None if path is None else self._watched.read_anew(lambda: self._parsed(path))
+        if file is None:
             return
         self._take(file)
         log.info("keys file read", tenants=len(file.tenants), keys=len(file.by_key), generation=self.generation)
@@ -167,11 +162,11 @@ class Keyring:
 
     def _parsed(self, path: Path) -> KeysFile:
         """Raises SetupError that names the file."""
+        content = content_of(path)
+        if content is None:
+            raise SetupError(f"--keys-file {path}: there is no such file")
         try:
-            with path.open("rb") as file:
-                return parse_keys(file.read(MAX_FILE_BYTES + 1))
-        except OSError as error:
-            raise SetupError(f"--keys-file {path}: {error.strerror}") from None
+            return parse_keys(content)
         except SetupError as error:
             raise SetupError(f"{path}: {error}") from None
 

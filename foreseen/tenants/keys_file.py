@@ -16,10 +16,7 @@ subjects = ["CN=search,O=Example"]   # of client certificates, with --tls-client
 from __future__ import annotations
 
 import difflib
-import re
-import tomllib
 from collections.abc import Mapping
-from datetime import UTC, date, datetime, time
 from math import isfinite
 from typing import Any
 
@@ -27,13 +24,10 @@ from msgspec import Struct
 from xxhash import xxh3_64_intdigest
 
 from foreseen.errors import SetupError
+from foreseen.tenants.key_tables import NAME, expiry_in, hashes_in, tables_in, texts_in
 from foreseen.tenants.tenant import PUBLIC, Tenant, TenantLimits, owner_of, scope_of
 
-MAX_FILE_BYTES = 8 * 2**20
-HASH = "sha256:"
 MAX_PRIORITY = 100
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_HASH = re.compile(r"sha256:([0-9a-f]{64})")
 _LIMITS = ("requests_per_second", "rows_per_second", "concurrent_misses", "model_seconds_per_day")
 _FIELDS = ("keys", "subjects", "models", "scope", *_LIMITS, "priority", "expires")
 _RESERVED = frozenset(("public", "own", "other", "foreseen"))
@@ -50,14 +44,7 @@ class KeysFile(Struct, frozen=True):
 
 def parse_keys(text: bytes, generation: int = 0) -> KeysFile:
     """Raises SetupError that names the tenant and the field, never a value."""
-    if len(text) > MAX_FILE_BYTES:
-        raise SetupError(f"has more than {MAX_FILE_BYTES} bytes; is it a keys file?")
-    try:
-        document = tomllib.loads(text.decode())
-    except UnicodeDecodeError:
-        raise SetupError("is not UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise SetupError(f"is no TOML: {toml_place(error)}") from None
+    document = tables_in(text)
     tables = document.pop("tenant", {})
     if document or not isinstance(tables, dict):
         unknown = next(iter(document), "tenant")
@@ -69,7 +56,7 @@ def parse_keys(text: bytes, generation: int = 0) -> KeysFile:
         tenants[name] = _tenant(name, table, generation)
         for digest in hashes_in(f"[tenant.{name}]", table):
             _claim(by_key, digest, name, "keys")
-        for subject in _texts(f"[tenant.{name}]", table, "subjects"):
+        for subject in texts_in(f"[tenant.{name}]", table, "subjects"):
             _claim(by_subject, subject, name, "subjects")
     return KeysFile(tenants, by_key, by_subject)
 
@@ -87,7 +74,7 @@ def _tenant(name: str, table: Any, generation: int) -> Tenant:
         near = difflib.get_close_matches(unknown[0], _FIELDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise SetupError(f"[tenant.{name}] {unknown[0][:64]}: is no field of a tenant{hint}")
-    scope, models = table.get("scope", "own"), tuple(_texts(f"[tenant.{name}]", table, "models", ["*"]))
+    scope, models = table.get("scope", "own"), tuple(texts_in(f"[tenant.{name}]", table, "models", ["*"]))
     if not isinstance(scope, str) or not NAME.fullmatch(scope):
         raise SetupError(f'[tenant.{name}] scope: must be "own", "public" or a name')
     limits = TenantLimits(**{field: _limit(name, table, field) for field in _LIMITS})  # type: ignore[arg-type]
@@ -102,29 +89,10 @@ def _tenant(name: str, table: Any, generation: int) -> Tenant:
         None if "*" in models else models,
         limits,
         priority,
-        expiry_in(f"[tenant.{name}]", table.get("expires")),
+        expiry_in(f"[tenant.{name}]", table),
         generation,
         0 if found == PUBLIC else xxh3_64_intdigest(found.encode()),
     )
-
-
-def hashes_in(place: str, table: Mapping[str, Any]) -> list[bytes]:
-    """The hashes of a table's `keys`. Raises SetupError; what stands there may be a key, and is not repeated."""
-    found = []
-    for hashed in _texts(place, table, "keys"):
-        match = _HASH.fullmatch(hashed)
-        if match is None:
-            raise SetupError(f'{place} keys: each must be "{HASH}" and 64 hexadecimal digits, never a key itself')
-        found.append(bytes.fromhex(match[1]))
-    return found
-
-
-def _texts(place: str, table: Mapping[str, Any], field: str, default: list[str] | None = None) -> list[str]:
-    """A list of strings. Raises SetupError."""
-    given = table.get(field, default or [])
-    if not isinstance(given, list) or not all(isinstance(one, str) and one for one in given):
-        raise SetupError(f"{place} {field}: must be a list of strings")
-    return given
 
 
 def _claim(known: dict[Any, str], what: Any, name: str, field: str) -> None:
@@ -143,25 +111,3 @@ def _limit(name: str, table: Mapping[str, Any], field: str) -> float | int | Non
         whole = "whole " if field == "concurrent_misses" else ""
         raise SetupError(f"[tenant.{name}] {field}: must be a {whole}number above 0")
     return given
-
-
-def expiry_in(place: str, given: Any) -> float | None:
-    """A date or date with time as Unix seconds; without a zone it is UTC. Raises SetupError."""
-    if isinstance(given, str):
-        try:
-            given = datetime.fromisoformat(given)
-        except ValueError:
-            given = 0
-    if isinstance(given, date) and not isinstance(given, datetime):
-        given = datetime.combine(given, time(), UTC)
-    if isinstance(given, datetime):
-        return (given if given.tzinfo else given.replace(tzinfo=UTC)).timestamp()
-    if given is not None:
-        raise SetupError(f"{place} expires: must be a date, or a date with a time")
-    return None
-
-
-def toml_place(error: tomllib.TOMLDecodeError) -> str:
-    """Where a file is wrong, without what stands there."""
-    found = re.search(r"\(at [^)]*\)", str(error))
-    return found[0].strip("()") if found else "cannot be read"

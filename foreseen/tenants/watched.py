@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from foreseen.errors import SetupError
+
+LOOK_SECONDS = 0.25
+"""A change is in force after two looks."""
+Taken = TypeVar("Taken")
+
+log = structlog.get_logger()
 
 Identity = tuple[int, int, int, int, int]
 """What tells one version of a file from another: device, inode, size, and its two times in nanoseconds."""
@@ -19,10 +31,12 @@ def identity_of(path: Path) -> Identity | None:
 
 
 class WatchedFiles:
-    """Some files that belong together."""
+    """Some files that belong together, such as a certificate and its key."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], name: str) -> None:
+        """`name` is what the log calls them."""
         self._paths = tuple(paths)
+        self._name = name
         self._taken = self._seen = self._now()
 
     def changed(self) -> bool:
@@ -37,6 +51,23 @@ class WatchedFiles:
             return False
         self._taken = now
         return True
+
+    def read_anew(self, read: Callable[[], Taken]) -> Taken | None:
+        """One look at the files: what `read` makes of changed ones. None where they are as before, or where it raises
+        SetupError, which is logged: what was taken before stays in force."""
+        if not self.changed():
+            return None
+        try:
+            return read()
+        except SetupError as error:
+            log.error("changed files not taken; what was in force stays", what=self._name, why=str(error))
+            return None
+
+    async def follow(self, look: Callable[[], None]) -> None:
+        """Call `look` four times a second, until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            look()
 
     def _now(self) -> tuple[Identity | None, ...]:
         return tuple(identity_of(path) for path in self._paths)

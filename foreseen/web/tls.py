@@ -21,7 +21,6 @@ from aiohttp import web
 from foreseen.errors import SetupError
 from foreseen.tenants.watched import WatchedFiles
 
-LOOK_SECONDS = 0.5
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
 """Of TLS 1.2; those of TLS 1.3 are all good."""
 HANDSHAKE_SECONDS = 10.0
@@ -51,24 +50,20 @@ class TlsFiles:
     def __init__(self, certificate: Path, key: Path, client_authority: Path | None = None) -> None:
         """Raises SetupError where they are not as they must be."""
         self._certificate, self._key, self._authority = certificate, key, client_authority
-        self._watched = WatchedFiles([path for path in (certificate, key, client_authority) if path is not None])
+        self._watched = WatchedFiles(
+            [path for path in (certificate, key, client_authority) if path is not None], "certificate"
+        )
         self.context = self._made()
 
     async def follow(self) -> None:
         """Take changed files, at the second look that finds them the same: they are written one after the other."""
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            self.look()
+        await self._watched.follow(self.look)
 
     def look(self) -> None:
         """One look at the files. What cannot be used is logged, and the former context stays."""
-        if not self._watched.changed():
-            return
-        try:
-            self.context = self._made()
-        except SetupError as error:
-            log.error("certificate not taken; the former one stays", why=str(error))
-        else:
+        context = self._watched.read_anew(self._made)
+        if context is not None:
+            self.context = context
             log.info("certificate taken", certificate=str(self._certificate))
 
     def _made(self) -> ssl.SSLContext:

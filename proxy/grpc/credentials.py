@@ -1,4 +1,8 @@
-"""The HTTP listener's certificate for gRPC, too: taken anew when its files change, at the next handshake."""
+"""The HTTP listener's certificate for gRPC, too: a new one is used from the next handshake on.
+
+`TlsFiles` follows the files and takes only a certificate and key that fit, so files that are being replaced, one after
+the other, are not used here either.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,18 @@ import grpc
 
 from foreseen.errors import SetupError
 from foreseen.settings import ProxySettings
-from foreseen.tenants.watched import identity_of
+from foreseen.web.tls import TlsFiles
 
 Context = Any
 """A call, as grpcio's servicer gets it."""
 
 
-def server_credentials(settings: ProxySettings) -> grpc.ServerCredentials | None:
+def server_credentials(settings: ProxySettings, tls: TlsFiles | None) -> grpc.ServerCredentials | None:
     """The credentials of the gRPC listener; None where it speaks without TLS. Raises SetupError."""
-    files = [path for path in (settings.tls_key, settings.tls_cert, settings.tls_client_ca) if path is not None]
-    if len(files) < 2:
+    if tls is None:
         return None
-    taken = [identity_of(path) for path in files]
+    files = [path for path in (settings.tls_key, settings.tls_cert, settings.tls_client_ca) if path is not None]
+    taken = tls.context
 
     def made() -> Any:
         key, certificate, *authority = (path.read_bytes() for path in files)
@@ -27,8 +31,8 @@ def server_credentials(settings: ProxySettings) -> grpc.ServerCredentials | None
 
     def changed() -> Any:
         nonlocal taken
-        now = [identity_of(path) for path in files]
-        if now == taken:
+        now = tls.context
+        if now is taken:
             return None  # as before
         try:
             configuration = made()

@@ -26,6 +26,7 @@ from foreseen.proxy.grpc.sockets import connections, stop_listening
 from foreseen.settings import ProxySettings
 from foreseen.tasks import end
 from foreseen.web.limits import ListenerLimits
+from foreseen.web.tls import TlsFiles
 
 HEALTH_SECONDS = 0.5
 """Between two looks whether the health that watchers read has changed."""
@@ -47,9 +48,11 @@ log = structlog.get_logger()
 class GrpcServer:
     """The gRPC listener of one proxy process."""
 
-    def __init__(self, service: InferenceService, settings: ProxySettings, limits: ListenerLimits) -> None:
+    def __init__(
+        self, service: InferenceService, settings: ProxySettings, limits: ListenerLimits, tls: TlsFiles | None = None
+    ) -> None:
         self._service = service
-        self._settings = settings
+        self._settings, self._tls = settings, tls
         self._health = health.aio.HealthServicer()
         self._watch: asyncio.Task[None] | None = None
         self._port = 0
@@ -68,7 +71,7 @@ class GrpcServer:
         settings = self._settings
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         try:
-            credentials = server_credentials(settings)
+            credentials = server_credentials(settings, self._tls)
             place = f"{host}:{settings.grpc_port}"
             if credentials is None:
                 port = self._server.add_insecure_port(place)

@@ -102,14 +102,14 @@ def test_a_change_is_taken_at_the_second_look_that_finds_it(tmp_path: Path) -> N
     keyring = Keyring(path)
     before = keyring.authenticate(headers(("api-key", "a")))
     written(path, b="b", c="c")
-    keyring.look(path)
+    keyring.look()
     assert keyring.authenticate(headers(("api-key", "a"))) is before
-    keyring.look(path)
+    keyring.look()
     with pytest.raises(Unauthorized):
         keyring.authenticate(headers(("api-key", "a")))
     assert keyring.authenticate(headers(("api-key", "c"))).generation == keyring.generation > before.generation
     now = keyring.generation
-    keyring.look(path)
+    keyring.look()
     assert keyring.generation == now
 
 
@@ -127,7 +127,7 @@ def test_a_mounted_secret_may_be_swapped(tmp_path: Path) -> None:
     (tmp_path / "..new").symlink_to("two")
     (tmp_path / "..new").rename(tmp_path / "..data")
     for _ in range(2):
-        keyring.look(tmp_path / "keys.toml")
+        keyring.look()
     assert keyring.authenticate(headers(("api-key", "y"))).name == "a"
     with pytest.raises(Unauthorized):
         keyring.authenticate(headers(("api-key", "x")))
@@ -143,11 +143,11 @@ def test_a_broken_or_missing_file_changes_nothing(tmp_path: Path, broken: bytes 
     else:
         path.write_bytes(broken)
     for _ in range(3):
-        keyring.look(path)
+        keyring.look()
     assert keyring.authenticate(headers(("api-key", "a"))).name == "a"
     written(path, a="b")
     for _ in range(2):
-        keyring.look(path)
+        keyring.look()
     assert keyring.authenticate(headers(("api-key", "b"))).name == "a"
 
 
@@ -167,12 +167,12 @@ def test_a_tenant_expires_on_time_and_with_it_all_that_was_learned(tmp_path: Pat
     path.write_text(f'[tenant.a]\nkeys = ["{hashed("a")}"]\nexpires = 1970-01-01T00:16:50Z')
     keyring = Keyring(path, clock=lambda: now[0])
     before = keyring.authenticate(headers(("api-key", "a"))).generation
-    keyring.look(path)
+    keyring.look()
     assert keyring.generation == before
     now[0] = 1_010.0
     with pytest.raises(Unauthorized, match="expired"):
         keyring.authenticate(headers(("api-key", "a")))
-    keyring.look(path)
+    keyring.look()
     assert keyring.generation > before
 
 
