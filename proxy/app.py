@@ -57,7 +57,10 @@ async def _run(settings: ProxySettings) -> None:
         await operators.setup()
         try:
             admin = listen_admin(settings) if settings.admin_fd is None else inherited(settings.admin_fd)
-            await web.SockSite(operators, admin).start()
+            if proxy.tls is None or admin.family == socket.AF_UNIX:
+                await web.SockSite(operators, admin).start()
+            else:
+                await TlsSite(operators, admin, proxy.tls).start()
         except OSError as error:  # a data directory that is read-only: all but operators' routes works
             log.warning("no listener for operators", why=error.strerror)
         grpc_server = await started_grpc(proxy)

@@ -73,7 +73,13 @@ class PurgeSettings(Common):
         Parameter(help="Purge even if no proxy, state store or artifact knows the name.", negative=""),
     ] = False
     timeout_seconds: Annotated[float, Parameter(help="How long to wait for workers to confirm.")] = 5.0
-    admin: Annotated[str | None, Parameter(help="HOST:PORT of operators' routes. Default: DATA/run/admin.sock.")] = None
+    admin: Annotated[
+        str | None,
+        Parameter(help="HOST:PORT of operators' routes, https://HOST:PORT over TLS. Default: DATA/run/admin.sock."),
+    ] = None
+    admin_ca_file: Annotated[
+        Path | None, Parameter(help="Certificates (PEM) that verify operators' routes over TLS. Default: the system's.")
+    ] = None
     admin_token_file: Annotated[Path | None, Parameter(help="Token of operators. Default: DATA/admin-token.")] = None
     forget: Annotated[
         str | None, Parameter(help="Instead of a purge: unregister a worker of another machine that has ended.")

@@ -224,7 +224,10 @@ class ProxySettings(StoreSettings):
         ),
     ] = None
     admin_port: Annotated[
-        int | None, Parameter(help="TCP port of operators' routes on --host, instead of DATA/run/admin.sock.")
+        int | None,
+        Parameter(
+            help="TCP port of operators' routes on --host, instead of DATA/run/admin.sock; over TLS with --tls-cert."
+        ),
     ] = None
     admin_fd: Annotated[
         int | None, Parameter(help="An inherited listening socket for operators' routes.", show=False)

@@ -32,6 +32,12 @@ def warn_of_open_listener(settings: ProxySettings) -> None:
             "the listener is open: every caller that reaches it is public; give --keys-file, or bind to 127.0.0.1",
             host=settings.host,
         )
+    if not loopback and settings.admin_port is not None and settings.tls_cert is None:
+        log.warning(
+            "operators' keys come in the clear: give --tls-cert, or leave out --admin-port",
+            host=settings.host,
+            port=settings.admin_port,
+        )
 
 
 def listen(host: str, port: int, flag: str = "--port") -> socket.socket:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,15 @@ def _connection(settings: PurgeSettings) -> http.client.HTTPConnection:
     timeout = settings.timeout_seconds + MARGIN_SECONDS
     if settings.admin is None:
         return _OverSocket(admin_socket(settings.data), timeout)
-    host, _, port = settings.admin.removeprefix("http://").rstrip("/").rpartition(":")
-    if not host or not port.isdigit():
-        raise SetupError(f"--admin {settings.admin}: must be HOST:PORT")
-    return http.client.HTTPConnection(host.strip("[]"), int(port), timeout=timeout)
+    scheme, _, place = settings.admin.rpartition("://")
+    host, _, port = place.rstrip("/").rpartition(":")
+    if not host or not port.isdigit() or scheme not in ("", "http", "https"):
+        raise SetupError(f"--admin {settings.admin}: must be HOST:PORT or https://HOST:PORT")
+    host = host.strip("[]")
+    if scheme != "https":
+        return http.client.HTTPConnection(host, int(port), timeout=timeout)
+    try:
+        context = ssl.create_default_context(cafile=settings.admin_ca_file)
+    except (OSError, ssl.SSLError):
+        raise SetupError(f"--admin-ca-file {settings.admin_ca_file}: cannot be read as PEM") from None
+    return http.client.HTTPSConnection(host, int(port), timeout=timeout, context=context)
