@@ -87,9 +87,8 @@ class AnswerCache:
         """What is known of a body under a head that asks this. One too long to keep is not hashed."""
         if len(body) > self._longest:
             return Lookup(None, (head.model, head.protocol, head.header_length, True, head.tenant.scope), body, 0)
-        find_id = CODECS[head.protocol].find_id
-        start, own = (0, None) if find_id is None else find_id(body, head.header_length)
         length = head.header_length
+        start, own = CODECS[head.protocol].find_id(body, length)
         if own is None:
             text = body
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 from foreseen.errors import ForeseenError, UnknownModel
@@ -21,19 +21,21 @@ class Codec(ABC):
 
     template: ClassVar[TemplateDialect | None] = None
     """How its bodies are cut where only their data differs. Without it each body is decoded as a whole."""
-    find_id: ClassVar[Callable[[bytes, int | None], tuple[int, bytes | None]] | None] = None
-    """The place and bytes of the request's id in a body (and the length of the body's JSON part), where replies repeat
-    it and it means nothing else. The bytes are None where there is none, or not where it is expected."""
 
     @abstractmethod
     def decode(self, head: RequestHead, body: bytes, manifest: Manifest) -> DecodedRequest:
         """What a body asks. Raises BadRequest or BadInput naming the field."""
 
     @abstractmethod
-    def render(self, manifest: Manifest, predictions: Sequence[Prediction], options: OutputOptions) -> RenderedBody:
+    def render(self, manifest: Manifest, predictions: Sequence[Prediction], options: OutputOptions, /) -> RenderedBody:
         """The body of a reply, whatever the request's id. Raises BadRequest."""
 
-    def is_request_id(self, text: bytes, start: int, found: bytes, header_length: int | None) -> bool:
+    def find_id(self, body: bytes, header_length: int | None, /) -> tuple[int, bytes | None]:
+        """The place and bytes of the request's id in a body, in a dialect whose replies repeat it and where it means
+        nothing else. The bytes are None if there is none, or not where it is expected."""
+        return 0, None
+
+    def is_request_id(self, text: bytes, start: int, found: bytes, header_length: int | None, /) -> bool:
         """Whether what `find_id` found, and equals the decoded id, is that id; `text` is the body without it."""
         return True
 

@@ -38,13 +38,11 @@ class V2Codec(Codec):
 
     template = TemplateDialect(body_templates.v2_start, body_templates.v2_holes, v2_skeleton)
     find_id = staticmethod(request_id.find_id)
+    is_request_id = staticmethod(request_id.is_request_id)
     render = staticmethod(render_v2)
 
     def decode(self, head: RequestHead, body: bytes, manifest: Manifest) -> DecodedRequest:
         return decode_v2(body, head.header_length, manifest)
-
-    def is_request_id(self, text: bytes, start: int, found: bytes, header_length: int | None) -> bool:
-        return request_id.is_request_id(text, start, found, header_length)
 
 
 class V1Codec(Codec):
