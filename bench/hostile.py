@@ -2,10 +2,10 @@
 
     python -m bench.hostile
 
-Two loads, each beside the same measurement without it. Thirty-two connections ask for 64 new texts at a time, and a
-caller of another address for one new text every 50 ms: how long it waits, and how many rows the model computes with and
-without it. Then eight connections send bodies that are small and would be large once parsed, while hits are asked for.
-Ends with status 1 where a goal is missed. Clients and system share the machine's cores.
+Two loads of another process, each beside the same measurement without it. Thirty-two connections ask for 64 new texts
+at a time, and a caller of another address for one new text every 50 ms: how long it waits, and how many rows the model
+computes with and without it. Then bodies come, one behind the other, that are small and would be large once parsed,
+while hits are asked for. Ends with status 1 where a goal is missed. Clients and system share the machine's cores.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import asyncio
 import contextlib
 import gzip
 import itertools
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import aiohttp
@@ -31,13 +34,12 @@ from tests.questions import ask_fingerprint, ask_minilm, numbers
 WIDE, ROWS = 32, 64
 SINGLE_SECONDS = 0.05
 HIT_SECONDS = 0.005
-BODIES = 8
+COMPANY_SECONDS = 11
+"""So long after a caller's last row the model's runs are short for its next one."""
 MOST_WAIT_MS = 11.0
 LEAST_THROUGHPUT = 0.95
 MOST_P99 = 2.0
 MINILM, FINGERPRINT = "/v2/models/minilm/infer", "/v2/models/fingerprint/infer"
-
-fresh = itertools.count()
 
 
 def caller(address: str) -> aiohttp.ClientSession:
@@ -45,14 +47,52 @@ def caller(address: str) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, local_addr=(address, 0)))
 
 
-def text() -> str:
-    return f"text {next(fresh)} of the wide caller, with some words so that a row is no shorter than rows usually are"
-
-
 async def post(client: aiohttp.ClientSession, url: str, **body: object) -> int:
     async with client.post(url, **body) as reply:  # type: ignore[arg-type]
         await reply.read()
         return reply.status
+
+
+async def ask_wide(url: str) -> None:
+    """Rows that nobody has asked before, without a pause."""
+    fresh = itertools.count(os.getpid() * 10**9)
+    words = "of the wide caller, with some words so that a row is no shorter than rows usually are"
+    async with caller("127.0.0.1") as client:
+
+        async def forever() -> None:
+            while True:
+                texts = (f"text {next(fresh)} {words}" for _ in range(ROWS))
+                if await post(client, url + MINILM, json=ask_minilm(*texts)) == 503:
+                    await asyncio.sleep(0.02)
+
+        await asyncio.gather(*(forever() for _ in range(WIDE)))
+
+
+async def ask_much(url: str) -> None:
+    """Bodies that would take gigabytes, and the longest list that is parsed, one behind the other."""
+    objects = gzip.compress(b'{"inputs":[' + b",".join([b"{}"] * 20_000_000) + b"]}", 6)
+    head = b'{"inputs":[{"name":"x","datatype":"INT64","shape":[1,16],"data":['
+    bodies = itertools.cycle([(objects, {"Content-Encoding": "gzip"}), (head + b"7," * 900_000 + b"7]}]}", {})])
+    async with caller("127.0.0.1") as client:
+        for body, headers in bodies:
+            status = await post(client, url + FINGERPRINT, data=body, headers=headers)
+            assert status in (400, 413, 503), status
+
+
+LOADS = {"wide": ask_wide, "much": ask_much}
+
+
+@contextlib.contextmanager
+def under_way(kind: str, live: Live) -> Iterator[None]:
+    """A load of another process, which has begun."""
+    process = subprocess.Popen([sys.executable, "-m", "bench.hostile", "--load", kind, "--url", live.url])
+    try:
+        time.sleep(5)
+        assert process.poll() is None, "the load has ended"
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 async def repeat(ask: Callable[[], Awaitable[int]], every: float, seconds: float) -> list[float]:
@@ -66,25 +106,6 @@ async def repeat(ask: Callable[[], Awaitable[int]], every: float, seconds: float
     return took
 
 
-@contextlib.asynccontextmanager
-async def under_way(ask: Callable[[], Awaitable[int]], many: int) -> AsyncIterator[None]:
-    """So many that ask without a pause."""
-
-    async def forever() -> None:
-        while True:
-            if await ask() == 503:
-                await asyncio.sleep(0.02)
-
-    asking = [asyncio.create_task(forever()) for _ in range(many)]
-    try:
-        await asyncio.sleep(2)
-        yield
-    finally:
-        for task in asking:
-            task.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
-
-
 def quantile_ms(seconds: list[float], share: float) -> float:
     return 1000 * statistics.quantiles(seconds, n=1000, method="inclusive")[round(share * 1000) - 1]
 
@@ -95,17 +116,15 @@ def rows_of(live: Live) -> float:
 
 async def fairness(live: Live, seconds: float) -> bool:
     """A single row beside wide batches."""
-    async with caller("127.0.0.1") as wide, caller("127.0.0.2") as narrow:
-
-        async def ask_wide() -> int:
-            return await post(wide, live.url + MINILM, json=ask_minilm(*(text() for _ in range(ROWS))))
+    fresh = itertools.count()
+    async with caller("127.0.0.2") as narrow:
 
         async def ask_one() -> int:
             return await post(narrow, live.url + MINILM, json=ask_minilm(f"one row {next(fresh)}"))
 
         calm = await repeat(ask_one, SINGLE_SECONDS, seconds / 2)
-        await asyncio.sleep(11)  # its rows keep runs short for ten seconds
-        async with under_way(ask_wide, WIDE):
+        await asyncio.sleep(COMPANY_SECONDS)
+        with under_way("wide", live):
             before = rows_of(live)
             await asyncio.sleep(seconds)
             alone = (rows_of(live) - before) / seconds
@@ -116,27 +135,21 @@ async def fairness(live: Live, seconds: float) -> bool:
     print("a single new row         p50 ms   p99 ms   model rows/s")
     print(f"alone                  {quantile_ms(calm, 0.5):8.1f} {quantile_ms(calm, 0.99):8.1f}")
     print(f"beside wide batches    {quantile_ms(beside, 0.5):8.1f} {quantile_ms(beside, 0.99):8.1f} {both:14.0f}")
-    print(f"wide batches alone                         {alone:12.0f}")
+    print(f"wide batches alone     {alone:32.0f}")
     met = says("a single row's wait beside wide batches", quantile_ms(beside, 0.5), MOST_WAIT_MS, "ms", least=False)
     return says("the model's throughput meanwhile", both / alone, LEAST_THROUGHPUT, "× alone") and met
 
 
 async def memory(live: Live, seconds: float) -> bool:
-    """Hits beside bodies that would take gigabytes if they were parsed."""
-    objects = b'{"inputs":[' + b",".join([b"{}"] * 20_000_000) + b"]}"
-    packed = gzip.compress(objects, 6)
-    del objects
-    async with caller("127.0.0.1") as hostile, caller("127.0.0.2") as honest:
-
-        async def attack() -> int:
-            return await post(hostile, live.url + FINGERPRINT, data=packed, headers={"Content-Encoding": "gzip"})
+    """Hits beside bodies that would take much memory if they were parsed."""
+    async with caller("127.0.0.2") as honest:
 
         async def hit() -> int:
             return await post(honest, live.url + FINGERPRINT, json=ask_fingerprint(numbers(1)))
 
         await hit()
         calm = await repeat(hit, HIT_SECONDS, seconds)
-        async with under_way(attack, BODIES):
+        with under_way("much", live):
             beside = await repeat(hit, HIT_SECONDS, seconds)
     print("a hit                    p50 ms   p99 ms")
     for name, seen in (("alone", calm), ("beside hostile bodies", beside)):
@@ -149,7 +162,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--report-only", action="store_true", help="exit 0 also where a goal is missed")
+    parser.add_argument("--load", choices=LOADS, help=argparse.SUPPRESS)
+    parser.add_argument("--url", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.load is not None:
+        asyncio.run(LOADS[options.load](options.url))
     with tempfile.TemporaryDirectory() as folder, started(built_data(), Path(folder) / "data") as live:
         met = asyncio.run(fairness(live, options.seconds))
         met = asyncio.run(memory(live, options.seconds)) and met

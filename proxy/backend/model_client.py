@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import aiohttp
 import orjson
@@ -115,9 +115,7 @@ class ModelClient:
     async def exchange(self, body: bytes, headers: dict[str, str]) -> HttpReply:
         if self._line is not None:
             return await self._line.post(self._path, headers, body)
-        async with self._client().post(self._base + self._path, data=body, headers=headers) as reply:
-            lowered = {name.lower(): value for name, value in reply.headers.items()}
-            return HttpReply(reply.status, lowered, await reply.read())
+        return await posted(self._client(), self._base + self._path, body, headers)
 
     def _read(self, reply: HttpReply) -> Response:
         name = self._model
@@ -144,6 +142,13 @@ class ModelClient:
                 skip_auto_headers=SILENT_HEADERS,
             )
         return self._session
+
+
+async def posted(client: aiohttp.ClientSession, url: str, body: bytes, headers: Mapping[str, str]) -> HttpReply:
+    """One exchange of a client."""
+    async with client.post(url, data=body, headers=headers) as reply:
+        lowered = {name.lower(): value for name, value in reply.headers.items()}
+        return HttpReply(reply.status, lowered, await reply.read())
 
 
 def _refusal(name: str, status: int, content: bytes, retry_after: str | None) -> ForeseenError:

@@ -16,7 +16,6 @@ from urllib.parse import quote
 
 import aiohttp
 import orjson
-import structlog
 from msgspec import structs
 
 from foreseen.errors import BadInput, BadRequest, DigestMoved, ModelFailed, ModelUnavailable, SetupError
@@ -28,7 +27,7 @@ from foreseen.protocol.wire import Response
 from foreseen.protocol.wire_render import render_json_request
 from foreseen.proxy.backend.http_pool import HttpReply
 from foreseen.proxy.backend.model import ModelProcess, Tensors
-from foreseen.proxy.backend.model_client import SILENT_HEADERS, UNBOUNDED
+from foreseen.proxy.backend.model_client import posted
 from foreseen.proxy.backend.model_metadata import PROBE_SECONDS, ModelFacts
 from foreseen.proxy.backend.poison.isolation import IsolationLock
 from foreseen.proxy.backend.row_probe import Gap, RowProbe
@@ -42,8 +41,6 @@ from foreseen.proxy.backend.upstream_metadata import (
 )
 from foreseen.types import RequestOptions, Row
 from foreseen.web.http import JSON
-
-log = structlog.get_logger()
 
 Rows = Literal["each", "together"]
 
@@ -80,8 +77,9 @@ class UpstreamProcess(ModelProcess):
         super().__init__(own, address, quarantine_seconds=quarantine_seconds, trials=trials)
         self._declared_digest = digest or ""
         self._probing = probe
-        members = self._compares_members
-        self._probe = self._probe_kind(own.name, self._ask, self._gap, tolerance, compares_members=members)
+        self._probe = self._probe_kind(
+            own.name, self._ask, self._gap, tolerance, compares_members=self._compares_members
+        )
         self._base_digest = ""
         self._said_version = ""
         self._binary: bool | None = None
@@ -161,11 +159,15 @@ class UpstreamProcess(ModelProcess):
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._session = self._access.session(self._base, UNBOUNDED, raw=True, silent=SILENT_HEADERS)
+            self._session = self._access.tensor_session(self._base)
         return self._session
 
     async def exchange(self, body: bytes, headers: dict[str, str]) -> HttpReply:
-        return await super().exchange(body, {**self._access.credential(self._model), **headers})
+        headers = {**self._access.credential(self._model), **headers}
+        if "Connection" not in headers:
+            return await super().exchange(body, headers)
+        async with self._access.tensor_session(self._base) as client:
+            return await posted(client, self._base + self._path, body, headers)
 
     def _facts(self, metadata: dict[str, Any]) -> ModelFacts:
         """Raises ModelUnavailable where the server has no such model any more, SetupError where it is another one."""
@@ -244,8 +246,8 @@ class UpstreamProcess(ModelProcess):
             members = naming(members, [spec.name for spec in self._signature.outputs])
         if self._binary is not False:
             try:
-                # MLServer answers bytes that it cannot read with 500 and closes the connection without a word: what
-                # is sent on it next, the same as JSON, would look like a row that has ended the server's process.
+                # Bytes that a server cannot read it may answer, and close the connection without a word (MLServer's
+                # 500): what is sent on it next, the same as JSON, would look like a row that ended its process.
                 last = self._binary is None
                 response = await self._asked_binary(tensors, members, options, request_id, last=last)
             except (BadInput, ModelFailed):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from foreseen.errors import ModelUnavailable, SetupError
+from foreseen.proxy.backend.model_client import SILENT_HEADERS, UNBOUNDED
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -43,16 +44,15 @@ class UpstreamAccess:
         except SetupError as error:
             raise ModelUnavailable(f"model {model!r}: {error}") from None
 
-    def session(
-        self,
-        address: str,
-        timeout: aiohttp.ClientTimeout,
-        *,
-        raw: bool = False,
-        silent: Sequence[str] = ("User-Agent",),
-    ) -> aiohttp.ClientSession:
-        """A client for an address. HTTPS_PROXY and NO_PROXY are obeyed, but not for this machine itself. `raw`: what is
-        compressed stays so. `silent` are headers that aiohttp is not to add."""
+    def session(self, address: str, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
+        """A client for an address. HTTPS_PROXY and NO_PROXY are obeyed, but not for this machine itself."""
+        return self._session(address, timeout, auto_decompress=True, skip_auto_headers=("User-Agent",))
+
+    def tensor_session(self, address: str) -> aiohttp.ClientSession:
+        """The same for exchanges of tensors: unbounded in time, nothing asked for that a model server need not read."""
+        return self._session(address, UNBOUNDED, auto_decompress=False, skip_auto_headers=SILENT_HEADERS)
+
+    def _session(self, address: str, timeout: aiohttp.ClientTimeout, **options: Any) -> aiohttp.ClientSession:
         tls: ssl.SSLContext | bool = True
         if self._ca_file is not None:
             tls = ssl.create_default_context(cafile=str(self._ca_file))
@@ -60,6 +60,5 @@ class UpstreamAccess:
             connector=aiohttp.TCPConnector(limit=0, ssl=tls),
             timeout=timeout,
             trust_env=urlsplit(address).hostname not in _LOOPBACK,
-            auto_decompress=not raw,
-            skip_auto_headers=silent,
+            **options,
         )

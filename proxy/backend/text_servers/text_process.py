@@ -32,7 +32,7 @@ from foreseen.protocol.openai_embeddings import split_tokens
 from foreseen.protocol.wire import InputTensor, Response
 from foreseen.proxy.backend.http_pool import HttpReply
 from foreseen.proxy.backend.model import Tensors
-from foreseen.proxy.backend.model_client import MAX_ERROR_CHARACTERS, WrongReply
+from foreseen.proxy.backend.model_client import MAX_ERROR_CHARACTERS, WrongReply, posted
 from foreseen.proxy.backend.model_metadata import ModelFacts
 from foreseen.proxy.backend.replicas.replicas import Replicas
 from foreseen.proxy.backend.text_servers.text_server import Task, TextServer, named
@@ -148,9 +148,7 @@ class TextProcess(UpstreamProcess, ABC):
 
         async def ask(server: TextServer) -> HttpReply:
             url = server.address.rstrip("/") + server.api.path(self.task)
-            async with self._client().post(url, data=body, headers={**credential, **headers}) as reply:
-                lowered = {name.lower(): value for name, value in reply.headers.items()}
-                return HttpReply(reply.status, lowered, await reply.read())
+            return await posted(self._client(), url, body, {**credential, **headers})
 
         return await self._replicas.exchange(ask)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +165,59 @@ async def test_a_query_string_is_no_part_of_a_question(query: str, tmp_path: Pat
         assert status == 200
         assert told["outputs"][0]["data"] == fingerprint(numbers(1))
         assert set(seen) == {""}
+
+
+class Closing:
+    """A V2 server as Python's `http.server` makes one: it refuses binary tensors, and reads nothing behind a request
+    with `Connection: close`, though its reply does not say so."""
+
+    def __init__(self, foreign: Foreign) -> None:
+        self.foreign = foreign
+        self.ignored = 0
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        last = False
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+                if last:
+                    self.ignored += 1
+                    break
+                length = re.search(r"content-length: (\d+)", head)
+                body = await reader.readexactly(int(length[1])) if length else b""
+                status, document = self._answer(head, body)
+                content = json.dumps(document).encode()
+                writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
+                last = "connection: close" in head
+        writer.close()
+
+    def _answer(self, head: str, body: bytes) -> tuple[int, Any]:
+        path = head.split(" ", 2)[1]
+        if path == "/v2/models":
+            return 200, {"models": ["fp"]}
+        if path == "/v2/models/fp/ready":
+            return 200, {}
+        if path == "/v2/models/fp":
+            return 200, self.foreign.metadata
+        if path != "/v2/models/fp/infer":
+            return 404, {}
+        if "inference-header-content-length" in head:
+            return 400, {"error": "no binary here"}
+        asked = json.loads(body)
+        flat = asked["inputs"][0]["data"]
+        rows = [flat[at : at + 16] for at in range(0, len(flat), 16)]
+        data = [value for row in rows for value in fingerprint(row)]
+        output = {"name": "digest", "datatype": "INT64", "shape": [len(rows), 4], "data": data}
+        return 200, {"model_name": "fp", "id": asked.get("id"), "outputs": [output]}
+
+
+async def test_nothing_is_sent_behind_the_last_request_of_a_connection(tmp_path: Path) -> None:
+    """A server of Python's `http.server`: the first request is binary, is refused and ends its connection. The same as
+    JSON must not go there, or its row is taken for one that ends the server's process, and refused for ten minutes."""
+    closing = Closing(Foreign())
+    server = await asyncio.start_server(closing, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, fronted(url, tmp_path) as front:
+        for at in range(3):
+            assert (await front.infer(numbers(at)))[2] == [fingerprint(numbers(at))]
+        assert closing.ignored == 0
