@@ -163,8 +163,20 @@ $(SITE)/installed: tests/site/requirements.txt
 	@$(SITE)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
-site: $(SITE)/installed ## build the website of docs/ into build/site; a broken link or any warning fails
+$(SITE)/mermaid.min.js: $(SITE)/installed
+	@echo "setup: fetching mermaid, which draws the site's diagrams, with npm"
+	@cd $(SITE) && npm pack --silent mermaid@11.12.0 > /dev/null && tar -xzf mermaid-11.12.0.tgz package/dist/mermaid.min.js
+	@mv $(SITE)/package/dist/mermaid.min.js $@ && touch $@ && rm -r $(SITE)/package $(SITE)/mermaid-11.12.0.tgz
+
+site: $(SITE)/mermaid.min.js ## build the website of docs/ into build/site and print how readable it is; a broken link or any warning fails
 	@NO_MKDOCS_2_WARNING=1 $(SITE)/bin/python -m mkdocs build --strict
+	@$(SITE)/bin/python -m tests.site.readability
+
+pictures: setup ## draw docs/pictures/overview.svg: the Overview dashboard of a system under load (needs Debian's prometheus)
+	@$(BIN)/python -m tests.site.dashboard_picture
+
+screenshots: site ## look at every page of the website in a real browser (needs chromium): build/screenshots
+	@$(SITE)/bin/python -m tests.site.screenshots
 
 proto: setup ## compile foreseen/protocol/open_inference.proto to the descriptors that are read at run time
 	@$(BIN)/python -m grpc_tools.protoc -Iforeseen/protocol --descriptor_set_out=foreseen/protocol/open_inference.binpb open_inference.proto

@@ -70,7 +70,7 @@ class StatusHandlers:
         add_get("/metrics/{model}", self.model_metrics)
 
     async def alive(self, request: web.Request) -> web.Response:
-        """Whether a server answers at all."""
+        """Liveness: 200 while the process runs."""
         return json_reply({"status": "alive"})
 
     async def server_metadata(self, request: web.Request) -> web.Response:
@@ -82,9 +82,9 @@ class StatusHandlers:
         return json_reply({"live": True})
 
     async def ready(self, request: web.Request) -> web.Response:
-        """Ready once every configured model has been; afterwards readiness is per model. Redis never decides it. A
-        worker whose event loop was more than a second late a moment ago is not. `error` says why it is not; `lost`
-        names what a store that does not answer costs meanwhile, and is left out without one."""
+        """V2 readiness: 200 once every configured model has been ready, from then on regardless of models (ask each
+        model). Redis never decides it. 503 with `error` otherwise, also while the worker's event loop is more than a
+        second late. `lost` names what is missing while a store does not answer."""
         why, lost = self.why_not_ready(), self._lost()
         state: dict[str, Any] = {"ready": why is None, "live": True}
         if why is not None:
@@ -102,7 +102,7 @@ class StatusHandlers:
         return json_reply({"models": [served.manifest.name for served in self._allowed(request)]})
 
     async def repository(self, request: web.Request) -> web.Response:
-        """Triton's model repository index, as much of it as there is."""
+        """Triton's model repository index, as far as it applies."""
         return json_reply([describe.repository_entry(served) for served in self._allowed(request)])
 
     async def model_metadata(self, request: web.Request) -> web.Response:
@@ -110,7 +110,7 @@ class StatusHandlers:
         return json_reply(describe.metadata(self._find(request)))
 
     async def model_ready(self, request: web.Request) -> web.Response:
-        """Whether a miss of this model would be answered now; if not, why. Asks for no key."""
+        """Whether a miss of this model would be answered now; if not, why. Needs no key."""
         served = self._responder.find(request.match_info["model"], request.match_info.get("version"), PUBLIC_TENANT)
         state: dict[str, Any] = {"name": served.manifest.name, "ready": served.ready}
         if served.ready:

@@ -119,7 +119,14 @@ def _old_names() -> list[str]:
 
 def metrics_page() -> str:
     """docs/metrics.md"""
-    lines = ["# Metrics", "", "Seconds, bytes, `_total`; closed label sets. Made from the code by `make docs`."]
+    lines = [
+        "# Metrics",
+        "",
+        "Times are in seconds, sizes in bytes. Label sets are closed: clients cannot create series. *Near* is the",
+        "cache in each proxy worker's memory (in-process), *far* the one in Redis. A *flight* is a row being computed",
+        "(single-flight). How to scrape, and what metrics cost: [operating](operating.md#metrics).",
+        "Made from the code by `make docs`.",
+    ]
     for title, registry in (("The proxy", ProxyMetrics().registry), ("The model process", ModelMetrics("m").registry)):
         lines += ["", f"## {title}", "", "| metric | type | labels | what it says |", "| --- | --- | --- | --- |"]
         for collector, names in registry._collector_to_names.items():
@@ -197,16 +204,19 @@ def http_page() -> str:
     lines = [
         "# Routes",
         "",
-        "Made from the code by `make docs`. For machines, with requests and answers: [openapi.json](openapi.json).",
-        "What headers say, and how fresh an answer may be asked for: [for clients](clients.md). [Errors](errors.md).",
+        "Every HTTP route. Headers, freshness and examples are in [for clients](clients.md), error codes in",
+        "[errors](errors.md). With the form of requests and replies: [openapi.json](openapi.json).",
+        "Made from the code by `make docs`.",
         "",
-        "## Of callers: `--host` and `--port`",
+        "## For callers",
+        "",
+        "On `--host` and `--port`. Where there is a keys file, with a tenant's key ([security](security.md)).",
         "",
         *_routes(application()),
         "",
-        "## Of operators: `DATA/run/admin.sock` or `--admin-port`",
+        "## For operators",
         "",
-        "With `Authorization: Bearer` and the content of `DATA/admin-token`.",
+        "On `DATA/run/admin.sock` or `--admin-port`; `Authorization: Bearer` has the content of `DATA/admin-token`.",
         "",
         *_routes(operators()),
     ]

@@ -91,17 +91,20 @@ def doctor(settings: DoctorSettings = _DOCTOR) -> None:
     sys.exit(1 if any(finding.grade == "must" for finding in found) else 0)
 
 
-def dashboards(*, out: Path, config: Path | None = None) -> None:
+def dashboards(*, out: Path, runbook_base: str | None = None, config: Path | None = None) -> None:
     """Write the Grafana dashboards and the Prometheus rules to a folder.
 
     Parameters
     ----------
     out
         The folder; it gets `dashboards/*.json` and `rules/*.yml`.
+    runbook_base
+        Where your copy of the website (`make site`) is served: alerts link to its runbook in `runbook_url`. Default:
+        the path of the runbook in the repository.
     config
         Settings from a TOML file.
     """
     from foreseen.operate.dashboards import write_dashboards
 
-    for path in write_dashboards(out):
+    for path in write_dashboards(out, runbook_base):
         print(path)

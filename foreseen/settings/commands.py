@@ -34,7 +34,7 @@ OTHER_NAMES: dict[str, frozenset[str]] = {
     "observed": frozenset(("config", "url", "data", "json")),
     "audit": frozenset(("config", "url", "data", "json")),
     "top": frozenset(("config", "url", "data", "interval", "once", "json")),
-    "dashboards": frozenset(("config", "out")),
+    "dashboards": frozenset(("config", "out", "runbook_base")),
     "keys": frozenset(("data", "keys_file", "json")),
 }
 """Settings of commands that have no class of their own."""

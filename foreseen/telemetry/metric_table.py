@@ -81,7 +81,7 @@ PROXY_METRICS: dict[str, Spec] = {
     ),
     "misses": CounterSpec(
         "foreseen_misses",
-        "Rows that no tier answered, by reason: cold, expired, verify-failed, far-down, far-slow, bypassed, asked.",
+        "Rows that no tier answered, by reason: cold, expired, verify-failed, far-down, far-slow, asked.",
         labels=("model", "reason"),
     ),
     "observed": CounterSpec(

@@ -1,7 +1,7 @@
 """HTTP over a unix socket: requests → replies on kept-alive connections, HTTP/1.1 as our own model process speaks it.
 
 A general HTTP client costs more than the model's answer to a short row (aiohttp's 150 µs of CPU, this 25 µs; see
-docs/performance.md). The pool understands little on purpose: a status line and headers that end within 16 KiB, exactly
+docs/lab-notebook.md). The pool understands little on purpose: a status line and headers that end within 16 KiB, exactly
 one Content-Length, no transfer coding. It refuses anything else and closes the connection, so a reply never runs into
 the next one.
 """

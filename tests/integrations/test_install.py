@@ -22,7 +22,8 @@ SECONDS = 600
 def section(heading: str) -> list[str]:
     """The commands below a heading, without comments."""
     text = (ROOT / "docs" / "install.md").read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    return [re.split(r"\s+# ", line)[0] for line in re.findall(r"(?m)^    (.*)$", text)]
+    blocks = re.findall(r"(?ms)^```sh\n(.*?)^```$", text)
+    return [re.split(r"\s+# ", line)[0] for block in blocks for line in block.splitlines()]
 
 
 def run(command: str, folder: Path, venv: Path) -> subprocess.CompletedProcess[str]:

@@ -22,7 +22,7 @@ from tests.live import Live, started
 from tests.ports import free_port
 
 PAGE = (ROOT / "docs" / "openai.md").read_text()
-RECIPES = dict(re.findall(r"^### (.+?)\n.*?^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
+RECIPES = dict(re.findall(r"^### (.+?)\n.*?^```python[^\n]*\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
 PRINTED = {
     "openai": "[384, 384, 384] 12\nbad_request dimensions\n1\n",
     "openai: batches": "first 384\nsecond 384\n",
@@ -51,7 +51,7 @@ def test_recipes_print_what_they_should(name: str, live: Live, clients: Run, tmp
 
 def test_the_client_of_npm_prints_what_it_should(live: Live, tmp_path: Path) -> None:
     """JavaScript's client asks for base64 unless its user asks for floats."""
-    (code,) = re.findall(r"^### openai \(npm\)\n.*?^```js\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    (code,) = re.findall(r"^### openai \(npm\)\n.*?^```js[^\n]*\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     modules = ROOT / ".npm-openai" / "node_modules"
     assert modules.exists(), f"there is no {modules}; make test-integrations makes it"
     (tmp_path / "node_modules").symlink_to(modules)

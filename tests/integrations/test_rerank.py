@@ -24,7 +24,7 @@ from tests.ports import free_port
 from tests.random_cross_encoder import random_cross_encoder
 
 PAGE = (ROOT / "docs" / "rerank.md").read_text()
-RECIPES = dict(re.findall(r"^### (.+?)\n.*?^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
+RECIPES = dict(re.findall(r"^### (.+?)\n.*?^```python[^\n]*\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
 PRINTED = {
     "cohere": "3 True\nTrue\nunknown_model\n",
     "langchain-cohere": "2\n",

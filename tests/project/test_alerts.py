@@ -61,9 +61,9 @@ def test_an_alert_says_what_to_do(name: str) -> None:
     assert name.startswith("Foreseen")
     assert rule["labels"]["severity"] in {"page", "ticket", "info"}
     told = rule["annotations"]
-    assert set(told) == {"summary", "description", "runbook", "dashboard"}
+    assert set(told) == {"summary", "description", "runbook_url", "dashboard"}
     assert told["description"].endswith(".")
-    assert told["runbook"] == f"docs/runbook.md#{name.lower()}"
+    assert told["runbook_url"] == f"docs/runbook.md#{name.lower()}"
     assert told["dashboard"].removeprefix("/d/foreseen-") in BOARDS
 
 

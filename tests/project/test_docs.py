@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import subprocess
@@ -41,6 +42,15 @@ OTHERS = {
 """Flags of docker, Helm, KServe, benchmarks and chaos, and the name of a DAG."""
 
 
+FLAG = r"--[a-z]+(?:-[a-z]+)*"
+
+
+@functools.cache
+def known_flags() -> set[str]:
+    ours = {f"--{f.name.replace('_', '-')}" for kind in NAMES.values() for f in fields(kind)}
+    return ours | set(re.findall(FLAG, cli_page())) | OTHERS
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors that a renderer makes of a page's headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
@@ -75,11 +85,10 @@ def test_the_site_has_every_page() -> None:
 def test_what_readers_are_told_exists(page: Path) -> None:
     """Flags are those of commands, commands are commands, metrics are metrics, `make` targets stand in the Makefile."""
     text = page.read_text()
-    flag = r"--[a-z]+(?:-[a-z]+)*"
-    known = {f"--{f.name.replace('_', '-')}" for kind in NAMES.values() for f in fields(kind)}
-    known |= set(re.findall(flag, cli_page())) | OTHERS
-    assert {named.replace("--no-", "--") for named in re.findall(flag, text)} <= known
-    commands = set(re.findall(r"`foreseen ([a-z]+)[` ]", text)) | set(re.findall(r"(?m)^    foreseen ([a-z]+)", text))
+    assert {named.replace("--no-", "--") for named in re.findall(FLAG, text)} <= known_flags()
+    commands = set(re.findall(r"`foreseen ([a-z]+)[` ]", text)) | set(
+        re.findall(r"(?m)^(?:\$ )?foreseen ([a-z]+)", text)
+    )
     assert commands <= {name for name in app if not name.startswith("-")}
     assert set(re.findall(r"\bforeseen_\w+", text)) <= metrics() | OTHERS
     for target in re.findall(r"`make ([\w-]+)`", text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import tomllib
@@ -11,11 +12,12 @@ import pytest
 import yaml
 
 from foreseen.cli import app
+from tests.fences import PAGES, PROGRAMS, fences
 from tests.openapi import application, routes
 
 ROOT = Path(__file__).parent.parent.parent
-PROGRAMS = ("foreseen", ".venv/bin/foreseen", "make", "curl", "pip", "docker", "kill", "head")
-PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != "cli.md")]
+TYPED = ("foreseen", ".venv/bin/foreseen", "make", "curl", "pip", "docker", "kill")
+"""Programs that only a command begins with."""
 
 AS_THEY_STAND = "stories/test_78_docs_as_they_stand.py"
 INSTALL = "integrations/test_install.py::test_the_page_as_it_stands"
@@ -23,7 +25,6 @@ ADD = "models/test_add.py::test_a_file_becomes_a_manifest_that_builds"
 FOLDER = "models/test_folder_add.py::test_a_sentence_transformers_folder_becomes_an_embedding"
 UPSTREAM = "stories/test_66_in_front_of_others.py::test_models_are_found_and_rows_are_keyed_once_they_prove_independent"
 COMMANDS = "models/test_commands.py::test_build_list_and_report_as_a_program"
-RAY = "integrations/test_ray.py::test_the_command_shares_its_files_out"
 RERANK = "stories/test_83_rerank.py::test_"
 COMPOSE = "project/test_compose_commands.py::"
 
@@ -47,11 +48,8 @@ RUN = {
         "--model minilm"
     ): "stories/test_92_kafka.py",
     "foreseen up --data data": "not run: tests/live.py runs it with a port of its own",
-    "pip install '.[ray]'": "integrations/conftest.py",
-    "pip install '.[airflow]'": "integrations/conftest.py",
-    "foreseen doctor": f"{AS_THEY_STAND}::test_what_operators_are_told_to_run",
-    "foreseen top": f"{AS_THEY_STAND}::test_what_operators_are_told_to_run",
-    "foreseen purge --model minilm": f"{AS_THEY_STAND}::test_what_operators_are_told_to_run",
+    "foreseen doctor": f"{AS_THEY_STAND}::test_the_blocks_of_a_page_run",
+    "foreseen top": f"{AS_THEY_STAND}::test_the_blocks_of_a_page_run",
     "kill -HUP PID": "stories/test_61_rolling_restart.py::test_restarts_builds_and_edits_under_load_lose_no_request",
     "foreseen models list": f"{AS_THEY_STAND}::test_batch_teams_and_models",
     "foreseen models build minilm": COMMANDS,
@@ -82,10 +80,7 @@ RUN = {
     "docker compose exec proxy foreseen purge --forget NAME": "not run: no Docker engine here",
     "PROXY_PORT=8000-8002 docker compose up --detach --scale proxy=3": "not run: no Docker engine here",
 }
-"""Command → the test that runs it, or it with other names in its place. Those of these pages are not listed singly:"""
-WHOLE_PAGES = {
-    "docs/batch.md": (f"{AS_THEY_STAND}::test_batch_teams_and_models", RAY),
-}
+"""Command → the test that runs it, or it with other names in its place."""
 BY_THEIR_BEGINNING = {
     "head -c 32 /dev/urandom | base64 | ": COMPOSE + "test_it_answers_and_hits",
     "foreseen models build minilm --full --train": "models/test_heads.py",
@@ -93,20 +88,42 @@ BY_THEIR_BEGINNING = {
 }
 
 
-def commands(page: Path) -> list[str]:
-    """What blocks of a page tell to run, without comments; a line that goes on is its first one."""
-    programs = "|".join(map(re.escape, PROGRAMS))
-    found = re.findall(rf"(?m)^(?:    |\$ )((?:{programs})(?: .*)?)$", page.read_text())
-    return [re.split(r"\s+# ", line)[0].rstrip() for line in found]
+SHELL = [fence for page in PAGES for fence in fences(page) if fence.language in ("sh", "console")]
+ALL = sorted({(str(fence.page.relative_to(ROOT)), command) for fence in SHELL for command in fence.commands})
+LISTED = sorted({(str(f.page.relative_to(ROOT)), command) for f in SHELL if not f.mark for command in f.commands})
+"""Of blocks without a mark: those that RUN has."""
 
 
-ALL = sorted({(str(page.relative_to(ROOT)), command) for page in PAGES for command in commands(page)})
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_is_tested_or_says_why_not(page: Path) -> None:
+    """A block that is meant to be run has a mark that tests/fences.py knows, or is of commands that RUN has. The tests
+    that marks name exist. Commands stand in fences, so that none escapes."""
+    for fence in fences(page):
+        kind, _, name = fence.mark.partition("=")
+        if fence.language not in PROGRAMS:
+            assert kind in ("", "output"), fence.name
+        elif kind in ("test", "integrations"):
+            assert (ROOT / "tests" / name.partition("::")[0]).exists(), fence.name
+            assert not name.partition("::")[2] or f"def {name.partition('::')[2]}(" in source_of(name), fence.name
+            assert (kind == "integrations") == name.startswith("integrations/"), fence.name
+        else:
+            assert kind in ("run", "output") or fence.language in ("sh", "console"), f"{fence.name}: no test runs it"
+    indented = re.findall(rf"(?m)^    (?:{'|'.join(map(re.escape, TYPED))}) .*$", outside_fences(page))
+    assert indented == [], f"{page.name}: commands outside of fences"
 
 
-@pytest.mark.parametrize(("page", "command"), ALL)
+def source_of(name: str) -> str:
+    return (ROOT / "tests" / name.partition("::")[0]).read_text()
+
+
+def outside_fences(page: Path) -> str:
+    return re.sub(r"(?ms)^( *)```.*?^\1```$", "", page.read_text())
+
+
+@pytest.mark.parametrize(("page", "command"), LISTED)
 def test_a_command_of_the_docs_runs_in_a_test(page: str, command: str) -> None:
     """The test that is named exists."""
-    named = [RUN[command]] if command in RUN else list(WHOLE_PAGES.get(page, ()))
+    named = [RUN[command]] if command in RUN else []
     named += [test for start, test in BY_THEIR_BEGINNING.items() if command.startswith(start)]
     assert named, f"{page}: no test runs: {command}"
     for one in named:
@@ -117,7 +134,7 @@ def test_a_command_of_the_docs_runs_in_a_test(page: str, command: str) -> None:
 
 def test_the_table_has_no_command_that_no_page_has() -> None:
     """So that it stays as short as the docs are."""
-    assert set(RUN) - {command for _, command in ALL} <= {
+    assert set(RUN) - {command for _, command in LISTED} <= {
         "docker compose exec proxy foreseen purge --forget NAME",
         "PROXY_PORT=8000-8002 docker compose up --detach --scale proxy=3",
     }
@@ -159,8 +176,12 @@ def test_what_is_asked_by_curl_is_a_route(page: str, command: str) -> None:
     path = re.search(r"(?:https?://)?[\w.-]+:\d+(/[^\s?']*)", command)
     assert path is not None, command
     method = "POST" if " -d " in f"{command} " or command.endswith("\\") else "GET"
-    known = [
-        (re.compile(re.sub(r"\\\{[a-z]+(?::[^}]*)?\\\}", "[^/]+", re.escape(route))), verb)
-        for route, verb in routes(application())
+    assert any(pattern.fullmatch(path[1]) and verb == method for pattern, verb in known_routes()), command
+
+
+@functools.cache
+def known_routes() -> list[tuple[re.Pattern[str], str]]:
+    found = routes(application())
+    return [
+        (re.compile(re.sub(r"\\\{[a-z]+(?::[^}]*)?\\\}", "[^/]+", re.escape(route))), verb) for route, verb in found
     ]
-    assert any(pattern.fullmatch(path[1]) and verb == method for pattern, verb in known), command

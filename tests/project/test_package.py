@@ -82,3 +82,18 @@ def test_dashboards_are_written(tmp_path: Path) -> None:
     assert (tmp_path / "dashboards" / "overview.json").read_bytes() == (
         ROOT / "grafana" / "dashboards" / "overview.json"
     ).read_bytes()
+
+
+def test_alerts_link_to_the_runbook_of_a_site(tmp_path: Path) -> None:
+    """`--runbook-base`: `runbook_url` is a heading of the page below that address; no other text changes."""
+    from foreseen.errors import SetupError
+    from foreseen.operate.dashboards import write_dashboards
+
+    write_dashboards(tmp_path, "https://docs.example/foreseen/")
+    rules = (tmp_path / "rules" / "alerts.yml").read_text()
+    assert "runbook_url: https://docs.example/foreseen/runbook.html#foreseenstoredown" in rules
+    original = (ROOT / "grafana" / "prometheus" / "rules" / "alerts.yml").read_text()
+    assert rules.replace("https://docs.example/foreseen/runbook.html#", "docs/runbook.md#") == original
+    for wrong in ("docs", "https://docs.example/a b", "ftp://docs.example", 'https://a"b'):
+        with pytest.raises(SetupError, match="--runbook-base"):
+            write_dashboards(tmp_path, wrong)

@@ -14,9 +14,15 @@ from typing import Any
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent.parent
+MERMAID = ROOT / ".venv-site" / "mermaid.min.js"
+"""Draws diagrams; `make site` fetches it. Without it the theme would load it from another server."""
+STYLE = """.md-grid { max-width: 76rem; }
+.md-typeset pre > code { white-space: pre-wrap; }
+"""
+"""Room for tables and diagrams; long commands are wrapped."""
 WARM = """# Python: foreseen.warm
 
-The library behind `foreseen warm`: [batch runs](batch.md#the-same-as-a-library).
+The library behind `foreseen warm`: [batch runs](batch.md#as-a-python-library).
 
 ::: foreseen.warm.Warmer
 
@@ -38,21 +44,25 @@ Every route with its requests and answers, from [openapi.json](openapi.json). A 
 
 <swagger-ui src="openapi.json" supportedSubmitMethods="[]"/>
 """
+MARK = re.compile(r"(?m)^( *```[\w-]+) .*$")
+"""How a block is tested (tests/fences.py), which is for tests alone."""
 LINK = re.compile(r"\[([^\]]+)\]\((\.\./[^)#]+)(#[^)]*)?\)")
 
 
 def on_files(files: Any, config: Any) -> Any:
     """README.md as about.md, and the pages that only the site has."""
     readme = (ROOT / "README.md").read_text().replace("](docs/", "](")
-    readme = re.sub(r"\]\((?!https?:|#)((?!README\.md|[\w-]+\.md)[^)]+)\)", r"](../\1)", readme)
+    readme = re.sub(r"\]\((?!https?:|#)((?!README\.md|[\w-]+\.md|pictures/)[^)]+)\)", r"](../\1)", readme)
     made = {"about.md": readme, "api-warm.md": WARM, "api-airflow.md": AIRFLOW, "api-http.md": HTTP}
     for name, content in made.items():
         files.append(File.generated(config, name, content=content))
+    files.append(File.generated(config, "assets/mermaid.min.js", abs_src_path=str(MERMAID)))
+    files.append(File.generated(config, "assets/site.css", content=STYLE))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Links to files that the site does not have."""
+    """Links to files that the site does not have, and the marks of blocks."""
     folder = (ROOT / "docs" / page.file.src_uri).parent
 
     def replaced(link: re.Match[str]) -> str:
@@ -65,4 +75,4 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
             return link[0]
         return f"{link[1]} (`{target.relative_to(ROOT)}`)"
 
-    return LINK.sub(replaced, markdown)
+    return MARK.sub(r"\1", LINK.sub(replaced, markdown))

@@ -13,6 +13,7 @@ import aiohttp
 import http_sf
 import numpy as np
 
+from tests.fences import fences
 from tests.live import Live
 from tests.questions import ask_fingerprint, ask_minilm, fingerprint
 from tests.raw import MINILM, post
@@ -154,3 +155,11 @@ async def test_tritonclient_never_sees_a_202(live: Live) -> None:
     assert facts == {"digests": [fingerprint(row) for row in rows], "raised": []}
     assert told == [{202}, {202}]
     assert live.metric("foreseen_requests_total", code="202") > before + 2
+
+
+def test_the_recipe_of_the_docs(live: Live) -> None:
+    """docs/clients.md, as it stands."""
+    (recipe,) = [fence.text for fence in fences(ROOT / "docs" / "clients.md") if "tritonclient" in fence.text]
+    program = recipe.replace("127.0.0.1:8000", live.url.removeprefix("http://"))
+    done = subprocess.run([PYTHON, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "(2, 384)\n"), done.stderr

@@ -172,7 +172,7 @@ def successes(port: int) -> int:
 
 def test_the_docs_recipe_runs_as_it_stands(grpc_live: GrpcLive) -> None:
     """docs/grpc.md, with this system's port."""
-    (recipe,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "grpc.md").read_text(), re.DOTALL)
+    (recipe,) = re.findall(r"```python[^\n]*\n(.*?)```", (ROOT / "docs" / "grpc.md").read_text(), re.DOTALL)
     program = recipe.replace("127.0.0.1:8001", f"127.0.0.1:{grpc_live.port}")
     done = subprocess.run([PYTHON, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, "(2, 384) 7\n"), done.stderr

@@ -474,7 +474,7 @@ def test_the_documented_program_runs(
 ) -> None:
     """The example of docs/batch.md, as it stands there, in a folder whose `data` is a running system's."""
     page = (Path(__file__).parents[2] / "docs" / "batch.md").read_text()
-    (example,) = re.findall(r"```python\n(from foreseen\.warm import .*?)```", page, re.DOTALL)
+    (example,) = re.findall(r"```python[^\n]*\n(from foreseen\.warm import .*?)```", page, re.DOTALL)
     (tmp_path / "data").symlink_to(live.data)
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "docs/batch.md", "exec"), {})
