@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.name != "cli.md")]
 PROGRAMS = frozenset(("sh", "console", "python", "js"))
 """Languages of blocks that are meant to be run; others are data."""
-_FENCE = re.compile(r"(?ms)^( *)```([\w-]+)[ ]?([^\n]*)\n(.*?)^\1```$")
+_FENCE = re.compile(r"(?ms)^( *)```([\w-]*)[ ]?([^\n]*)\n(.*?)^\1```$")
 
 
 @dataclass(frozen=True)

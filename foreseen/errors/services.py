@@ -63,7 +63,7 @@ class StateUnavailable(ForeseenError):
 
 
 class FarUnavailable(ForeseenError):
-    """The far tier is not there: nothing can be imported. Predictions are answered all the same."""
+    """The far tier (Redis) is not there: nothing can be imported. Predictions are answered all the same."""
 
     status, code = 503, "far_unavailable"
     fix = "Look at Redis (`foreseen doctor`); run the same import again, it goes on where it stopped."

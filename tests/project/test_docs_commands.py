@@ -49,6 +49,8 @@ RUN = {
     ): "stories/test_92_kafka.py",
     "foreseen up --data data": "not run: tests/live.py runs it with a port of its own",
     "foreseen doctor": f"{AS_THEY_STAND}::test_the_blocks_of_a_page_run",
+    "foreseen up --audit 0.1%": "stories/test_85_what_operators_watch.py",
+    "foreseen audit": "operate/test_audit_command.py",
     "foreseen top": f"{AS_THEY_STAND}::test_the_blocks_of_a_page_run",
     "kill -HUP PID": "stories/test_61_rolling_restart.py::test_restarts_builds_and_edits_under_load_lose_no_request",
     "foreseen models list": f"{AS_THEY_STAND}::test_batch_teams_and_models",
@@ -99,6 +101,7 @@ def test_every_block_is_tested_or_says_why_not(page: Path) -> None:
     """A block that is meant to be run has a mark that tests/fences.py knows, or is of commands that RUN has. The tests
     that marks name exist. Commands stand in fences, so that none escapes."""
     for fence in fences(page):
+        assert fence.language, f"{fence.name}: a block without a language"
         kind, _, name = fence.mark.partition("=")
         if fence.language not in PROGRAMS:
             assert kind in ("", "output"), fence.name

@@ -62,7 +62,6 @@ def console(fence: Fence, system: Live, folder: Path) -> None:
 def test_the_blocks_of_a_page_run(own: Live, tmp_path: Path, page: Path) -> None:
     """Those marked `run`, in their order and in one folder, beside the system's `data`. Blocks of Python are one
     program; what it prints is in the `text output` blocks below them."""
-    (tmp_path / "data").symlink_to(own.data)
     program, expected, last = "", "", ""
     for fence in fences(page):
         if fence.language == "python" and fence.mark == "run":
