@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import logging
 import tempfile
-import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,12 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from foreseen.errors import SetupError
 from foreseen.models.graphs.graph import MICROSOFT
+from foreseen.models.half import bf16, fp16
 from foreseen.modelspec.manifest import Precision
 from foreseen.types import Array
 
-ZERO_POINT = 128  # u8s8: MLAS's MatMulInteger is fastest with unsigned activations
+ZERO_POINT = 128  # u8s8: MLAS's MatMulInteger is fastest with unsigned activations; CUDA's takes s8s8 only
 LARGEST = 127  # symmetric: -128 is left out, so x and -x quantize alike
-BITS = 8  # 4 halve the weights once more, but agree less than 98 % on encoders of this size
 BLOCK = 32
 ACCURACY_LEVEL = 4  # activations in int8 per block of a row: row-independent like the row-wise rewrite
 LEAST_OPSET = 11  # of Round
@@ -43,14 +43,15 @@ def _fp32(model: ModelProto) -> ModelProto:
     return model
 
 
-def int8_rowwise(model: ModelProto) -> ModelProto:
-    """MatMuls with a constant FP32 weight [k, n] → MatMulInteger, u8 activations per row, s8 weights per column."""
+def int8_rowwise(model: ModelProto, *, signed: bool = False) -> ModelProto:
+    """MatMuls with a constant FP32 weight [k, n] → MatMulInteger, activations per row in u8 (`signed`: in s8, which
+    is the same sum of products), s8 weights per column."""
     made = copy.deepcopy(model)
     opset = opset_of(made)
     if opset < LEAST_OPSET:
         raise SetupError(f"int8-rowwise: the graph's opset is {opset}, it needs {LEAST_OPSET} (Round) or later")
     constants = {tensor.name: tensor for tensor in made.graph.initializer}
-    rewriter = _Rowwise(constants, axes_are_input=opset >= AXES_INPUT_OPSET)
+    rewriter = _Rowwise(constants, axes_are_input=opset >= AXES_INPUT_OPSET, signed=signed)
     nodes: list[NodeProto] = []
     for node in made.graph.node:
         nodes += rewriter.rewrite(node)
@@ -63,9 +64,9 @@ def int8_rowwise(model: ModelProto) -> ModelProto:
 class _Rowwise:
     """Rewrites node after node; remembers which activations are quantized already: Q, K and V share theirs."""
 
-    def __init__(self, constants: dict[str, TensorProto], *, axes_are_input: bool) -> None:
+    def __init__(self, constants: dict[str, TensorProto], *, axes_are_input: bool, signed: bool) -> None:
         self._constants = constants
-        self._axes_are_input = axes_are_input
+        self._axes_are_input, self._signed = axes_are_input, signed
         self._done: dict[str, tuple[str, str]] = {}
         self._made: set[str] = set()
         self.weights: list[TensorProto] = []
@@ -78,8 +79,9 @@ class _Rowwise:
         rows, scale = self._rows(node.input[0], nodes)
         columns, column_scale = self._columns(weight)
         out = node.output[0]
+        factors = [rows, columns] if self._signed else [rows, columns, "rowwise.zero"]
         nodes += [
-            helper.make_node("MatMulInteger", [rows, columns, "rowwise.zero"], [f"{out}.i32"], name=f"{out}.matmul"),
+            helper.make_node("MatMulInteger", factors, [f"{out}.i32"], name=f"{out}.matmul"),
             helper.make_node("Cast", [f"{out}.i32"], [f"{out}.f32"], name=f"{out}.cast", to=TensorProto.FLOAT),
             helper.make_node("Mul", [f"{out}.f32", scale], [f"{out}.rows"], name=f"{out}.rows"),
             helper.make_node("Mul", [f"{out}.rows", column_scale], [out], name=f"{out}.columns"),
@@ -87,11 +89,12 @@ class _Rowwise:
         return nodes
 
     def _rows(self, x: str, nodes: list[NodeProto]) -> tuple[str, str]:
-        """u8 rows and their FP32 scales [..., 1] of an activation."""
+        """u8 or s8 rows and their FP32 scales [..., 1] of an activation."""
         if x in self._done:
             return self._done[x]
-        self._constant("rowwise.zero", np.array(ZERO_POINT, np.uint8))
-        self._constant("rowwise.middle", np.array(ZERO_POINT, np.float32))
+        if not self._signed:
+            self._constant("rowwise.zero", np.array(ZERO_POINT, np.uint8))
+            self._constant("rowwise.middle", np.array(ZERO_POINT, np.float32))
         self._constant("rowwise.largest", np.array(LARGEST, np.float32))
         self._constant("rowwise.least", np.array(LEAST_MAXIMUM, np.float32))
         if self._axes_are_input:
@@ -109,8 +112,11 @@ class _Rowwise:
             else add("ReduceMax", size, axes=[-1], keepdims=1)
         )
         scale = add("Div", add("Max", peak, "rowwise.least"), "rowwise.largest")
-        middle = add("Add", add("Round", add("Div", x, scale)), "rowwise.middle")
-        self._done[x] = add("Cast", middle, to=TensorProto.UINT8), scale
+        whole = add("Round", add("Div", x, scale))
+        if self._signed:
+            self._done[x] = add("Cast", whole, to=TensorProto.INT8), scale
+        else:
+            self._done[x] = add("Cast", add("Add", whole, "rowwise.middle"), to=TensorProto.UINT8), scale
         return self._done[x]
 
     def _columns(self, weight: TensorProto) -> tuple[str, str]:
@@ -154,18 +160,8 @@ def int8_dynamic(model: ModelProto) -> ModelProto:
         return onnx.load(made)
 
 
-def fp16(model: ModelProto) -> ModelProto:
-    """Weights and activations in FP16, inputs and outputs as before: for GPUs; on CPUs most kernels cast back."""
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # one per constant below FP16's least, such as the norm's guard: meant to be
-        made: ModelProto = convert_float_to_float16(copy.deepcopy(model), keep_io_types=True)
-    return made
-
-
-def matmul_nbits(model: ModelProto) -> ModelProto:
-    """MatMuls with a constant weight [k, n] → MatMulNBits, 8 bits in blocks of 32 along k.
+def matmul_nbits(model: ModelProto, bits: int = 8) -> ModelProto:
+    """MatMuls with a constant weight [k, n] → MatMulNBits, 8 or 4 bits in blocks of 32 along k.
 
     Written here since onnxruntime's own quantizer needs the package onnx-ir. Source of the layout: ONNX Runtime's
     ContribOperators.md, com.microsoft.MatMulNBits.
@@ -180,10 +176,10 @@ def matmul_nbits(model: ModelProto) -> ModelProto:
             nodes.append(node)
             continue
         k, n = weight.dims
-        names = [f"{weight.name}.q{BITS}", f"{weight.name}.scales"]
-        for name, array in zip(names, quantized_blocks(numpy_helper.to_array(weight)), strict=True):
+        names = [f"{weight.name}.q{bits}", f"{weight.name}.scales"]
+        for name, array in zip(names, quantized_blocks(numpy_helper.to_array(weight), bits), strict=True):
             weights[name] = numpy_helper.from_array(array, name)
-        attributes = {"K": k, "N": n, "bits": BITS, "block_size": BLOCK, "accuracy_level": ACCURACY_LEVEL}
+        attributes = {"K": k, "N": n, "bits": bits, "block_size": BLOCK, "accuracy_level": ACCURACY_LEVEL}
         made_of = [node.input[0], *names]
         nodes.append(
             helper.make_node("MatMulNBits", made_of, node.output, name=node.output[0], domain=MICROSOFT, **attributes)
@@ -196,13 +192,16 @@ def matmul_nbits(model: ModelProto) -> ModelProto:
     return made
 
 
-def quantized_blocks(weight: Array) -> tuple[Array, Array]:
-    """W FP32 [k, n] → UINT8 [n, k/32, 32] around 128 and FP32 scales [n, k/32]."""
+def quantized_blocks(weight: Array, bits: int = 8) -> tuple[Array, Array]:
+    """W FP32 [k, n] → UINT8 [n, k/32, 4·bits] around the middle of its range, and FP32 scales [n, k/32]. Of two 4-bit
+    values in a byte the first is the low half."""
     k, n = weight.shape
+    middle = 1 << (bits - 1)
     blocks = weight.T.reshape(n, k // BLOCK, BLOCK)
-    scale = (np.abs(blocks).max(axis=2) / LARGEST).astype(np.float32)
+    scale = (np.abs(blocks).max(axis=2) / (middle - 1)).astype(np.float32)
     scale[scale == 0] = 1
-    return (np.rint(blocks / scale[..., None]) + ZERO_POINT).astype(np.uint8), scale
+    values = (np.rint(blocks / scale[..., None]) + middle).astype(np.uint8)
+    return (values if bits == 8 else values[..., ::2] | values[..., 1::2] << 4), scale
 
 
 def constant_weight(node: NodeProto, constants: dict[str, TensorProto]) -> TensorProto | None:
@@ -230,4 +229,7 @@ MAKERS: dict[Precision, Callable[[ModelProto], ModelProto]] = {
     "int8-dynamic": int8_dynamic,
     "fp16": fp16,
     "matmul-nbits": matmul_nbits,
+    "bf16": bf16,
+    "int8-rowwise-s8": partial(int8_rowwise, signed=True),
+    "matmul-nbits-4": partial(matmul_nbits, bits=4),
 }

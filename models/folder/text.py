@@ -20,7 +20,7 @@ def text_of(described: Described, found: ProbeVerdict, precision: str) -> str:
     parts = [
         f"# Written by `foreseen models add`. {described.kind}.",
         f"name = {_value(manifest.name)}",
-        "# Candidates in order of preference: fp32, int8-rowwise, matmul-nbits, fp16, int8-dynamic.",
+        "# Candidates in order of preference: fp32, int8-rowwise, matmul-nbits, fp16 and others.",
         f"precisions = [{_value(precision)}]\n",
         f'[source]\nbuilder = "folder"\nfolder = {_value(source.folder)} # beside this file',
         f"options = {{ {options} }}\n",

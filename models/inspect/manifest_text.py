@@ -26,7 +26,7 @@ def text_of(found: Found, graph: Path, files: Sequence[str] = ()) -> str:
     head = (
         "# Written by `foreseen models add`; every field is explained in foreseen/modelspec/manifest/.\n"
         f'name = {_quoted(manifest.name)}\ntitle = ""\n'
-        "# Candidates in order of preference; there are also fp16, int8-rowwise, int8-dynamic and matmul-nbits.\n"
+        "# Candidates in order of preference; there are also int8-rowwise, matmul-nbits, fp16 and others.\n"
         f'precisions = ["fp32"]\n{_rows(found)}\n'
         f'[source]\nbuilder = "onnx"\nurl = {_quoted(graph.name)} # beside this file\nsha256 = "{sha256}"\n{beside}'
     )

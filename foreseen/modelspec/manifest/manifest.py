@@ -13,7 +13,9 @@ from foreseen.modelspec.manifest.scoring_section import ScoringSection
 from foreseen.modelspec.manifest.signature import ClientInput, ClientOutput, ClientSignature, ModelSignature
 from foreseen.modelspec.manifest.source import Source
 
-Precision = Literal["fp32", "fp16", "int8-rowwise", "int8-dynamic", "matmul-nbits"]
+Precision = Literal[
+    "fp32", "fp16", "int8-rowwise", "int8-dynamic", "matmul-nbits", "bf16", "int8-rowwise-s8", "matmul-nbits-4"
+]
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
