@@ -157,7 +157,7 @@ class FastConnection(Connection):
             self._begin(data)
             return
         raw = self._place + data if self._place else data
-        if short and (reply := self._responder.repeat(raw, caller)) is not None:
+        if short and type(reply := self._responder.repeat(raw, caller)) is bytes:
             self._admitted(caller)
             self._write(reply)
             return

@@ -25,7 +25,7 @@ from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.audit.auditor import Auditor
 from foreseen.proxy.predict.dialects.codecs import CODECS
 from foreseen.proxy.predict.pending_request import PendingRequest
-from foreseen.proxy.predict.response_bytes import Reply, fixed_lines, lines_of
+from foreseen.proxy.predict.response_bytes import Reply, lines_of
 from foreseen.proxy.predict.serve import Server
 from foreseen.proxy.predict.template_answers import TemplateHit
 from foreseen.telemetry.spans import RequestSpan, is_sampled
@@ -120,8 +120,8 @@ class Responder:
             raise BadRequest(f"model: is missing; models that this route asks: {listed}", param="model")
         return names[0]
 
-    def repeat(self, raw: bytes, caller: Caller | None = None) -> bytes | None:
-        """The fast way of a whole request that came before, byte by byte."""
+    def repeat(self, raw: bytes, caller: Caller | None = None) -> bytes | Reply | None:
+        """The fast way of a whole request that came before, byte by byte: its reply as `begin` gave it then."""
         request = self.cache.find_request(raw)
         if request is None or request.head.tenant.generation != self.keyring.generation:
             return None
@@ -151,11 +151,10 @@ class Responder:
             entry = self._admitted(head, lookup.entry, now)
             if entry is not None:
                 self._count(head, entry, started)
-                if not whole:
-                    return self._cached(entry, lookup, now)
                 if raw is not None and lookup.id is None:
                     self.cache.keep_request(raw, head, entry)
-                return self.cache.reply(entry, now, lookup.id, self._body_timing)
+                answer = self.cache.reply if whole else self.cache.reply_apart
+                return answer(entry, now, lookup.id, self._body_timing)
             cut = None
             if lookup.entry is None and head.control is NO_CONTROL:
                 cut = self._server.templates.answer(served, lookup, now)
@@ -174,7 +173,8 @@ class Responder:
         return request if reply is None else reply
 
     async def answer(
-        self, head: RequestHead, body: bytes, started: float = 0.0, deadline: float | None = None
+        self, head: RequestHead, body: bytes, started: float = 0.0, deadline: float | None = None,
+        raw: bytes | None = None,
     ) -> Reply:  # fmt: skip
         """The same for a request that aiohttp, gRPC or Kafka has read, and whose head has been `traced`. Cancelling it
         cancels no flight, since other requests may wait for the same rows."""
@@ -184,7 +184,7 @@ class Responder:
             if not waiting.done():
                 waiting.set_result(reply)
 
-        reply = self.begin(head, body, reached, started=started, deadline=deadline, whole=False)
+        reply = self.begin(head, body, reached, raw, started=started, deadline=deadline, whole=False)
         return reply if isinstance(reply, Reply) else await waiting
 
     def find_large(self, head: RequestHead, pieces: Sequence[bytes], length: int) -> Lookup | None:
@@ -215,12 +215,6 @@ class Responder:
         if self._quotas is not None and not self._quotas.may(head.tenant, rows):
             self._quotas.admit(head.tenant, 1, rows)
         return entry
-
-    def _cached(self, entry: CachedBody, lookup: Lookup, now: float) -> Reply:
-        assert entry.rendered is not None
-        own = entry.decoded.output_options.id if lookup.id is None else lookup.id.decode()
-        body, length = entry.rendered.with_id(own)
-        return Reply(200, fixed_lines(length) + self.cache.lines(entry, now, self._body_timing), body)
 
     def _template_reply(
         self, head: RequestHead, served: ServedModel, hit: TemplateHit, lookup: Lookup, now: float, started: float

@@ -55,6 +55,16 @@ def read_metadata(
     return CallMetadata(values, peer, seconds, given_keys, subject)
 
 
+def is_plain(given: Iterable[tuple[str, Any]]) -> bool:
+    """Whether none of a call's metadata are read, and none is a credential."""
+    return not any(name in _READ or name in CREDENTIAL_HEADERS for name, _ in given)
+
+
+def plain_caller(peer: str) -> Caller:
+    """The caller of a `ModelInfer` whose metadata are plain."""
+    return Caller(address_in_peer(peer), _PATHS["ModelInfer"])
+
+
 def head_of(
     call: CallMetadata, settings: ProxySettings, tenant: Tenant, model: str, version: str | None, caller: Caller
 ) -> RequestHead:

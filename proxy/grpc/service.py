@@ -27,12 +27,15 @@ from foreseen.proxy.grpc.call import (
     address_in_peer,
     caller_of,
     head_of,
+    is_plain,
+    plain_caller,
     read_metadata,
     traceparent_of,
 )
 from foreseen.proxy.grpc.credentials import peer_subject
-from foreseen.proxy.grpc.status import Status, status_of, trailers_of
+from foreseen.proxy.grpc.status import Metadata, Status, status_of, trailers_of
 from foreseen.proxy.grpc.tickets import GrpcTickets
+from foreseen.proxy.predict.answer_cache import MAX_REQUEST_BYTES
 from foreseen.proxy.predict.dialects.codecs import CODECS
 from foreseen.proxy.predict.response_bytes import Reply, lines_of
 from foreseen.settings import ProxySettings
@@ -84,13 +87,25 @@ class InferenceService:
 
     async def infer(self, body: bytes, context: Context) -> bytes:
         """One request, one answer."""
-        subject = peer_subject(context) if self._responder.keyring.certified else None
-        call = read_metadata(context.invocation_metadata(), context.peer(), context.time_remaining(), subject)
-        reply = await self._answered(body, call, "ModelInfer")
-        if reply.status not in ANSWERED:
-            await _abort(context, status_of(reply))
-        context.set_trailing_metadata(trailers_of(reply))
+        given, peer = context.invocation_metadata(), context.peer()
+        raw = self._whole(given, body)
+        reply = None if raw is None else self._responder.repeat(raw, plain_caller(peer))
+        if not isinstance(reply, Reply):
+            subject = peer_subject(context) if self._responder.keyring.certified else None
+            call = read_metadata(given, peer, context.time_remaining(), subject)
+            reply = await self._answered(body, call, "ModelInfer", raw)
+            if reply.status not in ANSWERED:
+                await _abort(context, status_of(reply))
+        context.set_trailing_metadata(trailers_of(reply.lines))
         return reply.body
+
+    def _whole(self, given: Metadata, body: bytes) -> bytes | None:
+        """The bytes of a call that may be known as a whole: short, and nothing but its message decides what it gets.
+        No HTTP request begins so."""
+        keyring, rate = self._responder.keyring, self._gate.limits.rate
+        if rate or keyring.certified or not keyring.is_open or len(body) > MAX_REQUEST_BYTES or not is_plain(given):
+            return None
+        return b"\1" + body
 
     async def stream(self, _: Any, context: Context) -> None:
         """One answer for each request, in the order of the requests; an error ends its request, not the stream."""
@@ -136,7 +151,7 @@ class InferenceService:
             ending.cancel()
             await window.put(None)
 
-    async def _answered(self, body: bytes, call: CallMetadata, method: str) -> Reply:
+    async def _answered(self, body: bytes, call: CallMetadata, method: str, raw: bytes | None = None) -> Reply:
         """The reply to one message, counted and logged, whatever becomes of it."""
         started, charge, responder = time.perf_counter(), None, self._responder
         model, caller = "", caller_of(call, method, self._settings.forwarded_hops)
@@ -148,7 +163,7 @@ class InferenceService:
                 charge = Charge(self._bodies)
                 charge.grow(len(body))
             if self._tickets is None or "prefer" not in call.values:
-                return await responder.answer(head, body)
+                return await responder.answer(head, body, raw=raw)
             return await self._tickets.submit(head, body, call) or await responder.answer(head, body)
         except Exception as error:  # noqa: BLE001 - every error becomes a reply
             return responder.failed(model, "grpc", error, started, traceparent_of(call), caller)

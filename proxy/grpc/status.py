@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from foreseen.protocol.grpc_messages import varint
@@ -55,9 +56,10 @@ class Status(NamedTuple):
     trailers: Metadata
 
 
-def trailers_of(reply: Reply) -> Metadata:
-    """The trailing metadata of a reply."""
-    parted = [line.partition(": ") for line in reply.lines.split("\r\n")]
+@lru_cache(1024)
+def trailers_of(lines: str) -> Metadata:
+    """The trailing metadata of a reply with these header lines. Those of a cached reply change once a second."""
+    parted = [line.partition(": ") for line in lines.split("\r\n")]
     return tuple([(TRAILERS[name], value) for name, _, value in parted if name in TRAILERS])
 
 
@@ -65,7 +67,7 @@ def status_of(reply: Reply) -> Status:
     """The status of a reply whose own is not 200; its body is the message."""
     code = CODES.get(reply.status, "INTERNAL")
     message = reply.body.decode(errors="replace")[:MAX_MESSAGE_CHARACTERS]
-    trailers = trailers_of(reply)
+    trailers = trailers_of(reply.lines)
     seconds = dict(trailers).get("retry-after", "")
     if code in NUMBERS and isinstance(seconds, str) and seconds.isdigit():
         details = _details(NUMBERS[code], message, int(seconds))

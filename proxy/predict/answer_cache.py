@@ -39,7 +39,7 @@ from foreseen.proxy.predict.dialects.codecs import CODECS
 from foreseen.proxy.predict.dialects.decode import DecodedRequest
 from foreseen.proxy.predict.dialects.render import RenderedBody
 from foreseen.proxy.predict.facts import hit_lines
-from foreseen.proxy.predict.response_bytes import fixed_lines, head_parts
+from foreseen.proxy.predict.response_bytes import Reply, fixed_lines, head_parts
 from foreseen.types import Prediction, Scope, Space
 
 MAX_REQUEST_BYTES = 32 * 1024
@@ -146,10 +146,11 @@ class AnswerCache:
                 return False
         return True
 
-    def repeated(self, request: CachedRequest, now: float, timing: str | None) -> bytes:
-        """The reply to a whole request, all its bytes; within a second the same."""
+    def repeated(self, request: CachedRequest, now: float, timing: str | None) -> bytes | Reply:
+        """The reply to a whole request, within a second the same: all its bytes, or apart where it is no HTTP."""
         if int(now) != request.second:
-            request.second, request.reply = int(now), self.reply(request.entry, now, None, timing)
+            answer = self.reply if CODECS[request.head.protocol].is_http else self.reply_apart
+            request.second, request.reply = int(now), answer(request.entry, now, None, timing)
         return request.reply
 
     def reply(self, entry: CachedBody, now: float, own: bytes | None, timing: str | None) -> bytes:
@@ -166,6 +167,12 @@ class AnswerCache:
             start, end = head_parts(fixed_lines(rendered.json_length + len(member)) + self.lines(entry, now, timing))
         size = len(rendered.before) + len(member) + len(rendered.after)
         return b"%b%d%b%b%b%b" % (start, size, end, rendered.before, member, rendered.after)  # type: ignore[str-format] # any buffer
+
+    def reply_apart(self, entry: CachedBody, now: float, own: bytes | None, timing: str | None) -> Reply:
+        """The same as status, header lines and body, for who writes them in another form."""
+        assert entry.rendered is not None
+        body, length = entry.rendered.with_id(entry.decoded.output_options.id if own is None else own.decode())
+        return Reply(200, fixed_lines(length) + self.lines(entry, now, timing), body)
 
     def lines(self, entry: CachedBody, now: float, timing: str | None) -> str:
         """The header lines of an entry's reply that change with time."""

@@ -19,6 +19,7 @@ from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.dialects.decode import DecodedRequest
 from foreseen.proxy.predict.dialects.render import RenderedBody
+from foreseen.proxy.predict.response_bytes import Reply
 from foreseen.types import Key, Prediction, Row, Scope, Space
 
 BODY_OVERHEAD_BYTES, REQUEST_OVERHEAD_BYTES = 1500, 800
@@ -99,7 +100,8 @@ class CachedRequest:
         self.raw, self.hash, self.head, self.entry = raw, hashed, head, entry
         reply = len(entry.rendered.before) + len(entry.rendered.after)
         self.size = REQUEST_OVERHEAD_BYTES + len(raw) + reply
-        self.second, self.reply = -1, b""
+        self.second = -1
+        self.reply: bytes | Reply = b""
 
 
 class KeptTemplates:

@@ -19,6 +19,8 @@ from foreseen.web.http import error_body
 class Codec(ABC):
     """One dialect. It must decode and render; the rest has defaults."""
 
+    is_http: ClassVar[bool] = True
+    """Whether a reply goes out as the bytes of an HTTP response."""
     template: ClassVar[TemplateDialect | None] = None
     """How its bodies are cut where only their data differs. Without it each body is decoded as a whole."""
 

@@ -80,6 +80,7 @@ class GrpcCodec(Codec):
     """The Open Inference Protocol over gRPC: a body is a `ModelInferRequest`, which names its model. What it needs is
     an extra, so it is imported when the first one comes."""
 
+    is_http = False
     find_id = staticmethod(grpc_messages.find_id)
 
     def decode(self, head: RequestHead, body: bytes, manifest: Manifest) -> DecodedRequest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,24 @@ async def test_an_id_comes_back_and_is_no_part_of_what_is_known(front: GrpcFront
     assert (await front.client.ask("ModelInfer", asking(numbers(1), raw=True))).reply.id == ""
     long = "ä" * 300
     assert (await front.client.ask("ModelInfer", asking(numbers(1), raw=True, id=long))).reply.id == long
+
+
+async def test_a_call_that_comes_again_as_a_whole_is_known_by_its_bytes(front: GrpcFront, foreign: Foreign) -> None:
+    """Its reply is the same but for what changes with time. Metadata that mean something are read all the same, and a
+    row that was computed anew is not answered from before."""
+    ask = partial(front.client.infer, numbers(1), raw=True)
+    answers = [await ask() for _ in range(5)]
+    assert [one.trailers.get("server-timing") for one in answers[-2:]] == ["replay", "replay"]
+    assert {one.reply.SerializeToString() for one in answers} == {answers[0].reply.SerializeToString()}
+    assert answers[-1].cache.startswith("foreseen;hit")
+    assert (await ask(prefer="nothing")).trailers["server-timing"] == "shortcut"
+    assert (await front.client.infer(numbers(1))).trailers["server-timing"] != "replay"
+    asked = foreign.rows_like(numbers(1))
+    assert (await ask(cache_control="no-cache")).cache == "foreseen;fwd=request"
+    assert foreign.rows_like(numbers(1)) == asked + 1
+    again = [(await ask()).trailers["server-timing"] for _ in range(5)]
+    assert again[0] != "replay"
+    assert again[-1] == "replay"
 
 
 async def test_metadata_are_the_headers_of_http(front: GrpcFront, foreign: Foreign) -> None:
