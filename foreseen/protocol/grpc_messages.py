@@ -201,7 +201,7 @@ def render_request(
     return content
 
 
-def find_id(body: bytes, _: int | None = None) -> tuple[int, bytes | None]:
+def find_id(body: bytes, header_length: int | None = None) -> tuple[int, bytes | None]:
     """The place of a request's id and its bytes, where it stands first and is short."""
     head = read_head(body)
     if head.id is None or len(head.id) > MAX_ID_BYTES or not head.id.isascii():

@@ -49,9 +49,9 @@ class RenderedBody(Struct, frozen=True):
         return b"".join((self.before, member, self.after)), self.json_length and self.json_length + len(member)
 
 
-def render_v2(manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions) -> RenderedBody:
+def render_v2(manifest: Manifest, predictions: Sequence[Prediction], options: OutputOptions) -> RenderedBody:
     """The body of an `/infer` reply. Raises BadRequest."""
-    outputs, members = tensors_of(manifest, predictions, output_options)
+    outputs, members = tensors_of(manifest, predictions, options)
     body, length = render_response(manifest.name, manifest.version, None, outputs, members=members)
     before = v2_start(manifest)
     assert body.startswith(before)
@@ -60,13 +60,10 @@ def render_v2(manifest: Manifest, predictions: Sequence[Prediction], output_opti
 
 
 def tensors_of(
-    manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions
+    manifest: Manifest, predictions: Sequence[Prediction], options: OutputOptions
 ) -> tuple[list[OutputTensor], ReplyMembers | None]:
     """The tensors of a reply of V2, and what an upstream's reply held beside them. Raises BadRequest."""
-    outputs = [
-        _tensor(manifest, predictions, wanted, output_options)
-        for wanted in _there(manifest, predictions, output_options)
-    ]
+    outputs = [_tensor(manifest, predictions, wanted, options) for wanted in _there(manifest, predictions, options)]
     return outputs, _members(manifest, predictions, outputs)
 
 
@@ -75,28 +72,26 @@ def v2_start(manifest: Manifest) -> bytes:
     return orjson.dumps({"model_name": manifest.name, "model_version": manifest.version})[:-1]
 
 
-def wanted_outputs(manifest: Manifest, output_options: OutputOptions) -> tuple[WantedOutput, ...]:
+def wanted_outputs(manifest: Manifest, options: OutputOptions) -> tuple[WantedOutput, ...]:
     """What is to be rendered: what was asked for, or all of it. Raises BadRequest for an unknown output."""
     known = {output.name for output in manifest.seen.outputs}
-    if output_options.outputs is None:
+    if options.outputs is None:
         return tuple(WantedOutput(output.name) for output in manifest.seen.outputs)
-    for wanted in output_options.outputs:
+    for wanted in options.outputs:
         if wanted.name not in known:
             raise BadRequest(f"outputs.{wanted.name[:64]}: there is no such output; the model has {', '.join(known)}")
-    return output_options.outputs
+    return options.outputs
 
 
-def _there(
-    manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions
-) -> tuple[WantedOutput, ...]:
+def _there(manifest: Manifest, predictions: Sequence[Prediction], options: OutputOptions) -> tuple[WantedOutput, ...]:
     """What is wanted, of what was answered: an upstream may answer with some of its outputs. Raises ModelUnavailable
     where one that was named is missing: that it has to be asked for has just been found out."""
-    wanted = wanted_outputs(manifest, output_options)
+    wanted = wanted_outputs(manifest, options)
     if manifest.upstream is None or not predictions:
         return wanted
     names = set.intersection(*({head.name for head in one.outputs} for one in predictions))
     missing = [one.name for one in wanted if one.name not in names]
-    if missing and output_options.outputs is not None:
+    if missing and options.outputs is not None:
         raise ModelUnavailable(f"outputs.{missing[0]}: the model answers with it only where it is asked for; ask again")
     return tuple(one for one in wanted if one.name in names)
 
@@ -116,10 +111,10 @@ def _members(
 
 
 def _tensor(
-    manifest: Manifest, predictions: Sequence[Prediction], wanted: WantedOutput, output_options: OutputOptions
+    manifest: Manifest, predictions: Sequence[Prediction], wanted: WantedOutput, options: OutputOptions
 ) -> OutputTensor:
     spec = _spec(manifest, wanted.name)
-    binary = output_options.binary if wanted.binary is None else wanted.binary
+    binary = options.binary if wanted.binary is None else wanted.binary
     if wanted.classification is not None and _is_classified(predictions, spec):
         spec = structs.replace(spec, datatype="BYTES")
         raw, shape = joined_rows(manifest, predictions, spec)
@@ -186,28 +181,26 @@ def _classes(array: Array, count: int, spec: ClientOutput) -> Array:
     return made
 
 
-def render_v1(manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions) -> RenderedBody:
+def render_v1(manifest: Manifest, predictions: Sequence[Prediction], options: OutputOptions) -> RenderedBody:
     """`{"predictions": [...]}` by row, or `{"outputs": ...}` by column; one output stands without its name. Raises
     BadRequest."""
-    return RenderedBody(orjson.dumps(_document_v1(manifest, predictions, output_options), option=_NUMPY), b"", None)
+    return RenderedBody(orjson.dumps(_document_v1(manifest, predictions, options), option=_NUMPY), b"", None)
 
 
-def _document_v1(
-    manifest: Manifest, predictions: Sequence[Prediction], output_options: OutputOptions
-) -> dict[str, Any]:
+def _document_v1(manifest: Manifest, predictions: Sequence[Prediction], options: OutputOptions) -> dict[str, Any]:
     columns: dict[str, Any] = {}
-    for wanted in _there(manifest, predictions, output_options):
+    for wanted in _there(manifest, predictions, options):
         spec = _spec(manifest, wanted.name)
         raw, shape = joined_rows(manifest, predictions, spec)
         array = array_of_raw(raw, DATATYPES[spec.datatype], shape, wanted.name)
         columns[wanted.name] = _v1_values(array, spec)
-    return arranged_v1(columns, output_options)
+    return arranged_v1(columns, options)
 
 
-def arranged_v1(columns: Mapping[str, Any], output_options: OutputOptions) -> dict[str, Any]:
+def arranged_v1(columns: Mapping[str, Any], options: OutputOptions) -> dict[str, Any]:
     """A reply of columns, each of which has a value for every row. Raises BadRequest."""
     single = next(iter(columns.values())) if len(columns) == 1 else None
-    if output_options.protocol == "v1-columns":
+    if options.protocol == "v1-columns":
         return {"outputs": columns if single is None else single}
     if single is not None:
         return {"predictions": single}
