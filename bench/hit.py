@@ -10,31 +10,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import getpass
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from bench import shapes
+from bench.hit_servers import Running, ask, dict_server, foreseen, nginx
 from bench.interleaved import (
     LOAD_CORE,
-    ROOT,
     Turn,
     awake,
     end,
-    listens,
     metered,
-    need,
-    pinned,
     report,
     says,
     take_turns,
@@ -43,195 +33,30 @@ from bench.interleaved import (
 )
 from bench.peers import mlserver, prove_cached, triton
 from bench.split_packet import Lines, as_fast_as_answered
+from bench.wrk_scripts import (
+    CREDENTIAL,
+    FRESH_ID,
+    FRESH_TRACE,
+    FRESH_USER,
+    JSON,
+    KNOWN_ROWS,
+    OTHER_CASE,
+    PACED,
+    PAIRS,
+    RESTING,
+    SHUFFLED,
+    THREE,
+    binary,
+    script,
+)
 from foreseen.types import Array
-from tests.models_fixture import built_data
-from tests.ports import free_port
 from tests.questions import ask_minilm
 
-MODELS = ("minilm", "fingerprint", *shapes.NAMES)
 BASE = "nginx proxy_cache"
 PARTS = ("numbers", "rows", "texts", "batches", "tensors")
-NGINX = """
-user {user};
-worker_processes 1;
-daemon off;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-events {{ worker_connections 1024; }}
-http {{
-  access_log off;
-  client_body_buffer_size 1m;
-  client_body_temp_path {folder}/body; proxy_temp_path {folder}/temp; fastcgi_temp_path {folder}/f;
-  uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-  proxy_cache_path {folder}/cache keys_zone=hits:10m max_size=100m;
-  keepalive_requests 100000000;
-  server {{
-    listen 127.0.0.1:{port};
-    location / {{
-      proxy_pass http://127.0.0.1:{upstream};
-      proxy_cache hits; proxy_cache_methods POST; proxy_cache_key "$request_uri|$request_body";
-      proxy_cache_valid 200 1h; proxy_ignore_headers Cache-Control Expires;
-    }}
-  }}
-}}
-"""
-
-DICT_SERVER = """
-import sys, uvloop, asyncio
-from aiohttp import web
-body = open(sys.argv[2], 'rb').read()
-kept = {}
-async def answer(request):
-    asked = await request.read()
-    return web.Response(body=kept.setdefault(asked, body), content_type='application/json')
-async def main():
-    app = web.Application(); app.router.add_post('/{path:.*}', answer)
-    runner = web.AppRunner(app, access_log=None); await runner.setup()
-    await web.TCPSite(runner, '127.0.0.1', int(sys.argv[1])).start(); await asyncio.Event().wait()
-uvloop.run(main())
-"""
-
-
-JSON, BINARY = "application/json", "application/octet-stream"
-FRESH_ID = """local n = 0
-request = function() n = n + 1
-  return wrk.format(nil, nil, nil, '{"id":"' .. n .. '",' .. wrk.body:sub(2)) end"""
-FRESH_USER = """local n = 10000000 + os.time() % 50000 * 100000
-request = function() n = n + 1
-  return wrk.format(nil, nil, nil, '{"user":"' .. n .. '",' .. wrk.body:sub(2)) end"""
-CREDENTIAL = 'wrk.headers["Authorization"] = "Bearer sk-bench"'
-FRESH_TRACE = """local n = os.time() % 50000 * 100000
-request = function() n = n + 1
-  wrk.headers["traceparent"] = string.format("00-%032x-%016x-00", n, n)
-  return wrk.format() end"""
-KNOWN_ROWS = """local rows = {{}}
-for line in io.lines("{file}") do rows[#rows + 1] = line end
-math.randomseed(os.time())
-local at = math.random(#rows)
-local head, tail = wrk.body:match("^(.-)ROWS(.*)$")
-local t = {{}}
-request = function()
-  for i = 1, {count} do
-    at = {count} == 1 and at % #rows + 1 or math.random(#rows)
-    t[i] = rows[at]
-  end
-  return wrk.format(nil, nil, nil, head .. table.concat(t, ",") .. tail) end"""
-"""Known rows in a body that was never seen: of several any of a pool, of one the next of more than a turn asks for."""
-OTHER_CASE = """math.randomseed(os.time())
-local texts = {{ {texts} }}
-request = function()
-  local text = texts[math.random(#texts)]:gsub("%l", function(c) return math.random(2) == 1 and c:upper() or c end)
-  return wrk.format(nil, nil, nil,
-    '{{"inputs":[{{"name":"text","shape":[1],"datatype":"BYTES","data":["' .. text .. '"]}}]}}') end"""
-"""A known text as nobody has written it before: to this tokenizer, upper case is the same."""
-THREE = """math.randomseed(os.time())
-local texts = {{ {texts} }}
-request = function()
-  local t = {{}}
-  for i = 1, 3 do t[i] = texts[math.random(#texts)] end
-  return wrk.format(nil, nil, nil, '{{"input":["' .. table.concat(t, '","') ..
-    '"],"model":"minilm","encoding_format":"base64"}}') end"""
-PACED = """math.randomseed(1)
-delay = function() return math.random(0, {most}) end"""
-"""Milliseconds that a connection rests before its next request."""
-RESTING = 256
-SHUFFLED = """local head, rows = wrk.body:sub(1, {head}), {{}}
-for i = 0, {pool} - 1 do rows[i + 1] = wrk.body:sub({head} + 128 * i + 1, {head} + 128 * (i + 1)) end
-math.randomseed(1)
-local n, t = 0, {{}}
-request = function()
-  for i = 1, 64 do t[i] = rows[math.random({pool})] end
-  for i = 1, {fresh} do n = n + 1
-    t[i] = string.char(n % 256, math.floor(n / 256) % 256, math.floor(n / 65536) % 256) .. t[i]:sub(4) end
-  return wrk.format(nil, nil, nil, head .. table.concat(t)) end"""
-"""64 rows of a pool in an order that never comes again, `fresh` of them unheard of."""
-PAIRS = """local texts = {{ {texts} }}
-math.randomseed(1)
-request = function()
-  local one, two = texts[math.random(#texts)], texts[math.random(#texts)]
-  return wrk.format(nil, nil, nil,
-    '{{"inputs":[{{"name":"text","shape":[2],"datatype":"BYTES","data":["' .. one .. '","' .. two .. '"]}}]}}') end"""
 POOL = 1024
 SINGLE_ROWS = 200_000
 FILL_ROWS = 1024
-
-
-def script(folder: Path, name: str, body: bytes, *lines: str, length: int | None = None) -> Path:
-    """A wrk script that posts one body for ever, or what its Lua makes of it. `length`: of a binary one's JSON."""
-    (folder / name).write_bytes(body)
-    path = folder / f"{name}.lua"
-    head = [f'wrk.headers["Content-Type"] = "{JSON if length is None else BINARY}"']
-    if length is not None:
-        head.append(f'wrk.headers["Inference-Header-Content-Length"] = "{length}"')
-    read = f'local file = io.open("{folder / name}", "rb")\nwrk.body = file:read("*a")\nfile:close()'
-    path.write_text("\n".join(['wrk.method = "POST"', *head, read, *lines]) + "\n")
-    return path
-
-
-def binary(name: str, shape: list[int], datatype: str, raw: bytes) -> tuple[bytes, int]:
-    """A request of one binary tensor that wants its outputs binary; the length of its JSON part."""
-    tensor = {"name": name, "shape": shape, "datatype": datatype, "parameters": {"binary_data_size": len(raw)}}
-    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-    return head + raw, len(head)
-
-
-class Running(NamedTuple):
-    """A server: its URL, and the process that it is, or that has it as a child."""
-
-    url: str
-    pid: int
-
-
-@contextlib.contextmanager
-def foreseen(folder: Path, name: str, *flags: str) -> Iterator[Running]:
-    """A system on the server's core."""
-    port = free_port()
-    data = folder / name
-    data.mkdir()
-    (data / "models").mkdir()
-    for built, names in ((built_data(), ("minilm", "fingerprint")), (shapes.made()[0], shapes.NAMES)):
-        for model in names:
-            (data / "models" / model).symlink_to(built / "models" / model)
-    command = [sys.executable, "-m", "foreseen.cli", "up", f"--data={data}", f"--port={port}", "--log-level=error"]
-    command += [f"--models={shapes.FOLDER}", *(f"--model={name}" for name in MODELS), *flags]
-    url = f"http://127.0.0.1:{port}"
-
-    def predicts() -> bool:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/v2/health/ready", timeout=1) as reply:
-            return bool(reply.status == 200)
-        return False
-
-    with pinned(command, ready=predicts, stdout=subprocess.DEVNULL, cwd=ROOT) as process:
-        yield Running(url, process.pid)
-
-
-@contextlib.contextmanager
-def nginx(folder: Path, upstream: str) -> Iterator[Running]:
-    port = free_port()
-    (folder / "nginx").mkdir()
-    conf = folder / "nginx" / "nginx.conf"
-    conf.write_text(
-        NGINX.format(user=getpass.getuser(), folder=folder / "nginx", port=port, upstream=upstream.rsplit(":", 1)[1])
-    )
-    with pinned(
-        [need("nginx", "nginx-light"), "-c", str(conf)], ready=lambda: listens(port), stderr=subprocess.DEVNULL
-    ) as process:
-        yield Running(f"http://127.0.0.1:{port}", process.pid)
-
-
-@contextlib.contextmanager
-def dict_server(folder: Path, answer: bytes) -> Iterator[Running]:
-    port = free_port()
-    (folder / "answer").write_bytes(answer)
-    command = [sys.executable, "-c", DICT_SERVER, str(port), str(folder / "answer")]
-    with pinned(command, ready=lambda: listens(port)) as process:
-        yield Running(f"http://127.0.0.1:{port}", process.pid)
-
-
-def ask(url: str, body: bytes, length: int | None = None) -> bytes:
-    headers = {} if length is None else {"Inference-Header-Content-Length": str(length)}
-    with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=60) as reply:
-        return bytes(reply.read())
 
 
 def raw_request(url: str, body: bytes) -> bytes:

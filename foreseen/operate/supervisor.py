@@ -1,7 +1,7 @@
-"""Commands → child processes that are restarted whenever they end, and that end with their supervisor.
+"""Supervised child processes: each is restarted whenever it ends, and all end with their supervisor.
 
-A request can end a child at most (out of memory, a crash, a full disk). A child is restarted without limit, after
-pauses that grow to ten seconds, so that no caller can make the supervisor give up.
+The worst that a request can do is to end a child (out of memory, a crash, a full disk). A child is restarted without
+limit, after pauses that grow to ten seconds, so that no caller can make the supervisor give up.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ log = structlog.get_logger()
 
 PR_SET_PDEATHSIG = 1
 _OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
-FIRST_BACKOFF_SECONDS = 0.1
-MAX_BACKOFF_SECONDS = 10.0
+PAUSE_SECONDS = (0.1, 10.0)
+"""Before a child that ended is started again: the first pause, and the longest, since each is twice the one before."""
 HEALTHY_SECONDS = 10.0
 """A child that ran for so long has recovered: its next exit counts as the first, and it restarts at once."""
 STARTED_SECONDS = 1.0
@@ -51,6 +51,7 @@ class Child:
         on_end: Callable[[int], None] = lambda _: None,
         healthy_seconds: float = HEALTHY_SECONDS,
         oom_score: int = OOM_SCORE,
+        pause_seconds: tuple[float, float] = PAUSE_SECONDS,
     ) -> None:
         self.name = name
         self.process: asyncio.subprocess.Process | None = None
@@ -69,6 +70,7 @@ class Child:
         self._on_end = on_end
         self._healthy_seconds = healthy_seconds
         self._oom_score = oom_score
+        self._pause_seconds = pause_seconds
         self._stopping = False
         self._keeper: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[bool] | None = None
@@ -85,6 +87,7 @@ class Child:
             on_end=self._on_end,
             healthy_seconds=self._healthy_seconds,
             oom_score=self._oom_score,
+            pause_seconds=self._pause_seconds,
         )
 
     @property
@@ -212,7 +215,8 @@ class Child:
 
     def _backoff(self, **said: int) -> float:
         """How long to wait before the next start."""
-        seconds = min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** min(self.ends - 1, 16))
+        first, longest = self._pause_seconds
+        seconds = min(longest, first * 2.0 ** min(self.ends - 1, 16))
         say = log.error if self.ends >= LOUD_ENDS else log.warning
         say("child ended; starting it again", child=self.name, **said, in_seconds=seconds, ends=self.ends)
         return seconds

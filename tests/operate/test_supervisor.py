@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from foreseen.operate import supervisor
 from foreseen.operate.supervisor import Child
 from foreseen.telemetry.child_states import FILE_BYTES, ChildrenFile, ChildState, read_children
 from foreseen.telemetry.exposition import child_families
@@ -17,13 +16,8 @@ from foreseen.telemetry.exposition import child_families
 pytestmark = pytest.mark.processes
 
 PATIENCE_SECONDS = 20.0
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundredth of what they are."""
-    monkeypatch.setattr(supervisor, "FIRST_BACKOFF_SECONDS", 0.001)
-    monkeypatch.setattr(supervisor, "MAX_BACKOFF_SECONDS", 0.1)
+PAUSES = (0.001, 0.1)
+"""A hundredth of what they are."""
 
 
 @pytest.fixture
@@ -32,7 +26,7 @@ async def kept() -> AsyncIterator[Callable[[str], Child]]:
     made: list[Child] = []
 
     def make(script: str) -> Child:
-        made.append(Child("proxy:0", ["bash", "-c", script]))
+        made.append(Child("proxy:0", ["bash", "-c", script], pause_seconds=PAUSES))
         return made[-1]
 
     yield make
