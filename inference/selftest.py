@@ -90,7 +90,7 @@ def prove(runner: RowRunner, manifest: Manifest) -> Proof:
 
 
 def refuse_saturation(manifest: Manifest) -> NoReturn:
-    """Row-wise int8 would answer with cosine 0.978 instead of 0.9992 here."""
+    """Raises SetupError where row-wise int8 would answer with cosine 0.978 instead of 0.9992."""
     raise SetupError(
         f"model {manifest.name!r}: 8-bit products saturate on this processor; build another precision (fp32)"
     )
@@ -103,7 +103,7 @@ def warm(runner: RowRunner, manifest: Manifest, shapes: Iterable[tuple[int, int]
 
 
 def _taken(runner: RowRunner, manifest: Manifest) -> list[Row]:
-    """The rows that the model answers. Its manifest's own example is not left out."""
+    """The rows that the model answers; its manifest's own example is always kept."""
     rows = example_rows(manifest)
     given = len(rows) if _has_example(manifest) and not _padded(manifest) else int(_has_example(manifest))
     taken = rows[:given]

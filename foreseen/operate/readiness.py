@@ -83,7 +83,7 @@ class Readiness:
         return True
 
     async def say_ready(self, url: str) -> None:
-        """Wait until it is ready, without a bound."""
+        """Wait until the system is ready, however long that takes."""
         async with _client({}) as client:
             while True:
                 with contextlib.suppress(aiohttp.ClientError, OSError):

@@ -41,7 +41,7 @@ def write_started(settings: UpSettings, port: int) -> None:
 
 
 def read_started(data: Path) -> dict[str, Any] | None:
-    """The settings written last; None where `up` never ran there, or an older version did."""
+    """The settings written last; None if `up` never ran there, or only an older version."""
     try:
         document = msgspec.json.decode((data / NAME).read_bytes())
     except (OSError, msgspec.DecodeError):
@@ -86,7 +86,7 @@ def url_at(host: str, port: int, *, secure: bool = False) -> str:
 
 
 def flags_of(data: Path) -> str:
-    """The same as flags, for people; passwords are left out."""
+    """The settings as flags, for people, without passwords."""
     document = read_started(data) or {}
     flags = []
     for name, value in document.items():

@@ -129,7 +129,7 @@ def _queue(before: Scrape, after: Scrape) -> dict[str, Any]:
 
 
 def _warm(before: Scrape, after: Scrape) -> dict[str, Any]:
-    """Batch runs: those past the proxy, and the rows that come through it."""
+    """Batch runs: those that write to Redis directly, and the rows that come through the proxy."""
     return {
         "runs": after.total("foreseen_warm_runs"),
         "done": after.total("foreseen_warm_run_rows", state="done"),
@@ -237,7 +237,7 @@ def _models(now: dict[str, Any]) -> Table:
 
 
 def watch(url: str, interval: float, key: str | None = None) -> None:
-    """The view, until Ctrl-C. Raises SetupError where no proxy answers at first; one that goes away is awaited."""
+    """The view, until Ctrl-C. Raises SetupError if no proxy answers at first; waits for one that goes away later."""
     before, trouble = scrape(url, key), None
     now = activity(before, before)
     with Live(view(url, now), screen=True, auto_refresh=False) as live:
@@ -252,7 +252,7 @@ def watch(url: str, interval: float, key: str | None = None) -> None:
 
 
 def once(url: str, interval: float, key: str | None = None) -> dict[str, Any]:
-    """What happens within one interval. Raises SetupError."""
+    """What happens in one interval. Raises SetupError."""
     before = scrape(url, key)
     time.sleep(interval)
     return activity(before, scrape(url, key))

@@ -185,7 +185,7 @@ class Queue:
         return [ClaimedJob(verdict.decode(), *rest) for verdict, *rest in jobs]
 
     async def beat(self, worker: str, running: Iterable[tuple[bytes, bytes, int]]) -> list[bytes]:
-        """Heartbeat of running jobs (message, job, rows done); the jobs that belong to another worker by now."""
+        """Heartbeat of running jobs (message, job, rows done); returns those that another worker has taken over."""
         flat = [part for one in running for part in one]
         return list(await self._calls.run("beat", worker, *flat)) if flat else []
 

@@ -96,7 +96,7 @@ class Allowed:
         return why_not(address, self._networks)
 
     def why_not_connect(self, address: str, port: int) -> str | None:
-        """Why no connection may be made; None where it may. The last look, at what is really connected to."""
+        """Why no connection to this address may be made; None if it may. The last check, when connecting."""
         return None if (address, port) in self._places else why_not(address, self._networks)
 
 

@@ -1,6 +1,6 @@
 """Warms the cache from tables of rows: computes what is missing, or imports what a batch run has computed.
 
-The one thing that other people's programs (Ray, Airflow, a notebook) need is `Warmer`: small, picklable, synchronous.
+Programs that embed it (Ray, Airflow, a notebook) need `Warmer` only: small, picklable, synchronous.
 """
 
 from foreseen.warm.plan import Plan

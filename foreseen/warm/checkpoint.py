@@ -1,7 +1,8 @@
-"""A run's checkpoint: a small file, so that the same command goes on where a killed one stopped.
+"""A run's checkpoint: a small file from which the same command resumes after a kill.
 
-It is replaced atomically after every chunk, when the chunk's entries and results are safe. What was done since is done
-again and found done: entries by key, results by name. Rejects are cut back to where they were.
+It is replaced atomically after every chunk, once the chunk's entries and results are stored. A resumed run repeats what
+followed the checkpoint, which changes nothing: entries are found by key, results by name. The file of rejects is
+truncated to its length at the checkpoint.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from foreseen.errors import SetupError
 
 
 class Progress(Struct):
-    """`file` is the index of the file under way, `place` the rows of it that are done; or, where many work, `done` has
-    the (file, first row) of every chunk that is."""
+    """`file` is the index of the current file, `place` how many of its rows are done. With several workers, `done` has
+    the (file, first row) of every finished chunk."""
 
     file: int = 0
     place: int = 0
@@ -35,7 +36,7 @@ class Progress(Struct):
     seconds: float = 0.0
 
     def add(self, counts: Sequence[int]) -> None:
-        """So many more rows, in the order of `plan.RESULTS`."""
+        """Add counts of rows, in the order of `plan.RESULTS`."""
         hit, computed, imported, failed = counts
         self.hit += hit
         self.computed += computed
@@ -48,7 +49,7 @@ class Progress(Struct):
 
 
 class Checkpoint:
-    """One run's place, held by one process at a time."""
+    """One run's checkpoint, locked by one process at a time."""
 
     def __init__(self, folder: Path, run: str) -> None:
         """Raises SetupError where the folder cannot be written or another process holds it."""
@@ -89,13 +90,13 @@ class Checkpoint:
         beside.replace(self._path)
 
     def first(self) -> str:
-        """The first reject, in words."""
+        """The first reject, as text."""
         with self.rejects.open("rb") as file:
             reject = msgspec.json.decode(file.readline())
         return f"row {reject['row']} of {reject['file']}: {reject['reason']}"
 
     def done(self) -> None:
-        """The run is through: the same command is a new run."""
+        """The run has ended: the same command starts a new one."""
         self._path.unlink(missing_ok=True)
         if not self.rejects.stat().st_size:
             self.rejects.unlink()
@@ -105,5 +106,5 @@ class Checkpoint:
 
 
 def run_name(*fields: Any) -> str:
-    """A name that the same command on the same files has again."""
+    """A name derived from command and files, so the same command on the same files has it again."""
     return hashlib.sha256(msgspec.json.encode(fields)).hexdigest()[:16]

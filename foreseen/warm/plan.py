@@ -1,4 +1,4 @@
-"""A warmer's plan: everything it needs to open its own connections, wherever it is unpickled."""
+"""A warmer's plan: what it needs to open its connections in the process that unpickles it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LINE_COLUMN = "foreseen.line"
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """One warming. It holds where the secret lies and not the secret, so that it may be pickled and sent around."""
+    """One warming. It holds the path of the secret, not the secret, so it may be pickled and sent to other machines."""
 
     manifest: Manifest
     scope: Scope

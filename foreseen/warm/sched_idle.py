@@ -1,4 +1,4 @@
-"""SCHED_IDLE: this thread and those it starts run only on cores that are idle otherwise."""
+"""SCHED_IDLE: this thread, and those it starts, run only on cores that nothing else uses."""
 
 from __future__ import annotations
 

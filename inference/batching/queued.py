@@ -1,4 +1,4 @@
-"""What waits in the model process: requests, their rows, the order they ask for, and the limits of a batch."""
+"""Waiting requests of the model process: their rows, their order, and the limits of a batch."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Waiting:
 
     @property
     def widest(self) -> int:
-        """The most rows that one caller has waiting."""
+        """The largest number of waiting rows of one caller."""
         return max(self.order.waiting.values(), default=0)
 
     def before(self, order: BatchOrder, count: int) -> int:
@@ -145,20 +145,20 @@ class Waiting:
 
 
 class RecentCallers:
-    """Whether rows of several callers came lately. Constant memory, whoever asks."""
+    """Whether rows of several callers came recently. Takes constant memory."""
 
     def __init__(self) -> None:
         self._last: tuple[Lane, str] | None = None
         self._last_at = self._other_at = float("-inf")
 
     def add(self, caller: tuple[Lane, str], now: float) -> None:
-        """Rows of this one have come."""
+        """Rows of this caller have come."""
         if caller != self._last:
             self._last, self._other_at = caller, self._last_at
         self._last_at = now
 
     def several(self, now: float) -> bool:
-        """Whether another than the last one asked in the last COMPANY_SECONDS."""
+        """Whether a caller other than the last asked within the last COMPANY_SECONDS."""
         return now - self._other_at < COMPANY_SECONDS
 
 

@@ -47,7 +47,7 @@ def _ask(verb: str, graph: Path, manifest: Manifest, files: Path) -> bytes:
 
 
 def main(verb: str, graph: str, files: str) -> None:
-    """The child's part, the manifest on stdin: exit 0 when the outputs are there, as declared and finite."""
+    """The child process, with the manifest on stdin: exits 0 if the outputs are as declared and finite."""
     manifest = msgspec.json.decode(sys.stdin.buffer.read(), type=Manifest)
     try:
         _prove(Path(graph), manifest, Path(files)) if verb == "prove" else _find(Path(graph), manifest, Path(files))

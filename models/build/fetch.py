@@ -91,7 +91,7 @@ def _copy(url: str, path: Path) -> Path:
 
 
 def _unpack(archive: Archive, folder: Path) -> None:
-    """Put the parts together and take the listed files out."""
+    """Join the parts and extract the listed files."""
     whole = folder / ".whole.zip"
     with whole.open("xb") as joined:
         for part in archive.parts:

@@ -122,7 +122,7 @@ class _Worst:
         self._tolerance, self._is_real = tolerance, False
 
     def add(self, alone: RowOutputs, met: RowOutputs, least: Sequence[float]) -> None:
-        """`least` is what an answer of each output counts as at least."""
+        """`least` is a lower bound of each output's size, against division by almost zero."""
         self.count += 1
         for a, b, small in zip(alone, met, least, strict=True):
             gap, share = _gap(a, b, small)

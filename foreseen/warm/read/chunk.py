@@ -1,4 +1,4 @@
-"""Rows of one file on their way to the model, and the limit on how many are in memory at once."""
+"""Chunks: rows of one file that are in memory at once, and how many these may be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detects compression and format of a file by its first bytes, and names what a text file is instead of UTF-8 text.
+"""Detects the compression and format of a file by its first bytes, and the encoding of text that is not UTF-8.
 
 Compression is decided by content, not by name: pandas writes `df.parquet.gzip`, which is Parquet with GZIP pages
 inside, and HTTP clients store `data.csv.gz` decompressed.

@@ -1,6 +1,6 @@
 """Reads CSV and TSV as chunks of text columns. A record that cannot be read is a rejected row that names its line.
 
-All cells stay text: the signature says what they mean, and a text that looks like a number stays a text. Blank lines
+All cells stay text until the signature says their datatype: a text that looks like a number stays a text. Blank lines
 are no rows, as in JSON Lines. A place in a file is a number of records, blank lines included.
 """
 

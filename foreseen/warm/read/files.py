@@ -1,7 +1,7 @@
 """Resolves file names, globs, folders and URLs to readable files, with format, columns and recorded digest.
 
-Every file is opened once before anything is done, so that a missing, truncated or forbidden one stops the run before it
-has begun. URLs are fsspec's; s3:// and gs:// need s3fs and gcsfs.
+Every file is opened once before the run starts, so that a missing, truncated or forbidden one is reported first.
+URLs are fsspec's; s3:// and gs:// need s3fs and gcsfs.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class File(Struct, frozen=True):
 
 
 def files_of(named: Sequence[str]) -> list[File]:
-    """All files that names, globs, folders and URLs stand for, in order. Raises SetupError."""
+    """The files of names, globs, folders and URLs, in order. Raises SetupError."""
     found = [_inspected(url, fs) for name in named for url, fs in _expanded(name)]
     if not found:
         raise SetupError("no files; name at least one")
@@ -86,14 +86,14 @@ def files_of(named: Sequence[str]) -> list[File]:
 
 @contextmanager
 def opened(url: str) -> Iterator[Any]:
-    """A file's bytes, decompressed. What goes wrong while it is read is one line that names it."""
+    """A file's bytes, decompressed. Errors while it is read become one line that names the file."""
     with _streams(url) as (_, file):
         yield file
 
 
 @contextmanager
 def _streams(url: str) -> Iterator[tuple[Any, Any]]:
-    """A file's bytes as they lie there, and decompressed."""
+    """A file's raw bytes, and the same decompressed."""
     try:
         with fsspec.open(url, "rb", block_size=_BLOCK_BYTES) as raw:
             yield raw, decompressed(raw)
@@ -113,7 +113,7 @@ def format_of(url: str) -> Format | None:
 
 
 def check_columns(file: File, names: Sequence[str]) -> None:
-    """Raises SetupError where one of the columns that are to be read is there twice, or is no column of rows."""
+    """Raises SetupError if a column to be read occurs twice, or does not have one value per row."""
     for name in names:
         count = (file.columns or ()).count(name)
         if count > 1:
@@ -230,7 +230,7 @@ def _protocols(fs: Any) -> tuple[str, ...]:
 
 
 def _said(error: Exception) -> str:
-    """An error as half a line that says what to do."""
+    """An error as a phrase that says what to do."""
     match error:
         case FileNotFoundError():
             return "there is no such file"

@@ -1,4 +1,4 @@
-"""Inspects an open batch file: its columns, its number of rows if recorded, and the model digest it records."""
+"""Inspects an open batch file: columns, and number of rows and model digest if the file records them."""
 
 from __future__ import annotations
 

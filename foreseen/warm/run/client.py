@@ -1,7 +1,7 @@
 """A synchronous V2 client, for the model's own process or a proxy.
 
-Connections are kept open, as many as threads ask at a time. What cannot be had now (away, full) is asked again until
-the patience is over; what is refused is the input's fault and comes back as BadInput.
+It keeps as many connections open as threads use at a time. If the server is away or full, it retries until `patience`
+is over. If the server refuses a request, its input is wrong: BadInput.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class V2Client:
         return document if isinstance(document, dict) else {}
 
     def infer(self, tensors: Sequence[tuple[str, str, Array]], parameters: bytes) -> ClientReply:
-        """Raises BadInput (mend the input), ModelFailed (this input fails), or SetupError when patience is over."""
+        """Raises BadInput (the input is wrong), ModelFailed (the model fails on it), SetupError after `patience`."""
         members = read_canonical(parameters)
         body, length = render_request(tensors, {**members.parameters, "priority": BACKGROUND}, None, members)
         headers = {HEADER_LENGTH: str(length), "Content-Type": "application/octet-stream", **self._key}
@@ -80,7 +80,7 @@ class V2Client:
     def import_rows(
         self, tensors: Sequence[tuple[str, str, Array]], parameters: dict[str, Any], token: str, tenant: str | None
     ) -> list[int]:
-        """Hand over rows with their outputs, for a tenant; which of them the proxy had. Raises as `infer` does."""
+        """Import rows with their outputs, for a tenant; which of them the proxy had already. Raises as `infer` does."""
         body, length = render_request(tensors, parameters)
         headers = {HEADER_LENGTH: str(length), "Authorization": f"Bearer {token}"}
         if tenant is not None:
@@ -111,7 +111,7 @@ class V2Client:
         return ClientReply(response, reply_headers.get("cache-status", ""), time.perf_counter() - started)
 
     def _post(self, verb: str, body: bytes, headers: dict[str, str]) -> tuple[dict[str, str], bytes]:
-        """Headers and body of a reply with status 200; what else it may be is raised."""
+        """Headers and body of a reply with status 200; any other is raised as an error."""
         where = f"model {self._model!r} at {self._address}"
         try:
             status, reply_headers, content = self._exchange(

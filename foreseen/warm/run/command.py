@@ -1,4 +1,4 @@
-"""`foreseen warm`: warms the cache chunk by chunk, with a checkpoint after each, so that a kill costs little.
+"""`foreseen warm`: warms the cache chunk by chunk. The same command resumes from the checkpoint after each chunk.
 
     files → chunks → Worker (a Warmer or a proxy, and results) → rejects → checkpoint
 
@@ -85,7 +85,7 @@ class Summary(Struct):
 
 
 class Job:
-    """One command: its files, its plan, its target. Everything that can be wrong from the start is found here."""
+    """One command: its files, its plan, its target. It is checked here, before any row is read."""
 
     def __init__(self, named: Sequence[str], settings: WarmSettings) -> None:
         check(settings)
@@ -157,7 +157,7 @@ class Job:
             self.target.close()
 
     def go(self, watcher: RunObserver, inside: Inside | None = None) -> Summary:
-        """Run, or go on where the same command stopped. Raises SetupError where it has to stop; run it again."""
+        """Run, or resume from the checkpoint. Raises SetupError if it has to stop; the same command resumes then."""
         settings = self.settings
         if inside is not None:
             self.target.answered = inside.inside
@@ -193,7 +193,7 @@ class Job:
         return chunks(file, self.manifest, self.wanted[file.url], place, self.chunk_rows, first_rows)
 
     def _by_many(self, progress: Progress) -> Iterator[Done]:
-        """The chunks that are left, by Ray's workers, each as soon as it is safe."""
+        """The remaining chunks, by Ray's workers; each is counted once it is stored."""
         from foreseen.warm.run.on_ray import Cluster, RayRun
 
         order = RayRun(
@@ -209,7 +209,7 @@ class Job:
             yield from cluster.done(order.shared(cluster.workers))
 
     def _by_one(self, worker: WarmWorker, progress: Progress) -> Iterator[Done]:
-        """Chunk after chunk from where the run is, in this process."""
+        """The remaining chunks, one after the other, in this process."""
         for index in range(progress.file, len(self.files)):
             place = progress.place if index == progress.file else 0
             for chunk, ready in _ahead(self._made_ready(self.files[index], place)):
@@ -231,13 +231,13 @@ class Job:
         return state_of(self.settings) if self.settings.url is None else None
 
     def _rows(self) -> int | None:
-        """Rows of all files, estimated where only reading would count them; None where not even that."""
+        """The number of rows in all files, estimated if only reading would count them; None if there is no estimate."""
         known = [file.rows if file.rows is not None else file.estimate for file in self.files]
         counted = [rows for rows in known if rows is not None]
         return sum(counted) if len(counted) == len(known) else None
 
     def _made_ready(self, file: File, place: int) -> Generator[tuple[Chunk, ReadyBatch | None], None, None]:
-        """Chunks with their keys, made while the model computes the ones before."""
+        """Chunks with their keys, prepared while the model computes the chunks before."""
         if isinstance(self.target, Warmer):
             self.target.open()
         first = FIRST_ROWS if place == 0 and file is self.files[0] else None
@@ -281,7 +281,7 @@ def stand_back(settings: WarmSettings) -> None:
 
 
 def _ahead(items: Generator[_T, None, None]) -> Iterator[_T]:
-    """The same, each one read while the one before it is worked on."""
+    """The same chunks; each is read while the one before it is processed."""
     end = object()
     ask: Callable[[], Any] = lambda: next(items, end)  # noqa: E731
     with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:

@@ -58,7 +58,7 @@ class Bar:
 
 
 def pace(done: int, total: int | None, rate: float) -> str:
-    """Rows, their rate and the time that is left at it, in words."""
+    """Rows, their rate and the remaining time, as text."""
     if rate <= 0:
         return "reading"
     said = (
@@ -76,7 +76,7 @@ def _spell(seconds: int) -> str:
 
 @contextlib.contextmanager
 def bar(*, quiet: bool) -> Iterator[Bar]:
-    """The bar on stderr, so that stdout stays the summary's."""
+    """The bar on stderr: stdout has the summary only."""
     console = Console(stderr=True, quiet=quiet or not sys.stderr.isatty())
     columns = (
         SpinnerColumn(),

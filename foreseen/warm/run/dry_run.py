@@ -41,7 +41,7 @@ class Forecast(Struct):
 
 
 class _Distinct:
-    """Keys whose first bits are zero, `level` of them; half are dropped whenever there are too many."""
+    """A sample of the keys: those whose first `level` bits are zero. One more bit halves it when it is too large."""
 
     def __init__(self) -> None:
         self.level = 0
@@ -61,7 +61,7 @@ class _Distinct:
 
 
 class _Sample:
-    """Rows that would have to be computed, each as likely as the others, bounded in number and in bytes."""
+    """A uniform sample of the rows that would be computed, bounded in number and in bytes."""
 
     def __init__(self) -> None:
         self._dice = random.Random(0)  # noqa: S311 - a sample, no secret
@@ -128,7 +128,7 @@ def row_bytes(manifest: Manifest) -> int:
 def _seconds(warmer: Warmer, sample: _Sample, missing: int, read_seconds: float) -> float:
     """How long a run would take: it computes while it reads, and does not exceed its rate.
 
-    The sample is asked for as a run asks: sorted by length, two requests under way. The first rows only wake the model.
+    The sample is computed as a run computes: sorted by length, two requests under way. The first rows are a warm-up.
     """
     if not missing or not sample.rows:
         return read_seconds

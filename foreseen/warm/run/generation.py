@@ -1,6 +1,6 @@
-"""The generation of one model's space, as the state store has it: entries of another one are never asked for.
+"""The generation of one model's key space, from the state store: no proxy looks up entries of an older one.
 
-A purge raises it. A warmer that lives long asks again, so that what it writes after a purge is found.
+A purge raises it. A long-lived warmer reads it again, so that proxies find what it writes after a purge.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ AGAIN_SECONDS = 1.0
 
 
 class SpaceGenerations:
-    """The generation that a plan's entries belong to, now."""
+    """The current generation of a plan's entries."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -65,7 +65,7 @@ class SpaceGenerations:
 
 
 def state_address(plan: Plan) -> str | None:
-    """Where the generations are; None where nothing is ever purged. Raises SetupError where that is a guess."""
+    """The address of the generations; None if purges are off. Raises SetupError if neither is known."""
     own = state_socket(plan.data)
     if plan.state is not None:
         return None if plan.state == "none" else plan.state

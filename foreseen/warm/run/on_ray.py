@@ -2,8 +2,8 @@
 
     files → one reading task a file → chunks as Arrow IPC → actors, each with a Worker of its own → what became of them
 
-A chunk that is done in any order is remembered by its place, so the same command does only the others. What an actor
-cannot do comes back as a line of text, since an exception of another machine fills a page.
+Chunks finish in any order, so the checkpoint holds the place of each. An actor returns its error as a line of text:
+Ray's report of a remote exception is a page long.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class RayRun(Struct, frozen=True, kw_only=True):
     done: frozenset[tuple[int, int]]
 
     def shared(self, workers: int) -> RayRun:
-        """The same as other processes can carry it out: paths from the root on, and each its share of the rate."""
+        """The same for other processes: absolute paths, and for each its share of the rate."""
         paths = ("data", "models", "secret_file", "admin_token_file", "out")
         folders = {name: getattr(self.settings, name) for name in paths}
         absolute = {name: path.absolute() for name, path in folders.items() if path is not None}
@@ -73,7 +73,7 @@ class RayRun(Struct, frozen=True, kw_only=True):
 
 
 def read(table: pa.Table, order: RayRun) -> Iterator[pa.Table]:
-    """Files by number → their chunks, one a table, whole ones that were done left out."""
+    """File numbers → chunks, one table each, without those that are done."""
     for index in table.column("file").to_pylist():
         file = order.files[index]
         try:
@@ -85,7 +85,7 @@ def read(table: pa.Table, order: RayRun) -> Iterator[pa.Table]:
 
 
 class RayActor:
-    """One WarmWorker, in whatever process Ray has put it."""
+    """One WarmWorker in a process of Ray's choice."""
 
     def __init__(self, order: RayRun) -> None:
         if order.settings.stand_back and not order.settings.outputs:
@@ -94,7 +94,7 @@ class RayActor:
         self._worker: WarmWorker | None = None
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Chunks → what became of each: a packed `Done`, or the line to stop with."""
+        """Chunks → the result of each: a packed `Done`, or the error that stops the run."""
         done, errors = zip(*(self._one(row) for row in table.to_pylist()), strict=True)
         return pa.table({"done": pa.array(done, pa.binary()), "error": pa.array(errors, pa.string())})
 
@@ -140,7 +140,7 @@ class Cluster:
         self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def done(self, order: RayRun) -> Iterator[Done]:
-        """Every chunk that is not done, in the order in which they get done. Raises SetupError."""
+        """The results of all remaining chunks, as they finish. Raises SetupError."""
         data = self._ray.data
         context = data.DataContext.get_current()
         context.enable_progress_bars = False

@@ -1,7 +1,7 @@
 """Resolves the settings of a run to its plan: the manifest, the model digest in force, the columns.
 
-The digest is what the model's process says. When it is down, it is what it last said, as long as the artifact that it
-served is still in force; `--digest` says it where neither is known, since only the machine that serves can work it out.
+The model's process reports its digest. While it is down, the digest it reported last counts, if the artifact that it
+served is still in force. Otherwise `--digest` has to give it: only the machine that serves the model can compute it.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ def wanted_columns(file: File, plan: Plan) -> dict[str, str]:
 
 
 def check_types(files: Sequence[File], plan: Plan) -> None:
-    """A file whose column can never be the input rejects its rows. Where that is so of all files, it raises SetupError
-    before they are read."""
+    """If a column's type can never be the input's, the rows of its file are rejected. If that is so in all files, this
+    raises SetupError before they are read."""
     reasons = [_misfit_of(file, plan) for file in files if file.rows != 0]
     if reasons and all(reason is not None for reason in reasons):
         raise SetupError(str(reasons[0]))
@@ -152,7 +152,7 @@ def _misfit_of(file: File, plan: Plan) -> str | None:
 
 
 def check_digests(files: Sequence[File], plan: Plan, given: str | None) -> None:
-    """An import is only right for the model that computed it. Raises SetupError for any file that does not say so."""
+    """Imported outputs must come from the model in force. Raises SetupError for a file without its digest."""
     for file in files:
         if file.rows == 0:
             continue
@@ -196,7 +196,7 @@ def _facts(manifest: Manifest, settings: WarmSettings) -> ResolvedModel:
 
 
 def _check_preparation(manifest: Manifest, settings: WarmSettings, facts: ResolvedModel) -> None:
-    """Keys made by another model.toml or tokenizer than the process's would never be asked for."""
+    """With another model.toml or tokenizer than the process's, no proxy would ever look the keys up."""
     needs = any(spec.tokenizer for spec in manifest.seen.inputs)
     assets = read_record(settings.data, manifest.name).artifact.assets if needs else ()
     if facts.preparation and facts.preparation != preparation_digest(manifest, assets):
@@ -215,7 +215,7 @@ def state_of(settings: WarmSettings) -> str | None:
 
 
 def outputs_of(settings: WarmSettings, manifest: Manifest) -> dict[str, str]:
-    """Column → output, where they may differ. Raises SetupError."""
+    """Column → output, if their names differ. Raises SetupError."""
     if settings.outputs == ("all",):
         return {}
     names = [o.name for o in manifest.model.outputs]

@@ -22,7 +22,7 @@ class SeenKeys:
         self._level = 0
 
     def again(self, keys: Sequence[bytes]) -> int:
-        """How many of these keys were there before, or earlier among these; empty ones do not count."""
+        """How many of these keys occurred before, here or in earlier calls; empty ones do not count."""
         marks = np.frombuffer(b"".join(key[:_MARK_BYTES] for key in keys if key), "<u8")
         if self._level:
             marks = marks[marks & np.uint64((1 << self._level) - 1) == 0]

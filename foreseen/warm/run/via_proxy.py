@@ -1,10 +1,9 @@
 """Warms through a running proxy, which stores what it answers. Needs neither its secret nor its Redis.
 
-Given outputs are imported, which takes the operators' token.
+Rows with given outputs are imported, for which the proxy wants an operators' token.
 
-What the model takes comes from the proxy's own metadata. Equal rows are sent once; the proxy's `Cache-Status` says how
-many of a request's rows it had, though not which. A row's name here is a digest of what is sent: its key is the
-proxy's secret.
+The proxy's metadata give the model's inputs. Equal rows are sent once; the proxy's `Cache-Status` says how many of a
+request's rows it had, but not which. Rows are named by a digest of their request, since only the proxy can make keys.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Done(Struct):
 
 
 class WarmWorker:
-    """Warms chunk after chunk and stores what it predicted. Idempotent: a chunk may be done again."""
+    """Warms chunks and stores their results. Idempotent: a chunk may be processed again."""
 
     def __init__(self, settings: WarmSettings, plan: Plan, run: str, target: WarmTarget) -> None:
         self.target = target
@@ -55,7 +55,7 @@ class WarmWorker:
         self._seen = SeenKeys()
 
     def do(self, index: int, file: File, chunk: Chunk, ready: ReadyBatch | None = None) -> Done:
-        """Entries first, then results. Raises SetupError where the run has to stop."""
+        """Store the entries, then the results. Raises SetupError if the run has to stop."""
         if self._importing:
             check_rows(chunk, file.url, self._plan)
         wanted = self._store is not None
@@ -84,7 +84,7 @@ def target_of(settings: WarmSettings, plan: Plan) -> WarmTarget:
 
 
 def proxy_target_of(settings: WarmSettings) -> tuple[ViaProxy, Plan]:
-    """A proxy, and the plan as far as one that goes through it needs one. Raises SetupError."""
+    """A proxy, and the part of the plan that a run through it needs. Raises SetupError."""
     assert settings.url is not None
     token = None
     if settings.outputs:
@@ -121,7 +121,7 @@ def proxy_target_of(settings: WarmSettings) -> tuple[ViaProxy, Plan]:
 
 
 def check_rows(chunk: Chunk, url: str, plan: Plan) -> None:
-    """A digest column is held against the model row by row, before anything of the chunk is written."""
+    """Compare a digest column with the model's, row by row, before anything of the chunk is written."""
     if DIGEST_COLUMN not in chunk.batch.schema.names:
         return
     strange = set(chunk.batch.column(DIGEST_COLUMN).unique().to_pylist()) - {plan.digest}

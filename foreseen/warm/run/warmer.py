@@ -60,7 +60,7 @@ class ReadyBatch(NamedTuple):
 
 
 def unwatched(rows: int) -> None:
-    """Ignores the progress within a batch: the default of `answered`."""
+    """Ignores progress within a batch: the default of `answered`."""
 
 
 class Warmer:
@@ -108,7 +108,7 @@ class Warmer:
         return opened.computed(ready, wanted=wanted)
 
     def cached(self, batch: pa.RecordBatch) -> Warmed:
-        """Only look: hit, or computed for what would have to be."""
+        """Look only: hit, or computed for a row that would have to be computed."""
         return self.looked(batch)[0]
 
     def looked(self, batch: pa.RecordBatch) -> tuple[Warmed, Rows]:
@@ -116,7 +116,7 @@ class Warmer:
         return self._opened().looked(batch)
 
     def timed(self, rows: Rows) -> tuple[int, float]:
-        """How many of these rows the model answers, and in how many seconds, asked as a run asks; stores nothing."""
+        """How many of these rows the model answers, and in how many seconds, as in a run; stores nothing."""
         return self._opened().timed(rows)
 
     def predicted(self, batch: pa.RecordBatch, places: Sequence[int]) -> dict[int, Prediction]:
@@ -287,7 +287,7 @@ class _Open:
         return made, failed
 
     def _size(self, left: int) -> int:
-        """Rows that take the model `batch_ms`, as far as is known; the last ones are shared out evenly."""
+        """How many rows the model computes in `batch_ms`, as far as measured; the last rows are split evenly."""
         seconds = self._row_seconds
         most = FIRST_ROWS if not seconds else int(self._plan.batch_ms / 1000 / seconds)
         if self._plan.rows_per_second is not None:
@@ -302,7 +302,7 @@ class _Open:
         failed: dict[Key, str],
         keep: bool,
     ) -> None:
-        """One request; where it is refused, its halves, until the culprit stands alone."""
+        """One request; if it is refused, its halves, down to the row that is wrong."""
         rows = [waiters[key][0] for key in keys]
         try:
             predictions = self._predict(rows, waiters[keys[0]][1])
@@ -325,7 +325,7 @@ class _Open:
         made.update(answered)
 
     def _wait_turn(self, rows: int) -> None:
-        """Hold the rate: so many rows take so many seconds from now on."""
+        """Keep to the rate: wait until so many rows are due."""
         if self._plan.rows_per_second is None:
             return
         with self._lock:

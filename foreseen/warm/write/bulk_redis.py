@@ -1,7 +1,7 @@
 """Bulk reads and writes of entries in Redis, as raw RESP2 over one blocking socket.
 
-`far.py` is made for a proxy: asynchronous, bounded to milliseconds, behind a breaker. A batch run wants the
-opposite: one connection kept full, patience, and no object per command. Expiry is `PXAT` (Redis 6.2), which has the
+`far.py` is made for a proxy: asynchronous, bounded to milliseconds, behind a breaker. A batch run needs the opposite:
+one connection kept busy, long timeouts, and no object per command. Expiry is `PXAT` (Redis 6.2), which has the
 same number of digits for every entry, so that the commands of rows of one shape are one array of bytes.
 """
 
@@ -80,7 +80,7 @@ class BulkRedis:
         return found
 
     def put(self, keys: Sequence[Key], entries: Sequence[bytes], expires_at: Sequence[float]) -> Array:
-        """Store entries, whatever lies there; which ones were stored (all)."""
+        """Store entries, replacing existing ones; which were stored (all)."""
         commands = []
         for key, entry, expiry in zip(keys, entries, expires_at, strict=True):
             commands.append(_command((b"SET", PREFIX + key, entry, b"PXAT", b"%d" % int(expiry * 1000))))
@@ -88,7 +88,7 @@ class BulkRedis:
         return self.stored(len(keys))
 
     def send(self, commands: bytes | memoryview) -> None:
-        """Send stores; `stored` reads what came of them. One thread may send while another reads."""
+        """Send commands; `stored` reads their replies. One thread may send while another reads."""
         try:
             with self._turn:
                 self._socket.sendall(commands)
@@ -97,7 +97,7 @@ class BulkRedis:
 
     @staticmethod
     def additions(keys: Sequence[Key], lines: Array, expires_at: Array) -> memoryview:
-        """The commands that store entries of one length where nothing lies yet."""
+        """The commands that store entries of one length, but replace none (NX)."""
         count, length = lines.shape
         head = b"*6\r\n$3\r\nSET\r\n$%d\r\n%s" % (len(PREFIX) + 32, PREFIX)
         millis = (expires_at * 1000).astype(np.int64)
@@ -216,6 +216,6 @@ def _all(word: bytes, count: int) -> Array:
 
 
 def _shown(url: str) -> str:
-    """Without user and password."""
+    """The URL without user and password."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -70,7 +70,7 @@ class Importer:
     def _sent(
         self, batch: pa.RecordBatch, keyed: Sequence[KeyedBatch], bad: dict[int, str], keys: list[bytes], low: int
     ) -> Iterator[tuple[Array, Future[None]]]:
-        """Pack one slice and hand it to the sender: places, and what will be known of them."""
+        """Pack one slice and pass it to the sender; the places of its rows, and the future of their results."""
         outputs = given_outputs(batch, self._plan, bad)
         made_at, seconds = facts_of(batch)
         times = made_at, time.time() + self._lives(batch.num_rows), seconds

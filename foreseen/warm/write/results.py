@@ -1,7 +1,7 @@
 """Writes a run's results: Parquet parts that can be imported again, or a table of a database.
 
-A part is written beside, synced and renamed, and its name says which rows of which file it holds: a run that is killed
-and resumed writes the same parts again or not at all. Rows of a database are inserted by key, once.
+A part is written to a temporary file, synced and renamed. Its name says which rows of which file it holds, so a resumed
+run writes the same parts again or none. Rows of a database are inserted by key, once.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Database:
             raise
 
     def _make_ready(self, table: Any, inspect: Callable[[Any], Any]) -> None:
-        """Make the table where there is none. A foreign table is refused before anything is computed for it."""
+        """Create the table if it is missing. A table of another layout is refused before anything is computed."""
         try:
             table.create(self._engine, checkfirst=True)
         except self._error:
@@ -285,6 +285,6 @@ def _json(document: Any) -> str:
 
 
 def _line(error: Exception) -> str:
-    """The database's own words, without the statement and the values that SQLAlchemy adds."""
+    """The database's own message, without the statement and the values that SQLAlchemy adds."""
     said = getattr(error, "orig", None) or error
     return " ".join(str(said).split())[:200]

@@ -1,7 +1,7 @@
 """The tensors of `model.safetensors`, of one file or of shards, read one at a time through memory maps.
 
 Source of the format: https://github.com/huggingface/safetensors (8 bytes length, a JSON header, then the data). Read
-here, since safetensors' numpy side has no bfloat16 and copies what a memory map gives for nothing.
+here, since safetensors' numpy side has no bfloat16 and copies what a memory map need not copy.
 """
 
 from __future__ import annotations
