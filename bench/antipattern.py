@@ -34,7 +34,7 @@ import xxhash
 from rich.console import Console
 from rich.table import Table
 
-from bench.hit import foreseen
+from bench.hit_servers import foreseen
 from bench.interleaved import LOAD_CORE, OUT, ROOT, awake, end, listens, machine, pinned, says
 from bench.load import at_once, post
 from foreseen.models.build.build import prepare

@@ -16,7 +16,6 @@ import argparse
 import bisect
 import json
 import random
-import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -168,10 +167,9 @@ def simulate(
             store.put(key, places[key])
         nears[proxy].put(names[key], _ENTRY)
     total, asked = len(keys), max(1, sum(store.asked))
-    shares = [count / total for count in counts]
-    return Outcome(
-        proxies, routing, autoscaling, *shares, sum(busiest) / len(busiest), max(store.asked) * shards / asked
-    )
+    near, far, model = (count / total for count in counts)
+    busiest_proxy, busiest_shard = sum(busiest) / len(busiest), max(store.asked) * shards / asked
+    return Outcome(proxies, routing, autoscaling, near, far, model, busiest_proxy, busiest_shard)
 
 
 def capacity(outcome: Outcome, shards: int, costs: Costs) -> dict[str, float]:
@@ -240,4 +238,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -13,9 +13,9 @@ import urllib.request
 from pathlib import Path
 
 from bench.fleet import Costs
-from bench.hit import script
 from bench.interleaved import awake, wrk
 from bench.overhead import MODEL, cpu_seconds, serving
+from bench.wrk_scripts import script
 from tests.live import sum_of
 from tests.models_fixture import built_data
 from tests.ports import free_port

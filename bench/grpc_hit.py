@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.hit import ask, binary, foreseen, script
+from bench.hit_servers import ask, foreseen
 from bench.http2_load import Load
 from bench.interleaved import (
     LOAD_CORE,
@@ -45,6 +45,7 @@ from bench.interleaved import (
 )
 from bench.load import in_turn, post
 from bench.peers import prove_cached, triton
+from bench.wrk_scripts import binary, script
 from foreseen.paths import model_socket
 from foreseen.protocol.grpc_messages import render_request
 from tests.ports import free_port

@@ -116,8 +116,9 @@ def at_once(address: Address, requests: Sequence[bytes], clients: int) -> Took:
             ask(connection)
         while asking:
             for key, _ in selector.select(TIMEOUT_SECONDS):
-                connection = key.fileobj
-                assert isinstance(connection, socket.socket)
+                readable = key.fileobj
+                assert isinstance(readable, socket.socket)
+                connection = readable
                 reply, started = asking[connection]
                 if not reply.feed(connection.recv(1 << 20)):
                     continue

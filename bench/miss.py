@@ -190,8 +190,8 @@ def main() -> None:
     report(pairs, by_entries)
     met = says("a lone miss, added p50", pairs[0].added(0.5) * 1e3, ADDED_MS, "ms", least=False)
     for pair in pairs:
-        name, _, clients = pair.what.partition(", ")
-        if clients.startswith(str(CLIENTS)):
+        name, _, how_many = pair.what.partition(", ")
+        if how_many.startswith(str(CLIENTS)):
             met &= says(f"{pair.what}, throughput", pair.ratio, RATIOS[name], "× the model process alone")
     end(met, report_only=settings.report_only)
 

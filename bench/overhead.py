@@ -23,8 +23,9 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench.hit import ask, script
+from bench.hit_servers import ask
 from bench.interleaved import ROOT, awake, pinned, report, take_turns, wrk
+from bench.wrk_scripts import script
 from tests.models_fixture import built_data
 from tests.ports import free_port
 from tests.questions import ask_fingerprint, numbers

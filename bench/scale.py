@@ -34,10 +34,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import policy, shapes
-from bench.hit import script
 from bench.interleaved import LOAD_CORE, OUT, ROOT, SERVER_CORE, awake, machine, wrk
 from bench.load import at_once, in_turn, post
 from bench.pinned_system import Parts, is_ready, parts, until
+from bench.wrk_scripts import script
 from foreseen.protocol.wire_render import render_request
 from tests.live import sum_of
 from tests.ports import free_port
@@ -195,7 +195,7 @@ def workers(folder: Path, seconds: int, rounds: int) -> dict[str, list[float]]:
 
 
 @contextlib.contextmanager
-def up(data: Path, count: int) -> Iterator[str]:
+def up(data: Path, count: str) -> Iterator[str]:
     """A whole system with so many workers; its URL."""
     (data / "models").mkdir(parents=True)
     (data / "models" / "wide").symlink_to(shapes.made()[0] / "models" / "wide")

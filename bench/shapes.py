@@ -62,6 +62,6 @@ def _graph(name: str):  # type: ignore[no-untyped-def] # onnx has no types
         weights = [numpy_helper.from_array(np.array([1, 2]), "axes")]
         nodes = [helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)]
         ends = [("x", floats, ["rows", 224, 224, 3])], [("y", floats, ["rows", 3])]
-    inputs, outputs = ([helper.make_tensor_value_info(*end) for end in side] for side in ends)
+    inputs, outputs = ([helper.make_tensor_value_info(*end) for end in side] for side in ends)  # type: ignore[arg-type] # sizes and names of sizes
     graph = helper.make_graph(nodes, name, inputs, outputs, weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)

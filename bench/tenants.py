@@ -20,7 +20,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.hit import FRESH_ID, NGINX, Running, script
+from bench.hit_servers import NGINX, Running
 from bench.interleaved import (
     ROOT,
     Turn,
@@ -35,6 +35,7 @@ from bench.interleaved import (
     verdict,
     wrk,
 )
+from bench.wrk_scripts import FRESH_ID, script
 from tests.certificates import authority, signed
 from tests.models_fixture import built_data
 from tests.ports import free_port

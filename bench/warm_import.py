@@ -98,7 +98,8 @@ def mass_insertion(running: System, rows: int) -> bytes:
     pipe, cursor, parts, found = running.pipe(), b"0", [], 0
     while True:
         cursor, keys = pipe._ask(b"SCAN", cursor, b"MATCH", b"fsn1:*", b"COUNT", b"2000")  # type: ignore[misc,assignment] # noqa: SLF001
-        values = pipe._ask(b"MGET", *keys) if keys else []  # type: ignore[misc] # noqa: SLF001
+        assert isinstance(keys, list)
+        values = pipe._ask(b"MGET", *keys) if keys else []  # noqa: SLF001
         for key, value in zip(keys, values, strict=True):  # type: ignore[arg-type]
             words = (b"SET", key, value, b"PX", b"604800000")
             parts.append(b"*5\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words))  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from foreseen.modelspec.artifact import (
     Artifact,
@@ -176,7 +176,7 @@ def counted() -> ModelProto:
 
 
 def graph(
-    nodes: list[object], inputs: list[ValueInfoProto], outputs: list[ValueInfoProto], **constants: np.ndarray
+    nodes: list[NodeProto], inputs: list[ValueInfoProto], outputs: list[ValueInfoProto], **constants: np.ndarray
 ) -> ModelProto:
     known = [numpy_helper.from_array(array, name) for name, array in constants.items()]
     made = helper.make_graph(nodes, "tiny", inputs, outputs, known)

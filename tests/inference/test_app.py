@@ -274,7 +274,9 @@ async def test_whether_rows_are_independent_is_measured_where_they_run(
     async with listening(settings) as client:
         assert client.served.session.record.row_independent
         assert (await client.get("/v2/models/centred"))[1]["parameters"]["row_independent"] is independent
-        assert read_serving(settings.data, "centred").row_independent is independent
+        serving = read_serving(settings.data, "centred")
+        assert serving is not None
+        assert serving.row_independent is independent
 
 
 async def test_rows_that_go_together(tmp_path: Path) -> None:
