@@ -24,7 +24,7 @@ def text_of(found: Found, graph: Path, files: Sequence[str] = ()) -> str:
     proved = ", ".join(f"{_quoted(name)} = {_quoted(_sha256(graph.parent / name))}" for name in files)
     beside = f'folder = "."\nfiles = {{ {proved} }}\n' if files else ""
     head = (
-        "# Written by `foreseen models add`; every field is explained in foreseen/modelspec/manifest/.\n"
+        "# Written by `foreseen models add`; docs/model-toml.md explains every field.\n"
         f'name = {_quoted(manifest.name)}\ntitle = ""\n'
         "# Candidates in order of preference; there are also int8-rowwise, matmul-nbits, fp16 and others.\n"
         f'precisions = ["fp32"]\n{_rows(found)}\n'

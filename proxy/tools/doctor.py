@@ -24,8 +24,10 @@ from foreseen.operate.interpreter import optimized
 from foreseen.operate.scrape import Scrape, scrape
 from foreseen.operate.started import flags_of, url_at, watcher_key
 from foreseen.paths import model_socket
-from foreseen.proxy.backend.text_servers.recognise import GRPC, grpc_server_at
-from foreseen.proxy.backend.v2_server import Unusable, V2Server
+from foreseen.proxy.backend.text_servers.recognise import GRPC, grpc_server_at, server_at
+from foreseen.proxy.backend.text_servers.text_server import TextServer
+from foreseen.proxy.backend.upstream_access import UpstreamAccess
+from foreseen.proxy.backend.v2_server import Unusable
 from foreseen.proxy.tools import doctor_machine as machine
 from foreseen.proxy.tools.doctor_stores import redis, state
 from foreseen.proxy.tools.finding import Finding, size
@@ -52,7 +54,7 @@ async def _all(settings: DoctorSettings, given: Collection[str]) -> list[Finding
     for named in settings.model or (() if settings.upstream else ("minilm",)):
         found += [one async for one in model(named, settings)]
     for address in settings.upstream:
-        found += [one async for one in upstream(address)]
+        found += [one async for one in upstream(address, settings)]
     found += await asyncio.to_thread(lambda: list(running(settings)))
     return found
 
@@ -113,7 +115,7 @@ async def model(named: str, settings: DoctorSettings) -> AsyncIterator[Finding]:
     try:
         found = find(name, settings.model_folders)
         if found.upstream is not None and not address:
-            async for one in upstream(found.upstream, what):
+            async for one in upstream(found.upstream, settings, what):
                 yield one
             return
         if not address:
@@ -146,8 +148,8 @@ async def model(named: str, settings: DoctorSettings) -> AsyncIterator[Finding]:
         )
 
 
-async def upstream(address: str, what: str = "upstream") -> AsyncIterator[Finding]:
-    """Whether the server that the proxy stands in front of is ready."""
+async def upstream(address: str, settings: DoctorSettings, what: str = "upstream") -> AsyncIterator[Finding]:
+    """Whether the server that the proxy stands in front of is ready: a V2 server, or one of texts that lists models."""
     if address.startswith(GRPC):
         async for one in _grpc_upstream(address, what):
             yield one
@@ -162,15 +164,23 @@ async def upstream(address: str, what: str = "upstream") -> AsyncIterator[Findin
     if status == 200:
         yield Finding("ok", what, f"{address} is ready")
         return
-    server = V2Server(address)
+    yield await _listed(address, settings, what, status)
+
+
+async def _listed(address: str, settings: DoctorSettings, what: str, status: int) -> Finding:
+    """Of a server that does not say over V2 that it is ready: what it lists. `status` is what it said."""
+    access = UpstreamAccess(settings.upstream_key_file, settings.upstream_ca_file)
     try:
-        await server.listed()
+        server = await server_at(address, settings.upstream_api, access, settings.upstream_kind)
+        try:
+            names = await server.listed()
+        finally:
+            await server.close()
     except Unusable as error:
-        yield Finding("must", what, f"{address} is not ready: {error.said}", error.fix)
-    else:
-        yield Finding("must", what, f"{address} is not ready (status {status})", "see its log")
-    finally:
-        await server.close()
+        return Finding("must", what, f"{address} is not ready: {error.said}", error.fix)
+    if isinstance(server, TextServer):
+        return Finding("ok", what, f"{address} is ready and lists {len(names)} models")
+    return Finding("must", what, f"{address} is not ready (status {status})", "see its log")
 
 
 async def _grpc_upstream(address: str, what: str) -> AsyncIterator[Finding]:

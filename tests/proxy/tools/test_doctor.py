@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from aiohttp import web
 
 from foreseen.errors import SetupError
 from foreseen.operate.interpreter import optimized
@@ -22,6 +23,8 @@ from foreseen.settings import DoctorSettings, UpSettings
 from foreseen.telemetry.exposition import exposition
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import FarState, QueueStatus
+from tests.embedding_servers import EmbeddingStub
+from tests.foreign import listening
 from tests.live import Live
 
 GOOD = FarState(2**20, 2**30, 3, 0, 0, "allkeys-lfu", "7.2.4", append_only=False)
@@ -294,11 +297,22 @@ def test_another_secret_and_a_redis_that_is_gone(live: Live, tmp_path: Path) -> 
 
 async def test_an_upstream_that_is_not_there() -> None:
     """The server that a proxy stands in front of is asked, too."""
-    (finding,) = [one async for one in doctor.upstream("http://127.0.0.1:9")]
+    (finding,) = [one async for one in doctor.upstream("http://127.0.0.1:9", DoctorSettings())]
     assert finding.grade == "must"
     assert "docs/upstream.md" in finding.fix
 
 
 async def test_an_upstream_that_is_ready(live: Live) -> None:
     """Any V2 server will do; here it is a Foreseen."""
-    assert [one.grade async for one in doctor.upstream(live.url)] == ["ok"]
+    assert [one.grade async for one in doctor.upstream(live.url, DoctorSettings())] == ["ok"]
+
+
+@pytest.mark.parametrize("kind", ["openai", "tei"])
+async def test_an_upstream_of_texts_is_ready_when_it_lists_its_models(kind: str) -> None:
+    """A server of OpenAI's or text-embeddings-inference's routes has no V2 readiness; a missing one is still found."""
+    async with listening(EmbeddingStub(kind).application()) as address:
+        (found,) = [one async for one in doctor.upstream(address, DoctorSettings())]
+    assert (found.grade, found.said) == ("ok", f"{address} is ready and lists 1 models")
+    async with listening(web.Application()) as address:
+        (found,) = [one async for one in doctor.upstream(address, DoctorSettings())]
+    assert found.grade == "must"
