@@ -18,92 +18,42 @@ from foreseen.modelspec.artifact import (
 )
 from foreseen.modelspec.manifest import load
 from foreseen.settings import InferenceSettings
+from tests.signatures import manifest_text
 
-WORDS = """
-name = "words"
-exact = true
-[[model.inputs]]
-name = "ids"
-datatype = "INT64"
-shape = ["rows", "tokens"]
-pad = 9
-[[model.inputs]]
-name = "mask"
-datatype = "INT64"
-shape = ["rows", "tokens"]
-role = "mask"
-of = "ids"
-[[model.outputs]]
-name = "sum"
-datatype = "INT64"
-shape = ["rows"]
-[[model.outputs]]
-name = "twice"
-datatype = "FP32"
-shape = ["rows", "tokens"]
-[example]
-ids = [3, 1, 2]
-"""
+WORDS = manifest_text(
+    "words",
+    [
+        ("ids", "INT64", ["rows", "tokens"], "pad = 9"),
+        ("mask", "INT64", ["rows", "tokens"], 'role = "mask"\nof = "ids"'),
+    ],
+    [("sum", "INT64", ["rows"]), ("twice", "FP32", ["rows", "tokens"])],
+    top="exact = true",
+    tables="[example]\nids = [3, 1, 2]",
+)
 
-INVERSE = """
-name = "inverse"
-version = "7"
-[[model.inputs]]
-name = "x"
-datatype = "FP32"
-shape = ["rows", 1]
-[[model.outputs]]
-name = "y"
-datatype = "FP32"
-shape = ["rows", 1]
-[batching]
-max_rows = 8
-[example]
-x = [4]
-"""
+INVERSE = manifest_text(
+    "inverse",
+    [("x", "FP32", ["rows", 1])],
+    [("y", "FP32", ["rows", 1])],
+    top='version = "7"',
+    tables="[batching]\nmax_rows = 8\n[example]\nx = [4]",
+)
 
-ECHO = """
-name = "echo"
-[[model.inputs]]
-name = "text"
-datatype = "BYTES"
-shape = ["rows"]
-[[model.outputs]]
-name = "text_out"
-datatype = "BYTES"
-shape = ["rows"]
-[example]
-text = ["a", "b"]
-"""
+ECHO = manifest_text(
+    "echo", [("text", "BYTES", ["rows"])], [("text_out", "BYTES", ["rows"])], tables='[example]\ntext = ["a", "b"]'
+)
 
-CENTRED = """
-name = "centred"
-{more}
-[[model.inputs]]
-name = "x"
-datatype = "FP32"
-shape = ["rows", 1]
-[[model.outputs]]
-name = "y"
-datatype = "FP32"
-shape = ["rows", 1]
-[example]
-x = [4, 8]
-"""
+CENTRED = manifest_text(
+    "centred",
+    [("x", "FP32", ["rows", 1])],
+    [("y", "FP32", ["rows", 1])],
+    top="{more}",
+    tables="[example]\nx = [4, 8]",
+)
 
-COUNTED = """
-name = "counted"
-[[model.inputs]]
-name = "n"
-datatype = "INT64"
-shape = ["rows", 1]
-[[model.outputs]]
-name = "y"
-datatype = "INT64"
-shape = ["rows", 1]
-[example]
-n = [3]
-"""
+COUNTED = manifest_text(
+    "counted", [("n", "INT64", ["rows", 1])], [("y", "INT64", ["rows", 1])], tables="[example]\nn = [3]"
+)
 
 
 def words() -> ModelProto:

@@ -15,59 +15,18 @@ from foreseen.inference.session_opening import open_session
 from foreseen.types import Row
 from tests import inference_fixture as tiny
 from tests.inference.test_app import listening, tensor
+from tests.signatures import manifest_text
 
-STATE = """
-name = "state"
-rows = "together"
-[[model.inputs]]
-name = "x"
-datatype = "FP32"
-shape = ["rows", "samples"]
-[[model.inputs]]
-name = "state"
-datatype = "FP32"
-shape = [2, "rows", 1]
-[[model.inputs]]
-name = "rate"
-datatype = "FP32"
-shape = []
-[[model.outputs]]
-name = "sum"
-datatype = "FP32"
-shape = ["rows", 1]
-[[model.outputs]]
-name = "next"
-datatype = "FP32"
-shape = [2, "rows", 1]
-[[model.outputs]]
-name = "rate_out"
-datatype = "FP32"
-shape = []
-"""
+STATE = manifest_text(
+    "state",
+    [("x", "FP32", ["rows", "samples"]), ("state", "FP32", [2, "rows", 1]), ("rate", "FP32", [])],
+    [("sum", "FP32", ["rows", 1]), ("next", "FP32", [2, "rows", 1]), ("rate_out", "FP32", [])],
+    top='rows = "together"',
+)
 
-IDS = """
-name = "ids"
-[[model.inputs]]
-name = "ids"
-datatype = "INT64"
-shape = ["rows", "tokens"]
-[[model.outputs]]
-name = "y"
-datatype = "FP32"
-shape = ["rows", "tokens"]
-"""
+IDS = manifest_text("ids", [("ids", "INT64", ["rows", "tokens"])], [("y", "FP32", ["rows", "tokens"])])
 
-NUMBERS = """
-name = "numbers"
-[[model.inputs]]
-name = "text"
-datatype = "BYTES"
-shape = ["rows"]
-[[model.outputs]]
-name = "y"
-datatype = "FP32"
-shape = ["rows"]
-"""
+NUMBERS = manifest_text("numbers", [("text", "BYTES", ["rows"])], [("y", "FP32", ["rows"])])
 
 
 def state() -> tiny.ModelProto:

@@ -27,38 +27,19 @@ from foreseen.types import Row
 from tests import inference_fixture as tiny
 from tests.inference.test_app import listening
 from tests.models_fixture import PACKAGED
+from tests.signatures import manifest_text
 
 FIXED = Shapes("fixed", (8, 16, 32), (4, 2, 1))
 CHANCE = np.random.default_rng(8)
 TABLE = CHANCE.standard_normal((50, 64)).astype(np.float32)
 WEIGHT = CHANCE.standard_normal((64, 48)).astype(np.float32)
 
-POOLED = """
-name = "pooled"
-[[model.inputs]]
-name = "ids"
-datatype = "INT64"
-shape = ["rows", "tokens"]
-[[model.inputs]]
-name = "mask"
-datatype = "FP32"
-shape = ["rows", "tokens"]
-role = "mask"
-of = "ids"
-[[model.outputs]]
-name = "y"
-datatype = "FP32"
-shape = ["rows", 48]
-[[model.outputs]]
-name = "kept"
-datatype = "FP32"
-shape = ["rows", "tokens"]
-[source]
-builder = "onnx"
-url = "model.onnx"
-sha256 = "SHA"
-[batching]
-"""
+POOLED = manifest_text(
+    "pooled",
+    [("ids", "INT64", ["rows", "tokens"]), ("mask", "FP32", ["rows", "tokens"], 'role = "mask"\nof = "ids"')],
+    [("y", "FP32", ["rows", 48]), ("kept", "FP32", ["rows", "tokens"])],
+    tables='[source]\nbuilder = "onnx"\nurl = "model.onnx"\nsha256 = "SHA"\n[batching]',
+)
 
 
 def pooled() -> tiny.ModelProto:

@@ -19,6 +19,7 @@ from foreseen.modelspec.manifest import Manifest
 from foreseen.queue.frame_rows import rows_of
 from foreseen.types import Row
 from tests.foreign import Front, fronted, listening
+from tests.signatures import signature
 
 Flagged = Literal["metadata", "config", "nowhere"]
 
@@ -159,32 +160,15 @@ def declared(*, optional: bool = False, ignore: bool = False) -> Manifest:
     )
 
 
-TOML = """
-    name = "add"
-    upstream = "{url}"
-    [[client.inputs]]
-    name = "a"
-    datatype = "FP32"
-    shape = ["rows", 2]
-    [[client.inputs]]
-    name = "b"
-    datatype = "FP32"
-    shape = ["rows", 2]
-    {how}
-    [[client.outputs]]
-    name = "y"
-    datatype = "FP32"
-    shape = ["rows", 2]
-    [[model.inputs]]
-    name = "a"
-    datatype = "FP32"
-    shape = ["rows", 2]
-    {second}
-    [[model.outputs]]
-    name = "y"
-    datatype = "FP32"
-    shape = ["rows", 2]
-"""
+TOML = (
+    'name = "add"\nupstream = "{url}"\n'
+    + signature(
+        [("a", "FP32", ["rows", 2]), ("b", "FP32", ["rows", 2], "{how}")], [("y", "FP32", ["rows", 2])], "client"
+    )
+    + signature([("a", "FP32", ["rows", 2])], [], "model")
+    + "{second}\n"
+    + signature([], [("y", "FP32", ["rows", 2])], "model")
+)
 SECOND = '[[model.inputs]]\nname = "b"\ndatatype = "FP32"\nshape = ["rows", 2]\noptional = true'
 
 
