@@ -116,6 +116,10 @@ class ConnectionPool(ABC, Generic[Connection]):
     async def connect(self) -> Connection:
         """A new connection."""
 
+    @property
+    def has_idle(self) -> bool:
+        return bool(self._idle)
+
     def take_idle(self) -> Connection | None:
         """The connection that was used last, None where none is idle."""
         return self._idle.popitem()[0] if self._idle else None

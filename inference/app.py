@@ -11,13 +11,14 @@ import sys
 import uvloop
 from aiohttp import web
 
+from foreseen.gc_freeze import settle
 from foreseen.inference.handlers import ModelRoutes
+from foreseen.inference.row_connection import RowConnection
 from foreseen.inference.served import LoadedModel
 from foreseen.settings import InferenceSettings
 from foreseen.telemetry.spans import SpanSink
 from foreseen.telemetry.traces import traces_of
 from foreseen.web.drain import Shutdown, announce, drain, serve_orphaned
-from foreseen.web.gc_freeze import settle
 from foreseen.web.runner import AppRunner
 
 _SWITCH_SECONDS = 0.0005
@@ -32,8 +33,10 @@ _SHUTDOWN_SECONDS = 30.0
 
 async def start(settings: InferenceSettings, served: LoadedModel, spans: SpanSink | None = None) -> AppRunner:
     """Listen. The model opens separately; `cleanup()` of what this returns stops listening and finishes requests."""
+    routes = ModelRoutes(served, settings, spans)
     runner = AppRunner(
-        ModelRoutes(served, settings, spans).application(),
+        routes.application(),
+        lambda manager, **options: RowConnection(manager, routes, **options),
         handler_cancellation=True,  # a caller that hangs up gives its place in the queue back
         keepalive_timeout=_KEEPALIVE_SECONDS,
         shutdown_timeout=_SHUTDOWN_SECONDS,

@@ -53,6 +53,12 @@ class LoadedModel:
             raise ModelUnavailable(f"model '{self.manifest.name}' is loading")
         return self._session
 
+    @property
+    def batcher(self) -> Batcher:
+        if self._batcher is None:
+            raise ModelUnavailable(f"model '{self.manifest.name}' is not ready")
+        return self._batcher
+
     async def open(self) -> None:
         """Load and test the model off the event loop. Raises SetupError in one line that says what to do."""
         session, limits = await asyncio.to_thread(self._load)
@@ -75,19 +81,17 @@ class LoadedModel:
 
         Raises BadInput, the batcher's errors, ModelUnavailable.
         """
-        if self._batcher is None:
-            raise ModelUnavailable(f"model '{self.manifest.name}' is not ready")
-        signature = self.manifest.model
+        batcher, signature = self.batcher, self.manifest.model
         if not signature.has_rows:
-            computed = await self._batcher.predict([whole_row(tensors, signature)], order)
+            computed = await batcher.predict([whole_row(tensors, signature)], order)
             return dict(zip((o.name for o in signature.outputs), computed[0].outputs, strict=True)), computed
         rows = split(tensors, signature)
         if not rows:
             return empty_outputs(signature), []
         if self.manifest.rows == "together":
-            computed = await self._batcher.predict([self._whole(rows)], order)
+            computed = await batcher.predict([self._whole(rows)], order)
             return dict(zip((o.name for o in signature.outputs), computed[0].outputs, strict=True)), computed
-        computed = await self._batcher.predict(rows, order)
+        computed = await batcher.predict(rows, order)
         return stack_outputs([c.outputs for c in computed], signature), computed
 
     def _length_of(self, shapes: Shapes) -> Callable[[Row], int]:

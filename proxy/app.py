@@ -11,13 +11,13 @@ import structlog
 import uvloop
 from aiohttp import web
 
+from foreseen.gc_freeze import settle
 from foreseen.proxy.assembly import DRAIN_SECONDS, Proxy
 from foreseen.proxy.from_settings import upstream_for
 from foreseen.proxy.grpc_listener import started_grpc
 from foreseen.settings import ProxySettings
 from foreseen.tasks import all_of
 from foreseen.web.drain import Shutdown, announce, drain
-from foreseen.web.gc_freeze import settle
 from foreseen.web.listen import BACKLOG, inherited, listen, listen_admin, warn_of_open_listener
 from foreseen.web.runner import AppRunner
 from foreseen.web.tls import TlsFiles, TlsSite

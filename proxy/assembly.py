@@ -22,11 +22,12 @@ from foreseen.proxy.admin.quota_sync import TenantAccounts
 from foreseen.proxy.backend.discovery import Upstream
 from foreseen.proxy.backend.poison.isolation import IsolationLock
 from foreseen.proxy.backend.served import ServedModel
+from foreseen.proxy.cache.far_tier import TierLimits
 from foreseen.proxy.cache.generations import Generations
 from foreseen.proxy.cache.lease import Leases
 from foreseen.proxy.cache.near import Near
 from foreseen.proxy.cache.purge_mark import PurgeMark
-from foreseen.proxy.cache.tiers import TierLimits, Tiers
+from foreseen.proxy.cache.tiers import Tiers
 from foreseen.proxy.fastpath.fast_connection import FastConnection
 from foreseen.proxy.fastpath.known_heads import KnownHeads
 from foreseen.proxy.fastpath.responder import Responder

@@ -12,6 +12,7 @@ import structlog
 import uvloop
 
 from foreseen.errors import ForeseenError, SetupError
+from foreseen.gc_freeze import settle
 from foreseen.paths import state_socket
 from foreseen.proxy.assembly import Proxy
 from foreseen.proxy.from_settings import upstream_for
@@ -23,7 +24,6 @@ from foreseen.proxy.until_ready import known_models, scraped
 from foreseen.settings import KafkaSettings
 from foreseen.tasks import end
 from foreseen.tenants.tenant import PUBLIC_TENANT, Tenant
-from foreseen.web.gc_freeze import settle
 
 if TYPE_CHECKING:
     from foreseen.proxy.kafka.client import KafkaConsumer

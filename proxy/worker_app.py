@@ -12,6 +12,7 @@ import structlog
 import uvloop
 
 from foreseen.errors import SetupError
+from foreseen.gc_freeze import settle
 from foreseen.proxy.assembly import Proxy
 from foreseen.proxy.cache.generations import is_gone
 from foreseen.proxy.from_settings import upstream_for
@@ -24,7 +25,6 @@ from foreseen.proxy.until_ready import known_models, scraped
 from foreseen.queue.signing import Signer
 from foreseen.settings import WorkerSettings
 from foreseen.tasks import end
-from foreseen.web.gc_freeze import settle
 
 log = structlog.get_logger()
 

@@ -13,10 +13,11 @@ from foreseen.errors import FarError
 from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import Framer, tag_key
 from foreseen.modelspec.manifest import ModelInput, ModelOutput, ModelSignature
+from foreseen.proxy.cache.far_tier import FarTier, TierLimits
 from foreseen.proxy.cache.freshness import Policy
 from foreseen.proxy.cache.lease import Leases
 from foreseen.proxy.cache.near import Near
-from foreseen.proxy.cache.tiers import FarTier, TierLimits, Tiers
+from foreseen.proxy.cache.tiers import Tiers
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import (

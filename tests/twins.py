@@ -1,4 +1,5 @@
-"""Two systems that differ in one thing: one answers by templates, the other decodes every body.
+"""Two systems that differ in one thing: one answers by templates, or asks for lone rows in one coroutine, and the other
+takes the general way.
 
 They get the same requests, the same purges and the same clock, and have to say the same: status, headers, body, and
 what is counted. The model answers from the bytes of a row alone.
@@ -64,6 +65,8 @@ class HashModel:
         self.stats, self.steps = WorkerStats(), cast(Steps, ALL_STEPS)
         self.digest, self.own, self.assets = "d1", Preparer(manifest, assets), assets
         self.rows = 0
+        self.error: Callable[[int], Exception] | None = None
+        """What so many rows are answered with."""
 
     @property
     def facts(self) -> Space:
@@ -81,6 +84,8 @@ class HashModel:
     async def predict(self, rows: Sequence[Row], parameters: bytes, options: RequestOptions) -> list[Prediction]:
         self.rows += len(rows)
         await asyncio.sleep(0)
+        if self.error is not None:
+            raise self.error(len(rows))
         return [self._answer(row, parameters) for row in rows]
 
     def _answer(self, row: Row, parameters: bytes) -> Prediction:
@@ -111,9 +116,9 @@ class Twin:
     """One of the two."""
 
     def __init__(
-        self, manifest: Manifest, clock: Clock, *, templates: bool, assets: Mapping[str, bytes] | None = None,
-        freshness: Policy | None = None, observed: bool = False, far: bool = False, near_bytes: int = 10**7,
-        audit: Callable[[ProxyMetrics], Auditor] | None = None,
+        self, manifest: Manifest, clock: Clock, *, templates: bool, lone: bool = True,
+        assets: Mapping[str, bytes] | None = None, freshness: Policy | None = None, observed: bool = False,
+        far: bool = False, near_bytes: int = 10**7, audit: Callable[[ProxyMetrics], Auditor] | None = None,
     ) -> None:  # fmt: skip
         self.model = HashModel(manifest, assets or {}, freshness or Policy(1000.0), clock)
         self.metrics = ProxyMetrics()
@@ -124,6 +129,8 @@ class Twin:
         served = {manifest.name: cast(ServedModel, self.model)}
         self.auditor = None if audit is None else audit(self.metrics)
         self.pipeline = pipeline_of(self.auditor, tiers, served, self.metrics, 10_000)
+        if not lone:
+            self.pipeline.lone.suits = lambda _: False  # type: ignore[method-assign]
         self.purges = Generations(None, self.pipeline.forget)
         self.cache = AnswerCache(10**7, self.near, served, self.purges)
         self.server = Server(
@@ -187,10 +194,11 @@ class Twin:
 class Twins:
     """Both, asked alike."""
 
-    def __init__(self, manifest: Manifest, **options: Any) -> None:
+    def __init__(self, manifest: Manifest, *, templates: bool = False, lone: bool = True, **options: Any) -> None:
+        """What the second one does."""
         self.clock, self.asked = Clock(), 0
         self.one = Twin(manifest, self.clock, templates=True, **options)
-        self.other = Twin(manifest, self.clock, templates=False, **options)
+        self.other = Twin(manifest, self.clock, templates=templates, lone=lone, **options)
 
     def _alike(self) -> Iterator[Twin]:
         """Both, with the same jitter in the lives of entries."""

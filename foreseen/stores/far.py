@@ -88,6 +88,8 @@ class Far(Entries):
     async def get(self, keys: Sequence[Key]) -> list[bytes | FarError | None]:
         """One MGET; for more keys than one call takes, several at once."""
         self._admit()
+        if len(keys) == 1 and self._wire is not None:
+            return self._values(await self._call_one(self._wire, ("MGET", PREFIX + keys[0])), 1)
         step = self._keys_per_call
         calls = [self._mget(keys[at : at + step]) for at in range(0, len(keys), step)]
         if len(calls) == 1:
@@ -105,9 +107,7 @@ class Far(Entries):
 
     async def replies(self, commands: Sequence[Command], stores: bool = False, asking: bool = False) -> list[Any]:
         """The same, with SlotMoved for a redirected key. `asking`: this node is importing the slot (ASK)."""
-        self._admit()
-        if stores and time.monotonic() < self._no_stores_until:
-            raise FarError("paused")
+        (self._admit_stores if stores else self._admit)()
         sent = [one for command in commands for one in (("ASKING",), command)] if asking else commands
         replies = await self._call(lambda: self._pipelined(sent))
         replies = replies[1::2] if asking else replies
@@ -138,11 +138,27 @@ class Far(Entries):
         await self._client.aclose()
 
     async def _mget(self, keys: Sequence[Key]) -> list[bytes | FarError | None]:
-        values: list[bytes | FarError | None]
-        values = await self._call(lambda: self._asked(("MGET", *[PREFIX + key for key in keys])))
-        if type(values) is not list or len(values) != len(keys) or not _entries(values):
+        return self._values(await self._call(lambda: self._asked(("MGET", *[PREFIX + key for key in keys]))), len(keys))
+
+    def _values(self, reply: Any, count: int) -> list[bytes | FarError | None]:
+        if isinstance(reply, Exception):
+            raise self._failed(reply)
+        if type(reply) is not list or len(reply) != count or not _entries(reply):
             raise self._failed(gone.InvalidResponse())  # damaged, or the reply to another command
-        return values
+        return reply
+
+    async def put(self, entries: Sequence[tuple[Key, bytes, int]]) -> None:
+        """The same; of one entry by fewer steps, as every miss has one."""
+        if len(entries) != 1 or self._wire is None:
+            return await super().put(entries)
+        self._admit_stores()
+        ((key, value, milliseconds),) = entries
+        reply = await self._call_one(self._wire, ("SET", PREFIX + key, value, "PX", max(1, milliseconds)))
+        if isinstance(reply, Exception):
+            if _moved(reply) is not None:
+                raise FarError("moved")
+            raise self._failed(reply, stores=True)
+        return None
 
     async def _asked(self, command: Command) -> Any:
         (reply,) = await self._pipelined([command])
@@ -171,6 +187,23 @@ class Far(Entries):
         if not (isinstance(reply, list) and any(isinstance(one, Exception) for one in reply)):
             self.breaker.succeeded()
         return reply
+
+    async def _call_one(self, wire: RedisPool, command: Command) -> Any:
+        """`_call` of one command by our own pool; an exception as its reply where Redis refused it."""
+        async with self._places:
+            self._admit()
+            try:
+                (reply,) = await wire.ask((command,))
+            except Exception as error:  # noqa: BLE001 - as in `_call`
+                raise self._failed(error) from None
+        if not isinstance(reply, Exception):
+            self.breaker.succeeded()
+        return reply
+
+    def _admit_stores(self) -> None:
+        self._admit()
+        if time.monotonic() < self._no_stores_until:
+            raise FarError("paused")
 
     def _admit(self) -> None:
         if self.breaker.open:

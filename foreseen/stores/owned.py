@@ -41,6 +41,10 @@ class OwnedEntries(Entries):
         self._admit()
         return await self._entries.get(keys)
 
+    async def put(self, entries: Sequence[tuple[Key, bytes, int]]) -> None:
+        self._admit()
+        await self._entries.put(entries)
+
     async def each(self, commands: Sequence[Command], *, stores: bool = False) -> list[Any]:
         self._admit()
         return await self._entries.each(commands, stores=stores)

@@ -17,13 +17,20 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Protocol
 
 import structlog
 
 from foreseen.errors import DeadlineExceeded, ForeseenError, ModelFailed, ModelUnavailable, Overloaded
 from foreseen.fair_order import has_room
-from foreseen.inference.batching.queued import BatchLimits, BatchOrder, Computed, PendingRow, QueuedRequest
+from foreseen.inference.batching.queued import (
+    BatchLimits,
+    BatchOrder,
+    BatchRunner,
+    Computed,
+    Meter,
+    PendingRow,
+    QueuedRequest,
+)
 from foreseen.inference.batching.waiting import Lanes
 from foreseen.modelspec.row_outputs import RowOutputs
 from foreseen.types import Row
@@ -36,19 +43,6 @@ _log = structlog.get_logger()
 
 _now = time.monotonic
 """The event loop's clock, asyncio's and uvloop's; uvloop's own `time()` is cached and in whole milliseconds."""
-
-
-class BatchRunner(Protocol):
-    """What computes: called from one thread per instance, so possibly from several at once."""
-
-    def run(self, rows: Sequence[Row], /) -> list[RowOutputs]: ...
-
-
-class Meter(Protocol):
-    """Observer of runs. Called on the event loop, before the answers are delivered."""
-
-    def ran(self, rows: int, failed: int, padding: int, waits: Sequence[float], seconds: float) -> None:
-        """A batch of `rows`, of which `failed` could not be computed; `waits` are their times in the queue."""
 
 
 class _Ran:
@@ -129,17 +123,27 @@ class Batcher:
         """
         if not rows:
             return []
+        asked = self.submit(rows, order)
+        try:
+            return await asked.future
+        except asyncio.CancelledError:
+            self.drop(asked)
+            raise
+
+    def submit(self, rows: Sequence[Row], order: BatchOrder) -> QueuedRequest:
+        """`predict` without waiting: `future` gets the answers of the request. Raises Overloaded, DeadlineExceeded,
+        ModelUnavailable."""
         now = _now()
         self._admit(len(rows), order, now)
         asked = QueuedRequest(self._loop.create_future(), order, len(rows), now)
         self._lanes.add(asked, rows, [self._length(row) for row in rows])
         self._dispatch_soon()
         self._wake_at(order.deadline)
-        try:
-            return await asked.future
-        except asyncio.CancelledError:
-            self._lanes.drop(asked)
-            raise
+        return asked
+
+    def drop(self, asked: QueuedRequest) -> None:
+        """Forget the rows of a request that no run has taken: its caller is gone."""
+        self._lanes.drop(asked)
 
     async def close(self) -> None:
         """Refuse new requests, finish the accepted ones, end the threads."""

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from msgspec import Struct
 
 from foreseen.modelspec.row_outputs import RowOutputs
 from foreseen.types import SECONDS_PER_ROW, Lane, Row
+
+
+class BatchRunner(Protocol):
+    """What computes: called from one thread per instance, so possibly from several at once."""
+
+    def run(self, rows: Sequence[Row], /) -> list[RowOutputs]: ...
+
+
+class Meter(Protocol):
+    """Observer of runs. Called on the event loop, before the answers are delivered."""
+
+    def ran(self, rows: int, failed: int, padding: int, waits: Sequence[float], seconds: float) -> None:
+        """A batch of `rows`, of which `failed` could not be computed; `waits` are their times in the queue."""
 
 
 class Computed(Struct, frozen=True, gc=False):

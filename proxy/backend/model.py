@@ -12,6 +12,7 @@ import itertools
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from foreseen.modelspec.manifest import Manifest, ModelSignature
 from foreseen.modelspec.row_outputs import firsts_of, raw_of_outputs, raw_outputs, whole_outputs
 from foreseen.modelspec.rows import row_count, stack
 from foreseen.protocol.datatypes import DATATYPES
-from foreseen.protocol.members import REPLY_HEAD, RequestMembers, read_canonical
+from foreseen.protocol.members import NO_MEMBERS, REPLY_HEAD, RequestMembers, read_canonical
 from foreseen.protocol.wire import Response
 from foreseen.protocol.wire_render import render_request
 from foreseen.proxy.backend.model_client import ModelClient
@@ -30,6 +31,7 @@ from foreseen.proxy.backend.model_metadata import ModelFacts, facts_of, read_met
 from foreseen.proxy.backend.poison.bisecting import Outcome, PoisonIsolation
 from foreseen.proxy.backend.poison.isolation import IsolationLock
 from foreseen.proxy.backend.poison.quarantine import Quarantine
+from foreseen.proxy.backend.row_templates import RowTemplate, RowTemplates
 from foreseen.types import Array, Prediction, RequestOptions, Row
 from foreseen.web.http import BINARY, HEADER_LENGTH
 
@@ -65,6 +67,7 @@ class ModelProcess(ModelClient):
         super().__init__(manifest.name, address, requests=requests, on_send=self._poison.sent)
         self._manifest = manifest
         self._signature = manifest.model
+        self._templates = RowTemplates(manifest.model) if self.ours and manifest.rows == "each" else None
         self._rows_per_request = rows_per_request
         self._ids = map(f"{secrets.token_hex(8)}-{{:x}}".format, itertools.count())
 
@@ -74,7 +77,11 @@ class ModelProcess(ModelClient):
         Raises ModelUnavailable, Overloaded, DeadlineExceeded, ModelFailed, or BadInput where the model itself refuses;
         RowsRefused where some rows are in quarantine or refused by themselves, with what the others got.
         """
-        if not self.quarantine:
+        template = self._template(rows, parameters, options)
+        if template is not None:
+            ask = partial(self._ask_row, template, rows, options)
+            outcomes = await self._poison.predict(rows, parameters, options, ask)
+        elif not self.quarantine:
             outcomes = await self._outcomes(rows, parameters, options)
         else:
             outcomes = await self._poison.around_suspects(rows, parameters, options, self._outcomes)
@@ -133,6 +140,44 @@ class ModelProcess(ModelClient):
         response = await self._asked(tensors, members, options, request_id)
         return self._predictions(response, rows, members, request_id, time.perf_counter() - started)
 
+    def _template(self, rows: Sequence[Row], parameters: bytes, options: RequestOptions) -> RowTemplate | None:
+        """What one row is asked by where nothing has to be waited for, and nothing else is to be said."""
+        if len(rows) != 1 or self._templates is None or parameters or self.quarantine or self.quarantine.is_trying:
+            return None
+        line = self._line
+        if options.traceparent is not None or self.passed is not None or line is None or not line.has_idle:
+            return None
+        if self._places.locked():
+            return None
+        return self._templates.of(rows[0], options, _own_parameters(options))
+
+    async def _ask_row(
+        self, template: RowTemplate, rows: Sequence[Row], options: RequestOptions
+    ) -> list[Prediction]:  # fmt: skip
+        """`_ask` of one row by its template, before any other request that is tried alone; bounded by the deadline."""
+        left = options.deadline - asyncio.get_running_loop().time()
+        if left <= 0:
+            raise DeadlineExceeded("the deadline passed before the model was asked")
+        request_id = next(self._ids)
+        own = request_id.encode()
+        body, length = template.request(rows[0], own, max(1, int(left * 1e6)))
+        started = time.perf_counter()
+        await self.quarantine.enter()
+        try:
+            reply = await self._post_row(body, length, left)
+        finally:
+            self.quarantine.leave()
+        json_length = reply.json_length
+        if template.reply is not None and json_length is not None:
+            prediction = template.reply.read(reply.body, json_length, own)
+            if prediction is not None:
+                return [prediction]
+        response = self._read(reply)
+        predictions = self._predictions(response, rows, NO_MEMBERS, request_id, time.perf_counter() - started)
+        if json_length is not None:
+            template.learn(reply.body, json_length, own, response, predictions[0])
+        return predictions
+
     # How our own process is asked; `upstream.py` overrides this for other servers.
 
     def _together(self, rows: Sequence[Row]) -> bool:
@@ -148,9 +193,7 @@ class ModelProcess(ModelClient):
         self, tensors: Tensors, members: RequestMembers, options: RequestOptions, request_id: str
     ) -> Response:
         left = options.deadline - asyncio.get_running_loop().time()
-        ours: dict[str, Any] = {"timeout": max(1, int(left * 1e6)), "priority": 1 if options.lane == "online" else 2}
-        if options.caller:
-            ours |= {"caller": options.caller, "weight": options.weight}
+        ours = {"timeout": max(1, int(left * 1e6)), **_own_parameters(options)}
         own = RequestMembers({**members.parameters, **ours})
         return await self._asked_binary(tensors, own, options, request_id)
 
@@ -207,6 +250,12 @@ class ModelProcess(ModelClient):
             raw = [((*heads, REPLY_HEAD), (*data, beside)) for heads, data in raw]
         now = time.time()
         return [Prediction(heads, data, digest, now, now, each) for heads, data in raw]
+
+
+def _own_parameters(options: RequestOptions) -> dict[str, Any]:
+    """What our own process is told of a request beside its timeout."""
+    ours: dict[str, Any] = {"priority": 1 if options.lane == "online" else 2}
+    return ours | {"caller": options.caller, "weight": options.weight} if options.caller else ours
 
 
 def whole_batch(row: Row, signature: ModelSignature) -> dict[str, Array]:

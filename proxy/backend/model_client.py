@@ -28,8 +28,9 @@ from foreseen.proxy.backend.http_pool import Broken, HttpPool, HttpReply, NotRea
 from foreseen.proxy.backend.model_metadata import PROBE_SECONDS
 from foreseen.tenants.passed import PassedCredentials
 from foreseen.types import RequestOptions
-from foreseen.web.http import HEADER_LENGTH
+from foreseen.web.http import BINARY, HEADER_LENGTH
 
+_ROW_LENGTH = f"{HEADER_LENGTH}: ".encode()
 MAX_ERROR_CHARACTERS = 300
 SILENT_HEADERS = ("Accept", "Accept-Encoding", "User-Agent")
 """Headers that model servers need not read."""
@@ -63,6 +64,7 @@ class ModelClient:
         self._session: aiohttp.ClientSession | None = None
         self._line = HttpPool(address.removeprefix("unix:")) if address.startswith("unix:") else None
         self._path = f"/v2/models/{model}/infer"
+        self._row_head = f"POST {self._path} HTTP/1.1\r\nHost: model\r\nContent-Type: {BINARY}\r\n".encode()
         self._base = "http://model" if address.startswith("unix:") else address.rstrip("/")
 
     async def exposition(self) -> bytes:
@@ -111,6 +113,24 @@ class ModelClient:
         if self.passed is not None and reply.status in (401, 403):
             raise Unauthorized("the server behind refuses the key", headers={"WWW-Authenticate": "Bearer"})
         return self._read(reply)
+
+    async def _post_row(self, body: bytes, json_length: int, seconds: float) -> HttpReply:
+        """One exchange over the unix socket, with binary tensors. Raises DeadlineExceeded after so many seconds."""
+        assert self._line is not None
+        name = self._model
+        head = b"%bContent-Length: %d\r\n%b%d\r\n\r\n" % (self._row_head, len(body), _ROW_LENGTH, json_length)
+        try:
+            async with self._places:
+                self._on_send()
+                return await self._line.exchange(head, body, seconds)
+        except NotReached:
+            raise ModelUnavailable(f"model {name!r} cannot be reached") from None
+        except Broken:
+            raise ConnectionBroke(f"model {name!r} cannot be reached") from None
+        except TimeoutError:
+            raise DeadlineExceeded(f"model {name!r} did not answer before the deadline") from None
+        except Unreadable as error:
+            raise ModelFailed(f"model {name!r}: its reply cannot be read ({type(error).__name__})") from None
 
     async def exchange(self, body: bytes, headers: dict[str, str]) -> HttpReply:
         if self._line is not None:

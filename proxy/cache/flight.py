@@ -11,14 +11,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec import Struct
 
-from foreseen.errors import ModelUnavailable
+from foreseen.errors import ForeseenError, ModelUnavailable
 from foreseen.telemetry.spans import Computation, RequestSpan
-from foreseen.types import ANY_AGE, Answer, Key, Lane, MaxAge, Miss, RequestOptions, Row, Space, Steps
+from foreseen.types import ANY_AGE, Answer, Key, Lane, MaxAge, Miss, Prediction, RequestOptions, Row, Space, Steps
 
 RowFuture = asyncio.Future[Answer]
 
@@ -164,6 +164,24 @@ class Flights:
             if not future.done():
                 future.set_exception(error)
                 future.exception()  # mark it retrieved: all waiters may have been cancelled
+
+    def fall_back(self, batch: FlightBatch, key: Key, error: ForeseenError) -> bool:
+        """Answer a row with its stale entry, if it has one, unless the input itself is wrong."""
+        missed = batch.missed.get(key)
+        if error.status < 500 or missed is None or missed.stale_fallback is None:
+            return False
+        self.resolve(batch, key, missed.stale_fallback)
+        return True
+
+    def fail_refused(
+        self, batch: FlightBatch, missing: Sequence[Key], outcomes: Sequence[Prediction | ForeseenError]
+    ) -> tuple[Sequence[Key], list[Prediction]]:
+        """Rows that the model refuses, or that are in quarantine, get their error; the others, with predictions."""
+        answered = {key: one for key, one in zip(missing, outcomes, strict=True) if isinstance(one, Prediction)}
+        for key, outcome in zip(missing, outcomes, strict=True):
+            if not isinstance(outcome, Prediction) and not self.fall_back(batch, key, outcome):
+                self.fail(batch, [key], outcome)
+        return list(answered), list(answered.values())
 
     def forget(self, key: Key) -> None:
         """Let no further request join the flight of this key; its present waiters still get the answer."""

@@ -71,7 +71,7 @@ class Leases:
         Raises DeadlineExceeded at the batch's deadline, and what `compute` raises.
         """
         model, shared = batch.flight_key.space.model, batch.flight_key.steps >= SHARED_STEPS
-        if self._far is None or not shared or not self.worth(model, len(keys)):
+        if self._far is None or not shared or not self.shares(model, len(keys)):
             return await compute(keys, _nothing)
         left, pauses, count, tries = list(keys), _Pauses(batch.deadline), self._metrics.leases.labels, TRIES
         while True:
@@ -100,6 +100,10 @@ class Leases:
             if not left:
                 return None
             await pauses.next()
+
+    def shares(self, model: str, rows: int) -> bool:
+        """Whether so many rows of a model are shared with other proxies."""
+        return self._far is not None and self.worth(model, rows)
 
     def worth(self, model: str, rows: int) -> bool:
         """Whether so many rows of a model take longer than what a lease is for."""

@@ -8,7 +8,7 @@ from typing import assert_never
 from msgspec import Struct
 
 from foreseen.proxy.cache.freshness import Expired, Fresh, Policy, Recompute, Stale, decide
-from foreseen.types import Answer, Key, MaxAge, Miss, Prediction, Source, TierSeconds
+from foreseen.types import ANY_AGE, Answer, Key, MaxAge, Miss, Prediction, Source, TierSeconds
 
 EXPIRED = Miss("expired")
 
@@ -46,6 +46,14 @@ def judge(
             return EXPIRED
         case _:
             assert_never(decision)
+
+
+def far_row(key: Key, found: Prediction, now: float, policy: Policy, seconds: float | None) -> LookResult:
+    """What far's prediction of one row is to a request that takes any age."""
+    judged = judge(found, "far", now, policy, ANY_AGE, TierSeconds(seconds))
+    if isinstance(judged, Miss):
+        return LookResult({}, {key: judged}, seconds)
+    return LookResult({key: judged}, {}, seconds)
 
 
 def both(near: Miss, far: Miss) -> Miss:

@@ -10,14 +10,14 @@ import asyncio
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
 
 from msgspec import Struct
 
 from foreseen.errors import EntryError, FarError
-from foreseen.keys.entry import MAX_FAR_VALUE_BYTES, EntryCodec
+from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import Framer, SpaceKey, keys_of_frames, space_key
 from foreseen.proxy.cache.clock import SteadyClock
+from foreseen.proxy.cache.far_tier import FarTier, TierLimits
 from foreseen.proxy.cache.freshness import Policy, fresh, kept_for
 from foreseen.proxy.cache.look_result import EXPIRED, LookResult, judge
 from foreseen.proxy.cache.near import Near
@@ -29,24 +29,7 @@ MAX_FORGOTTEN = 100_000
 """Purged keys that are remembered; before there are more, the state store purges everything instead."""
 SKEW_SECONDS = 2.0
 """An entry that another machine made so shortly after its key was purged may be one of before, by that one's clock."""
-MAX_FAR_PENDING_BYTES = 64 * 2**20
 COLD, FAR_DOWN = Miss("cold"), Miss("far-down")
-
-
-class FarTier(Protocol):
-    """The part of the far tier that is needed here. All raise FarError; `get` may also return one for single keys."""
-
-    async def get(self, keys: Sequence[Key]) -> list[bytes | FarError | None]: ...
-    async def put(self, entries: Sequence[tuple[Key, bytes, int]]) -> None: ...
-    async def forget(self, keys: Sequence[Key]) -> int: ...
-
-
-class TierLimits(Struct, frozen=True):
-    """How much the far tier gets."""
-
-    far_value_bytes: int = MAX_FAR_VALUE_BYTES
-    far_pending_bytes: int = MAX_FAR_PENDING_BYTES
-    """Entries on their way; more are dropped."""
 
 
 _LIMITS = TierLimits()
@@ -63,16 +46,9 @@ class Tiers:
     """The tiers of one proxy process, and the identities under which entries lie there."""
 
     def __init__(
-        self,
-        *,
-        root: bytes,
-        codec: EntryCodec,
-        near: Near,
-        far: FarTier | None,
-        metrics: ProxyMetrics,
-        limits: TierLimits = _LIMITS,
-        clock: Callable[[], float] | None = None,
-    ) -> None:
+        self, *, root: bytes, codec: EntryCodec, near: Near, far: FarTier | None, metrics: ProxyMetrics,
+        limits: TierLimits = _LIMITS, clock: Callable[[], float] | None = None,
+    ) -> None:  # fmt: skip
         self.near = near
         self.clock = SteadyClock() if clock is None else clock
         self.pending_bytes = self._evictions = 0
@@ -147,6 +123,23 @@ class Tiers:
                 found[key] = judged
         return LookResult(found, missing, seconds)
 
+    async def look_far_row(self, space: Space, key: Key) -> tuple[Prediction | Miss, float | None]:
+        """The same of one row, not judged yet: its prediction, or why there is none; and the seconds it took."""
+        if self._far is None:
+            return COLD, None
+        started = time.perf_counter()
+        try:
+            (value,) = await self._far.get((key,))
+        except FarError as error:
+            self._metrics.far_errors.labels(error.kind).inc()
+            return FAR_DOWN, time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self._metrics.far_seconds.of("get").add(seconds)
+        self._metrics.stages.add("far", seconds)
+        if isinstance(value, FarError):
+            self._metrics.far_errors.labels(value.kind).inc()
+        return COLD if value is None else self._proved(space, key, value), seconds
+
     def _proved(self, space: Space, key: Key, value: bytes | FarError | None) -> Prediction | Miss:
         """The prediction of a far value that proves to be the entry asked for; else why it is a miss."""
         if value is None:
@@ -177,6 +170,34 @@ class Tiers:
         sent = self._keep_far(wanted, policy, stored)
         return bool(wanted) and (sent or all(kept)) and len(wanted) == len(fresh)
 
+    def keep_row(self, key: Key, prediction: Prediction, began: float) -> tuple[bool, int]:
+        """The same of one row, but that far gets it by `store_row`: whether it is stored, and the bytes of its entry, 0
+        where far is not to get it."""
+        if self._forgotten and self._forgotten_since(key, began):
+            return False, 0
+        kept = self.keep_near(key, prediction)
+        if self._far is None:
+            return kept, 0
+        size = self._codec.size(prediction)
+        self._metrics.entry_bytes.add(size)
+        too_large = size > self._limits.far_value_bytes
+        if too_large or self.pending_bytes + size > self._limits.far_pending_bytes:
+            self._metrics.dropped.labels("large" if too_large else "pending").inc()
+            return kept, 0
+        self.pending_bytes += size
+        return True, size
+
+    async def store_row(self, key: Key, prediction: Prediction, policy: Policy, size: int) -> None:
+        """Send far the entry that `keep_row` has counted, when this turn of the event loop has sent its replies."""
+        task = asyncio.current_task()
+        assert self._far is not None
+        assert task is not None
+        self._stores.add(task)
+        try:
+            await self._store(self._far, ((key, prediction),), policy, size)
+        finally:
+            self._stores.discard(task)
+
     def _forgotten_since(self, key: Key, began: float) -> bool:
         forgotten = self._forgotten.get(key)
         return forgotten is not None and forgotten.at >= began
@@ -200,8 +221,10 @@ class Tiers:
         total = sum(size for size in sizes if size <= self._limits.far_value_bytes)
         if len(storable) < len(fresh):
             self._metrics.dropped.labels("large").inc(len(fresh) - len(storable))
-        if self.pending_bytes + total > self._limits.far_pending_bytes:
+        fits = self.pending_bytes + total <= self._limits.far_pending_bytes
+        if not fits:
             self._metrics.dropped.labels("pending").inc(len(storable))
+        if not (fits and storable):
             stored()
             return False
         self.pending_bytes += total

@@ -18,15 +18,15 @@ from aiohttp import web
 from msgspec import structs
 
 from foreseen.errors import Overloaded
-from foreseen.proxy.fastpath.known_heads import END_OF_HEAD, KnownHeads, may_be_learned
+from foreseen.proxy.fastpath.known_heads import KnownHeads, may_be_learned
 from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.predict.answer_cache import MAX_REQUEST_BYTES, Lookup
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.pending_request import PendingRequest
 from foreseen.proxy.predict.response_bytes import Reply, reply_head
+from foreseen.web.accounted_connection import AccountedConnection
 from foreseen.web.bodies import FREE_BYTES, Bodies, Charge
 from foreseen.web.caller import Caller, address_in, peer_of
-from foreseen.web.connection import Connection
 
 HOLD_SECONDS = 0.25
 """How long a known head waits for its body here before aiohttp gets it, which knows how to refuse a slow one."""
@@ -35,23 +35,14 @@ HELD_BYTES = 16 * 2**20
 APART_BYTES = 64 * 1024
 """A longer body is not copied behind its head."""
 CLOSE = "Connection: close\r\n"
-START_BYTES = 32 * 1024
-"""Where a head has to end by, for its connection to be between requests again."""
 
 
-class FastConnection(Connection):
-    """aiohttp's connection, which answers recognised requests itself.
-
-    `_fed` is how many bytes aiohttp got since the connection was last between requests, `_start` the first of them,
-    `_head` the head among them once it is whole; `_whole` is how many of them are accounted for as one
-    request, `_idle` whether its answer is sent and aiohttp means to go on. Idle and with equal lengths it is between
-    requests again. (aiohttp's own waiting for the next request begins a turn of the event loop later, and by then the
-    next may be here.) A connection that carried something else, pipelining, chunks or an upgrade, stays aiohttp's.
-    """
+class FastConnection(AccountedConnection):
+    """aiohttp's connection, which answers recognised requests itself."""
 
     __slots__ = (
-        "_back", "_bodies", "_charge", "_done", "_fed", "_have", "_head", "_heads", "_held", "_holding", "_hops",
-        "_idle", "_peer", "_pending", "_place", "_responder", "_start", "_wanted", "_whole",
+        "_back", "_bodies", "_charge", "_done", "_have", "_heads", "_held", "_holding", "_hops", "_peer", "_pending",
+        "_place", "_responder", "_wanted",
     )  # fmt: skip
 
     def __init__(
@@ -62,11 +53,8 @@ class FastConnection(Connection):
         self._charge: Charge | None = None
         self._responder = responder
         self._heads = heads
-        self._idle = True
         self._peer: str | None = None
         self._hops = 0
-        self._fed = self._whole = 0
-        self._head = self._start = b""
         self._held: list[bytes] = []
         self._have = self._wanted = 0
         self._holding: asyncio.TimerHandle | None = None
@@ -116,26 +104,6 @@ class FastConnection(Connection):
         """What aiohttp's reading of a request's head was; called by handlers once it is answered."""
         if self._account_for(request) and reply.status == 200 and request.content_length and may_be_learned(request):
             self._heads.learn(self._head, head, self._place)
-
-    async def finish_response(self, request: Any, resp: Any, start_time: float | None) -> Any:
-        """Every request is accounted for before its answer goes, so that its connection is between requests after."""
-        self._account_for(request)
-        answered = await super().finish_response(request, resp, start_time)
-        self._idle = bool(resp.keep_alive)
-        return answered
-
-    def _account_for(self, request: web.Request) -> bool:
-        """Whether aiohttp's reading of a request, head and Content-Length, accounts for every byte that came."""
-        if request.version != (1, 1) or self.is_followed(request):
-            return False
-        self._whole = self._fed
-        return True
-
-    def is_followed(self, request: web.BaseRequest) -> bool:
-        """Whether bytes came that are not this request's, as far as its head and Content-Length say."""
-        if "Transfer-Encoding" in request.headers or not self._head:
-            return True
-        return self._fed != len(self._head) + (request.content_length or 0)
 
     def _between_requests(self) -> bool:
         """Whether the last request is answered, every byte of it accounted for, and the connection can be written."""
@@ -301,17 +269,5 @@ class FastConnection(Connection):
         self._begin(b"".join(held))
 
     def _begin(self, data: bytes) -> None:
-        """aiohttp gets bytes that begin a request."""
         self._discharge()
-        self._fed = self._whole = 0
-        self._head = self._start = b""
-        self._hand_over(data)
-
-    def _hand_over(self, data: bytes) -> None:
-        self._idle = False
-        self._fed += len(data)
-        if not self._head and len(self._start) < START_BYTES:
-            self._start += data[:START_BYTES]
-            end = self._start.find(END_OF_HEAD)
-            self._head = self._start[: end + len(END_OF_HEAD)] if end >= 0 else b""
-        super().data_received(data)
+        super()._begin(data)

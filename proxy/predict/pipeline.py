@@ -33,6 +33,7 @@ from foreseen.proxy.cache.look_result import LookResult, both
 from foreseen.proxy.cache.request_splitting import split_request
 from foreseen.proxy.cache.tiers import Tiers
 from foreseen.proxy.cache.waits import FanOut, Wait, cut_short, in_order, until_resolved
+from foreseen.proxy.predict.lone_miss import LoneMiss
 from foreseen.proxy.predict.tenant_misses import NO_TENANTS, TenantMisses
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.telemetry.spans import far_call
@@ -82,6 +83,9 @@ class Pipeline:
         self._near_stage, self._flight_stage = metrics.stages.of("near"), metrics.stages.of("flight")
         self._waiting_rows = waiting_rows
         self._turns = ModelTurns(models, metrics, miss_rows, waiting_rows)
+        self.lone = LoneMiss(
+            self.take_far, tiers, models, self._turns, self.flights, self.leases, self.far_skip, tenants, metrics
+        )
 
     async def answer(self, question: Question, keys: Sequence[Key] | None = None) -> list[Answer]:
         """The answers to all rows of a question, in order. `keys` are those of its rows, where they are known.
@@ -208,6 +212,8 @@ class Pipeline:
 
     async def _fly(self, batch: FlightBatch) -> None:
         """One batch: far, then model and keep for the rows that neither far has nor another proxy computes."""
+        if self.lone.suits(batch):
+            return await self.lone.fly(batch)
         far_seconds, missing = await self._look_far(batch)
         if missing and "model" not in batch.flight_key.steps:
             raise NotCached("only-if-cached: not every row is in the cache")
@@ -216,13 +222,13 @@ class Pipeline:
             self.flights.fail(batch, [key], error)
         missing = [key for key in missing if key not in refused] if refused else missing
         if not missing:
-            return
+            return None
         look, compute = partial(self._look_again, batch), partial(self._ask_model, batch, far_seconds)
         try:
-            await self.leases.divide(batch, missing, look, compute)
+            return await self.leases.divide(batch, missing, look, compute)
         except ForeseenError as error:
             for key in batch.missed:
-                self._fall_back(batch, key, error)
+                self.flights.fall_back(batch, key, error)
             raise
 
     async def _look_far(self, batch: FlightBatch) -> tuple[float | None, list[Key]]:
@@ -235,6 +241,11 @@ class Pipeline:
             self._metrics.misses.labels(space.model, "far-slow").inc(len(batch.waiters))
             return None, list(batch.waiters)
         looked = await self.tiers.look_far(space, list(batch.waiters), self.models[space.model].freshness, age_limits)
+        return looked.seconds, self.take_far(batch, looked)
+
+    def take_far(self, batch: FlightBatch, looked: LookResult) -> list[Key]:
+        """Resolve what far had; the keys that are left."""
+        space, steps = batch.flight_key.space, batch.flight_key.steps
         if looked.seconds is not None:
             self.far_skip.far_took(looked.seconds)
         far_call(batch.traceparent, looked.seconds, len(batch.waiters), len(looked.found))
@@ -249,7 +260,7 @@ class Pipeline:
             batch.missed[key] = missed if near is None else both(near, missed)
         for reason, count in Counter(batch.missed[key].reason for key in looked.missing).items():
             self._metrics.misses.labels(space.model, reason).inc(count)
-        return looked.seconds, list(looked.missing)
+        return list(looked.missing)
 
     async def _look_again(self, batch: FlightBatch, rows: Sequence[Key]) -> list[Key] | None:
         """far, once more: another proxy may have computed these. The keys that are left; None if far fails."""
@@ -288,7 +299,7 @@ class Pipeline:
                 await self._ask_group(batch, far_seconds, keys, one_kept)
             except Exception as error:  # noqa: BLE001 - the error belongs to the rows of this request
                 for key in keys:
-                    if not (isinstance(error, ForeseenError) and self._fall_back(batch, key, error)):
+                    if not (isinstance(error, ForeseenError) and self.flights.fall_back(batch, key, error)):
                         self.flights.fail(batch, [key], error)
                 return error
             return None
@@ -317,7 +328,7 @@ class Pipeline:
         try:
             predictions = await self._turns.predict(space.model, [w.row for w in waiters], parameters, options, each)
         except RowsRefused as some:
-            missing, predictions = self._fail_refused(batch, missing, some.outcomes)
+            missing, predictions = self.flights.fail_refused(batch, missing, some.outcomes)
         except ForeseenError:
             self.far_skip.model_failed(space.model)
             raise
@@ -339,24 +350,6 @@ class Pipeline:
         self._metrics.stages.add("keep", time.perf_counter() - asked)
         for key, prediction in zip(missing, expiring, strict=True):
             self.flights.resolve(batch, key, Answer(prediction, "model", stored, trip))
-
-    def _fail_refused(
-        self, batch: FlightBatch, missing: Sequence[Key], outcomes: Sequence[Prediction | ForeseenError]
-    ) -> tuple[Sequence[Key], list[Prediction]]:
-        """Rows that the model refuses, or that are in quarantine, get their error; the others, with predictions."""
-        answered = {key: one for key, one in zip(missing, outcomes, strict=True) if isinstance(one, Prediction)}
-        for key, outcome in zip(missing, outcomes, strict=True):
-            if not isinstance(outcome, Prediction) and not self._fall_back(batch, key, outcome):
-                self.flights.fail(batch, [key], outcome)
-        return list(answered), list(answered.values())
-
-    def _fall_back(self, batch: FlightBatch, key: Key, error: ForeseenError) -> bool:
-        """Answer a row with its stale entry, if it has one, unless the input itself is wrong."""
-        missed = batch.missed.get(key)
-        if error.status < 500 or missed is None or missed.stale_fallback is None:
-            return False
-        self.flights.resolve(batch, key, missed.stale_fallback)
-        return True
 
     def with_expiry(self, model: str, predictions: Iterable[Prediction]) -> list[Prediction]:
         """Predictions with the life that the model's entries have. They are made now, by this process's own clock."""

@@ -28,6 +28,7 @@ log = structlog.get_logger()
 Outcome = Prediction | ForeseenError
 Ask = Callable[[Sequence[Row], bytes, RequestOptions], Awaitable[list[Prediction]]]
 """One request as it is, one prediction per row. Raises ConnectionBroke where its rows may have ended the process."""
+FirstAsk = Callable[[], Awaitable[list[Prediction]]]
 AskRows = Callable[[Sequence[Row], bytes, RequestOptions], Awaitable[list[Outcome]]]
 SPLITS = 32.0
 """Requests that may be sent beyond those that were asked for, to find the rows that the model refuses: one of 64 is
@@ -55,11 +56,14 @@ class PoisonIsolation:
         self._retries.sent()
         self._splits.sent()
 
-    async def predict(self, rows: Sequence[Row], parameters: bytes, options: RequestOptions) -> list[Outcome]:
+    async def predict(
+        self, rows: Sequence[Row], parameters: bytes, options: RequestOptions, first: FirstAsk | None = None
+    ) -> list[Outcome]:
         """One request; where the model refuses it, its halves. Its rows are of many callers, and a row that the model
-        cannot answer must not spoil the others' answers."""
+        cannot answer must not spoil the others' answers. `first` is another way to ask for the first time, among
+        other requests and before the deadline."""
         try:
-            return await self._predict_together(rows, parameters, options)
+            return await self._predict_together(rows, parameters, options, first)
         except WrongReply as error:
             return [error] * len(rows)
         except (BadInput, ModelFailed, TooLarge) as error:
@@ -76,10 +80,14 @@ class PoisonIsolation:
                 outcomes += [error] * len(part)
         return outcomes
 
-    async def _predict_together(self, rows: Sequence[Row], parameters: bytes, options: RequestOptions) -> list[Outcome]:
+    async def _predict_together(
+        self, rows: Sequence[Row], parameters: bytes, options: RequestOptions, first: FirstAsk | None
+    ) -> list[Outcome]:
         """One request. Where its connection breaks, once more as it was: a prediction is a pure function of its rows.
         Where the process has ended, one by one."""
         try:
+            if first is not None:
+                return [*await first()]
             return [*await self._ask_among_others(rows, parameters, options)]
         except ConnectionBroke:
             if not self._retries.spend():  # it would add to what broke it

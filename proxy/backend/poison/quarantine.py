@@ -84,6 +84,11 @@ class Quarantine:
         """Another version of the model need not share the fault."""
         self._suspects.clear()
 
+    @property
+    def is_trying(self) -> bool:
+        """Whether a row is tried alone, or about to be: others wait."""
+        return self._trying
+
     def among_others(self) -> _Among:
         """Under way beside other requests; not while a row is tried alone. An asynchronous context."""
         return _Among(self)

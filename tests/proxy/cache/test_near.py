@@ -10,10 +10,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from foreseen.gc_freeze import settle
 from foreseen.keys.entry import NEAR_OVERHEAD_BYTES
 from foreseen.proxy.cache.near import TEXTS_SHARE, Near, size_of
 from foreseen.types import Form, Key, Output, Prediction
-from foreseen.web.gc_freeze import settle
 from tests.doubles import numbered, predicted, value_of
 
 NOW = 1_000_000.0

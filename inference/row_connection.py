@@ -1,0 +1,112 @@
+"""A connection of the model process: rows that our own proxy asks for one by one are answered here, without aiohttp's
+request, task and response objects. Everything else is aiohttp's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+from typing import Any
+
+from foreseen.errors import ForeseenError
+from foreseen.inference.batching.queued import Computed, QueuedRequest
+from foreseen.inference.handlers import ModelRoutes
+from foreseen.inference.row_requests import RowAsked
+from foreseen.web.accounted_connection import AccountedConnection
+
+CLOSE = b"\r\nConnection: close\r\n"
+
+
+class RowConnection(AccountedConnection):
+    """aiohttp's connection, which answers requests that `RowRequests` recognises."""
+
+    __slots__ = ("_back", "_done", "_pending", "_routes")
+
+    def __init__(self, manager: Any, routes: ModelRoutes, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._routes = routes
+        self._pending: QueuedRequest | None = None
+        self._back: list[bytes] = []
+        self._done: asyncio.Future[None] | None = None
+
+    def data_received(self, data: bytes) -> None:
+        if self._pending is not None:  # pipelined: one piece is held, the rest stays in the socket
+            self._back.append(data)
+            if len(self._back) == 1 and self.transport is not None:
+                self.transport.pause_reading()
+        elif not self._between_requests():
+            self._hand_over(data)
+        elif not self._take(data):
+            self._begin(data)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._pending is not None:  # its place in the queue is given back
+            self._routes.drop(self._pending)
+        self._back.clear()
+        super().connection_lost(exc)
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp names it
+        """aiohttp's, once a request that is under way here is answered."""
+        if self._pending is not None:
+            self._done = self._loop.create_future()
+            await asyncio.wait([self._done], timeout=timeout)
+        await super().shutdown(timeout)
+
+    @property
+    def between_requests(self) -> bool:
+        return self._pending is None and super().between_requests
+
+    def _between_requests(self) -> bool:
+        """Whether the last request is answered, every byte of it accounted for, and the connection can be written."""
+        accounted = self._idle and self._fed == self._whole and not self._messages
+        return accounted and not (self._paused or self._close or self._force_close)
+
+    def _take(self, data: bytes) -> bool:
+        """Whether the bytes are a request that is answered here."""
+        if self.draining:
+            return False
+        started = time.perf_counter()
+        asked = self._routes.row_asked(data)
+        if asked is None:
+            return False
+        self._request_count += 1
+        self._manager.requests_count += 1  # type: ignore[union-attr]
+        try:
+            pending = self._routes.begin_row(asked)
+        except ForeseenError as error:
+            self._write(self._routes.failed_row(error, started))
+            return True
+        self._pending = pending
+        pending.future.add_done_callback(partial(self._computed, asked, started))
+        return True
+
+    def _computed(self, asked: RowAsked, started: float, future: asyncio.Future[list[Computed]]) -> None:
+        """The row has its answer, or an error."""
+        self._pending = None
+        if self.transport is not None and not future.cancelled():
+            self._write(self._routes.end_row(asked, future, started))
+        if self._done is not None:
+            self._done.set_result(None)
+        elif self._back and self.transport is not None:
+            data = b"".join(self._back)
+            self._back.clear()
+            self.transport.resume_reading()
+            self.data_received(data)
+
+    def _write(self, reply: bytes) -> None:
+        assert self.transport is not None
+        last = self.draining and not self._back  # what was pipelined behind it is answered before
+        self.transport.write(reply.replace(b"\r\n", CLOSE, 1) if last else reply)
+        if last:
+            self.force_close()
+            return
+        close_at = self._loop.time() + self._keepalive_timeout
+        self._next_keepalive_close_time = close_at
+        if self._keepalive_handle is None:  # aiohttp sets it after a request of its own
+            self._keepalive_handle = self._loop.call_at(close_at, self._process_keepalive)
+
+    def _process_keepalive(self) -> None:
+        if self._pending is not None:  # aiohttp knows nothing of it and takes the connection for idle
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        super()._process_keepalive()
