@@ -94,7 +94,7 @@ async def listening(settings: InferenceSettings, *, ready: bool = True) -> Async
         await served.open()
     (host, port), *_ = runner.addresses
     try:
-        async with aiohttp.ClientSession() as http:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout()) as http:
             yield Client(http, f"http://{host}:{port}", settings.model, served)
     finally:
         await runner.cleanup()
