@@ -45,7 +45,7 @@ class BatchLimits(Struct, frozen=True):
     """What starting a run costs, in tokens: the larger, the more padding is worth a common run."""
     wait_seconds: float = 0.0
     """How long an idle instance waits for company."""
-    piece_seconds: float = 0.01
+    piece_seconds: float = 0.005
     """How long a run may take while rows of several callers come; 0 sets no bound."""
     count: Callable[[int], int] | None = None
     """Of batches of a fixed set of shapes: how many rows of one length a batch has. Lengths then share no batch."""

@@ -24,8 +24,8 @@ from foreseen.types import LANES, SECONDS_PER_ROW, Lane, Row
 
 COMPANY_SECONDS = 10.0
 """So long after a caller's last rows the runs of others stay short for its next ones."""
-PIECE_STARTS = 16
-"""A short run costs at least so many starts of a run, so that starting them takes a sixteenth of the time at most."""
+PIECE_STARTS = 8
+"""A short run costs at least so many starts of a run, so that starting them takes an eighth of the time at most."""
 
 
 class _Requests:

@@ -116,9 +116,9 @@ def test_single_rows_of_many_callers_fill_a_batch() -> None:
     assert len(taken(lanes)) == 32
 
 
-@pytest.mark.parametrize(("limits", "rows"), [({"start_tokens": 20}, 32), ({"piece_seconds": 0}, 32), ({}, 10)])
+@pytest.mark.parametrize(("limits", "rows"), [({"start_tokens": 40}, 32), ({"piece_seconds": 0}, 32), ({}, 10)])
 def test_a_short_run_is_worth_starting(limits: dict[str, float], rows: int) -> None:
-    """It costs at least sixteen starts; without a bound it is a batch like any other."""
+    """It costs at least eight starts; without a bound it is a batch like any other."""
     lanes = shared(**limits)
     waits(lanes, "narrow", 1)
     waits(lanes, "wide", 64)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tests.foreign import Foreign, Front, fronted, listening
 from tests.live import Live
-from tests.questions import fingerprint, numbers
+from tests.questions import ask_fingerprint, fingerprint, numbers
+from tests.stories.test_10_first_question import FINGERPRINT
 from tests.stories.test_60_start_and_stop import foreseen
 from tests.stories.test_81_openai_fuzzed import upload
 
@@ -70,6 +71,26 @@ def test_a_purge_without_a_system_is_none(built: Path, tmp_path: Path) -> None:
     done = foreseen("purge", f"--data={tmp_path}", "--all")
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
+
+
+def statistics(live: Live) -> dict[str, int]:
+    """What was counted of one model, flat."""
+    (one,) = json.loads(live.get("/v2/models/fingerprint/stats")[2])["model_stats"]
+    stages = {name: stage["count"] for name, stage in one["inference_stats"].items()}
+    return {"inference": one["inference_count"], "execution": one["execution_count"], **stages}
+
+
+def test_statistics_add_up_with_hits(own: Live) -> None:
+    """https://github.com/triton-inference-server/client/pull/70 and 49: of requests that a cache answers,
+    inferences, executions and misses have to be apart, or perf_analyzer's sums are wrong."""
+    before, seeds = statistics(own), (1, 1, 1, 2, 2)
+    for seed in seeds:
+        assert own.post(FINGERPRINT, ask_fingerprint(numbers(seed)))[0] == 200
+    grown = {name: count - before[name] for name, count in statistics(own).items()}
+    assert (grown["success"], grown["fail"], grown["cache_hit"], grown["cache_miss"]) == (5, 0, 3, 2)
+    assert {grown[name] for name in ("inference", "execution", "compute_input", "compute_infer", "compute_output")} == {
+        2
+    }
 
 
 def test_every_flag_that_help_names_is_taken() -> None:
