@@ -113,7 +113,10 @@ class LoadedModel:
         return Row(tuple(batch[spec.name] for spec in self.manifest.model.inputs))
 
     def _leave_word(self, session: Session) -> None:
-        """Record this model's metadata, for imports while the process is down. A read-only folder is not an error."""
+        """Record this model's metadata, for imports while the process is down. A read-only folder is not an error, and
+        an artifact that was asked for by its digest is not the one in force."""
+        if self._settings.artifact is not None:
+            return
         artifact = session.record.artifact
         said = Serving(session.digest, artifact.digest, artifact.preparation, self.row_independent)
         try:
@@ -130,7 +133,7 @@ class LoadedModel:
     def _load(self) -> tuple[Session, BatchLimits]:
         settings, manifest = self._settings, self.manifest
         plan = SessionPlan(settings.provider, settings.threads, settings.fallback, settings.run_seconds)
-        session = open_session(manifest, settings.data, plan)
+        session = open_session(manifest, settings.data, plan, settings.artifact)
         try:
             eight_bit = session.record.artifact.precision.startswith("int8")
             if eight_bit and settings.provider == "cpu" and saturates(guarded=True):

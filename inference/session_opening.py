@@ -12,7 +12,7 @@ import structlog
 from foreseen.errors import SetupError
 from foreseen.inference import gpu
 from foreseen.inference.session import Provider, Session, SessionPlan, session_options
-from foreseen.modelspec.artifact import read_file, read_record
+from foreseen.modelspec.artifact import kept_record, read_file, read_record
 from foreseen.modelspec.manifest import Manifest, ModelInput, ModelOutput
 
 _log = structlog.get_logger()
@@ -41,9 +41,9 @@ _ONNX_TYPES = {
 """BF16 is missing on purpose: ONNX Runtime's Python API takes no bfloat16 arrays; cast inside the graph instead."""
 
 
-def open_session(manifest: Manifest, data: Path, plan: SessionPlan) -> Session:
-    """Load the artifact in force. Raises SetupError in one line that says what to do."""
-    record = read_record(data, manifest.name)
+def open_session(manifest: Manifest, data: Path, plan: SessionPlan, artifact: str | None = None) -> Session:
+    """Load an artifact by its digest; None: the one in force. Raises SetupError in one line that says what to do."""
+    record = read_record(data, manifest.name) if artifact is None else kept_record(data, manifest.name, artifact)
     chain = _CHAINS[plan.provider]
     missing = [name for name in chain if name not in ort.get_available_providers()]
     if missing:

@@ -1,4 +1,4 @@
-"""`models build|list|report|add|export|import`: the command line of the offline side.
+"""`models build|list|report|add|export|import|compare|handover`: the command line of the offline side.
 
 Errors of the operator are raised as a SetupError of one line; `foreseen.cli` prints it.
 """
@@ -14,6 +14,7 @@ from rich.console import Console
 
 from foreseen.errors import SetupError
 from foreseen.models import progress
+from foreseen.models.change_commands import compare, handover
 from foreseen.models.measure.labelled import Files
 from foreseen.models.report import tables
 from foreseen.modelspec import manifest as manifests
@@ -30,6 +31,7 @@ Provider = Annotated[
     Literal["cpu", "cuda"], Parameter(help="Execution provider of the measurements: the one that will serve.")
 ]
 DEFAULTS = Common()
+DIGEST_DIGITS = 12
 
 
 @app.command
@@ -38,6 +40,9 @@ def build(
     *,
     full: Annotated[
         bool, Parameter(help="Make and measure every candidate; otherwise the first.", negative="")
+    ] = False,
+    candidate: Annotated[
+        bool, Parameter(help="Only build: the artifact in force stays, for `compare` and `handover`.", negative="")
     ] = False,
     train: Train = None,
     test: Test = None,
@@ -55,6 +60,11 @@ def build(
     _measure_on(provider)
     manifest = manifests.find(name, common.model_folders)
     before = _record(common.data, manifest)
+    if candidate:
+        if full or files is not None:
+            raise SetupError("--candidate builds the manifest's first precision; leave --full, --train and --test away")
+        _build_candidate(manifest, common)
+        return
     with progress.shown(common.log_format) as say:
         if not full and files is None:
             from foreseen.models.build.build import build as build_quick
@@ -68,6 +78,16 @@ def build(
     if full or files is not None:
         tables.show_report(out, report, record.artifact.precision)
     tables.show_build(out, record, before)
+
+
+def _build_candidate(manifest: Manifest, common: Common) -> None:
+    from foreseen.models.build.build import build_candidate
+
+    with progress.shown(common.log_format) as say:
+        artifact = build_candidate(manifest, common.data, say).artifact
+    digest = artifact.digest[:DIGEST_DIGITS]
+    print(f"{manifest.name}:{artifact.precision} {digest} is built; what is in force stays")
+    print(f"change to it with: foreseen models handover {manifest.name} --to {digest}")
 
 
 @app.command(name="list")
@@ -205,6 +225,10 @@ def import_(name: str, file: Path, *, common: Common = DEFAULTS) -> None:
     with progress.shown(common.log_format) as say:
         record = carry.import_(common.data, manifest, file, say)
     tables.show_choice(Console(), record)
+
+
+app.command(compare)
+app.command(handover)
 
 
 def _measure_on(provider: Literal["cpu", "cuda"]) -> None:

@@ -22,11 +22,19 @@ KEY_DIGITS = 16
 class Comparison:
     """Add pairs of answers, then ask for the report; more may be added after it. Not safe between threads."""
 
-    def __init__(self, labelled: Collection[str] = (), tolerance: float = TOLERANCE, seed: int = 0) -> None:
-        """`labelled`: the outputs whose last axis is classes. `seed`: of the samples."""
+    def __init__(
+        self,
+        labelled: Collection[str] = (),
+        tolerance: float = TOLERANCE,
+        seed: int = 0,
+        min_cosine: float | None = None,
+    ) -> None:
+        """`labelled`: the outputs whose last axis is classes. `seed`: of the samples. A row counts as changed where its
+        top label differs or its cosine is below `min_cosine`; where it has neither, where a number is beyond the
+        tolerance."""
         source = random.Random(seed)  # noqa: S311 - which rows are sampled is no secret
-        self._labelled, self._tolerance = tuple(labelled), tolerance
-        self._rows = self._bits = self._beyond = self._not_comparable = 0
+        self._labelled, self._tolerance, self._min_cosine = tuple(labelled), tolerance, min_cosine
+        self._changed = self._rows = self._bits = self._beyond = self._not_comparable = 0
         self._labels = self._label_rows = 0
         self.failed_old = self.failed_new = 0
         self.cosines, self.differences = ValueSample(source), ValueSample(source)
@@ -52,6 +60,7 @@ class Comparison:
         self._rows += 1
         self._bits += found.bits
         self._beyond += found.beyond
+        self._changed += self.changed(found)
         self._not_comparable += not found.comparable
         if found.label is not None:
             self._label_rows += 1
@@ -71,22 +80,25 @@ class Comparison:
         return found
 
     def changed(self, found: RowDifference) -> bool:
-        """Whether a row counts as changed: by its label where it has one, else by the tolerance."""
-        return found.beyond if found.label is None else found.label
+        """Whether a row counts as changed."""
+        if not found.comparable:
+            return True
+        by_cosine = self._min_cosine is not None and found.cosine is not None
+        if found.label is None and not by_cosine:
+            return found.beyond
+        return bool(found.label) or (by_cosine and found.cosine < self._min_cosine)  # type: ignore[operator]
 
     def report(self, *, neighbours: bool = True) -> ComparisonReport:
         """What was found up to now. `neighbours`: compare the neighbours of embeddings too, which takes a second."""
-        by_label = bool(self._labelled)
-        label = self._share(self._labels, self._label_rows) if by_label else None
-        beyond = self._share(self._beyond, self._rows)
+        label = self._share(self._labels, self._label_rows) if self._labelled else None
         return ComparisonReport(
             rows=self._rows,
             confidence=CONFIDENCE,
             tolerance=self._tolerance,
-            changed_by="label" if by_label else "tolerance",
-            changed=label or beyond,
+            changed_by=self._changed_by(),
+            changed=self._share(self._changed, self._rows),
             bits=self._share(self._bits, self._rows),
-            beyond_tolerance=beyond,
+            beyond_tolerance=self._share(self._beyond, self._rows),
             label=label,
             not_comparable=self._not_comparable,
             failed_old=self.failed_old,
@@ -98,6 +110,11 @@ class Comparison:
             seconds_new=self.seconds_new.spread(),
             worst=tuple(row for _, _, row in sorted(self._worst, reverse=True)),
         )
+
+    def _changed_by(self) -> str:
+        by = ["top label differs"] if self._labelled else []
+        by += [] if self._min_cosine is None else [f"cosine below {self._min_cosine:g}"]
+        return " or ".join(by) or f"a number beyond {self._tolerance:g}"
 
     def _sample(self, old: Prediction, new: Prediction) -> None:
         before, after = (embedding_of(one, self._labelled) for one in (old, new))

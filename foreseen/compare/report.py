@@ -50,14 +50,12 @@ class WorstRow(Struct, frozen=True):
 
 
 class ComparisonReport(Struct, frozen=True):
-    """Old and new answers to the same rows. `changed` is what a budget is about: labels where the model has them,
-    else values beyond the tolerance."""
+    """Old and new answers to the same rows. `changed` is what a budget is about; `changed_by` says what counts."""
 
     rows: int
     confidence: float
     tolerance: float
     changed_by: str
-    """`label` or `tolerance`."""
     changed: ShareEstimate
     bits: ShareEstimate
     beyond_tolerance: ShareEstimate
@@ -80,20 +78,22 @@ class ChangeBudget(Struct, frozen=True):
     """How much may change. None: that is not asked."""
 
     max_changed: float | None = None
+    """The share of rows that may count as changed; none, where only a least cosine is given."""
     min_cosine: float | None = None
+    """Rows below it count as changed."""
 
     def reasons(self, report: ComparisonReport) -> list[str]:
         """Why a report is outside of the budget; empty where it is inside."""
-        found = []
-        if report.rows == 0:
-            found.append("no row was compared")
-        if self.max_changed is not None and report.changed.share > self.max_changed:
-            found.append(f"{report.changed.share:.4%} of rows changed, more than {self.max_changed:.4%}")
-        if self.min_cosine is not None and report.rows:
-            if report.cosine is None:
-                found.append("the answers have no float vectors, so there is no cosine to compare")
-            elif report.cosine.least < self.min_cosine:
-                found.append(f"the least cosine is {report.cosine.least:.6f}, below {self.min_cosine:g}")
+        found = ["no row was compared"] if report.rows == 0 else []
+        most = self.most_changed
+        if most is not None and report.changed.share > most:
+            found.append(f"{report.changed.share:.4%} of rows changed, more than {most:.4%}")
+        if self.min_cosine is not None and report.rows and report.cosine is None:
+            found.append("the answers have no float vectors, so there is no cosine to compare")
         if report.failed_new:
             found.append(f"{report.failed_new:,} rows got no answer from the new side alone")
         return found
+
+    @property
+    def most_changed(self) -> float | None:
+        return 0.0 if self.max_changed is None and self.min_cosine is not None else self.max_changed

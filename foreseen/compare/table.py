@@ -13,14 +13,14 @@ def lines(report: ComparisonReport, old: str = "old", new: str = "new") -> list[
     if not report.rows:
         return found + _failures(report)
     found.append(f"share of rows changed, with its interval at {report.confidence:.0%} confidence:")
-    found.append(_share("bits", report.bits, counts=False))
+    found.append(f"{_share('changed', report.changed)}  ({report.changed_by})")
+    found.append(_share("bits", report.bits))
     if report.label is not None:
-        found.append(_share("top label", report.label, counts=report.changed_by == "label"))
-    beyond = f"beyond {report.tolerance:g}"
-    found.append(_share(beyond, report.beyond_tolerance, counts=report.changed_by == "tolerance"))
+        found.append(_share("top label", report.label))
+    found.append(_share(f"beyond {report.tolerance:g}", report.beyond_tolerance))
     found += _failures(report)
     spreads = [("cosine", report.cosine, 1.0), ("max difference", report.max_abs, 1.0)]
-    spreads += [(f"ms of {old}", report.seconds_old, 1e3), (f"ms of {new}", report.seconds_new, 1e3)]
+    spreads += [("ms a row, old", report.seconds_old, 1e3), ("ms a row, new", report.seconds_new, 1e3)]
     found.append(f"  {'':24}" + "".join(f"{head:>11}" for head in _HEADS))
     found += [_spread(name, spread, factor) for name, spread, factor in spreads if spread is not None]
     if (near := report.neighbours) is not None:
@@ -43,9 +43,8 @@ def _failures(report: ComparisonReport) -> list[str]:
     return [f"  {count:,} {what}" for count, what in counts if count]
 
 
-def _share(name: str, share: ShareEstimate, *, counts: bool) -> str:
-    text = f"  {name:24}{share.share:>10.4%}  [{share.low:.4%}, {share.high:.4%}]  {share.count:,} of {share.rows:,}"
-    return f"{text}  (counts for --max-changed)" if counts else text
+def _share(name: str, share: ShareEstimate) -> str:
+    return f"  {name:24}{share.share:>10.4%}  [{share.low:.4%}, {share.high:.4%}]  {share.count:,} of {share.rows:,}"
 
 
 def _spread(name: str, spread: Spread, factor: float) -> str:

@@ -1,6 +1,7 @@
 """`DATA/models/<name>/` ↔ Artifact: a build writes it, a model process loads it, a proxy prepares inputs with it.
 
     DATA/models/<name>/record.json          which artifact is in force; replaced atomically, last
+    DATA/models/<name>/records/…       the records of all artifacts that are there, by digest
     DATA/models/<name>/serving.json         the last metadata of the model's process; replaced atomically
     DATA/models/<name>/<digest>/…           the files of one artifact: the graph, the tokenizer; never changed
 
@@ -11,6 +12,7 @@ bits: provider, processor family, runtime version and session options, left out 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -26,6 +28,7 @@ from foreseen.modelspec.manifest import ClientInput, Manifest, ModelInput
 from foreseen.modelspec.shapes import Shapes
 
 RECORD_NAME = "record.json"
+KEPT_RECORDS = "records"
 SERVING_NAME = "serving.json"
 
 
@@ -143,7 +146,34 @@ def read_record(data: Path, name: str) -> Record:
 
 def write_record(data: Path, record: Record) -> None:
     """Put a record in force: written beside, synced, renamed, so that a reader sees the old one or the new one."""
+    keep_record(data, record)
     _replace(model_folder(data, record.artifact.model) / RECORD_NAME, record)
+
+
+def keep_record(data: Path, record: Record) -> None:
+    """Keep the record of an artifact that is there, in force or not."""
+    _replace(model_folder(data, record.artifact.model) / KEPT_RECORDS / f"{record.artifact.digest}.json", record)
+
+
+def kept_records(data: Path, name: str) -> list[Record]:
+    """The records of all artifacts that are there, the latest first."""
+    found = sorted(
+        model_folder(data, name).joinpath(KEPT_RECORDS).glob("*.json"), key=lambda path: (-path.stat().st_mtime, path)
+    )
+    records = []
+    for path in found:
+        with contextlib.suppress(OSError, msgspec.DecodeError):
+            records.append(msgspec.json.decode(path.read_bytes(), type=Record))
+    return records
+
+
+def kept_record(data: Path, name: str, digest: str) -> Record:
+    """The record of one artifact by its digest. Raises SetupError."""
+    current = read_record(data, name)
+    record = next((one for one in (current, *kept_records(data, name)) if one.artifact.digest == digest), None)
+    if record is None:
+        raise SetupError(f"model {name!r}: no artifact {digest[:12]} under {data}")
+    return record
 
 
 def read_serving(data: Path, name: str) -> Serving | None:

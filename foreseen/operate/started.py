@@ -9,12 +9,12 @@ import os
 from collections.abc import Collection
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
-from foreseen.settings import DoctorSettings, UpSettings
+from foreseen.settings import Common, DoctorSettings, UpSettings
 from foreseen.stores.redis_urls import shown
 
 NAME = "started.json"
@@ -23,6 +23,7 @@ LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
 _OF_THE_COMMAND = frozenset(("config", "data", "log_level", "log_format", "json", "url"))
 """Settings of the examining command itself, never taken from the running system."""
 _ADDRESSES = frozenset(("redis", "state", "upstream"))
+_Settings = TypeVar("_Settings", bound=Common)
 
 
 def write_started(settings: UpSettings, port: int) -> None:
@@ -56,8 +57,17 @@ def as_started(settings: DoctorSettings, given: Collection[str]) -> DoctorSettin
     taken: dict[str, Any] = {}
     for name, value in document.items():
         if name in known and name not in given and name not in _OF_THE_COMMAND:
-            taken[name] = _typed(name, value)
+            taken[name] = _typed(name, value, DoctorSettings)
     return replace(settings, **taken)
+
+
+def settings_at(data: Path, kind: type[_Settings], **given: Any) -> _Settings:
+    """The settings of a command of this kind for the system that `up` started there: the given ones, else that
+    system's, else the defaults."""
+    document = read_started(data) or {}
+    names = {field.name for field in fields(kind)} - given.keys() - _OF_THE_COMMAND
+    taken = {name: _typed(name, value, kind) for name, value in document.items() if name in names}
+    return kind(data=data, **taken, **given)
 
 
 def url_of(data: Path) -> str:
@@ -99,9 +109,9 @@ def flags_of(data: Path) -> str:
     return " ".join(flags)
 
 
-def _typed(name: str, value: Any) -> Any:
+def _typed(name: str, value: Any, kind: type[Common]) -> Any:
     """A JSON value as the setting has it."""
     if isinstance(value, list):
         return tuple(value)
-    paths = {field.name for field in fields(DoctorSettings) if "Path" in str(field.type)}
+    paths = {field.name for field in fields(kind) if "Path" in str(field.type)}
     return Path(value) if name in paths and isinstance(value, str) else value

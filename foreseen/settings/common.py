@@ -52,5 +52,5 @@ class StoreSettings(Common):
     ] = None
 
 
-INTERNAL = frozenset(("fd", "ready_fd", "slot", "admin_fd", "internal_fd"))
-"""Settings that only `foreseen up` passes to its processes: hidden from help, docs and files."""
+INTERNAL = frozenset(("fd", "ready_fd", "slot", "admin_fd", "internal_fd", "artifact"))
+"""Settings that only one of our processes passes to another: hidden from help, docs and files."""

@@ -15,6 +15,9 @@ class InferenceSettings(Common):
     """One model's own process: a V2 server over ONNX Runtime."""
 
     model: Annotated[str, Parameter(help="The model to serve.")]
+    artifact: Annotated[
+        str | None, Parameter(help="Digest of the artifact to serve; default: the one in force.", show=False)
+    ] = None
     uds: Annotated[Path | None, Parameter(help="Unix socket to listen on; without it, --host and --port.")] = None
     ready_fd: Annotated[
         int | None, Parameter(help="A descriptor that this process writes to when it is ready.", show=False)

@@ -27,7 +27,7 @@ from foreseen.models.measure.graph_run import GraphSession
 from foreseen.models.measure.samples import samples
 from foreseen.models.progress import BuildProgress
 from foreseen.models.quantize import quantize
-from foreseen.modelspec.artifact import Artifact, Record, refuse_optional, write_record
+from foreseen.modelspec.artifact import Artifact, Record, keep_record, refuse_optional, write_record
 from foreseen.modelspec.manifest import Manifest, Precision
 from foreseen.modelspec.manifest.hints import Samples
 from foreseen.modelspec.manifest.source import changed_file
@@ -67,9 +67,15 @@ class Bench(Struct, frozen=True):
 
 def build(manifest: Manifest, data: Path, *, quick: bool = True, say: BuildProgress) -> Record:
     """Build a model and put it in force under `data`. Raises SetupError, and then nothing has changed."""
+    record = build_candidate(manifest, data, say)
+    write_record(data, record)
+    return record
+
+
+def build_candidate(manifest: Manifest, data: Path, say: BuildProgress, precision: Precision | None = None) -> Record:
+    """Build an artifact beside the one in force; by default in the manifest's first precision. Raises SetupError."""
     with workshop(data, say) as folder:
-        bench = prepare(manifest, data, folder, say)
-        return _quick(bench, data, say)
+        return _quick(prepare(manifest, data, folder, say), data, say, precision or manifest.precisions[0])
 
 
 def prepare(manifest: Manifest, data: Path, folder: Path, say: BuildProgress) -> Bench:
@@ -137,12 +143,12 @@ def asset_names(manifest: Manifest) -> list[str]:
     return sorted({i.tokenizer.file for i in manifest.seen.inputs if i.tokenizer is not None})
 
 
-def _quick(bench: Bench, data: Path, say: BuildProgress) -> Record:
+def _quick(bench: Bench, data: Path, say: BuildProgress, precision: Precision) -> Record:
     manifest = bench.manifest
     rows = samples(manifest, bench.files, QUICK_ROWS)
-    artifact, made = make(bench, manifest.precisions[0], say)
+    artifact, made = make(bench, precision, say)
     with say.step(f"check {artifact.precision} on {len(rows)} rows"):
-        figures, shapes = _quick_figures(bench, made / GRAPH_NAME, rows)
+        figures, shapes = _quick_figures(bench, made / GRAPH_NAME, rows, precision)
     if failed := reasons(manifest, figures):
         raise SetupError(
             f"model {manifest.name!r}: {artifact.precision} does not pass its gates ({'; '.join(failed)}); "
@@ -150,12 +156,11 @@ def _quick(bench: Bench, data: Path, say: BuildProgress) -> Record:
         )
     record = Record(artifact, row_independent=not invariance_reasons(manifest, figures), shapes=shapes)
     publish(data, artifact, made)
-    write_record(data, record)
+    keep_record(data, record)
     return record
 
 
-def _quick_figures(bench: Bench, graph: Path, rows: list[Row]) -> tuple[Figures, Shapes]:
-    precision = bench.manifest.precisions[0]
+def _quick_figures(bench: Bench, graph: Path, rows: list[Row], precision: Precision) -> tuple[Figures, Shapes]:
     loaded = GraphSession(graph, bench.manifest.model, precision)
     shapes, _ = shaping.decide(loaded, bench.manifest, rows)
     candidate = loaded.in_shapes(bench.manifest, shapes)

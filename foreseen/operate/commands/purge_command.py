@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import http.client
-import socket
 import ssl
-from pathlib import Path
 from typing import Any
 
 import orjson
 
 from foreseen.errors import NotConfirmed, SetupError
-from foreseen.keys.secret import read_secret
+from foreseen.operate.admin_client import AdminConnection, ask_operators
 from foreseen.paths import admin_socket
 from foreseen.settings import PurgeSettings
 
 MARGIN_SECONDS = 10.0
-
-
-class _OverSocket(http.client.HTTPConnection):
-    def __init__(self, path: Path, timeout: float) -> None:
-        super().__init__("admin", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
 
 
 def purge(settings: PurgeSettings) -> str:
@@ -50,28 +37,22 @@ def purge(settings: PurgeSettings) -> str:
 
 
 def _ask(settings: PurgeSettings, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    token = read_secret(settings.admin_token_file or settings.data / "admin-token", "admin token").decode()
-    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-    connection = _connection(settings)
+    token, where = settings.admin_token_file or settings.data / "admin-token", admin_socket(settings.data)
+    status, content = ask_operators(_connection(settings), settings.admin or where, token, path, body)
     try:
-        connection.request("POST", path, orjson.dumps(body), headers)
-        reply = connection.getresponse()
-        document = orjson.loads(reply.read())
-    except (OSError, http.client.HTTPException, orjson.JSONDecodeError) as error:
-        where = settings.admin or admin_socket(settings.data)
-        raise SetupError(f"no proxy answers operators at {where} ({type(error).__name__}); is one running?") from None
-    finally:
-        connection.close()
-    if reply.status != 200:
-        how = "not purged everywhere" if reply.status == NotConfirmed.status else "not purged"
+        document = dict(orjson.loads(content))
+    except (orjson.JSONDecodeError, TypeError, ValueError):
+        raise SetupError(f"what answers operators is no proxy: status {status}") from None
+    if status != 200:
+        how = "not purged everywhere" if status == NotConfirmed.status else "not purged"
         raise SetupError(f"{how}: {document.get('error')}")
-    return dict(document)
+    return document
 
 
 def _connection(settings: PurgeSettings) -> http.client.HTTPConnection:
     timeout = settings.timeout_seconds + MARGIN_SECONDS
     if settings.admin is None:
-        return _OverSocket(admin_socket(settings.data), timeout)
+        return AdminConnection(settings.data, timeout)
     scheme, _, place = settings.admin.rpartition("://")
     host, _, port = place.rstrip("/").rpartition(":")
     if not host or not port.isdigit() or scheme not in ("", "http", "https"):

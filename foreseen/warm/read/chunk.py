@@ -10,6 +10,9 @@ from foreseen.warm.plan import LINE_COLUMN
 CHUNK_BYTES = 64 * 2**20
 """A chunk is cut before it holds more than this."""
 
+Batch = pa.RecordBatch
+"""Rows of a file, for rooms that only pass them on."""
+
 
 class Chunk(Struct):
     """Rows of one file, from place `start` up to but without `stop`."""

@@ -101,6 +101,10 @@ class Keyer:
             half = len(given.places) // 2
             return self.keyed(given.part(0, half), bad) + self.keyed(given.part(half, len(given.places)), bad)
 
+    def of_rows(self, rows: Sequence[tuple[Row, bytes]]) -> list[Key]:
+        """The keys of prepared rows with their parameters."""
+        return [key_of(self._space, self._framer.frame(row, parameters)) for row, parameters in rows]
+
     def _prepared(self, given: ClientBatch) -> KeyedBatch:
         rows = self._preparer.rows(given.tensors)
         if isinstance(rows, Columns) and not any(given.parameters):

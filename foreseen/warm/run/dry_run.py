@@ -18,7 +18,8 @@ from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.types import Key, Row
 from foreseen.warm.plan import FAILED, HIT
-from foreseen.warm.run.warmer import Rows, Warmer
+from foreseen.warm.run.model_rows import Rows
+from foreseen.warm.run.warmer import Warmer
 
 SAMPLE_KEYS = 1_000_000
 TIMED_ROWS, FEWEST_ROWS, TIMED_BYTES = 1024, 32, 64 * 2**20

@@ -63,7 +63,7 @@ class ViaProxy:
         self._tenant = tenant
         try:
             described = self._client.metadata()
-            self.manifest = _manifest(described, model)
+            self.manifest = manifest_of(described, model)
         except ModelUnavailable as error:
             self._client.close()
             raise SetupError(f"{error}; start it (foreseen up), or correct --url") from None
@@ -223,7 +223,7 @@ def _name(given: ClientBatch, i: int) -> bytes:
     return bytes.fromhex(fields_digest(*parts, *shapes, given.parameters[i] if given.parameters else b""))
 
 
-def _manifest(described: dict[str, Any], model: str) -> Manifest:
+def manifest_of(described: dict[str, Any], model: str) -> Manifest:
     """The part of a manifest that the metadata contain: names, datatypes and shapes."""
     try:
         inputs = [(i["name"], i["datatype"], _dims(i["name"], _shape_of(i))) for i in described["inputs"]]

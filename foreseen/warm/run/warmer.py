@@ -11,44 +11,29 @@ Not safe to share between threads; pickle it, or make one for each.
 
 from __future__ import annotations
 
-import random
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from foreseen.errors import BadInput, EntryError, ModelFailed, SetupError, TooLarge
+from foreseen.errors import EntryError, SetupError
 from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import secret_check, space_key, tag_key
 from foreseen.keys.secret import read_secret
 from foreseen.modelspec.artifact import read_file, read_record
 from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
-from foreseen.modelspec.row_outputs import split_outputs
-from foreseen.modelspec.rows import stack, tokens
 from foreseen.paths import model_socket, redis_socket
-from foreseen.protocol.datatypes import DATATYPES
-from foreseen.protocol.tensors import raw_of
-from foreseen.types import Key, Output, Prediction, Row, Space
+from foreseen.types import Key, Prediction, Row, Space
 from foreseen.warm.plan import COMPUTED, FAILED, HIT, Plan, Warmed
 from foreseen.warm.read.keys import KeyedBatch, Keyer, given_of
-from foreseen.warm.run.client import V2Client
 from foreseen.warm.run.generation import SpaceGenerations
+from foreseen.warm.run.model_rows import ModelRows, Rows
 from foreseen.warm.write.bulk_redis import BulkRedis
 from foreseen.warm.write.importer import Importer
-
-FIRST_ROWS = 32
-"""Rows of the first request, before it is known how long a row takes."""
-MAX_ROWS = 4096
-UNDER_WAY = 2
-
-
-Rows = dict[Key, tuple[Row, bytes]]
-"""One row of each key, with its parameters."""
 
 
 class ReadyBatch(NamedTuple):
@@ -97,6 +82,18 @@ class Warmer:
         tokenizer. Importing does that by itself."""
         assert self._open is not None
         return self._open.prepared(batch) if self.plan.mode == "compute" else None
+
+    def ready_rows(self, rows: Sequence[tuple[Row, bytes]]) -> ReadyBatch:
+        """Key rows that are prepared, with their parameters."""
+        return self._opened().ready_rows(rows)
+
+    def warm_ready(self, ready: ReadyBatch) -> Warmed:
+        """Compute and store what far lacks of a keyed batch; all predictions. Raises SetupError."""
+        return self._opened().computed(ready, wanted=True)
+
+    def answers(self, ready: ReadyBatch) -> dict[Key, Prediction]:
+        """The answers to a keyed batch: far's entries, and the model's where there is none; stores nothing."""
+        return self._opened().answers(ready)
 
     def warm(self, batch: pa.RecordBatch, *, wanted: bool = False, ready: ReadyBatch | None = None) -> Warmed:
         """The same as a call, with the predictions where they are wanted."""
@@ -148,7 +145,6 @@ class _Open:
     def __init__(self, plan: Plan, answered: Callable[[int], None]) -> None:
         manifest, root = plan.manifest, read_secret(plan.secret_file or plan.data / "secret")
         self._plan = plan
-        self._signature = manifest.model
         self._codec = EntryCodec(tag_key(root))
         self._root, self._answered = root, answered
         self._preparer = preparer_of(manifest, plan.data)
@@ -162,16 +158,12 @@ class _Open:
             raise
         self._lock = threading.Lock()  # one connection to Redis, two threads with answers for it
         address = plan.model or f"unix:{model_socket(plan.data, manifest.name)}"
-        self._client = V2Client(address, manifest.name, plan.patience_seconds)
-        self._threads = ThreadPoolExecutor(UNDER_WAY, thread_name_prefix="warm")
+        self._model = ModelRows(plan, address)
         self._importer = Importer(plan, self._codec, self._pipe, answered)
-        self._row_seconds: float | None = None
-        self._not_before = 0.0
 
     def close(self) -> None:
-        self._threads.shutdown()
+        self._model.close()
         self._importer.close()
-        self._client.close()
         self._pipe.close()
 
     def generation(self) -> int:
@@ -196,14 +188,14 @@ class _Open:
 
     def timed(self, rows: Rows) -> tuple[int, float]:
         started = time.perf_counter()
-        made, _ = self._ask(list(rows), rows, keep=False, held=False)
+        made, _ = self._model.ask(list(rows), rows, held=False)
         return len(made), time.perf_counter() - started
 
     def computed(self, ready: ReadyBatch, *, wanted: bool) -> Warmed:
         warmed, waiters, _ = ready
         found = self._found(list(waiters))
         missing = [key for key in waiters if key not in found]
-        made, failed = self._ask(missing, waiters, keep=True)
+        made, failed = self._model.ask(missing, waiters, self._kept)
         fresh = set(made)
         for index, key in enumerate(map(Key, warmed.keys)):
             if key in failed:
@@ -217,20 +209,35 @@ class _Open:
             warmed.predictions = dict([*found.items(), *made.items()])
         return warmed
 
+    def ready_rows(self, rows: Sequence[tuple[Row, bytes]]) -> ReadyBatch:
+        generation = self.generation()
+        keys = self._keyer_of(generation).of_rows(rows)
+        warmed = Warmed(list(keys), np.full(len(rows), FAILED, np.int8), {}, {})
+        return ReadyBatch(warmed, dict(zip(keys, rows, strict=True)), generation)
+
+    def answers(self, ready: ReadyBatch) -> dict[Key, Prediction]:
+        found = self._found(list(ready.waiters))
+        made, _ = self._model.ask([key for key in ready.waiters if key not in found], ready.waiters)
+        return found | made
+
     def predicted(self, batch: pa.RecordBatch, places: Sequence[int]) -> dict[int, Prediction]:
         warmed, waiters, _ = self.prepared(batch.take(pa.array(places)))
-        made, _ = self._ask(list(waiters), waiters, keep=False)
+        made, _ = self._model.ask(list(waiters), waiters)
         return {
             place: made[Key(key)] for place, key in zip(places, warmed.keys, strict=True) if key and Key(key) in made
         }
 
     def _keyed(self, batch: pa.RecordBatch, bad: dict[int, str], generation: int) -> list[KeyedBatch]:
         given = given_of(batch, self._plan.manifest, self._plan.inputs, bad)
+        keyer = self._keyer_of(generation)
+        return [keyed for part in given for keyed in keyer.keyed(part, bad)]
+
+    def _keyer_of(self, generation: int) -> Keyer:
         keyer = self._keyers.get(generation)
         if keyer is None:
             keyer = self._keyer(generation)
             self._keyers = {generation: keyer}
-        return [keyed for part in given for keyed in keyer.keyed(part, bad)]
+        return keyer
 
     def prepared(self, batch: pa.RecordBatch) -> ReadyBatch:
         """The batch with its keys, and one row of each key."""
@@ -261,99 +268,13 @@ class _Open:
                 found[key] = prediction
         return found
 
-    def _ask(
-        self, keys: Sequence[Key], waiters: Rows, *, keep: bool, held: bool = True
-    ) -> tuple[dict[Key, Prediction], dict[Key, str]]:
-        """The model's answers: sorted by length, in requests of `batch_ms`, two under way; `held` to the rate."""
-        # Shortest first within one set of parameters: neighbours in length need least padding.
-        queue = sorted(keys, key=lambda key: (waiters[key][1], tokens(waiters[key][0], self._signature)))
-        made: dict[Key, Prediction] = {}
-        failed: dict[Key, str] = {}
-        flying: list[Future[None]] = []
-        at = 0
-        try:
-            while at < len(queue):
-                size = self._size(len(queue) - at)
-                part = [key for key in queue[at : at + size] if waiters[key][1] == waiters[queue[at]][1]]
-                at += len(part)
-                if len(flying) == UNDER_WAY:
-                    flying.pop(0).result()
-                if held:
-                    self._wait_turn(len(part))
-                flying.append(self._threads.submit(self._part, part, waiters, made, failed, keep))
-        finally:
-            for one in flying:
-                one.result()
-        return made, failed
-
-    def _size(self, left: int) -> int:
-        """How many rows the model computes in `batch_ms`, as far as measured; the last rows are split evenly."""
-        seconds = self._row_seconds
-        most = FIRST_ROWS if not seconds else int(self._plan.batch_ms / 1000 / seconds)
-        if self._plan.rows_per_second is not None:
-            most = min(most, max(1, int(self._plan.rows_per_second)))
-        return min(max(most, 1), MAX_ROWS, left)
-
-    def _part(
-        self,
-        keys: Sequence[Key],
-        waiters: Rows,
-        made: dict[Key, Prediction],
-        failed: dict[Key, str],
-        keep: bool,
-    ) -> None:
-        """One request; if it is refused, its halves, down to the row that is wrong."""
-        rows = [waiters[key][0] for key in keys]
-        try:
-            predictions = self._predict(rows, waiters[keys[0]][1])
-        except (BadInput, TooLarge, ModelFailed) as error:
-            if len(keys) == 1:
-                failed[keys[0]] = str(error)
-                return
-            half = len(keys) // 2
-            self._part(keys[:half], waiters, made, failed, keep)
-            self._part(keys[half:], waiters, made, failed, keep)
-            return
-        answered = dict(zip(keys, predictions, strict=True))
-        if keep:
-            entries = {key: self._codec.pack(key, prediction) for key, prediction in answered.items()}
-            for key in [key for key, entry in entries.items() if len(entry) > self._plan.value_bytes]:
-                failed[key] = f"its entry has {len(entries.pop(key))} bytes, more than {self._plan.value_bytes}"
-            with self._lock:
-                self._pipe.put(list(entries), list(entries.values()), [answered[key].expires_at for key in entries])
-            self._answered(len(keys))
-        made.update(answered)
-
-    def _wait_turn(self, rows: int) -> None:
-        """Keep to the rate: wait until so many rows are due."""
-        if self._plan.rows_per_second is None:
-            return
+    def _kept(self, answered: Mapping[Key, Prediction]) -> dict[Key, str]:
+        """Store answers; of those that are too large, why not."""
+        entries = {key: self._codec.pack(key, prediction) for key, prediction in answered.items()}
+        failed = {}
+        for key in [key for key, entry in entries.items() if len(entry) > self._plan.value_bytes]:
+            failed[key] = f"its entry has {len(entries.pop(key))} bytes, more than {self._plan.value_bytes}"
         with self._lock:
-            now = time.monotonic()
-            wait = self._not_before - now
-            self._not_before = max(now, self._not_before) + rows / self._plan.rows_per_second
-        if wait > 0:
-            time.sleep(wait)
-
-    def _predict(self, rows: Sequence[Row], parameters: bytes) -> list[Prediction]:
-        batch = stack(rows, self._signature)
-        asked = [(i.name, i.datatype, batch[i.name]) for i in self._signature.inputs]
-        reply = self._client.infer(asked, parameters)
-        digest = reply.response.parameters.get("digest")
-        if digest != self._plan.digest:
-            raise SetupError("the model has changed while it was warmed; run the same command again for the new one")
-        reported = reply.response.parameters.get("seconds")
-        each = float(reported) if isinstance(reported, int | float) else reply.seconds / len(rows)
-        outputs = {tensor.name: tensor.array for tensor in reply.response.outputs}
-        answered = split_outputs(outputs, rows, self._signature)
-        self._row_seconds = each if self._row_seconds is None else (self._row_seconds + each) / 2
-        now, plan = time.time(), self._plan
-        predictions = []
-        for arrays in answered:
-            heads = tuple(
-                Output(s.name, s.datatype, a.shape) for s, a in zip(self._signature.outputs, arrays, strict=True)
-            )
-            data = tuple(raw_of(a, DATATYPES[h.datatype]) for h, a in zip(heads, arrays, strict=True))
-            life = plan.ttl_seconds * random.uniform(1 - plan.jitter, 1 + plan.jitter)  # noqa: S311 - spreads expiry
-            predictions.append(Prediction(heads, data, plan.digest, now, now + life, each))
-        return predictions
+            self._pipe.put(list(entries), list(entries.values()), [answered[key].expires_at for key in entries])
+        self._answered(len(answered))
+        return failed

@@ -1,0 +1,208 @@
+"""`models compare|handover`: what a change of a model would change, and the change itself."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from cyclopts import Parameter
+
+from foreseen.compare import plot as plots
+from foreseen.compare import table
+from foreseen.compare.comparison import TOLERANCE, Comparison
+from foreseen.compare.report import ChangeBudget, ComparisonReport
+from foreseen.errors import SetupError
+from foreseen.models import progress
+from foreseen.modelspec.artifact import Record
+from foreseen.settings import Common
+from foreseen.units import share_of
+
+Files = Annotated[
+    tuple[str, ...], Parameter(name="--file", help="Rows: Parquet, CSV, JSONL, …, as of `warm`.", negative="")
+]
+Columns = Annotated[
+    tuple[str, ...], Parameter(name="--map", help="COLUMN=INPUT where they differ; may be repeated.", negative="")
+]
+Labels = Annotated[
+    tuple[str, ...],
+    Parameter(name="--label-output", help="An output whose last axis is classes, without labels.", negative=""),
+]
+MaxChanged = Annotated[
+    str | None,
+    Parameter(help="Share of rows (1%) that may change: in top label or --min-cosine, else beyond --tolerance."),
+]
+MinCosine = Annotated[float | None, Parameter(help="A row whose old and new answer have a smaller cosine has changed.")]
+Tolerance = Annotated[float, Parameter(help="How far numbers may be apart, absolutely and relatively.")]
+Plot = Annotated[Path | None, Parameter(help="Draw the comparison into this SVG file.")]
+Json = Annotated[bool, Parameter(help="Print JSON and nothing else.", negative="")]
+DEFAULTS = Common()
+
+
+def compare(
+    old: str,
+    new: str,
+    *,
+    file: Files = (),
+    map: Columns = (),  # noqa: A002 - the flag's name
+    label_output: Labels = (),
+    rows: Annotated[int | None, Parameter(help="Compare so many rows at most.")] = None,
+    tolerance: Tolerance = TOLERANCE,
+    max_changed: MaxChanged = None,
+    min_cosine: MinCosine = None,
+    plot: Plot = None,
+    json: Json = False,
+    common: Common = DEFAULTS,
+) -> None:
+    """Compare two models' answers to the rows of a file. Ends with status 1 outside of --max-changed or --min-cosine.
+
+    Parameters
+    ----------
+    old
+        The model now: NAME (the artifact in force), NAME:PRECISION, NAME:DIGEST, or the URL of a V2 server.
+    new
+        The other one: the same, or only a precision or a digest of the same model.
+    """
+    from foreseen.models.change.compare import CompareOptions
+    from foreseen.models.change.compare import compare as run
+
+    if not file:
+        raise SetupError("say which rows: --file rows.parquet")
+    budget = budget_of(max_changed, min_cosine)
+    options = CompareOptions(columns=map, labels=label_output, tolerance=tolerance, min_cosine=min_cosine, rows=rows)
+    with progress.shown(common.log_format) as say:
+        comparison, old_label, new_label = run(old, new, file, options, common, say)
+    report, reasons = shown(comparison, budget, plot, (old_label, new_label), json=json)
+    if reasons:
+        if not json:
+            print(f"outside of the budget: {'; '.join(reasons)}")
+        sys.exit(1)
+    if not json and budget != ChangeBudget():
+        print(f"inside the budget{reservation(report, budget)}")
+
+
+def handover(
+    name: str,
+    *,
+    to: Annotated[str | None, Parameter(help="A precision (built if need be) or an artifact's digest.")] = None,
+    rollback: Annotated[
+        bool, Parameter(help="Put the artifact from before the last handover in force again.", negative="")
+    ] = False,
+    hottest: Annotated[int, Parameter(help="Most rows of what proxies serve most (--keep-hot-inputs); 0: none.")] = 0,
+    file: Files = (),
+    map: Columns = (),  # noqa: A002 - the flag's name
+    tenant: Annotated[str | None, Parameter(help="The tenant whose entries the file's rows become.")] = None,
+    label_output: Labels = (),
+    tolerance: Tolerance = TOLERANCE,
+    max_changed: MaxChanged = None,
+    min_cosine: MinCosine = None,
+    rows_per_second: Annotated[float | None, Parameter(help="Most rows a second of each model process.")] = None,
+    stand_back: Annotated[
+        bool, Parameter(help="The candidate computes only on idle cores (Linux's SCHED_IDLE).")
+    ] = True,
+    plot: Plot = None,
+    json: Json = False,
+    yes: Annotated[bool, Parameter(help="Switch without a question where the budget is kept.", negative="")] = False,
+    common: Common = DEFAULTS,
+) -> None:
+    """Change a running model: fill the new key space, compare, switch. Ends with status 1, and nothing has changed,
+    outside of --max-changed or --min-cosine.
+
+    Parameters
+    ----------
+    name
+        The model, as `foreseen up` runs it.
+    """
+    from foreseen.models.change import handover as change
+    from foreseen.models.change.artifacts import artifact_of
+    from foreseen.models.change.compare import CompareOptions
+    from foreseen.models.change.hottest import count_rows, hottest_rows
+    from foreseen.models.change.switch import one_at_a_time, require_supervisor
+
+    if rollback == (to is not None):
+        raise SetupError("say --to PRECISION or --to DIGEST, or --rollback")
+    require_supervisor(common.data)
+    with progress.shown(common.log_format) as say, one_at_a_time(common.data, name):
+        if rollback:
+            _switched_back(name, common, say)
+            return
+        budget = budget_of(max_changed, min_cosine)
+        if not file and not hottest:
+            raise SetupError("say which rows: --file rows.parquet, or --hottest 100000 with --keep-hot-inputs")
+        if not (yes or sys.stdin.isatty()):
+            raise SetupError("nobody can be asked whether to switch: give --yes")
+        options = CompareOptions(columns=map, labels=label_output, tolerance=tolerance, min_cosine=min_cosine)
+        chosen = artifact_of(str(to), name, common.data, common.model_folders, say)
+        hot = hottest_rows(common.data, name, hottest) if hottest else []
+        rows = change.HandoverRows(files=file, hottest=hot, tenant=tenant)
+        pace = {"rows_per_second": rows_per_second, "stand_back": stand_back}
+        settings = change.settings_of(name, common.data, common.models, options, rows, **pace)
+        with say.step(f"fill the space of {chosen.label}"):
+            filled = change.filled(chosen, rows, options, settings, lambda one: count_rows(common.data, name, one))
+        report, reasons = shown(filled.comparison, budget, plot, (filled.old, chosen.label), json=json)
+        if reasons:
+            _print(f"outside of the budget, nothing has changed: {'; '.join(reasons)}", quiet=json)
+            sys.exit(1)
+        if not yes and input(f"switch {name} to {chosen.label}? [y/N] ").strip().lower() not in ("y", "yes"):
+            _print("nothing has changed", quiet=json)
+            return
+        _switch(name, chosen.record, filled.digest, common, say)
+        _print(f"{chosen.label} is in force{reservation(report, budget)}; take it back with --rollback", quiet=json)
+
+
+def _switched_back(name: str, common: Common, say: progress.BuildProgress) -> None:
+    from foreseen.models.change.switch import former
+
+    record = former(common.data, name)
+    _switch(name, record, None, common, say)
+    print(f"{name}:{record.artifact.precision}:{record.artifact.digest[:8]} is in force again")
+
+
+def _switch(name: str, record: Record, digest: str | None, common: Common, say: progress.BuildProgress) -> None:
+    from foreseen.models.change.switch import switch
+
+    with say.step(f"switch to {record.artifact.digest[:8]}"):
+        switch(common.data, name, record, digest)
+
+
+def _print(text: str, *, quiet: bool) -> None:
+    if not quiet:
+        print(text)
+
+
+def shown(
+    comparison: Comparison, budget: ChangeBudget, plot: Path | None, labels: tuple[str, str], *, json: bool
+) -> tuple[ComparisonReport, list[str]]:
+    """Print the report, draw it where that is asked for; the report, and why it is outside of the budget."""
+    report = comparison.report()
+    reasons = budget.reasons(report)
+    if plot is not None:
+        try:
+            plots.draw(comparison, plot, f"{labels[0]} → {labels[1]}, {report.rows:,} rows", *labels)
+        except OSError as error:
+            raise SetupError(f"--plot {plot}: {error.strerror}") from None
+    if json:
+        document = {"old": labels[0], "new": labels[1], "inside": not reasons, "reasons": reasons}
+        print(msgspec.json.encode(document | msgspec.structs.asdict(report)).decode())
+    else:
+        print("\n".join(table.lines(report, *labels)))
+    return report, reasons
+
+
+def reservation(report: ComparisonReport, budget: ChangeBudget) -> str:
+    """A remark where the interval reaches beyond the budget: more rows would say more."""
+    if budget.most_changed is None or report.changed.high <= budget.most_changed:
+        return ""
+    return f", but the interval of the share reaches {report.changed.high:.4%}: compare more rows to be sure"
+
+
+def budget_of(max_changed: str | None, min_cosine: float | None) -> ChangeBudget:
+    """Raises SetupError."""
+    try:
+        share = None if max_changed is None else share_of(max_changed)
+    except ValueError as error:
+        raise SetupError(f"--max-changed: {error}") from None
+    if min_cosine is not None and not -1 <= min_cosine <= 1:
+        raise SetupError("--min-cosine: a cosine is between -1 and 1")
+    return ChangeBudget(share, min_cosine)
