@@ -18,7 +18,7 @@ SITE, PICTURES = ROOT / "build" / "site", ROOT / "build" / "screenshots"
 SIZE = "1280,1500"
 MILLISECONDS = 6_000
 """Of virtual time for a page's scripts: diagrams are drawn by one."""
-SECONDS = 60
+SECONDS = 180
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
