@@ -23,6 +23,9 @@ CHART = ROOT / "charts" / "foreseen"
 VALUES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 PYTHON, MODULES = ROOT / ".venv-deploy/bin/python", ROOT / "build/deploy"
 KUBERNETES = ("1.31.0", "1.37.0")
+LISTS = frozenset(
+    ("--model", "--webhook-allow", "--cors-origin", "--upstream", "--brokers", "--allow-reply-topic"),
+)
 OTEL = frozenset(("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"))
 KEDA_PROMETHEUS = frozenset(("serverAddress", "query", "threshold", "activationThreshold"))
 """Fields of KEDA's Prometheus scaler that the chart uses: its schema takes any."""
@@ -85,7 +88,14 @@ def check_commands(objects: Sequence[Object]) -> None:
             app.parse_args(words, exit_on_error=False, print_error=False)
             flags = [word.partition("=")[0] for word in words if word.startswith("--")]
             repeated = {flag for flag in flags if flags.count(flag) > 1}
-            assert repeated <= {"--model", "--webhook-allow", "--cors-origin", "--upstream"}, (name, repeated)
+            assert repeated <= {
+                "--model",
+                "--webhook-allow",
+                "--cors-origin",
+                "--upstream",
+                "--brokers",
+                "--allow-reply-topic",
+            }, (name, repeated)
             command = words[0]
             known = {f"FORESEEN_{setting.upper()}" for setting in settings_of(command)}
             for variable in container.get("env", ()):

@@ -97,6 +97,30 @@ def test_a_password_is_in_no_argument(objects: dict[str, list[Object]]) -> None:
     assert variables["FORESEEN_STATE"]["valueFrom"]["secretKeyRef"]["key"] == "state-url"
 
 
+def test_messages_are_of_one_model(objects: dict[str, list[Object]]) -> None:
+    """They name none, so their process knows no other; also in front of an upstream."""
+    args = arguments(of(objects["kafka"], "Deployment", "prod-foreseen-kafka"))
+    assert [word for word in args if word.startswith("--model=")] == [
+        "--model=minilm=http://prod-foreseen-model-minilm:8001"
+    ]
+    assert [word for word in args if word.startswith("--brokers=")] == [
+        "--brokers=kafka-0.kafka:9093", "--brokers=kafka-1.kafka:9093",
+    ]  # fmt: skip
+    assert not any("password=" in word for word in args)
+    upstream = arguments(of(objects["kafka_upstream"], "Deployment", "prod-foreseen-kafka"))
+    assert [word for word in upstream if word.startswith(("--model=", "--upstream="))] == [
+        "--upstream=http://triton.ml:8000", "--model=resnet",
+    ]  # fmt: skip
+
+
+def test_a_kafka_model_that_is_none_of_models_fails(tmp_path: Path) -> None:
+    file = tmp_path / "wrong.yaml"
+    kafka = {"enabled": True, "brokers": "k:9092", "topic": "a", "replyTopic": "b", "model": "other"}
+    file.write_text(yaml.safe_dump({"models": {"minilm": {}}, "kafka": kafka}))
+    with pytest.raises(AssertionError, match="is none of models"):
+        rendered(CHART, [file])
+
+
 def test_dashboards_and_rules_are_the_repositorys(objects: dict[str, list[Object]]) -> None:
     found = objects["monitored"]
     boards = {k: v for one in found if one["kind"] == "ConfigMap" for k, v in one["data"].items()}
@@ -147,6 +171,9 @@ MISTAKES = [
     ("models.yaml", "pollingInterval:", "pollInterval:"),
     ("models.yaml", "port: 8001, targetPort", "port: 8011, targetPort"),
     ("worker.yaml", "--job-rows=", "--jobs-rows="),
+    ("worker.yaml", "--brokers=", "--broker="),
+    ("worker.yaml", "--ssl-cafile=/run/foreseen/kafka", "--ssl-cafile=/run/foreseen/kaka"),
+    ("proxy.yaml", "--tls-client-ca=", "--tls-clientca="),
     ("worker.yaml", "path: /metrics, port: metrics", "path: /metric, port: metrics"),
     ("state.yaml", "serviceName:", "servicename:"),
     ("networkpolicies.yaml", "policyTypes: [Ingress]", "policytypes: [Ingress]"),

@@ -22,16 +22,13 @@ ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "foreseen"
 TEMPLATES = sorted((CHART / "templates").iterdir())
 VALKEY = {"--dir", "--protected-mode", "--maxmemory", "--maxmemory-policy", "--save", "--appendonly", "--appendfsync"}
-NOT_YET = {"--tls-cert", "--tls-key", "--tls-client-ca"}
-NOT_YET |= {"--brokers", "--topic", "--reply-topic", "--group", "--dead-letter-topic"}
-"""Flags that the chart gives only where values ask for them, of commands and settings that come with other issues."""
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
 def test_what_a_template_names_exists(path: Path) -> None:
     text = path.read_text()
     flags = {f"--{one.name.replace('_', '-')}" for kind in NAMES.values() for one in fields(kind)}
-    known = flags | NOT_YET | (VALKEY if path.name == "state.yaml" else set())
+    known = flags | (VALKEY if path.name == "state.yaml" else set())
     assert set(re.findall(r"(?m)^\s*- (--[a-z-]+)", text)) <= known
     variables = {f"FORESEEN_{name.upper()}" for name in all_settings()}
     assert set(re.findall(r"\bFORESEEN_[A-Z_]+", text)) <= variables

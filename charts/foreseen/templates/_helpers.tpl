@@ -156,7 +156,9 @@ initContainers:
 {{- end }}
 {{- else }}
 {{- range $name, $_ := .Values.models }}
+{{- if or (empty $.onlyModel) (eq $name $.onlyModel) }}
 - --model={{ $name }}=http://{{ include "foreseen.modelName" (list $ $name) }}:8001
+{{- end }}
 {{- end }}
 {{- end }}
 - --stale-if-error-seconds={{ int .Values.proxy.staleIfErrorSeconds }}
