@@ -14,6 +14,7 @@ COHERE := .venv-cohere
 INFINITY := .venv-infinity
 TORCH  := .venv-torch
 OTELTAP := .venv-oteltap
+KAFKA  := .venv-kafka
 DEPLOY := .venv-deploy
 SITE   := .venv-site
 KSERVE := .venv-kserve
@@ -124,7 +125,13 @@ $(OTELTAP)/installed: tests/integrations/oteltap.txt
 	@$(OTELTAP)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
-test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed $(TORCH)/installed $(OPENAI)/installed $(NPM)/installed $(COHERE)/installed $(INFINITY)/installed $(OTELTAP)/installed $(KSERVE)/installed $(TRITONSERVER)/installed ## batch runs by Ray and Airflow, model folders against torch, clients and servers of OpenAI's and rerank APIs, a collector of traces, each in its own environment
+$(KAFKA)/installed: tests/integrations/kafka.txt
+	@echo "setup: installing Kafka's other clients into $(KAFKA)"
+	@$(PYTHON) -m venv $(KAFKA)
+	@$(KAFKA)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+test-integrations: setup $(RAY)/installed $(AIRFLOW)/installed $(TORCH)/installed $(OPENAI)/installed $(NPM)/installed $(COHERE)/installed $(INFINITY)/installed $(OTELTAP)/installed $(KAFKA)/installed $(KSERVE)/installed $(TRITONSERVER)/installed ## batch runs by Ray and Airflow, model folders against torch, clients and servers of OpenAI's and rerank APIs, clients of Kafka, a collector of traces, each in its own environment
 	@$(BIN)/python -m pytest tests/integrations
 
 $(DEPLOY)/installed: tests/deploy/requirements.txt
@@ -284,8 +291,12 @@ bench-jobs: setup ## jobs beside the synchronous path on the same rows, at satur
 	@$(BIN)/python -m bench.jobs --model minilm --rows 32
 	@$(BIN)/python -m bench.jobs --model fingerprint --rows 64 --requests 2000 --least 0.5
 
+bench-kafka: setup ## hits of `foreseen kafka` a second a core, and minilm by messages beside the synchronous path
+	@$(BIN)/python -c "from tests.models_fixture import built_data; built_data('minilm', 'fingerprint')"
+	@$(BIN)/python -m bench.kafka
+
 mutants: setup ## mutation testing of key, entry and flight (about five minutes); fails under 90 %
 	@rm -rf mutants && $(BIN)/mutmut run > build/mutants.log 2>&1; $(BIN)/python -m tests.mutants
 
 clean: ## remove the environment and what was built
-	rm -rf $(VENV) $(TRITON) $(MLSERVER) $(TRITONSERVER) $(RAY) $(AIRFLOW) $(TORCH) $(KSERVE) $(SITE) $(DATA) build *.egg-info
+	rm -rf $(VENV) $(TRITON) $(MLSERVER) $(TRITONSERVER) $(RAY) $(AIRFLOW) $(TORCH) $(KSERVE) $(KAFKA) $(SITE) $(DATA) build *.egg-info
