@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import signal
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -16,8 +18,11 @@ from foreseen.gc_freeze import settle
 from foreseen.paths import state_socket
 from foreseen.proxy.assembly import Proxy
 from foreseen.proxy.from_settings import upstream_for
-from foreseen.proxy.kafka.bridge import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, BrokerError, KafkaBridge, Topics
+from foreseen.proxy.kafka.bridge import KafkaBridge, Topics
 from foreseen.proxy.kafka.messages import Reader, RowInput
+from foreseen.proxy.kafka.outbox import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, ReplyOutbox
+from foreseen.proxy.kafka.ports import BrokerError, KafkaOutbox, Place
+from foreseen.proxy.kafka.transactions import TransactionalOutbox
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.response_bytes import Reply
 from foreseen.proxy.until_ready import known_models, scraped
@@ -29,6 +34,8 @@ if TYPE_CHECKING:
     from foreseen.proxy.kafka.client import KafkaConsumer
 
 LAG_SECONDS = 5.0
+STOP_SECONDS = 10.0
+"""For leaving the group, and for what a producer still has; brokers may be away."""
 
 log = structlog.get_logger()
 
@@ -39,16 +46,66 @@ class ProxyAnswers:
     def __init__(self, proxy: Proxy) -> None:
         self._proxy = proxy
 
-    async def answer(self, head: RequestHead, body: bytes) -> Reply:
+    def begin(self, head: RequestHead, body: bytes, reached: Callable[[Reply], None]) -> Reply | None:
         responder = self._proxy.responder
-        return await responder.answer(responder.traced(head), body)
+        reply = responder.begin(responder.traced(head), body, reached, whole=False)
+        return reply if isinstance(reply, Reply) else None
 
     def digest_of(self, head: RequestHead, body: bytes) -> str | None:
         try:
-            served = self._proxy.served.get(self._proxy.responder.named(head, body).model)
+            served = self._proxy.served.get(head.model or self._proxy.responder.named(head, body).model)
         except ForeseenError:
             return None
         return None if served is None or served.facts is None else served.facts.digest
+
+
+class Membership:
+    """One membership in the group, with what is under way in it; a new one begins with nothing."""
+
+    def __init__(self, settings: KafkaSettings, proxy: Proxy, reader: Reader, stopping: asyncio.Event) -> None:
+        from foreseen.proxy.kafka.client import KafkaConsumer
+        from foreseen.proxy.kafka.producer import KafkaProducer, PartitionTransactions
+
+        self._settings, self._proxy = settings, proxy
+        self._producer = KafkaProducer(settings) if settings.transactional_id is None else None
+        dead_letter, metrics = settings.dead_letter_topic, proxy.metrics
+        self._outbox: KafkaOutbox = (
+            TransactionalOutbox(partial(PartitionTransactions, settings), metrics)
+            if self._producer is None
+            else ReplyOutbox(self._producer, metrics, dead_letter)
+        )
+        topics = Topics(settings.reply_topic, settings.allow_reply_topic, dead_letter)
+        self._bridge = KafkaBridge(
+            reader, ProxyAnswers(proxy), topics, metrics, self._outbox, ordered=settings.ordered, stopping=stopping
+        )
+        self._consumer = KafkaConsumer(settings, self)
+
+    async def read(self) -> None:
+        """Work until the process stops. Raises BrokerError where the membership ends otherwise."""
+        try:
+            if self._producer is not None:
+                await self._producer.start()
+            await self._consumer.start()
+            log.info("reading", topic=self._settings.topic, group=self._settings.group, models=list(self._proxy.served))
+            watching = asyncio.create_task(_watch_lag(self._proxy, self._consumer))
+            try:
+                await self._bridge.run(self._consumer)
+            finally:
+                await end(watching)
+        finally:
+            for part in (self._consumer, self._producer):
+                try:
+                    if part is not None:
+                        async with asyncio.timeout(STOP_SECONDS):
+                            await part.stop()
+                except (BrokerError, TimeoutError) as error:
+                    log.warning("kafka: not left in order", error=str(error) or "the brokers do not answer")
+
+    async def partitions_assigned(self, places: Sequence[Place]) -> None:
+        await self._bridge.assigned(places)
+
+    async def partitions_revoked(self, places: Sequence[Place]) -> None:
+        await self._bridge.revoked(self._consumer, places)
 
 
 async def _run(settings: KafkaSettings) -> None:
@@ -66,41 +123,18 @@ async def _run(settings: KafkaSettings) -> None:
             settings.deadline_seconds,
             _row_input(proxy, settings),
         )
-        topics = Topics(settings.reply_topic, settings.allow_reply_topic, settings.dead_letter_topic)
-        bridge = KafkaBridge(reader, ProxyAnswers(proxy), topics, proxy.metrics, ordered=settings.ordered)
-        bridge.stopping = stopping
         settle()
         pause = FIRST_PAUSE_SECONDS
         while not stopping.is_set():
+            began = asyncio.get_running_loop().time()
             try:
-                await _read(settings, proxy, bridge)
+                await Membership(settings, proxy, reader, stopping).read()
             except BrokerError as error:
+                if asyncio.get_running_loop().time() - began > LONGEST_PAUSE_SECONDS:
+                    pause = FIRST_PAUSE_SECONDS
                 log.warning("kafka: not reachable or refused; it is tried again", error=str(error), seconds=pause)
                 await _wait(stopping, pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-
-
-async def _read(settings: KafkaSettings, proxy: Proxy, bridge: KafkaBridge) -> None:
-    """One membership in the group, until the process stops. Raises BrokerError where it ends otherwise."""
-    from foreseen.proxy.kafka.client import KafkaConsumer, KafkaProducer
-
-    consumer = KafkaConsumer(settings, lambda places: bridge.revoked(consumer, places))
-    producer = KafkaProducer(settings)
-    try:
-        await producer.start()
-        await consumer.start()
-        log.info("reading", topic=settings.topic, group=settings.group, models=list(proxy.served))
-        watching = asyncio.create_task(_watch_lag(proxy, consumer))
-        try:
-            await bridge.run(consumer, producer)
-        finally:
-            await end(watching)
-    finally:
-        for part in (consumer, producer):
-            try:
-                await part.stop()
-            except BrokerError as error:
-                log.warning("kafka: not left in order", error=str(error))
 
 
 async def _wait(stopping: asyncio.Event, seconds: float) -> None:

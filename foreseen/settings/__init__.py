@@ -8,7 +8,7 @@ file of `--config`. A flag wins over the environment, that over the file.
 from foreseen.settings.commands import NAMES, arguments
 from foreseen.settings.common import Common, StoreSettings
 from foreseen.settings.inference import InferenceSettings
-from foreseen.settings.kafka import KafkaSettings
+from foreseen.settings.kafka import BrokerSettings, KafkaSettings
 from foreseen.settings.operators import PURGE_TARGETS, JobsSettings, KeySettings, PurgeSettings, UsageSettings
 from foreseen.settings.proxy import ProxySettings
 from foreseen.settings.up import DoctorSettings, UpSettings
@@ -18,6 +18,7 @@ from foreseen.settings.worker import WorkerSettings
 __all__ = [
     "NAMES",
     "PURGE_TARGETS",
+    "BrokerSettings",
     "Common",
     "DoctorSettings",
     "InferenceSettings",

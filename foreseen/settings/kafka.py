@@ -7,13 +7,14 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from foreseen.errors import SetupError
+from foreseen.settings.common import Common
 from foreseen.settings.proxy import ProxySettings
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class KafkaSettings(ProxySettings):
-    """A process between Kafka topics; it takes the proxy's settings, as far as they are not about connections."""
+class BrokerSettings(Common):
+    """Brokers, how they are spoken to, and the topics."""
 
     brokers: Annotated[tuple[str, ...], Parameter(help="A broker, HOST:PORT; may be repeated.")] = ()
     topic: Annotated[str, Parameter(help="Topic of the requests.")] = ""
@@ -22,18 +23,6 @@ class KafkaSettings(ProxySettings):
     dead_letter_topic: Annotated[
         str | None,
         Parameter(help="Topic of messages that the model refuses, with the reason in headers. Default: error replies."),
-    ] = None
-    allow_reply_topic: Annotated[
-        tuple[str, ...],
-        Parameter(help="A topic that a message may name in kafka_replyTopic; may be repeated. Others: --reply-topic."),
-    ] = ()
-    value_as: Annotated[
-        Literal["v2", "v1", "openai", "rerank", "score", "grpc", "row"],
-        Parameter(name="--as", help="What the values are. row: the model's one input, or a JSON object of its inputs."),
-    ] = "v2"
-    ordered: Annotated[bool, Parameter(help="Send a partition's replies in the order of its messages.")] = False
-    tenant: Annotated[
-        str | None, Parameter(help="The tenant of --keys-file that messages are charged to. Default: public.")
     ] = None
     security_protocol: Annotated[
         Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], Parameter(help="How brokers are spoken to.")
@@ -48,6 +37,32 @@ class KafkaSettings(ProxySettings):
     ] = None
     ssl_certfile: Annotated[Path | None, Parameter(help="Own certificate (PEM), for mutual TLS.")] = None
     ssl_keyfile: Annotated[Path | None, Parameter(help="Its key.")] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class KafkaSettings(BrokerSettings, ProxySettings):
+    """A process between Kafka topics; it takes the proxy's settings, as far as they are not about connections."""
+
+    allow_reply_topic: Annotated[
+        tuple[str, ...],
+        Parameter(help="A topic that a message may name in kafka_replyTopic; may be repeated. Others: --reply-topic."),
+    ] = ()
+    value_as: Annotated[
+        Literal["v2", "v1", "openai", "rerank", "score", "grpc", "row"],
+        Parameter(name="--as", help="What the values are. row: the model's one input, or a JSON object of its inputs."),
+    ] = "v2"
+    ordered: Annotated[bool, Parameter(help="Send a partition's replies in the order of its messages.")] = False
+    transactional_id: Annotated[
+        str | None,
+        Parameter(
+            help="Send replies and commit offsets in one transaction (exactly once), with ids that begin with this. "
+            "Brokers have to know transactions. Default: at least once."
+        ),
+    ] = None
+    tenant: Annotated[
+        str | None, Parameter(help="The tenant of --keys-file that messages are charged to. Default: public.")
+    ] = None
     metrics_port: Annotated[
         int | None, Parameter(help="TCP port of this process's own /metrics, on --host. Default: none.")
     ] = None

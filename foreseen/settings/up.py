@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from foreseen.settings.kafka import BrokerSettings
 from foreseen.settings.proxy import ProxySettings
 
 
@@ -34,7 +35,7 @@ class UpSettings(ProxySettings):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class DoctorSettings(UpSettings):
+class DoctorSettings(BrokerSettings, UpSettings):
     """The system to examine. The default of each setting is that of the last `foreseen up` in --data."""
 
     url: Annotated[str | None, Parameter(help="Where its proxy answers. Default: by --host and --port.")] = None

@@ -1,25 +1,28 @@
-"""aiokafka as the bridge's consumer and producer. The only module that imports it; its errors become BrokerError."""
+"""aiokafka as the bridge's consumer, and how brokers are reached. aiokafka's errors become BrokerError here."""
 
 from __future__ import annotations
 
+import logging
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import KafkaConnectionError, KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 from aiokafka.helpers import create_ssl_context
 
 from foreseen.errors import SetupError
-from foreseen.proxy.kafka.bridge import BrokerError, Place
-from foreseen.proxy.kafka.messages import Incoming, Outgoing
-from foreseen.settings import KafkaSettings
+from foreseen.proxy.kafka.messages import Incoming
+from foreseen.proxy.kafka.ports import BrokerError, Place, RecordTooLarge
+from foreseen.settings import BrokerSettings, KafkaSettings
 
 MAX_POLL_INTERVAL_MS = 300_000
 REQUEST_BYTES = 64 << 20
+MOST_CHARACTERS = 300
+"""Of an error's line."""
 
 
-def access(settings: KafkaSettings) -> dict[str, Any]:
+def access(settings: BrokerSettings) -> dict[str, Any]:
     """How the brokers are spoken to. Raises SetupError naming the file that cannot be read."""
     options: dict[str, Any] = {
         "bootstrap_servers": ",".join(settings.brokers),
@@ -44,7 +47,7 @@ def access(settings: KafkaSettings) -> dict[str, Any]:
     return options
 
 
-def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
+def _ssl_context(settings: BrokerSettings) -> ssl.SSLContext:
     files = [settings.ssl_cafile, settings.ssl_certfile, settings.ssl_keyfile]
     names = [None if file is None else str(file) for file in files]
     try:
@@ -54,11 +57,20 @@ def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
         raise SetupError(f"--ssl-cafile, --ssl-certfile or --ssl-keyfile: {error}") from None
 
 
+class PartitionOwner(Protocol):
+    """What is told of the partitions that come and go, before the group goes on."""
+
+    async def partitions_assigned(self, places: Sequence[Place]) -> None: ...
+    async def partitions_revoked(self, places: Sequence[Place]) -> None: ...
+
+
 class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
     """A member of the group. A group without committed offsets starts at the earliest message."""
 
-    def __init__(self, settings: KafkaSettings, revoked: Callable[[Sequence[Place]], Awaitable[None]]) -> None:
-        self._topic, self._revoked = settings.topic, revoked
+    def __init__(self, settings: KafkaSettings, owner: PartitionOwner) -> None:
+        self._topic, self._owner = settings.topic, owner
+        self._transactional = settings.transactional_id is not None
+        self._starting: set[TopicPartition] = set()
         self._consumer = AIOKafkaConsumer(
             **access(settings),
             group_id=settings.group,
@@ -72,14 +84,14 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
     async def start(self) -> None:
         """Join the group. Raises BrokerError."""
         self._consumer.subscribe([self._topic], listener=self)
-        await _spoken(self._consumer.start())
+        await spoken(self._consumer.start())
 
     async def stop(self) -> None:
         """Leave it, so that its partitions move at once."""
-        await _spoken(self._consumer.stop())
+        await spoken(self._consumer.stop())
 
     async def poll(self, timeout_ms: int, most: int) -> Sequence[Incoming]:
-        found = await _spoken(self._consumer.getmany(timeout_ms=timeout_ms, max_records=most))
+        found = await spoken(self._consumer.getmany(timeout_ms=timeout_ms, max_records=most))
         return [
             Incoming(one.topic, one.partition, one.offset, one.key, one.value, one.headers)
             for records in found.values()
@@ -90,13 +102,13 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._consumer.pause(*self._consumer.assignment())
 
     def resume(self) -> None:
-        self._consumer.resume(*self._consumer.paused())
+        self._consumer.resume(*(self._consumer.paused() - self._starting))
 
     async def commit(self, offsets: Mapping[Place, int]) -> None:
         mine = self._consumer.assignment()
         wanted = {TopicPartition(*place): at for place, at in offsets.items() if TopicPartition(*place) in mine}
         if wanted:
-            await _spoken(self._consumer.commit(wanted))
+            await spoken(self._consumer.commit(wanted))
 
     async def lag(self) -> int:
         """Messages of the own partitions that have not been read yet, as the broker's last answers say."""
@@ -104,45 +116,64 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         for partition in self._consumer.assignment():
             end = self._consumer.highwater(partition)
             if end is not None:
-                total += max(0, end - await _spoken(self._consumer.position(partition)))
+                total += max(0, end - await spoken(self._consumer.position(partition)))
         return total
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """aiokafka's own name. It waits for this before the group goes on."""
-        await self._revoked([(one.topic, one.partition) for one in revoked])
+        await self._owner.partitions_revoked([(one.topic, one.partition) for one in revoked])
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        """aiokafka's own name."""
+        """aiokafka's own name. With transactions the offsets to begin at are read when the owners before can commit
+        nothing any more; until then the partitions are paused."""
+        places = [(one.topic, one.partition) for one in assigned]
+        if not self._transactional:
+            await self._owner.partitions_assigned(places)
+            return
+        self._starting = set(assigned)
+        self._consumer.pause(*self._starting)
+        await self._owner.partitions_assigned(places)
+        for one in self._starting:
+            offset = await spoken(self._consumer.committed(one))
+            if offset is not None:
+                self._consumer.seek(one, offset)
+        self._consumer.resume(*self._starting)
+        self._starting = set()
 
 
-class KafkaProducer:
-    """Sends replies; the call returns when all in-sync replicas have one. Not idempotent: delivery is at least once,
-    and an idempotent producer needs a right of its own and brokers that know producer ids."""
-
-    def __init__(self, settings: KafkaSettings) -> None:
-        self._producer = AIOKafkaProducer(
-            **access(settings),
-            acks="all",
-            linger_ms=2,
-            max_request_size=REQUEST_BYTES,
-        )
-
-    async def start(self) -> None:
-        await _spoken(self._producer.start())
-
-    async def stop(self) -> None:
-        await _spoken(self._producer.stop())
-
-    async def send(self, record: Outgoing) -> None:
-        await (
-            await _spoken(self._producer.send(record.topic, value=record.value, key=record.key, headers=record.headers))
-        )
-
-
-async def _spoken(call: Awaitable[Any]) -> Any:
+async def spoken(call: Awaitable[Any]) -> Any:
+    """What the call comes to. Raises BrokerError for errors of the broker and of the network."""
     try:
         return await call
-    except KafkaError as error:
-        raise BrokerError(f"{type(error).__name__}: {error}".splitlines()[0][:300]) from error
-    except (TimeoutError, OSError) as error:
-        raise BrokerError(str(error) or type(error).__name__) from error
+    except (KafkaError, TimeoutError, OSError) as error:
+        raise broker_error(error) from error
+
+
+def broker_error(error: Exception) -> BrokerError:
+    """An error of aiokafka or of the network, in one line. Raises any other again."""
+    if isinstance(error, BrokerError):
+        return error
+    if isinstance(error, KafkaConnectionError) and CAUSE.last:
+        return BrokerError(CAUSE.last)
+    if isinstance(error, KafkaError):
+        name = type(error).__name__
+        line = f"{name}: {str(error).removeprefix(f'{name}: ')}".splitlines()[0][:MOST_CHARACTERS]
+        too_large = isinstance(error, MessageSizeTooLargeError | RecordListTooLargeError)
+        return RecordTooLarge(line) if too_large else BrokerError(line)
+    if isinstance(error, TimeoutError | OSError):
+        return BrokerError(str(error) or type(error).__name__)
+    raise error
+
+
+class LastError(logging.Handler):
+    """Keeps what aiokafka has logged last of a connection: its exceptions say only that there is none."""
+
+    last = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "connect" in record.msg:
+            self.last = record.getMessage().splitlines()[0][:MOST_CHARACTERS]
+
+
+CAUSE = LastError(logging.ERROR)
+logging.getLogger("aiokafka").addHandler(CAUSE)

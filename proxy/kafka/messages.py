@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import orjson
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from foreseen.errors import BadRequest
 from foreseen.proxy.predict.ask import Protocol, RequestHead
@@ -25,6 +25,12 @@ REPLY_TOPIC = "kafka_replyTopic"
 COPIED = frozenset(("correlation-id", "correlationid", "kafka_correlationid", "traceparent", "tracestate"))
 """Headers that a reply repeats, in lower case; also those that begin with `ce_`."""
 CACHE_STATUS, DIGEST = "foreseen-cache-status", "foreseen-model-digest"
+GIVEN = {
+    "content-type": "content-type",
+    HEADER_LENGTH: HEADER_LENGTH,
+    "cache-status": CACHE_STATUS,
+}
+"""Headers of an answer that a reply has, in lower case, and their names there."""
 ERROR_CODE, ERROR_STATUS = "foreseen-error-code", "foreseen-error-status"
 DIALECTS: Mapping[str, Protocol] = {
     "v2": "v2", "v1": "v1", "openai": "openai", "rerank": "rerank-v2", "score": "score", "grpc": "grpc",
@@ -64,34 +70,31 @@ class Reader:
     """Records → requests. `model` answers those that name none."""
 
     def __init__(self, model: str, kind: As, tenant: Tenant, seconds: float, row: RowInput | None) -> None:
-        self._model, self._kind, self._tenant, self._seconds, self._row = model, kind, tenant, seconds, row
+        self._kind, self._row = kind, row
+        protocol = DIALECTS.get(kind, "v2")
+        named_by_body = protocol not in ("v2", "v1", "grpc")
+        named = "" if named_by_body else model
+        self._plain = RequestHead(named, None, protocol, tenant, None, seconds, lane="background")
 
     def read(self, record: Incoming) -> tuple[RequestHead, bytes]:
         """What a record asks. Raises BadRequest naming the value or the header."""
         if record.value is None:
             raise BadRequest("value: is null; a tombstone asks nothing")
-        found = {name.lower(): value for name, value in reversed(record.headers)}
+        body = record.value if self._row is None else self._wrapped(record.value)
+        return (self._headed(record.headers, len(body)) if record.headers else self._plain), body
+
+    def _headed(self, headers: Headers, size: int) -> RequestHead:
+        """The head of a record with headers."""
+        found = {name.lower(): value for name, value in reversed(headers)}
         trace = found.get("traceparent", b"").decode("latin-1")
-        body, protocol, length = record.value, DIALECTS.get(self._kind, "v2"), None
-        if self._kind == "row":
-            body = self._wrapped(body)
-        elif protocol == "v2":
+        protocol, length = self._plain.protocol, None
+        if self._kind == "v2":
             if found.get("content-type", b"").startswith((b"application/grpc", b"application/protobuf")):
                 protocol = "grpc"
             elif HEADER_LENGTH in found:
-                length = _length(found[HEADER_LENGTH], len(body))
-        named_by_body = protocol not in ("v2", "v1", "grpc")
-        head = RequestHead(
-            "" if named_by_body else self._model,
-            None,
-            protocol,
-            self._tenant,
-            length,
-            self._seconds,
-            traceparent=trace if TRACEPARENT.match(trace) else None,
-            lane="background",
-        )
-        return head, body
+                length = _length(found[HEADER_LENGTH], size)
+        traceparent = trace if TRACEPARENT.match(trace) else None
+        return structs.replace(self._plain, protocol=protocol, header_length=length, traceparent=traceparent)
 
     def _wrapped(self, value: bytes) -> bytes:
         """The one row of a value as a V2 request: a JSON object of inputs, or the one input itself as JSON or text."""
@@ -114,14 +117,11 @@ class Reader:
 def reply_of(record: Incoming, reply: Reply, topic: str, digest: str | None) -> Outgoing:
     """The answer to a record, or the error that it has come to."""
     headers = _copied(record.headers)
-    of_reply = {name.lower(): value for name, value in reply.headers()}
-    headers += [
-        (name, of_reply[name].encode("latin-1"))
-        for name in ("content-type", "inference-header-content-length")
-        if name in of_reply
-    ]
-    if "cache-status" in of_reply:
-        headers.append((CACHE_STATUS, of_reply["cache-status"].encode("latin-1")))
+    for line in reply.lines.split("\r\n"):
+        at = line.find(":")
+        name = GIVEN.get(line[:at].lower())
+        if name is not None:
+            headers.append((name, line[at + 2 :].encode("latin-1")))
     if digest is not None:
         headers.append((DIGEST, digest.encode()))
     return Outgoing(topic, record.key, reply.body, headers)

@@ -29,6 +29,7 @@ from foreseen.proxy.backend.text_servers.text_server import TextServer
 from foreseen.proxy.backend.upstream_access import UpstreamAccess
 from foreseen.proxy.backend.v2_server import Unusable
 from foreseen.proxy.tools import doctor_machine as machine
+from foreseen.proxy.tools.doctor_kafka import kafka
 from foreseen.proxy.tools.doctor_stores import redis, state
 from foreseen.proxy.tools.finding import Finding, size
 from foreseen.settings import DoctorSettings
@@ -55,6 +56,8 @@ async def _all(settings: DoctorSettings, given: Collection[str]) -> list[Finding
         found += [one async for one in model(named, settings)]
     for address in settings.upstream:
         found += [one async for one in upstream(address, settings)]
+    if settings.brokers:
+        found += [one async for one in kafka(settings)]
     found += await asyncio.to_thread(lambda: list(running(settings)))
     return found
 

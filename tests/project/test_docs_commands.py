@@ -47,6 +47,9 @@ RUN = {
         "foreseen kafka --brokers broker:9092 --topic asked --reply-topic replies --group g --dead-letter-topic dead "
         "--model minilm"
     ): "stories/test_92_kafka.py",
+    (
+        "foreseen doctor --brokers broker:9092 --topic asked --reply-topic replies --dead-letter-topic dead --group g"
+    ): "stories/test_92_kafka_security.py::test_the_doctor_looks_at_brokers_topics_and_rights",
     "foreseen up --data data": "not run: tests/live.py runs it with a port of its own",
     "foreseen doctor": f"{AS_THEY_STAND}::test_the_blocks_of_a_page_run",
     "foreseen up --audit 0.1%": "stories/test_85_what_operators_watch.py",

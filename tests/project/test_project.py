@@ -119,7 +119,7 @@ OWNERS = {
         "foreseen.proxy.kafka_app",
         "foreseen.inference.app",
     },
-    "aiokafka": {"foreseen.proxy.kafka.client"},
+    "aiokafka": {"foreseen.proxy.kafka.client", "foreseen.proxy.kafka.producer", "foreseen.proxy.kafka.rights"},
 }
 
 

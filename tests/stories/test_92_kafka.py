@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import pytest
 
 from tests.kafka_broker import Broker, broker
 from tests.live import Live
+from tests.ports import free_port
 
 MESSAGES = int(os.environ.get("FORESEEN_TEST_KAFKA_MESSAGES", "600"))
 KILLS = int(os.environ.get("FORESEEN_TEST_KAFKA_KILLS", "2"))
@@ -57,6 +60,13 @@ def command(system: Live, address: str, *flags: str) -> list[str]:
         f"--brokers={address}", "--topic=asked", "--reply-topic=replies", "--group=g", "--dead-letter-topic=dead",
         "--log-level=warning", *flags,
     ]  # fmt: skip
+
+
+def scraped(port: int) -> dict[str, str]:
+    """The samples of a process's own metrics."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as page:
+        lines = page.read().decode().splitlines()
+    return dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
 
 
 @pytest.fixture
@@ -111,8 +121,15 @@ async def test_known_rows_do_not_reach_the_model(live: Live, running: Broker) ->
     assert status == 200
     before = live.metric("foreseen_rows_total", result="model")
     await running.send("asked", [(b"k", json.dumps(body).encode())], [("kafka_correlationId", b"77")])
-    with bridge(live, running.address, "--ordered"):
+    port = free_port()
+    with bridge(live, running.address, "--ordered", f"--metrics-port={port}"):
         (reply,) = await running.read("replies", {b"k"}, 120)
+        samples: dict[str, str] = {}
+        async with asyncio.timeout(60):
+            while samples.get('foreseen_kafka_messages_total{outcome="answered"}') != "1.0":
+                samples = await asyncio.to_thread(scraped, port)
+    gauges = {"foreseen_kafka_lag_messages", "foreseen_kafka_in_flight_messages", "foreseen_kafka_rebalances_total"}
+    assert gauges <= samples.keys()
     headers = dict(reply.headers)
     assert headers["kafka_correlationId"] == b"77"
     assert b"hit" in headers["foreseen-cache-status"]

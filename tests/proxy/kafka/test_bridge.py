@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
 from foreseen.proxy.kafka import bridge as module
-from foreseen.proxy.kafka.bridge import BrokerError, KafkaBridge, Place, Topics
+from foreseen.proxy.kafka import outbox
+from foreseen.proxy.kafka.bridge import KafkaBridge, Topics
 from foreseen.proxy.kafka.messages import Incoming, Outgoing, Reader
+from foreseen.proxy.kafka.outbox import ReplyOutbox
+from foreseen.proxy.kafka.ports import BrokerError, Place, RecordTooLarge
 from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.response_bytes import Reply
 from foreseen.telemetry.metrics import ProxyMetrics
@@ -25,7 +28,8 @@ class ScriptedBroker:
         self.committed: dict[Place, int] = {}
         self.is_paused = False
         self.fails = 0
-        self.changed = asyncio.Condition()
+        self.refuses: dict[str, BrokerError] = {}
+        self.changed, self.paused = asyncio.Condition(), asyncio.Event()
 
     async def poll(self, timeout_ms: int, most: int) -> Sequence[Incoming]:
         await asyncio.sleep(0)
@@ -36,6 +40,7 @@ class ScriptedBroker:
 
     def pause(self) -> None:
         self.is_paused = True
+        self.paused.set()
 
     def resume(self) -> None:
         self.is_paused = False
@@ -43,13 +48,20 @@ class ScriptedBroker:
     async def commit(self, offsets: Mapping[Place, int]) -> None:
         self.committed |= offsets
 
-    async def send(self, record: Outgoing) -> None:
+    async def send(self, records: Sequence[Outgoing]) -> Sequence[BrokerError | None]:
+        await asyncio.sleep(0)
+        errors = [self.refuses.get(record.topic) for record in records]
         if self.fails:
             self.fails -= 1
-            raise BrokerError("NotLeader: another broker leads")
-        self.sent.append(record)
+            errors = [BrokerError("NotLeader: another broker leads")] * len(records)
+        self.sent += [record for record, error in zip(records, errors, strict=True) if error is None]
         async with self.changed:
             self.changed.notify_all()
+        return errors
+
+    async def until_paused(self) -> None:
+        async with asyncio.timeout(20):
+            await self.paused.wait()
 
     async def until(self, count: int) -> None:
         async with asyncio.timeout(20), self.changed:
@@ -62,11 +74,20 @@ class ScriptedAnswers:
     def __init__(self) -> None:
         self.asked: list[bytes] = []
         self.held: dict[bytes, asyncio.Event] = {}
+        self.tasks: list[asyncio.Task[None]] = []
 
-    async def answer(self, head: RequestHead, body: bytes) -> Reply:
+    def begin(self, head: RequestHead, body: bytes, reached: Callable[[Reply], None]) -> Reply | None:
         self.asked.append(body)
         if body in self.held:
-            await self.held[body].wait()
+            self.tasks.append(asyncio.create_task(self._later(body, reached)))
+            return None
+        return self._reply(body)
+
+    async def _later(self, body: bytes, reached: Callable[[Reply], None]) -> None:
+        await self.held[body].wait()
+        reached(self._reply(body))
+
+    def _reply(self, body: bytes) -> Reply:
         if body.startswith(b"bad"):
             return Reply(400, "Content-Type: application/json\r\n", b'{"error":"inputs.x: no","code":"bad_input"}')
         if body.startswith(b"busy") and self.asked.count(body) < 3:
@@ -82,11 +103,14 @@ class Running:
         self.broker, self.answers = ScriptedBroker(), ScriptedAnswers()
         self.metrics = ProxyMetrics()
         reader = Reader("m", "v2", PUBLIC_TENANT, 30.0, None)
-        self.bridge = KafkaBridge(reader, self.answers, Topics("replies", (), dead), self.metrics, ordered=ordered)
+        self.bridge = KafkaBridge(
+            reader, self.answers, Topics("replies", (), dead), self.metrics,
+            ReplyOutbox(self.broker, self.metrics, dead), ordered=ordered,
+        )  # fmt: skip
         self.task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Running:
-        self.task = asyncio.create_task(self.bridge.run(self.broker, self.broker))
+        self.task = asyncio.create_task(self.bridge.run(self.broker))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -110,6 +134,8 @@ async def turns(count: int = 50) -> None:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(outbox, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(module, "REVOKED_SECONDS", 0.05)
 
 
@@ -168,6 +194,48 @@ async def test_what_is_not_its_fault_is_tried_until_it_works() -> None:
     assert running.metrics.kafka_messages.labels("retried")._value.get() == 4
 
 
+async def test_one_that_waits_is_tried_as_soon_as_another_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long its pause has become: a model that was full is not idle meanwhile."""
+    monkeypatch.setattr(module, "FIRST_PAUSE_SECONDS", 3600.0)
+    async with Running() as running:
+        running.ask(b"busy")
+        await turns()
+        for at in (1, 2):
+            running.ask(b"ok", partition=at)
+            await running.broker.until(at)
+            await turns()
+        await running.broker.until(3)
+    assert running.answers.asked == [b"busy", b"ok", b"busy", b"ok", b"busy"]
+
+
+async def test_a_topic_that_refuses_replies_holds_up_no_other() -> None:
+    """Its records wait with growing pauses, and their offsets with them; dead letters go on."""
+    running = Running()
+    running.broker.refuses["replies"] = BrokerError("TopicAuthorizationFailedError: replies")
+    async with running:
+        running.ask(b"ok", b"bad1")
+        await running.broker.until(1)
+        assert [out.topic for out in running.broker.sent] == ["dead"]
+        await running.bridge.commit(running.broker)
+        assert running.broker.committed == {}
+        del running.broker.refuses["replies"]
+        await running.broker.until(2)
+    assert running.broker.committed == {("asked", 0): 2}
+
+
+async def test_a_reply_that_is_too_large_for_the_broker_is_a_dead_letter() -> None:
+    """Else its partition would wait for ever."""
+    running = Running()
+    running.broker.refuses["replies"] = RecordTooLarge("MessageSizeTooLargeError: 3 MB")
+    async with running:
+        running.ask(b"ok")
+        await running.broker.until(1)
+    (out,) = running.broker.sent
+    assert (out.topic, out.value) == ("dead", b"ok")
+    assert dict(out.headers)["foreseen-error-code"] == b"reply_too_large"
+    assert running.broker.committed == {("asked", 0): 1}
+
+
 async def test_ordered_replies_leave_in_the_order_of_their_messages() -> None:
     """A partition's, whatever is answered first; another partition does not wait."""
     running = Running(ordered=True)
@@ -185,13 +253,13 @@ async def test_ordered_replies_leave_in_the_order_of_their_messages() -> None:
 async def test_partitions_are_paused_above_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """No more than the bound is under way, and everything is answered in the end."""
     monkeypatch.setattr(module, "MOST_MESSAGES", 4)
+    monkeypatch.setattr(module, "MOST_POLLED", 2)
     running = Running()
     slow = [b"slow%d" % at for at in range(4)]
     running.answers.held = {value: asyncio.Event() for value in slow}
     async with running:
         running.ask(*slow, *(b"ok%d" % at for at in range(20)))
-        await turns()
-        assert running.broker.is_paused
+        await running.broker.until_paused()
         assert len(running.answers.asked) <= 4
         for event in running.answers.held.values():
             event.set()
