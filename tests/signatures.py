@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-Spec = tuple[str, str, Sequence[str | int]] | tuple[str, str, Sequence[str | int], str]
+Spec = tuple[str, str, Sequence[object]] | tuple[str, str, Sequence[object], str]
 """Name, datatype, shape, and further lines of TOML."""
 
 

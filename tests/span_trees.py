@@ -31,7 +31,7 @@ def tree_of(spans: Sequence[Received], parent: str) -> list[Tree]:
     return [[f"{span.name} {span.kind}", *tree_of(spans, span.id)] for span in children]
 
 
-class Asker:
+class TracedClient:
     """Sends requests that have sampled traces, and reads what the collector got."""
 
     def __init__(self, collector: Collector) -> None:
@@ -68,28 +68,28 @@ JOB: Tree = [
 def check_miss_and_hits(live: Live, collector: Collector) -> None:
     """The call of far and of the model beneath a miss, the model process's own span beneath that, nothing beneath a
     hit; nothing at all of a request that is not sampled."""
-    asker, body = Asker(collector), ask_fingerprint(numbers(1))
-    tree, spans = asker.asked(live, FINGERPRINT, body, 4)
+    client, body = TracedClient(collector), ask_fingerprint(numbers(1))
+    tree, spans = client.asked(live, FINGERPRINT, body, 4)
     assert tree == [MISS]
     server = spans["infer fingerprint"]
     assert (server.attributes["foreseen.cache.result"], server.attributes["foreseen.rows_hit"]) == ("miss", 0)
     assert server.attributes["url.path"] == FINGERPRINT
     assert len(server.attributes["foreseen.digest"]) == 8
     for _ in range(3):  # the normal way, a known body, a known head
-        tree, spans = asker.asked(live, FINGERPRINT, body, 1)
+        tree, spans = client.asked(live, FINGERPRINT, body, 1)
         assert tree == [["infer fingerprint SERVER"]]
         server = spans["infer fingerprint"]
         assert (server.attributes["foreseen.cache.result"], server.attributes["foreseen.rows_hit"]) == ("hit", 1)
-    unsampled, trace, _ = asker.context()
+    unsampled, trace, _ = client.context()
     post(live, FINGERPRINT, ask_fingerprint(numbers(2)), traceparent=unsampled[:-2] + "00")
-    asker.asked(live, FINGERPRINT, body, 1)
+    client.asked(live, FINGERPRINT, body, 1)
     assert collector.of(trace, lambda _: True) == []
 
 
 def check_coalesced(live: Live, collector: Collector) -> None:
     """Two requests for the same new texts: one is answered by the other's call, and has a link to it."""
-    asker, texts = Asker(collector), [f"{secrets.token_hex(8)} {'word ' * 100}" for _ in range(48)]
-    contexts, sockets = [asker.context() for _ in range(2)], []
+    client, texts = TracedClient(collector), [f"{secrets.token_hex(8)} {'word ' * 100}" for _ in range(48)]
+    contexts, sockets = [client.context() for _ in range(2)], []
     try:
         for context, _, _ in contexts:
             sockets.append(_sent(live, MINILM, ask_minilm(*texts), context))
@@ -124,8 +124,8 @@ def _sent(live: Live, path: str, body: Any, context: str) -> socket.socket:
 
 def check_job(live: Live, collector: Collector) -> None:
     """The worker's span is beneath the publication, which is beneath the request that got the ticket."""
-    asker = Asker(collector)
-    tree, spans = asker.asked(live, FINGERPRINT, ask_fingerprint(numbers(3)), 6, {"prefer": "respond-async"})
+    client = TracedClient(collector)
+    tree, spans = client.asked(live, FINGERPRINT, ask_fingerprint(numbers(3)), 6, {"prefer": "respond-async"})
     assert tree == [JOB]
     assert spans["infer fingerprint"].attributes["http.response.status_code"] == 202
     assert (
@@ -136,5 +136,5 @@ def check_job(live: Live, collector: Collector) -> None:
 
 def check_upstream(front: Live, collector: Collector) -> None:
     """`front` is a proxy before another one: that one's spans are beneath the first one's call of its model."""
-    tree, _ = Asker(collector).asked(front, FINGERPRINT, ask_fingerprint(numbers(4)), 6)
+    tree, _ = TracedClient(collector).asked(front, FINGERPRINT, ask_fingerprint(numbers(4)), 6)
     assert tree == [["infer fingerprint SERVER", ["model CLIENT", MISS]]], tree

@@ -18,6 +18,7 @@ from foreseen.keys.key import (
     keys_of,
     keys_of_frames,
     opened_generation,
+    passed_key,
     reply_id,
     reply_id_key,
     sealed_generation,
@@ -91,11 +92,16 @@ def test_golden_vectors(name: str) -> None:
     assert key_of(space_key(ROOT, space), frame).hex() == golden["key"]
 
 
+def derived() -> dict[str, str]:
+    """Keys and values made of the root secret alone."""
+    return {"tag": tag_key(ROOT).hex(), "check": secret_check(ROOT).hex(), "passed": passed_key(ROOT).hex()}
+
+
 def test_derived_keys_are_golden_too() -> None:
-    """The tag key and the secret's check value; neither is the root or a space key."""
+    """The tag key, the key of passed-on credentials and the secret's check value; none is the root or a space key."""
     golden = json.loads(GOLDEN.read_text())["derived"]
-    assert {"tag": tag_key(ROOT).hex(), "check": secret_check(ROOT).hex()} == golden
-    assert len({ROOT, tag_key(ROOT), space_key(ROOT, Space("", "", ""))}) == 3
+    assert derived() == golden
+    assert len({ROOT, tag_key(ROOT), passed_key(ROOT), space_key(ROOT, Space("", "", ""))}) == 4
 
 
 def test_a_frame_read_by_hand() -> None:
@@ -198,7 +204,7 @@ def test_any_changed_byte_of_a_frame_changes_the_key(frame: bytes, at: int, chan
 
 def regenerate() -> None:
     """Write the golden file anew: only with a new format version."""
-    golden: dict[str, Any] = {"derived": {"tag": tag_key(ROOT).hex(), "check": secret_check(ROOT).hex()}}
+    golden: dict[str, Any] = {"derived": derived()}
     for name, (shape, row, parameters, space) in CASES.items():
         frame = Framer(shape).frame(row, parameters)
         golden[name] = {"frame": frame.hex(), "key": key_of(space_key(ROOT, space), frame).hex()}

@@ -88,7 +88,7 @@ async def test_what_is_no_answer_ends_its_connection(reply: bytes, tmp_path: Pat
 
 
 async def test_a_late_reply_is_nobodys(tmp_path: Path) -> None:
-    """Whether the budget ended or the asker left: the next one has another connection."""
+    """Whether the budget ended or the caller left: the next exchange has another connection."""
     scripted = Scripted((b"*1\r\n$5\r\nother\r\n",), (b"*1\r\n$5\r\nother\r\n",), (VALUE,))
     scripted.hold.clear()
     async with wire_to(scripted, tmp_path, seconds=0.05) as wire:

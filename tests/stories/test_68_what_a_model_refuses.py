@@ -1,4 +1,4 @@
-"""A model that answers NaN, or refuses a row: that row's asker hears of it, in every encoding, and nobody else does."""
+"""A model answers NaN or refuses a row: the request of that row gets the error, in every encoding, and no other."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Floats(Foreign):
         return web.Response(body=told + answers.tobytes(), headers={HEADER_LENGTH: str(len(told))})
 
 
-class Asker:
+class FloatsClient:
     """Somebody who asks in every way there is."""
 
     def __init__(self, front: Front) -> None:
@@ -92,12 +92,12 @@ class Asker:
 
 
 @contextlib.asynccontextmanager
-async def floats(data: Path, *, binary: bool) -> AsyncIterator[tuple[Floats, Asker]]:
+async def floats(data: Path, *, binary: bool) -> AsyncIterator[tuple[Floats, FloatsClient]]:
     foreign = Floats(binary=binary)
     async with listening(foreign.application()) as url, fronted(url, data) as front:
         await front.until(lambda told: told.get("rows") == "each")
         foreign.asked.clear()
-        yield foreign, Asker(front)
+        yield foreign, FloatsClient(front)
 
 
 @pytest.mark.parametrize("binary", [True, False], ids=["binary upstream", "JSON upstream"])

@@ -206,7 +206,7 @@ async def test_max_stale_takes_what_is_there() -> None:
 
 
 async def test_only_if_cached_ends_nobody_else_s_wait() -> None:
-    """A plain asker of the same moment is not told `not_cached`, and who asks only the cache waits for no model."""
+    """A plain request of the same moment does not get `not_cached`; a request for the cache only waits for no model."""
     model = ScriptedModel()
     story = pipeline(model, DictFar())
     model.gate.clear()
@@ -224,7 +224,7 @@ async def test_only_if_cached_ends_nobody_else_s_wait() -> None:
 
 
 async def test_who_joins_a_flight_of_an_impatient_asker_keeps_its_own_deadline() -> None:
-    """The flight ends at its asker's deadline; who had joined it with more time asks anew."""
+    """The flight ends at its first request's deadline; a request that joined it with more time starts another."""
     model = ScriptedModel()
     story = pipeline(model)
     model.error = DeadlineExceeded("the impatient one's")

@@ -488,6 +488,22 @@ def test_another_reply_of_a_body_forgets_its_requests() -> None:
     assert system.cache.memory.bytes == before
 
 
+def test_nothing_of_one_request_is_kept_for_the_next() -> None:
+    """Its caller and its trace context are its own; another request's second time is not this one's."""
+    system, raw = System(), request(v2(DATA))
+    head = RequestHead(
+        "m", None, "v2", PUBLIC_TENANT, traceparent=f"00-{7:032x}-{7:016x}-01", caller=Caller("192.0.2.7", b"")
+    )
+    for _ in range(2):
+        system.cache.keep_request(raw, head, system.entry)
+    found = system.cache.find_request(raw)
+    assert found is not None
+    assert (found.head.traceparent, found.head.caller) == (None, None)
+    other = request(v2(DATA)) + b" "
+    system.cache.keep_request(other, V2, system.entry)
+    assert system.cache.find_request(other) is None
+
+
 def test_a_request_is_kept_at_its_second_hit() -> None:
     """Requests that never come again cost a hash; nothing is kept of a body that has gone or has no valid reply."""
     system, raw = System(), request(v2(DATA))

@@ -70,7 +70,7 @@ class Reply(NamedTuple):
         ]
 
 
-class Asker:
+class EmbeddingClient:
     """A client of a proxy in front of a stub."""
 
     def __init__(self, stub: EmbeddingStub, front: Front, url: str, client: aiohttp.ClientSession) -> None:
@@ -87,7 +87,7 @@ class Asker:
 
 
 @pytest.fixture
-async def asker(tmp_path: Path) -> AsyncIterator[Asker]:
+async def embedding(tmp_path: Path) -> AsyncIterator[EmbeddingClient]:
     """In front of a stub, without a manifest."""
     stub = EmbeddingStub()
     async with (
@@ -95,11 +95,11 @@ async def asker(tmp_path: Path) -> AsyncIterator[Asker]:
         embedding_proxy(tmp_path / "data", address) as (front, url),
         aiohttp.ClientSession() as client,
     ):
-        yield Asker(stub, front, url, client)
+        yield EmbeddingClient(stub, front, url, client)
 
 
 @pytest.fixture
-async def declared(tmp_path: Path) -> AsyncIterator[Asker]:
+async def declared(tmp_path: Path) -> AsyncIterator[EmbeddingClient]:
     """In front of a stub, with a manifest that has `[openai]`."""
     stub, folder = EmbeddingStub(), tmp_path / "models" / SERVED
     folder.mkdir(parents=True)
@@ -109,22 +109,22 @@ async def declared(tmp_path: Path) -> AsyncIterator[Asker]:
         embedding_proxy(tmp_path / "data", address, models=tmp_path / "models") as (front, url),
         aiohttp.ClientSession() as client,
     ):
-        yield Asker(stub, front, url, client)
+        yield EmbeddingClient(stub, front, url, client)
 
 
 # The faults of today's embedding caches.
 
 
-async def test_fault_1_positions_of_a_sub_batch_are_positions_of_the_request(asker: Asker) -> None:
+async def test_fault_1_positions_of_a_sub_batch_are_positions_of_the_request(embedding: EmbeddingClient) -> None:
     """Where some texts are known, the others' answers stand at their own places."""
-    await asker.embed(["b", "d"])
-    reply = await asker.embed(["a", "b", "c", "d", "e"])
+    await embedding.embed(["b", "d"])
+    reply = await embedding.embed(["a", "b", "c", "d", "e"])
     assert reply.vectors == [vector(text) for text in "abcde"]
     assert [one["index"] for one in reply.document["data"]] == [0, 1, 2, 3, 4]
-    assert asker.stub.texts_like("b") == 1
+    assert embedding.stub.texts_like("b") == 1
 
 
-async def test_fault_2_query_and_document_prompts_do_not_share_a_key(declared: Asker) -> None:
+async def test_fault_2_query_and_document_prompts_do_not_share_a_key(declared: EmbeddingClient) -> None:
     """One text under two prompts is two rows; the prompt stands before the text."""
     query = await declared.embed("a", input_type="query")
     document = await declared.embed("a", prompt_name="document")
@@ -134,45 +134,45 @@ async def test_fault_2_query_and_document_prompts_do_not_share_a_key(declared: A
     assert (await declared.embed("query: a")).headers["cache-status"].startswith("foreseen;hit")
 
 
-async def test_fault_3_equal_texts_of_a_request_are_sent_once(asker: Asker) -> None:
+async def test_fault_3_equal_texts_of_a_request_are_sent_once(embedding: EmbeddingClient) -> None:
     """Three equal texts are one row."""
-    assert (await asker.embed(["a", "a", "a"])).vectors == [vector("a")] * 3
-    assert asker.stub.texts_like("a") == 1
+    assert (await embedding.embed(["a", "a", "a"])).vectors == [vector("a")] * 3
+    assert embedding.stub.texts_like("a") == 1
 
 
-async def test_fault_4_eight_equal_calls_at_a_time_are_asked_once(asker: Asker) -> None:
+async def test_fault_4_eight_equal_calls_at_a_time_are_asked_once(embedding: EmbeddingClient) -> None:
     """Calls that wait for the same row wait for one computation."""
-    asker.stub.gate.clear()
-    calls = [asyncio.create_task(asker.embed("a")) for _ in range(8)]
+    embedding.stub.gate.clear()
+    calls = [asyncio.create_task(embedding.embed("a")) for _ in range(8)]
     async with asyncio.timeout(20):
-        while not asker.stub.batches:  # noqa: ASYNC110 - it is looked at, not signalled
+        while not embedding.stub.batches:  # noqa: ASYNC110 - it is looked at, not signalled
             await asyncio.sleep(0.01)
-    asker.stub.gate.set()
-    assert {(await call).body for call in calls} == {(await asker.embed("a")).body}
-    assert asker.stub.texts_like("a") == 1
+    embedding.stub.gate.set()
+    assert {(await call).body for call in calls} == {(await embedding.embed("a")).body}
+    assert embedding.stub.texts_like("a") == 1
 
 
-async def test_fault_5_float_and_base64_are_one_entry(asker: Asker) -> None:
+async def test_fault_5_float_and_base64_are_one_entry(embedding: EmbeddingClient) -> None:
     """The encoding is a matter of the reply."""
-    plain, packed = await asker.embed("a"), await asker.embed("a", encoding_format="base64")
+    plain, packed = await embedding.embed("a"), await embedding.embed("a", encoding_format="base64")
     assert packed.headers["cache-status"].startswith("foreseen;hit")
     assert plain.vectors == packed.vectors == [vector("a")]
-    assert asker.stub.texts_like("a") == 1
+    assert embedding.stub.texts_like("a") == 1
 
 
-async def test_fault_6_usage_and_body_are_the_same_on_hit_and_miss(asker: Asker) -> None:
+async def test_fault_6_usage_and_body_are_the_same_on_hit_and_miss(embedding: EmbeddingClient) -> None:
     """A hit's body is the miss's byte for byte, the tokens too."""
-    miss, hit = await asker.embed(["a", "b c"]), await asker.embed(["a", "b c"])
+    miss, hit = await embedding.embed(["a", "b c"]), await embedding.embed(["a", "b c"])
     assert (miss.headers["cache-status"], hit.body) == ("foreseen;fwd=miss;stored", miss.body)
     assert hit.headers["cache-status"].startswith("foreseen;hit")
     assert miss.document["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
-    assert (await asker.embed("b c", user="another")).headers["cache-status"].startswith("foreseen;hit")
+    assert (await embedding.embed("b c", user="another")).headers["cache-status"].startswith("foreseen;hit")
 
 
 # What a request may ask.
 
 
-async def test_names_are_echoed_and_matryoshka_sizes_are_cut_here(declared: Asker) -> None:
+async def test_names_are_echoed_and_matryoshka_sizes_are_cut_here(declared: EmbeddingClient) -> None:
     """The alias and `dimensions` are not in the key: one row answers all; a cut vector has length 1."""
     for name in (SERVED, NAME, "e5"):
         reply = await declared.post({"model": name, "input": "a"})
@@ -183,24 +183,24 @@ async def test_names_are_echoed_and_matryoshka_sizes_are_cut_here(declared: Aske
     assert declared.stub.texts_like("a") == 1
 
 
-async def test_dimensions_that_are_not_declared_are_the_servers(declared: Asker) -> None:
+async def test_dimensions_that_are_not_declared_are_the_servers(declared: EmbeddingClient) -> None:
     """In front of an OpenAI upstream they go on, and are part of the key."""
     assert (await declared.embed("a", dimensions=6)).vectors == [vector("a", 6)]
     assert (await declared.embed("a")).vectors == [vector("a")]
     assert [asked.get("dimensions") for asked in declared.stub.requests[-2:]] == [6, None]
 
 
-async def test_cache_control_tickets_and_request_ids_work_as_elsewhere(asker: Asker) -> None:
+async def test_cache_control_tickets_and_request_ids_work_as_elsewhere(embedding: EmbeddingClient) -> None:
     """`only-if-cached` is a 504 that the SDK does not repeat; ids are echoed, also by errors."""
-    reply = await asker.embed("a", headers={"Cache-Control": "only-if-cached", "X-Request-Id": "r-7"})
+    reply = await embedding.embed("a", headers={"Cache-Control": "only-if-cached", "X-Request-Id": "r-7"})
     assert (reply.status, reply.document["error"]["code"]) == (504, "not_cached")
     assert (reply.headers["x-should-retry"], reply.headers["x-request-id"]) == ("false", "r-7")
     for _ in range(4):
-        good = await asker.embed("a", headers={"X-Request-Id": "r-8"})
+        good = await embedding.embed("a", headers={"X-Request-Id": "r-8"})
         assert (good.status, good.headers["x-request-id"]) == (200, "r-8")
 
 
-async def test_models_are_listed_in_three_forms(declared: Asker) -> None:
+async def test_models_are_listed_in_three_forms(declared: EmbeddingClient) -> None:
     """KServe's, TensorFlow Serving's and OpenAI's in one, under both prefixes."""
     listed = await declared.front.get("/v1/models")
     assert listed["models"] == [SERVED]
@@ -229,29 +229,29 @@ async def test_models_are_listed_in_three_forms(declared: Asker) -> None:
     ],
 )
 async def test_bad_bodies_are_refused_in_openais_form(
-    body: bytes, status: int, param: str | None, code: str, asker: Asker
+    body: bytes, status: int, param: str | None, code: str, embedding: EmbeddingClient
 ) -> None:
     """A 400 that names the field; a 404 for the model; nothing reaches the server."""
-    seen = len(asker.stub.requests)
-    reply = await asker.post(body)
+    seen = len(embedding.stub.requests)
+    reply = await embedding.post(body)
     error = reply.document["error"]
     assert (reply.status, error["param"], error["code"]) == (status, param, code)
     assert error["type"] == "invalid_request_error"
-    assert len(asker.stub.requests) == seen
+    assert len(embedding.stub.requests) == seen
 
 
-async def test_ten_thousand_items_and_ten_megabytes_are_refused(asker: Asker) -> None:
+async def test_ten_thousand_items_and_ten_megabytes_are_refused(embedding: EmbeddingClient) -> None:
     """400 and 413, both of `input`."""
-    many, much = await asker.embed(["a"] * 10_000), await asker.embed("x" * 10_000_000)
+    many, much = await embedding.embed(["a"] * 10_000), await embedding.embed("x" * 10_000_000)
     assert (many.status, many.document["error"]["param"]) == (400, "input")
     assert (much.status, much.document["error"]["param"]) == (413, "input")
 
 
-async def test_routes_that_are_not_there_answer_in_openais_form(asker: Asker) -> None:
+async def test_routes_that_are_not_there_answer_in_openais_form(embedding: EmbeddingClient) -> None:
     """404 and 405 under these prefixes."""
-    reply = await asker.post({}, "/openai/v1/images")
+    reply = await embedding.post({}, "/openai/v1/images")
     assert (reply.status, reply.document["error"]["code"]) == (404, "not_found")
-    async with aiohttp.ClientSession() as client, client.get(f"{asker.url}/v1/embeddings") as refused:
+    async with aiohttp.ClientSession() as client, client.get(f"{embedding.url}/v1/embeddings") as refused:
         assert (refused.status, (await refused.json())["error"]["code"]) == (405, "method_not_allowed")
 
 

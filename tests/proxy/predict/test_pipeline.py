@@ -160,7 +160,7 @@ def test_groups_are_neighbours_in_size(askers: list[int], row_seconds: float, gr
 
 
 async def test_a_caller_that_hangs_up_disturbs_nobody() -> None:
-    """The flight outlives its passengers: the leader leaves, the followers get their answer, and it is kept."""
+    """The flight outlives its callers: the first one leaves, the others get their answer, and it is kept."""
     model = ScriptedModel()
     model.gate.clear()
     story = pipeline(model)
@@ -191,7 +191,7 @@ async def test_when_everybody_has_left_the_answer_is_kept_all_the_same() -> None
 
 
 async def test_an_error_reaches_those_aboard_and_is_kept_by_nobody() -> None:
-    """All who wait see the failure; the next asker starts anew."""
+    """All waiting requests fail; the next one starts another flight."""
     model = ScriptedModel()
     model.error = ModelFailed("no")
     story = pipeline(model, DictFar())
@@ -215,7 +215,7 @@ async def test_the_deadline_bounds_the_wait_but_not_the_work() -> None:
 
 
 async def test_a_flight_has_the_latest_deadline_aboard() -> None:
-    """The most patient of those who board together decides how long the model may take."""
+    """The latest deadline among the rows of one batch decides how long the model may take."""
     model = ScriptedModel()
     story = pipeline(model)
     start = asyncio.get_running_loop().time()
@@ -286,7 +286,7 @@ async def test_a_swapped_far_value_is_a_counted_miss_and_is_replaced() -> None:
 
 
 async def test_a_new_digest_is_never_stored_under_the_old() -> None:
-    """A model process that answers under another digest: the asker is told, and nothing is kept."""
+    """A model process answers under another digest: the caller gets DigestMoved, and nothing is kept."""
     model, far = ScriptedModel(), DictFar()
     story = pipeline(model, far)
     model.digest = "d2"
