@@ -25,6 +25,7 @@ from tests.live import given
 from tests.ports import free_port
 from tests.questions import ask_fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT
+from tests.stories.test_60_start_and_stop import foreseen
 from tests.stories.tls_live import SecureLive, secure
 
 seeds = itertools.count(920_000)
@@ -52,6 +53,9 @@ def listening(built: Path, folder: Path) -> Iterator[SecureLive]:
     """A system of two workers over TLS, with tenants."""
     given(built, folder / "data")
     flags = ("--workers=2", f"--keys-file={folder / 'keys.toml'}", "--model=fingerprint")
+    for name in ("grpc", "admin"):
+        (folder / f"{name}-port").write_text(str(free_port()))
+        flags += (f"--{name}-port={(folder / f'{name}-port').read_text()}",)
     with secure(folder / "data", folder / "ca.pem", (folder / "server.pem", folder / "server.key"), *flags) as system:
         yield system
 
@@ -164,6 +168,77 @@ def test_a_new_certificate_under_load_fails_no_request(listening: SecureLive, fo
             thread.join()
     assert failed == []
     assert ask(old, body)[0] == 200
+
+
+GRPC_LOAD = """
+import grpc, pathlib, sys
+from foreseen.protocol.open_inference import methods
+authority, port, end = pathlib.Path(sys.argv[1]).read_bytes(), sys.argv[2], pathlib.Path(sys.argv[3])
+reply, trust = methods()["ServerMetadata"][1], grpc.ssl_channel_credentials(authority)
+
+def ask(channel):
+    call = channel.unary_unary("/inference.GRPCInferenceService/ServerMetadata")
+    return reply.FromString(call(b"", metadata=[("x-api-key", "the key of a")], timeout=20)).name
+
+asked = failed = 0
+with grpc.secure_channel(f"127.0.0.1:{port}", trust) as kept:
+    while not end.exists():
+        with grpc.secure_channel(f"127.0.0.1:{port}", trust, [("grpc.use_local_subchannel_pool", 1)]) as new:
+            for channel in (kept, new):
+                asked += 1
+                try:
+                    failed += ask(channel) != "foreseen"
+                except grpc.RpcError as error:
+                    failed += 1
+                    print(error.code().name, error.details(), file=sys.stderr)
+        print(asked, failed, flush=True)
+"""
+
+
+def test_grpc_takes_a_new_certificate_under_load(listening: SecureLive, folder: Path) -> None:
+    """Calls on a channel that stays open and on new ones go on; a key beside the former certificate changes nothing."""
+    port, end = int((folder / "grpc-port").read_text()), folder / "end"
+
+    def served() -> set[str]:
+        return {ssl.get_server_certificate(("127.0.0.1", port)) for _ in range(8)}
+
+    command = [sys.executable, "-c", GRPC_LOAD, str(folder / "ca.pem"), str(port), str(end)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as load:
+        assert load.stdout is not None
+        try:
+            assert load.stdout.readline() == "2 0\n"
+            before = served()
+            assert len(before) == 1
+            key, certificate = reversed(signed(folder, "third", (folder / "ca.pem", folder / "ca.key")))
+            shutil.copy(key, folder / "server.key")
+            time.sleep(1.0)  # longer than a file has to stay as it is to be taken
+            assert served() == before
+            shutil.copy(certificate, folder / "server.pem")
+            until(lambda: not before & served())
+            assert served() == {ssl.get_server_certificate(("127.0.0.1", listening.port))}
+        finally:
+            end.touch()
+            said, errors = load.communicate(timeout=60)
+    asked, failed = map(int, said.splitlines()[-1].split())
+    assert (failed, errors) == (0, "")
+    assert asked > 20
+
+
+def test_the_operators_port_speaks_tls(listening: SecureLive, folder: Path) -> None:
+    """With the listener's certificate, which `foreseen purge` verifies; in the clear there is no answer."""
+    port = (folder / "admin-port").read_text()
+    purge = ("purge", f"--data={listening.data}", "--model=fingerprint", f"--admin-ca-file={folder / 'ca.pem'}")
+    done = foreseen(*purge, f"--admin=https://127.0.0.1:{port}")
+    assert done.returncode == 0, done.stderr
+    assert "confirmed by 2 workers" in done.stdout
+    for wrong in (("--admin", f"127.0.0.1:{port}"), ("--admin", f"https://127.0.0.1:{port}", "--admin-ca-file", "")):
+        done = foreseen(*purge, *wrong)
+        assert done.returncode != 0, wrong
+    done = foreseen("purge", f"--data={listening.data}", "--all", f"--admin=https://127.0.0.1:{port}")
+    assert "no proxy answers operators" in done.stderr
+    old = ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]
+    said = subprocess.run(old, input=b"", capture_output=True, timeout=30, check=False)
+    assert b"Cipher is (NONE)" in said.stdout
 
 
 def replaced(folder: Path, by: tuple[Path, Path]) -> None:
