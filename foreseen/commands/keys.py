@@ -105,5 +105,25 @@ def list_(
         )
 
 
+@keys_app.command(name="webhook-secret")
+def webhook_secret(tenant: Tenant, /, *, webhook_secret_file: Path | None = None, data: Path = Path("data")) -> None:
+    """Show the secrets by which a tenant's receivers verify its webhooks; no other tenant's events verify by them.
+
+    Parameters
+    ----------
+    tenant
+        The tenant; `public` for callers without one.
+    webhook_secret_file
+        The file of --webhook-secret-file. Default: DATA/webhook-secret.
+    data
+        The data directory.
+    """
+    from foreseen.queue.signing import Signer
+    from foreseen.tenants.tenant import PUBLIC_TENANT, owner_of
+
+    owner = PUBLIC_TENANT.owner if tenant == PUBLIC_TENANT.name else owner_of(tenant)
+    print("\n".join(Signer(webhook_secret_file or data / "webhook-secret").secrets_of(owner)))
+
+
 def _file(data: Path, role: Role | None) -> Path:
     return data / ("keys.toml" if role is None else "admin-keys.toml")

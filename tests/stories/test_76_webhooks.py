@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import queue
@@ -48,19 +49,24 @@ class Sink:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Sink]:
+        """It receives until the block ends."""
+        thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+        thread.start()
+        yield self
+        self.server.shutdown()
+        self.server.server_close()
+        thread.join()
+
     def next(self) -> tuple[str, dict[str, str], bytes]:
         return self.came.get(timeout=30)
 
 
 @pytest.fixture(scope="module")
 def sink() -> Iterator[Sink]:
-    one = Sink()
-    thread = threading.Thread(target=one.server.serve_forever, daemon=True)
-    thread.start()
-    yield one
-    one.server.shutdown()
-    one.server.server_close()
-    thread.join()
+    with Sink().running() as one:
+        yield one
 
 
 @pytest.fixture(scope="module")

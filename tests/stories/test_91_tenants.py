@@ -6,6 +6,7 @@ import base64
 import hashlib
 import itertools
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from standardwebhooks import Webhook, WebhookVerificationError
 
 from foreseen.tenants.edit_keys import add_key
 from tests.live import Live, started
@@ -22,6 +24,7 @@ from tests.questions import ask_fingerprint, ask_minilm, fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT, MINILM
 from tests.stories.test_60_start_and_stop import foreseen
 from tests.stories.test_74_nothing_leaks import ask_operators
+from tests.stories.test_76_webhooks import Sink
 
 seeds = itertools.count(910_000)
 WORKERS = 3
@@ -48,11 +51,18 @@ def keys_text(*left_out: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def shared(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def sink() -> Iterator[Sink]:
+    """A receiver of webhooks."""
+    with Sink().running() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def shared(built: Path, tmp_path_factory: pytest.TempPathFactory, sink: Sink) -> Iterator[Live]:
     """A system with several workers and tenants; it became ready, so its own first predictions went through."""
     folder = tmp_path_factory.mktemp("tenants")
     (folder / "keys.toml").write_text(keys_text())
-    flags = (f"--keys-file={folder / 'keys.toml'}", f"--workers={WORKERS}")
+    flags = (f"--keys-file={folder / 'keys.toml'}", f"--workers={WORKERS}", f"--webhook-allow={sink.url}")
     with started(built, folder / "data", *flags) as system:
         yield system
 
@@ -170,6 +180,43 @@ def test_an_idempotency_key_is_its_tenants(shared: Live) -> None:
     assert [ticket[0] for ticket in tickets] == [202, 202]
     again = shared.post(FINGERPRINT, one, key_of("a") | once)
     assert json.loads(again[2])["id"] == json.loads(tickets[0][2])["id"] != json.loads(tickets[1][2])["id"]
+
+
+def verifiers(live: Live, tenant: str) -> list[Webhook]:
+    """What a tenant's receivers verify with, as an operator hands it out."""
+    done = foreseen("keys", "webhook-secret", tenant, f"--data={live.data}")
+    assert done.returncode == 0, done.stderr
+    return [Webhook(line) for line in done.stdout.split()]
+
+
+def test_a_webhook_is_its_tenants(shared: Live, sink: Sink) -> None:
+    """Two tenants of one scope ask the same, so there is one job: each is called with its own ticket, signed with a
+    secret of its own. One cancels, under the idempotency key of the other: the other's is not cancelled."""
+    question, tickets = ask_fingerprint(numbers(next(seeds))), {}
+    shared.signal("worker", signal.SIGSTOP)
+    try:
+        for name in ("team1", "team2"):
+            once = {"Prefer": "respond-async", "Idempotency-Key": "invoice-9", "Foreseen-Webhook": f"{sink.url}/{name}"}
+            status, headers, body = shared.post(FINGERPRINT, question, key_of(name) | once)
+            assert status == 202, body
+            tickets[name] = headers["location"]
+        assert shared.ask("DELETE", tickets["team1"], None, key_of("team2"))[0] == 404
+        assert shared.ask("DELETE", tickets["team1"], None, key_of("team1"))[0] == 200
+    finally:
+        shared.signal("worker", signal.SIGCONT)
+    came = {path.strip("/"): (told, body) for path, told, body in (sink.next(), sink.next())}
+    assert came.keys() == tickets.keys()
+    for name, other, state in (("team1", "team2", "cancelled"), ("team2", "team1", "succeeded")):
+        told, body = came[name]
+        (own,) = verifiers(shared, name)
+        event = own.verify(body, told)
+        assert (event["type"], tickets[name].rpartition("/")[2]) == (f"prediction.{state}", event["data"]["id"])
+        assert tickets[other].rpartition("/")[2] not in body.decode()
+        assert get(shared, tickets[name], key_of(other))[0] == 404
+        for wrong in (*verifiers(shared, other), *verifiers(shared, "public")):
+            with pytest.raises(WebhookVerificationError):
+                wrong.verify(body, told)
+    assert sink.came.empty()
 
 
 def _form(content: bytes) -> tuple[bytes, dict[str, str]]:

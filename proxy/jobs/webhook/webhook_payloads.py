@@ -14,6 +14,7 @@ from foreseen.proxy.jobs.tickets import Jobs
 from foreseen.proxy.jobs.webhook.webhooks import Delivery
 from foreseen.queue.outbox import Claimed
 from foreseen.queue.records import Hook, Records
+from foreseen.types import Owner
 
 log = structlog.get_logger()
 
@@ -43,13 +44,13 @@ class WebhookPayloads:
             status = await self._jobs.look(ticket, hook.owner)
         except (PredictionGone, UnknownPrediction):
             return None
-        return event(hook.url, status) if status.ended else None
+        return event(hook.owner, hook.url, status) if status.ended else None
 
 
-def event(url: str, status: TicketStatus) -> Delivery:
+def event(owner: Owner, url: str, status: TicketStatus) -> Delivery:
     """The event of a ticket's end. The same end gives the same bytes under the same webhook-id, however often it is
     sent; a second end, after an operator's retry, is another event."""
     ended_at = status.ended_at or status.created_at
     at = datetime.fromtimestamp(ended_at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     body = orjson.dumps({"type": f"prediction.{status.state}", "timestamp": at, "data": document(status)})
-    return Delivery(f"msg_{status.id}_{int(ended_at * 1000)}", url, body)
+    return Delivery(f"msg_{status.id}_{int(ended_at * 1000)}", owner, url, body)

@@ -24,6 +24,7 @@ from foreseen.errors import WebhookRefused
 from foreseen.queue.outbox import Outcome
 from foreseen.queue.signing import Signer
 from foreseen.queue.targets import Allowed
+from foreseen.types import Owner
 
 READ_BYTES = 4096
 CONNECT_SECONDS = 3.0
@@ -37,6 +38,8 @@ class Delivery(Struct, frozen=True):
     """One event for one receiver. `id` is its webhook-id, the same however often it is sent."""
 
     id: str
+    owner: Owner
+    """Of the ticket; its receivers verify with secrets of its own."""
     url: str
     body: bytes
 
@@ -79,7 +82,7 @@ class WebhookSender:
         """Send it once; the outcome, and one word of why for the log."""
         try:
             target = self._allowed.target(delivery.url)  # what was allowed when it was asked for may not be by now
-            headers = self._signer.headers(delivery.id, delivery.body, datetime.now(UTC))
+            headers = self._signer.headers(delivery.owner, delivery.id, delivery.body, datetime.now(UTC))
             url = URL(target.url, encoded=True)
             async with self._session.post(url, data=delivery.body, headers=headers, allow_redirects=False) as reply:
                 return _outcome(reply.status), str(reply.status)

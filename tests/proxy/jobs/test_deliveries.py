@@ -20,7 +20,7 @@ from foreseen.queue.outbox import HOOKS, TRIES, Claimed, Outbox, Outcome
 from foreseen.queue.queue import Queue, connect_queue
 from foreseen.queue.queue_types import Bounds, Extras, JobEnd
 from foreseen.queue.records import Failure, Head, Hook, Records, Rows, Ticket, new_job, new_nonce
-from foreseen.types import OutputOptions
+from foreseen.types import OutputOptions, Owner
 from tests.doubles import ROOT
 
 BOUNDS = Bounds(1000, 10_000_000, 3600.0, 3600.0)
@@ -227,7 +227,7 @@ class Script:
 
     async def write(self, claimed: Claimed) -> Delivery | None:
         url = claimed.hook.decode()
-        return None if url == "nothing" else Delivery(f"msg_{claimed.job.hex()}", url, b"{}")
+        return None if url == "nothing" else Delivery(f"msg_{claimed.job.hex()}", Owner("public"), url, b"{}")
 
 
 def deliveries(script: Script, receivers: Receivers, *, tries: int = 8, at_once: int = 8) -> Deliveries:
@@ -329,8 +329,8 @@ async def test_what_is_cut_short_at_the_end_is_not_settled() -> None:
 def test_the_same_end_is_the_same_event() -> None:
     """Id and bytes do not change from one try to the next; a second end is another event."""
     told = TicketStatus("t", "failed", 3, "m", 2, 0, 1000.0, 1001.0, 1002.5, 1, Failure(b"", 422, "code", "why"))
-    one = event("https://h.example/", told)
-    assert one == event("https://h.example/", told)
+    one = event(Owner("tenant:a"), "https://h.example/", told)
+    assert one == event(Owner("tenant:a"), "https://h.example/", told)
     assert one.id == "msg_t_1002500"
     assert one.body == (
         b'{"type":"prediction.failed","timestamp":"1970-01-01T00:16:42.500Z","data":{"id":"t","state":"failed",'

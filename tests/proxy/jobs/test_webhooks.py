@@ -20,7 +20,9 @@ from foreseen.errors import SetupError
 from foreseen.proxy.jobs.webhook.webhooks import READ_BYTES, Delivery, LookUp, WebhookSender
 from foreseen.queue.signing import Signer, make_webhook_secret
 from foreseen.queue.targets import Allowed
+from foreseen.tenants.tenant import PUBLIC_TENANT, owner_of
 
+ANYONE = PUBLIC_TENANT.owner
 SECRET = "whsec_" + b64encode(b"a secret of thirty-two bytes, so").decode()
 OTHER = "whsec_" + b64encode(b"the secret that there was before").decode()
 BODY = json.dumps({"type": "prediction.succeeded", "data": {"id": "t1"}}).encode()
@@ -115,7 +117,7 @@ async def calling(
 
 def at(port: int) -> tuple[Allowed, Delivery]:
     url = f"http://127.0.0.1:{port}/hook?x=%2F"
-    return Allowed([f"http://127.0.0.1:{port}"]), Delivery("msg_1", url, BODY)
+    return Allowed([f"http://127.0.0.1:{port}"]), Delivery("msg_1", ANYONE, url, BODY)
 
 
 async def test_a_delivery_is_one_signed_post(signer: Signer) -> None:
@@ -138,9 +140,26 @@ async def test_a_delivery_is_one_signed_post(signer: Signer) -> None:
 
 def test_receivers_change_their_secret_one_after_the_other(tmp_path: Path) -> None:
     """A signature of every line of the file: the old secret still verifies, and the new one does."""
-    headers = signer_of(tmp_path, f"{SECRET}\n{OTHER}").headers("msg_1", BODY, datetime.now(UTC))
+    headers = signer_of(tmp_path, f"{SECRET}\n{OTHER}").headers(ANYONE, "msg_1", BODY, datetime.now(UTC))
     assert Webhook(SECRET).verify(BODY, headers)
     assert Webhook(OTHER).verify(BODY, headers)
+
+
+def test_every_tenant_has_secrets_of_its_own(tmp_path: Path) -> None:
+    """What verifies one tenant's events verifies neither another's nor those of callers without a tenant, so it signs
+    none of them either. They are the same after a restart, and change with the file's line by line."""
+    signer, now = signer_of(tmp_path, f"{SECRET}\n{OTHER}"), datetime.now(UTC)
+    owners = [ANYONE, owner_of("a"), owner_of("b")]
+    secrets = {owner: signer.secrets_of(owner) for owner in owners}
+    assert secrets[ANYONE] == [SECRET, OTHER]
+    assert len({one for listed in secrets.values() for one in listed}) == 6
+    assert signer_of(tmp_path, OTHER).secrets_of(owners[1]) == secrets[owners[1]][1:]
+    for owner in owners:
+        headers = signer.headers(owner, "msg_1", BODY, now)
+        for other in owners:
+            for one in secrets[other]:
+                with contextlib.nullcontext() if other == owner else pytest.raises(WebhookVerificationError):
+                    Webhook(one).verify(BODY, headers)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +179,7 @@ def test_a_secret_is_made_once(tmp_path: Path) -> None:
     first = path.read_text()
     make_webhook_secret(path)
     assert path.read_text() == first
-    headers = Signer(path).headers("msg_1", BODY, datetime.now(UTC))
+    headers = Signer(path).headers(ANYONE, "msg_1", BODY, datetime.now(UTC))
     assert Webhook(first.strip()).verify(BODY, headers)
 
 
@@ -264,7 +283,7 @@ async def test_a_receiver_that_is_not_there_fails(signer: Signer) -> None:
     async with calling(allowed, signer) as caller:
         assert (await caller.call(delivery))[0] == "failed"
     async with calling(Allowed(["nowhere.example"]), signer, look_up=Looked([])) as caller:
-        assert (await caller.call(Delivery("m", "https://nowhere.example/", BODY)))[0] == "failed"
+        assert (await caller.call(Delivery("m", ANYONE, "https://nowhere.example/", BODY)))[0] == "failed"
 
 
 async def test_what_is_no_longer_allowed_is_not_sent(signer: Signer) -> None:
@@ -290,7 +309,7 @@ async def test_a_name_that_leads_elsewhere_the_second_time_leads_nowhere(signer:
     """Rebinding: each call looks up once and connects to what it looked at. The receiver on loopback sees nothing."""
     async with receiving(Sink()) as sink:
         allowed = Allowed([f"http://evil.example:{sink.port}"])
-        delivery = Delivery("m", f"http://evil.example:{sink.port}/", BODY)
+        delivery = Delivery("m", ANYONE, f"http://evil.example:{sink.port}/", BODY)
         looked, opened = Looked(["93.184.216.34"], ["127.0.0.1"]), Opened()
         async with calling(allowed, signer, look_up=looked, open_socket=opened) as caller:
             assert (await caller.call(delivery))[0] == "failed"
@@ -318,7 +337,7 @@ async def test_one_bad_address_spoils_a_name(signer: Signer, answer: list[str]) 
     """No socket is opened, also not for the good address that came first."""
     opened = Opened()
     async with calling(Allowed(["evil.example"]), signer, look_up=Looked(answer), open_socket=opened) as caller:
-        assert (await caller.call(Delivery("m", "https://evil.example/", BODY)))[0] == "refused"
+        assert (await caller.call(Delivery("m", ANYONE, "https://evil.example/", BODY)))[0] == "refused"
     assert opened.count == 0
 
 
@@ -327,12 +346,12 @@ async def test_localhost_by_the_systems_own_look_up_is_refused(signer: Signer) -
     async with receiving(Sink()) as sink:
         allowed = Allowed([f"http://localhost:{sink.port}"])
         async with calling(allowed, signer) as caller:
-            told = await caller.call(Delivery("m", f"http://localhost:{sink.port}/", BODY))
+            told = await caller.call(Delivery("m", ANYONE, f"http://localhost:{sink.port}/", BODY))
         assert told == ("refused", "loopback")
         assert sink.requests == []
         networks = Allowed([f"http://localhost:{sink.port}"], networks=["127.0.0.0/8", "::1/128"])
         async with calling(networks, signer) as caller:
-            assert (await caller.call(Delivery("m", f"http://localhost:{sink.port}/", BODY)))[0] == "delivered"
+            assert (await caller.call(Delivery("m", ANYONE, f"http://localhost:{sink.port}/", BODY)))[0] == "delivered"
 
 
 @pytest.fixture(scope="module")
@@ -361,7 +380,7 @@ async def test_the_certificate_is_of_the_name_and_not_of_the_address(
     async with receiving(Sink(), tls) as sink:
         allowed = Allowed([f"https://{host}:{sink.port}"], networks=["127.0.0.0/8"])
         async with calling(allowed, signer, look_up=Looked(["127.0.0.1"]), tls=trust) as caller:
-            told = await caller.call(Delivery("m", f"https://{host}:{sink.port}/", BODY))
+            told = await caller.call(Delivery("m", ANYONE, f"https://{host}:{sink.port}/", BODY))
         assert told[0] == outcome
         assert len(sink.requests) == (outcome == "delivered")
 
