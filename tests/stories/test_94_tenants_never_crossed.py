@@ -7,20 +7,32 @@ import json
 import random
 import re
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
+from foreseen.models.build.build import build
+from foreseen.models.folder.add import add
+from foreseen.models.progress import SilentProgress
+from foreseen.modelspec.manifest import load
+from foreseen.protocol.open_inference import message
 from foreseen.protocol.wire import parse_response
 from tests.collisions import chosen_pair, second_preimage
-from tests.live import Live, started
+from tests.grpc_calls import Channel
+from tests.hf_folders import WORDS, cross_encoder
+from tests.live import Live, fresh, given
+from tests.ports import free_port
 from tests.questions import ask_fingerprint, fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT
 
-REQUESTS, TEXTS = 10_000, 24
+REQUESTS, TEXTS, FIRST = 10_000, 24, 940_000
+SEEDS = {numbers(seed)[0]: seed for seed in range(FIRST, FIRST + TEXTS)}
+"""Of the rows that are asked, by their first number."""
+PLAIN = [word for word in WORDS if word.isalpha()]
 SCOPES = {
     "t1": "own",
     "t2": "own",
@@ -45,16 +57,32 @@ def shared_by(tenant: str) -> str:
     return tenant if SCOPES[tenant] == "own" else SCOPES[tenant]
 
 
+class Crowd(NamedTuple):
+    """A system of eight tenants."""
+
+    live: Live
+    grpc_port: int
+
+    @property
+    def port(self) -> int:
+        return self.live.port
+
+
 @pytest.fixture(scope="module")
-def crowd(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    folder = tmp_path_factory.mktemp("crowd")
+def crowd(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowd]:
+    folder, grpc_port = tmp_path_factory.mktemp("crowd"), free_port()
     tables = [
         f'[tenant.{name}]\nscope = "{scope}"\nkeys = ["sha256:{hashlib.sha256(key_of(name).encode()).hexdigest()}"]\n'
         for name, scope in SCOPES.items()
     ]
     (folder / "keys.toml").write_text("".join(tables))
-    with started(built, folder / "data", f"--keys-file={folder / 'keys.toml'}", "--workers=2") as system:
-        yield system
+    given(built, folder / "data")
+    ranker = add(str(cross_encoder(folder / "one")), "ranker", folder / "mine", folder / "data", SilentProgress())
+    build(load(ranker), folder / "data", say=SilentProgress())
+    flags = (f"--keys-file={folder / 'keys.toml'}", "--workers=2", f"--grpc-port={grpc_port}")
+    models = (f"--models={folder / 'mine'}", *(f"--model={name}" for name in ("minilm", "fingerprint", "ranker")))
+    with fresh(folder / "data", *flags, *models) as system:
+        yield Crowd(system, grpc_port)
 
 
 class Line:
@@ -115,7 +143,32 @@ def openai(rng: random.Random, row: list[int]) -> tuple[str, bytes, list[str]]:
     return "/v1/embeddings", json.dumps({"model": "minilm", "input": f"text {row[0]}"}).encode(), []
 
 
-WAYS: tuple[Callable[[random.Random, list[int]], tuple[str, bytes, list[str]]], ...] = (v2, v2, binary, v1, openai)
+def rerank(rng: random.Random, row: list[int]) -> tuple[str, bytes, list[str]]:
+    at = SEEDS[row[0]] - FIRST
+    body = {"model": "ranker", "query": PLAIN[0], "documents": [" ".join([PLAIN[1 + at % 6], PLAIN[7 + at // 6]])]}
+    return rng.choice(["/v1/rerank", "/v2/rerank", "/rerank"]), json.dumps(body).encode(), []
+
+
+def ticket(rng: random.Random, row: list[int]) -> tuple[str, bytes, list[str]]:
+    """Half of them are computed whatever is known."""
+    more = ["Cache-Control: no-cache"] if rng.random() < 0.5 else []
+    return FINGERPRINT, json.dumps(ask_fingerprint(row)).encode(), ["Prefer: respond-async", *more]
+
+
+def batch(rng: random.Random, row: list[int]) -> tuple[str, bytes, list[str]]:
+    lines = [{"model": "fingerprint", **ask_fingerprint(one)} for one in batch_rows(row)]
+    return "/v2/predictions:batch", "\n".join(map(json.dumps, lines)).encode(), []
+
+
+def batch_rows(row: list[int]) -> list[list[int]]:
+    """A batch's rows: this one, and one that only batches ask."""
+    return [row, numbers(SEEDS[row[0]] + TEXTS)]
+
+
+Way = Callable[[random.Random, list[int]], tuple[str, bytes, list[str]]]
+WAYS: tuple[Way, ...] = (*((v2, binary, v1, openai, rerank) * 5), v2, ticket, batch)
+MODELS: dict[Way, str] = {openai: "minilm", rerank: "ranker"}
+"""Of ways that do not ask `fingerprint`."""
 
 
 def key_line(rng: random.Random, tenant: str) -> str:
@@ -159,12 +212,19 @@ def mutated(rng: random.Random, tenant: str, other: str, path: str, body: bytes,
             return request(path, body, ["Host: h", length, *more]), {401}
 
 
-def check(reply: Reply, way: Any, row: list[int], embedded: dict[int, Any]) -> None:
-    """A 200 has the answer to its own row."""
+def scores_of(document: Any) -> list[float]:
+    """Of a rerank reply in any form."""
+    results = document if isinstance(document, list) else document["results"]
+    return [one["score"] if "score" in one else one["relevance_score"] for one in results]
+
+
+def check(reply: Reply, way: Any, row: list[int], known: dict[tuple[str, int], Any]) -> None:
+    """A 200 has the answer to its own row. `known` is the first answer to each text of other models."""
     _, headers, body = reply
-    if way is openai:
-        found = json.loads(body)["data"][0]["embedding"]
-        assert embedded.setdefault(row[0], found) == found
+    if way in MODELS:
+        document = json.loads(body)
+        found = document["data"][0]["embedding"] if way is openai else scores_of(document)
+        assert known.setdefault((MODELS[way], row[0]), found) == found
         return
     if way is v1:
         digest = json.loads(body)["predictions"][0]["digest"]
@@ -175,48 +235,143 @@ def check(reply: Reply, way: Any, row: list[int], embedded: dict[int, Any]) -> N
     assert digest == fingerprint(row)
 
 
-def test_ten_thousand_mixed_requests_of_eight_tenants_are_never_crossed(crowd: Live) -> None:
-    """Over all HTTP dialects, on connections that tenants share, whole and in pieces, with and without mutations."""
-    rng = random.Random(18)
-    lines = [Line(crowd.port) for _ in range(6)]
-    asked: set[tuple[str, str, int]] = set()
-    embedded: dict[int, Any] = {}
-    statuses: dict[int, int] = {}
-    before = crowd.model_metric("fingerprint", "foreseen_model_rows_total")
-    for number in range(REQUESTS):
+class Mixed:
+    """What was asked so far, and what of it has to be fetched."""
+
+    def __init__(self, port: int, grpc: Channel, rng: random.Random) -> None:
+        self.rng = rng
+        self.lines = [Line(port) for _ in range(6)]
+        self.grpc = grpc
+        self.asked: set[tuple[str, str, int]] = set()
+        """Scope, model and text of each row that a tenant may have an entry of."""
+        self.known: dict[tuple[str, int], Any] = {}
+        """The first answer to each text, of models that only have to answer alike."""
+        self.tickets: list[tuple[str, str, Way, list[list[int]]]] = []
+        """Tenant, place, way, and rows."""
+        self.statuses: Counter[int] = Counter()
+
+    def by_http(self, number: int) -> None:
+        """One request of one tenant, perhaps mutated, perhaps in two pieces."""
+        rng = self.rng
         tenant, other = rng.sample(TENANTS, 2)
-        row, way, line = numbers(940_000 + rng.randrange(TEXTS)), rng.choice(WAYS), rng.choice(lines)
+        row, way, line = numbers(FIRST + rng.randrange(TEXTS)), rng.choice(WAYS), rng.choice(self.lines)
         path, body, more = way(rng, row)
-        allowed = {200}
+        allowed = {202} if way is batch else {200, 202} if way is ticket else {200}
         if number % 7 == 0:
-            data, allowed = mutated(rng, tenant, other, path, body, more)
+            data, statuses = mutated(rng, tenant, other, path, body, more)
+            allowed = (allowed if 200 in statuses else set()) | statuses - {200}
         else:
             data = plain(rng, tenant, path, body, more)
-        if number % 11 == 0:
-            cut = rng.randrange(1, len(data))
-            line.send(data[:cut])
-            line.send(data[cut:])
-        else:
-            line.send(data)
+        cut = rng.randrange(1, len(data)) if number % 11 == 0 else 0
+        for piece in (data[:cut], data[cut:]) if cut else (data,):
+            line.send(piece)
         reply = line.reply()
-        statuses[reply[0]] = statuses.get(reply[0], 0) + 1
+        self.statuses[reply[0]] += 1
         assert reply[0] in allowed, (reply, data)
         if reply[0] == 200:
-            check(reply, way, row, embedded)
-            place = (shared_by(tenant), "minilm" if way is openai else "fingerprint", row[0])
-            if place not in asked:
-                assert "hit" not in reply[1]["cache-status"], (tenant, data)
-            asked.add(place)
-    for line in lines:
-        line.close()
-    assert sum(statuses.values()) == REQUESTS
-    assert statuses[200] > 0.85 * REQUESTS
-    assert statuses[401] > 200
-    computed = crowd.model_metric("fingerprint", "foreseen_model_rows_total") - before
-    assert computed >= len({place for place in asked if place[1] == "fingerprint"})
+            check(reply, way, row, self.known)
+            self.seen(tenant, way, row[0], reply[1]["cache-status"])
+        elif reply[0] == 202:
+            rows = batch_rows(row) if way is batch else [row]
+            self.tickets.append((tenant, reply[1]["location"], way, rows))
+            self.asked.update((shared_by(tenant), "fingerprint", one[0]) for one in rows)
+
+    async def by_grpc(self) -> None:
+        """One call, perhaps with a wrong key, two keys, none, or another's where anything may stand."""
+        rng = self.rng
+        tenant, other = rng.sample(TENANTS, 2)
+        row = numbers(FIRST + rng.randrange(TEXTS))
+        names = rng.sample(["x_api_key", "api_key", "authorization"], 2)
+        pairs = zip((tenant, other), names, strict=True)
+        own, foreign = (f"{'Bearer ' * (name == 'authorization')}{key_of(one)}" for one, name in pairs)
+        given, refused = {names[0]: own}, False
+        match rng.randrange(10):
+            case 0:
+                given, refused = {names[0]: own[:-1] + "!"}, True
+            case 1:
+                given, refused = {names[0]: own, names[1]: foreign}, True
+            case 2:
+                given, refused = {}, True
+            case 3:
+                given["x_request_id"] = key_of(other)
+        answer = await self.grpc.infer(row, raw=rng.random() < 0.5, model="fingerprint", seconds=60, **given)
+        self.statuses[401 if refused else 200] += 1
+        assert answer.code.name == ("UNAUTHENTICATED" if refused else "OK"), (answer, given)
+        if not refused:
+            assert answer.rows == [fingerprint(row)]
+            self.seen(tenant, v2, row[0], answer.cache)
+
+    def seen(self, tenant: str, way: Any, text: int, status: str) -> None:
+        """The first row of a scope is no hit."""
+        place = shared_by(tenant), MODELS.get(way, "fingerprint"), text
+        if place not in self.asked:
+            assert "hit" not in status, (place, status)
+        self.asked.add(place)
+
+    def fetch(self, live: Live) -> None:
+        """Every ticket and batch: nothing for another tenant, also of the same scope; the right answer for its own."""
+
+        def got(path: str, tenant: str, **more: str) -> tuple[int, bytes]:
+            status, _, body = live.ask("GET", path, None, {"X-API-Key": key_of(tenant), **more})
+            return status, body
+
+        for tenant, place, way, rows in self.tickets:
+            for other in (one for one in TENANTS if one != tenant):
+                if shared_by(other) == shared_by(tenant) or self.rng.random() < 0.1:
+                    path = self.rng.choice([place, f"{place}/result"])
+                    assert got(path, other)[0] == 404, (tenant, other)
+            assert json.loads(got(place, tenant, Prefer="wait=60")[1])["state"] == "succeeded"
+            status, body = got(f"{place}/result", tenant)
+            assert status == 200
+            found = (
+                [json.loads(one)["response"]["body"] for one in body.splitlines()]
+                if way is batch
+                else [json.loads(body)]
+            )
+            assert [one["outputs"][0]["data"] for one in found] == [fingerprint(row) for row in rows]
 
 
-def test_pipelined_requests_of_two_tenants_are_two_tenants(crowd: Live) -> None:
+async def test_ten_thousand_mixed_requests_of_eight_tenants_are_never_crossed(crowd: Crowd) -> None:
+    """Over all HTTP dialects, rerank, gRPC, tickets and batches, on connections that tenants share, whole and in
+    pieces, with and without mutations."""
+    channel = Channel(f"127.0.0.1:{crowd.grpc_port}")
+    mixed = Mixed(crowd.live.port, channel, random.Random(18))
+    before = crowd.live.model_metric("fingerprint", "foreseen_model_rows_total")
+    try:
+        for number in range(REQUESTS):
+            if number % 9 == 1:
+                await mixed.by_grpc()
+            else:
+                mixed.by_http(number)
+        mixed.fetch(crowd.live)
+    finally:
+        await channel.close()
+        for line in mixed.lines:
+            line.close()
+    assert mixed.statuses.total() == REQUESTS
+    assert mixed.statuses[200] + mixed.statuses[202] > 0.85 * REQUESTS
+    assert mixed.statuses[401] > 200
+    assert {way for _, _, way, _ in mixed.tickets} == {ticket, batch}
+    assert len(mixed.tickets) > 200
+    for model in ("minilm", "ranker"):
+        answers = [json.dumps(answer) for (one, _), answer in mixed.known.items() if one == model]
+        assert len(answers) == len(set(answers)) == TEXTS
+    computed = crowd.live.model_metric("fingerprint", "foreseen_model_rows_total") - before
+    assert computed >= len({place for place in mixed.asked if place[1] == "fingerprint"})
+
+
+async def test_statistics_that_count_all_tenants_are_for_no_tenant(crowd: Crowd) -> None:
+    """By gRPC, which knows no operators; what a tenant may know of a model is answered."""
+    channel = Channel(f"127.0.0.1:{crowd.grpc_port}")
+    try:
+        for name, code in (("ModelStatistics", "PERMISSION_DENIED"), ("ModelMetadata", "OK")):
+            request = message(f"{name}Request")(name="fingerprint")
+            assert (await channel.ask(name, request, x_api_key=key_of("t1"))).code.name == code
+    finally:
+        await channel.close()
+
+
+def test_pipelined_requests_of_two_tenants_are_two_tenants(crowd: Crowd) -> None:
     """A second request in the same bytes, with another's key, is answered as the other's: nothing of it is the
     first's, also where the first head is known."""
     line = Line(crowd.port)
@@ -238,7 +393,7 @@ def test_pipelined_requests_of_two_tenants_are_two_tenants(crowd: Live) -> None:
     line.close()
 
 
-def test_colliding_bodies_of_two_tenants_are_never_crossed(crowd: Live) -> None:
+def test_colliding_bodies_of_two_tenants_are_never_crossed(crowd: Crowd) -> None:
     """Bodies that XXH3 takes for one another, one of each tenant, in turns on one connection."""
     given = np.random.default_rng(18).integers(-(2**40), 2**40, 64 * 16).view(np.float32)
     line = Line(crowd.port)
