@@ -45,8 +45,8 @@ COUNTED = ("/infer", ":predict", "/embeddings", *ROUTES)
 _OPENAI_PATHS = ("/v1/embeddings", "/v1/files", "/v1/batches", "/openai/")
 FREE = ("/v2/health/live", "/v2/health/ready", "/metrics", "/metrics/{model}")
 """Routes without a rate limit: health checks and scrapes."""
-WATCHED = ("/metrics", "/metrics/{model}")
-"""Routes that ask for an operator's key by themselves."""
+WATCHED = ("/metrics", "/metrics/{model}", "/stats")
+"""Ends of routes that ask for an operator's key by themselves."""
 REQUEST_ID = "X-Request-Id"
 MAX_ID_CHARACTERS = 256
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
@@ -220,6 +220,6 @@ async def admitted(request: web.Request, handler: Handler) -> web.StreamResponse
     if not route.endswith(COUNTED):
         if route not in FREE:
             admit(request)
-        if not is_open(route) and not route.endswith(OPERATED) and route not in WATCHED:
+        if not is_open(route) and not route.endswith((*OPERATED, *WATCHED)):
             tenant_of(request)
     return await handler(request)

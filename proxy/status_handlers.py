@@ -12,7 +12,7 @@ from foreseen.proxy import describe
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.fastpath.responder import Responder
 from foreseen.telemetry.exposition import CONTENT_TYPE
-from foreseen.tenants.tenant import PUBLIC_TENANT
+from foreseen.tenants.tenant import PUBLIC_TENANT, Tenant
 from foreseen.web.authentication import tenant_of
 from foreseen.web.http import SERVER, json_reply
 
@@ -123,12 +123,15 @@ class StatusHandlers:
         return json_reply(describe.config(self._find(request)))
 
     async def model_statistics(self, request: web.Request) -> web.Response:
-        """One model's statistics, as Triton's clients read them; of the worker that answers."""
-        return json_reply({"model_stats": [describe.statistics(self._find(request))]})
+        """One model's statistics, as Triton's clients read them, of one worker; for those who may read the metrics."""
+        name, version, tenant = request.match_info["model"], request.match_info.get("version"), self._watcher(request)
+        return json_reply({"model_stats": [describe.statistics(self._responder.find(name, version, tenant))]})
 
     async def all_statistics(self, request: web.Request) -> web.Response:
-        """The statistics of all models."""
-        return json_reply({"model_stats": [describe.statistics(served) for served in self._allowed(request)]})
+        """The statistics of all models; for those who may read the metrics."""
+        tenant = self._watcher(request)
+        mine = [served for name, served in self._served.items() if tenant.may_use(name)]
+        return json_reply({"model_stats": [describe.statistics(served) for served in mine]})
 
     async def v1_models(self, request: web.Request) -> web.Response:
         """Names of the models served, in KServe's V1 form and OpenAI's at once."""
@@ -161,6 +164,13 @@ class StatusHandlers:
             tenant_of(request)
         else:
             self._check_metrics(request)
+
+    def _watcher(self, request: web.Request) -> Tenant:
+        """Whose models a caller may read the counts of: they count what all tenants ask, as the metrics do."""
+        if self._check_metrics is None or self._responder.keyring.is_open:
+            return tenant_of(request)
+        self._check_metrics(request)
+        return PUBLIC_TENANT
 
     def _find(self, request: web.Request) -> ServedModel:
         """The model that a path names, for the tenant that asks."""

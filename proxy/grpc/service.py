@@ -16,7 +16,7 @@ import grpc
 from google.protobuf.json_format import ParseDict
 from grpc import aio
 
-from foreseen.errors import ForeseenError, Unauthorized, UnknownModel
+from foreseen.errors import ForeseenError, NotPermitted, Unauthorized, UnknownModel
 from foreseen.protocol import grpc_messages as messages
 from foreseen.protocol.open_inference import SERVICE, methods
 from foreseen.proxy import describe
@@ -210,6 +210,8 @@ class InferenceService:
         return _filled(reply, {"config": describe.config(self._find(request, tenant))})
 
     async def ModelStatistics(self, request: Any, reply: Any, tenant: Tenant) -> Any:  # noqa: N802
+        if not (self._responder.keyring.is_open or self._settings.metrics_open):
+            raise NotPermitted("statistics count what all tenants ask: read them over HTTP with an operator's key")
         models = [self._find(request, tenant)] if request.name else self._allowed(tenant)
         return _filled(reply, {"model_stats": [describe.statistics(one) for one in models]})
 

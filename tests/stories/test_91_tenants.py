@@ -145,12 +145,17 @@ def test_a_known_head_and_another_body_cannot_reach_a_model_that_is_not_allowed(
 
 
 def test_health_is_open_and_metrics_are_for_operators(shared: Live) -> None:
-    """Probes carry no key. A tenant's key does not open the metrics."""
+    """Probes carry no key. A tenant's key does not open the metrics, nor the statistics, which count all tenants'."""
     for path in ("/", "/v2/health/live", "/v2/health/ready", "/v2/models/minilm/ready"):
         assert shared.get(path)[0] == 200, path
     for path in ("/metrics", "/metrics/minilm", "/v2/models", "/v2/models/minilm", "/v2", "/nothing"):
         assert shared.get(path)[0] == 401, path
-    assert get(shared, "/metrics", key_of("a"))[0] == 401
+    for path in ("/metrics", "/v2/models/stats", "/v2/models/minilm/stats", "/v2/models/minilm/versions/1/stats"):
+        assert get(shared, path, key_of("a"))[0] == 401, path
+        assert shared.get(path)[0] == 401, path
+    stats = json.loads(get(shared, "/v2/models/stats", admin(shared))[2])["model_stats"]
+    assert {one["name"] for one in stats} == {"minilm", "fingerprint"}
+    assert get(shared, "/v2/models/minilm/stats", admin(shared))[0] == 200
     assert get(shared, "/metrics", admin(shared))[0] == 200
     assert get(shared, "/metrics/minilm", admin(shared))[0] == 200
 
