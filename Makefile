@@ -257,6 +257,10 @@ verify-gpu: setup ## minilm and mpnet on a GPU (smaller on a CPU): shapes, CUDA 
 verify-lease: setup ## 10,000 requests for one cold row at two proxies of four workers, the leader killed: two model rows at most
 	@$(BIN)/python -m tests.leasing --requests 10000 --workers 4 --proxies 2
 
+verify-quotas: setup ## a tenant's limit over two proxies of four workers for a minute, then with the state store killed
+	@$(BIN)/python -c "from tests.models_fixture import built_data; built_data('fingerprint')"
+	@$(BIN)/python -m tests.quotas
+
 verify-rolling: setup ## 20 rolling restarts, 5 builds and another manifest under load: no request may fail (five minutes)
 	@$(BIN)/python -m tests.rolling --restarts 20 --builds 5
 

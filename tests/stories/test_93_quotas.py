@@ -14,6 +14,7 @@ import pytest
 
 from tests.live import Live, started
 from tests.questions import ask_fingerprint, ask_minilm, numbers
+from tests.quotas import measured
 from tests.stories.test_10_first_question import FINGERPRINT, MINILM
 from tests.stories.test_91_tenants import hashed, key_of
 
@@ -90,6 +91,15 @@ def test_misses_cost_model_seconds_and_hits_do_not(limited: Live) -> None:
     assert 1 <= int(headers["retry-after"]) <= 86_400
     assert limited.post(FINGERPRINT, other, key_of("free"))[0] == 200
     assert limited.post(FINGERPRINT, other, key_of("day"))[0] == 200
+
+
+async def test_a_limit_holds_for_all_workers_of_all_proxies_together(tmp_path: Path) -> None:
+    """Two proxies of two workers on one state store, which is killed: the limit is one, and goes on to be near it.
+    `make verify-quotas` measures it over a minute."""
+    found = await measured(tmp_path, 8.0, 4.0, workers=2, count=2)
+    assert found.refused == 0
+    assert 0.3 < found.reconciled < 1.5
+    assert 0 < found.away <= 2
 
 
 def test_usage_is_kept_and_refusals_are_counted(limited: Live) -> None:
