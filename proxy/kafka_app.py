@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 import uvloop
+from msgspec import structs
 
-from foreseen.errors import ForeseenError, SetupError
+from foreseen.errors import ForeseenError, ModelUnavailable, SetupError
 from foreseen.gc_freeze import settle
 from foreseen.paths import state_socket
 from foreseen.proxy.assembly import Proxy
@@ -47,8 +49,13 @@ class ProxyAnswers:
         self._proxy = proxy
 
     def begin(self, head: RequestHead, body: bytes, reached: Callable[[Reply], None]) -> Reply | None:
-        responder = self._proxy.responder
-        reply = responder.begin(responder.traced(head), body, reached, whole=False)
+        """As the tenant is in force now. Where it is not, the reply says that the message is to be tried again."""
+        responder, tenant = self._proxy.responder, self._proxy.keyring.renewed(head.tenant)
+        if tenant is None:
+            why = ModelUnavailable(f"tenant {head.tenant.name} is not in the keys file any more, or has expired")
+            return responder.failed(head.model, head.protocol, why, time.perf_counter())
+        head = responder.traced(structs.replace(head, tenant=tenant))
+        reply = responder.begin(head, body, reached, whole=False)
         return reply if isinstance(reply, Reply) else None
 
     def digest_of(self, head: RequestHead, body: bytes) -> str | None:

@@ -170,7 +170,7 @@ def errors_page() -> str:
 
 def cli_page() -> str:
     """docs/cli.md: as `--help` says it; flags that are settings stand in docs/settings.md."""
-    told = re.sub(r"(?m)^(foreseen(?: [a-z]+)+) -m [\w.]+", r"\1", app.generate_docs(output_format="markdown"))
+    told = re.sub(r"(?m)^(foreseen(?: [a-z][a-z-]*)+) -m [\w.]+", r"\1", app.generate_docs(output_format="markdown"))
     _, *parts = re.split(r"(?m)^(?=##+ foreseen )", told)
     lines = [
         "# Commands",

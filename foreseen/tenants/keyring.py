@@ -116,6 +116,14 @@ class Keyring:
         """A tenant by its name, for operators; None where the file has none."""
         return self._file.tenants.get(name)
 
+    def renewed(self, tenant: Tenant) -> Tenant | None:
+        """A tenant that was found earlier, as it is in force now; None where the file lacks it, or it has expired."""
+        if tenant is PUBLIC_TENANT or tenant.generation == self.generation:
+            return tenant
+        found = self._file.tenants.get(tenant.name)
+        expires = None if found is None else found.expires_at
+        return None if expires is not None and self._clock() >= expires else found
+
     def names(self) -> list[str]:
         """The names of all tenants, in the order of the file."""
         return list(self._file.tenants)

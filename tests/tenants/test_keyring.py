@@ -176,6 +176,32 @@ def test_a_tenant_expires_on_time_and_with_it_all_that_was_learned(tmp_path: Pat
     assert keyring.generation > before
 
 
+def test_a_tenant_that_was_found_once_follows_the_file(tmp_path: Path) -> None:
+    """Its limits change with the file; it is none where the file lacks it or it has expired. Public stays."""
+    now = [1000.0]
+    path = tmp_path / "keys.toml"
+    path.write_text("[tenant.a]\nrows_per_second = 1\n[tenant.b]\nexpires = 1970-01-01T00:20:00Z\n")
+    keyring = Keyring(path, clock=lambda: now[0])
+    one, two = (keyring.named(name) for name in ("a", "b"))
+    assert one is not None
+    assert two is not None
+    assert (keyring.renewed(one), keyring.renewed(two)) == (one, two)
+    now[0] = 1200.0
+    keyring.look()
+    assert keyring.renewed(two) is None
+    path.write_text("[tenant.a]\nrows_per_second = 2\n")
+    keyring.look()
+    keyring.look()
+    renewed = keyring.renewed(one)
+    assert renewed is not None
+    assert renewed.limits.rows_per_second == 2
+    path.write_text("")
+    keyring.look()
+    keyring.look()
+    assert keyring.renewed(one) is None
+    assert keyring.renewed(PUBLIC_TENANT) is PUBLIC_TENANT
+
+
 def test_the_supervisors_credential_is_read_from_a_file_without_a_name(tmp_path: Path) -> None:
     """Again and again, for workers that are started again; its entries are in a scope of its own."""
     descriptor, text = make_internal_credential()
