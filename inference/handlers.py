@@ -159,21 +159,23 @@ class ModelRoutes:
         """The row that a request is recognised to ask for."""
         return self._rows.read(data, asyncio.get_running_loop().time()) if self._served.ready else None
 
-    def begin_row(self, asked: RowAsked) -> QueuedRequest:
-        """Queue it. Raises as `Batcher.submit`."""
-        return self._served.batcher.submit([asked.row], asked.order)
+    def begin_row(self, asked: RowAsked) -> tuple[QueuedRequest, str]:
+        """Queue it; with the digest that computes it. Raises as `Batcher.submit`."""
+        return self._served.batcher.submit([asked.row], asked.order), self._served.session.digest
 
     def drop(self, pending: QueuedRequest) -> None:
         """Nobody waits for it any more."""
         self._served.batcher.drop(pending)
 
-    def end_row(self, asked: RowAsked, future: asyncio.Future[list[Computed]], started: float) -> bytes:
+    def end_row(
+        self, asked: RowAsked, digest: str, future: asyncio.Future[list[Computed]], started: float
+    ) -> bytes:  # fmt: skip
         """The reply, counted."""
         error = future.exception()
         if error is not None:
             return self.failed_row(error, started)
         (computed,) = future.result()
-        reply = self._rows.reply(computed.outputs, asked.id, self._served.session.digest, computed.seconds)
+        reply = self._rows.reply(computed.outputs, asked.id, digest, computed.seconds)
         took, now = time.perf_counter() - started, time.time()
         self._stats.succeeded(1, took, computed.queued, computed.seconds, now)
         self._served.metrics.request(200)

@@ -73,19 +73,21 @@ class RowConnection(AccountedConnection):
         self._request_count += 1
         self._manager.requests_count += 1  # type: ignore[union-attr]
         try:
-            pending = self._routes.begin_row(asked)
+            pending, digest = self._routes.begin_row(asked)
         except ForeseenError as error:
             self._write(self._routes.failed_row(error, started))
             return True
         self._pending = pending
-        pending.future.add_done_callback(partial(self._computed, asked, started))
+        pending.future.add_done_callback(partial(self._computed, asked, digest, started))
         return True
 
-    def _computed(self, asked: RowAsked, started: float, future: asyncio.Future[list[Computed]]) -> None:
+    def _computed(
+        self, asked: RowAsked, digest: str, started: float, future: asyncio.Future[list[Computed]]
+    ) -> None:  # fmt: skip
         """The row has its answer, or an error."""
         self._pending = None
         if self.transport is not None and not future.cancelled():
-            self._write(self._routes.end_row(asked, future, started))
+            self._write(self._routes.end_row(asked, digest, future, started))
         if self._done is not None:
             self._done.set_result(None)
         elif self._back and self.transport is not None:

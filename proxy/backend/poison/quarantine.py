@@ -102,7 +102,8 @@ class Quarantine:
     def leave(self) -> None:
         """Be under way no more."""
         self._under_way -= 1
-        self._notify()
+        if self._trying:  # nobody else waits for this
+            self._notify()
 
     @asynccontextmanager
     async def alone(self, elsewhere: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
