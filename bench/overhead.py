@@ -2,10 +2,10 @@
 
 The same proxy, differently told: counting nothing and logging nothing, counting, counting and logging a hundredth of
 the hits (the default), logging every hit, counting into the files that several workers share, being scraped ten times
-a second, and exporting traces of which none is sampled. Each for the shortest and the longest way of a hit: the same
-bytes again, and a body never seen whose rows are known; and for requests with a trace context that is not sampled. All
-on one core, the load on the other, in interleaved rounds. Beside the rates the CPU time that the proxy took for a
-request, which other work on the machine moves far less.
+a second, exporting traces of which none is sampled, and auditing hits up to the default cap. Each for the shortest and
+the longest way of a hit: the same bytes again, and a body never seen whose rows are known; and for requests with a
+trace context that is not sampled. All on one core, the load on the other, in interleaved rounds. Beside the rates the
+CPU time that the proxy took for a request, which other work on the machine moves far less.
 """
 
 from __future__ import annotations
@@ -24,25 +24,31 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.hit_servers import ask
-from bench.interleaved import ROOT, awake, pinned, report, take_turns, wrk
+from bench.interleaved import ROOT, awake, end, pinned, report, says, take_turns, wrk
 from bench.wrk_scripts import script
+from tests.live import sum_of
 from tests.models_fixture import built_data
 from tests.ports import free_port
 from tests.questions import ask_fingerprint, numbers
 
 MODEL = "/v2/models/fingerprint/infer"
 OFF = "nothing counted, nothing logged"
+AUDITED = "the default, hits audited"
+AUDIT_MOST_PERCENT = 1.0
+"""CPU of a hit under an audit at the default cap, more than without."""
 KINDS: dict[str, tuple[str, ...]] = {
     OFF: ("--no-metrics", "--access-log-hits=0"),
     "counted": ("--access-log-hits=0",),
     "counted, 1 % of hits logged": (),
     "counted, every hit logged": ("--access-log-hits=1",),
+    AUDITED: ("--audit=0.1%",),
 }
 SEVERAL = "counted as of several workers"
 TRACED, DEFAULT = "the default, traces on, none sampled", "counted, 1 % of hits logged"
 COLLECTOR = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
 """Nothing is sent there, as nothing is sampled."""
 UNSAMPLED = 'wrk.headers["traceparent"] = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"'
+ABOUT_AUDITS = (OFF, DEFAULT, AUDITED)
 SCRAPED = "the default, scraped every 100 ms"
 SCRAPE_SECONDS = 0.1
 
@@ -62,6 +68,12 @@ def serving(command: list[str], port: int, environment: dict[str, str] | None = 
     everywhere = {**os.environ, **(environment or {})}
     with pinned(whole, ready=ready, stdout=nowhere, stderr=nowhere, cwd=ROOT, env=everywhere) as process:
         yield url, process.pid
+
+
+def fetched(url: str) -> str:
+    """The metrics of a proxy."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as reply:
+        return str(reply.read().decode())
 
 
 FRESH_TIMEOUT = """local n = 10000000 + os.time() % 50000 * 100000
@@ -100,6 +112,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=1)
     parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--audit-only", action="store_true", help="Only what an audit costs.")
+    parser.add_argument("--report-only", action="store_true", help="Exit with 0 whatever was found.")
     settings = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fsn") as name, contextlib.ExitStack() as running:
         folder = Path(name)
@@ -108,12 +122,14 @@ def main() -> None:
         (data / "models").symlink_to(built_data() / "models")
         running.enter_context(serving(["up", f"--data={data}"], free_port()))  # Valkey and the model for all
         proxy = ["proxy", f"--data={data}", "--state=none"]
-        urls = {kind: running.enter_context(serving([*proxy, *flags], free_port())) for kind, flags in KINDS.items()}
+        kinds = {kind: flags for kind, flags in KINDS.items() if not settings.audit_only or kind in ABOUT_AUDITS}
+        urls = {kind: running.enter_context(serving([*proxy, *flags], free_port())) for kind, flags in kinds.items()}
         shared = folder / "metrics"
         shared.mkdir()
         files = {"PROMETHEUS_MULTIPROC_DIR": str(shared)}
-        urls[SEVERAL] = running.enter_context(serving(proxy, free_port(), files))
-        urls[TRACED] = running.enter_context(serving(proxy, free_port(), COLLECTOR))
+        if not settings.audit_only:
+            urls[SEVERAL] = running.enter_context(serving(proxy, free_port(), files))
+            urls[TRACED] = running.enter_context(serving(proxy, free_port(), COLLECTOR))
         body = json.dumps(ask_fingerprint(*(numbers(n) for n in range(6)))).encode()  # 1 KB
         for url, _ in urls.values():
             for _ in range(3):
@@ -135,7 +151,11 @@ def main() -> None:
 
             return take
 
-        default = urls[DEFAULT]
+        def ratio(kind: str) -> float:
+            """CPU of a request in the median round, beside the default."""
+            return statistics.median(one / none for one, none in zip(micros[kind], micros[DEFAULT], strict=True))
+
+        default, met = urls[DEFAULT], True
         for road, path in {
             "the same bytes again": script(folder, "same", body),
             "known rows under a timeout never seen": script(folder, "fresh", body, FRESH_TIMEOUT),
@@ -143,13 +163,19 @@ def main() -> None:
         }.items():
             micros.clear()
             turns = {kind: turn(kind, where, path) for kind, where in urls.items()}
-            turns[SCRAPED] = turn(SCRAPED, default, path, scrape=True)
+            if not settings.audit_only:
+                turns[SCRAPED] = turn(SCRAPED, default, path, scrape=True)
             report(f"Metrics and logs, {road}", take_turns(turns, settings.rounds), OFF, cpu_micros=micros)
             for kind, used in micros.items():
                 more = statistics.median(one - none for one, none in zip(used, micros[OFF], strict=True))
                 print(f"{kind:<38}{statistics.median(used):8.1f} µs of CPU a request{more:+8.1f}", flush=True)
-            costs = [one / none for one, none in zip(micros[TRACED], micros[DEFAULT], strict=True)]
-            print(f"{TRACED}: {100 * (statistics.median(costs) - 1):+.2f} % of CPU beside the default", flush=True)
+            if not settings.audit_only:
+                print(f"{TRACED}: {100 * (ratio(TRACED) - 1):+.2f} % of CPU beside the default", flush=True)
+            more = 100 * (ratio(AUDITED) - 1)
+            met &= says(AUDITED, more, AUDIT_MOST_PERCENT, "% more CPU than the default", least=False)
+        audited = sum_of(fetched(urls[AUDITED][0]), "foreseen_audit_rows_total", {"outcome": "equal"})
+        print(f"{audited:,.0f} hits were audited, equal", flush=True)
+        end(met, report_only=settings.report_only)
 
 
 if __name__ == "__main__":
