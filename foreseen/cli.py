@@ -12,7 +12,7 @@ from foreseen.commands.app import command_name, log_form
 from foreseen.commands.registry import app
 from foreseen.errors import ForeseenError, SetupError
 from foreseen.logs import fail
-from foreseen.settings import PURGE_TARGETS
+from foreseen.settings import WITHOUT_ENVIRONMENT
 from foreseen.settings.commands import all_settings
 from foreseen.settings.kserve import transformer_flags
 from foreseen.settings.renamed import take_old_names
@@ -26,9 +26,8 @@ _BROKEN_PIPE = 128 + 13
 def main() -> None:
     """Run a command. An error of the operator is one line on stderr with its remedy, and status 1."""
     command = command_name()
-    if command == "purge":
-        for name in PURGE_TARGETS:
-            os.environ.pop(f"FORESEEN_{name.upper()}", None)
+    for name in WITHOUT_ENVIRONMENT.get(command, ()):
+        os.environ.pop(f"FORESEEN_{name.upper()}", None)
     for name in foreign(os.environ):
         del os.environ[name]
     sys.argv[2:] = transformer_flags(command, sys.argv[2:])

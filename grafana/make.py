@@ -6,6 +6,7 @@ from pathlib import Path
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
+from grafana.boards.change import CHANGE
 from grafana.boards.models import MODELS
 from grafana.boards.overview import OVERVIEW
 from grafana.boards.pipeline import PIPELINE
@@ -26,6 +27,7 @@ BOARDS = {
     "model": ("Model", "One model: latency and results for its callers, the work of its process.", MODELS),
     "store": ("Store", "Near and far: memory, evictions, latency, errors.", STORE),
     "tenants": ("Tenants", "What each tenant asks for, uses, saves, and is refused.", TENANTS),
+    "change": ("Change", "A candidate beside the model in force; the audit of hits.", CHANGE),
     "pipeline": ("Pipeline", "Time by step of a request; jobs; warming; the workers.", PIPELINE),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,10 +15,12 @@ from foreseen.keys.key import secret_check, tag_key
 from foreseen.keys.secret import read_secret
 from foreseen.paths import children_file
 from foreseen.proxy.admin.admin import Operators
+from foreseen.proxy.admin.canary_route import add_canary
 from foreseen.proxy.admin.heartbeat import Heartbeat
 from foreseen.proxy.admin.purge import Purger, admin_application
 from foreseen.proxy.admin.purge_targets import Targets
 from foreseen.proxy.admin.quota_sync import TenantAccounts
+from foreseen.proxy.backend.candidate import candidate_of
 from foreseen.proxy.backend.discovery import Upstream
 from foreseen.proxy.backend.poison.isolation import IsolationLock
 from foreseen.proxy.backend.served import ServedModel
@@ -28,14 +30,15 @@ from foreseen.proxy.cache.lease import Leases
 from foreseen.proxy.cache.near import Near
 from foreseen.proxy.cache.purge_mark import PurgeMark
 from foreseen.proxy.cache.tiers import Tiers
+from foreseen.proxy.canary.canary import canary_of
 from foreseen.proxy.fastpath.fast_connection import FastConnection
 from foreseen.proxy.fastpath.known_heads import KnownHeads
 from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.from_settings import (
     assert_parser,
-    auditor_of,
     bounds_of,
     far_of,
+    freshness_of,
     keyring_of,
     limits_of,
     served_model,
@@ -48,9 +51,11 @@ from foreseen.proxy.jobs.predictions import Predictions
 from foreseen.proxy.jobs.ticket_options import TicketOptionsReader
 from foreseen.proxy.jobs.tickets import Jobs
 from foreseen.proxy.predict.answer_cache import AnswerCache
-from foreseen.proxy.predict.audit.audited_pipeline import pipeline_of
 from foreseen.proxy.predict.counting import AccessLog, RequestCounter
 from foreseen.proxy.predict.observe import Observer
+from foreseen.proxy.predict.sampling.row_sampler import HitSamplers
+from foreseen.proxy.predict.sampling.sampled_pipeline import pipeline_of
+from foreseen.proxy.predict.sampling.samplers import auditor_of, shadow_of
 from foreseen.proxy.predict.serve import Server
 from foreseen.proxy.status_handlers import StatusHandlers
 from foreseen.queue.queue import connect_queue
@@ -66,6 +71,7 @@ from foreseen.telemetry.child_states import ChildState, read_children
 from foreseen.telemetry.exposition import use_slot
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.telemetry.traces import traces_of
+from foreseen.types import Key
 from foreseen.web.bodies import BODIES, Bodies
 from foreseen.web.heavy import Heavy
 from foreseen.web.limits import Gate
@@ -130,9 +136,13 @@ class Proxy:
         self.accounts = TenantAccounts(self.keyring, self.quota_store, self._children, self.metrics)
         bounds = settings.waiting_rows, settings.miss_rows
         self.auditor = auditor_of(settings, self.metrics)
+        self.candidate = candidate_of(settings, self.served, freshness_of(settings))
+        self.shadow = shadow_of(settings, self.candidate, self.metrics)
+        samplers = [one for one in (self.auditor, self.shadow) if one is not None]
+        self.hit_samplers = HitSamplers.of(samplers)
         more = *bounds, leases, self.accounts.misses
-        self.pipeline = pipeline_of(self.auditor, tiers, self.served, self.metrics, *more)
-        self.generations = Generations(self.state, self.pipeline.forget, PurgeMark(self.far, root))
+        self.pipeline = pipeline_of(samplers, tiers, self.served, self.metrics, *more)
+        self.generations = Generations(self.state, self._forget, PurgeMark(self.far, root))
         self.answers = AnswerCache(settings.reply_cache_bytes, tiers.near, self.served, self.generations)
         access_log = AccessLog(settings.access_log_hits, models=self.served)
         self.server = Server(
@@ -146,6 +156,13 @@ class Proxy:
             purges=self.generations,
             heavy=self.heavy,
         )
+        self.canary = canary_of(settings, self.candidate, self.server, self.served, self.far)
+
+    async def _forget(self, keys: Mapping[Key, float] | None) -> None:
+        """Purged keys: in all pipelines."""
+        await self.pipeline.forget(keys)
+        if self.canary is not None:
+            await self.canary.pipeline.forget(keys)
 
     def _build_jobs(self, root: bytes) -> None:
         """Tickets, where there is a state store."""
@@ -181,13 +198,15 @@ class Proxy:
         self.targets = Targets(self.state, self.served, settings.data, self.keyring)
         self.purger = Purger(self.state, tiers)
         self.admin = admin_application(self.purger, self.targets, operators, settings.body_seconds)
+        add_canary(self.admin, operators, self.canary and self.canary.share, settings.body_seconds)
         return operators
 
     def _build_http(self, tiers: Tiers, operators: Operators) -> None:
         """The responder, the known heads and the public application."""
         upstream = self.upstream
         self.bodies = Bodies()
-        self.responder = Responder(
+        build = Responder if self.canary is None else self.canary.responder
+        self.responder = build(
             served=self.served,
             server=self.server,
             cache=self.answers,
@@ -195,7 +214,7 @@ class Proxy:
             keyring=self.keyring,
             refused={} if upstream is None else upstream.refused,
             traces=self.traces,
-            auditor=self.auditor,
+            sampled=self.hit_samplers,
         )
         self.heads = KnownHeads(self.settings.body_bytes, self.keyring)
         status = self.status = StatusHandlers(
@@ -244,7 +263,13 @@ class Proxy:
         parts += [self.operators.follow(), self.accounts.follow()]
         parts += [part.follow() for part in (self.far, self.tls) if part is not None]
         if self.auditor is not None:
-            parts.append(self.auditor.follow(self.server, self.purger, self.served))
+            parts.append(self.auditor.audit(self.server, self.purger, self.served))
+        if self.candidate is not None:
+            parts.append(self.candidate.follow())
+        if self.canary is not None:
+            parts.append(self.canary.share.follow())
+        if self.shadow is not None:
+            parts.append(self.shadow.shadow(self.server))
         watchers = [asyncio.create_task(part) for part in parts]
         try:
             async with asyncio.timeout(STATE_SECONDS):
@@ -256,6 +281,8 @@ class Proxy:
         finally:
             await end(*watchers)
             await self.pipeline.close(DRAIN_SECONDS)
+            if self.canary is not None:
+                await self.canary.pipeline.close(DRAIN_SECONDS)
             self.metrics.flush()  # what the last flights counted
             if self.jobs is not None:
                 await self.jobs.close()
@@ -264,6 +291,8 @@ class Proxy:
             await self.generations.leave()
             for served in self.served.values():
                 await served.process.close()
+            if self.candidate is not None:
+                await self.candidate.close()
             if self.far is not None:
                 await self.far.close()
             if self.traces is not None:

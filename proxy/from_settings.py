@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from aiohttp import http_parser
 
 from foreseen.errors import SetupError
@@ -17,16 +15,12 @@ from foreseen.proxy.backend.poison.isolation import IsolationLock
 from foreseen.proxy.backend.served import ServedModel, id_key_of
 from foreseen.proxy.backend.upstream_metadata import declared_metadata
 from foreseen.proxy.cache.freshness import policy_of
-from foreseen.proxy.predict.audit.auditor import Auditor
-from foreseen.proxy.predict.audit.draws import Draws, RowBudget
 from foreseen.queue.queue_types import MAX_JOBS, Bounds
 from foreseen.settings import ProxySettings
 from foreseen.stores.cluster import far_at
 from foreseen.stores.owned import OwnedEntries
 from foreseen.stores.redis_urls import access_of
-from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.tenants.keyring import Keyring, internal_credential
-from foreseen.units import share_of
 from foreseen.web.limits import ListenerLimits
 from foreseen.web.listen import files_for
 from foreseen.web.tls import TlsFiles, tls_files
@@ -44,10 +38,6 @@ def keyring_of(settings: ProxySettings, upstream: Upstream | None) -> Keyring:
 def tls_of(settings: ProxySettings) -> TlsFiles | None:
     """The listener's certificate, where there is one. Raises SetupError."""
     return tls_files(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
-
-
-MAX_AUDIT_ROWS = 1000
-"""A second: more would be a load of its own."""
 
 
 def far_of(settings: ProxySettings, check: bytes) -> OwnedEntries | None:
@@ -88,19 +78,6 @@ def bounds_of(settings: ProxySettings) -> Bounds:
         raise SetupError(f"--queue-share {settings.queue_share:g}: give a number above 0, and 1 at most")
     seconds = settings.job_seconds, settings.result_seconds
     return Bounds(MAX_JOBS, settings.queue_bytes, *seconds, share=settings.queue_share)
-
-
-def auditor_of(settings: ProxySettings, metrics: ProxyMetrics) -> Auditor | None:
-    """The audit of hits; None where no share of them is asked for. Raises SetupError."""
-    try:
-        share = share_of(settings.audit)
-    except ValueError as error:
-        raise SetupError(f"--audit: {error}") from None
-    if not 0 < settings.audit_rows_per_second <= MAX_AUDIT_ROWS:
-        raise SetupError(f"--audit-rows-per-second {settings.audit_rows_per_second:g}: 0 < rows <= {MAX_AUDIT_ROWS}")
-    if share == 0:
-        return None
-    return Auditor(metrics, Draws(share), RowBudget(settings.audit_rows_per_second, time.monotonic), settings.data)
 
 
 def assert_parser() -> None:

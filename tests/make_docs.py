@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from foreseen import errors
 from foreseen.cli import app
 from foreseen.inference.metrics import ModelMetrics
-from foreseen.settings import NAMES, PURGE_TARGETS
+from foreseen.settings import NAMES, WITHOUT_ENVIRONMENT
 from foreseen.settings.common import INTERNAL
 from foreseen.settings.renamed import RENAMED
 from foreseen.telemetry.exposition import CALLER_STATE, CHILD_STATE, FAR_STATE, QUEUE_STATE, WARM_STATE
@@ -95,7 +95,7 @@ variable, the file, or `default`; with `--json` for machines. Passwords in addre
 
 def _setting(command: str, one: Field[object], said: str) -> str:
     """One line of a table."""
-    name = "–" if command == "purge" and one.name in PURGE_TARGETS else f"`FORESEEN_{one.name.upper()}`"
+    name = "–" if one.name in WITHOUT_ENVIRONMENT.get(command, ()) else f"`FORESEEN_{one.name.upper()}`"
     default = one.default if one.default is not MISSING else "required"
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else "" if default is None else str(default)
     return f"| `--{one.name.replace('_', '-')}` | {name} | {f'`{shown}`' if shown else '–'} | {said} |"

@@ -36,12 +36,12 @@ from foreseen.proxy.cache.tiers import Tiers
 from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.predict.answer_cache import AnswerCache
 from foreseen.proxy.predict.ask import RequestHead
-from foreseen.proxy.predict.audit.audited_pipeline import pipeline_of
-from foreseen.proxy.predict.audit.auditor import Auditor
 from foreseen.proxy.predict.counting import AccessLog, RequestCounter
 from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pending_request import PendingRequest
 from foreseen.proxy.predict.response_bytes import Reply, reply_head
+from foreseen.proxy.predict.sampling.row_sampler import HitSamplers, RowSampler
+from foreseen.proxy.predict.sampling.sampled_pipeline import pipeline_of
 from foreseen.proxy.predict.serve import Server
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.types import ALL_STEPS, Output, Prediction, RequestOptions, Row, Space, Steps
@@ -118,7 +118,8 @@ class Twin:
     def __init__(
         self, manifest: Manifest, clock: Clock, *, templates: bool, lone: bool = True,
         assets: Mapping[str, bytes] | None = None, freshness: Policy | None = None, observed: bool = False,
-        far: bool = False, near_bytes: int = 10**7, audit: Callable[[ProxyMetrics], Auditor] | None = None,
+        far: bool = False, near_bytes: int = 10**7,
+        sample: Callable[[ProxyMetrics], RowSampler] | None = None,
     ) -> None:  # fmt: skip
         self.model = HashModel(manifest, assets or {}, freshness or Policy(1000.0), clock)
         self.metrics = ProxyMetrics()
@@ -127,8 +128,8 @@ class Twin:
         tiers = Tiers(root=ROOT, codec=EntryCodec(tag_key(ROOT)), near=self.near, far=self.far,
                       metrics=self.metrics, clock=clock)  # fmt: skip
         served = {manifest.name: cast(ServedModel, self.model)}
-        self.auditor = None if audit is None else audit(self.metrics)
-        self.pipeline = pipeline_of(self.auditor, tiers, served, self.metrics, 10_000)
+        self.samplers = [] if sample is None else [sample(self.metrics)]
+        self.pipeline = pipeline_of(self.samplers, tiers, served, self.metrics, 10_000)
         if not lone:
             self.pipeline.lone.suits = lambda _: False  # type: ignore[method-assign]
         self.purges = Generations(None, self.pipeline.forget)
@@ -148,7 +149,7 @@ class Twin:
         else:
             self.server.templates.answer = lambda *_: None  # type: ignore[method-assign]
         self.responder = Responder(
-            served=served, server=self.server, cache=self.cache, clock=clock, auditor=self.auditor
+            served=served, server=self.server, cache=self.cache, clock=clock, sampled=HitSamplers.of(self.samplers)
         )
 
     def _count_answers(self) -> None:

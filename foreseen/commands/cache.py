@@ -13,10 +13,10 @@ from cyclopts import Parameter
 
 from foreseen.errors import SetupError
 from foreseen.logs import configure, fail
-from foreseen.settings import KeySettings, PurgeSettings, WarmSettings
+from foreseen.settings import CanarySettings, KeySettings, PurgeSettings, WarmSettings
 
 RequestFile = Annotated[Path, Parameter(allow_leading_hyphen=True, env_var=())]
-_PURGE = PurgeSettings()
+_PURGE, _CANARY = PurgeSettings(), CanarySettings()
 
 
 def warm(*files: Annotated[str, Parameter(env_var=())], settings: WarmSettings) -> None:
@@ -146,6 +146,8 @@ def observed(
 def audit(*, url: str | None = None, data: Path = Path("data"), json: bool = False, config: Path | None = None) -> None:
     """Say how many audited hits differ from the model's own answers, with a bound, of a proxy under --audit.
 
+    Exit status 1 where one differs.
+
     Parameters
     ----------
     url
@@ -162,3 +164,41 @@ def audit(*, url: str | None = None, data: Path = Path("data"), json: bool = Fal
 
     found = read(url or url_of(data), data)
     print(orjson.dumps(found).decode() if json else lines(found))
+    sys.exit(1 if any(one["different"] for one in found.values()) else 0)
+
+
+def shadow(
+    *, url: str | None = None, data: Path = Path("data"), json: bool = False, config: Path | None = None
+) -> None:  # fmt: skip
+    """Say how the candidate's answers to live rows compare with those in force, of a proxy under --shadow.
+
+    Parameters
+    ----------
+    url
+        The running proxy. Default: where `foreseen up` in --data was started last, else http://127.0.0.1:8000.
+    data
+        The data directory.
+    json
+        Print JSON for machines.
+    config
+        Settings from a TOML file.
+    """
+    from foreseen.operate.commands.shadow_command import lines, read
+    from foreseen.operate.started import url_of
+
+    found = read(url or url_of(data))
+    print(orjson.dumps(found).decode() if json else lines(found))
+
+
+def canary(settings: CanarySettings = _CANARY) -> None:
+    """Say how a candidate answers the callers it was given, of a proxy under --canary; or change how many these are."""
+    from foreseen.operate.commands.canary_command import change, lines, read
+    from foreseen.operate.started import url_of
+
+    changed = change(settings)
+    if changed is not None:
+        said = f"{changed['model']}: the candidate answers {changed['share']:.4g} of callers, was {changed['was']:.4g}"
+        print(orjson.dumps(changed).decode() if settings.json else said)
+        return
+    found = read(settings.url or url_of(settings.data))
+    print(orjson.dumps(found).decode() if settings.json else lines(found))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from cyclopts import App
 
 from foreseen.commands.app import app
-from foreseen.commands.cache import audit, explain, key, observed, purge, warm
+from foreseen.commands.cache import audit, canary, explain, key, observed, purge, shadow, warm
 from foreseen.commands.config import show
 from foreseen.commands.keys import keys_app
 from foreseen.commands.operators import dashboards, doctor, jobs, top, usage
@@ -20,8 +20,8 @@ __all__ = ["COMMANDS", "GROUPS", "app"]
 GROUPS = {"models": "foreseen.models.commands:app"}
 """Commands with commands of their own, imported when they are asked for."""
 COMMANDS = (
-    up, proxy, worker, kafka, jobs, inference, key, purge, explain, observed, audit, warm, doctor, top, usage,
-    dashboards,
+    up, proxy, worker, kafka, jobs, inference, key, purge, explain, observed, audit, shadow, canary, warm, doctor, top,
+    usage, dashboards,
 )  # fmt: skip
 """In the order of docs/cli.md."""
 

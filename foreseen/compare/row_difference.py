@@ -92,7 +92,7 @@ def _top_differs(left: Array, right: Array) -> bool:
 def _max_abs(left: Array, right: Array) -> float:
     """Equal infinities and two NaNs differ by nothing, a NaN from a number by infinity."""
     with np.errstate(invalid="ignore"):
-        gaps = np.abs(left - right)
-    gaps[(left == right) | (np.isnan(left) & np.isnan(right))] = 0.0
+        gaps = np.atleast_1d(np.abs(left - right))
+    gaps[np.atleast_1d((left == right) | (np.isnan(left) & np.isnan(right)))] = 0.0
     gaps[np.isnan(gaps)] = np.inf
     return float(gaps.max(initial=0.0))

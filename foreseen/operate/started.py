@@ -22,7 +22,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
 _OF_THE_COMMAND = frozenset(("config", "data", "log_level", "log_format", "json", "url"))
 """Settings of the examining command itself, never taken from the running system."""
-_ADDRESSES = frozenset(("redis", "state", "upstream"))
+_ADDRESSES = frozenset(("redis", "state", "upstream", "candidate"))
 _Settings = TypeVar("_Settings", bound=Common)
 
 

@@ -9,7 +9,14 @@ from foreseen.settings.commands import NAMES, arguments
 from foreseen.settings.common import Common, StoreSettings
 from foreseen.settings.inference import InferenceSettings
 from foreseen.settings.kafka import BrokerSettings, KafkaSettings
-from foreseen.settings.operators import PURGE_TARGETS, JobsSettings, KeySettings, PurgeSettings, UsageSettings
+from foreseen.settings.operators import (
+    WITHOUT_ENVIRONMENT,
+    CanarySettings,
+    JobsSettings,
+    KeySettings,
+    PurgeSettings,
+    UsageSettings,
+)
 from foreseen.settings.proxy import ProxySettings
 from foreseen.settings.up import DoctorSettings, UpSettings
 from foreseen.settings.warm import WarmSettings
@@ -17,8 +24,9 @@ from foreseen.settings.worker import WorkerSettings
 
 __all__ = [
     "NAMES",
-    "PURGE_TARGETS",
+    "WITHOUT_ENVIRONMENT",
     "BrokerSettings",
+    "CanarySettings",
     "Common",
     "DoctorSettings",
     "InferenceSettings",

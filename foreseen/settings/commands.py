@@ -8,7 +8,14 @@ from typing import get_args, get_origin
 from foreseen.settings.common import Common
 from foreseen.settings.inference import InferenceSettings
 from foreseen.settings.kafka import KafkaSettings
-from foreseen.settings.operators import PURGE_TARGETS, JobsSettings, KeySettings, PurgeSettings, UsageSettings
+from foreseen.settings.operators import (
+    WITHOUT_ENVIRONMENT,
+    CanarySettings,
+    JobsSettings,
+    KeySettings,
+    PurgeSettings,
+    UsageSettings,
+)
 from foreseen.settings.proxy import ProxySettings
 from foreseen.settings.up import DoctorSettings, UpSettings
 from foreseen.settings.warm import WarmSettings
@@ -22,6 +29,7 @@ NAMES: dict[str, type[Common]] = {
     "inference": InferenceSettings,
     "key": KeySettings,
     "purge": PurgeSettings,
+    "canary": CanarySettings,
     "doctor": DoctorSettings,
     "warm": WarmSettings,
     "jobs": JobsSettings,
@@ -33,6 +41,7 @@ OTHER_NAMES: dict[str, frozenset[str]] = {
     "models": frozenset((*(one.name for one in fields(Common)), "full", "train", "test", "replace", "json")),
     "observed": frozenset(("config", "url", "data", "json")),
     "audit": frozenset(("config", "url", "data", "json")),
+    "shadow": frozenset(("config", "url", "data", "json")),
     "top": frozenset(("config", "url", "data", "interval", "once", "json")),
     "dashboards": frozenset(("config", "out", "runbook_base")),
     "keys": frozenset(("data", "keys_file", "json")),
@@ -51,7 +60,7 @@ def settings_of(command: str) -> frozenset[str]:
     if command in OTHER_NAMES:
         return OTHER_NAMES[command]
     found = frozenset(one.name for one in fields(NAMES[command]))
-    return found - frozenset(PURGE_TARGETS) if command == "purge" else found
+    return found - frozenset(WITHOUT_ENVIRONMENT.get(command, ()))
 
 
 def all_settings() -> frozenset[str]:

@@ -52,8 +52,31 @@ class UsageSettings(StoreSettings):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class CanarySettings(Common):
+    """How many callers the candidate answers. Without --share, --promote and --abort nothing changes."""
+
+    share: Annotated[str | None, Parameter(help="Answer this share of callers (25%) by the candidate.")] = None
+    promote: Annotated[bool, Parameter(help="Answer all callers by the candidate.", negative="")] = False
+    abort: Annotated[bool, Parameter(help="Answer no caller by the candidate.", negative="")] = False
+    url: Annotated[
+        str | None, Parameter(help="The running proxy. Default: where `foreseen up` in --data was started last.")
+    ] = None
+    timeout_seconds: Annotated[float, Parameter(help="How long to wait for the proxy.")] = 5.0
+    admin: Annotated[
+        str | None,
+        Parameter(help="HOST:PORT of operators' routes, https://HOST:PORT over TLS. Default: DATA/run/admin.sock."),
+    ] = None
+    admin_ca_file: Annotated[
+        Path | None, Parameter(help="Certificates (PEM) that verify operators' routes over TLS. Default: the system's.")
+    ] = None
+    admin_token_file: Annotated[Path | None, Parameter(help="Token of operators. Default: DATA/admin-token.")] = None
+    json: Annotated[bool, Parameter(help="Print JSON for machines.")] = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class PurgeSettings(Common):
-    """What is purged, and where. See PURGE_TARGETS."""
+    """What is purged, and where. See WITHOUT_ENVIRONMENT."""
 
     model: Annotated[str | None, Parameter(help="Purge everything of a model.")] = None
     digest: Annotated[
@@ -86,5 +109,8 @@ class PurgeSettings(Common):
     ] = None
 
 
-PURGE_TARGETS = ("model", "digest", "tenant", "key", "all", "even_if_unknown", "forget")
-"""Flags of `foreseen purge` that have no environment name: FORESEEN_MODEL is a server's, and must not purge it."""
+WITHOUT_ENVIRONMENT = {
+    "purge": ("model", "digest", "tenant", "key", "all", "even_if_unknown", "forget"),
+    "canary": ("share", "promote", "abort"),
+}
+"""Flags by command that have no environment name: FORESEEN_MODEL is a server's, and must not purge it."""

@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from foreseen.settings.common import StoreSettings
+from foreseen.settings.change import ChangeSettings
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class ProxySettings(StoreSettings):
+class ProxySettings(ChangeSettings):
     """The proxy: speaks the predict API and answers from memory, Redis or the model."""
 
     model: Annotated[
@@ -129,7 +129,8 @@ class ProxySettings(StoreSettings):
         float,
         Parameter(
             help="Rows of one moment that take the model longer than so many ms are computed by one proxy, and waited "
-            "for by all others on the same Redis; 0 for all rows, inf for none."
+            "for by all others on the same Redis; 0 for all rows, inf for none.",
+            show=False,
         ),
     ] = 50.0
     ttl_seconds: Annotated[float, Parameter(help="Longest life of an entry (hard TTL), ± 10 %.")] = 604800.0
@@ -143,7 +144,7 @@ class ProxySettings(StoreSettings):
         ),
     ] = None
     stale_if_error_seconds: Annotated[
-        float, Parameter(help="How long a stale entry is answered where the model fails.")
+        float, Parameter(help="How long a stale entry is answered where the model fails.", show=False)
     ] = 86400.0
     ignore_client_cache_control: Annotated[
         bool, Parameter(help="Ignore Cache-Control of requests: no-cache lets clients cause cost.")
@@ -210,12 +211,6 @@ class ProxySettings(StoreSettings):
             help="A model that answers every request, while the cache's answers are only compared; 'all' for all."
         ),
     ] = ()
-    audit: Annotated[
-        str, Parameter(help="Share of hit rows (0.1%) that are computed again and compared with the model; 0: none.")
-    ] = "0"
-    audit_rows_per_second: Annotated[
-        float, Parameter(help="Rows that one worker audits a second at most; more are dropped and counted.")
-    ] = 5.0
     admin_token_file: Annotated[
         Path | None,
         Parameter(
@@ -271,7 +266,7 @@ class ProxySettings(StoreSettings):
     ] = (443,)
     webhook_networks: Annotated[
         tuple[str, ...],
-        Parameter(help="Private networks (10.0.0.0/8) that allowed names may resolve to."),
+        Parameter(help="Private networks (10.0.0.0/8) that allowed names may resolve to.", show=False),
     ] = ()
     webhook_secret_file: Annotated[
         Path | None,

@@ -6,7 +6,8 @@ to a counter's name.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from foreseen.telemetry.change_metrics import CHANGE_METRICS
+from foreseen.telemetry.metric_specs import CounterSpec, GaugeSpec, HistogramSpec, Spec
 
 REQUEST_BUCKETS = (
     0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
@@ -18,36 +19,6 @@ LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0
 ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 ENTRY_BUCKETS = tuple(float(4**power) for power in range(3, 13))
 FAR_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
-
-
-class CounterSpec(NamedTuple):
-    """A counter; `labels` are closed sets."""
-
-    name: str
-    help: str
-    labels: tuple[str, ...] = ()
-
-
-class HistogramSpec(NamedTuple):
-    """A histogram. `at_once`: with several workers every observation is counted before the answer is sent."""
-
-    name: str
-    help: str
-    buckets: tuple[float, ...]
-    labels: tuple[str, ...] = ()
-    at_once: bool = False
-
-
-class GaugeSpec(NamedTuple):
-    """A gauge. `mode` is prometheus_client's `multiprocess_mode`."""
-
-    name: str
-    help: str
-    mode: str
-    labels: tuple[str, ...] = ()
-
-
-Spec = CounterSpec | HistogramSpec | GaugeSpec
 
 PROXY_METRICS: dict[str, Spec] = {
     "requests": CounterSpec("foreseen_requests", "Requests answered.", labels=("model", "protocol", "code")),
@@ -94,24 +65,6 @@ PROXY_METRICS: dict[str, Spec] = {
         "foreseen_observed_saved_compute_seconds",
         "Model compute time that exact and close would-be hits of observed models would have saved.",
         labels=("model",),
-    ),
-    "audited": CounterSpec(
-        "foreseen_audit_rows",
-        "Hit rows drawn by --audit, by outcome: equal, different (the entry was removed), not-comparable (the model "
-        "changed meanwhile, or differs from itself), dropped (over --audit-rows-per-second), failed.",
-        labels=("model", "outcome"),
-    ),
-    "audit_distinct": GaugeSpec(
-        "foreseen_audit_distinct_keys",
-        "Distinct keys audited since the start, of each worker, added up; an estimate within 2 %.",
-        labels=("model",),
-        mode="livesum",
-    ),
-    "audit_unrepeatable": GaugeSpec(
-        "foreseen_audit_model_unrepeatable",
-        "1 once the audit has seen two different answers of the model to the same row.",
-        labels=("model",),
-        mode="livemax",
     ),
     "request_seconds": HistogramSpec(
         "foreseen_request_duration_seconds",
@@ -261,5 +214,5 @@ PROXY_METRICS: dict[str, Spec] = {
     "build": GaugeSpec(
         "foreseen_build_info", "1; its labels are the versions that run.", labels=("version", "python"), mode="max"
     ),
-}
+} | CHANGE_METRICS
 """Attribute of `ProxyMetrics` → its metric, in the order of the exposition."""

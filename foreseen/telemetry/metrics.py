@@ -20,7 +20,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 
 from foreseen.telemetry.exposition import exposition, several_workers
 from foreseen.telemetry.meters import CachedChildren, Hits, NullMetric, Tallies, Tally
-from foreseen.telemetry.metric_table import PROXY_METRICS, CounterSpec, GaugeSpec, HistogramSpec, Spec
+from foreseen.telemetry.metric_specs import CounterSpec, GaugeSpec, HistogramSpec, Spec
+from foreseen.telemetry.metric_table import PROXY_METRICS
 
 STAGES = ("decode", "prepare", "key", "near", "flight", "far", "model", "keep", "render")
 ROW_RESULTS = ("near", "far", "model", "collapsed", "stale", "bypass", "error")
@@ -39,6 +40,7 @@ LIMITS = ("connections", "idle", "head", "head-size", "write", "rate")
 QUOTA_REPORTS = ("ok", "failed", "dropped")
 UPSTREAM_PROBLEMS = ("unreachable", "not-v2", "lists-nothing", "no-metadata", "unusable")
 AUDIT_OUTCOMES = ("equal", "different", "not-comparable", "dropped", "failed")
+SHADOW_OUTCOMES = ("equal", "close", "changed", "not-comparable", "dropped", "failed")
 VERIFY_REASONS = ("length", "format", "identity", "tag")
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # it adds an unused second series to every counter
@@ -58,6 +60,13 @@ class ProxyMetrics:
     audited: CachedChildren[Counter]
     audit_distinct: CachedChildren[Gauge]
     audit_unrepeatable: CachedChildren[Gauge]
+    shadowed: CachedChildren[Counter]
+    shadow_running: CachedChildren[Gauge]
+    shadow_seconds: CachedChildren[Counter]
+    shadow_distance: Tallies
+    canary_requests: CachedChildren[Counter]
+    canary_seconds: Tallies
+    canary_share: CachedChildren[Gauge]
     request_seconds: Tallies
     model_seconds: Tallies
     far_seconds: Tallies
@@ -166,6 +175,7 @@ class ProxyMetrics:
     def flush(self) -> None:
         """Add the tallies to the metrics. On the event loop."""
         tallies = (self.stages, self.request_seconds, self.model_seconds, self.model_rows, self.far_seconds)
+        tallies = (*tallies, self.shadow_distance, self.canary_seconds)
         for tally in (*chain(*tallies), self.entry_bytes, self.loop_lag):
             tally.flush()
         for hits in self._hits.values():

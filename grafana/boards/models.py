@@ -191,29 +191,4 @@ MODELS = (
             ),
         ),
     ),
-    Row(
-        "Audit of hits (`--audit`)",
-        (
-            Panel(
-                "Audited hit rows",
-                "Hits that were computed again, by outcome. `different`: the cached answer was not the model's; "
-                "`foreseen audit` says with which bound.",
-                "rowsps",
-                ((rate("foreseen_audit_rows_total", "model, outcome"), "{{model}} {{outcome}}"),),
-                "stacked",
-            ),
-            Panel(
-                "Distinct keys audited",
-                "Since the start, of each worker, added up.",
-                "short",
-                ((f"sum by (model) (foreseen_audit_distinct_keys{{{MODEL}}})", "{{model}}"),),
-            ),
-            Panel(
-                "Not repeatable",
-                "1 where the model answered the same row in two ways, so that its hits cannot be audited.",
-                "short",
-                ((f"max by (model) (foreseen_audit_model_unrepeatable{{{MODEL}}})", "{{model}}"),),
-            ),
-        ),
-    ),
 )

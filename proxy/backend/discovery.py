@@ -250,6 +250,13 @@ async def upstream_of(settings: ProxySettings, defaults: Freshness) -> Upstream 
     settings that make no sense."""
     if not settings.upstream:
         return None
+    upstream = upstream_at(settings, defaults)
+    await upstream.find()
+    return upstream
+
+
+def upstream_at(settings: ProxySettings, defaults: Freshness) -> Upstream:
+    """The same before it has been asked for its models. Raises SetupError."""
     address, folders = settings.upstream[0], (settings.models,) if settings.models else ()
     for one in settings.upstream:
         if not one.startswith(UPSTREAM_SCHEMES):
@@ -277,9 +284,7 @@ async def upstream_of(settings: ProxySettings, defaults: Freshness) -> Upstream 
         kind = None if settings.upstream_kind == "auto" else settings.upstream_kind
         return await server_at(next(addresses), settings.upstream_api, access, kind, settings.model)
 
-    upstream = Upstream(address, settings.model, serve, trials, declared, recognised, passed)
-    await upstream.find()
-    return upstream
+    return Upstream(address, settings.model, serve, trials, declared, recognised, passed)
 
 
 def in_front_of(

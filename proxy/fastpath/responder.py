@@ -22,10 +22,10 @@ from foreseen.proxy.cache.waits import Deadlines
 from foreseen.proxy.predict.answer_cache import AnswerCache, Lookup
 from foreseen.proxy.predict.answer_memory import CachedBody
 from foreseen.proxy.predict.ask import RequestHead
-from foreseen.proxy.predict.audit.auditor import Auditor
 from foreseen.proxy.predict.dialects.codecs import CODECS
 from foreseen.proxy.predict.pending_request import PendingRequest
 from foreseen.proxy.predict.response_bytes import Reply, lines_of
+from foreseen.proxy.predict.sampling.row_sampler import HitSamplers
 from foreseen.proxy.predict.serve import Server
 from foreseen.proxy.predict.template_answers import TemplateHit
 from foreseen.telemetry.spans import RequestSpan, is_sampled
@@ -56,14 +56,14 @@ class Responder:
         keyring: Keyring | None = None,
         refused: Mapping[str, Exception] = MappingProxyType({}),
         traces: Traces | None = None,
-        auditor: Auditor | None = None,
+        sampled: HitSamplers | None = None,
     ) -> None:
         self.deadlines = Deadlines()
         self.keyring = keyring or Keyring()
         self.served, self._refused = served, refused
         self.cache, self._server = cache, server
         self._counter, self._quotas = server.counter, server.pipeline.tenants.quotas
-        self._clock, self._traces, self._auditor = clock, traces, auditor
+        self._clock, self._traces, self._sampled = clock, traces, sampled
         self._repeat_timing = REPEAT if server.server_timing else None
         self._body_timing = KNOWN_BODY if server.server_timing else None
         self._template_timing = KNOWN_TEMPLATE if server.server_timing else None
@@ -222,14 +222,14 @@ class Responder:
         self._server.pipeline.tenants.admit(head.tenant, 0, hit.rows)
         reply = hit.reply(now, self._template_timing)
         self._counter.hit(head, served, hit.rows, 0, hit.saved, time.perf_counter() - started)
-        if self._auditor is not None:
-            self._auditor.offer_template(head, served, lookup, hit.rows)
+        if self._sampled is not None:
+            self._sampled.offer_template(head, served, lookup, hit.rows)
         return reply
 
     def _count(self, head: RequestHead, entry: CachedBody, started: float) -> None:
         self._counter.hit(head, entry.served, len(entry.rows), 0, entry.saved, time.perf_counter() - started)
-        if self._auditor is not None:
-            self._auditor.offer_body(entry)
+        if self._sampled is not None:
+            self._sampled.offer_body(entry)
 
     def _wait(self, request: PendingRequest, reached: Reached) -> None:
         """For its flights, without a task of its own; what waits for more gets one."""

@@ -128,7 +128,7 @@ def test_a_shared_key_reaches_only_commands_that_have_it() -> None:
 
 def test_the_names_of_commands_without_a_class_are_those_of_their_functions() -> None:
     """What a file may give `top` is what `top` takes."""
-    for command in ("top", "observed", "audit", "dashboards"):
+    for command in ("top", "observed", "audit", "shadow", "dashboards"):
         named = {one.name.lstrip("-") for one in app[command].assemble_argument_collection(parse_docstring=False)}
         assert named == settings_of(command), command
     assert set(OTHER_NAMES) | set(NAMES) <= set(app)
@@ -139,7 +139,7 @@ def test_the_help_shows_at_most_53_flags_of_a_proxy() -> None:
     """Every `--word` counts, also `--no-…`; what only the supervisor gives is not among them."""
     shown = set(re.findall(r"--[a-z][a-z-]+", run("proxy", "--help", COLUMNS="300").stdout))
     # 45, and --grpc-port, --keys-file, --tls-cert, --tls-key, --tls-client-ca, --upstream-pass-authorization,
-    # --audit, --audit-rows-per-second
+    # --audit, --candidate, --shadow, --canary
     assert len(shown) <= 53
     assert not shown & {f"--{name.replace('_', '-')}" for name in INTERNAL}
     assert parsed("proxy", "--slot=3", "--fd=7").slot == 3

@@ -54,6 +54,20 @@ RUN = {
     "foreseen doctor": f"{AS_THEY_STAND}::test_the_blocks_of_a_page_run",
     "foreseen up --audit 0.1%": "stories/test_85_what_operators_watch.py",
     "foreseen audit": "operate/test_audit_command.py",
+    "foreseen shadow": "stories/test_89_candidates.py::test_a_candidate_process_is_compared_and_may_die",
+    "foreseen canary": "stories/test_89_candidates.py::test_a_canary_is_promoted_and_aborted",
+    "foreseen canary --share 25%": "proxy/test_canary.py::test_operators_change_the_share",
+    "foreseen canary --promote": "stories/test_89_candidates.py::test_a_canary_is_promoted_and_aborted",
+    "foreseen canary --abort": "stories/test_89_candidates.py::test_a_canary_is_promoted_and_aborted",
+    "foreseen inference --model minilm --data candidate-data --uds /run/candidate.sock": (
+        "stories/test_89_candidates.py::test_a_candidate_process_is_compared_and_may_die"
+    ),
+    "foreseen up --candidate minilm=unix:/run/candidate.sock --shadow 5%": (
+        "stories/test_89_candidates.py::test_a_candidate_process_is_compared_and_may_die"
+    ),
+    "foreseen up --candidate minilm=unix:/run/candidate.sock --canary 10%": (
+        "stories/test_89_candidates.py::test_a_canary_is_promoted_and_aborted"
+    ),
     "foreseen top": f"{AS_THEY_STAND}::test_the_blocks_of_a_page_run",
     "kill -HUP PID": "stories/test_61_rolling_restart.py::test_restarts_builds_and_edits_under_load_lose_no_request",
     "foreseen models list": f"{AS_THEY_STAND}::test_batch_teams_and_models",

@@ -14,6 +14,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from foreseen.paths import model_socket
 from grafana.make import BOARDS
 from tests.live import Live, started, sum_of
 from tests.project.test_dashboards import queries
@@ -227,9 +228,12 @@ class Sums:
 def test_every_query_of_every_dashboard_returns_data(built: Path, tmp_path: Path) -> None:
     """A real Prometheus scrapes two real proxies of two workers each, under load, while a worker is killed: the sums
     over results are the answers received, exactly, but for what was in flight in the killed one; and every query of
-    every board gives numbers, none NaN, where a third proxy has tenants and audits its hits."""
+    every board gives numbers, none NaN, where a third proxy has tenants, audits its hits and has a candidate, which is
+    its own model."""
     (tmp_path / "keys.toml").write_text(TENANTS)
     keys = (f"--keys-file={tmp_path / 'keys.toml'}", "--metrics-open", "--audit=100%", "--audit-rows-per-second=1000")
+    candidate = f"--candidate=unix:{model_socket(tmp_path / 'tenants', 'minilm')}"
+    keys = (*keys, candidate, "--shadow=100%", "--canary=50%")
     with (
         started(built, tmp_path / "data", "--workers=2", "--observe=minilm") as system,
         started(built, tmp_path / "more", "--workers=2", models=["fingerprint"]) as beside,

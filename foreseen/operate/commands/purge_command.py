@@ -11,7 +11,7 @@ import orjson
 from foreseen.errors import NotConfirmed, SetupError
 from foreseen.operate.admin_client import AdminConnection, ask_operators
 from foreseen.paths import admin_socket
-from foreseen.settings import PurgeSettings
+from foreseen.settings import CanarySettings, PurgeSettings
 
 MARGIN_SECONDS = 10.0
 
@@ -19,7 +19,7 @@ MARGIN_SECONDS = 10.0
 def purge(settings: PurgeSettings) -> str:
     """Purge, or unregister a worker; a line for the operator. Raises SetupError where the purge was not confirmed."""
     if settings.forget is not None:
-        _ask(settings, "/admin/workers/forget", {"worker": settings.forget})
+        answer_of(settings, "/admin/workers/forget", {"worker": settings.forget})
         return f"{settings.forget} is no longer waited for"
     given = {
         "model": settings.model,
@@ -32,11 +32,14 @@ def purge(settings: PurgeSettings) -> str:
     if len(target) != 1:
         raise SetupError("give exactly one of --model, --digest, --tenant, --key and --all")
     body = {**target, "timeout_seconds": settings.timeout_seconds, "even_if_unknown": settings.even_if_unknown}
-    outcome = _ask(settings, "/admin/purge", body)
+    outcome = answer_of(settings, "/admin/purge", body)
     return f"purged {outcome['purged']}: generation {outcome['generation']}, confirmed by {outcome['workers']} workers"
 
 
-def _ask(settings: PurgeSettings, path: str, body: dict[str, Any]) -> dict[str, Any]:
+def answer_of(
+    settings: PurgeSettings | CanarySettings, path: str, body: dict[str, Any], done: str = "purged"
+) -> dict[str, Any]:
+    """What a proxy's operators' route answers; `done` says what was not, in an error. Raises SetupError."""
     token, where = settings.admin_token_file or settings.data / "admin-token", admin_socket(settings.data)
     status, content = ask_operators(_connection(settings), settings.admin or where, token, path, body)
     try:
@@ -44,12 +47,12 @@ def _ask(settings: PurgeSettings, path: str, body: dict[str, Any]) -> dict[str, 
     except (orjson.JSONDecodeError, TypeError, ValueError):
         raise SetupError(f"what answers operators is no proxy: status {status}") from None
     if status != 200:
-        how = "not purged everywhere" if status == NotConfirmed.status else "not purged"
+        how = f"not {done} everywhere" if status == NotConfirmed.status else f"not {done}"
         raise SetupError(f"{how}: {document.get('error')}")
     return document
 
 
-def _connection(settings: PurgeSettings) -> http.client.HTTPConnection:
+def _connection(settings: PurgeSettings | CanarySettings) -> http.client.HTTPConnection:
     timeout = settings.timeout_seconds + MARGIN_SECONDS
     if settings.admin is None:
         return AdminConnection(settings.data, timeout)

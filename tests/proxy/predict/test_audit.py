@@ -16,9 +16,10 @@ from msgspec import structs
 from foreseen.errors import ForeseenError, ModelUnavailable, SetupError
 from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import tag_key
-from foreseen.proxy.from_settings import auditor_of
-from foreseen.proxy.predict.audit.auditor import DIFFERENCES_FILE, WAITING_ROWS, Auditor
-from foreseen.proxy.predict.audit.draws import DistinctKeys, Draws, RowBudget
+from foreseen.proxy.predict.sampling.auditor import DIFFERENCES_FILE, Auditor
+from foreseen.proxy.predict.sampling.draws import DistinctKeys, Draws, RowBudget
+from foreseen.proxy.predict.sampling.row_sampler import WAITING_ROWS
+from foreseen.proxy.predict.sampling.samplers import auditor_of
 from foreseen.settings import ProxySettings
 from foreseen.telemetry.metrics import AUDIT_OUTCOMES, ProxyMetrics
 from foreseen.types import Key, Prediction, RequestOptions, Row
@@ -55,10 +56,11 @@ class Audited:
         **options: Any,
     ) -> None:  # fmt: skip
         def auditor(metrics: ProxyMetrics) -> Auditor:
-            return Auditor(metrics, Draws(share, random.Random(7)), RowBudget(rate, clock), data)
+            self.auditor = Auditor(metrics, Draws(share, random.Random(7)), RowBudget(rate, clock), data)
+            return self.auditor
 
         options = {"templates": False, "far": True} | options
-        self.twin = Twin(EXACT, Clock(), audit=auditor, **options)
+        self.twin = Twin(EXACT, Clock(), sample=auditor, **options)
         self.removals = Removals()
 
     async def ask(self, *rows: int, times: int = 1, name: str | None = None) -> list[str]:
@@ -66,8 +68,7 @@ class Audited:
 
     @asynccontextmanager
     async def auditing(self) -> AsyncIterator[None]:
-        assert self.twin.auditor is not None
-        following = asyncio.create_task(self.twin.auditor.follow(self.twin.server, self.removals, ["m"]))
+        following = asyncio.create_task(self.auditor.audit(self.twin.server, self.removals, ["m"]))
         await asyncio.sleep(0)
         try:
             yield
@@ -121,7 +122,7 @@ def test_the_share_drawn_is_the_share_asked_for(share: float) -> None:
 
 def test_all_and_nothing_are_shares() -> None:
     """Of all rows each is drawn."""
-    assert Draws(1.0).of(5) == [0, 1, 2, 3, 4]
+    assert [*Draws(1.0).of(5)] == [0, 1, 2, 3, 4]
     assert not Draws(1e-9, random.Random(1)).of(100)
 
 
