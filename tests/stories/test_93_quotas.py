@@ -55,6 +55,7 @@ def test_hits_cost_requests_by_every_way(limited: Live) -> None:
         assert limited.post(FINGERPRINT, question, key_of("free"))[0] == 200
     statuses = [limited.post(FINGERPRINT, question, key_of("asks"))[0] for _ in range(5)]
     assert statuses == [200, 429, 429, 429, 429]
+    assert limited.post(FINGERPRINT.replace("/infer", "/explain"), question, key_of("asks"))[0] == 429
     assert limited.post(FINGERPRINT, question, key_of("free"))[0] == 200
 
 
