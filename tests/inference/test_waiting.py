@@ -78,7 +78,8 @@ def test_an_empty_lane_gives_an_empty_batch() -> None:
 
 def shared(**limits: Any) -> Lanes:
     """Lanes of a model that takes 0.1 ms a token, so that a short run is one of 100 tokens."""
-    lanes = Lanes(BatchLimits(**{"max_rows": 32, "start_tokens": 4, "piece_seconds": 0.01, **limits}))
+    chosen: dict[str, Any] = {"max_rows": 32, "start_tokens": 4, "piece_seconds": 0.01, **limits}
+    lanes = Lanes(BatchLimits(**chosen))
     lanes.token_seconds = 0.0001
     return lanes
 
