@@ -299,7 +299,7 @@ bench-kafka: setup ## hits of `foreseen kafka` a second a core, and minilm by me
 	@$(BIN)/python -c "from tests.models_fixture import built_data; built_data('minilm', 'fingerprint')"
 	@$(BIN)/python -m bench.kafka
 
-mutants: setup ## mutation testing of key, entry and flight (about five minutes); fails under 90 %
+mutants: setup ## mutation testing of key, entry, flight and answer cache (about 20 minutes); fails under 90 %
 	@rm -rf mutants && $(BIN)/mutmut run > build/mutants.log 2>&1; $(BIN)/python -m tests.mutants
 
 clean: ## remove the environment and what was built

@@ -54,6 +54,13 @@ def test_the_requests_own_id_is_proved(own: bytes) -> None:
         assert is_request_id(before + after + b"RAW", len(before), own, len(before + after))
 
 
+@pytest.mark.parametrize("own", [b"0", b"1", b"a0", b"00", b"10", b"a-1"])
+def test_an_equal_id_within_is_none_of_the_requests_however_it_ends(own: bytes) -> None:
+    """What is put in its place differs from it, so the equal id of the request itself proves nothing."""
+    before = b'{"inputs":[{"parameters":{"id":"'
+    assert not is_request_id(before + b'"}}],"id":"' + own + b'"}', len(before), own, None)
+
+
 def test_the_id_of_something_within_is_none_of_the_requests() -> None:
     """An `id` among parameters, or one of two."""
     before = b'{"parameters":{"id":"'
