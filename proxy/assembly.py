@@ -20,7 +20,6 @@ from foreseen.proxy.admin.heartbeat import Heartbeat
 from foreseen.proxy.admin.purge import Purger, admin_application
 from foreseen.proxy.admin.purge_targets import Targets
 from foreseen.proxy.admin.quota_sync import TenantAccounts
-from foreseen.proxy.backend.candidate import candidate_of
 from foreseen.proxy.backend.discovery import Upstream
 from foreseen.proxy.backend.poison.isolation import IsolationLock
 from foreseen.proxy.backend.served import ServedModel
@@ -31,6 +30,7 @@ from foreseen.proxy.cache.near import Near
 from foreseen.proxy.cache.purge_mark import PurgeMark
 from foreseen.proxy.cache.tiers import Tiers
 from foreseen.proxy.canary.canary import canary_of
+from foreseen.proxy.canary.candidate import candidate_of
 from foreseen.proxy.fastpath.fast_connection import FastConnection
 from foreseen.proxy.fastpath.known_heads import KnownHeads
 from foreseen.proxy.fastpath.responder import Responder

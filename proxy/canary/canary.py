@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from foreseen.errors import SetupError
-from foreseen.proxy.backend.candidate import ProcessCandidate, ServerCandidate
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.lease import Leases
 from foreseen.proxy.canary.canary_responder import CanaryResponder
 from foreseen.proxy.canary.canary_share import CanaryShare
+from foreseen.proxy.canary.candidate import ProcessCandidate, ServerCandidate
 from foreseen.proxy.canary.candidate_server import WithCandidate, candidate_server
 from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.predict.serve import Server

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from foreseen.proxy.backend.candidate import ProcessCandidate, ServerCandidate
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.lease import Leases
+from foreseen.proxy.canary.candidate import ProcessCandidate, ServerCandidate
 from foreseen.proxy.predict.answer_cache import AnswerCache
 from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pipeline import Pipeline

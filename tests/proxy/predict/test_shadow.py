@@ -16,7 +16,7 @@ from foreseen.compare.intervals import interval
 from foreseen.errors import SetupError
 from foreseen.operate.commands.shadow_command import lines, summary_of
 from foreseen.operate.scrape import parse
-from foreseen.proxy.backend.candidate import ServerCandidate, address_of, candidate_of
+from foreseen.proxy.canary.candidate import ServerCandidate, address_of, candidate_of
 from foreseen.proxy.predict.sampling.samplers import shadow_of
 from foreseen.settings import ProxySettings
 from foreseen.telemetry.metrics import SHADOW_OUTCOMES, ProxyMetrics
