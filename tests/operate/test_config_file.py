@@ -129,7 +129,8 @@ def test_a_shared_key_reaches_only_commands_that_have_it() -> None:
 def test_the_names_of_commands_without_a_class_are_those_of_their_functions() -> None:
     """What a file may give `top` is what `top` takes."""
     for command in ("top", "observed", "audit", "shadow", "dashboards"):
-        named = {one.name.lstrip("-") for one in app[command].assemble_argument_collection(parse_docstring=False)}
+        found = app[command].assemble_argument_collection(parse_docstring=False)
+        named = {one.name.lstrip("-").replace("-", "_") for one in found}
         assert named == settings_of(command), command
     assert set(OTHER_NAMES) | set(NAMES) <= set(app)
 
