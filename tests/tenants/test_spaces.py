@@ -17,14 +17,18 @@ from tests.project.test_sizes import ROOMS
 MAKERS = {"foreseen/tenants/tenant.py", "foreseen/tenants/keyring.py"}
 """The only modules that make a scope or an owner, but for locks, which hold no entry."""
 LOCKS = {"proxy/backend/poison/isolation.py"}
+READ_BACK = {"models/change/hottest.py"}
+"""Scopes as a proxy has written them down, row by row."""
 HANDED_IN = {"scope", "_TRIAL"}
 """What the first argument of `Space` may be called: a parameter, or a field of what was handed in."""
 CONSTANTS = {
     "foreseen/warm/run/via_proxy.py",
     "foreseen/warm/run/warm_worker.py",
     "foreseen/warm/run/command.py",
+    "models/change/side.py",
 }
-"""A batch run through a proxy writes no entry itself: its plan's scope is never used, or only names the run."""
+"""A batch run through a proxy writes no entry itself, nor does a comparison of two models: its plan's scope is never
+used, or only names the run."""
 PURGES = {"proxy/admin/purge_targets.py"}
 """An operator purges the public scope by its name. A purge reads and writes no entry."""
 
@@ -127,8 +131,10 @@ def test_every_way_to_a_space_names_the_scope() -> None:
 
 def test_only_the_tenants_room_makes_scopes_and_owners() -> None:
     """`Scope("…")` elsewhere would be a key space that no keys file knows."""
-    made = {path for path, call in _calls() if _name(call.func) in ("Scope", "Owner")}
-    assert made == MAKERS | LOCKS
+    made = {path: call for path, call in _calls() if _name(call.func) in ("Scope", "Owner")}
+    assert made.keys() == MAKERS | LOCKS | READ_BACK
+    for path in READ_BACK:
+        assert ast.unparse(made[path]) == "Scope(row.scope)"
 
 
 def test_the_public_scope_is_named_in_few_places() -> None:
