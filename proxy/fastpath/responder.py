@@ -25,7 +25,7 @@ from foreseen.proxy.predict.ask import RequestHead
 from foreseen.proxy.predict.dialects.codecs import CODECS
 from foreseen.proxy.predict.pending_request import PendingRequest
 from foreseen.proxy.predict.response_bytes import Reply, lines_of
-from foreseen.proxy.predict.sampling.row_sampler import HitSamplers
+from foreseen.proxy.predict.sampling.row_sampler import HitSamplers, RowSampler
 from foreseen.proxy.predict.serve import Server
 from foreseen.proxy.predict.template_answers import TemplateHit
 from foreseen.telemetry.spans import RequestSpan, is_sampled
@@ -56,7 +56,7 @@ class Responder:
         keyring: Keyring | None = None,
         refused: Mapping[str, Exception] = MappingProxyType({}),
         traces: Traces | None = None,
-        sampled: HitSamplers | None = None,
+        sampled: HitSamplers | RowSampler | None = None,
     ) -> None:
         self.deadlines = Deadlines()
         self.keyring = keyring or Keyring()

@@ -155,8 +155,12 @@ class RowSampler(ABC):
             self._take(served, question, key, at, answers[at])
 
     def offer_body(self, entry: CachedBody) -> None:
-        """The rows of a known body that was answered by its cached reply."""
-        drawn, facts = self.draws.of(len(entry.rows)), entry.facts
+        """The rows of a known body that was answered by its cached reply. (Asked at every such hit: without a call.)"""
+        draws, rows, facts = self.draws, len(entry.rows), entry.facts
+        if draws.left >= rows:
+            draws.left -= rows
+            return
+        drawn = draws.of(rows)
         if not drawn or facts is None:
             return
         model, scope = entry.meaning[0], entry.meaning[4]
@@ -212,10 +216,10 @@ class HitSamplers:
         self._samplers = samplers
 
     @staticmethod
-    def of(samplers: Iterable[RowSampler]) -> HitSamplers | None:
-        """None where none of them draws hits."""
+    def of(samplers: Iterable[RowSampler]) -> HitSamplers | RowSampler | None:
+        """None where none of them draws hits; one alone is asked without a detour."""
         drawing = [sampler for sampler in samplers if sampler.hits]
-        return HitSamplers(drawing) if drawing else None
+        return drawing[0] if len(drawing) == 1 else HitSamplers(drawing) if drawing else None
 
     def offer_body(self, entry: CachedBody) -> None:
         for sampler in self._samplers:
