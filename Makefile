@@ -295,6 +295,9 @@ bench-jobs: setup ## jobs beside the synchronous path on the same rows, at satur
 	@$(BIN)/python -m bench.jobs --model minilm --rows 32
 	@$(BIN)/python -m bench.jobs --model fingerprint --rows 64 --requests 2000 --least 0.5
 
+verify-kafka: setup ## 20,000 messages of a Kafka topic while two processes are killed every two seconds and the group changes every ten, some of them poison
+	@$(BIN)/python -m bench.verify_kafka
+
 bench-kafka: setup ## hits of `foreseen kafka` a second a core, and minilm by messages beside the synchronous path
 	@$(BIN)/python -c "from tests.models_fixture import built_data; built_data('minilm', 'fingerprint')"
 	@$(BIN)/python -m bench.kafka
