@@ -1,6 +1,5 @@
 """Kafka's other clients, run in an environment of their own.
 
-python kafka_clients.py mock                       librdkafka's mock cluster: prints its address, lives until stdin ends
 python kafka_clients.py (confluent|kafka-python) ADDRESS ask TOPIC < LINES of JSON: key, value, headers
 python kafka_clients.py (confluent|kafka-python) ADDRESS read TOPIC COUNT    prints records as LINES of JSON
 """
@@ -14,15 +13,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 SECONDS = 120.0
-
-
-def mock() -> None:
-    from confluent_kafka import Producer
-
-    producer = Producer({"bootstrap.servers": "none:1", "test.mock.num.brokers": 1})
-    brokers = producer.list_topics(timeout=20).brokers.values()
-    print(",".join(f"{one.host}:{one.port}" for one in brokers), flush=True)
-    sys.stdin.read()
 
 
 def ask_confluent(address: str, topic: str, messages: Iterable[Any]) -> None:
@@ -73,9 +63,6 @@ def read_kafka_python(address: str, topic: str) -> Iterator[tuple[bytes, bytes, 
 
 
 def main() -> None:
-    if sys.argv[1] == "mock":
-        mock()
-        return
     client, address, verb, topic, *count = sys.argv[1:]
     ask = {"confluent": ask_confluent, "kafka-python": ask_kafka_python}[client]
     read = {"confluent": read_confluent, "kafka-python": read_kafka_python}[client]

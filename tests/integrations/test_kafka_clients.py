@@ -1,13 +1,11 @@
-"""Requests written and replies read by confluent-kafka (librdkafka) and by kafka-python, at two brokers: Tansu, and
-librdkafka's mock cluster."""
+"""Requests written and replies read by confluent-kafka (librdkafka) and by kafka-python, at a real broker (Tansu)."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +27,6 @@ def run(*words: object, given: str = "") -> list[Any]:
     done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-@contextlib.contextmanager
-def mock_cluster() -> Iterator[str]:
-    """librdkafka's: it makes topics when they are asked for."""
-    words = [str(PYTHON), str(SCRIPT), "mock"]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.stdin.close()
-        process.wait(20)
-        process.stdout.close()
 
 
 def lines(first: int) -> str:
@@ -84,9 +67,3 @@ async def test_at_tansu(live: Live, tmp_path: Path) -> None:
     with broker(tmp_path) as one:
         await one.create("asked", "replies", "dead")
         await asyncio.to_thread(ask_and_read, live, one.address, CLIENTS)
-
-
-def test_at_librdkafkas_mock_cluster(live: Live) -> None:
-    """A second opinion on what our own client sends. kafka-python finds no way in there."""
-    with mock_cluster() as address:
-        ask_and_read(live, address, ["confluent"])
