@@ -214,5 +214,6 @@ PROXY_METRICS: dict[str, Spec] = {
     "build": GaugeSpec(
         "foreseen_build_info", "1; its labels are the versions that run.", labels=("version", "python"), mode="max"
     ),
-} | CHANGE_METRICS
+    **CHANGE_METRICS,
+}
 """Attribute of `ProxyMetrics` → its metric, in the order of the exposition."""

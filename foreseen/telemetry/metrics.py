@@ -174,8 +174,8 @@ class ProxyMetrics:
 
     def flush(self) -> None:
         """Add the tallies to the metrics. On the event loop."""
-        tallies = (self.stages, self.request_seconds, self.model_seconds, self.model_rows, self.far_seconds)
-        tallies = (*tallies, self.shadow_distance, self.canary_seconds)
+        tallies = [self.stages, self.request_seconds, self.model_seconds, self.model_rows, self.far_seconds]
+        tallies += [self.shadow_distance, self.canary_seconds]
         for tally in (*chain(*tallies), self.entry_bytes, self.loop_lag):
             tally.flush()
         for hits in self._hits.values():
