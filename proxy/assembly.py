@@ -198,7 +198,8 @@ class Proxy:
         self.targets = Targets(self.state, self.served, settings.data, self.keyring)
         self.purger = Purger(self.state, tiers)
         self.admin = admin_application(self.purger, self.targets, operators, settings.body_seconds)
-        add_canary(self.admin, operators, self.canary and self.canary.share, settings.body_seconds)
+        share = None if self.canary is None else self.canary.share
+        add_canary(self.admin, operators, share, settings.body_seconds)
         return operators
 
     def _build_http(self, tiers: Tiers, operators: Operators) -> None:

@@ -19,7 +19,7 @@ def add_canary(app: web.Application, operators: Operators, canary: CanaryShare |
         actor = operators.check(request, "canary")
         document = load_json(await read_body(request, body_seconds))
         share = document.get("share") if isinstance(document, dict) else None
-        if type(share) not in (int, float) or not 0 <= share <= 1:
+        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share <= 1:
             raise BadRequest("share: must be a number from 0 to 1")
         if canary is None:
             raise BadRequest("there is no canary here; start the proxy with --candidate and --canary")
