@@ -264,6 +264,9 @@ verify-quotas: setup ## a tenant's limit over two proxies of four workers for a 
 verify-rolling: setup ## 20 rolling restarts, 5 builds and another manifest under load: no request may fail (five minutes)
 	@$(BIN)/python -m tests.rolling --restarts 20 --builds 5
 
+verify-handover: setup ## minilm fp32 -> int8-rowwise under a Zipf load: hits and p99 after a handover, a rollback, a cold switch (seven minutes)
+	@$(BIN)/python -m tests.handover --model minilm --seconds 60
+
 bench-isolation: setup ## one of four models is killed every two seconds for a minute: what the others notice
 	@$(BIN)/python -m bench.isolation --seconds 60
 

@@ -137,6 +137,14 @@ def test_the_command_line(built: Built, capsys: pytest.CaptureFixture[str]) -> N
     assert "inside the budget" in capsys.readouterr().out
 
 
+def test_a_candidate_is_built_beside_the_artifact_in_force(built: Built, capsys: pytest.CaptureFixture[str]) -> None:
+    """`build --candidate` prints the digest for a handover; the record in force stays."""
+    before = read_record(built.data, NAME)
+    assert called("build", NAME, "--candidate", "--data", str(built.data), "--models", str(built.mine)) == 0
+    assert f"foreseen models handover {NAME} --to {built.wrong[:12]}" in capsys.readouterr().out
+    assert read_record(built.data, NAME) == before
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [

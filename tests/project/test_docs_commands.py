@@ -67,6 +67,19 @@ RUN = {
     ),
     "foreseen up --candidate minilm=unix:/run/candidate.sock --canary 10%": (
         "stories/test_89_candidates.py::test_a_canary_is_promoted_and_aborted"
+    (
+        "foreseen models compare minilm:fp32 int8-rowwise --file rows.parquet --min-cosine 0.99 --max-changed 1% "
+        "--plot change.svg"
+    ): "models/test_compare.py::test_the_command_line",
+    "foreseen models build minilm --candidate": (
+        "models/test_compare.py::test_a_candidate_is_built_beside_the_artifact_in_force"
+    ),
+    (
+        "foreseen models handover minilm --to int8-rowwise --file hottest.parquet --min-cosine 0.99 --max-changed 1% "
+        "--yes"
+    ): "stories/test_97_handover.py::test_a_handover_under_load_keeps_the_cache_warm",
+    "foreseen models handover minilm --rollback": (
+        "stories/test_97_handover.py::test_a_handover_under_load_keeps_the_cache_warm"
     ),
     "foreseen top": f"{AS_THEY_STAND}::test_the_blocks_of_a_page_run",
     "kill -HUP PID": "stories/test_61_rolling_restart.py::test_restarts_builds_and_edits_under_load_lose_no_request",
