@@ -16,6 +16,7 @@ from foreseen.keys.secret import read_secret
 from foreseen.paths import children_file
 from foreseen.proxy.admin.admin import Operators
 from foreseen.proxy.admin.canary_route import add_canary
+from foreseen.proxy.admin.handover_routes import add_handover_routes
 from foreseen.proxy.admin.heartbeat import Heartbeat
 from foreseen.proxy.admin.purge import Purger, admin_application
 from foreseen.proxy.admin.purge_targets import Targets
@@ -198,6 +199,7 @@ class Proxy:
         self.targets = Targets(self.state, self.served, settings.data, self.keyring)
         self.purger = Purger(self.state, tiers)
         self.admin = admin_application(self.purger, self.targets, operators, settings.body_seconds)
+        add_handover_routes(self.admin, operators, self.metrics, self.served, settings.body_seconds)
         share = None if self.canary is None else self.canary.share
         add_canary(self.admin, operators, share, settings.body_seconds)
         return operators

@@ -8,6 +8,12 @@ DISTANCE_BUCKETS = (1e-6, 1e-5, 1e-4, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0
 LATENCY_BUCKETS = (0.00025, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 CHANGE_METRICS: dict[str, Spec] = {
+    "handed_over": CounterSpec(
+        "foreseen_handover_rows",
+        "Rows that `models handover` computed into a candidate's key space, by outcome: equal (as its budget counts), "
+        "changed, failed.",
+        labels=("model", "outcome"),
+    ),
     "audited": CounterSpec(
         "foreseen_audit_rows",
         "Hit rows drawn by --audit, by outcome: equal, different (the entry was removed), not-comparable (the model "

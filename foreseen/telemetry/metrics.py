@@ -39,6 +39,7 @@ KAFKA_OUTCOMES = ("answered", "refused", "dead-letter", "retried")
 LIMITS = ("connections", "idle", "head", "head-size", "write", "rate")
 QUOTA_REPORTS = ("ok", "failed", "dropped")
 UPSTREAM_PROBLEMS = ("unreachable", "not-v2", "lists-nothing", "no-metadata", "unusable")
+HANDOVER_OUTCOMES = ("equal", "changed", "failed")
 AUDIT_OUTCOMES = ("equal", "different", "not-comparable", "dropped", "failed")
 SHADOW_OUTCOMES = ("equal", "close", "changed", "not-comparable", "dropped", "failed")
 VERIFY_REASONS = ("length", "format", "identity", "tag")
@@ -58,6 +59,7 @@ class ProxyMetrics:
     observed: CachedChildren[Counter]
     observed_seconds: CachedChildren[Counter]
     audited: CachedChildren[Counter]
+    handed_over: CachedChildren[Counter]
     audit_distinct: CachedChildren[Gauge]
     audit_unrepeatable: CachedChildren[Gauge]
     shadowed: CachedChildren[Counter]

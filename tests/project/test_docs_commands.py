@@ -67,6 +67,7 @@ RUN = {
     ),
     "foreseen up --candidate minilm=unix:/run/candidate.sock --canary 10%": (
         "stories/test_89_candidates.py::test_a_canary_is_promoted_and_aborted"
+    ),
     (
         "foreseen models compare minilm:fp32 int8-rowwise --file rows.parquet --min-cosine 0.99 --max-changed 1% "
         "--plot change.svg"

@@ -43,6 +43,8 @@ async def test_outside_of_the_budget_nothing_changes(tmp_path: Path) -> None:
         document = json.loads(said.splitlines()[0] if said.startswith("{") else said[said.index("{") :].splitlines()[0])
         assert document["changed"]["share"] == 1.0
         assert not document["inside"]
+        rows = document["rows"]
+        assert system.live.metric("foreseen_handover_rows_total", model="fingerprint", outcome="changed") == rows
         assert read_record(system.live.data, "fingerprint") == system.first
         assert (await system.digests(), system.live.children()) == (before, children)
         assert not list((system.live.data / "run").glob("*candidate*"))
