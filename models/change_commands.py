@@ -147,7 +147,7 @@ def handover(
         if not yes and input(f"switch {name} to {chosen.label}? [y/N] ").strip().lower() not in ("y", "yes"):
             _print("nothing has changed", quiet=json)
             return
-        _switch(name, chosen.record, filled.digest, common, say)
+        _switch(name, chosen.record, common, say)
         _print(f"{chosen.label} is in force{reservation(report, budget)}; take it back with --rollback", quiet=json)
 
 
@@ -155,15 +155,15 @@ def _switched_back(name: str, common: Common, say: progress.BuildProgress) -> No
     from foreseen.models.change.switch import former
 
     record = former(common.data, name)
-    _switch(name, record, None, common, say)
+    _switch(name, record, common, say)
     print(f"{name}:{record.artifact.precision}:{record.artifact.digest[:8]} is in force again")
 
 
-def _switch(name: str, record: Record, digest: str | None, common: Common, say: progress.BuildProgress) -> None:
+def _switch(name: str, record: Record, common: Common, say: progress.BuildProgress) -> None:
     from foreseen.models.change.switch import switch
 
     with say.step(f"switch to {record.artifact.digest[:8]}"):
-        switch(common.data, name, record, digest)
+        switch(common.data, name, record)
 
 
 def _print(text: str, *, quiet: bool) -> None:

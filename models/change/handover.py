@@ -130,8 +130,6 @@ class FilledSpace(Struct, frozen=True):
     comparison: Comparison
     old: str
     """What is in force, as people call it."""
-    digest: str
-    """The candidate's model digest."""
 
 
 def filled(
@@ -142,17 +140,19 @@ def filled(
     report: Callable[[RowCounts], None],
 ) -> FilledSpace:
     """Fill the candidate's space, with a process that runs as long as that takes. Raises SetupError."""
-    old = plan_of(settings)[0]
     manifest, now = chosen.manifest, read_record(settings.data, chosen.manifest.name)
+    if chosen.record.artifact.digest == now.artifact.digest:
+        raise SetupError(f"{chosen.label} is in force already: there is nothing to hand over")
     if chosen.record.artifact.preparation != now.artifact.preparation:
         raise SetupError(
             f"{chosen.label} takes inputs that are prepared otherwise (model.toml or tokenizer) than the artifact in "
             f"force, so its rows are others; put it in force with: foreseen models build {manifest.name}"
         )
+    old = plan_of(settings)[0]
     with candidate(chosen, settings.data, settings.models, idle=settings.stand_back) as address:
         digest = digest_at(address, manifest.name)
         if digest == old.digest:
-            raise SetupError(f"{chosen.label} is in force already: there is nothing to hand over")
+            raise SetupError(f"{chosen.label} is what runs already: there is nothing to hand over")
         new = structs.replace(old, digest=digest, model=address)
         comparison = options.comparison(manifest)
         with closing(SpaceFill(old, new, comparison, report)) as fill:
@@ -160,7 +160,7 @@ def filled(
                 fill.of_hottest(rows)
             if rows.files:
                 fill.of_files(rows)
-    return FilledSpace(comparison, NamedArtifact(manifest, now).label, digest)
+    return FilledSpace(comparison, NamedArtifact(manifest, now).label)
 
 
 def settings_of(

@@ -17,7 +17,15 @@ from msgspec import Struct
 
 from foreseen.errors import SetupError
 from foreseen.models.change.side import digest_at
-from foreseen.modelspec.artifact import Record, keep_record, kept_record, model_folder, read_record, write_record
+from foreseen.modelspec.artifact import (
+    Record,
+    keep_record,
+    kept_record,
+    model_folder,
+    read_record,
+    read_serving,
+    write_record,
+)
 from foreseen.paths import model_socket
 
 SWITCH_SECONDS = 150.0
@@ -62,26 +70,34 @@ def require_supervisor(data: Path) -> None:
     )
 
 
-def switch(data: Path, name: str, new: Record, digest: str | None = None) -> str:
-    """Put an artifact in force; the model digest of its process, which must be `digest` where one is given. Raises
-    SetupError where the process did not take over, and then the old artifact is in force again."""
+def switch(data: Path, name: str, new: Record) -> None:
+    """Put an artifact in force, and wait until its process answers. Raises SetupError where it did not take over, and
+    then the old artifact is in force again."""
     old = read_record(data, name)
-    before = digest_at(f"unix:{model_socket(data, name)}", name)
     keep_record(data, old)  # older versions kept none
     _note(data, name, LastHandover(old.artifact.digest, new.artifact.digest))
     write_record(data, new)
     deadline = time.monotonic() + SWITCH_SECONDS
     while time.monotonic() < deadline:
-        with contextlib.suppress(SetupError):  # the supervisor restarts it, or it is switched at this moment
-            now = digest_at(f"unix:{model_socket(data, name)}", name)
-            if now == digest or (digest is None and now != before):
-                return now
+        if _answers(data, name, new):
+            return
         time.sleep(POLL_SECONDS)
     write_record(data, old)
     raise SetupError(
         f"the process of {new.artifact.digest[:12]} did not take over within {SWITCH_SECONDS:g} s; "
         f"{old.artifact.digest[:12]} is in force again; see the log of `foreseen up`"
     )
+
+
+def _answers(data: Path, name: str, record: Record) -> bool:
+    """Whether the process at the model's socket serves this artifact: each notes what it serves once it is ready."""
+    serving = read_serving(data, name)
+    if serving is None or serving.artifact != record.artifact.digest:
+        return False
+    try:
+        return digest_at(f"unix:{model_socket(data, name)}", name) == serving.digest
+    except SetupError:  # the supervisor restarts it, or switches at this moment
+        return False
 
 
 def former(data: Path, name: str) -> Record:
