@@ -89,7 +89,6 @@ def handover(
     rollback: Annotated[
         bool, Parameter(help="Put the artifact from before the last handover in force again.", negative="")
     ] = False,
-    hottest: Annotated[int, Parameter(help="Most rows of what proxies serve most (--keep-hot-inputs); 0: none.")] = 0,
     file: Files = (),
     map: Columns = (),  # noqa: A002 - the flag's name
     tenant: Annotated[str | None, Parameter(help="The tenant whose entries the file's rows become.")] = None,
@@ -117,7 +116,7 @@ def handover(
     from foreseen.models.change import handover as change
     from foreseen.models.change.artifacts import artifact_of
     from foreseen.models.change.compare import CompareOptions
-    from foreseen.models.change.hottest import count_rows, hottest_rows
+    from foreseen.models.change.counted_rows import count_rows
     from foreseen.models.change.switch import one_at_a_time, require_supervisor
 
     if rollback == (to is not None):
@@ -128,14 +127,13 @@ def handover(
             _switched_back(name, common, say)
             return
         budget = budget_of(max_changed, min_cosine)
-        if not file and not hottest:
-            raise SetupError("say which rows: --file rows.parquet, or --hottest 100000 with --keep-hot-inputs")
+        if not file:
+            raise SetupError("say which rows: --file rows.parquet")
         if not (yes or sys.stdin.isatty()):
             raise SetupError("nobody can be asked whether to switch: give --yes")
         options = CompareOptions(columns=map, labels=label_output, tolerance=tolerance, min_cosine=min_cosine)
         chosen = artifact_of(str(to), name, common.data, common.model_folders, say)
-        hot = hottest_rows(common.data, name, hottest) if hottest else []
-        rows = change.HandoverRows(files=file, hottest=hot, tenant=tenant)
+        rows = change.HandoverRows(files=file, tenant=tenant)
         pace = {"rows_per_second": rows_per_second, "stand_back": stand_back}
         settings = change.settings_of(name, common.data, common.models, options, rows, **pace)
         with say.step(f"fill the space of {chosen.label}"):

@@ -1,6 +1,6 @@
 """`foreseen models handover`: fills the new model's key space beside the old one, compares, then switches.
 
-    rows       of files and of what proxies serve most
+    rows       of files
     fill       the candidate computes them into its own space, on idle cores
     compare    with the old answers: far's entries, or the running process
     switch     the record is renamed into place; the supervisor replaces the process
@@ -10,8 +10,7 @@ The old space stays as it is, so that a rollback finds it warm.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -26,13 +25,11 @@ from foreseen.models.change.side import digest_at
 from foreseen.modelspec.artifact import read_record
 from foreseen.operate.started import settings_at
 from foreseen.settings import WarmSettings
-from foreseen.types import Key, Prediction, Row, Scope
+from foreseen.types import Key, Prediction, Row
 from foreseen.warm.plan import Plan
 from foreseen.warm.read.files import files_of
 from foreseen.warm.run.resolve import plan_of
 from foreseen.warm.run.warmer import Warmer
-
-PIECE_ROWS = 2048
 
 PreparedRow = tuple[Row, bytes]
 """A row with its parameters."""
@@ -50,8 +47,6 @@ class HandoverRows(Struct, frozen=True, kw_only=True):
     """Which rows are handed over."""
 
     files: tuple[str, ...] = ()
-    hottest: Sequence[tuple[Scope, Row, bytes]] = ()
-    """What proxies serve most, the hottest first."""
     tenant: str | None = None
     """Whose entries the rows of files become."""
 
@@ -61,17 +56,17 @@ class SpaceFill:
 
     def __init__(self, old: Plan, new: Plan, comparison: Comparison, report: Callable[[RowCounts], None]) -> None:
         """`report` is called with the rows that were handed over since its last call."""
-        self._old, self._new, self._comparison, self._report = old, new, comparison, report
-        self._open: dict[Scope, tuple[Warmer, Warmer]] = {}
+        self._plan, self._comparison, self._report = old, comparison, report
+        self._old, self._new = Warmer(old), Warmer(new)
 
     def close(self) -> None:
-        for pair in self._open.values():
-            for warmer in pair:
-                warmer.close()
+        for warmer in (self._old, self._new):
+            warmer.close()
 
-    def add(self, scope: Scope, rows: Sequence[PreparedRow]) -> None:
-        """Rows of one scope. Raises SetupError where the candidate, the model or Redis is away for too long."""
-        old, new = self._warmers(scope)
+    def add(self, rows: Sequence[PreparedRow]) -> None:
+        """Rows with their parameters. Raises SetupError where the candidate, the model or Redis is away for too
+        long."""
+        old, new = self._old, self._new
         known, fresh = old.ready_rows(rows), new.ready_rows(rows)
         warmed = new.warm_ready(fresh)
         answers = old.answers(known)
@@ -99,29 +94,16 @@ class SpaceFill:
 
     def of_files(self, rows: HandoverRows) -> None:
         """The rows of files, in pieces. Raises SetupError."""
-        old, _ = self._warmers(self._old.scope)
+        old = self._old
         old.open()
-        for batch in batches(files_of(rows.files), [self._old]):
+        for batch in batches(files_of(rows.files), [self._plan]):
             ready = old.ready(batch)
             assert ready is not None
             if ready.waiters:
-                self.add(self._old.scope, list(ready.waiters.values()))
+                self.add(list(ready.waiters.values()))
             if ready.warmed.reasons:
                 self._comparison.failed_old += len(ready.warmed.reasons)
                 self._report(RowCounts(failed=len(ready.warmed.reasons)))
-
-    def of_hottest(self, rows: HandoverRows) -> None:
-        """What proxies serve most, by scope."""
-        for scope, group in _by_scope(rows.hottest):
-            for at in range(0, len(group), PIECE_ROWS):
-                self.add(scope, group[at : at + PIECE_ROWS])
-
-    def _warmers(self, scope: Scope) -> tuple[Warmer, Warmer]:
-        if scope not in self._open:
-            self._open[scope] = (
-                Warmer(structs.replace(self._old, scope=scope)), Warmer(structs.replace(self._new, scope=scope))
-            )  # fmt: skip
-        return self._open[scope]
 
 
 class FilledSpace(Struct, frozen=True):
@@ -156,10 +138,7 @@ def filled(
         new = structs.replace(old, digest=digest, model=address)
         comparison = options.comparison(manifest)
         with closing(SpaceFill(old, new, comparison, report)) as fill:
-            if rows.hottest:
-                fill.of_hottest(rows)
-            if rows.files:
-                fill.of_files(rows)
+            fill.of_files(rows)
     return FilledSpace(comparison, NamedArtifact(manifest, now).label)
 
 
@@ -171,9 +150,3 @@ def settings_of(
     return settings_at(
         data, WarmSettings, model=name, map=options.columns, tenant=rows.tenant, **given, **more
     )  # fmt: skip
-
-
-def _by_scope(rows: Sequence[tuple[Scope, Row, bytes]]) -> Iterator[tuple[Scope, list[PreparedRow]]]:
-    ordered = sorted(rows, key=lambda row: row[0])  # stable: the hottest of a scope stay first
-    for scope, group in itertools.groupby(ordered, key=lambda row: row[0]):
-        yield scope, [(row, parameters) for _, row, parameters in group]
