@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import msgspec
 from cyclopts import Parameter
@@ -18,6 +18,9 @@ from foreseen.models import progress
 from foreseen.modelspec.artifact import Record
 from foreseen.settings import Common
 from foreseen.units import share_of
+
+if TYPE_CHECKING:
+    from foreseen.models.change.compare import CompareOptions
 
 Files = Annotated[
     tuple[str, ...], Parameter(name="--file", help="Rows: Parquet, CSV, JSONL, …, as of `warm`.", negative="")
@@ -38,6 +41,13 @@ Tolerance = Annotated[float, Parameter(help="How far numbers may be apart, absol
 Plot = Annotated[Path | None, Parameter(help="Draw the comparison into this SVG file.")]
 Json = Annotated[bool, Parameter(help="Print JSON and nothing else.", negative="")]
 DEFAULTS = Common()
+
+
+class ShownAs(NamedTuple):
+    """How a report is shown."""
+
+    plot: Path | None
+    json: bool
 
 
 def compare(
@@ -113,40 +123,60 @@ def handover(
     name
         The model, as `foreseen up` runs it.
     """
-    from foreseen.models.change import handover as change
-    from foreseen.models.change.artifacts import artifact_of
     from foreseen.models.change.compare import CompareOptions
-    from foreseen.models.change.counted_rows import count_rows
     from foreseen.models.change.switch import one_at_a_time, require_supervisor
 
     if rollback == (to is not None):
         raise SetupError("say --to PRECISION or --to DIGEST, or --rollback")
+    budget = budget_of(max_changed, min_cosine)
+    if not (rollback or file):
+        raise SetupError("say which rows: --file rows.parquet")
+    if not (rollback or yes or sys.stdin.isatty()):
+        raise SetupError("nobody can be asked whether to switch: give --yes")
+    options = CompareOptions(columns=map, labels=label_output, tolerance=tolerance, min_cosine=min_cosine)
+    pace = {"rows_per_second": rows_per_second, "stand_back": stand_back}
+    output = ShownAs(plot, json)
     require_supervisor(common.data)
     with progress.shown(common.log_format) as say, one_at_a_time(common.data, name):
-        if rollback:
+        if to is None:
             _switched_back(name, common, say)
-            return
-        budget = budget_of(max_changed, min_cosine)
-        if not file:
-            raise SetupError("say which rows: --file rows.parquet")
-        if not (yes or sys.stdin.isatty()):
-            raise SetupError("nobody can be asked whether to switch: give --yes")
-        options = CompareOptions(columns=map, labels=label_output, tolerance=tolerance, min_cosine=min_cosine)
-        chosen = artifact_of(str(to), name, common.data, common.model_folders, say)
-        rows = change.HandoverRows(files=file, tenant=tenant)
-        pace = {"rows_per_second": rows_per_second, "stand_back": stand_back}
-        settings = change.settings_of(name, common.data, common.models, options, rows, **pace)
-        with say.step(f"fill the space of {chosen.label}"):
-            filled = change.filled(chosen, rows, options, settings, lambda one: count_rows(common.data, name, one))
-        report, reasons = shown(filled.comparison, budget, plot, (filled.old, chosen.label), json=json)
-        if reasons:
-            _print(f"outside of the budget, nothing has changed: {'; '.join(reasons)}", quiet=json)
-            sys.exit(1)
-        if not yes and input(f"switch {name} to {chosen.label}? [y/N] ").strip().lower() not in ("y", "yes"):
-            _print("nothing has changed", quiet=json)
-            return
-        _switch(name, chosen.record, common, say)
-        _print(f"{chosen.label} is in force{reservation(report, budget)}; take it back with --rollback", quiet=json)
+        else:
+            _handed_over(name, to, (file, tenant), options, pace, budget, output, common, say, ask=not yes)
+
+
+def _handed_over(
+    name: str,
+    to: str,
+    rows: tuple[tuple[str, ...], str | None],
+    options: CompareOptions,
+    pace: dict[str, Any],
+    budget: ChangeBudget,
+    output: ShownAs,
+    common: Common,
+    say: progress.BuildProgress,
+    *,
+    ask: bool,
+) -> None:
+    """Fill, compare, ask where that is wanted, switch."""
+    from foreseen.models.change import handover as change
+    from foreseen.models.change.artifacts import artifact_of
+    from foreseen.models.change.counted_rows import count_rows
+
+    chosen = artifact_of(to, name, common.data, common.model_folders, say)
+    wanted = change.HandoverRows(files=rows[0], tenant=rows[1])
+    settings = change.settings_of(name, common.data, common.models, options, wanted, **pace)
+    with say.step(f"fill the space of {chosen.label}"):
+        filled = change.filled(chosen, wanted, options, settings, lambda one: count_rows(common.data, name, one))
+    labels = filled.old, chosen.label
+    report, reasons = shown(filled.comparison, budget, output.plot, labels, json=output.json)
+    if reasons:
+        _print(f"outside of the budget, nothing has changed: {'; '.join(reasons)}", quiet=output.json)
+        sys.exit(1)
+    if ask and input(f"switch {name} to {chosen.label}? [y/N] ").strip().lower() not in ("y", "yes"):
+        _print("nothing has changed", quiet=output.json)
+        return
+    _switch(name, chosen.record, common, say)
+    _print(f"{chosen.label} is in force{reservation(report, budget)}; take it back with --rollback", quiet=output.json)
 
 
 def _switched_back(name: str, common: Common, say: progress.BuildProgress) -> None:

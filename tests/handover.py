@@ -181,9 +181,9 @@ class ChangedSystem:
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=600)
         return done.returncode, done.stdout + done.stderr
 
-    async def handover(self, *flags: str) -> tuple[int, str]:
+    async def handover(self, *flags: str, max_changed: str = "100%") -> tuple[int, str]:
         to = self.candidate.artifact.digest
-        budget = ("--max-changed=100%", "--no-stand-back", "--yes")
+        budget = (f"--max-changed={max_changed}", "--no-stand-back", "--yes")
         name = self.trace.model
         return await self.foreseen("models", "handover", name, f"--to={to}", f"--file={self.file}", *budget, *flags)
 

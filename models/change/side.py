@@ -16,11 +16,11 @@ from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
 from foreseen.tenants.tenant import PUBLIC
 from foreseen.types import Key, Prediction, Space
+from foreseen.warm.model.client import V2Client
+from foreseen.warm.model.model_rows import ModelRows, Rows
 from foreseen.warm.plan import Plan
 from foreseen.warm.read.chunk import Batch
 from foreseen.warm.read.keys import Keyer, given_of
-from foreseen.warm.run.client import V2Client
-from foreseen.warm.run.model_rows import ModelRows, Rows
 from foreseen.warm.run.via_proxy import manifest_of
 from foreseen.warm.run.warmer import preparer_of
 

@@ -38,7 +38,7 @@ async def test_outside_of_the_budget_nothing_changes(tmp_path: Path) -> None:
     process or socket of the candidate is left. A rollback has nothing to take back."""
     with changed_system(tmp_path, "fingerprint", workers=1) as system:
         before, children = await system.digests(), system.live.children()
-        status, said = await system.handover("--max-changed=1%", "--json")
+        status, said = await system.handover("--json", max_changed="1%")
         assert status == 1, said
         document = json.loads(said.splitlines()[0] if said.startswith("{") else said[said.index("{") :].splitlines()[0])
         assert document["changed"]["share"] == 1.0

@@ -17,8 +17,8 @@ from foreseen.keys.entry import FAR_OVERHEAD_BYTES
 from foreseen.modelspec.manifest import Manifest
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.types import Key, Row
+from foreseen.warm.model.model_rows import Rows
 from foreseen.warm.plan import FAILED, HIT
-from foreseen.warm.run.model_rows import Rows
 from foreseen.warm.run.warmer import Warmer
 
 SAMPLE_KEYS = 1_000_000

@@ -18,10 +18,10 @@ from foreseen.paths import model_socket, state_socket
 from foreseen.settings import WarmSettings
 from foreseen.stores.redis_urls import access_of, master_at
 from foreseen.tenants.keyring import scope_named
+from foreseen.warm.model.client import V2Client
 from foreseen.warm.plan import Plan
 from foreseen.warm.read.columns import columns_for, fixed, never_fits
 from foreseen.warm.read.files import DIGEST_COLUMN, File
-from foreseen.warm.run.client import V2Client
 from foreseen.warm.write.importer import MADE_AT_COLUMN, OUTPUT_PREFIX, SECONDS_COLUMN
 
 

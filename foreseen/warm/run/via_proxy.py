@@ -37,9 +37,9 @@ from foreseen.protocol.tensors import raw_of
 from foreseen.protocol.wire import InputTensor
 from foreseen.tenants.tenant import PUBLIC
 from foreseen.types import Array, Output, Prediction
+from foreseen.warm.model.client import ClientReply, V2Client
 from foreseen.warm.plan import COMPUTED, FAILED, HIT, IMPORTED, Plan, Warmed
 from foreseen.warm.read.keys import ClientBatch, given_of
-from foreseen.warm.run.client import ClientReply, V2Client
 from foreseen.warm.write.importer import MADE_AT_COLUMN, OUTPUT_PREFIX, SECONDS_COLUMN, facts_of, given_outputs
 
 ROWS_PER_REQUEST = 128

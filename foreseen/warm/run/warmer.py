@@ -28,10 +28,10 @@ from foreseen.modelspec.manifest import Manifest
 from foreseen.modelspec.prepare import Preparer
 from foreseen.paths import model_socket, redis_socket
 from foreseen.types import Key, Prediction, Row, Space
+from foreseen.warm.model.model_rows import ModelRows, Rows
 from foreseen.warm.plan import COMPUTED, FAILED, HIT, Plan, Warmed
 from foreseen.warm.read.keys import KeyedBatch, Keyer, given_of
 from foreseen.warm.run.generation import SpaceGenerations
-from foreseen.warm.run.model_rows import ModelRows, Rows
 from foreseen.warm.write.bulk_redis import BulkRedis
 from foreseen.warm.write.importer import Importer
 

@@ -16,8 +16,8 @@ from foreseen.modelspec.rows import stack, tokens
 from foreseen.protocol.datatypes import DATATYPES
 from foreseen.protocol.tensors import raw_of
 from foreseen.types import Key, Output, Prediction, Row
+from foreseen.warm.model.client import V2Client
 from foreseen.warm.plan import Plan
-from foreseen.warm.run.client import V2Client
 
 FIRST_ROWS = 32
 """Rows of the first request, before it is known how long a row takes."""
