@@ -174,7 +174,8 @@ async def _listed(address: str, settings: DoctorSettings, what: str, status: int
     """Of a server that does not say over V2 that it is ready: what it lists. `status` is what it said."""
     access = UpstreamAccess(settings.upstream_key_file, settings.upstream_ca_file)
     try:
-        server = await server_at(address, settings.upstream_api, access, settings.upstream_kind)
+        kind = None if settings.upstream_kind == "auto" else settings.upstream_kind
+        server = await server_at(address, settings.upstream_api, access, kind)
         try:
             names = await server.listed()
         finally:
