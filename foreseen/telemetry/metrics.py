@@ -158,6 +158,8 @@ class ProxyMetrics:
             self.quarantined.labels(model)
             for outcome in LEASE_OUTCOMES:
                 self.leases.labels(model, outcome)
+            for outcome in HANDOVER_OUTCOMES:
+                self.handed_over.labels(model, outcome)
         for metric, values in (
             (self.verify_failed, VERIFY_REASONS),
             (self.limited, LIMITS),

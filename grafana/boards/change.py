@@ -22,6 +22,18 @@ def _ms(side: str) -> str:
 
 CHANGE = (
     Row(
+        "Handover (`foreseen models handover`)",
+        (
+            Panel(
+                "Rows computed into the candidate's space",
+                "Since the start, by how the two answers compare: equal, changed, failed.",
+                "short",
+                ((f"sum by (model, outcome) (foreseen_handover_rows_total{{{MODEL}}})", "{{model}} {{outcome}}"),),
+                width=24,
+            ),
+        ),
+    ),
+    Row(
         "Shadow traffic (`--shadow`)",
         (
             Panel(
