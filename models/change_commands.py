@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -77,6 +78,7 @@ def compare(
     from foreseen.models.change.compare import CompareOptions
     from foreseen.models.change.compare import compare as run
 
+    needs_batch_files("compare")
     if not file:
         raise SetupError("say which rows: --file rows.parquet")
     budget = budget_of(max_changed, min_cosine)
@@ -90,6 +92,13 @@ def compare(
         sys.exit(1)
     if not json and budget != ChangeBudget():
         print(f"inside the budget{reservation(report, budget)}")
+
+
+def needs_batch_files(command: str) -> None:
+    """Raises SetupError where only what builds models is installed: rows come from files, entries go to Redis."""
+    missing = [library for library in ("pyarrow", "redis") if find_spec(library) is None]
+    if missing:
+        raise SetupError(f"foreseen models {command}: needs {missing[0]}: pip install 'foreseen[up]'")
 
 
 def handover(
@@ -126,13 +135,14 @@ def handover(
     from foreseen.models.change.compare import CompareOptions
     from foreseen.models.change.switch import one_at_a_time, require_supervisor
 
+    needs_batch_files("handover")
     if rollback == (to is not None):
         raise SetupError("say --to PRECISION or --to DIGEST, or --rollback")
     budget = budget_of(max_changed, min_cosine)
     if not (rollback or file):
         raise SetupError("say which rows: --file rows.parquet")
     if not (rollback or yes or sys.stdin.isatty()):
-        raise SetupError("nobody can be asked whether to switch: give --yes")
+        raise SetupError("there is no terminal to ask whether to switch: give --yes")
     options = CompareOptions(columns=map, labels=label_output, tolerance=tolerance, min_cosine=min_cosine)
     pace = {"rows_per_second": rows_per_second, "stand_back": stand_back}
     output = ShownAs(plot, json)

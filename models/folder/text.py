@@ -20,7 +20,8 @@ def text_of(described: Described, found: ProbeVerdict, precision: str) -> str:
     parts = [
         f"# Written by `foreseen models add`. {described.kind}.",
         f"name = {_value(manifest.name)}",
-        "# Candidates in order of preference: fp32, int8-rowwise, matmul-nbits, fp16 and others.",
+        "# Candidates in order of preference: fp32, int8-rowwise, matmul-nbits, matmul-nbits-4, int8-dynamic;",
+        "# for GPUs fp16, bf16, int8-rowwise-s8, matmul-nbits.",
         f"precisions = [{_value(precision)}]\n",
         f'[source]\nbuilder = "folder"\nfolder = {_value(source.folder)} # beside this file',
         f"options = {{ {options} }}\n",

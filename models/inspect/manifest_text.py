@@ -26,7 +26,8 @@ def text_of(found: Found, graph: Path, files: Sequence[str] = ()) -> str:
     head = (
         "# Written by `foreseen models add`; docs/model-toml.md explains every field.\n"
         f'name = {_quoted(manifest.name)}\ntitle = ""\n'
-        "# Candidates in order of preference; there are also int8-rowwise, matmul-nbits, fp16 and others.\n"
+        "# Candidates in order of preference. For CPUs also int8-rowwise, matmul-nbits, matmul-nbits-4, int8-dynamic;\n"
+        "# for GPUs fp16, bf16, int8-rowwise-s8, matmul-nbits.\n"
         f'precisions = ["fp32"]\n{_rows(found)}\n'
         f'[source]\nbuilder = "onnx"\nurl = {_quoted(graph.name)} # beside this file\nsha256 = "{sha256}"\n{beside}'
     )

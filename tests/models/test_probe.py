@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -19,7 +19,7 @@ from foreseen.models.build.build import build
 from foreseen.models.measure.graph_run import GraphSession
 from foreseen.models.measure.samples import equal_samples, samples
 from foreseen.models.progress import SilentProgress
-from foreseen.modelspec.manifest import Manifest, load
+from foreseen.modelspec.manifest import Manifest, Precision, load
 from foreseen.modelspec.row_outputs import split_outputs
 
 pytestmark = pytest.mark.processes
@@ -379,7 +379,7 @@ def test_every_precision_that_is_named_can_be_taken(tmp_path: Path) -> None:
     added(tmp_path, encoder())
     path = tmp_path / "mine" / "m" / "model.toml"
     text = path.read_text("utf-8")
-    for precision in ("fp16", "int8-rowwise", "int8-dynamic", "matmul-nbits"):
+    for precision in set(get_args(Precision)) - {"fp32"}:
         assert precision in text
         path.write_text(text.replace('["fp32"]', f'["{precision}"]'))
         assert load(path).precisions == (precision,)

@@ -15,14 +15,22 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent.parent
 FIRST_PARTY = ("foreseen",)
-BUILDER = sorted(
-    ".".join(("foreseen", *p.relative_to(ROOT).with_suffix("").parts)) for p in (ROOT / "models").rglob("*.py")
+BUILDER, CHANGE = (
+    sorted(
+        ".".join(("foreseen", *p.relative_to(ROOT).with_suffix("").parts))
+        for p in (ROOT / "models").rglob("*.py")
+        if (p.parent.name == "change") is change
+    )
+    for change in (False, True)
 )
+"""What builds models, and what compares and changes running ones, which reads batch files and asks Redis."""
+COMMANDS = ("foreseen.cli", "foreseen.commands.", "foreseen.models.change_commands")
 
 IMAGES = {
     "proxy": (("foreseen.cli", "foreseen.proxy.app"), ("proxy", "grpc", "otel")),
     "inference on a CPU": (("foreseen.cli", "foreseen.inference.app"), ("cpu", "otel")),
     "models": (("foreseen.cli", *BUILDER), ("cpu", "build")),
+    "up": (("foreseen.cli", *CHANGE), ("up", "otel")),
 }
 """Image → the modules that its commands start from and the extras that it installs."""
 FORBIDDEN = {
@@ -131,7 +139,7 @@ def imports_of(module: str) -> set[str]:
         return set()  # a name out of a module: `from foreseen.nouns import Row` asks for both, this is the second
     tree = ast.parse(file.read_text("utf-8"))
     names: set[str] = set()
-    for node in tree.body if module.startswith(("foreseen.cli", "foreseen.commands.")) else ast.walk(tree):
+    for node in tree.body if module.startswith(COMMANDS) else ast.walk(tree):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
