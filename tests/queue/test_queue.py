@@ -80,7 +80,7 @@ def served(model: ScriptedModel) -> Any:
     )
 
 
-PURGES: Any = SimpleNamespace(of=lambda model, digest: 0, purged_since=lambda key, made_at: False)
+PURGES: Any = SimpleNamespace(of=lambda scope, model, digest: 0, purged_since=lambda key, made_at: False)
 
 
 @contextlib.asynccontextmanager

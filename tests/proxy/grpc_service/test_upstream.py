@@ -13,6 +13,7 @@ from foreseen.errors import SetupError
 from foreseen.proxy.backend.grpc.channel import STATUSES
 from foreseen.proxy.backend.text_servers.recognise import grpc_server_at
 from foreseen.proxy.tools.doctor import upstream
+from foreseen.settings import DoctorSettings
 from tests.foreign import Front, fronted
 from tests.grpc_upstream import GrpcForeign, grpc_listening
 from tests.ports import free_port
@@ -144,14 +145,14 @@ async def test_what_is_wrong_with_a_server_is_said(tmp_path: Path, foreign: Grpc
     """No server, a server that lists nothing, and an address of another kind."""
     foreign.lists = False
     async with grpc_listening(foreign) as address:
-        (found,) = [one async for one in upstream(address)]
+        (found,) = [one async for one in upstream(address, DoctorSettings())]
         assert (found.grade, "does not list its models" in found.fix) == ("must", True)
         async with fronted(address, tmp_path, model=("fp",)) as front:  # named, it is served all the same
             assert (await front.infer(numbers(9)))[0] == 200
         foreign.lists = True
-        (found,) = [one async for one in upstream(address)]
+        (found,) = [one async for one in upstream(address, DoctorSettings())]
         assert found.grade == "ok"
-    (found,) = [one async for one in upstream(f"grpc://127.0.0.1:{free_port()}")]
+    (found,) = [one async for one in upstream(f"grpc://127.0.0.1:{free_port()}", DoctorSettings())]
     assert "found no gRPC server" in found.said
     with pytest.raises(SetupError, match="neither http://host:port nor grpc://host:port"):
         async with fronted("tcp://127.0.0.1:1", tmp_path):
