@@ -158,8 +158,11 @@ test-deploy: setup $(DEPLOY)/installed $(KSERVE)/installed build/deploy/node_mod
 check: lint ## lint, types, import contract and all tests that start no other process: under two minutes, no root
 	@$(BIN)/python -m pytest --in-process
 
-test: lint $(TRITON)/installed $(MLSERVER)/installed /usr/bin/promtool $(POSTGRES) /usr/bin/redis-server ## the whole test suite, from nothing
-	@$(BIN)/python -m pytest
+test: lint $(TRITON)/installed $(MLSERVER)/installed /usr/bin/promtool $(POSTGRES) /usr/bin/redis-server ## the test suite, from nothing, but for the longest stories
+	@$(BIN)/python -m pytest -m "not long"
+
+test-long: setup $(TRITON)/installed $(MLSERVER)/installed /usr/bin/promtool $(POSTGRES) /usr/bin/redis-server ## the longest stories: brokers of Kafka in trouble, handovers, shadow traffic, exhaustive fuzzing
+	@$(BIN)/python -m pytest -m long
 
 docs: setup ## write the reference tables of docs/ from the code
 	@$(BIN)/python -m tests.make_docs

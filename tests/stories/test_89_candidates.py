@@ -10,11 +10,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.live import Live, given, started
 from tests.questions import ask_fingerprint, fingerprint, numbers
 from tests.rolling import seal_in
 from tests.stories.test_10_first_question import FINGERPRINT
 from tests.stories.test_60_start_and_stop import foreseen
+
+pytestmark = pytest.mark.long
 
 
 @contextlib.contextmanager

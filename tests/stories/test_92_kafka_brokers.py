@@ -20,6 +20,8 @@ from tests.ports import free_port
 from tests.questions import fingerprint, numbers
 from tests.stories.test_92_kafka import command
 
+pytestmark = pytest.mark.long
+
 SECONDS = 90
 
 

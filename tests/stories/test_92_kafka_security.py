@@ -24,6 +24,8 @@ from tests.kafka_broker import broker
 from tests.kafka_gate import METADATA, Gate, gate, granting
 from tests.ports import free_port
 
+pytestmark = pytest.mark.long
+
 USERS = {"alice": "se cret"}
 SECONDS = 90
 

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from foreseen.proxy.kafka.messages import Outgoing
@@ -24,6 +25,8 @@ from tests.live import Live
 from tests.ports import free_port
 from tests.questions import fingerprint, numbers
 from tests.stories.test_92_kafka import bridge
+
+pytestmark = pytest.mark.long
 
 MESSAGES = 120
 ADD_OFFSETS, END_TRANSACTION, COMMIT = 25, 26, 8

@@ -10,7 +10,7 @@ import pytest
 from foreseen.modelspec.artifact import read_record
 from tests.handover import changed_system, measured
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.long]
 
 
 async def test_a_handover_under_load_keeps_the_cache_warm(tmp_path: Path) -> None:
