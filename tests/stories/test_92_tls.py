@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import itertools
 import json
+import re
 import shutil
 import socket
 import ssl
@@ -230,7 +231,7 @@ def test_the_operators_port_speaks_tls(listening: SecureLive, folder: Path) -> N
     purge = ("purge", f"--data={listening.data}", "--model=fingerprint", f"--admin-ca-file={folder / 'ca.pem'}")
     done = foreseen(*purge, f"--admin=https://127.0.0.1:{port}")
     assert done.returncode == 0, done.stderr
-    assert "confirmed by 2 workers" in done.stdout
+    assert re.search(r"confirmed by [23] workers", done.stdout)  # the worker of jobs may have come by then
     for wrong in (("--admin", f"127.0.0.1:{port}"), ("--admin", f"https://127.0.0.1:{port}", "--admin-ca-file", "")):
         done = foreseen(*purge, *wrong)
         assert done.returncode != 0, wrong
