@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -229,9 +230,9 @@ async def test_calls_that_are_cancelled_leave_nothing_behind(grpc_live: GrpcLive
     before = descriptors(grpc_live.live)
     await cancel_calls(address, 10_000)
     await half_closed(address, 200)
-    await until_flat(grpc_live.live)
-    assert descriptors(grpc_live.live) <= before + 4
-    assert grpc_live.live.metric("foreseen_flight_rows") == 0
+    async with asyncio.timeout(30):  # what leaks never goes; what is late may be half a minute on a busy machine
+        while descriptors(grpc_live.live) > before + 4 or grpc_live.live.metric("foreseen_flight_rows"):  # noqa: ASYNC110
+            await asyncio.sleep(0.5)
     assert grpc_live.triton("fingerprints")["none"] == [0, 4]
 
 
@@ -247,7 +248,10 @@ async def test_bytes_that_are_no_request_are_refused_and_that_is_all(grpc_live: 
 def descriptors(live: Live) -> int:
     """Open files of all workers but unix sockets: connections to the model process are kept, up to a number."""
     local = {line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines()[1:]}
-    links = [str(one.readlink()) for pid in live.workers() for one in Path(f"/proc/{pid}/fd").iterdir()]
+    links = []
+    for one in (one for pid in live.workers() for one in Path(f"/proc/{pid}/fd").iterdir()):
+        with contextlib.suppress(FileNotFoundError):  # closed while it is looked at
+            links.append(str(one.readlink()))
     return sum(re.sub(r"\D", "", link) not in local for link in links)
 
 
