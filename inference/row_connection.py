@@ -21,20 +21,16 @@ CLOSE = b"\r\nConnection: close\r\n"
 class RowConnection(AccountedConnection):
     """aiohttp's connection, which answers requests that `RowRequests` recognises."""
 
-    __slots__ = ("_back", "_done", "_pending", "_routes")
+    __slots__ = ("_routes",)
 
     def __init__(self, manager: Any, routes: ModelRoutes, **options: Any) -> None:
         super().__init__(manager, **options)
         self._routes = routes
         self._pending: QueuedRequest | None = None
-        self._back: list[bytes] = []
-        self._done: asyncio.Future[None] | None = None
 
     def data_received(self, data: bytes) -> None:
-        if self._pending is not None:  # pipelined: one piece is held, the rest stays in the socket
-            self._back.append(data)
-            if len(self._back) == 1 and self.transport is not None:
-                self.transport.pause_reading()
+        if self._pending is not None:
+            self._hold_back(data)
         elif not self._between_requests():
             self._hand_over(data)
         elif not self._take(data):
@@ -43,19 +39,7 @@ class RowConnection(AccountedConnection):
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._pending is not None:  # its place in the queue is given back
             self._routes.drop(self._pending)
-        self._back.clear()
         super().connection_lost(exc)
-
-    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp names it
-        """aiohttp's, once a request that is under way here is answered."""
-        if self._pending is not None:
-            self._done = self._loop.create_future()
-            await asyncio.wait([self._done], timeout=timeout)
-        await super().shutdown(timeout)
-
-    @property
-    def between_requests(self) -> bool:
-        return self._pending is None and super().between_requests
 
     def _between_requests(self) -> bool:
         """Whether the last request is answered, every byte of it accounted for, and the connection can be written."""
@@ -88,13 +72,7 @@ class RowConnection(AccountedConnection):
         self._pending = None
         if self.transport is not None and not future.cancelled():
             self._write(self._routes.end_row(asked, digest, future, started))
-        if self._done is not None:
-            self._done.set_result(None)
-        elif self._back and self.transport is not None:
-            data = b"".join(self._back)
-            self._back.clear()
-            self.transport.resume_reading()
-            self.data_received(data)
+        self._go_on()
 
     def _write(self, reply: bytes) -> None:
         assert self.transport is not None
@@ -107,8 +85,3 @@ class RowConnection(AccountedConnection):
         self._next_keepalive_close_time = close_at
         if self._keepalive_handle is None:  # aiohttp sets it after a request of its own
             self._keepalive_handle = self._loop.call_at(close_at, self._process_keepalive)
-
-    def _process_keepalive(self) -> None:
-        if self._pending is not None:  # aiohttp knows nothing of it and takes the connection for idle
-            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-        super()._process_keepalive()

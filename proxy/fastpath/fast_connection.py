@@ -41,8 +41,8 @@ class FastConnection(AccountedConnection):
     """aiohttp's connection, which answers recognised requests itself."""
 
     __slots__ = (
-        "_back", "_bodies", "_charge", "_done", "_have", "_heads", "_held", "_holding", "_hops", "_peer", "_pending",
-        "_place", "_responder", "_wanted",
+        "_bodies", "_charge", "_have", "_heads", "_held", "_holding", "_hops", "_peer", "_place", "_responder",
+        "_wanted",
     )  # fmt: skip
 
     def __init__(
@@ -59,8 +59,6 @@ class FastConnection(AccountedConnection):
         self._have = self._wanted = 0
         self._holding: asyncio.TimerHandle | None = None
         self._pending: PendingRequest | None = None
-        self._back: list[bytes] = []
-        self._done: asyncio.Future[None] | None = None
         self._place = b""
 
     def connection_made(self, transport: Any) -> None:
@@ -86,19 +84,11 @@ class FastConnection(AccountedConnection):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._let_go()
         self._discharge()
-        self._back.clear()
         super().connection_lost(exc)
-
-    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp names it
-        """aiohttp's, once a request that is under way here is answered."""
-        if self._pending is not None:
-            self._done = self._loop.create_future()
-            await asyncio.wait([self._done], timeout=timeout)
-        await super().shutdown(timeout)
 
     @property
     def between_requests(self) -> bool:
-        return self._pending is None and not self._wanted and super().between_requests
+        return not self._wanted and super().between_requests
 
     def learn(self, request: web.Request, head: RequestHead, reply: Reply) -> None:
         """What aiohttp's reading of a request's head was; called by handlers once it is answered."""
@@ -192,13 +182,7 @@ class FastConnection(AccountedConnection):
         self._pending = None
         if self.transport is not None:
             self._send(reply)
-        if self._done is not None:
-            self._done.set_result(None)
-        elif self._back and self.transport is not None:
-            data = b"".join(self._back)
-            self._back.clear()
-            self.transport.resume_reading()
-            self.data_received(data)
+        self._go_on()
 
     def _admitted(self, caller: Caller) -> None:
         """One more request of this connection and its caller, as handlers and aiohttp count those that they see."""
@@ -230,17 +214,6 @@ class FastConnection(AccountedConnection):
         self._next_keepalive_close_time = close_at
         if self._keepalive_handle is None:  # aiohttp sets it after a request of its own
             self._keepalive_handle = self._loop.call_at(close_at, self._process_keepalive)
-
-    def _process_keepalive(self) -> None:
-        if self._pending is not None:  # aiohttp knows nothing of it and takes the connection for idle
-            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-        super()._process_keepalive()
-
-    def _hold_back(self, data: bytes) -> None:
-        """What comes while a request is under way: one piece, and the socket's own buffer."""
-        self._back.append(data)
-        if len(self._back) == 1 and self.transport is not None:
-            self.transport.pause_reading()
 
     def _has_room(self, more: int) -> bool:
         """Whether a large body may be held here. aiohttp gets it where it may not, and refuses it if it must."""

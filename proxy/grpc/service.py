@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -81,6 +82,8 @@ class InferenceService:
         self._gate = gate
         self._bodies = bodies
         self._tickets = tickets
+        self._mark = secrets.token_bytes(16)
+        """Before the bytes of calls in the answer cache: what a client sends over HTTP cannot begin so."""
         self.is_ready = is_ready
         self.ending = asyncio.Event()
         """From now on streams end when what they have asked is answered."""
@@ -100,12 +103,11 @@ class InferenceService:
         return reply.body
 
     def _whole(self, given: Metadata, body: bytes) -> bytes | None:
-        """The bytes of a call that may be known as a whole: short, and nothing but its message decides what it gets.
-        No HTTP request begins so."""
+        """The bytes of a call that may be known as a whole: short, and nothing but its message decides what it gets."""
         keyring, rate = self._responder.keyring, self._gate.limits.rate
         if rate or keyring.certified or not keyring.is_open or len(body) > MAX_REQUEST_BYTES or not is_plain(given):
             return None
-        return b"\1" + body
+        return self._mark + body
 
     async def stream(self, _: Any, context: Context) -> None:
         """One answer for each request, in the order of the requests; an error ends its request, not the stream."""

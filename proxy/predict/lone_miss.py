@@ -24,7 +24,6 @@ from foreseen.proxy.cache.look_result import LookResult, far_row
 from foreseen.proxy.cache.tiers import Tiers
 from foreseen.proxy.predict.tenant_misses import TenantMisses
 from foreseen.telemetry.metrics import ProxyMetrics
-from foreseen.telemetry.spans import far_call
 from foreseen.types import ALL_STEPS, ANY_AGE, Answer, Key, Prediction, RequestOptions, TierSeconds
 
 TakeFar = Callable[[FlightBatch, LookResult], Sequence[Key]]
@@ -72,12 +71,9 @@ class LoneMiss:
             else:
                 if far_seconds is not None:
                     self._far_skip.far_took(far_seconds)
-                    far_call(batch.traceparent, far_seconds, 1, 0)
                 batch.missed[key] = found
                 metrics.misses.labels(name, found.reason).inc()
-        options = RequestOptions(
-            batch.deadline, lane, steps, batch.traceparent, caller=waiter.caller, scope=space.scope
-        )
+        options = RequestOptions(batch.deadline, lane, steps, caller=waiter.caller, scope=space.scope)
         started = time.perf_counter()
         try:
             (made,) = await self._turns.predict(name, (waiter.row,), b"", options)
