@@ -52,16 +52,9 @@ class UsageSettings(StoreSettings):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class CanarySettings(Common):
-    """How many callers the candidate answers. Without --share, --promote and --abort nothing changes."""
+class OperatorSettings(Common):
+    """Where operators' routes are, and by which token they are asked."""
 
-    share: Annotated[str | None, Parameter(help="Answer this share of callers (25%) by the candidate.")] = None
-    promote: Annotated[bool, Parameter(help="Answer all callers by the candidate.", negative="")] = False
-    abort: Annotated[bool, Parameter(help="Answer no caller by the candidate.", negative="")] = False
-    url: Annotated[
-        str | None, Parameter(help="The running proxy. Default: where `foreseen up` in --data was started last.")
-    ] = None
-    timeout_seconds: Annotated[float, Parameter(help="How long to wait for the proxy.")] = 5.0
     admin: Annotated[
         str | None,
         Parameter(help="HOST:PORT of operators' routes, https://HOST:PORT over TLS. Default: DATA/run/admin.sock."),
@@ -70,12 +63,26 @@ class CanarySettings(Common):
         Path | None, Parameter(help="Certificates (PEM) that verify operators' routes over TLS. Default: the system's.")
     ] = None
     admin_token_file: Annotated[Path | None, Parameter(help="Token of operators. Default: DATA/admin-token.")] = None
+    timeout_seconds: Annotated[float, Parameter(help="How long to wait for the proxy and its workers.")] = 5.0
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class CanarySettings(OperatorSettings):
+    """How many callers the candidate answers. Without --share, --promote and --abort nothing changes."""
+
+    share: Annotated[str | None, Parameter(help="Answer this share of callers (25%) by the candidate.")] = None
+    promote: Annotated[bool, Parameter(help="Answer all callers by the candidate.", negative="")] = False
+    abort: Annotated[bool, Parameter(help="Answer no caller by the candidate.", negative="")] = False
+    url: Annotated[
+        str | None, Parameter(help="The running proxy. Default: where `foreseen up` in --data was started last.")
+    ] = None
     json: Annotated[bool, Parameter(help="Print JSON for machines.")] = False
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class PurgeSettings(Common):
+class PurgeSettings(OperatorSettings):
     """What is purged, and where. See WITHOUT_ENVIRONMENT."""
 
     model: Annotated[str | None, Parameter(help="Purge everything of a model.")] = None
@@ -95,15 +102,6 @@ class PurgeSettings(Common):
         bool,
         Parameter(help="Purge even if no proxy, state store or artifact knows the name.", negative=""),
     ] = False
-    timeout_seconds: Annotated[float, Parameter(help="How long to wait for workers to confirm.")] = 5.0
-    admin: Annotated[
-        str | None,
-        Parameter(help="HOST:PORT of operators' routes, https://HOST:PORT over TLS. Default: DATA/run/admin.sock."),
-    ] = None
-    admin_ca_file: Annotated[
-        Path | None, Parameter(help="Certificates (PEM) that verify operators' routes over TLS. Default: the system's.")
-    ] = None
-    admin_token_file: Annotated[Path | None, Parameter(help="Token of operators. Default: DATA/admin-token.")] = None
     forget: Annotated[
         str | None, Parameter(help="Instead of a purge: unregister a worker of another machine that has ended.")
     ] = None

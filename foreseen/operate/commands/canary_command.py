@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from foreseen.errors import SetupError
-from foreseen.operate.commands.purge_command import answer_of
+from foreseen.operate.admin_client import answer_of
 from foreseen.operate.scrape import Scrape, scrape
 from foreseen.settings import CanarySettings
 from foreseen.units import share_of
