@@ -55,15 +55,19 @@ def check(records: list[Any]) -> None:
         assert headers["foreseen-cache-status"].startswith("foreseen;")
 
 
-def ask_and_read(live: Live, address: str, clients: Sequence[str]) -> None:
+def ask_and_read(live: Live, address: str, clients: Sequence[str]) -> list[int]:
+    """How many right replies each client has read."""
     with bridge(live, address):
         for at, client in enumerate(clients):
             run(client, address, "ask", "asked", given=lines(at * MESSAGES))
-        for client in clients:
-            check(run(client, address, "read", "replies", len(clients) * MESSAGES))
+        read = [run(client, address, "read", "replies", len(clients) * MESSAGES) for client in clients]
+    for records in read:
+        check(records)
+    return [len(records) for records in read]
 
 
 async def test_at_tansu(live: Live, tmp_path: Path) -> None:
     with broker(tmp_path) as one:
         await one.create("asked", "replies", "dead")
-        await asyncio.to_thread(ask_and_read, live, one.address, CLIENTS)
+        read = await asyncio.to_thread(ask_and_read, live, one.address, CLIENTS)
+    assert read == [len(CLIENTS) * MESSAGES] * len(CLIENTS)

@@ -54,6 +54,7 @@ async def test_an_end_with_an_error_is_a_refusal(kept: Callable[[str], Child]) -
     child = kept("exit 1")
     await child.start()
     await until(lambda: child.refusals >= 3)
+    assert child.ends >= child.refusals
 
 
 async def test_a_child_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
@@ -65,7 +66,9 @@ async def test_a_child_that_cannot_be_started_is_tried_again(tmp_path: Path) -> 
     program.write_text("#!/bin/bash\nexec sleep 1000\n")
     program.chmod(0o700)
     await until(lambda: child.is_running)
+    assert child.ends >= 3
     await child.stop(5, signal.SIGKILL)
+    assert not child.is_running
 
 
 def test_what_is_written_of_children_is_read_in_the_metrics(tmp_path: Path) -> None:

@@ -181,7 +181,8 @@ def test_a_command_of_ours_parses(page: str, command: str) -> None:
     """Every flag and every value is taken by the program's own command line."""
     words = shlex.split(command)[1:]
     if words != ["--help"]:
-        app.parse_args(words, exit_on_error=False, print_error=False)
+        function, *_ = app.parse_args(words, exit_on_error=False, print_error=False)
+        assert callable(function)
 
 
 @pytest.mark.parametrize(("page", "command"), [(p, c) for p, c in ALL if c.startswith(("pip", "docker", "make"))])

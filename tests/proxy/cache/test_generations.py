@@ -265,6 +265,7 @@ async def test_a_mark_that_comes_late_is_heeded(state_url: str, store: Redis) ->
         before = generations.of(PUBLIC, "m", "d") or 0
         mark.value = before + 10_000_000_000
         await until(lambda: (generations.of(PUBLIC, "m", "d") or 0) > before + 10_000_000_000)
+        assert (generations.of(PUBLIC, "m", "d") or 0) > before + 10_000_000_000
 
 
 async def test_a_full_log_ends_in_a_purge_of_everything(
