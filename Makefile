@@ -301,7 +301,7 @@ bench-jobs: setup ## jobs beside the synchronous path on the same rows, at satur
 	@$(BIN)/python -m bench.jobs --model minilm --rows 32
 	@$(BIN)/python -m bench.jobs --model fingerprint --rows 64 --requests 2000 --least 0.5
 
-verify-kafka: setup ## 20,000 messages of a Kafka topic while two processes are killed every two seconds and the group changes every ten, some of them poison
+verify-kafka: setup ## 20,000 messages of a Kafka topic while two processes are killed, each time two seconds after the group has answered again, and the group changes; some are poison
 	@$(BIN)/python -m bench.verify_kafka
 
 bench-kafka: setup ## hits of `foreseen kafka` a second a core, and minilm by messages beside the synchronous path
