@@ -109,7 +109,7 @@ class TenantQuota:
         self.name = tenant.name
         self.tenant_generation = tenant.generation
         self.limits: TenantLimits = limits
-        self.has_rates = limits.requests_per_second is not None or limits.rows_per_second is not None
+        self.has_rates = limits.has_rates
         self.requests = RateShare(limits.requests_per_second, (limits.requests_per_second or 0.0) * first_share, now)
         self.rows = RateShare(limits.rows_per_second, (limits.rows_per_second or 0.0) * first_share, now)
         self.misses = (limits.concurrent_misses or math.inf) * first_share

@@ -24,6 +24,11 @@ class TenantLimits(Struct, frozen=True):
     concurrent_misses: int | None = None
     model_seconds_per_day: float | None = None
 
+    @property
+    def has_rates(self) -> bool:
+        """Whether requests or rows are counted before the cache is asked."""
+        return self.requests_per_second is not None or self.rows_per_second is not None
+
 
 UNLIMITED = TenantLimits()
 

@@ -126,8 +126,9 @@ class Responder:
         if request is None or request.head.tenant.generation != self.keyring.generation:
             return None
         started, now = time.perf_counter(), self._clock()
-        valid = self.cache.is_valid(request.entry, now)
-        if not valid or (self._quotas and not self._quotas.may(request.head.tenant, len(request.entry.rows))):
+        if not self.cache.is_valid(request.entry, now):
+            return None
+        if request.has_rates and self._quotas and not self._quotas.may(request.head.tenant, len(request.entry.rows)):
             return None
         self._count(self.traced(structs.replace(request.head, caller=caller)), request.entry, started)
         return self.cache.repeated(request, now, self._repeat_timing)
@@ -211,8 +212,10 @@ class Responder:
         """Charge a request to its tenant. The entry of its body, if its reply may be sent. Raises QuotaExceeded."""
         if entry is not None and (head.control is not NO_CONTROL or not self.cache.is_valid(entry, now)):
             entry = None
+        if self._quotas is None or (entry is not None and not head.tenant.limits.has_rates):
+            return entry
         rows = 0 if entry is None else len(entry.rows)
-        if self._quotas is not None and not self._quotas.may(head.tenant, rows):
+        if not self._quotas.may(head.tenant, rows):
             self._quotas.admit(head.tenant, 1, rows)
         return entry
 

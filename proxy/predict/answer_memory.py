@@ -93,13 +93,14 @@ class CachedBody:
 class CachedRequest:
     """A whole request that near answered: its bytes, what its head asks, its body's entry, the reply of this second."""
 
-    __slots__ = ("entry", "hash", "head", "raw", "reply", "second", "size")
+    __slots__ = ("entry", "has_rates", "hash", "head", "raw", "reply", "second", "size")
 
     def __init__(self, raw: bytes, hashed: int, head: RequestHead, entry: CachedBody) -> None:
         assert entry.rendered is not None
         self.raw, self.hash, self.head, self.entry = raw, hashed, head, entry
         reply = len(entry.rendered.before) + len(entry.rendered.after)
         self.size = REQUEST_OVERHEAD_BYTES + len(raw) + reply
+        self.has_rates = head.tenant.limits.has_rates
         self.second = -1
         self.reply: bytes | Reply = b""
 
