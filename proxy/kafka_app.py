@@ -43,7 +43,7 @@ log = structlog.get_logger()
 
 
 class ProxyAnswers:
-    """The normal way of one proxy, and the digest that its answers are of."""
+    """The normal path of one proxy, and the digest that its answers are of."""
 
     def __init__(self, proxy: Proxy) -> None:
         self._proxy = proxy

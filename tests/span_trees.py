@@ -75,7 +75,7 @@ def check_miss_and_hits(live: Live, collector: Collector) -> None:
     assert (server.attributes["foreseen.cache.result"], server.attributes["foreseen.rows_hit"]) == ("miss", 0)
     assert server.attributes["url.path"] == FINGERPRINT
     assert len(server.attributes["foreseen.digest"]) == 8
-    for _ in range(3):  # the normal way, a known body, a known head
+    for _ in range(3):  # the normal path, a known body, a known head
         tree, spans = client.asked(live, FINGERPRINT, body, 1)
         assert tree == [["infer fingerprint SERVER"]]
         server = spans["infer fingerprint"]

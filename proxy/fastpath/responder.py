@@ -121,7 +121,7 @@ class Responder:
         return names[0]
 
     def repeat(self, raw: bytes, caller: Caller | None = None) -> bytes | Reply | None:
-        """The fast way of a whole request that came before, byte by byte: its reply as `begin` gave it then."""
+        """The fast path of a whole request that came before, byte by byte: its reply as `begin` gave it then."""
         request = self.cache.find_request(raw)
         if request is None or request.head.tenant.generation != self.keyring.generation:
             return None

@@ -1,4 +1,4 @@
-"""A call's metadata, deadline and peer → what the normal way takes: a `RequestHead`. Without grpcio.
+"""A call's metadata, deadline and peer → what the normal path takes: a `RequestHead`. Without grpcio.
 
 Metadata are what headers are over HTTP: `cache-control`, `traceparent`, `x-request-id`, and `x-forwarded-for` behind
 trusted proxies. The deadline is the call's own.

@@ -1,4 +1,4 @@
-"""Kafka messages ↔ what the normal way takes and gives: a record → head and body; a reply → value and headers.
+"""Kafka messages ↔ what the normal path takes and gives: a record → head and body; a reply → value and headers.
 
 Headers have the names of Spring Kafka's request-reply (`kafka_replyTopic`, `kafka_correlationId`) and of CloudEvents'
 binary mode (`ce_*`, `content-type`).
@@ -176,7 +176,7 @@ def _object(value: bytes, only: str | None) -> dict[str, object]:
 
 
 def _shape(data: object) -> list[int]:
-    """The shape of nested lists, by their first elements; the normal way finds what does not fit."""
+    """The shape of nested lists, by their first elements; the normal path finds what does not fit."""
     shape = []
     while isinstance(data, list):
         shape.append(len(data))

@@ -67,7 +67,7 @@ class Transactions(Protocol):
 
 
 class Answers(Protocol):
-    """The normal way of a request (`Responder`)."""
+    """The normal path of a request (`Responder`)."""
 
     def begin(self, head: RequestHead, body: bytes, reached: Callable[[Reply], None]) -> Reply | None:
         """The reply, or None where `reached` is called with it later."""

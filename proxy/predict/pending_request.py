@@ -1,4 +1,4 @@
-"""The normal way of one predict request, from its bytes to its reply:
+"""The normal path of one predict request, from its bytes to its reply:
 
     decode → prepare → key → near → flight → far → model → keep → render
 

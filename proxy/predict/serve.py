@@ -1,4 +1,4 @@
-"""What the requests of one proxy process share on the normal way: the space in force, questions, keys, threads."""
+"""What the requests of one proxy process share on the normal path: the space in force, questions, keys, threads."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Bodies of a known template → their reply, where near has every row: what `body_templates.py` cuts, answered.
+"""Answers bodies that match a known template (`body_templates.py`) from near, if near has every row.
 
-The way is the normal one, without the objects in between: a slice becomes bytes, bytes become frames, frames keys; near
-is asked, and what it has is judged as `Tiers.look_near` judges it; fragments of its entries are joined to the reply
-that `render` would make. A template is made of a request that went the normal way, and kept only if it brings that very
-request to the same keys and the same bytes. Where anything is not as it was, this says nothing and the request goes the
-normal way: another preparation, a purge that is not known, a row that is missing or stale, an output of another shape.
+It takes the steps of the normal path without the objects in between: slices of the body become frames and keys, near is
+looked up, entries are judged as `Tiers.look_near` judges them, and their rendered fragments are joined to the reply
+that `render` would make. A template is made from a request on the normal path, and kept only if it yields the same keys
+and the same bytes for that request. Otherwise the request takes the normal path: if the preparation changed, a purge is
+not yet known, a row is missing or stale, or an output has another shape.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from foreseen.types import Key, Prediction, Scope, Space
 from foreseen.web.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES
 
 MAX_ROWS = 256
-"""More are looked up in slices, on the normal way."""
+"""More are looked up in slices, on the normal path."""
 MAX_ALIKE = 16
 """Templates of one beginning: they are tried one after the other."""
 MAX_SKELETONS = 8
@@ -228,7 +228,7 @@ class TemplateAnswers:
         self, template: _Template, lookup: Lookup, request: TemplateRequest, hit: TemplateHit,
         predictions: Sequence[Prediction],
     ) -> CachedBody | None:  # fmt: skip
-        """A body that comes for the second time is kept with its reply, as on the normal way."""
+        """A body that comes for the second time is kept with its reply, as on the normal path."""
         entry = self._cache.keep(lookup, template.served, request.decoded, request.prepared)
         if entry is not None:
             self._cache.keep_reply(entry, hit.rendered, predictions, template.space)
@@ -250,7 +250,7 @@ class TemplateAnswers:
         self, served: ServedModel, lookup: Lookup, decoded: DecodedRequest, prepared: PreparedRows,
         predictions: Sequence[Prediction], rendered: RenderedBody,
     ) -> None:  # fmt: skip
-        """Make a template of a request that was answered on the normal way, where it is ordinary."""
+        """Make a template of a request that was answered on the normal path, where it is ordinary."""
         self._without += 1
         if self._without % LATER == 0:
             self._credit = min(CREDIT, self._credit + 1)
@@ -292,7 +292,7 @@ class TemplateAnswers:
         self, template: _Template, lookup: Lookup, prepared: PreparedRows, predictions: Sequence[Prediction],
         rendered: RenderedBody,
     ) -> bool:  # fmt: skip
-        """Whether the template makes of its own request what the normal way made of it."""
+        """Whether the template makes of its own request what the normal path made of it."""
         slices = template.body.slices(lookup.text, None if lookup.id is None else lookup.start)
         if slices is None or prepared.space is None:
             return False

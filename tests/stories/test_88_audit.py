@@ -75,8 +75,9 @@ def said(live: Live, *flags: str) -> tuple[int, str]:
 def test_a_tampered_entry_is_found_and_removed_everywhere(
     built: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], near_bytes: int
 ) -> None:
-    """Its tag is valid, so it is answered: from far each time, or, once near has it from there, on the fast way. One of
-    its first hits is audited: the key is logged and listed, the alert's counter moves, the next answer is the model's.
+    """Its tag is valid, so it is answered: from far each time, or, once near has it from there, on the fast path.
+    One of its first hits is audited: the key is logged and listed, the alert's counter moves, and the next
+    answer is the model's.
     """
     right, wrong = fingerprint(numbers(880_001)), [0, 0, 0, 0]
     with started(built, tmp_path / "d", *FLAGS, f"--near-bytes={near_bytes}", models=["fingerprint"]) as live:

@@ -1,6 +1,6 @@
 """The table of HTTP dialects: how each decodes a body and renders answers. Only this module knows all of them.
 
-A new dialect is a `Codec` in this table, a route in `handlers.py`, and nothing in between: the normal way of a request
+A new dialect is a `Codec` in this table, a route in `handlers.py`, and nothing in between: the normal path of a request
 (`pending_request.py`), the fast one (`answer_cache.py`) and the pipeline take what a codec gives them.
 """
 

@@ -190,7 +190,7 @@ class RowSampler(ABC):
         self.add(Drawn(served, question.space, question.parameters, key, question.rows[at], answer.prediction))
 
     def _decode(self, head: RequestHead, served: ServedModel, lookup: Lookup, places: Sequence[int]) -> None:
-        """What the template left out: rows and keys, as the normal way makes them."""
+        """What the template left out: rows and keys, as the normal path makes them."""
         server = self._server
         try:
             decoded = codecs.decode(structs.replace(head, header_length=lookup.meaning[2]), lookup.text, served)
@@ -210,7 +210,7 @@ class RowSampler(ABC):
 
 
 class HitSamplers:
-    """Several samplers that the responder offers hits of the fast way to."""
+    """Several samplers that the responder offers hits of the fast path to."""
 
     def __init__(self, samplers: Sequence[RowSampler]) -> None:
         self._samplers = samplers

@@ -22,7 +22,7 @@ from tests.proxy.fastpath.test_responder import ASK, System, body
 ROOT = Path(foreseen.__file__).resolve().parent.parent
 MAX_FILES, MAX_FILES_OF_AN_ID, MAX_TYPES = 7, 9, 18
 MAX_LINES = 1718
-"""Of the fast way and of serving. The aim is 1,150: lower this with every cut."""
+"""Of the fast path and of serving. The aim is 1,150: lower this with every cut."""
 
 
 class Asked:
@@ -124,14 +124,14 @@ async def test_a_known_hit_opens_the_files_that_the_docs_list() -> None:
             assert re.search(rb"Server-Timing: (replay|shortcut)\r", head)
             opened.append(seen.files)
     same, fresh = opened
-    assert same | fresh == listed("Files that a known hit opens")
+    assert same | fresh == listed("Files that a known hit uses")
     assert len(same) <= MAX_FILES
     assert len(same | fresh) <= MAX_FILES_OF_AN_ID
 
 
 def test_the_fast_way_and_serving_stay_small() -> None:
     """Lines of the files that docs/architecture.md lists, docstrings and blank lines included."""
-    files = listed("Code of the fast way and of serving")
+    files = listed("Code of the fast path and of serving")
     assert {name for name in files if name.startswith("proxy/fastpath/")} == {
         str(path.relative_to(ROOT)) for path in (ROOT / "proxy" / "fastpath").glob("*.py") if path.name != "__init__.py"
     }

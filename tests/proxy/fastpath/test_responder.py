@@ -288,7 +288,7 @@ async def test_a_request_that_aiohttp_reads_and_a_fast_one_wait_for_one_flight()
 
 
 async def test_a_cached_reply_goes_to_requests_that_aiohttp_reads_too() -> None:
-    """The same status, headers and body as the fast way, each with its id, and counted alike."""
+    """The same status, headers and body as the fast path, each with its id, and counted alike."""
     system = System(near_bytes=100_000)
     await system.known(body((4, 2), own="first"))
     fast = await system.ask(body((4, 2), own="mine"))

@@ -1,4 +1,4 @@
-"""What is answered by a template is what the normal way answers, byte by byte, and counts alike."""
+"""What is answered by a template is what the normal path answers, byte by byte, and counts alike."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ async def test_cache_control_goes_the_normal_way(directive: str) -> None:
 
 
 async def test_a_purge_that_is_not_known_goes_past_the_cache() -> None:
-    """As on the normal way: nothing is answered while it cannot be known what was purged."""
+    """As on the normal path: nothing is answered while it cannot be known what was purged."""
     both, dice = twins("numbers"), Dice(NUMBERS, 6)
     for _ in range(200):
         await both.ask(*dice.body())
