@@ -20,7 +20,7 @@ from foreseen.proxy.jobs.predictions import Predictions
 from foreseen.proxy.jobs.ticket_options import WEBHOOK, Prefer
 from foreseen.proxy.predict.ask import Protocol, RequestHead
 from foreseen.proxy.predict.dialects.codecs import CODECS
-from foreseen.proxy.predict.dialects.text_codecs import ERROR_FORMS, ROUTES
+from foreseen.proxy.predict.dialects.text_codecs import ERROR_FORMS
 from foreseen.proxy.predict.serve import Server
 from foreseen.proxy.status_handlers import OPENAI, V1_MODEL, StatusHandlers
 from foreseen.proxy.text_routes import TextRoutes
@@ -36,12 +36,13 @@ from foreseen.web.http import (
     expect,
     header_length,
     read_body,
+    route_name,
     route_of,
     traceparent,
 )
 
-COUNTED = ("/infer", ":predict", "/embeddings", *ROUTES)
-"""Routes that admit a caller themselves, since what they refuse is counted under the model's name."""
+PREDICTED: web.AppKey[set[str]] = web.AppKey("predicted", set[str])
+"""Predict routes. They admit a caller themselves, since what they refuse is counted under the model's name."""
 _OPENAI_PATHS = ("/v1/embeddings", "/v1/files", "/v1/batches", "/openai/")
 FREE = ("/v2/health/live", "/v2/health/ready", "/metrics", "/metrics/{model}")
 """Routes without a rate limit: health checks and scrapes."""
@@ -74,7 +75,12 @@ class Handlers:
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[errors, openai_errors, admitted], client_max_size=self._settings.body_bytes)
-        route = app.router.add_route
+        predicted = app[PREDICTED] = set()
+
+        def predict(path: str, handler: Handler) -> None:
+            for method in ("POST", "QUERY"):
+                predicted.add(route_name(app.router.add_route(method, path, handler, expect_handler=expect)))
+
         self._status.add_to(app)
         operated = OperatorRoutes(
             self._server,
@@ -84,16 +90,13 @@ class Handlers:
             deadline_seconds=self._settings.deadline_seconds,
         )
         for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
-            for method in ("POST", "QUERY"):
-                route(method, f"{model}/infer", self.infer, expect_handler=expect)
+            predict(f"{model}/infer", self.infer)
             operated.add_v2(app, model)
         for prefix in OPENAI:
-            for method in ("POST", "QUERY"):
-                route(method, f"{prefix}/embeddings", self.embeddings, expect_handler=expect)
-        TextRoutes(self.by_body, self._responder.served).add_to(app)
+            predict(f"{prefix}/embeddings", self.embeddings)
+        TextRoutes(self.by_body, self._responder.served).add_to(app, predict)
         for model in V1_MODEL:
-            for method in ("POST", "QUERY"):
-                route(method, f"{model}:predict", self.v1_predict, expect_handler=expect)
+            predict(f"{model}:predict", self.v1_predict)
             operated.add_v1(app, model)
         if self._predictions is not None:
             self._predictions.add_to(app)
@@ -217,7 +220,7 @@ async def openai_errors(request: web.Request, handler: Handler) -> web.StreamRes
 async def admitted(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Admission of every request on the public listener, but for routes that admit callers themselves and FREE ones."""
     route = route_of(request)
-    if not route.endswith(COUNTED):
+    if route not in request.app[PREDICTED]:
         if route not in FREE:
             admit(request)
         if not is_open(route) and not route.endswith((*OPERATED, *WATCHED)):

@@ -8,9 +8,10 @@ from aiohttp import web
 
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.predict.ask import Protocol
+from foreseen.proxy.predict.dialects.text_codecs import ROUTES
 from foreseen.proxy.tei_info import tei_info
 from foreseen.web.authentication import tenant_of
-from foreseen.web.http import expect, json_reply
+from foreseen.web.http import Handler, json_reply
 
 Answer = Callable[[web.Request, Protocol], Awaitable[web.StreamResponse]]
 
@@ -22,25 +23,10 @@ class TextRoutes:
         self._answer = answer
         self._served = served
 
-    def add_to(self, app: web.Application) -> None:
-        """Add the routes."""
-        for path, handler in (
-            ("/v1/rerank", self.rerank_v1),
-            ("/openai/v1/rerank", self.rerank_v1),
-            ("/v2/rerank", self.rerank_v2),
-            ("/rerank", self.rerank),
-            ("/v1/score", self.score),
-            ("/score", self.score),
-            ("/v1/ranking", self.ranking),
-            ("/predict", self.predict),
-            ("/classify", self.classify),
-            ("/embed", self.embed),
-            ("/embed_all", self.embed_all),
-            ("/embed_sparse", self.embed_sparse),
-            ("/similarity", self.similarity),
-        ):
-            for method in ("POST", "QUERY"):
-                app.router.add_route(method, path, handler, expect_handler=expect)
+    def add_to(self, app: web.Application, predict: Callable[[str, Handler], None]) -> None:
+        """Add the routes: of each path in `ROUTES` the method that has its protocol's name. `predict` adds one."""
+        for path, protocol in ROUTES.items():
+            predict(path, getattr(self, protocol.replace("-", "_")))
         app.router.add_get("/info", self.info)
 
     async def info(self, request: web.Request) -> web.StreamResponse:

@@ -17,8 +17,8 @@ from foreseen.types import DOWN, FarState, Key
 PREFIX = b"fsn1:"
 SECRET_CHECK = b"fsn1.secret"
 LEASE = b"fsn1.lease:"
-_EXTEND = lua_script("foreseen.stores", "lease_extend")
-_RELEASE = lua_script("foreseen.stores", "lease_release")
+EXTEND_LEASE = lua_script("foreseen.stores", "lease_extend")
+RELEASE_LEASE = lua_script("foreseen.stores", "lease_release")
 COMMANDS_PER_CALL = 256
 
 Command = tuple[Any, ...]
@@ -85,11 +85,11 @@ class Entries(ABC):
 
     async def extend(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> None:
         """Extend the leases that this token still holds."""
-        await self._in_steps([("EVAL", _EXTEND, 1, LEASE + key, token, milliseconds) for key in keys])
+        await self._in_steps([("EVAL", EXTEND_LEASE, 1, LEASE + key, token, milliseconds) for key in keys])
 
     async def release(self, keys: Sequence[Key], token: bytes) -> None:
         """Release the leases that this token still holds."""
-        await self._in_steps([("EVAL", _RELEASE, 1, LEASE + key, token) for key in keys])
+        await self._in_steps([("EVAL", RELEASE_LEASE, 1, LEASE + key, token) for key in keys])
 
     async def forget(self, keys: Sequence[Key]) -> int:
         """Delete entries; how many there were."""

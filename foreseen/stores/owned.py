@@ -49,6 +49,22 @@ class OwnedEntries(Entries):
         self._admit()
         return await self._entries.each(commands, stores=stores)
 
+    async def lease(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> list[bool]:
+        self._admit()
+        return await self._entries.lease(keys, token, milliseconds)
+
+    async def extend(self, keys: Sequence[Key], token: bytes, milliseconds: int) -> None:
+        self._admit()
+        await self._entries.extend(keys, token, milliseconds)
+
+    async def release(self, keys: Sequence[Key], token: bytes) -> None:
+        self._admit()
+        await self._entries.release(keys, token)
+
+    async def forget(self, keys: Sequence[Key]) -> int:
+        self._admit()
+        return await self._entries.forget(keys)
+
     async def states(self) -> list[FarState]:
         return await self._entries.states()
 

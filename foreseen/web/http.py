@@ -194,8 +194,12 @@ def internal(error: Exception, route: str, caller: Caller | None = None) -> Fore
 
 def route_of(request: web.Request) -> str:
     """The route's template, from a closed set: paths are data."""
-    resource = request.match_info.route.resource
-    return resource.canonical if resource is not None else "unmatched"
+    return route_name(request.match_info.route)
+
+
+def route_name(route: web.AbstractRoute) -> str:
+    """A route's template."""
+    return route.resource.canonical if route.resource is not None else "unmatched"
 
 
 async def expect(request: web.Request) -> None:

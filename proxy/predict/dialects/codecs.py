@@ -114,7 +114,9 @@ _OF_OPTIONS: Mapping[str, Codec] = {**CODECS, "v1-columns": CODECS["v1"]}
 
 def decode(head: RequestHead, body: bytes, served: ServedModel) -> DecodedRequest:
     """decode: what a body asks in the dialect of its head. Raises BadRequest or BadInput naming the field, TooLarge."""
-    decoded = CODECS[head.protocol].decode(head, body, served.manifest)
+    codec = CODECS[head.protocol]
+    decoded = codec.decode(head, body, served.manifest)
+    assert _OF_OPTIONS[decoded.output_options.protocol] is codec, "a codec's `decode` sets `OutputOptions.protocol`"
     check_rows(served, decoded.inputs)
     scores = decoded.output_options.scores
     if scores is None or scores.form not in IDENTIFIED:

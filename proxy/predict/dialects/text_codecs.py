@@ -110,7 +110,7 @@ ROUTES: Mapping[str, str] = {
     "/embed_sparse": "embed-sparse",
     "/similarity": "similarity",
 }
-"""Path → protocol."""
+"""Path → protocol. `TextRoutes` has a handler by each protocol's name."""
 ERROR_FORMS: Mapping[str, str] = {**ROUTES, "/info": "embed"}
 """Path → the protocol whose errors it has."""
 
