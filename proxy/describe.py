@@ -60,21 +60,25 @@ def statistics(served: ServedModel) -> dict[str, Any]:
     return {
         "name": served.manifest.name,
         "version": served.manifest.version,
-        "last_inference": stats.last_ms,
+        "last_inference": int(stats.last_seconds * 1000),
         "inference_count": stats.computed_rows,
         "execution_count": stats.computed_requests,
         "inference_stats": {
-            "success": {"count": stats.success, "ns": stats.success_ns},
-            "fail": {"count": stats.fail, "ns": stats.fail_ns},
+            "success": {"count": stats.success, "ns": _ns(stats.success_seconds)},
+            "fail": {"count": stats.fail, "ns": _ns(stats.fail_seconds)},
             "queue": {"count": stats.success, "ns": 0},
             "compute_input": untimed,
-            "compute_infer": {"count": stats.computed_requests, "ns": stats.cache_miss_ns},
+            "compute_infer": {"count": stats.computed_requests, "ns": _ns(stats.cache_miss_seconds)},
             "compute_output": untimed,
-            "cache_hit": {"count": stats.cache_hit, "ns": stats.cache_hit_ns},
-            "cache_miss": {"count": stats.cache_miss, "ns": stats.cache_miss_ns},
+            "cache_hit": {"count": stats.cache_hit, "ns": _ns(stats.cache_hit_seconds)},
+            "cache_miss": {"count": stats.cache_miss, "ns": _ns(stats.cache_miss_seconds)},
         },
         "batch_stats": [],
     }
+
+
+def _ns(seconds: float) -> int:
+    return int(seconds * 1e9)
 
 
 def repository_entry(served: ServedModel) -> dict[str, Any]:

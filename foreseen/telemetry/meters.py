@@ -68,6 +68,7 @@ class Tallies:
         self._metric = metric
         self._at_once = at_once
         self._tallies: dict[tuple[str, ...], Tally] = {}
+        self._by_label: dict[str, Tally] = {}
 
     def of(self, *values: str) -> Tally:
         tally = self._tallies.get(values)
@@ -76,7 +77,11 @@ class Tallies:
         return tally
 
     def add(self, label: str, value: float) -> None:
-        self.of(label).add(value)
+        """Add to the tally of the only label."""
+        tally = self._by_label.get(label)
+        if tally is None:
+            tally = self._by_label[label] = self.of(label)
+        tally.add(value)
 
     def __iter__(self) -> Iterator[Tally]:
         return iter(self._tallies.values())
@@ -89,7 +94,7 @@ class Hits:
     """
 
     __slots__ = (
-        "_at_once", "_bounds", "_counters", "_counts", "_far", "_histogram", "_near", "_requests", "_saved", "_seconds",
+        "_at_once", "_bounds", "_counters", "_counts", "_far", "_histogram", "_near", "_saved", "_seconds",
     )  # fmt: skip
 
     def __init__(
@@ -100,14 +105,14 @@ class Hits:
         self._at_once = at_once
         self._bounds = seconds._upper_bounds  # noqa: SLF001 - as in `Tally`
         self._counts = [0] * len(self._bounds)
-        self._requests = self._near = self._far = 0
+        self._near = self._far = 0
         self._saved = self._seconds = 0.0
 
     def add(self, near: int, far: int, saved: float, seconds: float) -> None:
         """One request of so many rows of each tier."""
-        self._requests += 1
         self._near += near
-        self._far += far
+        if far:
+            self._far += far
         self._saved += saved
         self._seconds += seconds
         self._counts[bisect_left(self._bounds, seconds)] += 1
@@ -115,9 +120,10 @@ class Hits:
             self.flush()
 
     def flush(self) -> None:
-        if not self._requests:
+        requests = sum(self._counts)
+        if not requests:
             return
-        for counter, value in zip(self._counters, (self._requests, self._near, self._far, self._saved), strict=True):
+        for counter, value in zip(self._counters, (requests, self._near, self._far, self._saved), strict=True):
             if value:
                 counter.inc(value)
         for number, count in enumerate(self._counts):
@@ -125,7 +131,7 @@ class Hits:
                 self._histogram._buckets[number].inc(count)  # noqa: SLF001
         self._histogram._sum.inc(self._seconds)  # noqa: SLF001
         self._counts = [0] * len(self._bounds)
-        self._requests = self._near = self._far = 0
+        self._near = self._far = 0
         self._saved = self._seconds = 0.0
 
 

@@ -17,6 +17,11 @@ OFF_LOOP_TEXT_BYTES = 4 * 1024
 """The same for text that goes through a tokenizer, which costs about 30 µs for a short sentence."""
 
 
+def on_loop_bytes(is_heavy: bool) -> int:
+    """The largest body that is prepared on the event loop, with steps that are heavy or without."""
+    return OFF_LOOP_TEXT_BYTES if is_heavy else OFF_LOOP_BYTES
+
+
 class Heavy:
     """The threads of one proxy process. One of them is free for medium bodies while the other has a large one."""
 

@@ -16,14 +16,14 @@ from foreseen.proxy.predict.dialects.decode import prepared
 from foreseen.proxy.predict.pipeline import Pipeline
 from foreseen.proxy.predict.serve import Server
 from foreseen.types import ANY_AGE, Answer, Explanation, Key, Prediction, Question, RequestOptions, Space, Steps
-from foreseen.web.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES
+from foreseen.web.heavy import on_loop_bytes
 
 
 async def explain_request(server: Server, served: ServedModel, head: RequestHead, body: bytes) -> list[Explanation]:
     """One explanation per row of a request. Raises BadRequest or BadInput, ModelUnavailable."""
     preparer, size = served.preparer(), len(body)
     decoded = await server.heavy.run(lambda: codecs.decode(head, body, served), size)
-    limit = OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES
+    limit = on_loop_bytes(preparer.heavy)
     _, rows = await server.heavy.run(lambda: prepared(decoded, preparer), size, limit)
     space = server.space(served, head.tenant.scope)
     steps: Steps = frozenset(("model",)) if decoded.sequence else served.steps

@@ -38,20 +38,29 @@ FORMER_DIGESTS = 8
 
 @dataclass(slots=True)
 class WorkerStats:
-    """Triton's statistics extension, of this worker: counts and nanoseconds."""
+    """Triton's statistics extension, of this worker: counts and seconds."""
 
-    success: int = 0
-    success_ns: int = 0
+    bypass: int = 0
+    bypass_seconds: float = 0.0
     fail: int = 0
-    fail_ns: int = 0
+    fail_seconds: float = 0.0
     cache_hit: int = 0
-    cache_hit_ns: int = 0
+    cache_hit_seconds: float = 0.0
     cache_miss: int = 0
-    cache_miss_ns: int = 0
+    cache_miss_seconds: float = 0.0
     rows: int = 0
     computed_rows: int = 0
     computed_requests: int = 0
-    last_ms: int = 0
+    last_seconds: float = 0.0
+    """When a request was answered last, in Unix seconds."""
+
+    @property
+    def success(self) -> int:
+        return self.cache_hit + self.cache_miss + self.bypass
+
+    @property
+    def success_seconds(self) -> float:
+        return self.cache_hit_seconds + self.cache_miss_seconds + self.bypass_seconds
 
 
 class ServedModel:

@@ -29,7 +29,9 @@ class SteadyClock:
         at = self._monotonic()
         passed = at - self._at
         ahead = self._wall() - (self._now + passed)
-        if abs(ahead) > STEP_SECONDS:
+        if not -STEP_SECONDS <= ahead <= STEP_SECONDS:
             ahead = max(-SLEW * passed, min(SLEW * passed, ahead))
-        self._at, self._now = at, max(self._now, self._now + passed + ahead)
+        self._at, now = at, self._now + passed + ahead
+        if now > self._now:
+            self._now = now
         return self._now

@@ -68,7 +68,7 @@ class Near:
         return None if slot is None else slot.prediction
 
     def entries(self, keys: Iterable[Key]) -> list[NearEntry] | None:
-        """The entries of these keys, fresh or not; None, and no use counted, where one is missing."""
+        """The entries of these keys, fresh or not, without counting as a use; None where one is missing."""
         small, main = self._small.get, self._main.get
         entries = []
         for key in keys:
@@ -76,10 +76,13 @@ class Near:
             if entry is None:
                 return None
             entries.append(entry)
+        return entries
+
+    def used(self, entries: Iterable[NearEntry]) -> None:
+        """Count a use of each."""
         for entry in entries:
             if entry.frequency < MAX_FREQUENCY:
                 entry.frequency += 1
-        return entries
 
     def texts(
         self, keys: Sequence[Key], entries: Sequence[NearEntry], form: Form, make: Callable[[Prediction, Form], bytes]
@@ -88,28 +91,28 @@ class Near:
         beside others. Raises what `make` does."""
         found = []
         for at, entry in enumerate(entries):
-            text = None
-            for kept, known in entry.texts:
+            for kept, text in entry.texts:
                 if kept == form:
-                    text = known
+                    found.append(text)
                     break
-            found.append(self._written(keys[at], entry, form, make) if text is None else text)
+            else:
+                found.append(self._written(keys[at], entry, form, make))
         return found
 
     def _written(self, key: Key, entry: NearEntry, form: Form, make: Callable[[Prediction, Form], bytes]) -> bytes:
         text = make(entry.prediction, form)
         size = TEXT_OVERHEAD_BYTES + len(text)
-        if (self._text_bytes + size) * TEXTS_SHARE > self.capacity_bytes:
+        text_bytes = self._text_bytes + size
+        if text_bytes * TEXTS_SHARE > self.capacity_bytes:
             return text
-        small = self._small.get(key) is entry
-        if not small and self._main.get(key) is not entry:
+        if self._small.get(key) is entry:
+            self._small_bytes += size
+        elif self._main.get(key) is not entry:
             return text
-        entry.texts = (*entry.texts, (form, text))
+        entry.texts += ((form, text),)
         entry.size += size
         self.bytes += size
-        self._text_bytes += size
-        if small:
-            self._small_bytes += size
+        self._text_bytes = text_bytes
         while self.bytes > self.capacity_bytes:
             self._evict()
         return text

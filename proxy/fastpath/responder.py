@@ -142,8 +142,8 @@ class Responder:
         of the body, if it was looked up; `started` is on the clock that measures durations."""
         started = started or time.perf_counter()
         try:
-            head = self.named(head, body)
-            if whole:  # else it is traced already
+            head = head if head.model else self.named(head, body)
+            if whole and self._traces is not None:  # else it is traced already
                 head = self.traced(head)
             if head.implied:  # another model of the kind may come, so a repeat is not answered by its bytes alone
                 raw = None
@@ -222,7 +222,8 @@ class Responder:
     def _template_reply(
         self, head: RequestHead, served: ServedModel, hit: TemplateHit, lookup: Lookup, now: float, started: float
     ) -> Reply:
-        self._server.pipeline.tenants.admit(head.tenant, 0, hit.rows)
+        if self._quotas is not None:
+            self._quotas.admit(head.tenant, 0, hit.rows)
         reply = hit.reply(now, self._template_timing)
         self._counter.hit(head, served, hit.rows, 0, hit.saved, time.perf_counter() - started)
         if self._sampled is not None:

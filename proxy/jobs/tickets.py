@@ -53,7 +53,7 @@ from foreseen.queue.records import (
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.telemetry.spans import Publication
 from foreseen.types import ALL_STEPS, ANY_AGE, Key, Owner, Question, RequestOptions, Scope, Space, Steps
-from foreseen.web.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES, Heavy
+from foreseen.web.heavy import Heavy, on_loop_bytes
 
 BATCH = ""
 """The model in a batch's head: its items name their own."""
@@ -103,7 +103,7 @@ class Jobs:
             return None
         scope, owner = ask.tenant.scope, ask.tenant.owner
         space, preparation, preparer = self._in_force(served, scope), served.preparation, served.preparer()
-        limit = OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES
+        limit = on_loop_bytes(preparer.heavy)
         decoded = asked
         asked, rows = await self.heavy.run(lambda: prepared(decoded, preparer), size, limit)
         frames = served.framer.frames(rows, asked.parameters)

@@ -12,6 +12,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Collection, Container, Mapping
+from typing import Any
 
 from foreseen.errors import ForeseenError
 from foreseen.logs import write_line
@@ -61,22 +62,25 @@ class RequestCounter:
         if hits is None:
             hits = self._hits[head.model, head.protocol] = self._metrics.hits(head.model, head.protocol)
         hits.add(near, far, saved, seconds)
-        stats, took = served.stats, int(seconds * 1e9)
-        stats.success += 1
-        stats.success_ns += took
-        stats.rows += near + far
-        stats.last_ms = int(time.time() * 1000)
+        stats, rows = served.stats, near + far
         stats.cache_hit += 1
-        stats.cache_hit_ns += took
+        stats.cache_hit_seconds += seconds
+        stats.rows += rows
+        stats.last_seconds = time.time()
         if self._usage is not None:
             counts = self._usage.now.get((head.tenant.name, head.model))  # what `add` does, at half its price
             if counts is None:
-                self._usage.add(head.tenant.name, head.model, near + far, 0, saved)
+                self._usage.add(head.tenant.name, head.model, rows, 0, saved)
             else:
                 counts[0] += 1
-                counts[2] += near + far
+                counts[2] += rows
                 counts[4] += saved
-        self._write(head, 200, "hit", near + far, seconds)
+        if head.caller is not None:
+            self._count_caller(head.caller, rows, 0)
+        if self._access.takes_hit(head.traceparent):
+            self._access.add(
+                head.model, head.protocol, 200, "hit", rows, seconds, traceparent=head.traceparent, caller=head.caller
+            )
 
     def answered(self, head: RequestHead, served: ServedModel, facts: AnswerFacts, lane: Lane, seconds: float) -> None:
         """A request that was answered, from wherever."""
@@ -93,17 +97,18 @@ class RequestCounter:
         computed = sources.get("model", 0) + sources.get("bypass", 0)
         if self._usage is not None:
             self._usage.add(head.tenant.name, head.model, rows - computed, computed, facts.saved)
-        stats, took = served.stats, int(seconds * 1e9)
-        stats.success += 1
-        stats.success_ns += took
+        stats = served.stats
         stats.rows += rows
-        stats.last_ms = int(time.time() * 1000)
+        stats.last_seconds = time.time()
         if result in ("hit", "stale"):
             stats.cache_hit += 1
-            stats.cache_hit_ns += took
-        elif result != "bypass":
+            stats.cache_hit_seconds += seconds
+        elif result == "bypass":
+            stats.bypass += 1
+            stats.bypass_seconds += seconds
+        else:
             stats.cache_miss += 1
-            stats.cache_miss_ns += took
+            stats.cache_miss_seconds += seconds
         if isinstance(head.traceparent, RequestSpan):
             head.traceparent.rows_hit = sources.get("near", 0) + sources.get("far", 0) + sources.get("stale", 0)
         stats.computed_rows += computed
@@ -132,7 +137,7 @@ class RequestCounter:
         self._metrics.request_seconds.of(name, "error").add(seconds)
         if served is not None:
             served.stats.fail += 1
-            served.stats.fail_ns += int(seconds * 1e9)
+            served.stats.fail_seconds += seconds
         self._metrics.requests.labels(name, protocol, str(error.status)).inc()
         if caller is not None and self._callers is not None:
             self._callers.add(caller.address, 0, 0)
@@ -151,17 +156,21 @@ class RequestCounter:
 
     def _write(self, head: RequestHead, status: int, result: str, rows: int, seconds: float, computed: int = 0) -> None:
         """One request in the table of callers, and perhaps in the log."""
-        caller = head.caller
-        if caller is not None and self._callers is not None:
-            counts = self._callers.now.get(caller.address)  # what `add` does, at half its price
-            if counts is None:
-                self._callers.add(caller.address, rows, computed)
-            else:
-                counts[0] += 1
-                counts[1] += rows
-                counts[2] += computed
-        trace = head.traceparent
+        caller, trace = head.caller, head.traceparent
+        if caller is not None:
+            self._count_caller(caller, rows, computed)
         self._access.write(head.model, head.protocol, status, result, rows, seconds, traceparent=trace, caller=caller)
+
+    def _count_caller(self, caller: Caller, rows: int, computed: int) -> None:
+        if self._callers is None:
+            return
+        counts = self._callers.now.get(caller.address)  # what `add` does, at half its price
+        if counts is None:
+            self._callers.add(caller.address, rows, computed)
+        else:
+            counts[0] += 1
+            counts[1] += rows
+            counts[2] += computed
 
     def failed_rows(self, served: ServedModel, rows: int, lane: Lane) -> None:
         """Rows of a request that got an error instead of answers."""
@@ -187,6 +196,24 @@ class AccessLog:
         self._skipped = 0
 
     def write(
+        self, model: str, protocol: str, status: int, result: str, rows: int, seconds: float, *,
+        traceparent: str | None = None, **more: Any,
+    ) -> None:  # fmt: skip
+        """Log a request, or not: `add` it unless it is a hit that `takes_hit` leaves out."""
+        if result != "hit" or self.takes_hit(traceparent):
+            self.add(model, protocol, status, result, rows, seconds, traceparent=traceparent, **more)
+
+    def takes_hit(self, traceparent: str | None) -> bool:
+        """Whether the next hit is logged: one of the share, every hundredth of 0.01, spread evenly. One that carries a
+        sampled trace (W3C trace flags) always is, so that a trace ends here as somebody who follows it expects."""
+        if self._hits:
+            self._due += self._hits
+            if self._due >= 1:
+                self._due -= 1
+                return True
+        return traceparent is not None and is_sampled(traceparent)
+
+    def add(
         self,
         model: str,
         protocol: str,
@@ -200,10 +227,7 @@ class AccessLog:
         traceparent: str | None = None,
         caller: Caller | None = None,
     ) -> None:
-        """Log a request, or not. One that carries a sampled trace (W3C trace flags) always is, so that a trace ends
-        here as somebody who follows it expects."""
-        if result == "hit" and not (self._is_due() or (traceparent is not None and is_sampled(traceparent))):
-            return
+        """Log a request, within the bound on lines."""
         if isinstance(traceparent, RequestSpan):
             path = None if caller is None else caller.fields(self._models)["path"]
             traceparent.end_request(model, protocol, status, result, rows, seconds, code, path)
@@ -252,16 +276,6 @@ class AccessLog:
             "ms": round(seconds * 1000, 3),
         }
         write_line("request", line | whose | fields)
-
-    def _is_due(self) -> bool:
-        """Whether this hit is one of the share: every hundredth of 0.01, spread evenly."""
-        if not self._hits:
-            return False
-        self._due += self._hits
-        if self._due < 1:
-            return False
-        self._due -= 1
-        return True
 
 
 def names_of(manifest: Manifest) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from foreseen.proxy.predict.response_bytes import Reply, fixed_lines
 from foreseen.proxy.predict.serve import Server
 from foreseen.proxy.predict.template_answers import TemplateRequest
 from foreseen.types import Answer, Key, Question
-from foreseen.web.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES
+from foreseen.web.heavy import on_loop_bytes
 
 OFF_LOOP_ROWS = 512
 """More rows than these are rendered off the event loop."""
@@ -207,7 +207,7 @@ class PendingRequest:
             self._take(self._cut.decoded)
             self._use(self._cut.prepared)
             return True
-        if len(self.body) > (OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES):
+        if len(self.body) > on_loop_bytes(preparer.heavy):
             return False
         self._take(codecs.decode(self.head, self.body, self.served))
         self._decoded, rows = prepared(self._decoded, preparer)
@@ -216,10 +216,7 @@ class PendingRequest:
 
     async def _prepare_anew(self, preparer: Preparer) -> None:
         """prepare, in a thread where that is much."""
-        limit, work = (
-            OFF_LOOP_TEXT_BYTES if preparer.heavy else OFF_LOOP_BYTES,
-            partial(prepared, self._decoded, preparer),
-        )
+        work, limit = partial(prepared, self._decoded, preparer), on_loop_bytes(preparer.heavy)
         self._decoded, rows = await self._server.heavy.run(work, len(self.body), limit)
         self._use(PreparedRows(preparer, rows))
 

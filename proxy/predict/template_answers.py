@@ -23,23 +23,24 @@ from foreseen.proxy.cache.freshness import fresh
 from foreseen.proxy.cache.near import NearEntry
 from foreseen.proxy.cache.tiers import Tiers
 from foreseen.proxy.predict.answer_cache import AnswerCache, Lookup
-from foreseen.proxy.predict.answer_memory import CachedBody, PreparedRows
+from foreseen.proxy.predict.answer_memory import CachedBody, Meaning, PreparedRows
 from foreseen.proxy.predict.dialects.body_templates import MAX_TEMPLATE_BYTES, BodyTemplate, timeout_in
 from foreseen.proxy.predict.dialects.codecs import CODECS
 from foreseen.proxy.predict.dialects.decode import DecodedRequest
-from foreseen.proxy.predict.dialects.fragments import fragment, is_kept
+from foreseen.proxy.predict.dialects.fragments import fragment
 from foreseen.proxy.predict.dialects.render import RenderedBody
 from foreseen.proxy.predict.dialects.reply_skeletons import ReplySkeleton
 from foreseen.proxy.predict.facts import hit_lines
 from foreseen.proxy.predict.response_bytes import Reply, fixed_lines
 from foreseen.proxy.predict.template_rows import Parsed, TemplateRows, rows_of
 from foreseen.types import Key, Prediction, Scope, Space
-from foreseen.web.heavy import OFF_LOOP_BYTES, OFF_LOOP_TEXT_BYTES
+from foreseen.web.heavy import on_loop_bytes
 
 MAX_ROWS = 256
 """More are looked up in slices, on the normal path."""
 MAX_ALIKE = 16
 """Templates of one beginning: they are tried one after the other."""
+MAX_STARTS = 1024
 MAX_SKELETONS = 8
 """Of one template whose bodies have any number of rows."""
 TEMPLATE_BYTES = 6000
@@ -47,6 +48,7 @@ TEMPLATE_BYTES = 6000
 CREDIT, LATER = 32, 64
 """So many templates may be made at once; each that is used for the first time, and each so many requests that had
 none, allow another: bodies that all differ in something else cost no more than they did."""
+Start = tuple[Meaning, bytes]
 _REFUSED = (*REFUSED, ForeseenError, ValueError)
 
 
@@ -89,7 +91,10 @@ class InForce(Protocol):
 class _Template:
     """A template, and the way that its requests' rows take. `start` is its key in the memory."""
 
-    __slots__ = ("body", "decoded", "kept", "preparer", "rows", "served", "skeletons", "space", "start", "used")
+    __slots__ = (
+        "body", "decoded", "kept", "longest", "preparer", "rows", "served", "skeletons", "space", "start", "timeouts",
+        "used",
+    )  # fmt: skip
 
     def __init__(
         self, body: BodyTemplate, rows: TemplateRows, start: Hashable, served: ServedModel, decoded: DecodedRequest,
@@ -98,6 +103,9 @@ class _Template:
         self.body, self.rows, self.start, self.served, self.decoded = body, rows, start, served, decoded
         self.preparer, self.space, self.kept, self.used = prepared.preparer, space, False, False
         self.skeletons: dict[int, ReplySkeleton | None] = {}
+        self.timeouts = [at for at, hole in enumerate(body.holes) if hole.tensor is None]
+        self.longest = on_loop_bytes(prepared.preparer.heavy)
+        """Longer bodies are decoded off the event loop."""
 
     @property
     def protocol(self) -> str:
@@ -111,8 +119,8 @@ class _Template:
             options = structs.replace(options, id=lookup.id.decode())
         if options.embedding is not None:
             options = structs.replace(options, embedding=structs.replace(options.embedding, tokens=tokens))
-        for hole, text in zip(self.body.holes, slices, strict=True):
-            seconds = timeout_in(text) if hole.tensor is None else seconds
+        for at in self.timeouts:
+            seconds = timeout_in(slices[at])
         decoded = structs.replace(self.decoded, inputs=inputs, output_options=options, timeout_seconds=seconds)
         return TemplateRequest(self, decoded, PreparedRows(self.preparer, rows))
 
@@ -124,17 +132,21 @@ class TemplateAnswers:
         self._cache, self._memory = cache, cache.memory
         self._tiers, self._near, self._server = tiers, tiers.near, server
         self._credit, self._without = CREDIT, 0
+        self._starts: dict[Meaning, Start] = {}
+        """How the last body of each meaning began."""
 
     def answer(self, served: ServedModel, lookup: Lookup, now: float) -> TemplateHit | TemplateRequest | None:
         """The answer to a request whose body is not known and that asks for nothing but its rows; None where the body
         has to be decoded."""
-        start = _start_of(lookup)
+        start, text = self._starts.get(lookup.meaning), lookup.text
+        if start is None or not text.startswith(start[1]) or text[len(start[1]) : len(start[1]) + 1].isspace():
+            start = self._start_of(lookup)
         kept = None if start is None else self._memory.templates.get(start)
         if kept is None:
             return None
         id_start = None if lookup.id is None else lookup.start
         for template in kept.listed:
-            slices = template.body.slices(lookup.text, id_start)
+            slices = template.body.slices(text, id_start)
             if slices is not None:
                 break
         else:
@@ -155,11 +167,10 @@ class TemplateAnswers:
     ) -> TemplateHit | TemplateRequest | None:
         """Raises one of `_REFUSED` where a slice is not what the template takes there."""
         served, rows = template.served, template.rows
-        if len(lookup.text) > _longest(template) or "near" not in served.steps:
+        if len(lookup.text) > template.longest or "near" not in served.steps:
             return None
-        for hole, text in zip(template.body.holes, slices, strict=True):
-            if hole.tensor is None:
-                timeout_in(text)
+        for at in template.timeouts:
+            timeout_in(slices[at])
         if not self._server.in_force(served, template.space):
             template.space = self._server.space(served, template.space.scope)
             if not self._server.in_force(served, template.space):  # what was purged is not known
@@ -191,22 +202,28 @@ class TemplateAnswers:
         saved = 0.0
         for entry in entries:
             one = entry.prediction
-            if not fresh(one.expires_at, now) or (one.outputs is not heads and one.outputs != heads):
+            if one.outputs is not heads and one.outputs != heads:
                 return None
-            until, made_at, saved = min(until, one.expires_at), min(made_at, one.made_at), saved + one.seconds
-        skeleton = self._skeleton(template, entries[0].prediction, len(entries))
+            if one.expires_at < until:
+                until = one.expires_at
+            if one.made_at < made_at:
+                made_at = one.made_at
+            saved += one.seconds
+        skeleton = self._skeleton(template, entries[0].prediction, len(entries)) if fresh(until, now) else None
         if skeleton is None:
             return None
-        columns = [
-            self._near.texts(keys, entries, form, fragment)
-            if is_kept(form)
-            else [fragment(entry.prediction, form) for entry in entries]
-            for form in skeleton.forms
-        ]
+        self._near.used(entries)
+        if skeleton.json_length is None:
+            columns = [self._near.texts(keys, entries, form, fragment) for form in skeleton.forms]
+        else:  # bytes, which near has anyhow
+            columns = [[fragment(entry.prediction, form) for entry in entries] for form in skeleton.forms]
         rendered = skeleton.filled(columns, tokens)
         if not template.used:
             template.used, self._credit = True, min(CREDIT, self._credit + 1)
-        return TemplateHit(rendered, _own_id(template, lookup), until, made_at, saved, len(entries))
+        own = lookup.id
+        if own is None and template.decoded.output_options.id is not None:
+            own = orjson.dumps(template.decoded.output_options.id)[1:-1]
+        return TemplateHit(rendered, own, until, made_at, saved, len(entries))
 
     def _skeleton(self, template: _Template, prediction: Prediction, count: int) -> ReplySkeleton | None:
         known = template.skeletons.get(count)
@@ -254,7 +271,7 @@ class TemplateAnswers:
         self._without += 1
         if self._without % LATER == 0:
             self._credit = min(CREDIT, self._credit + 1)
-        start, manifest = _start_of(lookup), served.manifest
+        start, manifest = self._start_of(lookup), served.manifest
         plain = decoded.lane == "online" and not decoded.sequence and decoded.ids is None and manifest.upstream is None
         if self._credit <= 0 or start is None or not plain or manifest.rows != "each" or prepared.space is None:
             return
@@ -307,23 +324,14 @@ class TemplateAnswers:
         columns = [[fragment(one, form) for one in predictions] for form in skeleton.forms]
         return skeleton.filled(columns, tokens) == rendered
 
-
-def _start_of(lookup: Lookup) -> tuple[Hashable, bytes] | None:
-    """The key of the templates that a body may be of."""
-    protocol, length = lookup.meaning[1:3]
-    dialect = CODECS[protocol].template
-    start = None if dialect is None else dialect.start_of(lookup.text, length)
-    return None if start is None or start > MAX_TEMPLATE_BYTES else (lookup.meaning, lookup.text[:start])
-
-
-def _longest(template: _Template) -> int:
-    """Longer bodies are decoded off the event loop."""
-    return OFF_LOOP_TEXT_BYTES if template.preparer.heavy else OFF_LOOP_BYTES
-
-
-def _own_id(template: _Template, lookup: Lookup) -> bytes | None:
-    """The id of a reply, as the inside of a JSON string: the one that was cut out, or what stands in the template."""
-    if lookup.id is not None:
-        return lookup.id
-    whole = template.decoded.output_options.id
-    return None if whole is None else orjson.dumps(whole)[1:-1]
+    def _start_of(self, lookup: Lookup) -> Start | None:
+        """The key of the templates that a body may be of."""
+        protocol, length = lookup.meaning[1:3]
+        dialect = CODECS[protocol].template
+        end = None if dialect is None else dialect.start_of(lookup.text, length)
+        if end is None or end > MAX_TEMPLATE_BYTES:
+            return None
+        if len(self._starts) >= MAX_STARTS:
+            self._starts.clear()
+        made = self._starts[lookup.meaning] = lookup.meaning, lookup.text[:end]
+        return made

@@ -67,6 +67,7 @@ class _NumberRows:
         of a row."""
         self._tensors, self._places, self._readers, self._parts, self._keyed = tensors, places, readers, parts, keyed
         self._changes = None if changes.count(None) == len(changes) else changes
+        self._only = parts[0] if len(parts) == 1 else None
 
     def parsed(self, slices: Sequence[bytes]) -> Parsed:
         """The bytes of each tensor, as they came and normalized."""
@@ -80,12 +81,14 @@ class _NumberRows:
 
     def frames(self, parsed: Parsed) -> tuple[list[bytes], int | None]:
         _, raws = parsed
+        if self._only is not None:
+            at, start, width = self._only
+            raw = raws[at]
+            return [start + raw[begin : begin + width] for begin in range(0, len(raw), width)], None
         columns = [
             [start + raws[at][begin : begin + width] for begin in range(0, len(raws[at]), width)]
             for at, start, width in self._parts
         ]
-        if len(columns) == 1:
-            return columns[0], None
         if len(set(map(len, columns))) != 1:
             raise BadInput("the number of rows differs between inputs")
         return [b"".join(parts) for parts in zip(*columns, strict=True)], None

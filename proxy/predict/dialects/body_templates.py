@@ -53,7 +53,7 @@ class TemplateDialect(NamedTuple):
 class BodyTemplate:
     """What stands around the holes of a body, byte by byte."""
 
-    __slots__ = ("_before", "_id_at", "_last", "_least", "_middle", "holes", "size")
+    __slots__ = ("_before", "_id_at", "_last", "_least", "_middle", "_start", "_tail", "holes", "size")
 
     def __init__(self, text: bytes, holes: Sequence[Hole], id_start: int | None) -> None:
         """`holes` are in order; `id_start` is where an id was cut out."""
@@ -62,15 +62,19 @@ class BodyTemplate:
         pieces = [text[end:start] for end, start in zip(ends, starts, strict=True)]
         self.holes = tuple(holes)
         self._before, self._middle, self._last = pieces[0], pieces[1:-1], pieces[-1]
+        self._start, self._tail = len(pieces[0]), len(pieces[-1])
         self._least = sum(map(len, pieces))
         self.size = self._least
         self._id_at = None if id_start is None else _place_of(id_start, ends, starts)
 
     def slices(self, text: bytes, id_start: int | None) -> list[bytes] | None:
         """What a body has in the holes; None where it is not of this template."""
-        if not (text.startswith(self._before) and text.endswith(self._last)) or len(text) < self._least:
+        length = len(text)
+        if length < self._least or not (text.startswith(self._before) and text.endswith(self._last)):
             return None
-        at, end = len(self._before), len(text) - len(self._last)
+        at, end = self._start, length - self._tail
+        if id_start is None and self._id_at is None and not self._middle:
+            return [text[at:end]]
         starts, slices = [0], []
         for piece in self._middle:
             found = text.find(piece, at, end)

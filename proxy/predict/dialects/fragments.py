@@ -38,21 +38,16 @@ def form(place: int, way: int) -> Form:
 def fragment(prediction: Prediction, wanted: Form) -> bytes:
     """An output in a form. Raises BadRequest where it is text that is not UTF-8."""
     place, way = divmod(wanted, _WAYS)
-    raw = prediction.data[place]
+    raw, head = prediction.data[place], prediction.outputs[place]
+    if way == ELEMENTS:
+        dtype = _PLAIN.get(head.datatype)
+        if dtype is not None:  # what is ordinary, past the checks of what is not
+            return orjson.dumps(np.frombuffer(raw, dtype), option=_NUMPY)[1:-1]
     if way == RAW:
         return raw
     if way == BASE64:
         return b'"' + base64.b64encode(raw) + b'"'
-    head = prediction.outputs[place]
-    dtype = _PLAIN.get(head.datatype)
-    if way == ELEMENTS and dtype is not None:  # what is ordinary, past the checks of what is not
-        return orjson.dumps(np.frombuffer(raw, dtype), option=_NUMPY)[1:-1]
     flat = json_of_raw(raw, DATATYPES[head.datatype], elements(head.shape), f"outputs.{head.name}")
     if way == ELEMENTS:
         return orjson.dumps(flat, option=_NUMPY)[1:-1]
     return orjson.dumps(flat.reshape(head.shape) if head.shape else flat[0], option=_NUMPY)
-
-
-def is_kept(wanted: Form) -> bool:
-    """Whether the form is another one than the bytes that near has anyhow."""
-    return wanted % _WAYS != RAW

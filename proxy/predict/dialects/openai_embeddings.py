@@ -160,4 +160,4 @@ def openai_skeleton(
         return None
     body = rendered_rows([MARKED] * count, asked.model, MARKED)
     written = fragments.BASE64 if asked.encoding == "base64" else fragments.NESTED
-    return rows_skeleton(heads, count, body, form(place, written), tokens=2)
+    return rows_skeleton(heads, body, form(place, written), tokens=2)
