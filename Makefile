@@ -161,7 +161,7 @@ check: lint ## lint, types, import contract and all tests that start no other pr
 test: lint $(TRITON)/installed $(MLSERVER)/installed /usr/bin/promtool $(POSTGRES) /usr/bin/redis-server ## the test suite, from nothing, but for the longest stories
 	@$(BIN)/python -m pytest -m "not long"
 
-test-long: setup $(TRITON)/installed $(MLSERVER)/installed /usr/bin/promtool $(POSTGRES) /usr/bin/redis-server ## the longest stories: brokers of Kafka in trouble, handovers, shadow traffic, exhaustive fuzzing
+test-long: setup $(TRITON)/installed $(MLSERVER)/installed /usr/bin/promtool $(POSTGRES) /usr/bin/redis-server ## the longest stories: every fault under load, brokers of Kafka in trouble, handovers, shadow traffic, exhaustive fuzzing
 	@$(BIN)/python -m pytest -m long
 
 docs: setup ## write the reference tables of docs/ from the code

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from bench.isolation import OTHERS, measure, table
 
 
+@pytest.mark.long
 def test_a_model_that_is_killed_every_two_seconds_leaves_the_others_alone(tmp_path: Path) -> None:
     """Three kills in five seconds: no error on three other models, their latency stays, the killed one comes back."""
     result = measure(tmp_path, 5.0)

@@ -29,7 +29,7 @@ from tests.ports import free_port
 from tests.questions import ask_fingerprint, fingerprint, numbers
 from tests.stories.test_10_first_question import FINGERPRINT
 
-REQUESTS, TEXTS, FIRST = 10_000, 24, 940_000
+TEXTS, FIRST = 24, 940_000
 SEEDS = {numbers(seed)[0]: seed for seed in range(FIRST, FIRST + TEXTS)}
 """Of the rows that are asked, by their first number."""
 PLAIN = [word for word in WORDS if word.isalpha()]
@@ -331,14 +331,15 @@ class Mixed:
             assert [one["outputs"][0]["data"] for one in found] == [fingerprint(row) for row in rows]
 
 
-async def test_ten_thousand_mixed_requests_of_eight_tenants_are_never_crossed(crowd: Crowd) -> None:
+@pytest.mark.parametrize("requests", [4_000, pytest.param(10_000, marks=pytest.mark.long)])
+async def test_mixed_requests_of_eight_tenants_are_never_crossed(crowd: Crowd, requests: int) -> None:
     """Over all HTTP dialects, rerank, gRPC, tickets and batches, on connections that tenants share, whole and in
     pieces, with and without mutations."""
     channel = Channel(f"127.0.0.1:{crowd.grpc_port}")
     mixed = Mixed(crowd.live.port, channel, random.Random(18))
     before = crowd.live.model_metric("fingerprint", "foreseen_model_rows_total")
     try:
-        for number in range(REQUESTS):
+        for number in range(requests):
             if number % 9 == 1:
                 await mixed.by_grpc()
             else:
@@ -348,11 +349,11 @@ async def test_ten_thousand_mixed_requests_of_eight_tenants_are_never_crossed(cr
         await channel.close()
         for line in mixed.lines:
             line.close()
-    assert mixed.statuses.total() == REQUESTS
-    assert mixed.statuses[200] + mixed.statuses[202] > 0.85 * REQUESTS
-    assert mixed.statuses[401] > 200
+    assert mixed.statuses.total() == requests
+    assert mixed.statuses[200] + mixed.statuses[202] > 0.85 * requests
+    assert mixed.statuses[401] > requests / 50
     assert {way for _, _, way, _ in mixed.tickets} == {ticket, batch}
-    assert len(mixed.tickets) > 200
+    assert len(mixed.tickets) > requests / 50
     for model in ("minilm", "ranker"):
         answers = [json.dumps(answer) for (one, _), answer in mixed.known.items() if one == model]
         assert len(answers) == len(set(answers)) == TEXTS

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.chaos.__main__ import Happened, Line, bounds, judged, measure, table
 from tests.chaos.load import Asked
 
 SECONDS = 45.0
 
 
+@pytest.mark.long
 def test_every_fault_once_under_load(tmp_path: Path) -> None:
     """Twenty-three faults of far, the network, the state store, the model and the workers: no wrong answer, no error
     outside of what a killed process had in flight, and each is recovered from."""
