@@ -42,11 +42,11 @@ def foreign(environment: Mapping[str, str]) -> list[str]:
 
 
 def misspelt(environment: Mapping[str, str], settings: Collection[str]) -> Iterator[str]:
-    """A warning for every FORESEEN_ name that is no setting of any command, with the most similar setting."""
+    """A warning for every FORESEEN_ name that is not a setting of any command, with the most similar setting."""
     known = sorted(f"{PREFIX}{name.upper()}" for name in settings)
     for name in sorted(environment):
         if not name.startswith(PREFIX) or name in known or _OF_KUBERNETES.fullmatch(name):
             continue
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
         meant = f"; did you mean {near[0]}?" if near else "; see docs/settings.md"
-        yield f"{name} is no setting and changes nothing{meant}"
+        yield f"{name} is not a setting and changes nothing{meant}"

@@ -28,7 +28,7 @@ def size_of(text: str) -> int:
         raise ValueError(f"{text!r} is no size; write a number of bytes, or 64MiB, 1.5GiB, 500kB")
     count = float(found[1]) * factor
     if count != int(count):
-        raise ValueError(f"{text!r} is no whole number of bytes")
+        raise ValueError(f"{text!r} is not a whole number of bytes")
     return int(found[1]) * factor if found[1].isdigit() else int(count)
 
 
@@ -39,9 +39,9 @@ def seconds_of(text: str, unit: str = "s") -> float:
         return float(plain) * _SECONDS[unit]
     parts = _PART.findall(plain)
     if not parts or re.sub(r"\s", "", plain) != "".join(f"{n}{u}" for n, u in parts):
-        raise ValueError(f"{text!r} is no duration; write a number, or 500ms, 90s, 1h30m, 7d")
+        raise ValueError(f"{text!r} is not a duration; write a number, or 500ms, 90s, 1h30m, 7d")
     if unknown := [u for _, u in parts if u.lower() not in _SECONDS]:
-        raise ValueError(f"{text!r}: {unknown[0]!r} is no unit of time; there are ms, s, m, h, d and w")
+        raise ValueError(f"{text!r}: {unknown[0]!r} is not a unit of time; use ms, s, m, h, d and w")
     return sum(float(n) * _SECONDS[u.lower()] for n, u in parts)
 
 
@@ -51,7 +51,7 @@ def share_of(text: str) -> float:
     number, factor = (plain[:-1].rstrip(), 0.01) if plain.endswith("%") else (plain, 1.0)
     share = float(number) * factor if _NUMBER.fullmatch(number) else -1.0
     if not 0.0 <= share <= 1.0:
-        raise ValueError(f"{text!r} is no share; write 0.1% or 0.001, at most 100%")
+        raise ValueError(f"{text!r} is not a share; write 0.1% or 0.001, at most 100%")
     return share
 
 

@@ -42,7 +42,7 @@ class ModelMetrics:
             ("model", "code"),
             registry=registry,
         )
-        rows = Counter("foreseen_model_rows", "Rows really computed.", ("model",), registry=registry)
+        rows = Counter("foreseen_model_rows", "Rows computed.", ("model",), registry=registry)
         padding = Counter("foreseen_model_padding_tokens", "Padding tokens computed.", ("model",), registry=registry)
         batch = Histogram("foreseen_model_batch_rows", "Rows per run.", ("model",), buckets=_ROWS, registry=registry)
         queue = Histogram(

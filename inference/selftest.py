@@ -59,7 +59,7 @@ def prove(runner: RowRunner, manifest: Manifest) -> Proof:
     try:
         rows = _taken(runner, manifest)
         if not rows:
-            _log.warning("self-test: the model takes no random row; give it an [example]", model=manifest.name)
+            _log.warning("self-test: the model accepts no random row; add an [example]", model=manifest.name)
             return Proof(0.0, lonely, _LEAST_START_TOKENS)
         alone = [runner.run([row])[0] for row in rows]
         again = [runner.run([row])[0] for row in rows]
@@ -81,7 +81,7 @@ def prove(runner: RowRunner, manifest: Manifest) -> Proof:
     independent = allowed is None or max(worst, repeated) <= allowed
     if not independent:
         _log.warning(
-            "rows not independent here: not cached by the row",
+            "rows not independent here: not cached per row",
             model=manifest.name,
             difference=worst,
             max_difference=allowed,
@@ -115,7 +115,7 @@ def _taken(runner: RowRunner, manifest: Manifest) -> list[Row]:
         else:
             taken.append(row)
     if not taken and manifest.exact:
-        raise ModelFailed("none of the made-up rows is taken, but the manifest says exact; give it an [example]")
+        raise ModelFailed("the model accepts no generated row, but the manifest says exact; add an [example]")
     return taken
 
 

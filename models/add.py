@@ -54,7 +54,7 @@ def add(
     name = name or re.sub(r"[^A-Za-z0-9_-]+", "-", file.stem).strip("-").lower()
     place = folder / name
     if place.exists() and not replace:
-        raise SetupError(f"{place}: is there already; give --replace, or another --name")
+        raise SetupError(f"{place}: exists already; give --replace, or another --name")
     model = onnx_file.read(file)
     draft = signatures.draft_of(model, file.name)
     with workshop(data, say) as shop:

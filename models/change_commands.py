@@ -24,23 +24,33 @@ if TYPE_CHECKING:
     from foreseen.models.change.compare import CompareOptions
 
 Files = Annotated[
-    tuple[str, ...], Parameter(name="--file", help="Rows: Parquet, CSV, JSONL, …, as of `warm`.", negative="")
+    tuple[str, ...], Parameter(name="--file", help="File of rows (Parquet, CSV, JSONL, …), as for `warm`.", negative="")
 ]
 Columns = Annotated[
-    tuple[str, ...], Parameter(name="--map", help="COLUMN=INPUT where they differ; may be repeated.", negative="")
+    tuple[str, ...], Parameter(name="--map", help="COLUMN=INPUT, if the names differ; may be repeated.", negative="")
 ]
 Labels = Annotated[
     tuple[str, ...],
-    Parameter(name="--label-output", help="An output whose last axis is classes, without labels.", negative=""),
+    Parameter(
+        name="--label-output",
+        help="An output whose last axis holds class scores, if the manifest has no labels; may be repeated.",
+        negative="",
+    ),
 ]
 MaxChanged = Annotated[
     str | None,
-    Parameter(help="Share of rows (1%) that may change: in top label or --min-cosine, else beyond --tolerance."),
+    Parameter(
+        help="Share of rows (1%) that may change: in the top label or --min-cosine, otherwise beyond --tolerance."
+    ),
 ]
-MinCosine = Annotated[float | None, Parameter(help="A row whose old and new answer have a smaller cosine has changed.")]
-Tolerance = Annotated[float, Parameter(help="How far numbers may be apart, absolutely and relatively.")]
+MinCosine = Annotated[
+    float | None, Parameter(help="A row has changed if the cosine of its old and new answer is below this.")
+]
+Tolerance = Annotated[
+    float, Parameter(help="Largest difference of numbers, absolute and relative, that counts as equal.")
+]
 Plot = Annotated[Path | None, Parameter(help="Draw the comparison into this SVG file.")]
-Json = Annotated[bool, Parameter(help="Print JSON and nothing else.", negative="")]
+Json = Annotated[bool, Parameter(help="Print only JSON.", negative="")]
 DEFAULTS = Common()
 
 
@@ -58,7 +68,7 @@ def compare(
     file: Files = (),
     map: Columns = (),  # noqa: A002 - the flag's name
     label_output: Labels = (),
-    rows: Annotated[int | None, Parameter(help="Compare so many rows at most.")] = None,
+    rows: Annotated[int | None, Parameter(help="Maximum number of rows to compare.")] = None,
     tolerance: Tolerance = TOLERANCE,
     max_changed: MaxChanged = None,
     min_cosine: MinCosine = None,
@@ -66,21 +76,21 @@ def compare(
     json: Json = False,
     common: Common = DEFAULTS,
 ) -> None:
-    """Compare two models' answers to the rows of a file. Ends with status 1 outside of --max-changed or --min-cosine.
+    """Compare two models' answers to the rows of a file. Status 1 means that --max-changed or --min-cosine is exceeded.
 
     Parameters
     ----------
     old
-        The model now: NAME (the artifact in force), NAME:PRECISION, NAME:DIGEST, or the URL of a V2 server.
+        The current model: NAME (the artifact in force), NAME:PRECISION, NAME:DIGEST, or the URL of a V2 server.
     new
-        The other one: the same, or only a precision or a digest of the same model.
+        The new model, in the same forms, or only a precision or a digest of the same model.
     """
     from foreseen.models.change.compare import CompareOptions
     from foreseen.models.change.compare import compare as run
 
     needs_batch_files("compare")
     if not file:
-        raise SetupError("say which rows: --file rows.parquet")
+        raise SetupError("give the rows: --file rows.parquet")
     budget = budget_of(max_changed, min_cosine)
     options = CompareOptions(columns=map, labels=label_output, tolerance=tolerance, min_cosine=min_cosine, rows=rows)
     with progress.shown(common.log_format) as say:
@@ -104,24 +114,26 @@ def needs_batch_files(command: str) -> None:
 def handover(
     name: str,
     *,
-    to: Annotated[str | None, Parameter(help="A precision (built if need be) or an artifact's digest.")] = None,
+    to: Annotated[str | None, Parameter(help="A precision (built if missing) or an artifact's digest.")] = None,
     rollback: Annotated[
-        bool, Parameter(help="Put the artifact from before the last handover in force again.", negative="")
+        bool, Parameter(help="Restore the artifact that was in force before the last handover.", negative="")
     ] = False,
     file: Files = (),
     map: Columns = (),  # noqa: A002 - the flag's name
-    tenant: Annotated[str | None, Parameter(help="The tenant whose entries the file's rows become.")] = None,
+    tenant: Annotated[str | None, Parameter(help="The tenant for whom the rows' entries are written.")] = None,
     label_output: Labels = (),
     tolerance: Tolerance = TOLERANCE,
     max_changed: MaxChanged = None,
     min_cosine: MinCosine = None,
-    rows_per_second: Annotated[float | None, Parameter(help="Most rows a second of each model process.")] = None,
+    rows_per_second: Annotated[float | None, Parameter(help="Maximum rows per second of each model process.")] = None,
     stand_back: Annotated[
         bool, Parameter(help="The candidate computes only on idle cores (Linux's SCHED_IDLE).")
     ] = True,
     plot: Plot = None,
     json: Json = False,
-    yes: Annotated[bool, Parameter(help="Switch without a question where the budget is kept.", negative="")] = False,
+    yes: Annotated[
+        bool, Parameter(help="Switch without confirmation if the change is within the budget.", negative="")
+    ] = False,
     common: Common = DEFAULTS,
 ) -> None:
     """Change a running model: fill the new key space, compare, switch. Ends with status 1, and nothing has changed,
@@ -137,10 +149,10 @@ def handover(
 
     needs_batch_files("handover")
     if rollback == (to is not None):
-        raise SetupError("say --to PRECISION or --to DIGEST, or --rollback")
+        raise SetupError("give --to PRECISION, --to DIGEST or --rollback")
     budget = budget_of(max_changed, min_cosine)
     if not (rollback or file):
-        raise SetupError("say which rows: --file rows.parquet")
+        raise SetupError("give the rows: --file rows.parquet")
     if not (rollback or yes or sys.stdin.isatty()):
         raise SetupError("there is no terminal to ask whether to switch: give --yes")
     options = CompareOptions(columns=map, labels=label_output, tolerance=tolerance, min_cosine=min_cosine)

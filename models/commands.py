@@ -26,9 +26,9 @@ app = App(name="models", help="Build, measure and manage models.")
 
 Train = Annotated[Path | None, Parameter(help="CSV (text, label; .gz, .xz) on which a logistic head is fitted.")]
 Test = Annotated[Path | None, Parameter(help="CSV (text, label) on which agreement and flips are measured.")]
-Json = Annotated[bool, Parameter(help="Print JSON and nothing else.", negative="")]
+Json = Annotated[bool, Parameter(help="Print only JSON.", negative="")]
 Provider = Annotated[
-    Literal["cpu", "cuda"], Parameter(help="Execution provider of the measurements: the one that will serve.")
+    Literal["cpu", "cuda"], Parameter(help="Execution provider of the measurements: use the one that will serve.")
 ]
 DEFAULTS = Common()
 DIGEST_DIGITS = 12
@@ -39,10 +39,10 @@ def build(
     name: str,
     *,
     full: Annotated[
-        bool, Parameter(help="Make and measure every candidate; otherwise the first.", negative="")
+        bool, Parameter(help="Make and measure every candidate precision. Default: only the first.", negative="")
     ] = False,
     candidate: Annotated[
-        bool, Parameter(help="Only build: the artifact in force stays, for `compare` and `handover`.", negative="")
+        bool, Parameter(help="Build without putting it in force, for `compare` and `handover`.", negative="")
     ] = False,
     train: Train = None,
     test: Test = None,
@@ -62,7 +62,7 @@ def build(
     before = _record(common.data, manifest)
     if candidate:
         if full or files is not None:
-            raise SetupError("--candidate builds the manifest's first precision; leave --full, --train and --test away")
+            raise SetupError("--candidate builds the manifest's first precision; omit --full, --train and --test")
         _build_candidate(manifest, common)
         return
     with progress.shown(common.log_format) as say:
@@ -111,7 +111,7 @@ def report(
     provider: Provider = "cpu",
     common: Common = DEFAULTS,
 ) -> None:
-    """Show the measurements of a built model, and take missing ones now. The artifact in force stays.
+    """Show the measurements of a built model, and make missing ones now. The artifact in force stays.
 
     Parameters
     ----------
@@ -140,26 +140,27 @@ def add(
     *,
     name: Annotated[str | None, Parameter(help="Name of the model; default: from the file or folder.")] = None,
     reference: Annotated[
-        Path | None, Parameter(help="A reference.npz of inputs and known outputs that the graph must agree with.")
+        Path | None, Parameter(help="An .npz file of inputs and known outputs that the graph must reproduce.")
     ] = None,
     pair: Annotated[
-        bool | None, Parameter(help="Whether a classifier scores (query, document); default: decided by its folder.")
+        bool | None,
+        Parameter(help="Whether a classifier scores pairs (query, document). Default: decided by its folder."),
     ] = None,
     replace: Annotated[
         bool,
         Parameter(
-            help="Take the place of the model of that name; where inputs and outputs are the same, its model.toml "
-            "stays but for the sha256. Of a model folder the old one is kept as model.toml.old.",
+            help="Replace the model of that name. If inputs and outputs are equal, only the sha256 in its model.toml "
+            "changes. For a model folder the old file is kept as model.toml.old.",
             negative="",
         ),
     ] = False,
     dim: Annotated[
         tuple[str, ...],
-        Parameter(help="NAME=SIZE[,SIZE]: sizes that a dimension takes, where experiments find none.", negative=""),
+        Parameter(help="NAME=SIZE[,SIZE]: sizes of a dimension, if experiments find none.", negative=""),
     ] = (),
     values: Annotated[
         tuple[str, ...],
-        Parameter(help="NAME=LOW,HIGH: numbers that an input takes, where none are found by trying.", negative=""),
+        Parameter(help="NAME=LOW,HIGH: range of an input's numbers, if experiments find none.", negative=""),
     ] = (),
     tokenizer: Annotated[
         Path | None, Parameter(help="The model's tokenizer.json: clients then send text instead of ids.")
@@ -178,7 +179,7 @@ def add(
     from foreseen.models.folder.locate import is_folder
 
     if common.models is None:
-        raise SetupError("say where your models are: --models DIR (or FORESEEN_MODELS), and the same for `up`")
+        raise SetupError("give the folder of your models: --models DIR (or FORESEEN_MODELS), and the same for `up`")
     with progress.shown(common.log_format) as say:
         if is_folder(file):
             if dim or values or tokenizer is not None:

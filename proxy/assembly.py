@@ -278,7 +278,7 @@ class Proxy:
             async with asyncio.timeout(STATE_SECONDS):
                 await self.generations.ready.wait()
         except TimeoutError:
-            log.warning("state: not reachable at start; answering past the cache until it is")
+            log.warning("state: not reachable at start; bypassing the cache until it is")
         try:
             yield
         finally:
@@ -339,4 +339,4 @@ class Proxy:
         try:
             await self.far.look()
         except FarError as error:
-            log.warning("far: not reachable at start; answering without it", kind=error.kind)
+            log.warning("far: not reachable at start; continuing without it", kind=error.kind)

@@ -106,7 +106,7 @@ class Membership:
                         async with asyncio.timeout(STOP_SECONDS):
                             await part.stop()
                 except (BrokerError, TimeoutError) as error:
-                    log.warning("kafka: not left in order", error=str(error) or "the brokers do not answer")
+                    log.warning("kafka: group not left cleanly", error=str(error) or "the brokers do not answer")
 
     async def partitions_assigned(self, places: Sequence[Place]) -> None:
         await self._bridge.assigned(places)
@@ -139,7 +139,7 @@ async def _run(settings: KafkaSettings) -> None:
             except BrokerError as error:
                 if asyncio.get_running_loop().time() - began > LONGEST_PAUSE_SECONDS:
                     pause = FIRST_PAUSE_SECONDS
-                log.warning("kafka: not reachable or refused; it is tried again", error=str(error), seconds=pause)
+                log.warning("kafka: not reachable or refused; retrying", error=str(error), seconds=pause)
                 await _wait(stopping, pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 

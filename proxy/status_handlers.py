@@ -102,7 +102,7 @@ class StatusHandlers:
         return json_reply({"models": [served.manifest.name for served in self._allowed(request)]})
 
     async def repository(self, request: web.Request) -> web.Response:
-        """Triton's model repository index, as far as it applies."""
+        """Triton's model repository index."""
         return json_reply([describe.repository_entry(served) for served in self._allowed(request)])
 
     async def model_metadata(self, request: web.Request) -> web.Response:
@@ -134,11 +134,11 @@ class StatusHandlers:
         return json_reply({"model_stats": [describe.statistics(served) for served in mine]})
 
     async def v1_models(self, request: web.Request) -> web.Response:
-        """Names of the models served, in KServe's V1 form and OpenAI's at once."""
+        """Names of the models served, in one document for clients of KServe's V1 and OpenAI's API."""
         return json_reply(describe.model_list(self._allowed(request)))
 
     async def v1_model(self, request: web.Request) -> web.Response:
-        """V1 status: KServe's, TensorFlow Serving's and OpenAI's in one. Aliases are known, too."""
+        """V1 status, in one document for clients of KServe, TensorFlow Serving and OpenAI. Aliases work as well."""
         name = request.match_info["model"]
         served = self._responder.find_named(name, request.match_info.get("version"), tenant_of(request))
         return json_reply({**describe.v1_status(served), **describe.openai_model(name)})

@@ -22,7 +22,7 @@ def tei_info(served: Mapping[str, ServedModel]) -> dict[str, Any]:
     found = {name: kind for name, one in served.items() if (kind := _kind(one.manifest)) is not None}
     if len(found) != 1:
         listed = ", ".join(sorted(found)) or "none"
-        raise BadRequest(f"GET /info speaks of one model; models that embed, rank or classify texts here: {listed}")
+        raise BadRequest(f"GET /info describes one model; models that embed, rank or classify texts here: {listed}")
     ((name, kind),) = found.items()
     one = served[name]
     manifest, facts = one.manifest, one.facts

@@ -48,6 +48,6 @@ async def known_models(models: Collection[ServedModel], stopping: asyncio.Event)
     until = asyncio.get_running_loop().time() + KNOWN_SECONDS
     while not all(served.ready for served in models) and not stopping.is_set():
         if asyncio.get_running_loop().time() > until:
-            log.warning("not every model is ready; its work waits until it is")
+            log.warning("not every model is ready; their jobs wait")
             return
         await asyncio.sleep(0.02)

@@ -37,7 +37,7 @@ def settings_page() -> str:
         "Sizes (`…-bytes`) may be written `64MiB`, `1.5GiB`, `512M` (binary) or `500kB` (decimal), durations",
         "(`…-seconds`, `…-ms`) `500ms`, `90s`, `1h30m`, `7d`; a plain number is in the unit of the name. In the",
         "environment a setting that may be repeated takes several words, separated by commas or white space. A",
-        "`FORESEEN_` name that is no setting is named on stderr.",
+        "`FORESEEN_` name that is not a setting is named on stderr.",
         "",
         *FILE_SECTION,
         "",
@@ -82,7 +82,7 @@ FILE_SECTION = """
 `foreseen COMMAND --config foreseen.toml`, or `FORESEEN_CONFIG`, for every command. A key is a flag without its dashes;
 values are strings, numbers, `true`, `false`, or lists of these for settings that may be repeated, with the same sizes
 and durations as flags. Keys at the top are for every command that has such a setting; a table `[COMMAND]` is for that
-command alone, and wins. A key that is no setting is an error that names near spellings. `config` itself, what
+command alone, and wins. A key that is not a setting is an error that names near spellings. `config` itself, what
 `foreseen purge` aims at, and the place of a request file can only be given on the command line.
 
 `foreseen up` reads the top and `[up]`, and gives its processes their settings as flags: they read no file.
@@ -128,7 +128,7 @@ def metrics_page() -> str:
         "Made from the code by `make docs`.",
     ]
     for title, registry in (("The proxy", ProxyMetrics().registry), ("The model process", ModelMetrics("m").registry)):
-        lines += ["", f"## {title}", "", "| metric | type | labels | what it says |", "| --- | --- | --- | --- |"]
+        lines += ["", f"## {title}", "", "| metric | type | labels | meaning |", "| --- | --- | --- | --- |"]
         for collector, names in registry._collector_to_names.items():
             family = next(iter(collector.describe()))
             labels = ", ".join(f"`{label}`" for label in getattr(collector, "_labelnames", ())) or "–"
@@ -175,8 +175,8 @@ def cli_page() -> str:
     lines = [
         "# Commands",
         "",
-        "As `foreseen COMMAND --help` says it; flags that are also environment variables: [settings](settings.md).",
-        "A command that fails says why in one line on stderr: status 1, or 2 where the command line itself is wrong.",
+        "The output of `foreseen COMMAND --help`. Flags that are also environment variables: [settings](settings.md).",
+        "A command that fails prints its reason as one line on stderr. Status 1; 2 if the command line is wrong.",
         "Made from the code by `make docs`.",
         "",
     ]
@@ -210,7 +210,7 @@ def http_page() -> str:
         "",
         "## For callers",
         "",
-        "On `--host` and `--port`. Where there is a keys file, with a tenant's key ([security](security.md)).",
+        "On `--host` and `--port`. If there is a keys file, with a tenant's key ([security](security.md)).",
         "",
         *_routes(application()),
         "",

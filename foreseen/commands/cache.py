@@ -61,9 +61,9 @@ def warm(*files: Annotated[str, Parameter(env_var=())], settings: WarmSettings) 
 
 
 def purge(settings: PurgeSettings = _PURGE) -> None:
-    """Purge a model, a digest, a tenant, one key or everything; acknowledged when every worker has confirmed.
+    """Purge a model, a digest, a tenant, one key or everything, and wait until every worker has confirmed.
 
-    Ends with status 1 otherwise, naming the workers that have not confirmed.
+    If some workers do not confirm, it names them and ends with status 1.
     """
     from foreseen.operate.commands.purge_command import purge as run
 
@@ -95,9 +95,9 @@ def key(file: RequestFile, /, *, settings: KeySettings) -> None:
 
 
 def explain(first: RequestFile, second: RequestFile, /, *, settings: KeySettings) -> None:
-    """Report for two requests whether they share an entry, row by row, and if not, which field differs.
+    """Report, row by row, whether two requests share an entry, and if not, which field differs.
 
-    Ends with status 0 where they share all entries, 1 where not.
+    Status 0 means that they share all entries, 1 that they do not.
 
     Parameters
     ----------

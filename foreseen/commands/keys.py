@@ -19,16 +19,16 @@ Role = Literal["operator", "viewer"]
 def add(
     tenant: Tenant, /, *, role: Role | None = None, keys_file: Path | None = None, data: Path = Path("data")
 ) -> None:
-    """Make a key for a tenant, an operator or a viewer and print it, once; the file gets its hash.
+    """Make a key for a tenant, an operator or a viewer, and print it once. Only its hash is written to the file.
 
     Parameters
     ----------
     tenant
-        The tenant, or the name of an operator or viewer; made where the file does not have it.
+        The tenant, or the name of an operator or viewer. Created if the file does not have it.
     role
-        The key is an operator's or a viewer's.
+        Make a key for an operator or a viewer.
     keys_file
-        The keys file. Default: DATA/keys.toml; of operators and viewers DATA/admin-keys.toml.
+        The keys file. Default: DATA/keys.toml, or DATA/admin-keys.toml for operators and viewers.
     data
         The data directory.
     """
@@ -49,18 +49,18 @@ def revoke(
     keys_file: Path | None = None,
     data: Path = Path("data"),
 ) -> None:
-    """Take all keys of a tenant out of the file, or one; proxies refuse them within two seconds.
+    """Revoke all keys of a tenant, or one. Proxies refuse them within two seconds.
 
     Parameters
     ----------
     tenant
-        The tenant, which stays in the file.
+        The tenant. It stays in the file.
     digits
         The first digits of one key's hash, as `foreseen keys list` shows them.
     role
-        The keys are an operator's or a viewer's.
+        Revoke keys of an operator or a viewer.
     keys_file
-        The keys file. Default: DATA/keys.toml; of operators and viewers DATA/admin-keys.toml.
+        The keys file. Default: DATA/keys.toml, or DATA/admin-keys.toml for operators and viewers.
     data
         The data directory.
     """
@@ -81,7 +81,7 @@ def list_(
     operators
         Show operators and viewers instead.
     keys_file
-        The keys file. Default: DATA/keys.toml; of operators and viewers DATA/admin-keys.toml.
+        The keys file. Default: DATA/keys.toml, or DATA/admin-keys.toml for operators and viewers.
     data
         The data directory.
     json
@@ -107,7 +107,7 @@ def list_(
 
 @keys_app.command(name="webhook-secret")
 def webhook_secret(tenant: Tenant, /, *, webhook_secret_file: Path | None = None, data: Path = Path("data")) -> None:
-    """Show the secrets by which a tenant's receivers verify its webhooks; no other tenant's events verify by them.
+    """Show the secrets with which a tenant's receivers verify its webhooks. Other tenants' secrets differ.
 
     Parameters
     ----------

@@ -29,7 +29,7 @@ def up(settings: UpSettings = _UP) -> None:
 
 
 def proxy(settings: ProxySettings = _PROXY) -> None:
-    """Run one proxy process, in front of model processes that run already."""
+    """Run one proxy process, in front of running model processes."""
     from foreseen.proxy.app import run
 
     configure(settings.log_level, "proxy", settings.log_format)
@@ -37,7 +37,7 @@ def proxy(settings: ProxySettings = _PROXY) -> None:
 
 
 def worker(settings: WorkerSettings = _WORKER) -> None:
-    """Run one worker on the queue of jobs, in front of model processes that run already."""
+    """Run one worker for queued jobs, in front of running model processes."""
     from foreseen.proxy.worker_app import run
 
     configure(settings.log_level, "worker", settings.log_format)
@@ -45,7 +45,7 @@ def worker(settings: WorkerSettings = _WORKER) -> None:
 
 
 def kafka(settings: KafkaSettings = _KAFKA) -> None:
-    """Answer the messages of a Kafka topic, in front of model processes that run already (extra `kafka`)."""
+    """Answer the messages of a Kafka topic, in front of running model processes (extra `kafka`)."""
     from foreseen.proxy.kafka_app import run
 
     configure(settings.log_level, "kafka", settings.log_format)

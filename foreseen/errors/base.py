@@ -24,7 +24,7 @@ class ForeseenError(Exception):
         headers: dict[str, str] | None = None,
         param: str | None = None,
     ) -> None:
-        """`param` is the field that an OpenAI client reads, where the error is of one."""
+        """`param` is the field at fault, for OpenAI's clients; None if there is none."""
         super().__init__(message)
         self.retry_after = retry_after
         self.headers = headers or {}

@@ -8,7 +8,7 @@ from foreseen.errors.base import ForeseenError
 
 
 class EntryError(Exception):
-    """A stored value is not the entry that was asked for. `reason` is a label: format, length, identity, tag."""
+    """A stored value is not the requested entry. `reason` is a label: format, length, identity, tag."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -16,7 +16,7 @@ class EntryError(Exception):
 
 
 class FarError(Exception):
-    """The far tier could not serve. `kind` is a label: connect, timeout, oom, readonly, loading, auth, …"""
+    """An operation of the far tier failed. `kind` is a label: connect, timeout, oom, readonly, loading, auth, …"""
 
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
@@ -24,7 +24,7 @@ class FarError(Exception):
 
 
 class RowsRefused(Exception):
-    """Some rows have no answer; of each its prediction or its error, in order."""
+    """Some rows have no answer. `outcomes` holds each row's prediction or error, in order."""
 
     def __init__(self, outcomes: list[Any]) -> None:
         super().__init__("some rows have no answer")
@@ -33,7 +33,7 @@ class RowsRefused(Exception):
 
 
 class DigestMoved(Exception):
-    """The model process answered with another digest than the one that was asked for."""
+    """The model process answered with another digest than the requested one."""
 
     def __init__(self, digest: str) -> None:
         super().__init__("the model's digest has changed")

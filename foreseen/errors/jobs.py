@@ -6,10 +6,10 @@ from foreseen.errors.base import ForeseenError
 
 
 class UnknownPrediction(ForeseenError):
-    """There is no prediction of this id for this client."""
+    """There is no prediction with this id for this client."""
 
     status, code = 404, "unknown_prediction"
-    fix = "Use the `Location` of the 202 as it came."
+    fix = "Use the `Location` of the 202 unchanged."
 
 
 class NotFinished(ForeseenError):
@@ -20,56 +20,56 @@ class NotFinished(ForeseenError):
 
 
 class PredictionGone(ForeseenError):
-    """The prediction was not computed, or not fetched, in time, or something of it was purged since."""
+    """The prediction was not computed or not fetched in time, or an entry that it was made of was purged."""
 
     status, code = 410, "prediction_expired"
-    fix = "Ask again; see `--job-seconds` and `--result-seconds`."
+    fix = "Send the request again. See `--job-seconds` and `--result-seconds`."
 
 
 class PredictionCancelled(ForeseenError):
     """The prediction was cancelled before it had a result."""
 
     status, code = 410, "prediction_cancelled"
-    fix = "Ask again."
+    fix = "Send the request again."
 
 
 class ModelChanged(ForeseenError):
-    """The model prepares its inputs in another way than when the job was asked, so its rows are not what the model sees
-    by now. Nothing was computed."""
+    """The model's preparation of inputs has changed since the job was submitted, so the job's rows are no longer what
+    the model sees. Nothing was computed."""
 
     status, code = 409, "model_changed"
-    fix = "Ask again."
+    fix = "Send the request again."
 
 
 class KeyReused(ForeseenError):
     """The `Idempotency-Key` belongs to a request with another body, path or webhook."""
 
     status, code = 422, "idempotency_key_reused"
-    fix = "Take a new key for a new request."
+    fix = "Use a new key for a new request."
 
 
 class InProgress(ForeseenError):
-    """A batch with this `Idempotency-Key` is being taken in this moment."""
+    """A batch with this `Idempotency-Key` is still being received."""
 
     status, code = 409, "idempotency_in_progress"
     fix = "Send it again after `Retry-After`."
 
 
 class QueueUnavailable(ForeseenError):
-    """The queue of jobs does not answer. What does not ask for `respond-async` is served as ever."""
+    """The queue of jobs does not answer. Requests without `respond-async` are not affected."""
 
     status, code = 503, "queue_unavailable"
-    fix = "Ask again, or ask without `Prefer: respond-async`; look at the state store."
+    fix = "Retry, or send the request without `Prefer: respond-async`. Check the state store."
 
     def __init__(self, message: str, *, retry_after: int = 1) -> None:
         super().__init__(message, retry_after=retry_after)
 
 
 class QueueFull(ForeseenError):
-    """As many jobs wait, or as many bytes of jobs and results are kept, as may be; or as may be of this caller's."""
+    """The queue has reached its limit of jobs or of bytes of jobs and results, in all or for this caller."""
 
     status, code = 503, "queue_full"
-    fix = "Ask again after `Retry-After`; more workers, or a larger `--queue-bytes` or `--queue-share`."
+    fix = "Retry after `Retry-After`. Add workers, or raise `--queue-bytes` or `--queue-share`."
 
     def __init__(self, message: str, *, retry_after: int = 5) -> None:
         super().__init__(message, retry_after=retry_after)

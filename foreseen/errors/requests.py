@@ -13,36 +13,35 @@ class BadRequest(ForeseenError):
 
 
 class BadInput(BadRequest):
-    """A tensor is not what the model's signature asks for."""
+    """A tensor does not match the model's signature."""
 
     code = "bad_input"
     fix = "Compare with `GET /v2/models/NAME`."
 
 
 class WebhookRefused(BadRequest):
-    """`Foreseen-Webhook` is malformed, is not where the operator allows webhooks to go, or webhooks are off."""
+    """`Foreseen-Webhook` is malformed or names an address that the operator does not allow, or webhooks are off."""
 
     code = "webhook_refused"
     fix = "See [webhooks](webhooks.md)."
 
 
 class Unauthorized(ForeseenError):
-    """The request carries no credential, or none that is in force here: a tenant's key, or an operator's on their
-    routes."""
+    """The request has no valid credential: a tenant's key, or on operators' routes an operator's key."""
 
     status, code = 401, "unauthorized"
-    fix = "See [security](security.md); operators give the content of `DATA/admin-token` as `Authorization: Bearer`."
+    fix = "See [security](security.md). Operators send the content of `DATA/admin-token` as `Authorization: Bearer`."
 
 
 class NotPermitted(ForeseenError):
-    """The key is a viewer's, and the route changes something."""
+    """A viewer's key was sent to a route that changes something."""
 
     status, code = 403, "not_permitted"
     fix = "Use an operator's key: see [security](security.md)."
 
 
 class ModelNotAllowed(ForeseenError):
-    """The tenant may not ask this model."""
+    """The tenant is not allowed to use this model."""
 
     status, code = 403, "model_not_allowed"
     fix = "Add the model to the tenant's `models` in the keys file."
@@ -68,22 +67,22 @@ class UnknownModel(ForeseenError):
 
 
 class UnknownTarget(ForeseenError):
-    """A purge names a model or digest that neither this proxy, the state store nor an artifact knows, or a tenant that
-    the keys file does not have."""
+    """A purge names a model or digest that neither this proxy, the state store nor any artifact knows, or a tenant that
+    is not in the keys file."""
 
     status, code = 404, "unknown_target"
-    fix = "See `foreseen models list`; `--even-if-unknown` writes the purge anyway."
+    fix = "See `foreseen models list`. `--even-if-unknown` purges anyway."
 
 
 class MethodNotAllowed(ForeseenError):
-    """The route exists, the method does not; `Allow` lists those that do."""
+    """The route does not have this method. `Allow` lists its methods."""
 
     status, code = 405, "method_not_allowed"
-    fix = "Use one of them."
+    fix = "Use a method listed in `Allow`."
 
 
 class TooLarge(ForeseenError):
-    """A body is above a limit: of its bytes, of the elements of its JSON, of its rows; or a picture in it is."""
+    """A body, or an image in it, exceeds a limit: bytes, JSON elements or rows."""
 
     status, code = 413, "too_large"
     fix = "Send tensors in the binary form, split the batch, or raise `--body-bytes`."
@@ -93,7 +92,7 @@ class UnsupportedCoding(ForeseenError):
     """A `Content-Encoding` other than gzip and deflate."""
 
     status, code = 415, "unsupported_coding"
-    fix = "Use one of those, or none."
+    fix = "Use gzip, deflate or none."
 
 
 class BodyTimeout(ForeseenError):
@@ -111,26 +110,25 @@ class HeadTimeout(ForeseenError):
 
 
 class HeadTooLarge(ForeseenError):
-    """The request's head has more than 128 fields, one longer than 8,190 bytes, or arrives in parts of more than
-    64 KiB."""
+    """The request's head has more than 128 fields, a field longer than 8,190 bytes, or more than 64 KiB in all."""
 
     status, code = 431, "head_too_large"
     fix = "Send fewer or shorter header fields."
 
 
 class RateLimited(ForeseenError):
-    """One address asks a worker more often than `--rate` allows."""
+    """An address sends more requests to one worker than `--rate` allows."""
 
     status, code = 429, "rate_limited"
-    fix = "Ask again after `Retry-After`; behind a load balancer all callers have its address: limit there."
+    fix = "Retry after `Retry-After`. Behind a load balancer set `--forwarded-hops`, else callers share one address."
 
 
 class QuotaExceeded(ForeseenError):
-    """The tenant has used up a quota of the keys file: requests or rows in a second, rows computed at a time, or model
-    seconds in a day. Hits count as requests and rows."""
+    """The tenant has used up a quota of the keys file: requests or rows per second, rows computed at a time, or model
+    seconds per day. Hits count as requests and rows."""
 
     status, code = 429, "quota_exceeded"
-    fix = "Ask again after `Retry-After`, or raise the tenant's limit in the keys file. See `foreseen usage`."
+    fix = "Retry after `Retry-After`, or raise the tenant's limit in the keys file. See `foreseen usage`."
 
 
 class ExpectationFailed(ForeseenError):
@@ -141,14 +139,14 @@ class ExpectationFailed(ForeseenError):
 
 
 class VersionNotSupported(ForeseenError):
-    """A request line with a version of HTTP other than 1.1 and 1.0."""
+    """The request line has an HTTP version other than 1.1 and 1.0."""
 
     status, code = 505, "http_version"
-    fix = "Speak HTTP/1.1."
+    fix = "Use HTTP/1.1."
 
 
 class Unsupported(ForeseenError):
-    """Part of the protocol that is left out on purpose."""
+    """A part of the protocol that Foreseen does not support."""
 
     status, code = 501, "unsupported"
-    fix = "Do without."
+    fix = "See [compatibility](compatibility.md)."

@@ -1,4 +1,4 @@
-"""Errors of what a request needs: the model, the far tier, the state store. The operator can fix these."""
+"""Errors of what a request depends on: the model, the far tier, the state store. The operator can fix these."""
 
 from __future__ import annotations
 
@@ -6,71 +6,72 @@ from foreseen.errors.base import ForeseenError
 
 
 class ModelUnavailable(ForeseenError):
-    """The model process is not there, not ready, or changing its version. `Retry-After` says when to come back."""
+    """The model process does not run, is not ready, or is changing its version."""
 
     status, code = 503, "model_unavailable"
-    fix = "Ask again; look at the supervisor's log if it lasts."
+    fix = "Retry after `Retry-After`. If it persists, check the supervisor's log."
 
     def __init__(self, message: str, *, retry_after: int = 1) -> None:
         super().__init__(message, retry_after=retry_after)
 
 
 class Overloaded(ForeseenError):
-    """A bounded queue is full, there is no room for another connection, or the model cannot make it before the
-    deadline. Hits go on."""
+    """Admission control: a bounded queue or the connection limit is full, or the model cannot meet the deadline.
+    Hits are still answered."""
 
     status, code = 503, "overloaded"
-    fix = "Ask again after `Retry-After`; add capacity if it lasts."
+    fix = "Retry after `Retry-After`. If it persists, add capacity."
 
     def __init__(self, message: str, *, retry_after: int = 1) -> None:
         super().__init__(message, retry_after=retry_after)
 
 
 class ModelFailed(ForeseenError):
-    """The model process answered with an error, or with something its signature does not allow. Nothing was stored."""
+    """The model process or upstream answered with an error, or with a reply that its signature does not allow. Nothing
+    was stored."""
 
     status, code = 502, "model_failed"
-    fix = "Look at the model process's log."
+    fix = "Check the model process's log."
 
 
 class InputRejected(ForeseenError):
-    """A row of the request has twice ended the model's process, alone. It is refused for `--quarantine-seconds`; other
-    rows are not."""
+    """A row of the request is a poison pill: it has twice ended the model's process while it ran alone. It is refused
+    for `--quarantine-seconds`; other rows are not."""
 
     status, code = 422, "input_rejected_by_model"
-    fix = "Look at the model process's log; `Retry-After` says when the row is tried again."
+    fix = "Check the model process's log. `Retry-After` says when the row will be tried again."
 
 
 class DeadlineExceeded(ForeseenError):
-    """The answer would have come after the request's deadline. What was computed is kept."""
+    """The request's deadline passed before its answer was ready. Computed rows are stored."""
 
     status, code = 504, "deadline_exceeded"
-    fix = "Ask again: it may be a hit by now."
+    fix = "Retry: it may be a hit by now."
 
 
 class NotCached(ForeseenError):
-    """`only-if-cached` was asked, and not every row is in the cache."""
+    """The request said `only-if-cached`, and not every row is in the cache."""
 
     status, code = 504, "not_cached"
-    fix = "Ask without it."
+    fix = "Send the request without it."
 
 
 class StateUnavailable(ForeseenError):
-    """The state store is not there, or the proxy runs without one: nothing was purged."""
+    """The state store does not answer, or the proxy runs without one. Nothing was purged."""
 
     status, code = 503, "state_unavailable"
-    fix = "See `--state`; purge again."
+    fix = "Check `--state`, then purge again."
 
 
 class FarUnavailable(ForeseenError):
-    """The far tier (Redis) is not there: nothing can be imported. Predictions are answered all the same."""
+    """The far tier (Redis) does not answer, so nothing can be imported. Predictions are still answered."""
 
     status, code = 503, "far_unavailable"
-    fix = "Look at Redis (`foreseen doctor`); run the same import again, it goes on where it stopped."
+    fix = "Check Redis (`foreseen doctor`). Then run the same import again; it continues where it stopped."
 
 
 class NotConfirmed(ForeseenError):
-    """A purge was made, but the workers that the message names have not confirmed it."""
+    """A purge was recorded, but the workers named in the message have not confirmed it."""
 
     status, code = 504, "not_confirmed"
-    fix = "Look at those; purge again. One that has ended on another machine: `foreseen purge --forget NAME`."
+    fix = "Check those workers, then purge again. One that ended on another machine: `foreseen purge --forget NAME`."

@@ -74,7 +74,7 @@ class Preparer:
         columns = self._columns(arrays) if cut else {}
         given = [name for name in self.keyed if name in (columns if cut else arrays)]
         if not given:
-            raise BadInput(f"inputs: none is given that the model answers to; it takes {', '.join(self._inputs)}")
+            raise BadInput(f"inputs: none of the model's inputs is given; it takes {', '.join(self._inputs)}")
         which = None if len(given) == len(self.keyed) else tuple(self.keyed.index(name) for name in given)
         if not cut:
             return [Row(tuple(arrays[name] for name in given), which)]

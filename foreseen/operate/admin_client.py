@@ -60,7 +60,7 @@ def answer_of(settings: OperatorSettings, path: str, body: dict[str, Any], done:
     try:
         document = dict(orjson.loads(content))
     except (orjson.JSONDecodeError, TypeError, ValueError):
-        raise SetupError(f"what answers operators is no proxy: status {status}") from None
+        raise SetupError(f"the operators' address is not a proxy's: status {status}") from None
     if status != 200:
         how = f"not {done} everywhere" if status == NotConfirmed.status else f"not {done}"
         raise SetupError(f"{how}: {document.get('error')}")

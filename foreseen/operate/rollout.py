@@ -97,7 +97,7 @@ class Rollout:
                 log.error("model not checked for a rebuild", model=name, why=str(error))
                 continue
             if artifact not in (self._models[name].artifact, self._refused.get(name)):
-                log.info("model was built anew", model=name, artifact=artifact[:12])
+                log.info("model rebuilt", model=name, artifact=artifact[:12])
                 if not await self._renew(manifest):
                     self._refused[name] = artifact
                     return False

@@ -209,7 +209,7 @@ def _byte_strings(raw: memoryview, count: int, shape: tuple[int, ...], field: st
     for index in range(count):
         end = at + 4 + int.from_bytes(raw[at : at + 4], "little")
         if at + 4 > len(raw) or end > len(raw):
-            raise BadInput(f"{field}: BYTES element {index} ends behind the data")
+            raise BadInput(f"{field}: BYTES element {index} ends beyond the data")
         array[index] = bytes(raw[at + 4 : end])
         at = end
     if at != len(raw):

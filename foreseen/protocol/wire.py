@@ -218,7 +218,7 @@ def _tensors(
             if size is None:  # it may be left out where it follows from the shape, as OpenVINO's server allows
                 size = elements(shape) * datatype.size if datatype.size else len(tail) - at
             if at + size > len(tail):
-                raise BadInput(f"{field}: its {size} bytes of binary data end behind the body")
+                raise BadInput(f"{field}: its {size} bytes of binary data end beyond the body")
             if datatype.kind == "s" and bounded:
                 check_elements(shape, field)
             array = array_of_raw(tail[at : at + size], datatype, shape, field)

@@ -88,7 +88,7 @@ class Allowed:
         """The target of a URL. Raises WebhookRefused, which never says what the allow-list holds."""
         target = target_of(url)
         if not any(rule.allows(target, self._ports) for rule in self._rules):
-            raise WebhookRefused("the webhook's scheme, host or port is not one that the operator allows")
+            raise WebhookRefused("the operator does not allow the webhook's scheme, host or port")
         return target
 
     def why_not_name(self, address: str) -> str | None:
@@ -104,9 +104,7 @@ def target_of(url: str) -> WebhookTarget:
     """A URL as a target, allowed or not. Raises WebhookRefused."""
     match = _URL.fullmatch(url) if len(url) <= MAX_URL else None
     if match is None:
-        raise WebhookRefused(
-            "the webhook is no absolute http or https URL in plain characters, without user or fragment"
-        )
+        raise WebhookRefused("the webhook must be an absolute http or https URL in ASCII, without user or fragment")
     scheme, port = match["scheme"].lower(), match["port"]
     number = int(port) if port else _HTTPS_PORT if scheme == "https" else 80
     path = match["path"]
@@ -124,16 +122,16 @@ def _host(given: str) -> str:
         except ValueError:
             raise WebhookRefused("the webhook's host is a number that is no plain IP address") from None
         if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
-            raise WebhookRefused("the webhook's host is an IPv6 address that stands for an IPv4 one")
+            raise WebhookRefused("the webhook's host is an IPv6 address that maps to an IPv4 address")
         return str(ip)
     if len(host) > 253 or not _HOST.fullmatch(host):
-        raise WebhookRefused("the webhook's host is no host name")
+        raise WebhookRefused("the webhook's host is not a host name")
     return host
 
 
 def _port(number: int) -> int:
     if not 0 < number < 65536:
-        raise WebhookRefused("the webhook's port is none")
+        raise WebhookRefused("the webhook's port is not a port")
     return number
 
 

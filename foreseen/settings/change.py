@@ -15,16 +15,17 @@ class ChangeSettings(StoreSettings):
     """What is watched of a model and of its candidate (docs/changing-models.md)."""
 
     audit: Annotated[
-        str, Parameter(help="Share of hit rows (0.1%) that are computed again and compared with the model; 0: none.")
+        str, Parameter(help="Share of hit rows (0.1%) that the model computes again, to compare the answers. 0: none.")
     ] = "0"
     audit_rows_per_second: Annotated[
-        float, Parameter(help="Rows that one worker audits a second at most; more are dropped and counted.", show=False)
+        float,
+        Parameter(help="Maximum rows per second that one worker audits. More are dropped and counted.", show=False),
     ] = 5.0
     candidate: Annotated[
         str | None,
         Parameter(
-            help="A model that may take the place of one served here, as [MODEL=]ADDRESS: unix:/path, http://host:port "
-            "or grpc://host:port (docs/changing-models.md)."
+            help="A candidate to replace a served model, as [MODEL=]ADDRESS: unix:/path, http://host:port or "
+            "grpc://host:port (docs/changing-models.md)."
         ),
     ] = None
     candidate_model: Annotated[
@@ -36,25 +37,36 @@ class ChangeSettings(StoreSettings):
     ] = None
     candidate_digest: Annotated[
         str | None,
-        Parameter(help="Version of a candidate whose server reports none; change it with the candidate.", show=False),
+        Parameter(
+            help="Version of a candidate whose server reports none. Change it whenever the candidate changes.",
+            show=False,
+        ),
     ] = None
     shadow: Annotated[
-        str, Parameter(help="Share of computed rows (5%) that the candidate answers, too, to compare; 0: none.")
+        str,
+        Parameter(
+            help="Share of computed rows (5%) that are also sent to the candidate, to compare the answers. 0: none."
+        ),
     ] = "0"
     canary: Annotated[
         str | None,
-        Parameter(help="Share of callers (10%) that the candidate answers, always the same ones; see foreseen canary."),
+        Parameter(
+            help="Share of callers (10%) whom the candidate answers, always the same callers. See foreseen canary."
+        ),
     ] = None
     shadow_hits: Annotated[
-        bool, Parameter(help="Send rows that the cache answered to the candidate, too.", negative="", show=False)
+        bool, Parameter(help="Also send rows that the cache answered to the candidate.", negative="", show=False)
     ] = False
     shadow_rows: Annotated[
-        int, Parameter(help="Rows that one worker compares; then it stops sending them.", show=False)
+        int, Parameter(help="Number of rows after which one worker stops sending rows to the candidate.", show=False)
     ] = 100_000
     shadow_width: Annotated[
-        str, Parameter(help="Width of the changed share's interval at which a worker stops, too.", show=False)
+        str,
+        Parameter(
+            help="Width of the confidence interval of the changed share at which a worker stops as well.", show=False
+        ),
     ] = "0.5%"
     shadow_rows_per_second: Annotated[
         float,
-        Parameter(help="Rows that one worker sends to the candidate a second at most; more are dropped.", show=False),
+        Parameter(help="Maximum rows per second that one worker sends to the candidate. More are dropped.", show=False),
     ] = 50.0

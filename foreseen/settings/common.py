@@ -16,16 +16,21 @@ class Common:
     """What every command takes."""
 
     config: Annotated[
-        Path | None, Parameter(help="Settings from a TOML file (docs/settings.md); flags and environment win.")
+        Path | None,
+        Parameter(
+            help="Settings from a TOML file (docs/settings.md). Flags and environment variables take precedence."
+        ),
     ] = None
-    data: Annotated[Path, Parameter(help="Folder of secret, sockets, stores and built models.")] = Path("data")
-    models: Annotated[Path | None, Parameter(help="A folder of further models, one NAME/model.toml each.")] = None
+    data: Annotated[Path, Parameter(help="Data directory: secret, sockets, stores and built models.")] = Path("data")
+    models: Annotated[Path | None, Parameter(help="Folder of additional models, with one NAME/model.toml each.")] = None
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Parameter(help="Least level that is logged.")
+        Literal["debug", "info", "warning", "error"], Parameter(help="Lowest level that is logged.")
     ] = "info"
     log_format: Annotated[
         Literal["json", "text"] | None,
-        Parameter(help="Format of stderr. Default: text on a terminal, else json for servers and text for commands."),
+        Parameter(
+            help="Format of stderr. Default: text on a terminal; otherwise json for servers and text for commands."
+        ),
     ] = None
 
     @property
@@ -44,11 +49,11 @@ class StoreSettings(Common):
 
     redis_ca_file: Annotated[
         Path | None,
-        Parameter(help="Certificates (PEM) that verify Redis and the state store over TLS; default: the system's."),
+        Parameter(help="Certificates (PEM) that verify Redis and the state store over TLS. Default: the system's."),
     ] = None
-    sentinel_user: Annotated[str | None, Parameter(help="ACL user for Sentinels; default: none.")] = None
+    sentinel_user: Annotated[str | None, Parameter(help="ACL user for Sentinels. Default: none.")] = None
     sentinel_password_file: Annotated[
-        Path | None, Parameter(help="File with the password for Sentinels; default: none is sent.")
+        Path | None, Parameter(help="File with the password for Sentinels. Default: no password is sent.")
     ] = None
 
 

@@ -67,7 +67,7 @@ def checked(path: str, document: Mapping[str, Any]) -> ConfigFile:
     commands = (*NAMES, *OTHER_NAMES)
     tables = {name: table for name, table in document.items() if isinstance(table, dict)}
     if unknown := [name for name in tables if name not in commands]:
-        raise SetupError(f"{path}: [{unknown[0]}] is no command{_near(unknown[0], commands)}")
+        raise SetupError(f"{path}: [{unknown[0]}] is not a command{_near(unknown[0], commands)}")
     warnings: list[str] = []
     top = {name: value for name, value in document.items() if name not in tables}
     shared = _section(path, "", top, all_settings(), warnings)
@@ -95,7 +95,7 @@ def _section(
     for name, (key, value) in given.items():
         if name not in allowed:
             flags = sorted(one.replace("_", "-") for one in allowed)
-            raise SetupError(f"{path}: {_place(command)}{key} is no setting{_near(key.replace('_', '-'), flags)}")
+            raise SetupError(f"{path}: {_place(command)}{key} is not a setting{_near(key.replace('_', '-'), flags)}")
         found[name] = _words(f"{path}: {_place(command)}{key}", value, several=name in LISTS)
     return found
 

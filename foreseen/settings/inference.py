@@ -30,23 +30,26 @@ class InferenceSettings(Common):
     fallback: Annotated[
         Literal["refuse", "warn"], Parameter(help="What to do when a GPU model's nodes fall back to the CPU.")
     ] = "refuse"
-    threads: Annotated[int, Parameter(help="Threads within one run of the model (intra_op_num_threads).")] = 1
-    instances: Annotated[int, Parameter(help="Sessions that run batches side by side; 0: one per core.")] = 1
-    queue_rows: Annotated[int, Parameter(help="Rows that may wait; more are refused with 503.")] = 4096
-    max_rows: Annotated[int | None, Parameter(help="Rows of one batch at most; default: the manifest's.")] = None
-    max_tokens: Annotated[int | None, Parameter(help="Rows × longest row of one batch; default: the manifest's.")] = (
-        None
-    )
+    threads: Annotated[int, Parameter(help="Threads per run of the model (intra_op_num_threads).")] = 1
+    instances: Annotated[int, Parameter(help="Sessions that run batches in parallel. 0: one per core.")] = 1
+    queue_rows: Annotated[int, Parameter(help="Maximum waiting rows. More are refused with 503.")] = 4096
+    max_rows: Annotated[int | None, Parameter(help="Maximum rows of one batch. Default: the manifest's.")] = None
+    max_tokens: Annotated[
+        int | None, Parameter(help="Maximum of rows × longest row of one batch. Default: the manifest's.")
+    ] = None
     wait_ms: Annotated[float | None, Parameter(help="How long an idle session waits for more rows, in ms.")] = None
     run_seconds: Annotated[
-        float, Parameter(help="A run that takes longer is stopped; if it continues, the process exits.")
+        float, Parameter(help="Time after which a run is stopped. If it continues nevertheless, the process exits.")
     ] = 30.0
-    deadline_seconds: Annotated[float, Parameter(help="Deadline of a request without a timeout of its own.")] = 30.0
+    deadline_seconds: Annotated[float, Parameter(help="Deadline of a request that sets none.")] = 30.0
     body_bytes: Annotated[int, Parameter(help="Largest request body, decoded, in bytes.")] = 64 * 2**20
     body_seconds: Annotated[float, Parameter(help="How long a body may take to arrive.")] = 30.0
     drain_seconds: Annotated[
-        float, Parameter(help="How long idle connections are kept open for a last request before this process ends.")
+        float,
+        Parameter(
+            help="Graceful shutdown: how long open connections may send a last request before this process ends."
+        ),
     ] = 20.0
     triton_metrics: Annotated[
-        bool, Parameter(help="Export metrics under Triton's names, too: nv_inference_*, nv_cache_*.")
+        bool, Parameter(help="Also export metrics under Triton's names: nv_inference_*, nv_cache_*.")
     ] = False

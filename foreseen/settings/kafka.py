@@ -22,10 +22,13 @@ class BrokerSettings(Common):
     group: Annotated[str, Parameter(help="Consumer group; its processes share the partitions.")] = ""
     dead_letter_topic: Annotated[
         str | None,
-        Parameter(help="Topic of messages that the model refuses, with the reason in headers. Default: error replies."),
+        Parameter(
+            help="Topic for invalid messages, with the reason in headers. Default: error replies to the reply topic."
+        ),
     ] = None
     security_protocol: Annotated[
-        Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], Parameter(help="How brokers are spoken to.")
+        Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"],
+        Parameter(help="Protocol of the connections to brokers."),
     ] = "PLAINTEXT"
     sasl_mechanism: Annotated[Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], Parameter(help="SASL mechanism.")] = (
         "SCRAM-SHA-512"
@@ -33,10 +36,10 @@ class BrokerSettings(Common):
     sasl_username: Annotated[str | None, Parameter(help="SASL user.")] = None
     sasl_password_file: Annotated[Path | None, Parameter(help="File with the SASL password.")] = None
     ssl_cafile: Annotated[
-        Path | None, Parameter(help="Certificates (PEM) that verify brokers; default: the system's.")
+        Path | None, Parameter(help="Certificates (PEM) that verify brokers. Default: the system's.")
     ] = None
-    ssl_certfile: Annotated[Path | None, Parameter(help="Own certificate (PEM), for mutual TLS.")] = None
-    ssl_keyfile: Annotated[Path | None, Parameter(help="Its key.")] = None
+    ssl_certfile: Annotated[Path | None, Parameter(help="Client certificate (PEM), for mutual TLS.")] = None
+    ssl_keyfile: Annotated[Path | None, Parameter(help="Private key (PEM) of the client certificate.")] = None
 
 
 @Parameter(name="*")
@@ -46,18 +49,24 @@ class KafkaSettings(BrokerSettings, ProxySettings):
 
     allow_reply_topic: Annotated[
         tuple[str, ...],
-        Parameter(help="A topic that a message may name in kafka_replyTopic; may be repeated. Others: --reply-topic."),
+        Parameter(
+            help="A topic that messages may name in kafka_replyTopic; may be repeated. All other replies go to "
+            "--reply-topic."
+        ),
     ] = ()
     value_as: Annotated[
         Literal["v2", "v1", "openai", "rerank", "score", "grpc", "row"],
-        Parameter(name="--as", help="What the values are. row: the model's one input, or a JSON object of its inputs."),
+        Parameter(
+            name="--as",
+            help="Format of the message values. row: the model's one input, or a JSON object of its inputs.",
+        ),
     ] = "v2"
     ordered: Annotated[bool, Parameter(help="Send a partition's replies in the order of its messages.")] = False
     transactional_id: Annotated[
         str | None,
         Parameter(
-            help="Send replies and commit offsets in one transaction (exactly once), with ids that begin with this. "
-            "Brokers have to know transactions. Default: at least once."
+            help="Exactly once: send replies and commit offsets in one transaction, with ids that begin with this. "
+            "Needs brokers with transactions. Default: at least once."
         ),
     ] = None
     tenant: Annotated[

@@ -23,7 +23,7 @@ class KeySettings(Common):
     secret_file: Annotated[Path | None, Parameter(help="Root secret of all keys. Default: DATA/secret.")] = None
     tenant: Annotated[str | None, Parameter(help="The tenant that sends the request. Default: public.")] = None
     keys_file: Annotated[
-        Path | None, Parameter(help="Keys file that says the tenant's scope. Default: a scope that is its own.")
+        Path | None, Parameter(help="Keys file with the tenant's scope. Default: a scope of its own.")
     ] = None
     json: Annotated[bool, Parameter(help="Print JSON for machines.")] = False
 
@@ -45,8 +45,10 @@ class UsageSettings(StoreSettings):
     """Which usage of tenants is shown, and where it is kept."""
 
     state: Annotated[str | None, Parameter(help="State store, by its address. Default: DATA's own.")] = None
-    tenant: Annotated[str | None, Parameter(help="Only this tenant's. Default: all tenants'.")] = None
-    since: Annotated[str, Parameter(help="How far back, in whole hours: 24h, 7d; 90 days are kept.")] = "24h"
+    tenant: Annotated[str | None, Parameter(help="Show only this tenant. Default: all tenants.")] = None
+    since: Annotated[
+        str, Parameter(help="Period to show, in whole hours or days: 24h, 7d. Figures are kept for 90 days.")
+    ] = "24h"
     json: Annotated[bool, Parameter(help="Print JSON for machines.")] = False
 
 
@@ -71,11 +73,11 @@ class OperatorSettings(Common):
 class CanarySettings(OperatorSettings):
     """How many callers the candidate answers. Without --share, --promote and --abort nothing changes."""
 
-    share: Annotated[str | None, Parameter(help="Answer this share of callers (25%) by the candidate.")] = None
-    promote: Annotated[bool, Parameter(help="Answer all callers by the candidate.", negative="")] = False
-    abort: Annotated[bool, Parameter(help="Answer no caller by the candidate.", negative="")] = False
+    share: Annotated[str | None, Parameter(help="Let the candidate answer this share of callers (25%).")] = None
+    promote: Annotated[bool, Parameter(help="Let the candidate answer all callers.", negative="")] = False
+    abort: Annotated[bool, Parameter(help="Let the candidate answer no caller.", negative="")] = False
     url: Annotated[
-        str | None, Parameter(help="The running proxy. Default: where `foreseen up` in --data was started last.")
+        str | None, Parameter(help="Address of the running proxy. Default: that of the last `foreseen up` in --data.")
     ] = None
     json: Annotated[bool, Parameter(help="Print JSON for machines.")] = False
 
@@ -85,12 +87,12 @@ class CanarySettings(OperatorSettings):
 class PurgeSettings(OperatorSettings):
     """What is purged, and where. See WITHOUT_ENVIRONMENT."""
 
-    model: Annotated[str | None, Parameter(help="Purge everything of a model.")] = None
+    model: Annotated[str | None, Parameter(help="Purge all entries of a model.")] = None
     digest: Annotated[
         str | None,
         Parameter(
-            help="Purge everything that was computed under this model digest or artifact digest; its first eight "
-            "digits or more are enough."
+            help="Purge all entries computed under this model digest or artifact digest (at least its first eight "
+            "digits)."
         ),
     ] = None
     tenant: Annotated[
@@ -103,7 +105,7 @@ class PurgeSettings(OperatorSettings):
         Parameter(help="Purge even if no proxy, state store or artifact knows the name.", negative=""),
     ] = False
     forget: Annotated[
-        str | None, Parameter(help="Instead of a purge: unregister a worker of another machine that has ended.")
+        str | None, Parameter(help="Instead of a purge: unregister a worker on another machine that has ended.")
     ] = None
 
 

@@ -24,38 +24,38 @@ class ProxySettings(ChangeSettings):
     upstream: Annotated[
         tuple[str, ...],
         Parameter(
-            help="A V2 or embedding server (http://host:port; V2 over gRPC: grpc://host:port) to stand in front of: no "
-            "manifest is needed, see docs/upstream.md. Repeated, the addresses are replicas of one server."
+            help="An existing V2, embedding or rerank server behind the cache (http://host:port; V2 over gRPC: "
+            "grpc://host:port). No manifest is needed: docs/upstream.md. If repeated, the addresses are "
+            "replicas of one server."
         ),
     ] = ()
     upstream_api: Annotated[
-        Literal["auto", "v2", "openai", "tei"], Parameter(help="Protocol of --upstream; auto probes its routes.")
+        Literal["auto", "v2", "openai", "tei"], Parameter(help="Protocol of --upstream. auto: by its routes.")
     ] = "auto"
     upstream_kind: Annotated[
         Literal["auto", "embed", "rerank", "classify"],
-        Parameter(help="What --upstream does with texts; auto asks its routes.", show=False),
+        Parameter(help="What --upstream does with texts. auto: detected from its routes.", show=False),
     ] = "auto"
     upstream_key_file: Annotated[
-        Path | None,
-        Parameter(help="File with the API key of --upstream; read again when it changes."),
+        Path | None, Parameter(help="File with the API key of --upstream; read again when it changes.")
     ] = None
     upstream_pass_authorization: Annotated[
         bool,
         Parameter(
-            help="Pass each caller's Authorization on to the upstream; entries are apart by credential.", negative=""
+            help="Forward callers' Authorization to the upstream. Each credential has its own entries.", negative=""
         ),
     ] = False
     upstream_ca_file: Annotated[
-        Path | None, Parameter(help="Certificates (PEM) that an https --upstream is verified by.", show=False)
+        Path | None, Parameter(help="Certificates (PEM) that verify an https --upstream.", show=False)
     ] = None
     upstream_digest: Annotated[
-        str | None, Parameter(help="Version of an upstream that reports none; change it with the upstream.")
+        str | None, Parameter(help="Version of an upstream that reports none. Change it with the upstream.")
     ] = None
     upstream_tolerance: Annotated[
         float,
         Parameter(
-            help="Largest difference of an answer alone and in a batch with which rows are independent; of embeddings, "
-            "1 - cos.",
+            help="Largest difference between a row's answers alone and in a batch with which rows count as "
+            "independent. For embeddings: 1 - cos.",
             show=False,
         ),
     ] = 1e-5
@@ -89,15 +89,15 @@ class ProxySettings(ChangeSettings):
     keys_file: Annotated[
         Path | None,
         Parameter(
-            help="Tenants with hashes of their keys, models and limits (docs/security.md); read again when it changes. "
-            "Without it every caller is public."
+            help="Tenants with hashes of their keys, models and limits (docs/security.md). Read again when it "
+            "changes. Without it every caller is public."
         ),
     ] = None
     tls_cert: Annotated[
         Path | None, Parameter(help="Certificate chain (PEM) of the listener; with it the proxy speaks TLS only.")
     ] = None
     tls_key: Annotated[
-        Path | None, Parameter(help="Private key (PEM) of --tls-cert; both are taken anew when they change.")
+        Path | None, Parameter(help="Private key (PEM) of --tls-cert. Both files are read again when they change.")
     ] = None
     tls_client_ca: Annotated[
         Path | None,
@@ -108,7 +108,10 @@ class ProxySettings(ChangeSettings):
     ] = None
     metrics_open: Annotated[
         bool,
-        Parameter(help="With --keys-file: /metrics asks for no key. Without, for that of operators.", show=False),
+        Parameter(
+            help="With --keys-file: serve /metrics without a key. Otherwise it needs the key of an operator or viewer.",
+            show=False,
+        ),
     ] = False
     near_bytes: Annotated[int, Parameter(help="Memory of the near tier, per worker, in bytes; 0 turns it off.")] = (
         256 * 2**20
@@ -116,65 +119,62 @@ class ProxySettings(ChangeSettings):
     reply_cache_bytes: Annotated[
         int,
         Parameter(
-            help="Memory of the reply cache (repeated bodies and requests with their replies), per worker; 0: off."
+            help="Memory of the answer cache (repeated bodies and requests with their replies), per worker. 0: off."
         ),
     ] = 96 * 2**20
     far_budget_ms: Annotated[
         float, Parameter(help="Longest wait for one far operation, in ms. Never retried.", show=False)
     ] = 50.0
     far_pending_bytes: Annotated[
-        int, Parameter(help="Entries that wait for a write to the far tier; more are dropped.", show=False)
+        int,
+        Parameter(help="Maximum bytes of entries waiting to be written to the far tier. More are dropped.", show=False),
     ] = 64 * 2**20
     lease_ms: Annotated[
         float,
         Parameter(
-            help="Rows of one moment that take the model longer than so many ms are computed by one proxy, and waited "
-            "for by all others on the same Redis; 0 for all rows, inf for none.",
+            help="Rows that take the model longer than this, in ms, are computed by one proxy under a lease, while "
+            "all others on the same Redis wait. 0: all rows, inf: none.",
             show=False,
         ),
     ] = 50.0
-    ttl_seconds: Annotated[float, Parameter(help="Longest life of an entry (hard TTL), ± 10 %.")] = 604800.0
+    ttl_seconds: Annotated[float, Parameter(help="Maximum lifetime of an entry (hard TTL), ± 10 %.")] = 604800.0
     soft_ttl_seconds: Annotated[
-        float | None, Parameter(help="Past this age an entry is answered while it is refreshed; default: never.")
+        float | None, Parameter(help="Age after which an entry is refreshed while it is served. Default: never.")
     ] = None
     stale_while_revalidate_seconds: Annotated[
         float | None,
         Parameter(
-            help="How long a stale entry is answered while it is refreshed; default: from soft to hard TTL.", show=False
+            help="How long a stale entry is served while it is refreshed. Default: from soft to hard TTL.", show=False
         ),
     ] = None
     stale_if_error_seconds: Annotated[
-        float, Parameter(help="How long a stale entry is answered where the model fails.", show=False)
+        float, Parameter(help="How long a stale entry is served if the model fails.", show=False)
     ] = 86400.0
     ignore_client_cache_control: Annotated[
-        bool, Parameter(help="Ignore Cache-Control of requests: no-cache lets clients cause cost.")
+        bool, Parameter(help="Ignore Cache-Control of requests, since no-cache lets clients cause computations.")
     ] = False
-    deadline_seconds: Annotated[float, Parameter(help="Deadline of a request without a timeout of its own.")] = 30.0
+    deadline_seconds: Annotated[float, Parameter(help="Deadline of a request that sets none.")] = 30.0
     longest_deadline_seconds: Annotated[float, Parameter(help="Largest Request-Timeout.", show=False)] = 300.0
     miss_rows: Annotated[
-        int, Parameter(help="Rows of one model that are computed at a time; more wait.", show=False)
+        int, Parameter(help="Maximum rows of one model that are computed at a time. More wait.", show=False)
     ] = 1024
     quarantine_seconds: Annotated[
         float,
-        Parameter(
-            help="How long a row that has twice ended the model's process, alone, is refused with 422.", show=False
-        ),
+        Parameter(help="How long a row that twice ended the model's process (poison pill) is refused.", show=False),
     ] = 600.0
-    waiting_rows: Annotated[int, Parameter(help="Rows of one model that may wait; more are refused with 503.")] = 65536
+    waiting_rows: Annotated[int, Parameter(help="Waiting rows of one model. More are refused with 503.")] = 65536
     body_bytes: Annotated[int, Parameter(help="Largest request body, decoded, in bytes.")] = 64 * 2**20
     body_seconds: Annotated[float, Parameter(help="How long a body may take to arrive.", show=False)] = 30.0
-    keepalive_seconds: Annotated[float, Parameter(help="An idle connection is closed after this long.", show=False)] = (
-        75.0
-    )
+    keepalive_seconds: Annotated[float, Parameter(help="Timeout of an idle connection.", show=False)] = 75.0
     drain_seconds: Annotated[
-        float, Parameter(help="How long idle connections are kept open for a last request before this process ends.")
+        float, Parameter(help="Graceful shutdown: how long open connections may send a last request.")
     ] = 20.0
     connections: Annotated[
-        int, Parameter(help="Open connections of one worker; above that, idle ones are closed, then new ones refused.")
+        int, Parameter(help="Open connections of a worker. Above this, idle ones are closed, then new ones refused.")
     ] = 10_000
     connection_requests: Annotated[
         int,
-        Parameter(help="Requests of one connection, which is then closed gracefully; 0: no limit.", show=False),
+        Parameter(help="Number of requests after which a connection is closed gracefully. 0: no limit.", show=False),
     ] = 100_000
     head_seconds: Annotated[float, Parameter(help="How long a request's head may take to arrive.", show=False)] = 10.0
     write_seconds: Annotated[
@@ -187,19 +187,17 @@ class ProxySettings(ChangeSettings):
         float, Parameter(help="Requests a second that one address may send to one worker; 0: no limit.")
     ] = 0.0
     rate_burst: Annotated[
-        int,
-        Parameter(help="Requests that an idle address may send at once; at least one second's.", show=False),
+        int, Parameter(help="Requests an idle address may send at once (burst), at least one second's.", show=False)
     ] = 0
     forwarded_hops: Annotated[
         int,
         Parameter(
-            help="Trusted proxies in front: the client's address in logs and metrics is so many from the end of "
-            "X-Forwarded-For; 0: the address that connects."
+            help="Number of trusted proxies in front. The client's address is taken at this position from the end of "
+            "X-Forwarded-For. 0: the address that connects."
         ),
     ] = 0
     top_callers: Annotated[
-        int,
-        Parameter(help="Heaviest callers, by address, in the metrics; all others are one. 0: none.", show=False),
+        int, Parameter(help="Heaviest callers in the metrics, by address; the rest are one. 0: none.", show=False)
     ] = 10
     cors_origin: Annotated[
         tuple[str, ...],
@@ -208,14 +206,14 @@ class ProxySettings(ChangeSettings):
     observe: Annotated[
         tuple[str, ...],
         Parameter(
-            help="A model that answers every request, while the cache's answers are only compared; 'all' for all."
+            help="A model that answers every request itself; the cache's answers are only compared. 'all': every model."
         ),
     ] = ()
     admin_token_file: Annotated[
         Path | None,
         Parameter(
-            help="Keys of operators and viewers (docs/security.md), or one token. Default: DATA/admin-token; those of "
-            "DATA/admin-keys.toml count, too."
+            help="Keys of operators and viewers (docs/security.md), or one token. Default: DATA/admin-token. Keys in "
+            "DATA/admin-keys.toml are valid as well."
         ),
     ] = None
     admin_port: Annotated[
@@ -236,56 +234,55 @@ class ProxySettings(ChangeSettings):
     state_replicas: Annotated[
         int,
         Parameter(
-            help="Replicas of the state store that have a job or purge before it is acknowledged; with 0 a failover "
-            "may lose the last ones."
+            help="Replicas of the state store that must have a job or purge before it is acknowledged. With 0 a "
+            "failover may lose the last ones."
         ),
     ] = 0
     queue_bytes: Annotated[
-        int, Parameter(help="Memory of jobs and their results in the state store, in bytes; more are refused with 503.")
+        int, Parameter(help="Memory of jobs and results in the state store, in bytes. More are refused (503).")
     ] = 1024 * 2**20
     queue_share: Annotated[
         float,
         Parameter(
-            help="Share of the queue that one caller (address) can have while it is empty otherwise; with others in it "
-            "each has less. 1: all of it.",
+            help="Largest share of the queue that one caller (address) can have while no other caller uses it. With "
+            "others each has less. 1: all of it.",
             show=False,
         ),
     ] = 0.5
     job_seconds: Annotated[float, Parameter(help="Time after which a job that has not ended expires.")] = 86400.0
     result_seconds: Annotated[float, Parameter(help="How long the result of a job can be fetched.")] = 3600.0
-    batch_lines: Annotated[int, Parameter(help="Most lines of a batch of predictions.", show=False)] = 10_000
+    batch_lines: Annotated[int, Parameter(help="Maximum lines of a batch of predictions.", show=False)] = 10_000
     webhook_allow: Annotated[
         tuple[str, ...],
         Parameter(
-            help="Where webhooks may go: HOST, *.DOMAIN, https://HOST:PORT or http://HOST:PORT; may be repeated. "
-            "Without it they are off."
+            help="Allowed webhook targets: HOST, *.DOMAIN, https://HOST:PORT or http://HOST:PORT; may be repeated. "
+            "Default: webhooks are off."
         ),
     ] = ()
     webhook_ports: Annotated[
-        tuple[int, ...], Parameter(help="Ports of webhooks to hosts that are allowed without.", show=False)
+        tuple[int, ...], Parameter(help="Ports of webhooks to hosts allowed without a port.", show=False)
     ] = (443,)
     webhook_networks: Annotated[
-        tuple[str, ...],
-        Parameter(help="Private networks (10.0.0.0/8) that allowed names may resolve to.", show=False),
+        tuple[str, ...], Parameter(help="Private networks (10.0.0.0/8) that allowed names may resolve to.", show=False)
     ] = ()
     webhook_secret_file: Annotated[
         Path | None,
-        Parameter(help="Secrets that webhooks are signed with, one a line. Default: DATA/webhook-secret.", show=False),
+        Parameter(help="Secrets that sign webhooks, one per line. Default: DATA/webhook-secret.", show=False),
     ] = None
-    webhook_seconds: Annotated[float, Parameter(help="How long one call of a webhook may take.", show=False)] = 10.0
+    webhook_seconds: Annotated[float, Parameter(help="Timeout of one webhook call.", show=False)] = 10.0
     webhook_tries: Annotated[
-        int, Parameter(help="Most attempts to deliver a webhook; pauses grow to an hour.", show=False)
+        int, Parameter(help="Maximum attempts to deliver a webhook. The pauses grow to an hour.", show=False)
     ] = 8
-    server_timing: Annotated[bool, Parameter(help="Send Server-Timing.", show=False)] = True
+    server_timing: Annotated[bool, Parameter(help="Send the Server-Timing header.", show=False)] = True
     access_log_hits: Annotated[
         float,
         Parameter(help="Share of hits that are logged (at level info); every other request is logged.", show=False),
     ] = 0.01
-    metrics: Annotated[
-        bool, Parameter(help="Count. Without it /metrics is empty: to measure the cost of counting.", show=False)
-    ] = True
+    metrics: Annotated[bool, Parameter(help="Count metrics; off only to measure what counting costs.", show=False)] = (
+        True
+    )
     triton_metrics: Annotated[
-        bool, Parameter(help="Export metrics under Triton's names, too: nv_inference_*, nv_cache_*.")
+        bool, Parameter(help="Also export metrics under Triton's names: nv_inference_*, nv_cache_*.")
     ] = False
 
     @property

@@ -15,21 +15,22 @@ from foreseen.settings.proxy import ProxySettings
 class UpSettings(ProxySettings):
     """Everything on one machine: Valkey, one process per model and the proxy, supervised."""
 
-    workers: Annotated[int, Parameter(help="Proxy processes on the one port.")] = 1
-    job_workers: Annotated[int, Parameter(help="Worker processes on the queue of jobs; 0: none here.")] = 1
+    workers: Annotated[int, Parameter(help="Number of proxy processes on the port.")] = 1
+    job_workers: Annotated[int, Parameter(help="Number of worker processes for queued jobs. 0: none.")] = 1
     job_metrics_port: Annotated[
         int | None,
         Parameter(
-            help="TCP port of the first such worker's /metrics, on 127.0.0.1; the others take the next. Default: none."
+            help="TCP port of the first job worker's /metrics, on 127.0.0.1; the others use the next ports. Default: "
+            "none."
         ),
     ] = None
-    job_rows: Annotated[int, Parameter(help="Rows of jobs that a worker computes at a time; more wait.")] = 1024
+    job_rows: Annotated[int, Parameter(help="Rows of jobs that a worker computes at a time. More wait.")] = 1024
     webhook_secret_file: Annotated[
-        Path | None, Parameter(help="Secrets that webhooks are signed with, one a line. Default: DATA/webhook-secret.")
+        Path | None, Parameter(help="Secrets that sign webhooks, one per line. Default: DATA/webhook-secret.")
     ] = None
     far_bytes: Annotated[int, Parameter(help="Memory of the embedded Valkey, in bytes.")] = 1024 * 2**20
-    threads: Annotated[int, Parameter(help="Threads within one run of a model.")] = 1
-    instances: Annotated[int, Parameter(help="Sessions per model process; 0: one per core.")] = 1
+    threads: Annotated[int, Parameter(help="Threads per run of a model (intra_op_num_threads).")] = 1
+    instances: Annotated[int, Parameter(help="Sessions per model process. 0: one per core.")] = 1
     provider: Annotated[Literal["cpu", "cuda", "tensorrt"], Parameter(help="Execution provider.")] = "cpu"
 
 
@@ -38,5 +39,5 @@ class UpSettings(ProxySettings):
 class DoctorSettings(BrokerSettings, UpSettings):
     """The system to examine. The default of each setting is that of the last `foreseen up` in --data."""
 
-    url: Annotated[str | None, Parameter(help="Where its proxy answers. Default: by --host and --port.")] = None
+    url: Annotated[str | None, Parameter(help="Address of its proxy. Default: from --host and --port.")] = None
     json: Annotated[bool, Parameter(help="Print JSON for machines.")] = False

@@ -14,27 +14,28 @@ from foreseen.settings.common import StoreSettings
 class WarmSettings(StoreSettings):
     """A batch run that fills the cache."""
 
-    model: Annotated[str, Parameter(help="The model whose answers are wanted.")]
+    model: Annotated[str, Parameter(help="The model whose entries are filled.")]
     url: Annotated[
-        str | None, Parameter(help="A running proxy to ask instead; then neither secret nor Redis is needed.")
+        str | None,
+        Parameter(help="Address of a running proxy to use instead. Then neither secret nor Redis is needed."),
     ] = None
     admin_token_file: Annotated[
         Path | None,
         Parameter(help="Operators' token, for an import through a proxy. Default: DATA/admin-token."),
     ] = None
     key_file: Annotated[
-        Path | None, Parameter(help="File with the tenant's key, for a proxy (--url) that asks for one.")
+        Path | None, Parameter(help="File with the tenant's key, for a proxy (--url) that requires one.")
     ] = None
     tenant: Annotated[
         str | None, Parameter(help="The tenant whose entries are written; with --url, of an import. Default: public.")
     ] = None
     keys_file: Annotated[
-        Path | None, Parameter(help="Keys file that says the tenant's scope. Default: a scope that is its own.")
+        Path | None, Parameter(help="Keys file with the tenant's scope. Default: a scope of its own.")
     ] = None
-    map: Annotated[tuple[str, ...], Parameter(help="COLUMN=INPUT where they differ; may be repeated.")] = ()
+    map: Annotated[tuple[str, ...], Parameter(help="COLUMN=INPUT, if the names differ; may be repeated.")] = ()
     outputs: Annotated[
         tuple[str, ...],
-        Parameter(help="Import: COLUMN=OUTPUT, or 'all' where the names are equal; no model runs."),
+        Parameter(help="Import predictions: COLUMN=OUTPUT, or 'all' if the names are equal. No model runs."),
     ] = ()
     digest: Annotated[
         str | None, Parameter(help="Model digest of predictions that do not record which model made them.")
@@ -46,8 +47,8 @@ class WarmSettings(StoreSettings):
     sql: Annotated[
         str | None, Parameter(help="Database for the predictions: sqlite:///FILE, postgresql+psycopg://HOST/NAME.")
     ] = None
-    sql_table: Annotated[str, Parameter(help="Table of that database; created where it is missing.")] = "predictions"
-    rows_per_second: Annotated[float | None, Parameter(help="Most rows a second that the model computes.")] = None
+    sql_table: Annotated[str, Parameter(help="Table of that database; created if missing.")] = "predictions"
+    rows_per_second: Annotated[float | None, Parameter(help="Maximum rows per second that the model computes.")] = None
     batch_ms: Annotated[
         float, Parameter(help="Compute time of one request; an online miss waits for at most one, in ms.")
     ] = 50.0
@@ -56,12 +57,12 @@ class WarmSettings(StoreSettings):
         Path | None, Parameter(help="Folder of checkpoints and rejected rows. Default: DATA/warm.")
     ] = None
     error_budget: Annotated[str, Parameter(help="Share of the rows (1%) that may fail before the status is 1.")] = "0%"
-    ttl_seconds: Annotated[float, Parameter(help="How long an entry lives at most, give or take 10 %.")] = 604800.0
+    ttl_seconds: Annotated[float, Parameter(help="Maximum lifetime of an entry, ± 10 %.")] = 604800.0
     redis: Annotated[
         str | None, Parameter(help="The far tier, one server or behind Sentinels. Default: DATA's own.")
     ] = None
     state: Annotated[
-        str | None, Parameter(help="State store of purges; 'none' for none. Default: DATA's own, where it runs.")
+        str | None, Parameter(help="State store of purges; 'none' for none. Default: DATA's own, if it runs.")
     ] = None
     secret_file: Annotated[Path | None, Parameter(help="Root secret of all keys. Default: DATA/secret.")] = None
     address: Annotated[
@@ -76,10 +77,10 @@ class WarmSettings(StoreSettings):
     ] = True
     ray: Annotated[
         bool,
-        Parameter(
-            help="Distribute the work with Ray: to the cluster of RAY_ADDRESS, else to the cores of this machine."
-        ),
+        Parameter(help="Distribute the work with Ray, to the cluster of RAY_ADDRESS or to the cores of this machine."),
     ] = False
-    ray_workers: Annotated[int | None, Parameter(help="Ray's actors; default: one per CPU of the cluster.")] = None
+    ray_workers: Annotated[int | None, Parameter(help="Number of Ray actors. Default: one per CPU of the cluster.")] = (
+        None
+    )
     dry_run: Annotated[bool, Parameter(help="Only report what would be done.")] = False
     json: Annotated[bool, Parameter(help="Print JSON for machines, and no progress.")] = False

@@ -79,11 +79,11 @@ class OwnedEntries(Entries):
         foreign = not await self._entries.claim(self._check)
         if foreign and not self.foreign:
             log.error(
-                "far: foreign check value; not used until it is ours again",
+                "far: foreign check value; not used until it matches again",
                 fix="give --secret-file of the other proxies, or FLUSHALL this Redis if it has no others",
             )
         elif self.foreign and not foreign:
-            log.warning("far: check value is ours again")
+            log.warning("far: check value matches again")
         self.foreign = foreign
 
     async def follow(self) -> None:

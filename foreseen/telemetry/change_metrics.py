@@ -62,7 +62,7 @@ CHANGE_METRICS: dict[str, Spec] = {
     ),
     "canary_seconds": HistogramSpec(
         "foreseen_canary_request_duration_seconds",
-        "Time from a whole body to its answer, by side.",
+        "Time from the complete body to its answer, by side.",
         labels=("model", "side"),
         buckets=LATENCY_BUCKETS,
     ),

@@ -40,14 +40,14 @@ PROXY_METRICS: dict[str, Spec] = {
     ),
     "kafka_rebalances": CounterSpec("foreseen_kafka_rebalances", "Times that partitions were taken from this process."),
     "kafka_in_flight": GaugeSpec(
-        "foreseen_kafka_in_flight_messages", "Messages that were read and are not answered yet.", "livesum"
+        "foreseen_kafka_in_flight_messages", "Messages that were read and not yet answered.", "livesum"
     ),
     "kafka_lag": GaugeSpec(
-        "foreseen_kafka_lag_messages", "Messages on the partitions of this process that were not read yet.", "livesum"
+        "foreseen_kafka_lag_messages", "Messages on the partitions of this process that were not yet read.", "livesum"
     ),
     "imported_rows": CounterSpec(
         "foreseen_imported_rows",
-        "Rows that batch runs imported with their answers (POST .../import), by result: stored, had.",
+        "Rows that batch runs imported with their answers (POST .../import), by result: stored, had (was there).",
         labels=("model", "result"),
     ),
     "misses": CounterSpec(
@@ -68,7 +68,7 @@ PROXY_METRICS: dict[str, Spec] = {
     ),
     "request_seconds": HistogramSpec(
         "foreseen_request_duration_seconds",
-        "Time from a whole body to its answer, by result.",
+        "Time from the complete body to its answer, by result.",
         labels=("model", "result"),
         buckets=REQUEST_BUCKETS,
         at_once=True,
@@ -121,7 +121,7 @@ PROXY_METRICS: dict[str, Spec] = {
     ),
     "tenant_rows": CounterSpec(
         "foreseen_tenant_rows",
-        "Rows answered by tenant and result: hit (cost the model nothing), miss.",
+        "Rows answered by tenant and result: hit (not computed), miss.",
         labels=("tenant", "result"),
     ),
     "tenant_model_seconds": CounterSpec(
@@ -138,7 +138,7 @@ PROXY_METRICS: dict[str, Spec] = {
     "quota_reports": CounterSpec(
         "foreseen_quota_reports",
         "Reports of quotas and usage to the state store, one a second: ok, failed (the last shares stay in force), "
-        "dropped (usage that waited for too long).",
+        "dropped (usage that waited too long).",
         labels=("result",),
     ),
     "evictions": CounterSpec("foreseen_near_evictions", "Entries that near evicted to make room."),
@@ -150,7 +150,7 @@ PROXY_METRICS: dict[str, Spec] = {
         buckets=STAGE_BUCKETS,
     ),
     "entry_bytes": HistogramSpec(
-        "foreseen_entry_bytes", "Size of the entries that were made, as stored in far.", buckets=ENTRY_BUCKETS
+        "foreseen_entry_bytes", "Size of new entries, as stored in far.", buckets=ENTRY_BUCKETS
     ),
     "model_rows": HistogramSpec(
         "foreseen_model_request_rows",
@@ -161,7 +161,7 @@ PROXY_METRICS: dict[str, Spec] = {
     ),
     "loop_lag": HistogramSpec(
         "foreseen_loop_lag_seconds",
-        "Event loop lag, measured four times a second: every request of the worker waits that much longer.",
+        "Event loop lag, measured four times a second. Every request of the worker is delayed by it.",
         buckets=LAG_BUCKETS,
     ),
     "cpu_seconds": CounterSpec("foreseen_worker_cpu_seconds", "CPU time of the proxy's workers."),
@@ -169,16 +169,16 @@ PROXY_METRICS: dict[str, Spec] = {
     "near_entries": GaugeSpec("foreseen_near_entries", "Entries in the near tier.", mode="livesum"),
     "in_flight": GaugeSpec("foreseen_flight_rows", "Rows in flight: requested and not answered yet.", mode="livesum"),
     "breaker_open": GaugeSpec(
-        "foreseen_far_breaker_open", "1 while the far tier is not asked because it failed.", mode="livemax"
+        "foreseen_far_breaker_open", "1 while far is not used because it failed (circuit breaker).", mode="livemax"
     ),
     "far_foreign": GaugeSpec(
         "foreseen_far_foreign",
-        "1 while the far tier is not asked because its Redis was filled under another root secret.",
+        "1 while the far tier is not used because its Redis was filled under another root secret.",
         mode="livemax",
     ),
     "spans": CounterSpec(
         "foreseen_spans",
-        "Spans of traces by result: exported, failed (the collector did not take them), dropped (too many waited).",
+        "Spans of traces by result: exported, failed (refused by the collector), dropped (the queue was full).",
         labels=("result",),
     ),
     "far_pending": GaugeSpec("foreseen_far_pending_bytes", "Entries being stored in far.", mode="livesum"),
@@ -202,7 +202,7 @@ PROXY_METRICS: dict[str, Spec] = {
     "upstream_problems": GaugeSpec(
         "foreseen_upstream_problems",
         "Models behind --upstream, or the server itself, that cannot be served, by problem: unreachable, not-v2, "
-        "lists-nothing, no-metadata, unusable. The log says what was asked, and what to do.",
+        "lists-nothing, no-metadata, unusable. The log says what was requested, and what to do.",
         labels=("problem",),
         mode="livemax",
     ),

@@ -62,7 +62,7 @@ def _add(found: dict[bytes, Administrator], role: Any, name: str, table: Any) ->
     if not NAME.fullmatch(name) or not isinstance(table, dict):
         raise SetupError(f"{place}: must be a table with a name of letters, digits, '.', '_' or '-'")
     if unknown := table.keys() - {"keys", "expires"}:
-        raise SetupError(f"{place} {min(unknown)[:64]}: is no field of an operator or viewer")
+        raise SetupError(f"{place} {min(unknown)[:64]}: is not a field of an operator or viewer")
     one = Administrator(name, role, expiry_in(place, table))
     for digest in hashes_in(place, table):
         if found.setdefault(digest, one) != one:
@@ -117,7 +117,7 @@ class AdminKeys:
             raise SetupError(f"{self._token}: the admin token is readable by every user; chmod 600 {self._token}")
         if warns:
             log.warning(
-                "the admin token file holds one token for all operators; make it a keys file: docs/security.md",
+                "the admin token file holds one token for all operators; replace it by a keys file: docs/security.md",
                 path=str(self._token),
             )
         return {hashlib.sha256(text).digest(): Administrator("admin-token", "operator")}

@@ -100,7 +100,7 @@ class Keyring:
             return PUBLIC_TENANT
         given = set(credentials_of(headers))
         if self.certified and subject is None and not (len(given) == 1 and self._is_internal(*given)):
-            raise Unauthorized("this needs a client certificate", headers=_CHALLENGE)
+            raise Unauthorized("a client certificate is required", headers=_CHALLENGE)
         if self.is_open:
             return PUBLIC_TENANT
         if len(given) > 1:
@@ -109,7 +109,7 @@ class Keyring:
             return self._in_force(self._by_key(given.pop()))
         name = None if subject is None else self._file.by_subject.get(subject)
         if name is None:
-            raise Unauthorized("this needs a key: Authorization: Bearer, X-API-Key or api-key", headers=_CHALLENGE)
+            raise Unauthorized("a key is required: Authorization: Bearer, X-API-Key or api-key", headers=_CHALLENGE)
         return self._in_force(self._file.tenants[name])
 
     def named(self, name: str) -> Tenant | None:
@@ -159,7 +159,7 @@ class Keyring:
 
     def _in_force(self, tenant: Tenant | None) -> Tenant:
         if tenant is None:
-            raise Unauthorized("the key is not known here, or was revoked", headers=_CHALLENGE)
+            raise Unauthorized("the key is unknown or was revoked", headers=_CHALLENGE)
         if tenant.expires_at is not None and self._clock() >= tenant.expires_at:
             raise Unauthorized("the key has expired", headers=_CHALLENGE)
         return tenant

@@ -73,7 +73,7 @@ def _tenant(name: str, table: Any, generation: int) -> Tenant:
     if unknown := [field for field in table if field not in _FIELDS]:
         near = difflib.get_close_matches(unknown[0], _FIELDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise SetupError(f"[tenant.{name}] {unknown[0][:64]}: is no field of a tenant{hint}")
+        raise SetupError(f"[tenant.{name}] {unknown[0][:64]}: is not a field of a tenant{hint}")
     scope, models = table.get("scope", "own"), tuple(texts_in(f"[tenant.{name}]", table, "models", ["*"]))
     if not isinstance(scope, str) or not NAME.fullmatch(scope):
         raise SetupError(f'[tenant.{name}] scope: must be "own", "public" or a name')

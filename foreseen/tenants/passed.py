@@ -45,5 +45,5 @@ class PassedCredentials:
             return {}
         credential = self._known.get(scope)
         if credential is None:
-            raise Unauthorized("the credential of these rows is not known any more; ask again")
+            raise Unauthorized("the credential of these rows is no longer known; send the request again")
         return {"Authorization": f"Bearer {credential}"}

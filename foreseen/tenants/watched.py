@@ -60,7 +60,7 @@ class WatchedFiles:
         try:
             return read()
         except SetupError as error:
-            log.error("changed files not taken; what was in force stays", what=self._name, why=str(error))
+            log.error("changed files not usable; the former ones stay in force", what=self._name, why=str(error))
             return None
 
     async def follow(self, look: Callable[[], None]) -> None:

@@ -85,7 +85,7 @@ class Charge:
         room = self._bodies.medium if size <= MEDIUM_BYTES else self._bodies.large
         wanted = size if room is not self._room else size - self._held
         if not room.take(wanted):
-            raise Overloaded("the large request bodies of this moment leave no room for this one")
+            raise Overloaded("no room for another large request body at this moment")
         if room is not self._room:
             self._give_back()
         self._room, self._held, self._size = room, size, size
@@ -135,7 +135,7 @@ class Inflater:
     def _next_member(self) -> zlib._Decompress:
         self._members += 1
         if self._members > (GZIP_MEMBERS if self._coding == "gzip" else 1):
-            raise BadRequest(f"Content-Encoding: more follows behind the end of the {self._coding} body")
+            raise BadRequest(f"Content-Encoding: more data follows the end of the {self._coding} body")
         return zlib.decompressobj(self._wbits)
 
     def _step(self) -> None:

@@ -104,7 +104,7 @@ async def drain(runner: AppRunner, idle_seconds: float, busy_seconds: float) -> 
             if isinstance(connection, Connection) and connection.between_requests:
                 connection.force_close()
     if not await _until(lambda: not server.connections, busy_seconds):
-        log.warning("requests under way cancelled", connections=len(server.connections))
+        log.warning("requests in progress cancelled", connections=len(server.connections))
 
 
 async def _until(done: Callable[[], bool], seconds: float) -> bool:

@@ -138,7 +138,7 @@ class Gate:
         wait = bucket.wait()
         if wait:
             self.count("rate")
-            raise RateLimited("more requests than one address may send", retry_after=ceil(wait))
+            raise RateLimited("too many requests from this address", retry_after=ceil(wait))
         bucket.take()
 
     def enter(self, connection: LimitedConnection, now: float) -> bool:

@@ -34,7 +34,7 @@ def warn_of_open_listener(settings: ProxySettings) -> None:
         )
     if not loopback and settings.admin_port is not None and settings.tls_cert is None:
         log.warning(
-            "operators' keys come in the clear: give --tls-cert, or leave out --admin-port",
+            "operators' keys are sent unencrypted: give --tls-cert, or leave out --admin-port",
             host=settings.host,
             port=settings.admin_port,
         )
@@ -114,5 +114,5 @@ def files_for(connections: int) -> int:
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return connections
     most = max(1, soft - OTHER_FILES)
-    log.warning("fewer connections than wanted: open files are limited", files=soft, connections=most)
+    log.warning("fewer connections than configured: open files are limited", files=soft, connections=most)
     return most

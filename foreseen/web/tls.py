@@ -64,7 +64,7 @@ class TlsFiles:
         context = self._watched.read_anew(self._made)
         if context is not None:
             self.context = context
-            log.info("certificate taken", certificate=str(self._certificate))
+            log.info("certificate loaded", certificate=str(self._certificate))
 
     def _made(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -155,7 +155,7 @@ class TlsSite(web.BaseSite):
                 server, accepted, ssl=self._files.context, ssl_handshake_timeout=HANDSHAKE_SECONDS
             )
         except (OSError, TimeoutError) as error:  # what is no TLS, an old version, or has left
-            log.debug("no TLS connection", why=type(error).__name__)
+            log.debug("TLS handshake failed", why=type(error).__name__)
             with contextlib.suppress(OSError):
                 accepted.close()
 

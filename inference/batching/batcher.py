@@ -172,7 +172,7 @@ class Batcher:
             before = self._lanes.before(order, count)
             late = CAUTION * (before + count) * self._row_seconds - (order.deadline - now)
             if late > 0:
-                raise Overloaded("the model cannot make it before the deadline", retry_after=math.ceil(late))
+                raise Overloaded("the model cannot answer before the deadline", retry_after=math.ceil(late))
 
     def _dispatch_soon(self) -> None:
         """Dispatch after this turn of the loop, so that rows of one turn share a batch."""
@@ -261,7 +261,7 @@ def _run(runner: BatchRunner, rows: list[Row]) -> _Ran:
         seconds = time.perf_counter() - started
         if len(rows) == 1:
             return _Ran([_as_failure(error)], [seconds])
-        _log.warning("batch failed, its rows run alone", rows=len(rows), error=type(error).__name__)
+        _log.warning("batch failed; its rows run alone", rows=len(rows), error=type(error).__name__)
         alone = [_run(runner, [row]) for row in rows]
         return _Ran([ran.outcomes[0] for ran in alone], [ran.seconds for ran in alone])
     share = (time.perf_counter() - started) / len(rows)

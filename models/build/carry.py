@@ -83,7 +83,7 @@ def _taken(archive: tarfile.TarFile, data: Path, manifest: Manifest, folder: Pat
         artifact.preparation,
         artifact.digest,
     ):
-        raise SetupError(f"{archive.name!s}: was built of another manifest of {manifest.name!r}; answers would differ")
+        raise SetupError(f"{archive.name!s}: was built from another manifest of {manifest.name!r}; answers differ")
     with say.step("load it in a child process"):
         prove(made / artifact.graph.name, manifest, made)
     publish(data, artifact, made)

@@ -91,7 +91,7 @@ def _find(graph: Path, manifest: Manifest, files: Path) -> None:
     if refusal is not None:
         dims = ", ".join(sorted({d for i in manifest.model.keyed for d in i.shape if isinstance(d, str)} - {BATCH}))
         advice = "say what it takes: --values NAME=LOW,HIGH" + (f" or --dim NAME=SIZE (sizes: {dims})" if dims else "")
-        raise SetupError(f"takes no row that was made up ({refusal[:REFUSAL_CHARACTERS]}); {advice}")
+        raise SetupError(f"accepts no generated row ({refusal[:REFUSAL_CHARACTERS]}); {advice}")
     sys.stdout.buffer.write(msgspec.json.encode(hints))
 
 

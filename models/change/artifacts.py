@@ -106,7 +106,7 @@ def _of_precision(manifest: Manifest, precision: str, data: Path, say: BuildProg
 
 def _by_digest(digest: str, models: Sequence[str], data: Path, folders: tuple[Path, ...]) -> NamedArtifact:
     if not _DIGEST.fullmatch(digest):
-        raise SetupError(f"{digest!r} is no precision and no digest of at least {LEAST_DIGITS} hex digits")
+        raise SetupError(f"{digest!r} is neither a precision nor a digest of at least {LEAST_DIGITS} hex digits")
     found = [
         (name, record)
         for name in models

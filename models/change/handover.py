@@ -127,14 +127,14 @@ def filled(
         raise SetupError(f"{chosen.label} is in force already: there is nothing to hand over")
     if chosen.record.artifact.preparation != now.artifact.preparation:
         raise SetupError(
-            f"{chosen.label} takes inputs that are prepared otherwise (model.toml or tokenizer) than the artifact in "
-            f"force, so its rows are others; put it in force with: foreseen models build {manifest.name}"
+            f"{chosen.label} prepares inputs differently (model.toml or tokenizer) from the artifact in force, so its "
+            f"rows differ; put it in force with: foreseen models build {manifest.name}"
         )
     old = plan_of(settings)[0]
     with candidate(chosen, settings.data, settings.models, idle=settings.stand_back) as address:
         digest = digest_at(address, manifest.name)
         if digest == old.digest:
-            raise SetupError(f"{chosen.label} is what runs already: there is nothing to hand over")
+            raise SetupError(f"{chosen.label} runs already: there is nothing to hand over")
         new = structs.replace(old, digest=digest, model=address)
         comparison = options.comparison(manifest)
         with closing(SpaceFill(old, new, comparison, report)) as fill:

@@ -51,7 +51,7 @@ def one_at_a_time(data: Path, name: str) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise SetupError(f"another handover of {name!r} is under way under {data}") from None
+            raise SetupError(f"another handover of {name!r} is in progress under {data}") from None
         yield
 
 

@@ -50,7 +50,7 @@ def add(
     if not is_name(name):
         raise SetupError(f"--name {name!r}: letters, digits, '.', '_' and '-' only")
     if place.exists() and not replace:
-        raise SetupError(f"{place}: is there already; give --replace, or another --name")
+        raise SetupError(f"{place}: exists already; give --replace, or another --name")
     with workshop(data, say) as shop:
         found = opened(source, shop, say)
         described = describe(found, name, pair)

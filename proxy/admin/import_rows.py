@@ -44,7 +44,7 @@ def decode_import(body: bytes, header_length: int | None, manifest: Manifest) ->
     parameters = dict(request.parameters)
     digest = parameters.pop("digest", None)
     if not isinstance(digest, str):
-        raise BadInput("parameters.digest: say which model computed the outputs")
+        raise BadInput("parameters.digest: give the digest of the model that computed the outputs")
     given = {tensor.name: tensor.array for tensor in request.inputs}
     outputs = {name.removeprefix(PREFIX): array for name, array in given.items() if name.startswith(PREFIX)}
     for tensor in request.inputs:
@@ -74,9 +74,9 @@ async def import_request(
         why = f"the outputs are of model {given.digest[:16]}…, in force is {space.digest[:16]}…"
         raise BadInput(f"parameters.digest: {why}; predict them again")
     if served.steps != ALL_STEPS or served.manifest.rows == "together":
-        raise BadInput("answers of this model are not cached by the row")
+        raise BadInput("answers of this model are not cached per row")
     if server.unknown(space):
-        raise StateUnavailable("the state store does not answer, so what was purged is not known")
+        raise StateUnavailable("the state store does not answer, so purges are not known")
     preparer, at = served.preparer(), pipeline.tiers.clock()
     rows = await heavy.run(lambda: preparer.rows(given.inputs), size)
     predictions = await heavy.run(lambda: predictions_of(given, rows, served.manifest, at), size)

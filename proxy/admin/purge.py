@@ -122,7 +122,7 @@ def admin_application(purger: Purger, targets: Targets, operators: Operators, bo
         return json_reply({"workers": await purger.workers()})
 
     async def forget(request: web.Request) -> web.Response:
-        """A `worker` of another machine has ended without saying so, and is not waited for any more."""
+        """Unregister a `worker` of another machine that has ended, so that purges do not wait for it."""
         document, actor = await asked(request, "forget-worker")
         worker = document.get("worker")
         if type(worker) is not str or not worker:

@@ -201,7 +201,7 @@ class ModelProcess(ModelClient):
         """Which version of the model made a reply. Raises ModelFailed where it belongs to another question."""
         digest = response.parameters.get("digest")
         if not isinstance(digest, str):
-            raise ModelFailed(f"model {self._manifest.name!r}: the reply names no digest")
+            raise ModelFailed(f"model {self._manifest.name!r}: the reply has no digest")
         return digest
 
     def _firsts(self, rows: int | None) -> Mapping[str, int | None]:
@@ -234,7 +234,7 @@ class ModelProcess(ModelClient):
         """Check a reply against the request, then cut it into rows."""
         name = self._manifest.name
         if response.model != name or response.id not in (asked, *self._silent_ids):
-            raise ModelFailed(f"model {name!r}: the reply belongs to another question")
+            raise ModelFailed(f"model {name!r}: the reply belongs to another request")
         digest = self._digest(response)
         outputs: dict[str, Array] = {output.name: output.array for output in response.outputs}
         took = response.parameters.get("seconds")

@@ -111,7 +111,7 @@ class ModelClient:
         except (aiohttp.ClientError, Unreadable) as error:
             raise ModelFailed(f"model {name!r}: its reply cannot be read ({type(error).__name__})") from None
         if self.passed is not None and reply.status in (401, 403):
-            raise Unauthorized("the server behind refuses the key", headers={"WWW-Authenticate": "Bearer"})
+            raise Unauthorized("the upstream refuses the key", headers={"WWW-Authenticate": "Bearer"})
         return self._read(reply)
 
     async def _post_row(self, body: bytes, json_length: int, seconds: float) -> HttpReply:

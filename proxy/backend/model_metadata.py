@@ -45,7 +45,7 @@ async def read_metadata(client: aiohttp.ClientSession, base: str, name: str) -> 
     except (aiohttp.ClientError, OSError, TimeoutError, orjson.JSONDecodeError):
         raise ModelUnavailable(f"model {name!r} cannot be reached") from None
     if not isinstance(document, dict):
-        raise ModelUnavailable(f"model {name!r} describes itself in a way that cannot be read")
+        raise ModelUnavailable(f"model {name!r} has metadata that cannot be read")
     return document
 
 
@@ -53,5 +53,5 @@ def facts_of(name: str, metadata: dict[str, Any]) -> ModelFacts:
     """The facts in the metadata's `parameters`. Raises ModelUnavailable where the digest is missing."""
     parameters = metadata.get("parameters", {})
     if not isinstance(parameters.get("digest"), str):
-        raise ModelUnavailable(f"model {name!r} does not say its digest")
+        raise ModelUnavailable(f"model {name!r} does not report its digest")
     return ModelFacts(**{field: parameters[field] for field in ModelFacts.__struct_fields__ if field in parameters})

@@ -259,7 +259,7 @@ class UpstreamProcess(ModelProcess):
         try:
             body = render_json_request(tensors, members.parameters, request_id, members)
         except BadRequest as error:
-            raise BadInput(f"{error}; the server behind takes JSON only") from None
+            raise BadInput(f"{error}; the upstream accepts JSON only") from None
         response = await self._post(body, {"Content-Type": JSON}, options)
         self._binary = False
         return response

@@ -114,7 +114,7 @@ class ServerCandidate:
             return found
         if not self._refused:
             self._refused = True
-            log.error("candidate: takes or gives other tensors than the model in force", model=self.model)
+            log.error("candidate: its inputs or outputs differ from the model in force", model=self.model)
         return None
 
     async def follow(self) -> None:

@@ -72,7 +72,7 @@ class Responder:
         """A served model, for a tenant. Raises UnknownModel, ModelNotAllowed, or ModelUnavailable for one of an
         upstream that cannot be served."""
         if tenant.models is not None and not tenant.may_use(name):
-            raise ModelNotAllowed(f"the key's tenant may not use model {name[:128]!r}")
+            raise ModelNotAllowed(f"the tenant is not allowed to use model {name[:128]!r}")
         served = self.served.get(name)
         if served is None and name in self._refused:
             raise ModelUnavailable(f"model {name!r} is not ready: {self._refused[name]}")
@@ -117,7 +117,7 @@ class Responder:
         names = [name for name, manifest in mine.items() if CODECS[head.protocol].answers(manifest)]
         if len(names) != 1:
             listed = ", ".join(sorted(names)) or "none"
-            raise BadRequest(f"model: is missing; models that this route asks: {listed}", param="model")
+            raise BadRequest(f"model: is missing; models for this route: {listed}", param="model")
         return names[0]
 
     def repeat(self, raw: bytes, caller: Caller | None = None) -> bytes | Reply | None:

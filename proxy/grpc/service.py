@@ -213,7 +213,7 @@ class InferenceService:
 
     async def ModelStatistics(self, request: Any, reply: Any, tenant: Tenant) -> Any:  # noqa: N802
         if not (self._responder.keyring.is_open or self._settings.metrics_open):
-            raise NotPermitted("statistics count what all tenants ask: read them over HTTP with an operator's key")
+            raise NotPermitted("statistics cover all tenants: read them over HTTP with an operator's key")
         models = [self._find(request, tenant)] if request.name else self._allowed(tenant)
         return _filled(reply, {"model_stats": [describe.statistics(one) for one in models]})
 

@@ -102,7 +102,7 @@ class Batches:
             return None
         if seen.record is None and seen.state == "running":
             if time.time() - seen.created_at < FILLING_SECONDS:
-                raise InProgress("Idempotency-Key: the request is being taken in this moment", retry_after=1)
+                raise InProgress("Idempotency-Key: the request is still being received", retry_after=1)
             await self._queue.forget_once(options.once)
             return None
         return promised
@@ -116,7 +116,7 @@ class Batches:
         extras = self._jobs.extras(options, nonce, owner)
         given = await self._queue.batch(job, nonce, head, ticket, len(lines), extras)
         if given.nonce != nonce:  # the same request, at the same time
-            raise InProgress("Idempotency-Key: the request is being taken in this moment", retry_after=1)
+            raise InProgress("Idempotency-Key: the request is still being received", retry_after=1)
         try:
             items = await self._items(lines, self._of_items(job, options), tenant)
             await self._queue.close_batch(job, seal(Batch(job, items)), sum(item.failure is not None for item in items))
@@ -162,7 +162,7 @@ class Batches:
             ask = self._edge.named(RequestHead(line.model, line.version, line.protocol, tenant), body)
             promised = await self._jobs.submit(self._edge.find(ask.model, line.version, tenant), ask, body, options)
             if promised is None:
-                raise BadRequest("the line asks for nothing that can wait: no rows, or part of a sequence")
+                raise BadRequest("the line cannot be queued: it has no rows, or is part of a sequence")
         except QueueUnavailable:
             raise
         except ForeseenError as error:

@@ -90,7 +90,7 @@ class JobEnds:
             try:
                 model = self._records.open_of(Head, one.job, handed.head).model
             except EntryError as unreadable:
-                log.debug("a dead letter without a head", reason=unreadable.reason)
+                log.debug("dead letter without a head", reason=unreadable.reason)
             document = {"model": model, "code": error.code, "error": str(error), "at": time.time()}
             letter = msgspec.json.encode(document)
             log.error("dead letter", job=one.job.hex(), model=model, code=error.code)

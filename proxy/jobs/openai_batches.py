@@ -100,7 +100,7 @@ class OpenAIBatches:
         except TimeoutError:
             raise BodyTimeout(f"the body did not arrive within {self._body_seconds:g} seconds") from None
         except (ValueError, HttpProcessingError):  # the latter: a part whose head is none
-            raise BadRequest("body: is no form (multipart/form-data)") from None
+            raise BadRequest("body: is not a form (multipart/form-data)") from None
         given, purpose = form.get("file"), form.get("purpose")
         if purpose != "batch":
             raise BadRequest('purpose: must be "batch"', param="purpose")
@@ -119,7 +119,7 @@ class OpenAIBatches:
         return json_reply(_file_document(name, stored.name, len(content), stored.created_at, "batch"))
 
     async def file(self, request: web.Request) -> web.Response:
-        """OpenAI: what is known of a file."""
+        """OpenAI: description of a file."""
         name = request.match_info["id"]
         if name.startswith(_OUTPUT):
             seen = await self._look(name.removeprefix(_OUTPUT), tenant_of(request).owner)
@@ -139,7 +139,7 @@ class OpenAIBatches:
         return await self._batches.result(request, fetched)
 
     async def delete_file(self, request: web.Request) -> web.Response:
-        """OpenAI: forget a file."""
+        """OpenAI: delete a file."""
         name, owner = request.match_info["id"], tenant_of(request).owner
         await self._stored(name, owner)
         await self._queue.blobs.forget(self._jobs.stored.place_of(owner, name))
@@ -162,11 +162,11 @@ class OpenAIBatches:
         return await self._reply(ticket.id, owner)
 
     async def batch(self, request: web.Request) -> web.Response:
-        """OpenAI: how a batch stands."""
+        """OpenAI: state of a batch."""
         return await self._reply(_ticket(request), tenant_of(request).owner)
 
     async def cancel_batch(self, request: web.Request) -> web.Response:
-        """OpenAI: cancel what of a batch has not run."""
+        """OpenAI: cancel the lines of a batch that have not run."""
         ticket, owner = _ticket(request), tenant_of(request).owner
         seen = await self._jobs.cancel(ticket, owner)
         if seen.state == "cancelled":

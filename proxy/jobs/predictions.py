@@ -105,7 +105,7 @@ class Predictions:
         return await self._result(request, ticket, prefer.wait or 0.0)
 
     async def cancel_prediction(self, request: web.Request) -> web.StreamResponse:
-        """Cancel a prediction that has not ended; how it stands then. Work that others wait for too goes on."""
+        """Cancel a prediction that has not ended, and return its state. Work that other tickets wait for continues."""
         owner = tenant_of(request).owner
         seen = await self._jobs.cancel(request.match_info["id"], owner)
         _not_expired(seen)

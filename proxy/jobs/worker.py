@@ -218,7 +218,7 @@ class JobWorker:
             raise ModelUnavailable(f"model {head.model!r} is not served here")
         served.space(head.scope)  # raises ModelUnavailable until the model's digest is known
         if head.preparation != served.preparation:
-            raise ModelChanged("the model prepares its inputs in another way by now; ask again")
+            raise ModelChanged("the model's preparation of inputs has changed; send the request again")
         for at in range(0, len(frames), SLICE_ROWS):
             one.parts.append(await self._asked(served, head, frames[at : at + SLICE_ROWS], traceparent))
             one.done = head.rows * min(at + SLICE_ROWS, len(frames)) // len(frames)  # of equal rows one is asked

@@ -128,7 +128,7 @@ class KafkaBridge:
         try:
             await consumer.commit(offsets)
         except BrokerError as error:
-            log.warning("kafka: offsets not committed; they are tried again", error=str(error))
+            log.warning("kafka: offsets not committed; retrying", error=str(error))
             return
         for place, at in offsets.items():
             if place in self._partitions:

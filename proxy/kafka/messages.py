@@ -79,7 +79,7 @@ class Reader:
     def read(self, record: Incoming) -> tuple[RequestHead, bytes]:
         """What a record asks. Raises BadRequest naming the value or the header."""
         if record.value is None:
-            raise BadRequest("value: is null; a tombstone asks nothing")
+            raise BadRequest("value: is null; a tombstone is not a request")
         body = record.value if self._row is None else self._wrapped(record.value)
         return (self._headed(record.headers, len(body)) if record.headers else self._plain), body
 

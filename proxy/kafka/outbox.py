@@ -87,7 +87,7 @@ class ReplyOutbox:
         loop = asyncio.get_running_loop()
         self._pauses[topic] = loop.time() + pause, min(2 * pause, LONGEST_PAUSE_SECONDS)
         loop.call_later(pause, self._ready.set)
-        log.warning("kafka: replies could not be sent; they are tried again", topic=topic, error=str(error), in_s=pause)
+        log.warning("kafka: replies not sent; retrying", topic=topic, error=str(error), in_s=pause)
 
     def _too_large(self, one: Processed, error: RecordTooLarge) -> Processed:
         assert self._dead_letter is not None

@@ -326,15 +326,15 @@ async def test_what_cannot_make_it_is_refused_at_once() -> None:
         runner.go()
         await runner.began()  # three wait, a row takes 0.2 s
         await tasks[0]
-        with pytest.raises(Overloaded, match="cannot make it") as refused:
+        with pytest.raises(Overloaded, match="cannot answer") as refused:
             await batcher.predict([row(n) for n in range(4, 160)], soon(31))
         assert refused.value.retry_after is not None
         assert refused.value.retry_after >= 1
-        with pytest.raises(Overloaded, match="cannot make it"):
+        with pytest.raises(Overloaded, match="cannot answer"):
             await batcher.predict([row(4)], soon(0.01))
         tasks += [ask(row(4), order=soon(5)), ask(row(5), order=soon(40))]
         await turn()
-        with pytest.raises(Overloaded, match="cannot make it"):
+        with pytest.raises(Overloaded, match="cannot answer"):
             await batcher.predict([row(n) for n in range(6, 160)], soon(20, "background"))
         runner.go_on()
         await asyncio.gather(*tasks)
@@ -354,7 +354,7 @@ async def test_a_model_that_was_slow_once_is_trusted_again() -> None:
         await asyncio.sleep(0.2)
         runner.go()
         await tasks[0]
-        with pytest.raises(Overloaded, match="cannot make it"):
+        with pytest.raises(Overloaded, match="cannot answer"):
             await batcher.predict([row(3)] * 100, soon(25))
         runner.go_on()
         await asyncio.gather(*tasks)

@@ -12,7 +12,7 @@ import pytest
 from tests.onnx_files import outcomes
 
 LISTED = Path(__file__).with_name("onnx_wheels.txt")
-REFUSED = {"caustic-nmr-best-v2-carbons": "takes no row that was made up"}
+REFUSED = {"caustic-nmr-best-v2-carbons": "accepts no generated row"}
 """Name → what the one line says. A graph network: its edges are numbers of its own atoms."""
 
 

@@ -68,7 +68,7 @@ def test_list_shows_what_is_built_and_what_is_not(tmp_path: Path, capsys: pytest
         (["build", "nothing"], "no model called 'nothing'"),
         (["build", "digits", "--train", "x.csv"], "--train and --test go together"),
         (["build", "digits", "--train", "x.csv", "--test", "x.csv"], "x.csv: there is no such file"),
-        (["add", "x.onnx"], "say where your models are"),
+        (["add", "x.onnx"], "give the folder of your models"),
     ],
 )
 def test_mistakes_are_setup_errors(tmp_path: Path, arguments: list[str], why: str) -> None:

@@ -149,9 +149,9 @@ def test_a_candidate_is_built_beside_the_artifact_in_force(built: Built, capsys:
     ("text", "why"),
     [
         ("sign:abcdef", "no artifact"),
-        ("nothing", "is no precision and no digest"),
-        ("sign:abc", "is no precision and no digest"),
-        ("unknown:fp32", "is no precision and no digest"),
+        ("nothing", "is neither a precision nor a digest"),
+        ("sign:abc", "is neither a precision nor a digest"),
+        ("unknown:fp32", "is neither a precision nor a digest"),
     ],
 )
 def test_what_names_nothing_is_one_line(built: Built, text: str, why: str) -> None:

@@ -169,7 +169,7 @@ def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
     first = added(tmp_path, written(tmp_path / "c", "roberta"))
     (tmp_path / "c").rename(tmp_path / "first")
     other = written(tmp_path / "c", "electra")
-    with pytest.raises(SetupError, match="is there already; give --replace"):
+    with pytest.raises(SetupError, match="exists already; give --replace"):
         added(tmp_path, other)
     second = added(tmp_path, other, replace=True)
     place = tmp_path / "mine" / "c"

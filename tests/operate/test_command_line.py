@@ -131,8 +131,8 @@ def test_names_that_are_misspelt_are_named() -> None:
     }
     told = list(misspelt(environment, {"near_bytes", "data"}))
     assert told == [
-        "FORESEEN_NEAR_BYTE is no setting and changes nothing; did you mean FORESEEN_NEAR_BYTES?",
-        "FORESEEN_XYZZY is no setting and changes nothing; see docs/settings.md",
+        "FORESEEN_NEAR_BYTE is not a setting and changes nothing; did you mean FORESEEN_NEAR_BYTES?",
+        "FORESEEN_XYZZY is not a setting and changes nothing; see docs/settings.md",
     ]
     assert foreign({"FORESEEN_PORT": "tcp://10.0.0.7:8000", "FORESEEN_HOST": "::"}) == ["FORESEEN_PORT"]
     assert foreign({"FORESEEN_PORT": "8080"}) == []
@@ -145,5 +145,5 @@ def test_the_command_says_so_on_stderr() -> None:
     done = subprocess.run([*COMMAND, "--version"], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert done.stderr == (
-        "foreseen: FORESEEN_NEAR_BYTE is no setting and changes nothing; did you mean FORESEEN_NEAR_BYTES?\n"
+        "foreseen: FORESEEN_NEAR_BYTE is not a setting and changes nothing; did you mean FORESEEN_NEAR_BYTES?\n"
     )

@@ -82,13 +82,13 @@ def test_a_list_at_the_top_is_for_commands_that_take_several(file: Path) -> None
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("near-byte = 1", "near-byte is no setting; did you mean near-bytes"),
-        ("[proxy]\nprot = 1", r"\[proxy\] prot is no setting; did you mean port"),
-        ("[prox]\nport = 1", r"\[prox\] is no command; did you mean proxy"),
-        ("[proxy]\nworkers = 1", r"\[proxy\] workers is no setting"),
-        ("slot = 1", "slot is no setting"),
-        ("config = 'x'", "config is no setting"),
-        ("[purge]\nmodel = 'm'", r"\[purge\] model is no setting"),
+        ("near-byte = 1", "near-byte is not a setting; did you mean near-bytes"),
+        ("[proxy]\nprot = 1", r"\[proxy\] prot is not a setting; did you mean port"),
+        ("[prox]\nport = 1", r"\[prox\] is not a command; did you mean proxy"),
+        ("[proxy]\nworkers = 1", r"\[proxy\] workers is not a setting"),
+        ("slot = 1", "slot is not a setting"),
+        ("config = 'x'", "config is not a setting"),
+        ("[purge]\nmodel = 'm'", r"\[purge\] model is not a setting"),
         ("port = [1, 2]", "port: takes one value, not a list"),
         ("[inference]\nmodel = ['a', 'b']", r"\[inference\] model: takes one value"),
         ("port = 1979-05-27", "port: must be a string, a number"),
@@ -240,7 +240,7 @@ def test_a_wrong_file_ends_the_command_with_status_1(tmp_path: Path) -> None:
     path.write_text('redi = "redis://user:geheim@h:1"')
     done = run("proxy", f"--config={path}")
     assert done.returncode == 1
-    assert [line for line in done.stderr.splitlines() if "redi is no setting; did you mean redis" in line]
+    assert [line for line in done.stderr.splitlines() if "redi is not a setting; did you mean redis" in line]
     assert len(done.stderr.splitlines()) == 1
     assert "geheim" not in done.stderr
 

@@ -200,7 +200,7 @@ def test_json_and_binary_tensors_mix_in_one_request() -> None:
 @pytest.mark.parametrize(
     ("size", "tail", "says"),
     [
-        (8, b"1234", "end behind the body"),
+        (8, b"1234", "end beyond the body"),
         (4, b"12345678", "takes 8"),
         (8, b"123456789", "belong to no tensor"),
         (-1, b"", "number of bytes"),
@@ -228,7 +228,7 @@ def test_the_header_may_come_with_an_all_json_body() -> None:
 
 @pytest.mark.parametrize(
     ("raw", "says"),
-    [(b"\x01\x00\x00", "need at least"), (b"\x05\x00\x00\x00abc", "ends behind"), (b"\x01\x00\x00\x00abc", "take 5")],
+    [(b"\x01\x00\x00", "need at least"), (b"\x05\x00\x00\x00abc", "ends beyond"), (b"\x01\x00\x00\x00abc", "take 5")],
 )
 def test_byte_strings_are_bounds_checked(raw: bytes, says: str) -> None:
     """Lengths inside the data never reach outside of it."""

@@ -658,7 +658,7 @@ def test_inflating_is_bounded_whatever_the_form() -> None:
     assert inflated(members, "gzip", len(text)) == text
     with pytest.raises(TooLarge):
         inflated(members, "gzip", len(text) - 1)
-    with pytest.raises(BadRequest, match="more follows"):
+    with pytest.raises(BadRequest, match="more data follows"):
         inflated(gzip.compress(b"") * 100_000, "gzip", len(text))
 
 

@@ -223,7 +223,7 @@ async def test_a_server_that_answers_what_is_asked_for_is_asked_for_it(probed: b
         assert [one["name"] for one in first[2]["outputs"]] == ["digest"]
         async with asyncio.timeout(20):
             while (reply := await front.post({**asked(row), "outputs": [{"name": "sum"}]}))[0] == 503:
-                assert "ask again" in reply[2]["error"]
+                assert "send the request again" in reply[2]["error"]
         for names in (["sum"], ["digest"], ["sum", "digest"], ["digest", "sum"], None):
             wanted = {} if names is None else {"outputs": [{"name": name} for name in names]}
             for _ in range(2):

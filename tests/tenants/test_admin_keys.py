@@ -59,7 +59,7 @@ def test_the_token_file_may_be_a_keys_file_and_one_of_before_is_warned_of(tmp_pa
         assert roles(AdminKeys(given, none, required=True), TOKEN) == ["operator admin-token"]
         AdminKeys(given, none, required=False)
     (line,) = lines
-    assert "make it a keys file" in line["event"]
+    assert "replace it by a keys file" in line["event"]
     assert TOKEN not in str(line)
 
 

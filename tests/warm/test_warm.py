@@ -441,7 +441,7 @@ def test_after_a_purge_the_new_space_is_warmed(own: Live, tmp_path: Path) -> Non
     assert not hit(own, rows[0])
     assert counts(warmed(own, file)) == (1, 4, 0, 0)
     assert hit(own, *rows)
-    assert "what was purged is not known" in refused(own, file, state="unix:///nowhere")
+    assert "purges are not known" in refused(own, file, state="unix:///nowhere")
     apart: dict[str, Any] = {"data": tmp_path, "address": f"unix:{model_socket(own.data, 'fingerprint')}"}
     assert "give --state of the proxies" in refused(own, file, redis=f"unix://{redis_socket(own.data)}", **apart)
 
@@ -544,7 +544,7 @@ def test_every_mistake_is_one_line(live: Live, tmp_path: Path) -> None:
         "no files": refused(live),
     }.items():
         assert said in told
-    assert "root secret is not the one" in refused(live, good, secret_file=tmp_path / "other")
+    assert "filled under another root secret" in refused(live, good, secret_file=tmp_path / "other")
     assert not hit(live, numbers(13_200))
 
 

@@ -84,7 +84,7 @@ def test_empty_and_truncated_files(live: Live, tmp_path: Path, out: Path) -> Non
     good = parquet(tmp_path / "good.parquet", {"x": rows}, row_group_size=1000)
     (tmp_path / "empty.parquet").touch()
     assert line(live, good, tmp_path / "empty.parquet", f"--out={out}").endswith(
-        "is empty; remove it, or make it again"
+        "is empty; remove it, or write it again"
     )
     raw = good.read_bytes()
     (tmp_path / "cut.parquet").write_bytes(raw[: len(raw) // 2])
@@ -158,7 +158,7 @@ def test_an_import_through_a_proxy_takes_the_operators_token(live: Live, tmp_pat
     assert json.loads(told)["hit"] == 300
     assert hit(live, *rows)
     assert live.model_metric("fingerprint", "foreseen_model_rows_total") == before
-    assert "leave --url away" in said(token, "--verify=1%")[2]
+    assert "omit --url" in said(token, "--verify=1%")[2]
 
 
 def test_what_the_import_route_refuses(live: Live) -> None:
@@ -176,7 +176,7 @@ def test_what_the_import_route_refuses(live: Live) -> None:
     assert live.post(path, body())[0] == 401
     for said, wrong in {
         "parameters.digest: the outputs are of model abab": body("ab" * 32),
-        "parameters.digest: say which model": body(""),
+        "parameters.digest: give the digest": body(""),
         "inputs: the outputs are not those of 'fingerprint'": body(**{"output.digest": ("INT64", [1, 3], [1, 2, 3])}),
         "inputs.output.digest.datatype: is FP64, must be INT64": body(**{"output.digest": ("FP64", [1, 4], [1.0] * 4)}),
         "inputs.foreseen.made_at": body(**{"foreseen.made_at": ("BOOL", [1], [True])}),

@@ -96,7 +96,7 @@ class V2Client:
                 return ask()
             except ModelUnavailable as error:
                 if time.monotonic() > over:
-                    raise SetupError(f"{error}; run the same command to go on where this one stopped") from None
+                    raise SetupError(f"{error}; run the same command to continue where it stopped") from None
                 time.sleep(pause)
                 pause = min(2 * pause, MAX_PAUSE_SECONDS)
 

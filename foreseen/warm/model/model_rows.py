@@ -121,7 +121,7 @@ class ModelRows:
         asked = [(i.name, i.datatype, batch[i.name]) for i in self._signature.inputs]
         reply = self._client.infer(asked, parameters)
         if self._checked and reply.response.parameters.get("digest") != self._plan.digest:
-            raise SetupError("the model has changed while it was asked; run the same command again for the new one")
+            raise SetupError("the model changed during the run; run the same command again for the new one")
         reported = reply.response.parameters.get("seconds")
         each = float(reported) if isinstance(reported, int | float) else reply.seconds / len(rows)
         outputs = {tensor.name: tensor.array for tensor in reply.response.outputs}

@@ -79,7 +79,7 @@ def check_text(head: bytes) -> None:
             raise ValueError(f"is {encoding}; save it as UTF-8")
     for magic, kind in _BINARIES:
         if head.startswith(magic):
-            raise ValueError(f"is {kind} by its first bytes; give it the name of what it is")
+            raise ValueError(f"is {kind} by its first bytes; rename it accordingly")
     if head.count(0) > NUL_SHARE * len(head):
         raise ValueError("is UTF-16 without a byte order mark, or not text; save it as UTF-8")
 

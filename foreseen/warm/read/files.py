@@ -198,9 +198,9 @@ def _inspected(url: str, fs: Any) -> File:
         size = int(fs.size(fs._strip_protocol(url)) or 0)  # noqa: SLF001 - fsspec's own way from URL to path
         kind = format_of(url) or _named(binary_format(head[:MAGIC_BYTES]))
         if kind is None:
-            raise ValueError("its name does not say what it is; call it .jsonl, .csv, .parquet, .arrow or .npz")
+            raise ValueError("its name does not show its format; call it .jsonl, .csv, .parquet, .arrow or .npz")
         if size == 0 and kind not in ("csv", "jsonl"):  # of a text file it is a part without rows
-            raise ValueError("is empty; remove it, or make it again")
+            raise ValueError("is empty; remove it, or write it again")
     with opened(url) as file:
         looked = LOOKS[kind](file, url, head)
     partitions = partitions_of(url, looked.columns or ())

@@ -9,9 +9,9 @@ from foreseen.settings import WarmSettings
 def check(settings: WarmSettings) -> None:
     """Flags that contradict each other. Raises SetupError."""
     if settings.url is not None and settings.verify is not None:
-        raise SetupError("--verify asks the model process itself: leave --url away and run where it is")
+        raise SetupError("--verify needs the model process itself: omit --url and run on its machine")
     if settings.outputs and (settings.out is not None or settings.sql is not None):
-        raise SetupError("--outputs imports what is stored already: leave --out and --sql away")
+        raise SetupError("--outputs imports existing predictions: omit --out and --sql")
     if settings.out is not None and settings.sql is not None:
         raise SetupError("give --out or --sql, not both")
     if settings.verify is not None and not settings.outputs:
@@ -30,5 +30,5 @@ def share_of(text: str) -> float:
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise SetupError(f"{text!r} is not a share: say 1% or 0.01")
+        raise SetupError(f"{text!r} is not a share: write 1% or 0.01")
     return share

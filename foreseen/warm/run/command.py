@@ -149,7 +149,7 @@ class Job:
     def dry(self) -> Forecast:
         """Forecast the run; changes nothing."""
         if not isinstance(self.target, Warmer):
-            raise SetupError("--dry-run looks into Redis itself; leave --url away")
+            raise SetupError("--dry-run reads Redis itself; omit --url")
         batches = (chunk.batch for file in self.files for chunk in self.chunks(file, 0))
         try:
             return forecast(batches, self.target, self.facts.running)
@@ -220,7 +220,7 @@ class Job:
         assert isinstance(self.target, Warmer)
         if not self.facts.running:
             raise SetupError(
-                f"--verify asks the model, and {self.manifest.name!r} does not run; start it (foreseen up)"
+                f"--verify needs the model, and {self.manifest.name!r} does not run; start it (foreseen up)"
             )
         sample = Sample(self.target, share, int(self.run, 16))
         for file in self.files:

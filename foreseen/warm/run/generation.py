@@ -58,8 +58,7 @@ class SpaceGenerations:
             if known is not None:
                 return known
             raise SetupError(
-                "the state store does not answer, so what was purged is not known; start it (foreseen up), or give "
-                "--state"
+                "the state store does not answer, so purges are not known; start it (foreseen up), or give --state"
             ) from None
         return generation_of(found, plan.scope, plan.manifest.name, plan.digest)
 
@@ -73,7 +72,7 @@ def state_address(plan: Plan) -> str | None:
         return f"unix://{own}"
     if plan.redis is not None:
         raise SetupError(
-            "a Redis is given and no state store, so what was purged is not known; give --state of the proxies, or "
-            "--state none where they have none"
+            "--redis is given without a state store, so purges are not known; give --state of the proxies, or "
+            "--state none if they have none"
         )
     return None

@@ -43,7 +43,7 @@ def plan_of(settings: WarmSettings) -> tuple[Plan, ResolvedModel]:
         raise SetupError(f'model {manifest.name!r} has rows = "together": an entry is a request; warm it with --url')
     facts = _facts(manifest, settings)
     if not facts.row_independent:
-        raise SetupError(f"model {manifest.name!r} is not cached by the row, its rows depend on each other")
+        raise SetupError(f"model {manifest.name!r} is not cached per row, because its rows depend on each other")
     _check_preparation(manifest, settings, facts)
     importing = bool(settings.outputs)
     if not importing and not facts.running:
@@ -201,7 +201,7 @@ def _check_preparation(manifest: Manifest, settings: WarmSettings, facts: Resolv
     assets = read_record(settings.data, manifest.name).artifact.assets if needs else ()
     if facts.preparation and facts.preparation != preparation_digest(manifest, assets):
         raise SetupError(
-            f"model {manifest.name!r} runs with another preparation (model.toml or tokenizer) than the one here; "
+            f"model {manifest.name!r} runs with a different preparation (model.toml or tokenizer); "
             "rebuild or restart it, or give its --models"
         )
 

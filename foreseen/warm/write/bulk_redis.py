@@ -64,9 +64,7 @@ class BulkRedis:
         """Raises SetupError where this Redis was filled under another root secret: nothing would ever hit."""
         self._ask(b"SET", SECRET_CHECK, check, b"NX")
         if self._ask(b"GET", SECRET_CHECK) not in (check, None):
-            raise SetupError(
-                "the root secret is not the one that this Redis was filled with; give --secret-file of the proxies"
-            )
+            raise SetupError("this Redis was filled under another root secret; give --secret-file of the proxies")
 
     def get(self, keys: Sequence[Key]) -> list[bytes | None]:
         """The values of keys, None where there is none. All calls are sent before the first reply is read."""

@@ -91,7 +91,7 @@ class GrpcProcess(UpstreamProcess):
         await self._channel.close()
 
     async def exposition(self) -> bytes:
-        raise ModelUnavailable(f"model {self._model!r}: its metrics are not to be had over gRPC")
+        raise ModelUnavailable(f"model {self._model!r}: its metrics are not available over gRPC")
 
     async def fetch_metadata(self) -> dict[str, Any]:
         name = self._manifest.name
@@ -159,4 +159,4 @@ def _only_parameters(members: RequestMembers) -> None:
 
 def _refuse(field: str, more: Members) -> None:
     if more:
-        raise BadInput(f"{field}{next(iter(more))[:64]}: the server behind takes gRPC, which has no place for this")
+        raise BadInput(f"{field}{next(iter(more))[:64]}: the upstream speaks gRPC, which has no field for this")

@@ -124,7 +124,7 @@ class Admission:
         """Raises Overloaded where so many rows, by however many turns, would not be computed before the deadline."""
         needs, left = self.seconds(rows, lane, caller), deadline - asyncio.get_running_loop().time()
         if needs > left:
-            raise _refusal("the model cannot make it before the deadline", needs - left)
+            raise _refusal("the model cannot answer before the deadline", needs - left)
 
     def seconds(self, rows: int, lane: Lane = "online", caller: str = "") -> float:
         """How long it takes until so many more rows of a caller are computed, as far as the model has shown; never less
@@ -184,7 +184,7 @@ class Admission:
         except TimeoutError:
             self._give_up(turn)
             needs = self.seconds(size.rows, size.lane, size.caller)
-            raise _refusal("its turn did not come before the deadline", needs) from None
+            raise _refusal("the row was not computed before the deadline", needs) from None
         except BaseException:
             self._give_up(turn)
             raise

@@ -92,7 +92,7 @@ def _there(manifest: Manifest, predictions: Sequence[Prediction], options: Outpu
     names = set.intersection(*({head.name for head in one.outputs} for one in predictions))
     missing = [one.name for one in wanted if one.name not in names]
     if missing and options.outputs is not None:
-        raise ModelUnavailable(f"outputs.{missing[0]}: the model answers with it only where it is asked for; ask again")
+        raise ModelUnavailable(f"outputs.{missing[0]}: the model returns it only if requested; send the request again")
     return tuple(one for one in wanted if one.name in names)
 
 

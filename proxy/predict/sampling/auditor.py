@@ -120,4 +120,4 @@ class Auditor(RowSampler):
                 if file.tell() < DIFFERENCES_BYTES:
                     file.write(orjson.dumps(line) + b"\n")
         except OSError as error:
-            log.warning("audit: difference not noted", error=error.strerror)
+            log.warning("audit: difference not recorded", error=error.strerror)
