@@ -34,7 +34,7 @@ def metadata(session: Session, row_independent: bool) -> dict[str, Any]:
 
 
 def config(manifest: Manifest, max_rows: int) -> dict[str, Any]:
-    """`GET …/config`: as much of Triton's ModelConfig as perf_analyzer reads. Dims are without the batch axis."""
+    """`GET …/config`: the part of Triton's ModelConfig that perf_analyzer reads. Dims are without the batch axis."""
     return {
         "name": manifest.name,
         "platform": "onnxruntime_onnx",
@@ -63,7 +63,7 @@ class ModelStats:
             self._add(name, seconds)
 
     def failed(self, total: float) -> None:
-        """Count a request answered with an error, after so many seconds."""
+        """Count a request answered with an error, and its seconds."""
         self._add("fail", total)
 
     def _add(self, name: str, seconds: float) -> None:

@@ -67,14 +67,15 @@ _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def providers(chain: Sequence[str], *, graphs: bool) -> list[str | tuple[str, dict[str, str]]]:
-    """The execution providers with options by which every process computes alike; `graphs` asks for CUDA graphs."""
+    """The execution providers with options that make every process compute the same bits; `graphs` enables CUDA
+    graphs."""
     options = _CUDA_OPTIONS | ({"enable_cuda_graph": "1"} if graphs else {})
     return [(name, options) if name == "CUDAExecutionProvider" else name for name in chain]
 
 
 def fix_workspace() -> None:
-    """cuBLAS with a workspace of one size adds up in one order. To be called before CUDA starts. A value already
-    set stays."""
+    """With a fixed workspace size cuBLAS always sums in the same order. Call this before CUDA starts. An existing value
+    is kept."""
     os.environ.setdefault(_WORKSPACE, ":4096:8")
 
 

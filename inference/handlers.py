@@ -223,8 +223,8 @@ class ModelRoutes:
                 raise Unsupported(f"outputs.{output.name}.parameters.classification: ask the proxy for it")
 
     def _order(self, parameters: dict[str, Any]) -> BatchOrder:
-        """When a request is computed: by its `timeout` (µs), `priority` (1 is the most urgent, 0 unset), and `caller`,
-        whom its rows are charged to, with its `weight`."""
+        """When a request is computed: by its `timeout` (µs), `priority` (1 is the most urgent, 0 unset), and the
+        `caller` that its rows are charged to, with its `weight`."""
         timeout, caller = _number(parameters, "timeout"), parameters.get("caller", "")
         if type(caller) is not str or len(caller) > MAX_CALLER_CHARACTERS:
             raise BadInput(f"parameters.caller: must be a string of at most {MAX_CALLER_CHARACTERS} characters")

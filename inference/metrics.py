@@ -29,7 +29,7 @@ class ModelMetrics:
     """The metrics of one model's process; `model` is its name, the only value of that label."""
 
     def __init__(self, model: str, triton_version: str | None = None) -> None:
-        """`triton_version`: the model's version, if Triton's metric names are exported, too."""
+        """`triton_version`: the model's version if Triton's metric names are exported as well, otherwise None."""
         self.registry = registry = CollectorRegistry()
         self._model = model
         self._triton_version = triton_version

@@ -1,5 +1,5 @@
-"""A connection of the model process: rows that our own proxy asks for one by one are answered here, without aiohttp's
-request, task and response objects. Everything else is aiohttp's.
+"""A connection of the model process that answers single-row requests of our own proxy itself, without aiohttp's
+request, task and response objects. aiohttp handles everything else.
 """
 
 from __future__ import annotations

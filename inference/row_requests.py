@@ -1,8 +1,8 @@
-"""Requests for one row as our own proxy sends them → the row and its order; the row's outputs → the reply. No I/O.
+"""Single-row requests of our own proxy → the row and its order; the row's outputs → the reply. No I/O.
 
 A request is recognised by its bytes: its head is the one that `proxy/backend/model_client.py` writes, and its JSON but
-for the timeout and the id is that of a request that was parsed and held against the signature before. So nothing is
-left to check but the data. Every other request is read in full (`handlers.py`).
+for the timeout and the id is that of a request that was parsed and validated against the signature before. So nothing
+is left to check but the data. Every other request is read in full (`handlers.py`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SECONDS, _ID = 0.123456789, "the-id-of-a-request"
 
 
 class _Part(NamedTuple):
-    """The bytes of one tensor of a row. `fixed` is what they must be, of a mask or of zeros."""
+    """The bytes of one tensor of a row. `fixed` holds the required bytes of a mask or of zeros."""
 
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
@@ -57,7 +57,7 @@ class _Form(NamedTuple):
     order: BatchOrder
 
     def row(self, body: bytes, at: int) -> Row | None:
-        """The row of a body whose data begins there; None where it has to be read in full."""
+        """The row of a body whose data begins at this offset; None if the body has to be parsed in full."""
         tensors: list[Array] = []
         for dtype, shape, size, fixed in self.parts:
             if fixed is None:

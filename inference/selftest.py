@@ -24,7 +24,7 @@ from foreseen.types import Row
 _log = structlog.get_logger()
 
 _LENGTHS = (4, 7, 13, 16)
-"""Of the made-up rows: 7 is ≡ 3 mod 4, where an inexact pool shows (docs/architecture.md, Exactness)."""
+"""Lengths of the generated rows. 7 is ≡ 3 mod 4, where an inexact pool differs (docs/architecture.md, Exactness)."""
 _SHORT, _LONG = 8, 64
 _TIMINGS = 5
 _LEAST_START_TOKENS, _MOST_START_TOKENS = 2, 256
@@ -50,10 +50,10 @@ class Proof(Struct, frozen=True):
 
 
 def prove(runner: RowRunner, manifest: Manifest) -> Proof:
-    """Run example rows alone, alone again and together. Raises SetupError where a run fails or breaks its promise.
+    """Run example rows alone, alone again and together. Raises SetupError if a run fails or contradicts the manifest.
 
-    A made-up row that the model refuses is left out. Where it refuses all of them there is no proof: the model is
-    served, but not cached by the row.
+    A generated row that the model refuses is left out. If it refuses all of them there is no proof: the model is
+    served, but not cached per row.
     """
     lonely = manifest.batching.alone or manifest.rows == "together"
     try:
@@ -97,7 +97,7 @@ def refuse_saturation(manifest: Manifest) -> NoReturn:
 
 
 def warm(runner: RowRunner, manifest: Manifest, shapes: Iterable[tuple[int, int]]) -> None:
-    """Run made-up batches of (rows, length), so that no request pays for the first run of its shape."""
+    """Warm up: run generated batches of (rows, length), so that no request pays for the first run of its shape."""
     for count, length in shapes:
         runner.run(_prepared([_made_up(manifest, length)] * count, manifest))
 

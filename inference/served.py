@@ -113,8 +113,8 @@ class LoadedModel:
         return Row(tuple(batch[spec.name] for spec in self.manifest.model.inputs))
 
     def _leave_word(self, session: Session) -> None:
-        """Record this model's metadata, for imports while the process is down. A read-only folder is not an error, and
-        an artifact that was asked for by its digest is not the one in force."""
+        """Record this model's metadata, for imports while the process is down. A read-only folder is not an error. An
+        artifact that was selected by its digest is not recorded, since it is not in force."""
         if self._settings.artifact is not None:
             return
         artifact = session.record.artifact
@@ -169,7 +169,7 @@ def _limits(
 
 
 def _instances(settings: InferenceSettings) -> int:
-    """0 asks for one per core that this process may use, shared out among the threads of each run."""
+    """0: the number of cores that this process may use, divided by the threads of each run."""
     return settings.instances or max(len(os.sched_getaffinity(0)) // max(settings.threads, 1), 1)
 
 

@@ -61,9 +61,9 @@ class SessionPlan(Struct, frozen=True):
     fallback: Literal["refuse", "warn"] = "refuse"
     """What unexpected nodes on the CPU mean with a GPU provider: an error or a warning."""
     hung_seconds: float = 60.0
-    """A run that takes longer is asked to stop."""
+    """A run that takes longer than this, in seconds, is told to stop."""
     hung_grace_seconds: float = 5.0
-    """If it continues for so much longer, the process exits."""
+    """If it continues for this many more seconds, the process exits."""
     cuda_graphs: bool = True
     """Capture the runs of fixed shapes on CUDA, where the graph allows it."""
 
@@ -150,8 +150,8 @@ class Session:
     def run(self, rows: Sequence[Row]) -> list[RowOutputs]:
         """The outputs of every row, computed as one batch padded to the longest, or in the record's fixed shapes.
 
-        Raises ModelFailed where outputs are not what the signature says or not finite, BadInput for BYTES that are
-        not UTF-8 (ONNX strings are), and whatever ONNX Runtime raises.
+        Raises ModelFailed if outputs do not match the signature or are not finite, BadInput for BYTES that are not
+        UTF-8 (ONNX strings are), and whatever ONNX Runtime raises.
         """
         if self.manifest.rows == "together":
             return [self._run_together(row) for row in rows]
@@ -203,7 +203,7 @@ class Session:
         return {name: encoded(array) for name, array in zip(self._names, arrays, strict=True)}
 
     def close(self) -> None:
-        """Stop the watchdog. Runs in progress go on unwatched."""
+        """Stop the watchdog. Runs in progress continue without it."""
         self._watchdog.close()
 
 

@@ -38,7 +38,7 @@ _ONNX_TYPES = {
     "FP64": "tensor(double)",
     "BYTES": "tensor(string)",
 }
-"""BF16 is missing on purpose: ONNX Runtime's Python API takes no bfloat16 arrays; cast inside the graph instead."""
+"""BF16 is left out on purpose: ONNX Runtime's Python API accepts no bfloat16 arrays. Cast inside the graph instead."""
 
 
 def open_session(manifest: Manifest, data: Path, plan: SessionPlan, artifact: str | None = None) -> Session:

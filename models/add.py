@@ -1,7 +1,7 @@
 """A user's ONNX file → a folder with the file and a commented model.toml; experiments decide how its rows may run.
 
 The signature comes from the graph, corrected by the outputs of a few runs. What a graph does not contain (tokenizer,
-names of labels) is left as a comment to fill in, or comes with `--tokenizer`.
+names of labels) is left as a comment to fill in, or given by `--tokenizer`.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _replace(place: Path, made: Path) -> None:
 
 
 def _fits(old: Manifest, new: Manifest) -> bool:
-    """Whether the old manifest may stay: the new graph has its signature, and comes with no other files than it has."""
+    """Whether the old manifest can be kept: the new graph has the same signature and needs the same files."""
     files = [set(one.source.files) if one.source else set() for one in (old, new)]
     inputs, outputs = (
         [{(spec.name, spec.datatype, len(spec.shape)) for spec in specs} for specs in pair]
@@ -157,7 +157,7 @@ def _manifest(name: str, draft: Draft, hints: Samples) -> Manifest:
 
 
 def _settled(manifest: Manifest, draft: Draft, model: ModelProto, session: GraphSession) -> tuple[Manifest, Draft]:
-    """The manifest with outputs as they came. Where rows turn out to have no axis, requests go whole."""
+    """The manifest with the outputs that the runs returned. If they have no axis of rows, whole requests are run."""
     axis, why = draft.axis, draft.why
     runs: list[GraphRun] = []
     for count in SEEN_COUNTS if axis == "rows" else SEEN_COUNTS[:1]:

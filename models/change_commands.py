@@ -179,7 +179,7 @@ def _handed_over(
     *,
     ask: bool,
 ) -> None:
-    """Fill, compare, ask where that is wanted, switch."""
+    """Fill, compare, ask for confirmation unless `--yes`, switch."""
     from foreseen.models.change import handover as change
     from foreseen.models.change.artifacts import artifact_of
     from foreseen.models.change.counted_rows import count_rows
@@ -224,7 +224,7 @@ def _print(text: str, *, quiet: bool) -> None:
 def shown(
     comparison: Comparison, budget: ChangeBudget, plot: Path | None, labels: tuple[str, str], *, json: bool
 ) -> tuple[ComparisonReport, list[str]]:
-    """Print the report, draw it where that is asked for; the report, and why it is outside of the budget."""
+    """Print the report, and draw it with `--plot`. Returns the report, and the reasons why it exceeds the budget."""
     report = comparison.report()
     reasons = budget.reasons(report)
     if plot is not None:
@@ -241,7 +241,7 @@ def shown(
 
 
 def reservation(report: ComparisonReport, budget: ChangeBudget) -> str:
-    """A remark where the interval reaches beyond the budget: more rows would say more."""
+    """A remark if the confidence interval reaches beyond the budget, so that more rows are needed."""
     if budget.most_changed is None or report.changed.high <= budget.most_changed:
         return ""
     return f", but the interval of the share reaches {report.changed.high:.4%}: compare more rows to be sure"

@@ -1,6 +1,6 @@
 """An fp32 graph → the same graph in 16-bit floats, its inputs and outputs as before: for GPUs. Pure.
 
-On CPUs most kernels of ONNX Runtime cast fp16 back, and few know bf16: a build says so in a line and goes on.
+On CPUs most kernels of ONNX Runtime cast fp16 back, and few support bf16: a build reports that and continues.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from foreseen.errors import SetupError
 
 _FLOAT_ONLY: Mapping[str, tuple[int, ...]] = {"Resize": (1, 2), "Upsample": (1,)}
-"""Operators with inputs that stay FP32 whatever their data are: the places of these inputs."""
+"""Operators with inputs that must stay FP32: the positions of these inputs."""
 
 
 def fp16(model: ModelProto) -> ModelProto:

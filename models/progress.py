@@ -53,7 +53,7 @@ class LineProgress:
 
 
 class LogProgress:
-    """The same as lines of the log: for a system whose stderr is read by a collector."""
+    """The same as log lines, for a system whose stderr is collected."""
 
     @contextmanager
     def step(self, what: str, parts: int | None = None) -> Iterator[Advance]:

@@ -1,8 +1,8 @@
 """An fp32 graph → the same graph in another precision. Pure: the input is never changed.
 
-`int8-rowwise` is ours, since ONNX Runtime's dynamic int8 takes one activation scale for a whole tensor, so a row's
-answer depends on its batch-mates (docs/architecture.md, Exactness). Here every row of activations, that is every token,
-has its own.
+`int8-rowwise` is our own: ONNX Runtime's dynamic int8 uses one activation scale for a whole tensor, so a row's answer
+depends on its batch-mates (docs/architecture.md, Exactness). Here every row of activations, that is every token, has
+its own.
 """
 
 from __future__ import annotations

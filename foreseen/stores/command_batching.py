@@ -1,8 +1,8 @@
-"""Command batching: commands that come while a pipeline is under way are sent together in the next one.
+"""Command batching: commands that arrive while a pipeline is in progress are sent together in the next one.
 
-A store that flushes its append-only file before it replies flushes it once for the whole pipeline. A command that comes
-alone does not wait. Under load a call costs a fifth of a call alone: in this process, in the store, and on its disk.
-Slow commands have a `Grouped` of their own, so that fast ones do not wait behind them (head-of-line blocking).
+A store that flushes its append-only file before it replies flushes it once for the whole pipeline. A single command
+does not wait. Under load a call costs a fifth of a call alone: in this process, in the store, and on its disk. Slow
+commands have a `Grouped` of their own, so that fast ones do not wait behind them (head-of-line blocking).
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class _Asked(NamedTuple):
 
 
 class Grouped:
-    """Batches commands to one server. The reply to a `promised` command comes once `replicas` replicas have it."""
+    """Batches commands to one server. The reply to a `promised` command is returned once `replicas` replicas have
+    it."""
 
     def __init__(self, client: Redis, seconds: float, replicas: int = 0) -> None:
         self._client = client

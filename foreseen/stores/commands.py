@@ -40,7 +40,7 @@ class Entries(ABC):
 
     @abstractmethod
     async def get(self, keys: Sequence[Key]) -> list[bytes | FarError | None]:
-        """The entries of keys, None where there is none, the error where their part of Redis failed."""
+        """The entries of keys, in order: None for a missing entry, the FarError if the key's part of Redis failed."""
 
     @abstractmethod
     async def states(self) -> list[FarState]:
@@ -96,8 +96,8 @@ class Entries(ABC):
         return sum(await self._all([("DEL", PREFIX + key) for key in keys]))
 
     async def claim(self, check: bytes) -> bool:
-        """Whether this Redis is filled under the root secret of this check value. One without a value gets it, so that
-        proxies with another root secret see that it is taken. False, too, where the name holds no string."""
+        """Whether this Redis was filled under the root secret of this check value. If it has no value, this one is
+        written, so that proxies with another root secret detect it. False also if the name does not hold a string."""
         known = await self.knows(check)
         if known is None:
             await self._all([("SET", SECRET_CHECK, check, "NX")], stores=True)

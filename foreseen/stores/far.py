@@ -32,16 +32,17 @@ from foreseen.types import DOWN, FarState, Key
 KEYS_PER_CALL = 256
 """Keys of one MGET at most."""
 STORE_PAUSE_SECONDS = 1.0
-"""How long writes pause after Redis refused one (full, read-only, not permitted); reads go on."""
+"""How long writes pause after Redis refused one (full, read-only, not permitted); reads continue."""
 
 log = structlog.get_logger()
 
 _REFUSED_STORES = frozenset(("oom", "readonly", "permission", "noreplicas"))
-"""Errors that may concern writes only: writes pause, reads go on."""
+"""Errors that may concern writes only: writes pause, reads continue."""
 
 
 class SlotMoved(Struct, frozen=True):
-    """The reply of a Cluster's node that a key lies elsewhere: for good, or (`once`) while its slot is on its way."""
+    """A Cluster node's reply that another node has the key: permanently (MOVED), or (`once`) while its slot is moving
+    (ASK)."""
 
     address: str
     slot: int

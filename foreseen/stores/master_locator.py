@@ -1,9 +1,9 @@
 """The address of the state store or queue → a client that follows its master through failovers.
 
-Each of the two keeps all its keys in one slot, so that its scripts are atomic: on a Cluster they lie on the master of
+Each of the two keeps all its keys in one slot, so that its scripts are atomic: on a Cluster they are on the master of
 that slot, behind Sentinels on the master. The locator asks again once its answer is a second old: a master that was
-partitioned takes writes after it returns, until it is demoted, and then discards them. `--state-replicas` protects the
-writes of that second. A call goes to one server or fails; the caller decides whether to repeat it.
+partitioned accepts writes after it returns, until it is demoted, and then discards them. `--state-replicas` protects
+the writes of that second. A call goes to one server or fails; the caller decides whether to repeat it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from foreseen.stores.redis_urls import (
 LOOK_SECONDS = 1.0
 """How long the located master is trusted."""
 ASK_SECONDS = 0.5
-"""How long one Sentinel or node may take to answer; then the next is asked."""
+"""Timeout of one Sentinel or node; then the next one is tried."""
 
 WAIT_SECONDS = 1.0
 """How long WAIT waits for replicas."""
@@ -72,7 +72,7 @@ class MasterLocator:
         self._looking = None
 
     async def _look(self) -> None:
-        """Without an answer the last master stays: without Sentinels there is no failover either."""
+        """Without an answer the last master is kept: without Sentinels no failover happens either."""
         try:
             slot_map = await self._many.locate(ASK_SECONDS, self._access)
         except FarError as error:
@@ -132,8 +132,8 @@ def moves_of(client: Redis) -> int:
 
 
 async def waited(client: Redis, replicas: int, *words: Any) -> Any:
-    """The reply to a command once `replicas` replicas have its writes. Raises redis' ConnectionError where they have
-    them not in time: the write stays, and may be lost with the server."""
+    """The reply to a command once `replicas` replicas have its writes. Raises redis' ConnectionError if they do not in
+    time; the write remains, and may be lost with the server."""
     if not replicas:
         return await execute(client, *words)
     (reply,), lack = await pipelined(client, [words], replicas)

@@ -1,8 +1,8 @@
-"""The far tier, asked only while its check value is that of our root secret.
+"""The far tier, used only while its check value matches our root secret.
 
 A Redis with another check value is foreign: proxies with another root secret filled it or claimed it after a flush, or
-another client has overwritten the value. All our reads there would miss, and our writes would evict foreign entries, so
-the tier neither reads nor writes until the value is ours again or is gone. It checks the value every `LOOK_SECONDS`.
+another client has overwritten the value. All our reads would miss, and our writes would evict foreign entries, so the
+tier neither reads nor writes until the value matches again or is deleted. It checks the value every `LOOK_SECONDS`.
 Redis never decides whether Foreseen answers: a foreign one costs hits, not answers.
 """
 

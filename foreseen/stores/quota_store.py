@@ -19,10 +19,10 @@ from foreseen.tenants.quota import Shares, TenantReport
 from foreseen.tenants.usage import USAGE_KINDS, Usage, added
 
 QUOTA_TAG = "{fsq1}"
-"""One hash tag: all keys lie in one slot of a Cluster."""
+"""One hash tag: all keys are in one slot of a Cluster."""
 BUDGET_SECONDS = 2.0
 ALIVE_SECONDS = 5.0
-"""A process that has not reported for so long has no share."""
+"""A process that has not reported within this time has no share."""
 HOUR_SECONDS = 3600
 KEPT_SECONDS = 90 * 86_400
 MOST_TENANTS = 200
@@ -42,8 +42,8 @@ class QuotaStore:
     async def beat(
         self, worker: str, number: int, reports: Sequence[TenantReport], usage: Mapping[tuple[str, str], list[float]]
     ) -> dict[str, Shares]:
-        """Report what was asked for and used; the shares of these tenants. The same report with the same number may be
-        sent again: it is counted once."""
+        """Report demand and usage; returns the shares of these tenants. A report may be sent again with the same
+        number; it counts once."""
         asked = {
             "worker": worker,
             "number": number,
@@ -63,7 +63,7 @@ class QuotaStore:
         return {name: Shares(*map(float, shares)) for name, shares in dict(orjson.loads(reply) or {}).items()}
 
     async def usage(self, seconds: float, tenant: str | None = None) -> Usage:
-        """What was used in the hours that the last so many seconds touch."""
+        """The usage in the hours that overlap the last `seconds`."""
         last = int(time.time() // HOUR_SECONDS)
         first = int((time.time() - min(seconds, KEPT_SECONDS)) // HOUR_SECONDS)
         total: Usage = {}

@@ -58,7 +58,7 @@ BY_ADDRESS = Access()
 
 
 def access_of(settings: StoreSettings) -> Access:
-    """As settings say it. Raises SetupError where the password's file cannot be read, or is empty."""
+    """From the settings. Raises SetupError if the password's file cannot be read or is empty."""
     path = settings.sentinel_password_file
     if path is None:
         if settings.sentinel_user is not None:
@@ -129,7 +129,7 @@ def shown(url: str) -> str:
 
 
 class RedisHosts:
-    """An address with several hosts: which are asked for the slot map, and the full address of each server."""
+    """An address with several hosts: the hosts to read the slot map from, and the full address of each server."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -148,7 +148,7 @@ class RedisHosts:
         return f"{self._scheme}://{self._user}{address}/0{self._query}"
 
     async def locate(self, budget_seconds: float, access: Access) -> SlotMap:
-        """The slot map of the first host that answers; it is asked first the next time. Raises the last FarError."""
+        """The slot map of the first host that answers, which is tried first the next time. Raises the last FarError."""
         failure = FarError("connect")
         for host in list(self._hosts):
             try:
@@ -183,7 +183,7 @@ def master_at(url: str, access: Access = BY_ADDRESS) -> str:
 
 
 async def _ask_cluster(client: Redis, host: str) -> SlotMap:
-    """CLUSTER SLOTS: [first, last, [ip, port, …], replicas …], where an empty ip is the node that was asked."""
+    """CLUSTER SLOTS: [first, last, [ip, port, …], replicas …]; an empty ip means the answering node."""
     own = host.rpartition(":")[0]
     slot_map = []
     for first, last, master, *_ in await _ask_once(client, "CLUSTER", "SLOTS"):
@@ -219,7 +219,7 @@ def execute(client: Redis, *words: Any) -> Awaitable[Any]:
 
 
 def slot_of(name: bytes) -> int:
-    """The Cluster's slot of a key: CRC16 of what stands in its first braces, else of all of it."""
+    """The Cluster's slot of a key: CRC16 of the text in its first braces (hash tag), or of the whole key."""
     begin = name.find(b"{")
     end = name.find(b"}", begin + 1)
     tag = name[begin + 1 : end] if begin >= 0 and end > begin + 1 else name

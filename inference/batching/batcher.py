@@ -115,11 +115,11 @@ class Batcher:
     async def predict(self, rows: Sequence[Row], order: BatchOrder) -> list[Computed]:
         """Every row's answer, in order.
 
-        Rows that no run has taken by the deadline, or whose caller has disconnected, never run. Rows in a run are
+        Rows that no run has started by the deadline, or whose caller has disconnected, never run. Rows in a run are
         finished and answered even if late: the proxy caches them.
 
-        Raises Overloaded at once where the queue is full or the deadline cannot be met, DeadlineExceeded,
-        ModelUnavailable after `close`, and ModelFailed (or the runner's own ForeseenError) where a row fails alone too.
+        Raises Overloaded at once if the queue is full or the deadline cannot be met, DeadlineExceeded, ModelUnavailable
+        after `close`, and ModelFailed (or the runner's own ForeseenError) where a row fails alone too.
         """
         if not rows:
             return []
@@ -193,7 +193,7 @@ class Batcher:
             self._drained.set()
 
     def _take(self, instance: _Instance) -> list[PendingRow]:
-        """The instance's next batch; where there is none it is idle from now on. On the loop."""
+        """The instance's next batch. If there is none, the instance becomes idle. Runs on the event loop."""
         taken = self._lanes.take(_now(), lambda: self._idle.append(instance))
         _too_late(taken.late)
         if taken.again_at is not None:
@@ -226,7 +226,7 @@ class Batcher:
             self._wake_at(deadline)
 
     def _on_ended(self, batch: list[PendingRow], started: float, ran: _Ran, late: list[QueuedRequest]) -> None:
-        """Deliver the answers; then dispatch again, in case an idle instance has work by now."""
+        """Deliver the answers, then dispatch again, since an idle instance may have work now."""
         _too_late(late)
         waits = [max(started - item.asked.since, 0.0) for item in batch]
         if self._meter is not None:

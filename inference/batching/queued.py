@@ -57,9 +57,9 @@ class BatchOrder(Struct, frozen=True):
     deadline: float
     lane: Lane = "online"
     caller: str = ""
-    """Whom its rows are charged to; callers have their turns one after another."""
+    """The caller that the rows are charged to; callers take turns."""
     weight: int = 1
-    """The caller's weight: it has so many times the rows of a caller of weight 1."""
+    """The caller's weight in deficit round robin: weight 3 gets three times the rows of weight 1."""
 
 
 class QueuedRequest:

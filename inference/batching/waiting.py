@@ -1,4 +1,4 @@
-"""Rows of many requests → the next batch: the row whose turn it is, and its neighbours in length.
+"""Rows of many requests → the next batch: the row whose turn it is, and the rows closest to it in length.
 
 `Lanes` is what the event loop and the instances' threads share, so it has a lock; there is one `Waiting` per lane. It
 keeps three orders of the same rows. Deficit round robin finds the caller whose turn it is, a heap for each caller its
@@ -23,9 +23,10 @@ from foreseen.inference.batching.queued import BatchLimits, BatchOrder, Entry, P
 from foreseen.types import LANES, SECONDS_PER_ROW, Lane, Row
 
 COMPANY_SECONDS = 10.0
-"""So long after a caller's last rows the runs of others stay short for its next ones."""
+"""Seconds after a caller's last rows during which runs of others stay short, so that its next rows need not wait."""
 PIECE_STARTS = 8
-"""A short run costs at least so many starts of a run, so that starting them takes an eighth of the time at most."""
+"""A short run costs at least this many times the start of a run, so that starting runs takes at most an eighth of the
+time."""
 
 
 class _Requests:
@@ -80,7 +81,7 @@ class Waiting:
         return max(self.order.waiting.values(), default=0)
 
     def before(self, order: BatchOrder, count: int) -> int:
-        """Rows that run before the last of so many new ones."""
+        """Number of rows that run before the last of `count` new ones."""
         own, rank = 0, order.deadline + SECONDS_PER_ROW * count
         for asked in self._by_caller.get(order.caller, ()):
             if asked.waiting and asked.order.deadline <= rank:
@@ -132,7 +133,7 @@ class Waiting:
         return [entry[3] for entry in taken]
 
     def _removed(self, caller: str, rows: int) -> None:
-        """So many rows of a caller wait no longer."""
+        """A number of rows of a caller has left the queue."""
         if not rows:
             return
         self.order.remove(caller, rows)
@@ -145,7 +146,7 @@ class Waiting:
 
 
 class RecentCallers:
-    """Whether rows of several callers came recently. Takes constant memory."""
+    """Whether several callers sent rows recently. Uses constant memory."""
 
     def __init__(self) -> None:
         self._last: tuple[Lane, str] | None = None
@@ -200,7 +201,7 @@ class Lanes:
             return self._lanes[order.lane].order.waiting.get(order.caller, 0)
 
     def before(self, order: BatchOrder, count: int) -> int:
-        """Rows that run before the last of so many new ones."""
+        """Number of rows that run before the last of `count` new ones."""
         with self._lock:
             mine = self._lanes[order.lane].before(order, count)
             return mine if order.lane == "online" else mine + len(self._lanes["online"])
@@ -210,7 +211,7 @@ class Lanes:
             self._lanes[asked.order.lane].drop(asked)
 
     def take(self, now: float, idle: Callable[[], None]) -> TakenBatch:
-        """The next batch. Where there is none, `idle` is called under the lock, before a row can be added."""
+        """The next batch. If there is none, `idle` is called under the lock, before a row can be added."""
         with self._lock:
             late = self._late(now)
             for waiting in self._lanes.values():
@@ -259,9 +260,9 @@ class Lanes:
 def _neighbours(rows: list[Entry], at: int, limits: BatchLimits) -> tuple[int, int]:
     """The range of `rows` around `at` that makes the best batch.
 
-    It grows by whichever neighbour needs less padding, as far as the limits allow. Of the ranges on the way the one is
-    taken that computes the most wanted tokens per token of cost, where starting a run costs `start_tokens`. With 64
-    clients of short texts that is 4 % above the best fixed limit on padding, and needs no tuning.
+    It grows by whichever neighbour needs less padding, as far as the limits allow. Of the ranges on the way it chooses
+    the one with the most useful tokens per token of cost, where starting a run costs `start_tokens`. With 64 clients of
+    short texts that is 4 % above the best fixed limit on padding, and needs no tuning.
     """
     if limits.count is not None:
         return _equals(rows, at, limits.count(rows[at][0]))

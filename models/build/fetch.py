@@ -79,7 +79,7 @@ def _link(path: Path, target: Path) -> None:
 
 
 def _copy(url: str, path: Path) -> Path:
-    """Whatever fsspec opens, in blocks. A plain path is a local file."""
+    """The content of a URL that fsspec opens, in blocks. A plain path is a local file."""
     import fsspec
 
     try:

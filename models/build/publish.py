@@ -57,7 +57,7 @@ def describe(manifest: Manifest, precision: Precision, graph: Path, assets: Sequ
 
 
 def publish(data: Path, artifact: Artifact, made: Path) -> None:
-    """Move the folder `made`, which holds exactly the artifact's files, to where the artifact's digest says."""
+    """Move the folder `made`, which holds exactly the artifact's files, to the path of the artifact's digest."""
     place = model_folder(data, artifact.model) / artifact.digest
     if intact(data, artifact):
         return

@@ -22,7 +22,7 @@ _MODEL_PATH = re.compile(r"(.*)/v2/models/([^/]+)/?")
 
 
 class NamedServer(Struct, frozen=True):
-    """A V2 server at `address`. `model` is None where the URL does not say which of its models."""
+    """A V2 server at `address`. `model` is None if the URL names no model."""
 
     address: str
     model: str | None
@@ -66,8 +66,8 @@ def named_model(text: str, folders: tuple[Path, ...]) -> str | None:
 def artifact_of(
     text: str, name: str | None, data: Path, folders: tuple[Path, ...], say: BuildProgress
 ) -> NamedArtifact:  # fmt: skip
-    """The artifact that the text names: the one in force of a model, or by precision or digest; of the model `name`
-    where the text says none. A precision that is not built yet is built. Raises SetupError."""
+    """The artifact that the text names: a model's artifact in force, or one by precision or digest; of the model `name`
+    if the text names no model. A missing precision is built. Raises SetupError."""
     own = named_model(text, folders)
     model = own or name
     which = text.partition(":")[2] if own else text

@@ -24,7 +24,7 @@ from foreseen.warm.read.reader import chunks
 from foreseen.warm.run.resolve import check_types, mapped, wanted_columns
 
 CHUNK_ROWS = 2048
-"""Rows that are asked of one side, then of the other."""
+"""Rows sent to one side, then to the other, before the sides are compared."""
 
 
 class CompareOptions(Struct, frozen=True, kw_only=True):
@@ -33,12 +33,12 @@ class CompareOptions(Struct, frozen=True, kw_only=True):
     columns: tuple[str, ...] = ()
     """COLUMN=INPUT where they differ."""
     labels: tuple[str, ...] = ()
-    """Outputs whose last axis is classes, besides those that the manifest gives labels."""
+    """Outputs whose last axis holds classes, in addition to those with labels in the manifest."""
     tolerance: float = TOLERANCE
     min_cosine: float | None = None
     """Rows below it count as changed."""
     rows: int | None = None
-    """At most so many."""
+    """Maximum number of rows; None: all."""
 
     def comparison(self, *manifests: Manifest) -> Comparison:
         """An empty one of models with these manifests. Raises SetupError."""

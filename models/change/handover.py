@@ -48,7 +48,7 @@ class HandoverRows(Struct, frozen=True, kw_only=True):
 
     files: tuple[str, ...] = ()
     tenant: str | None = None
-    """Whose entries the rows of files become."""
+    """The tenant for whom the entries are written."""
 
 
 class SpaceFill:
@@ -107,11 +107,11 @@ class SpaceFill:
 
 
 class FilledSpace(Struct, frozen=True):
-    """A space that was filled, and what came of it."""
+    """A filled key space, and the result of the comparison."""
 
     comparison: Comparison
     old: str
-    """What is in force, as people call it."""
+    """The label of the artifact in force."""
 
 
 def filled(

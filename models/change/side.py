@@ -35,7 +35,7 @@ class SideAnswers(Struct, frozen=True):
 
 
 class AskedSide:
-    """A side whose address is known."""
+    """One side of a comparison at a known address."""
 
     def __init__(self, plan: Plan, address: str, label: str, preparer: Preparer, *, checked: bool) -> None:
         self.plan, self.label = plan, label
@@ -48,7 +48,7 @@ class AskedSide:
         return self.plan.manifest
 
     def answers(self, batch: Batch) -> SideAnswers:
-        """Equal rows are asked once. Raises SetupError where the server is away for too long."""
+        """Equal rows are sent once. Raises SetupError if the server is down for too long."""
         bad: dict[int, str] = {}
         keys: list[bytes] = [b""] * batch.num_rows
         waiters: Rows = {}
@@ -66,7 +66,7 @@ class AskedSide:
 
 
 def digest_at(address: str, model: str, patience_seconds: float = 0.0) -> str:
-    """The model digest that a model process says. Raises SetupError."""
+    """The model digest that a model process reports. Raises SetupError."""
     return str(described(address, model, patience_seconds).get("parameters", {}).get("digest", ""))
 
 
@@ -80,14 +80,14 @@ def described(address: str, model: str, patience_seconds: float = 0.0) -> dict[s
 
 
 def artifact_side(manifest: Manifest, address: str, label: str, data: Path, inputs: dict[str, str]) -> AskedSide:
-    """A process of ours: what it is asked is prepared here, and it says its digest with every answer."""
+    """Foreseen's own model process: inputs are prepared here, and every answer reports the digest."""
     digest = digest_at(address, manifest.name)
     plan = Plan(manifest=manifest, scope=PUBLIC, digest=digest, data=data, inputs=inputs, generation=0)
     return AskedSide(plan, address, label, preparer_of(manifest, data), checked=True)
 
 
 def server_side(address: str, model: str, label: str, data: Path, inputs: dict[str, str]) -> AskedSide:
-    """Any V2 server, or a proxy: it is asked as its metadata say."""
+    """Any V2 server, or a proxy: requests follow its metadata."""
     manifest = manifest_of(described(address, model), model)
     plan = Plan(manifest=manifest, scope=PUBLIC, digest="", data=data, inputs=inputs, generation=0)
     return AskedSide(plan, address, label, Preparer(manifest, {}), checked=False)

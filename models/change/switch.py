@@ -90,7 +90,8 @@ def switch(data: Path, name: str, new: Record) -> None:
 
 
 def _answers(data: Path, name: str, record: Record) -> bool:
-    """Whether the process at the model's socket serves this artifact: each notes what it serves once it is ready."""
+    """Whether the process at the model's socket serves this artifact: each process records what it serves once it is
+    ready."""
     serving = read_serving(data, name)
     if serving is None or serving.artifact != record.artifact.digest:
         return False
@@ -101,8 +102,8 @@ def _answers(data: Path, name: str, record: Record) -> bool:
 
 
 def former(data: Path, name: str) -> Record:
-    """The artifact that was in force before the last handover. Raises SetupError where that was taken back, or another
-    change came after it."""
+    """The artifact that was in force before the last handover. Raises SetupError if it was rolled back already, or
+    another change followed it."""
     try:
         last = msgspec.json.decode((model_folder(data, name) / HANDOVER_NAME).read_bytes(), type=LastHandover)
     except (OSError, msgspec.DecodeError):

@@ -118,7 +118,7 @@ def _proved(described: Described, files: Path, graph: Path, say: BuildProgress) 
 
 
 def _hints(manifest: Manifest, rows: Sequence[Row]) -> Samples:
-    """Sizes and ids for made-up rows: those that the tokenizer gives, which the graph's tables have room for."""
+    """Sizes and ids for generated rows, within the tokenizer's vocabulary and the graph's tables."""
     columns = dict(zip(manifest.model.keyed, zip(*(row.tensors for row in rows), strict=True), strict=True))
     values = {
         spec.name: (float(min(ids.min() for ids in column)), float(1 + max(ids.max() for ids in column)))

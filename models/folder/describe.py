@@ -43,7 +43,7 @@ FOLDER = "folder"
 
 
 class Described(Struct, frozen=True):
-    """A manifest, and what of the folder is worth a comment."""
+    """A manifest, and notes on the folder for its comments."""
 
     manifest: Manifest
     kind: str
@@ -101,7 +101,7 @@ def max_tokens(folder: Path, room: int) -> int:
 
 
 def read_by_build(folder: Path, manifest: Manifest) -> list[str]:
-    """The files of a folder that the builder and the tokenizer read; the rest is in the manifest by now."""
+    """The files of a folder that the builder and the tokenizer read. Everything else is in the manifest."""
     assert manifest.source is not None
     weights = [ONE_FILE] if (folder / ONE_FILE).is_file() else [INDEX, *shards(folder)]
     dense = head_of(manifest.source.options).dense

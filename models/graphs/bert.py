@@ -23,7 +23,7 @@ from foreseen.modelspec.manifest import Manifest
 def make(manifest: Manifest, folder: Path, pooled: pool.Sum | None = None) -> ModelProto:
     """Inputs `input_ids` and `attention_mask`, INT64 [rows, tokens]; output `embedding`, FP32 [rows, hidden].
 
-    `pooled` is there for the test that shows what other pools do to a row.
+    `pooled` exists for the test that shows how other pools change a row.
     """
     config = read_config(folder, "bert")
     weights = load_file(folder / "model.safetensors").__getitem__
@@ -43,7 +43,7 @@ def make(manifest: Manifest, folder: Path, pooled: pool.Sum | None = None) -> Mo
 
 
 def read_config(folder: Path, model_type: str) -> dict[str, Any]:
-    """config.json, refused where it asks for what these builders do not write."""
+    """config.json; refused if it has options that these builders do not support."""
     config: dict[str, Any] = msgspec.json.decode((folder / "config.json").read_bytes())
     wanted = {"model_type": model_type, "hidden_act": "gelu"}
     for field, value in wanted.items():

@@ -24,7 +24,7 @@ class Sizes(Struct, frozen=True):
 
 
 class LayerNames(Struct, frozen=True):
-    """Where a layer's parts lie in the weights: prefixes that `.weight` and `.bias` are appended to."""
+    """Names of a layer's weights: prefixes that `.weight` and `.bias` are appended to."""
 
     query: str
     key: str

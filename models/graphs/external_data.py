@@ -80,7 +80,7 @@ def _open(root: Path, location: str) -> int:
 
 
 def _bytes(tensor: TensorProto) -> int:
-    """The size that its datatype and shape ask for. 4-bit types lie two to a byte."""
+    """The size in bytes for its datatype and shape. Two 4-bit values share a byte."""
     if tensor.data_type in (TensorProto.STRING, TensorProto.UNDEFINED):
         raise ValueError("its datatype cannot lie there")
     if any(dim < 0 for dim in tensor.dims):

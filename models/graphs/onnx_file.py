@@ -48,7 +48,7 @@ def read(path: Path) -> ModelProto:
 
 
 def copy(path: Path, target: Path) -> None:
-    """The file as it is, or, where some of its data lie in another, one file of all of them."""
+    """The file unchanged, or merged with its external data into one file."""
     model = onnx.load_model_from_string(path.read_bytes())
     if any(external_data.is_external(tensor) for tensor in tensors(model)):
         external_data.merge(tensors(model), path.parent)

@@ -21,7 +21,7 @@ LEAST_NORM = 1e-12  # torch.nn.functional.normalize's
 
 
 def exact_sum(graph: Graph, tokens: str, mask: str) -> str:
-    """The `Sum` whose bits depend on nothing but the row."""
+    """The `Sum` whose bits depend only on the row."""
     doubled = graph.add("Expand", graph.add("Unsqueeze", mask, graph.numbers(1)), graph.numbers(1, 2, 1))
     sums = graph.add("MatMul", doubled, tokens)
     first = graph.add("Slice", sums, graph.numbers(0), graph.numbers(1), graph.numbers(1))

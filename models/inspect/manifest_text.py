@@ -18,7 +18,7 @@ from foreseen.modelspec.manifest.hints import Samples
 
 
 def text_of(found: Found, graph: Path, files: Sequence[str] = ()) -> str:
-    """model.toml of a graph that lies beside it, as do `files`."""
+    """The text of model.toml for a graph in the same folder, as are `files`."""
     manifest = found.manifest
     sha256 = _sha256(graph)
     proved = ", ".join(f"{_quoted(name)} = {_quoted(_sha256(graph.parent / name))}" for name in files)

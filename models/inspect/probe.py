@@ -134,8 +134,8 @@ class _Worst:
 
 
 def _gap(a: Array, b: Array, least: float) -> tuple[float, float]:
-    """The largest absolute difference, and what share of the row's own answer that is. What is no number differs
-    entirely or not at all."""
+    """The largest absolute difference, and its share of the row's own answer. Non-numeric values are equal or differ
+    entirely."""
     if a.shape != b.shape:
         return np.inf, np.inf
     if a.dtype.kind != "f":
@@ -153,7 +153,8 @@ def _gap(a: Array, b: Array, least: float) -> tuple[float, float]:
 
 
 def _repeatable(sessions: Sequence[GraphSession], rows: Sequence[Row], repeats: int) -> bool:
-    """Whether rows alone give the same bits again, in one session and in another, whatever ran in between."""
+    """Whether rows run alone give the same bits again, in the same and in another session, with other runs in
+    between."""
     first = [_bits(sessions[0], row) for row in rows]
     again = ([_bits(session, row) for row in rows] for session in sessions for _ in range(repeats))
     return all(one == first for one in again)
@@ -210,8 +211,8 @@ def _split(outputs: Mapping[str, Array], rows: Sequence[Row], session: GraphSess
 
 
 def _finite(array: Array) -> Array:
-    """NaN and infinity as numbers that no model gives, since `split_outputs` refuses them: a made-up mate may be too
-    large for the graph, which says nothing of the rows beside it."""
+    """NaN and infinity become numbers that no model returns, since `split_outputs` refuses them. A generated batch-mate
+    may be too large for the graph, which proves nothing about the other rows."""
     if np.isfinite(array).all():
         return array
     most = float(np.finfo(array.dtype).max)

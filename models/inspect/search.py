@@ -67,7 +67,7 @@ def _joined(given: Samples, guess: Samples) -> Samples:
 
 
 def _contents(manifest: Manifest, graph: ModelProto) -> Iterator[Samples]:
-    """Numbers and texts for the inputs: what the graph shows first, then each usual range for all of them alike."""
+    """Numbers and texts for the inputs: first what the graph implies, then each usual range for all inputs."""
     keyed = manifest.model.keyed
     shown = {name: (0.0, float(top)) for name, top in vocabularies(graph).items() if top < 100}
     words = categories(graph)

@@ -111,7 +111,7 @@ def _refuse_fixed_batches(inputs: Sequence[Declared], outputs: Sequence[Declared
 
 
 def _axis(inputs: Sequence[Declared]) -> tuple[Axis, str]:
-    """Which axis holds the rows, as far as the graph says; and why there is none."""
+    """The axis of the rows according to the graph, and if there is none, the reason."""
     shapes = {tensor.name: tensor.shape or () for tensor in inputs}
     scalar = next((name for name, shape in shapes.items() if not shape), None)
     if scalar is not None:
@@ -160,7 +160,7 @@ def own_name(tensor: str, at: int) -> str:
 
 
 def settled(signature: ModelSignature, model: ModelProto, runs: Sequence[GraphRun], file: str) -> ModelSignature | None:
-    """The outputs as they came. None where one's first axis is not the rows although every input's is."""
+    """The outputs that a run returned. None if an output's first axis is not the rows although every input's is."""
     known = {value.name: declared(value, "output", file) for value in model.graph.output}
     inputs = {dim for spec in signature.inputs for dim in spec.shape if isinstance(dim, str)}
     outputs = []

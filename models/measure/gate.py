@@ -11,7 +11,8 @@ class Figures(Struct, frozen=True):
     """What was measured of one candidate. None was not measured."""
 
     cosine: float | None = None
-    """Mean cosine with fp32 over all rows: what is gated, since the least falls with the number of rows."""
+    """Mean cosine with fp32 over all rows. The gate uses the mean, because the minimum falls with the number of
+    rows."""
     least_cosine: float | None = None
     """Of the worst row: shown, not gated."""
     flips: float | None = None

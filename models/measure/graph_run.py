@@ -95,7 +95,7 @@ class GraphSession:
         return whole_outputs(self.outputs(feeds), self.signature, firsts)
 
     def outputs(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """What the graph gives for these tensors, whatever its shapes."""
+        """The graph's outputs for these tensors, of any shape."""
         names = [output.name for output in self.signature.outputs]
         placed = {n: decoded(a, n) if a.dtype.kind == "O" else aligned(a) for n, a in feeds.items()}
         arrays = self._session.run(names, placed)

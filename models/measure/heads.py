@@ -22,7 +22,7 @@ def head_of(manifest: Manifest, fp32: Array, seed: int = 1) -> Head:
     """The model's own head, or the seeded k-means head. `fp32` FP64 [n, k]: the vectors to fit on.
 
     Rows that the build makes can all fall into one class (every blob of colour is safe for work): agreement would be
-    100 % whatever a candidate did, so k-means centres draw finer lines then.
+    100 % whatever a candidate did, so k-means centres separate them instead.
     """
     first = manifest.model.outputs[0].name
     labels = any(output.name == first and output.labels for output in manifest.seen.outputs)
@@ -48,7 +48,7 @@ def nearest(middles: Array) -> Head:
 
 
 def centres(vectors: Array, count: int, seed: int) -> Array:
-    """Lloyd's k-means from a seeded draw of the rows; a centre that loses all its rows stays where it was."""
+    """Lloyd's k-means from a seeded draw of the rows; a centre that loses all its rows is not moved."""
     chance = np.random.default_rng(seed)
     middles = vectors[chance.choice(len(vectors), count, replace=False)].astype(np.float64)
     for _ in range(ROUNDS):

@@ -1,4 +1,4 @@
-"""A model's answers held against a file of known ones: `reference.npz`, made where the original model runs.
+"""A model's answers compared with a file of known ones: `reference.npz`, made where the original model runs.
 
 It holds arrays by name: what clients send (`text`, or `query` and `document`, as an array of strings) or what the graph
 takes (`input_ids`, `attention_mask`), and one or more of the outputs, a row for each.
@@ -24,7 +24,7 @@ from foreseen.types import Array, Row
 
 NAME = "reference.npz"
 TOLERANCE = 1e-4
-"""Largest difference, of numbers up to 1; larger ones may differ by as much of the largest."""
+"""Largest allowed difference for numbers up to 1; for larger ones it is relative to the largest."""
 
 
 def compare(session: GraphSession, manifest: Manifest, files: Path, reference: Path) -> float:

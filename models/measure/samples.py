@@ -97,7 +97,7 @@ def _prepared(
 
 
 def _sizes(manifest: Manifest, made: Mapping[str, Array], chance: np.random.Generator) -> dict[str, int]:
-    """One size per named dimension: that of a tensor which is there already, the hints', or any."""
+    """One size per named dimension: from a given tensor, from the hints, or arbitrary."""
     keyed = manifest.model.keyed
     named = sorted({dim for spec in keyed for dim in spec.shape if isinstance(dim, str) and dim != BATCH})
     lists = manifest.samples.sizes

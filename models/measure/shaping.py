@@ -1,7 +1,7 @@
 """One candidate → the shapes of its batches: every kind measured for exactness and speed, and the choice.
 
-A fixed set follows from the measured cost. A length stays in the set where padding to the next one would be expensive,
-and a batch has as many rows as cost little more than one: often one on a CPU, many on a GPU.
+A fixed set follows from the measured cost. A length stays in the set if padding to the next one is expensive. A batch
+has as many rows as cost little more than one row: often one on a CPU, many on a GPU.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Shaped(Struct, frozen=True):
 
 
 def decide(session: GraphSession, manifest: Manifest, rows: Sequence[Row]) -> tuple[Shapes, tuple[Shaped, ...]]:
-    """The shapes to run in, and what was measured of each kind where the manifest leaves the choice. Raises SetupError
-    where it asks for a fixed set and there can be none."""
+    """The shapes to run in, and the measurements of each kind if the manifest says `auto`. Raises SetupError if it
+    requires a fixed set and none is possible."""
     wanted = manifest.batching.shapes
     if manifest.rows == "together" or manifest.batching.alone:
         return (RAGGED if manifest.rows == "together" else SINGLE), ()
@@ -117,8 +117,8 @@ def _rows_per_second(session: GraphSession, kind: Kind, rows: Sequence[Row]) -> 
 
 
 def fixed_set(session: GraphSession, manifest: Manifest, rows: Sequence[Row]) -> Shapes:
-    """The lengths and numbers of rows that the cost asks for, or that the manifest says. Raises ValueError where rows
-    differ in several dimensions."""
+    """The lengths and numbers of rows derived from the cost, or set by the manifest. Raises ValueError if rows differ
+    in several dimensions."""
     dimension = open_dimension(manifest)
     said = manifest.batching.fixed_rows
     if dimension is None:

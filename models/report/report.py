@@ -54,7 +54,7 @@ def build_full(
 
 
 def measured(manifest: Manifest, data: Path, say: BuildProgress, files: labelled.Files | None = None) -> Report:
-    """The report of a built model; what is missing is measured now. The choice in force stays."""
+    """The report of a built model; missing measurements are made now. The artifact in force is kept."""
     read_record(data, manifest.name)
     kept = read(manifest, data, files)
     if kept is not None:

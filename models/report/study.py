@@ -57,7 +57,7 @@ class Candidate(Struct, frozen=True):
     """fp32 time / its time, one row of 64 tokens, one thread, interleaved medians."""
     figures: Figures = Figures()
     accuracy: float | None = None
-    """Share of rows whose label is the true one, where that is known."""
+    """Accuracy: share of rows with the true label; None if true labels are unknown."""
     timings: tuple[Timing, ...] = ()
     nodes: dict[str, int] = {}
     """Execution provider → nodes."""
@@ -93,7 +93,7 @@ class MadeCandidate(Struct, frozen=True):
 def measure(
     bench: Bench, say: BuildProgress, files: labelled.Files | None
 ) -> tuple[str, list[Candidate], dict[str, MadeCandidate]]:
-    """Make and measure every precision of the manifest. Gives what was asked, the candidates and what was made."""
+    """Make and measure every precision of the manifest. Returns the questions, the candidates and the artifacts."""
     manifest = bench.manifest
     fp32 = GraphSession(bench.graph, manifest.model, "fp32")
     with say.step(f"this will take about {_minutes(bench, fp32)} min"):

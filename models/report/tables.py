@@ -129,7 +129,7 @@ def _show_shapes(out: Console, candidates: Sequence[Candidate]) -> None:
 
 
 def _facts(one: Candidate) -> str:
-    """What is not in the tables: nodes per provider, accuracy, the reason."""
+    """Details outside the tables: nodes per provider, accuracy, the reason."""
     nodes = ", ".join(f"{count} nodes on {name}" for name, count in one.nodes.items())
     accuracy = f"{one.accuracy:.2%} of the labels right" if one.accuracy is not None else ""
     return f"  {one.precision}: " + "; ".join(part for part in (one.why, accuracy, nodes) if part)

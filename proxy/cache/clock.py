@@ -2,7 +2,7 @@
 
 Ages, lifetimes and `Age` are differences of two readings. Setting the wall clock an hour forward must not expire the
 cache, and setting it back must not make entries immortal. So time passes as on the monotonic clock, and a difference
-from the wall clock is made up for slowly (slewed).
+from the wall clock is corrected slowly (slewing).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 SLEW = 0.05
-"""How much faster or slower than real time passes while a difference is made up for: an hour takes 20."""
+"""How much faster or slower the clock runs than real time during a correction: an hour takes 20 hours."""
 STEP_SECONDS = 0.5
 """A smaller difference is what time daemons correct every day: it is followed at once, but never back."""
 

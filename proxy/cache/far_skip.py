@@ -1,14 +1,14 @@
-"""The far-skip policy: leaves out the look-up in far (Redis) while it is slower than the model. Pure.
+"""The far-skip policy: skips the look-up in far (Redis) while it is slower than the model. Pure.
 
-Measurements and clock are given. A look-up that takes longer than the model only delays the answer. It is left out
-while far's mean is both slow in itself and more than twice the model's. The model's time includes its queue: if the
-extra requests slow the model down, far is asked again. Twice a second one look-up is made anyway, to notice a recovery.
+Measurements and clock are given. A look-up that takes longer than the model only delays the answer. It is skipped while
+far's mean is above a fixed limit and more than twice the model's. The model's time includes its queue: if the extra
+requests slow the model down, far is used again. Twice a second one look-up is made anyway, to notice a recovery.
 """
 
 from __future__ import annotations
 
 SLOW_SECONDS = 0.02
-"""A far that is faster than this is always asked: it spares the model work, whatever the model's time."""
+"""A far tier faster than this is always used: it saves the model work, however fast the model is."""
 TIMES = 2.0
 LEAST_LOOKS = 8
 TRY_SECONDS = 0.5

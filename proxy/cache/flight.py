@@ -44,7 +44,7 @@ class Waiter(Struct, frozen=True):
     client: int
     """A number that all rows of one request share."""
     caller: str = ""
-    """Whose request it is; of rows that several wait for, the first's."""
+    """The caller that is charged: of rows that several requests wait for, the first one's."""
 
 
 class FlightBatch:
@@ -62,7 +62,7 @@ class FlightBatch:
         self.waiters: dict[Key, Waiter] = {}
         self.missed: dict[Key, Miss] = {}
         self.held: Counter[str] = Counter()
-        """Rows that are not resolved, by whom they are charged to."""
+        """Number of unresolved rows by charged caller."""
 
     def __repr__(self) -> str:
         return f"<FlightBatch {self.flight_key.space.model} {self.flight_key.lane} {len(self.waiters)} rows>"
@@ -189,7 +189,7 @@ class Flights:
         self._in_flight.pop(key, None)
 
     async def drain(self, seconds: float) -> None:
-        """Wait for the batches under way, at most so long, then cancel them."""
+        """Wait for the batches in progress, at most `seconds`, then cancel them."""
         await asyncio.sleep(0)  # start the batches being collected: that is the last callback of their turn
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=seconds)

@@ -24,7 +24,7 @@ from foreseen.types import ANY_AGE, MaxAge, StaleReason, Steps
 TTL_JITTER = 0.1
 """Entries made together do not expire together."""
 MAX_SECONDS = 2**31
-"""RFC 9111 section 1.2.2: what is larger counts as this."""
+"""RFC 9111 section 1.2.2: larger values count as this."""
 _MEMBER = re.compile(r'(?:[^,"]|"(?:\\.|[^"\\])*"?)+')
 _DIRECTIVE = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+)(?:=(?:\"([^\"\\]*)\"|([!#$%&'*+\-.^_`|~0-9A-Za-z]+)))?")
 
@@ -44,7 +44,7 @@ class Policy(Struct, frozen=True):
 
 
 class Control(Struct, frozen=True):
-    """What a request's `Cache-Control` asks for."""
+    """The directives of a request's `Cache-Control`."""
 
     no_cache: bool = False
     no_store: bool = False
@@ -53,7 +53,7 @@ class Control(Struct, frozen=True):
 
 
 NO_CONTROL = Control()
-"""The request asks for nothing: the model's policy decides."""
+"""The request states nothing: the model's policy decides."""
 
 
 class Fresh(Struct, frozen=True):
@@ -61,7 +61,7 @@ class Fresh(Struct, frozen=True):
 
 
 class Stale(Struct, frozen=True):
-    """Answer with it, and say why although it is stale. Revalidating, one refresh is under way behind the answer."""
+    """Serve a stale entry, with the reason. With `revalidating` one background refresh is in progress."""
 
     why: StaleReason
 
@@ -109,7 +109,7 @@ def decide(made_at: float, expires_at: float, now: float, policy: Policy, age_li
 
 
 def fresh(expires_at: float, now: float) -> bool:
-    """Whether an entry is what `decide` calls Fresh for a request that asks for nothing else."""
+    """Whether `decide` returns Fresh for an entry and a request without directives."""
     return expires_at > now
 
 
@@ -135,10 +135,10 @@ def usable(decision: Decision) -> bool:
 
 
 def policy_of(manifest: Freshness, defaults: Freshness) -> Policy:
-    """A model's policy: what its manifest says, the settings where it says nothing.
+    """A model's policy: from its manifest, otherwise from the settings.
 
-    A soft TTL is where freshness ends; from there to the hard one entries are answered while one refresh runs, unless
-    `stale_while_revalidate_seconds` says for how long.
+    A soft TTL is where freshness ends; from there to the hard one entries are served while one refresh runs, unless
+    `stale_while_revalidate_seconds` limits that.
     """
     soft = _first(manifest.soft_seconds, defaults.soft_seconds)
     hard = _first(manifest.hard_seconds, defaults.hard_seconds) or 0.0

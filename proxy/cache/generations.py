@@ -1,8 +1,8 @@
 """Follows the purges in the state store, derives the generation of each key space, and confirms every purge.
 
 Until a worker has read the state store once, it cannot know what was purged before it started, so it bypasses the
-cache. Later, while the store does not answer, the worker goes on with the generations it knows; a purge made meanwhile
-is not acknowledged.
+cache. Later, while the store does not answer, the worker continues with the generations it knows; a purge made
+meanwhile is not acknowledged.
 """
 
 from __future__ import annotations
@@ -52,13 +52,14 @@ class Generations:
         self._mark = mark
         self._known: dict[str, int] = {}
         self.worked_out: dict[tuple[Scope, str, str], int] = {}
-        """By scope, model and digest, until what is known changes: asked for by every request. Read only."""
+        """Spaces by scope, model and digest, valid until the known generations change. Read by every request; read
+        only."""
         self._before: deque[dict[str, int]] = deque(maxlen=FORMER_PURGES)
         self._purged_keys: OrderedDict[Key, int] = OrderedDict()
         """And the generation of the purge."""
         self._leaving = False
         self.reachable = True
-        """Whether the store answered when it was asked last."""
+        """Whether the store answered the last call."""
         if state is None:
             self.ready.set()
 
@@ -87,7 +88,7 @@ class Generations:
         return generation is not None and made_at <= generation / 1e6
 
     async def follow(self) -> None:
-        """Register, catch up, then apply and confirm every purge as it comes, until `leave`."""
+        """Register, catch up, then apply and confirm every new purge, until `leave`."""
         if self._state is None:
             return
         while (
@@ -133,7 +134,8 @@ class Generations:
         return marked > self._last or await state.last() != self._last
 
     async def _note(self) -> int:
-        """Raise the mark to what this worker knows; what it was, 0 where that cannot be known."""
+        """Raise the mark to the generation that this worker knows. Returns the previous mark, 0 if it cannot be
+        read."""
         marked = None if self._mark is None else await self._mark.read()
         if self._mark is not None and marked is not None and marked < self._last:
             await self._mark.raise_to(self._last)
@@ -195,7 +197,7 @@ def is_gone(worker: str) -> bool:
 
 
 def _started(pid: int) -> str:
-    """When a process was started, in the kernel's ticks; empty where there is none, or only its remains."""
+    """When a process was started, in the kernel's ticks; empty if it does not run or is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:

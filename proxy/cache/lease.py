@@ -41,7 +41,7 @@ SHARED_STEPS: Steps = frozenset(("far", "model", "keep"))
 Look = Callable[[Sequence[Key]], Awaitable[Sequence[Key] | None]]
 """Resolves the keys that far has; returns the others. None if far did not answer."""
 Compute = Callable[[Sequence[Key], Callable[[], None]], Awaitable[None]]
-"""Asks the model for these keys and stores the answers; calls back once far has them, or will not have them."""
+"""Computes these keys with the model and stores the answers. Calls back once far has them or the store failed."""
 
 
 class LeaseTier(Protocol):
@@ -102,11 +102,11 @@ class Leases:
             await pauses.next()
 
     def shares(self, model: str, rows: int) -> bool:
-        """Whether so many rows of a model are shared with other proxies."""
+        """Whether leases are used for this number of rows of a model."""
         return self._far is not None and self.worth(model, rows)
 
     def worth(self, model: str, rows: int) -> bool:
-        """Whether so many rows of a model take longer than what a lease is for."""
+        """Whether this number of rows of a model takes longer than the lease threshold."""
         each = self._row_seconds.get(model)
         return self._slow_seconds < inf if each is None else each * rows >= self._slow_seconds
 
@@ -123,14 +123,14 @@ class Leases:
         self._row_seconds[model] = before + NEWEST_SHARE * (each - before)
 
     async def close(self, seconds: float) -> None:
-        """Release the leases that are held; those not released within so long expire by themselves."""
+        """Release the held leases within `seconds`; the rest expire by themselves."""
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=seconds)
             for task in late:
                 task.cancel()
 
     async def _asked(self, lease: Lease, keys: Sequence[Key], tries: int) -> tuple[set[Key] | None, int]:
-        """The rows that are ours to compute, None where Redis failed; and how often it may yet be tried."""
+        """The rows that this proxy has to compute, None if Redis failed; and how many attempts are left."""
         try:
             return await lease.ask(keys), tries
         except FarError as error:
@@ -170,7 +170,7 @@ class Lease:
         self._held: list[Key] = []
 
     async def ask(self, keys: Sequence[Key]) -> set[Key]:
-        """The keys whose lease this proxy got. Raises FarError."""
+        """The keys whose lease this proxy holds. Raises FarError."""
         self._held = list(keys)  # until the reply is known: Redis may have granted any of them
         got = await self._far.lease(keys, self._token, self._milliseconds)
         self._held = [key for key, won in zip(keys, got, strict=True) if won]

@@ -2,8 +2,7 @@
 
 It is synchronous: between a look-up here and joining a flight there is no `await`, so there is no race.
 
-Beside a prediction stand its outputs as text, once they were rendered: `text`. They count as bytes of near, and are not
-kept where they would take more than a share of it.
+Beside a prediction near keeps its outputs as rendered text (`text`). That counts as bytes of near, up to a share of it.
 
 S3-FIFO (Yang et al., SOSP'23): a small queue that most one-hit wonders never leave, a main queue, and a ghost of what
 was evicted from the small one. A look costs a dict look-up and a counter; nothing moves on a hit.
@@ -23,10 +22,10 @@ from foreseen.types import Form, Key, Prediction
 SMALL_SHARE = 0.1
 MAX_FREQUENCY = 3
 PROMOTE_AT = 1
-"""Hits in the small queue after which an entry moves to main. 1 as in most implementations; the paper says more than 1.
+"""Hits in the small queue after which an entry moves to main. 1, as in most implementations; the paper has more than 1.
 On the product-recommendation trace of the benchmarks 1 is better by a few points at small sizes."""
 TEXTS_SHARE = 4
-"""Texts take one part of so many of near at most."""
+"""Texts take at most this fraction (one n-th) of near."""
 TEXT_OVERHEAD_BYTES = 150
 
 
@@ -37,11 +36,11 @@ class NearEntry(Struct, gc=False):
     size: int
     frequency: int = 0
     texts: tuple[tuple[Form, bytes], ...] = ()
-    """Outputs as they stand in replies."""
+    """Outputs as rendered in replies."""
 
 
 class Near:
-    """Predictions by key. `bytes` is what they take, `evictions` counts those evicted to make room."""
+    """Predictions by key. `bytes` is their memory, `evictions` counts entries evicted to make room."""
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
@@ -87,8 +86,8 @@ class Near:
     def texts(
         self, keys: Sequence[Key], entries: Sequence[NearEntry], form: Form, make: Callable[[Prediction, Form], bytes]
     ) -> list[bytes]:
-        """An output of entries of near as it stands in replies: made at its first use, and kept where there is room
-        beside others. Raises what `make` does."""
+        """An output of near's entries as rendered in replies: made at its first use, and kept if there is room. Raises
+        what `make` raises."""
         found = []
         for at, entry in enumerate(entries):
             for kept, text in entry.texts:
@@ -118,7 +117,7 @@ class Near:
         return text
 
     def put(self, key: Key, prediction: Prediction) -> bool:
-        """Keep a prediction; False where it is larger than all of near. A key that is there is replaced."""
+        """Keep a prediction; False if it is larger than all of near. An existing key is replaced."""
         size = size_of(prediction)
         if size > self.capacity_bytes:
             return False
@@ -154,7 +153,7 @@ class Near:
         return f"<Near {len(self)} entries, {self.bytes}/{self.capacity_bytes} bytes, {self.evictions} evictions>"
 
     def _drop(self, key: Key) -> int | None:
-        """Take a key out; its frequency, None where it was not there."""
+        """Remove a key. Returns its frequency, None if it was not stored."""
         slot = self._small.pop(key, None)
         if slot is not None:
             self._small_bytes -= slot.size

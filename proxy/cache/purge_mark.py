@@ -17,14 +17,14 @@ NAME = b"fsn1.purged"
 
 
 class PurgeMark:
-    """The mark in the far tier. If Redis fails, there is none: nothing here raises."""
+    """The mark in the far tier. If Redis fails, there is no mark; nothing here raises."""
 
     def __init__(self, far: Entries | None, root: bytes) -> None:
         self._far = far
         self._root = root
 
     async def read(self) -> int | None:
-        """The generation; 0 where there is no mark of ours, None where that cannot be known."""
+        """The generation; 0 if there is no valid mark, None if Redis failed."""
         if self._far is None:
             return None
         try:

@@ -10,7 +10,7 @@ from foreseen.proxy.cache.flight import Waiter
 GROUP_SECONDS = 0.02
 """Compute time for which a model request of its own pays: its overhead is a fiftieth of that."""
 TURN_SECONDS = 0.1
-"""Compute time of one turn at the model: so long another caller's rows may have to wait for it to end."""
+"""Compute time of one turn at the model, for which another caller's rows may have to wait."""
 FEWEST_TURN_ROWS, MOST_TURN_ROWS = 32, 256
 
 
@@ -44,7 +44,7 @@ def split_request(waiters: Sequence[Waiter], row_seconds: float, *, crowded: boo
 
 
 def one_caller(waiters: Sequence[Waiter]) -> str:
-    """Whose rows these are; empty where they are several callers'."""
+    """The caller of these rows; empty if there are several callers."""
     callers = _callers(waiters)
     return callers.pop() if len(callers) == 1 else ""
 

@@ -28,7 +28,7 @@ MAX_SPACES = 4096
 MAX_FORGOTTEN = 100_000
 """Purged keys that are remembered; before there are more, the state store purges everything instead."""
 SKEW_SECONDS = 2.0
-"""An entry that another machine made so shortly after its key was purged may be one of before, by that one's clock."""
+"""Clock skew allowed between machines: an entry made within this time after its purge may be from before it."""
 COLD, FAR_DOWN = Miss("cold"), Miss("far-down")
 
 
@@ -43,7 +43,7 @@ class Forgotten(Struct, frozen=True, gc=False):
 
 
 class Tiers:
-    """The tiers of one proxy process, and the identities under which entries lie there."""
+    """The tiers of one proxy process, and the identities under which entries are stored."""
 
     def __init__(
         self, *, root: bytes, codec: EntryCodec, near: Near, far: FarTier | None, metrics: ProxyMetrics,
@@ -124,7 +124,8 @@ class Tiers:
         return LookResult(found, missing, seconds)
 
     async def look_far_row(self, space: Space, key: Key) -> tuple[Prediction | Miss, float | None]:
-        """The same of one row, not judged yet: its prediction, or why there is none; and the seconds it took."""
+        """The same for one row, before freshness is checked: its prediction, or the reason why there is none; and the
+        seconds it took."""
         if self._far is None:
             return COLD, None
         started = time.perf_counter()
@@ -210,7 +211,8 @@ class Tiers:
         return kept
 
     def _keep_far(self, fresh: Sequence[tuple[Key, Prediction]], policy: Policy, stored: Callable[[], None]) -> bool:
-        """Start storing entries, within the bounds on one entry and on all under way; True if all are being stored."""
+        """Start storing entries, within the limits on one entry and on all pending ones; True if all are being
+        stored."""
         if self._far is None or not fresh:
             stored()
             return False
@@ -271,8 +273,8 @@ class Tiers:
         return key
 
     async def forget(self, keys: Mapping[Key, float] | None) -> None:
-        """Forget keys, by when they were purged (Unix seconds), or all of near. From then on an entry that was made
-        before is ignored, for as long as it could live. Returns when no store under way can write an older one."""
+        """Forget keys, by when they were purged (Unix seconds), or all of near. From then on older entries are ignored
+        for their maximum lifetime. Returns when no pending write can store an older one."""
         if keys is None:
             self.near.clear()
             return
@@ -292,6 +294,6 @@ class Tiers:
             await self._far.forget(keys)
 
     async def close(self, seconds: float) -> None:
-        """Let stores finish, at most so long."""
+        """Wait for pending writes, at most `seconds`."""
         if self._stores:
             await asyncio.wait(self._stores, timeout=seconds)

@@ -27,8 +27,8 @@ class Wait(Struct, frozen=True):
 
 
 class FanOut:
-    """Calls back many that wait for one row, so many in a turn of the event loop: 10,000 replies in one turn would keep
-    every other request waiting for seconds. One that waits alone is called at once."""
+    """Calls back many waiters of one row in slices, one slice per turn of the event loop: 10,000 replies in one turn
+    would delay every other request for seconds. A single waiter is called at once."""
 
     def __init__(self) -> None:
         self._waiting: dict[RowFuture, list[Callable[[], None]]] = {}
@@ -134,7 +134,7 @@ class Deadlines:
         self._waiting.discard(one)
 
     def sweep(self) -> None:
-        """Expire what is due; set the timer for what is left."""
+        """Expire waiters whose deadline has passed; set the timer for the rest."""
         now = asyncio.get_running_loop().time()
         for one in [one for one in self._waiting if one.deadline <= now]:
             self._waiting.discard(one)
@@ -150,8 +150,7 @@ class Deadlines:
 
 
 def cut_short(waits: Iterable[Wait], deadline: float) -> bool:
-    """Whether a flight that was joined ended at its own deadline while ours is still to come: then the row is
-    requested again."""
+    """Whether a joined flight ended at its own deadline before this request's: then the row is requested again."""
     if asyncio.get_running_loop().time() >= deadline:
         return False
     return any(

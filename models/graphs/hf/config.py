@@ -14,7 +14,7 @@ MISSING: Any = object()
 
 
 class Config:
-    """A JSON object whose fields are asked for by name."""
+    """A JSON object whose fields are read by name."""
 
     def __init__(self, fields: dict[str, Any], file: str = FILE) -> None:
         self._fields = fields

@@ -37,11 +37,11 @@ Task = Literal["embedding", "classification", "tokens"]
 
 
 class TaskHead(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """`source.options` of a folder: what is built on the encoder's token vectors."""
+    """`source.options` of a folder: the head built on the encoder's token vectors."""
 
     task: Task = "embedding"
     pooling: tuple[str, ...] = ()
-    """What is joined into one vector: cls, mean, lasttoken, …; for embeddings only."""
+    """Poolings that are concatenated into one vector: cls, mean, lasttoken, …; for embeddings only."""
     dense: tuple[str, ...] = ()
     """Sub-folders with a config.json and weights of a linear layer after the pooling."""
     normalize: bool = False

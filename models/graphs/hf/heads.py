@@ -135,7 +135,7 @@ def _last_real(graph: Graph, tokens: str, config: Config) -> str:
 
 
 def _pooler(writer: Writer, whole: Weights, x: str, config: Config) -> str:
-    """BERT's pooler, which lies in the encoder's part of the file, and DeBERTa's, which does not."""
+    """BERT's pooler, whose weights have the encoder's prefix, and DeBERTa's, whose weights do not."""
     inner = writer.weights if "pooler.dense.weight" in writer.weights else whole
     act = config.text("pooler_hidden_act", "tanh" if config.text("model_type") == "bert" else "gelu")
     pooled = activate(writer.graph, linear(writer.graph, x, inner, "pooler.dense", "pooler.dense"), act)
@@ -192,7 +192,7 @@ CLASSIFIERS: dict[str, Classifier] = {
 
 
 def check_labels(whole: Weights, config: Config, labels: tuple[str, ...]) -> int:
-    """How many labels the classifier has. Raises SetupError where `id2label` says another number."""
+    """The number of the classifier's labels. Raises SetupError if `id2label` has another number."""
     for name in ("classifier.out_proj.weight", "classifier.weight", "score.weight"):
         if name in whole:
             count = whole.shape(name)[0]

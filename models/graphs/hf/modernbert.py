@@ -78,7 +78,7 @@ def _layer(writer: Writer, x: str, index: int, rotary: Rotary, bias: str) -> str
 
 
 def _heads(writer: Writer, x: str, name: str) -> list[str]:
-    """Query, key and value, whose weights lie in one matrix."""
+    """Query, key and value, whose weights are in one matrix."""
     hidden, heads = writer.sizes.hidden, writer.sizes.heads
     weight = writer.weights(f"{name}.weight")
     bias = writer.weights(f"{name}.bias") if f"{name}.bias" in writer.weights else None

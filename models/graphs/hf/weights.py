@@ -39,7 +39,7 @@ OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm
 
 
 class Place(Struct, frozen=True):
-    """Where a tensor lies."""
+    """Location of a tensor: file, offset, size."""
 
     file: Path
     dtype: str
@@ -79,7 +79,7 @@ class Weights:
         return place.shape
 
     def under(self, prefix: str) -> Weights:
-        """The tensors whose names start with `prefix`, which is left out of the names."""
+        """The tensors whose names start with `prefix`, without the prefix."""
         return Weights(self._places, self._prefix + prefix, self._advance)
 
     def _find(self, name: str) -> Place | None:
