@@ -9,14 +9,14 @@ from msgspec import Struct
 
 
 class Samples(Struct, frozen=True, forbid_unknown_fields=True):
-    """What made-up rows hold where a graph does not take every size, number or text."""
+    """Contents of generated rows, for a graph that does not accept every size, number or text."""
 
     sizes: dict[str, tuple[int, ...]] = {}
-    """Named dimension → its sizes. One row takes the same place of every list."""
+    """Named dimension → its sizes. A row uses the same position of every list."""
     values: dict[str, tuple[float, float]] = {}
-    """Input of numbers → they are drawn from the first number up to, without, the second."""
+    """Numeric input → range [first, second) that its numbers are drawn from."""
     texts: dict[str, tuple[str, ...]] = {}
-    """Input of strings → they are drawn from these."""
+    """Text input → the texts to draw from."""
 
     def place(self, length: int) -> int | None:
         """The place in the lists of sizes that is nearest to a length; None where there are no lists."""

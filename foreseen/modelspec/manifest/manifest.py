@@ -22,23 +22,25 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """A model, as its `model.toml` describes it."""
 
     name: str
-    """What requests call the model: letters, digits, `.`, `_` and `-`. It is the name of the folder, too."""
+    """The model's name in requests: letters, digits, `.`, `_` and `-`. The folder must have the same name."""
     model: ModelSignature
-    """What the ONNX graph or the upstream takes and gives."""
+    """Inputs and outputs of the ONNX graph or the upstream."""
     title: str = ""
-    """A line for people."""
+    """A descriptive title."""
     version: str = "1"
-    """What clients see and may put into the path: an integer, since Triton's clients parse it as one."""
+    """The version that clients see and may put into the path. It must be an integer, because Triton's clients parse it
+    as one."""
     cacheable: bool = True
-    """False for models that sample, keep state or are random: every request goes straight through."""
+    """Set false for models that sample, keep state or are random: every request is forwarded to the model."""
     rows: Literal["each", "together"] = "each"
     """`each`: one entry per row. `together`: rows depend on each other, one entry per request."""
     exact: bool = False
     """Declared bit-exact: the build asserts that batch-mates and padding change no bit."""
     upstream: str | None = None
-    """`http://host:port` of a V2 server that has this model already: nothing is built or started, it is asked there."""
+    """`http://host:port` of a V2 server that serves this model. Nothing is built or started."""
     digest: str | None = None
-    """A string of yours that stands for the upstream's version, where its metadata cannot say: change it with it."""
+    """A version string that you choose, if the upstream's metadata do not reveal changes. Change it whenever the model
+    changes."""
     portable: bool = False
     """Leave provider, processor family, runtime version and session options out of the model digest."""
     precisions: tuple[Precision, ...] = ("fp32",)
@@ -46,27 +48,27 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     source: Source | None = None
     """Where the weights come from; left out of models with an upstream."""
     client: ClientSignature | None = None
-    """What clients send and get, where it differs from `[model]`."""
+    """Inputs and outputs of clients, if they differ from `[model]`."""
     gates: Gates = Gates()
-    """What a candidate precision must reach."""
+    """Requirements for a candidate precision."""
     batching: Batching = Batching()
     """How rows run together."""
     freshness: Freshness = Freshness()
     """How long entries are fresh."""
     outputs: Literal["all", "requested"] = "all"
-    """`requested`: the upstream answers only with outputs that a request names; which were is part of the key then."""
+    """`requested`: the upstream returns only outputs that a request names; the names are then part of the key."""
     ignored_parameters: tuple[str, ...] = ()
-    """Request parameters that do not change the answer, beside the reserved ones."""
+    """Request parameters that do not change the answer, in addition to the reserved ones."""
     openai: OpenAISection = OpenAISection()
-    """How OpenAI's embeddings API asks the model."""
+    """Use of the model through OpenAI's embeddings API."""
     scoring: ScoringSection = ScoringSection()
-    """How rerank, score and classification APIs ask the model."""
+    """Use of the model through rerank, score and classification APIs."""
     upstream_api: Literal["auto", "v2", "openai", "tei"] = "v2"
-    """What the server at `upstream` speaks."""
+    """Protocol of the server at `upstream`."""
     example: dict[str, list[Any]] = {}
-    """Client input → data of one small request, for the readiness check and the docs."""
+    """Client input → data of one small request, for the readiness check and the documentation."""
     samples: Samples = Samples()
-    """Which made-up rows the graph takes."""
+    """Generated rows that the graph accepts."""
 
     @property
     def seen(self) -> ClientSignature:

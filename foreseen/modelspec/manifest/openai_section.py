@@ -19,22 +19,22 @@ MAX_PROMPT_CHARACTERS = 4096
 
 
 class OpenAISection(Struct, frozen=True, forbid_unknown_fields=True):
-    """How a model is asked by OpenAI's embeddings API. A model with one BYTES input `[rows]` and one FP32 or FP16
-    output `[rows, d]` needs none of it."""
+    """Use of a model through OpenAI's embeddings API. A model with one BYTES input `[rows]` and one FP32 or FP16 output
+    `[rows, d]` does not need this section."""
 
     input: str | None = None
-    """The client input that takes the texts, where the model has several."""
+    """The client input for the texts, if the model has several."""
     output: str | None = None
-    """The output that holds the embeddings, where the model has several."""
+    """The output with the embeddings, if the model has several."""
     aliases: tuple[str, ...] = ()
     """More names that requests may give the model, such as `BAAI/bge-m3`."""
     matryoshka: tuple[int, ...] = ()
-    """Sizes that `dimensions` may ask for: the embedding is cut and divided by its L2 norm. Only for models that were
-    trained so."""
+    """Sizes allowed for `dimensions`: the embedding is cut and divided by its L2 norm. Only for models trained for it
+    (Matryoshka representation learning)."""
     accept_ids: bool = False
-    """Take token ids as `input`. They must be ids of the model's own tokenizer, special tokens included."""
+    """Accept token ids as `input`. They must be ids of the model's own tokenizer, including special tokens."""
     prompts: dict[str, str] = {}
-    """`input_type` or `prompt_name` → what is put before every text."""
+    """`input_type` or `prompt_name` → the prompt put before every text."""
 
 
 class EmbeddingTensors(NamedTuple):

@@ -17,17 +17,17 @@ LABEL, SCORE = "label", "score"
 
 
 class ScoringSection(Struct, frozen=True, forbid_unknown_fields=True):
-    """How a model is asked by the rerank, score and classification APIs. One whose tokenizer makes pairs, or whose
-    text inputs are called `query` and `document`, needs none of it."""
+    """Use of a model through the rerank, score and classification APIs. A model whose tokenizer makes pairs, or whose
+    text inputs are called `query` and `document`, does not need this section."""
 
     query: str | None = None
-    """The client input that takes the query, or the only text."""
+    """The client input for the query, or for the only text."""
     document: str | None = None
-    """The client input that takes the document."""
+    """The client input for the document."""
     output: str | None = None
-    """The output that holds the scores, where the model has several."""
+    """The output with the scores, if the model has several."""
     activation: Literal["auto", "none"] = "auto"
-    """`auto`: scores are the sigmoid of one label, the softmax of several, unless a request asks for raw ones. `none`:
+    """`auto`: scores are the sigmoid of one label or the softmax of several, unless a request wants raw scores. `none`:
     the model's output is the score."""
 
 

@@ -16,7 +16,7 @@ class Tokenizer(Struct, frozen=True, forbid_unknown_fields=True):
     ids: str
     """The model input that takes the ids."""
     max_tokens: int
-    """Token ids of a row at most, special tokens included."""
+    """Maximum token ids of a row, including special tokens."""
     file: str = "tokenizer.json"
     """The tokenizer's file in the build folder."""
     pair: str | None = None
@@ -25,7 +25,7 @@ class Tokenizer(Struct, frozen=True, forbid_unknown_fields=True):
     types: str | None = None
     """The model input that takes a pair's token types: 0 for the first text, 1 for the second."""
     prompt: str | None = None
-    """Put before every text, ahead of the tokenizer; of a pair before the first."""
+    """Text that is put before every text (of a pair: before the first), before tokenization."""
 
 
 class Image(Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,13 +34,13 @@ class Image(Struct, frozen=True, forbid_unknown_fields=True):
     to: str
     """The model input that takes the pixels."""
     width: int
-    """Of the pixels that the model gets."""
+    """Size of the image that the model receives, in pixels."""
     height: int
-    """Of the pixels that the model gets."""
+    """Size of the image that the model receives, in pixels."""
     resize: Literal["bilinear", "bicubic", "nearest", "lanczos"] = "bilinear"
     """The filter of resizing."""
     crop_from: int | None = None
-    """Resize to this square first, then cut the centre out of it; None resizes straight to width × height."""
+    """Resize to a square of this size first, then crop its centre. None: resize directly to width × height."""
     layout: Literal["NHWC", "NCHW"] = "NCHW"
     """The order of the axes."""
     channels: Literal["RGB", "BGR", "L"] = "RGB"
@@ -48,20 +48,20 @@ class Image(Struct, frozen=True, forbid_unknown_fields=True):
     scale: float = 1.0
     """Each channel value 0…255 is multiplied by this, …"""
     mean: tuple[float, ...] = ()
-    """… then the mean of its channel is taken off …"""
+    """… then the mean of its channel is subtracted …"""
     std: tuple[float, ...] = ()
-    """… and the rest divided by this."""
+    """… and the result is divided by this."""
     exif: bool = False
-    """Turn the picture as its EXIF orientation says, as viewers show it."""
+    """Rotate the image according to its EXIF orientation, as viewers do."""
     max_pixels: int = 40_000_000
-    """A picture that says it is larger is refused with 413 before it is decoded."""
+    """An image whose header declares more pixels is refused with 413 before it is decoded."""
 
 
 class ClientInput(Struct, frozen=True, forbid_unknown_fields=True):
     """One input that clients send, and the declared normalization that turns it into what the model sees.
 
     Steps run in this order: ignore, cast, ignore_columns, clip, decimals or step, zero (numbers); unicode, case, space
-    (text); then tokenizer or image. What is keyed is exactly what is sent to the model.
+    (text); then tokenizer or image. The key is made from exactly what is sent to the model.
     """
 
     name: str
@@ -71,17 +71,17 @@ class ClientInput(Struct, frozen=True, forbid_unknown_fields=True):
     shape: tuple[Dim, ...]
     """Sizes, or names of sizes that differ; the first is `"rows"`."""
     nonfinite: bool = False
-    """Allow NaN and infinities. Every NaN becomes the one quiet pattern, for the key and for the model."""
+    """Allow NaN and infinities. Every NaN becomes the same quiet bit pattern, for the key and for the model."""
     ignore: bool = False
     """Accept the input and drop it: the model never sees it. It may be left out."""
     optional: bool = False
-    """The input may be left out, of models behind an upstream; which were given is part of the key."""
+    """Requests may omit the input (only for models behind an upstream). Which inputs were given is part of the key."""
     cast: bool = False
-    """Accept other numeric datatypes where every value fits (integers exactly, floats finitely)."""
+    """Accept other numeric datatypes if every value fits (integers exactly, floats finitely)."""
     zero: bool = False
     """-0.0 becomes 0.0."""
     decimals: int | None = None
-    """Round to so many decimals."""
+    """Round to this many decimals."""
     step: float | None = None
     """Round to multiples of this."""
     clip: tuple[float, float] | None = None
@@ -127,11 +127,11 @@ class ModelInput(Struct, frozen=True, forbid_unknown_fields=True):
     role: Literal["mask", "zeros"] | None = None
     """The input is derived: an attention mask, or zeros."""
     of: str | None = None
-    """The input that a derived one is made of."""
+    """The input that a derived one is made from."""
     pad: int = 0
-    """What padding along named dimensions is filled with."""
+    """The value of padding along named dimensions."""
     optional: bool = False
-    """The input may be left out, of models behind an upstream."""
+    """Requests may omit the input (only for models behind an upstream)."""
 
 
 class ModelOutput(Struct, frozen=True, forbid_unknown_fields=True):
@@ -146,7 +146,7 @@ class ModelOutput(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ClientSignature(Struct, frozen=True, forbid_unknown_fields=True):
-    """What clients send and get."""
+    """Inputs and outputs of clients."""
 
     inputs: tuple[ClientInput, ...]
     """At least one."""
@@ -155,7 +155,7 @@ class ClientSignature(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelSignature(Struct, frozen=True, forbid_unknown_fields=True):
-    """What the ONNX graph or the upstream takes and gives."""
+    """Inputs and outputs of the ONNX graph or the upstream."""
 
     inputs: tuple[ModelInput, ...]
     """At least one."""

