@@ -46,7 +46,7 @@ class BatchLimits(Struct, frozen=True):
     wait_seconds: float = 0.0
     """How long an idle instance waits for company."""
     piece_seconds: float = 0.005
-    """How long a run may take while rows of several callers come; 0 sets no bound."""
+    """How long a run should take while rows of several callers come (at least some starts of one); 0 sets no bound."""
     count: Callable[[int], int] | None = None
     """Of batches of a fixed set of shapes: how many rows of one length a batch has. Lengths then share no batch."""
 

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from foreseen.inference.batching.neighbours import COMPANY_SECONDS
 from foreseen.inference.batching.queued import BatchLimits, BatchOrder, PendingRow, QueuedRequest
-from foreseen.inference.batching.waiting import COMPANY_SECONDS, Lanes, Waiting
+from foreseen.inference.batching.waiting import Lanes, Waiting
 from foreseen.types import Row
 
 ROW = Row((np.zeros(1),))
 
 
 def request(lane: Waiting, lengths: list[int], deadline: float, caller: str = "") -> QueuedRequest:
-    future: Any = asyncio.Future  # never awaited here
-    asked = QueuedRequest(future, BatchOrder(deadline, caller=caller), len(lengths), 0.0)
+    asked = QueuedRequest(NEVER, BatchOrder(deadline, caller=caller), len(lengths), 0.0)
     lane.add(asked, [ROW] * len(lengths), lengths)
     return asked
 
@@ -76,6 +76,10 @@ def test_an_empty_lane_gives_an_empty_batch() -> None:
     assert Waiting().take(BatchLimits()) == []
 
 
+NEVER: Any = asyncio.Future
+"""Stands for the future of a request that is not awaited here."""
+
+
 def shared(**limits: Any) -> Lanes:
     """Lanes of a model that takes 0.1 ms a token, so that a short run is one of 100 tokens."""
     chosen: dict[str, Any] = {"max_rows": 32, "start_tokens": 4, "piece_seconds": 0.01, **limits}
@@ -85,8 +89,7 @@ def shared(**limits: Any) -> Lanes:
 
 
 def waits(lanes: Lanes, caller: str, rows: int, since: float = 0.0) -> QueuedRequest:
-    future: Any = asyncio.Future  # never awaited here
-    asked = QueuedRequest(future, BatchOrder(1000.0, caller=caller), rows, since)
+    asked = QueuedRequest(NEVER, BatchOrder(1000.0, caller=caller), rows, since)
     lanes.add(asked, [ROW] * rows, [10] * rows)
     return asked
 
@@ -97,13 +100,12 @@ def taken(lanes: Lanes, now: float = 0.0) -> list[PendingRow]:
 
 def test_runs_are_short_while_several_callers_ask() -> None:
     """One caller alone has full batches; from another's first row on, and for ten seconds after its last, a run is 100
-    tokens at most."""
+    tokens at most, and the other's row runs without the wide caller's."""
     lanes = shared()
     waits(lanes, "wide", 200)
     assert len(taken(lanes)) == 32
     narrow = waits(lanes, "narrow", 1)
-    first = taken(lanes)
-    assert (len(first), narrow in {item.asked for item in first}) == (10, True)
+    assert [item.asked for item in taken(lanes)] == [narrow]
     waits(lanes, "wide", 1, 5.0)
     assert len(taken(lanes, 5.0)) == 10
     assert len(taken(lanes, COMPANY_SECONDS + 5.1)) == 32
@@ -117,13 +119,38 @@ def test_single_rows_of_many_callers_fill_a_batch() -> None:
     assert len(taken(lanes)) == 32
 
 
-@pytest.mark.parametrize(("limits", "rows"), [({"start_tokens": 40}, 32), ({"piece_seconds": 0}, 32), ({}, 10)])
+def test_narrow_callers_share_short_runs_beside_a_wide_one() -> None:
+    """Their rows run together, ten at a time, without the wide caller's; every row runs once."""
+    lanes = shared()
+    wide = waits(lanes, "wide", 64)
+    narrow = [waits(lanes, str(number), 1) for number in range(15)]
+    runs = []
+    while batch := taken(lanes):
+        runs.append([item.asked for item in batch])
+    of_narrow = [run for run in runs if wide not in run]
+    assert [len(run) for run in of_narrow] == [10, 5]
+    assert {asked for run in of_narrow for asked in run} == set(narrow)
+    assert [len(run) for run in runs if wide in run] == [10] * 6 + [4]
+
+
+def test_a_narrow_row_is_not_padded_to_the_length_of_wide_rows() -> None:
+    """It runs with the narrow rows around it, though a wide caller's row is nearer in length."""
+    lanes = shared()
+    for caller, lengths in (("wide", [11] * 64), ("a", [10]), ("b", [14])):
+        asked = QueuedRequest(NEVER, BatchOrder(1000.0, caller=caller), len(lengths), 0.0)
+        lanes.add(asked, [ROW] * len(lengths), lengths)
+    runs = [taken(lanes) for _ in range(8)]
+    assert [10, 14] in [[item.length for item in run] for run in runs]
+
+
+@pytest.mark.parametrize(("limits", "rows"), [({"start_tokens": 40}, 16), ({"piece_seconds": 0}, 32), ({}, 10)])
 def test_a_short_run_is_worth_starting(limits: dict[str, float], rows: int) -> None:
-    """It costs at least eight starts; without a bound it is a batch like any other."""
+    """It costs at least four starts; without a bound it is a batch like any other."""
     lanes = shared(**limits)
     waits(lanes, "narrow", 1)
     waits(lanes, "wide", 64)
-    assert len(taken(lanes)) == rows
+    runs = [taken(lanes), taken(lanes)]
+    assert max(map(len, runs)) == rows
 
 
 def test_before_the_first_run_nothing_is_known_of_its_length() -> None:
