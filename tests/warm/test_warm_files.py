@@ -525,3 +525,24 @@ def test_equal_rows_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     again = sum(many.again(keys[at : at + 500]) for at in range(0, 20_000, 500))
     assert first == 0
     assert abs(again - 20_000) < 3000
+
+
+def test_cells_that_are_not_utf_8_reject_their_rows(tmp_path: Path) -> None:
+    """Latin-1, as older spreadsheets write it: taken as bytes it would be a row that no client ever asks. A column that
+    is not read may be as it is; rows around it are read."""
+    (tmp_path / "a.csv").write_bytes("n,text\né,a\n2,café\n3,b\n".encode("latin-1"))
+    assert read(tmp_path / "a.csv", TEXT) == ([b"a", b"b"], {1: "text: is not UTF-8"})
+
+
+def test_a_number_wider_than_a_double_is_named(tmp_path: Path) -> None:
+    """NumPy's longdouble is no datatype of any model; the file is whole."""
+    np.savez(tmp_path / "a.npz", x=np.ones((2, 2), np.longdouble))
+    with pytest.raises(SetupError, match="save it as float64"):
+        read(tmp_path / "a.npz", PAIR)
+
+
+def test_a_comma_behind_every_line_is_named(tmp_path: Path) -> None:
+    """The elements of a JSON array, copied without its brackets."""
+    (tmp_path / "a.jsonl").write_text('{"text":"a"},\n{"text":"b"},\n')
+    with pytest.raises(SetupError, match="comma behind"):
+        read(tmp_path / "a.jsonl", TEXT)

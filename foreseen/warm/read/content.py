@@ -91,6 +91,8 @@ def check_json_lines(head: bytes) -> None:
         first = first.removeprefix(mark)
     if first[:1] == b"[":
         raise ValueError("is a JSON array; write one object per line: jq -c '.[]'")
+    if first[:1] == b"{" and first[-2:] == b"}," and _is_json(first[:-1]):
+        raise ValueError("has a comma behind the object of each line; remove these: sed 's/,$//'")
     if first[:1] == b"{" and first[-1:] in b"{[,:" and not _is_json(first):
         raise ValueError("is one JSON document over several lines; write one object per line: jq -c .")
 

@@ -39,7 +39,7 @@ class DelimitedRecord(Struct):
 
 @contextmanager
 def text_of(file: Any) -> Iterator[io.TextIOWrapper]:
-    """Bytes as lines of text; what is not UTF-8 survives as surrogates and is refused by the row."""
+    """Bytes as lines of text; what is not UTF-8 survives as surrogates, and its row is rejected."""
     text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
     try:
         yield text
@@ -179,8 +179,11 @@ def _cells(
     block: Sequence[DelimitedRecord], row: int, width: int, places: Sequence[int], columns: Sequence[str]
 ) -> pa.RecordBatch:
     reasons = [_reason(record, width) for record in block]
-    good = [record.cells if reason is None else None for record, reason in zip(block, reasons, strict=True)]
-    arrays = [_texts([None if cells is None else cells[place] for cells in good]) for place in places]
+    try:
+        arrays = _texts(block, reasons, places)
+    except UnicodeEncodeError:
+        reasons = [why or _no_text(one, places, columns) for one, why in zip(block, reasons, strict=True)]
+        arrays = _texts(block, reasons, places)
     arrays += [pa.array(reasons, pa.string()), pa.array(range(row, row + len(block)), pa.int64())]
     return pa.RecordBatch.from_arrays(arrays, [*columns, REJECT_COLUMN, LINE_COLUMN])
 
@@ -191,10 +194,16 @@ def _reason(record: DelimitedRecord, width: int) -> str | None:
     return f"has {len(record.cells)} cells, the header has {width}"
 
 
-def _texts(cells: Sequence[str | None]) -> pa.Array:
-    """Text, or the bytes of all cells where one is not UTF-8: preparation refuses that row and says so."""
-    try:
-        return pa.array(cells, pa.large_string())
-    except UnicodeEncodeError:
-        raw = [None if cell is None else cell.encode("utf-8", "surrogateescape") for cell in cells]
-        return pa.array(raw, pa.large_binary())
+def _texts(block: Sequence[DelimitedRecord], reasons: Sequence[str | None], places: Sequence[int]) -> list[pa.Array]:
+    """The cells of good rows at these places. Raises UnicodeEncodeError where one is not UTF-8."""
+    good = [record.cells if reason is None else None for record, reason in zip(block, reasons, strict=True)]
+    return [pa.array([None if cells is None else cells[at] for cells in good], pa.large_string()) for at in places]
+
+
+def _no_text(record: DelimitedRecord, places: Sequence[int], columns: Sequence[str]) -> str | None:
+    for place, column in zip(places, columns, strict=True):
+        try:
+            record.cells[place].encode()
+        except UnicodeEncodeError:
+            return f"{column}: is not UTF-8"
+    return None

@@ -14,6 +14,7 @@ from foreseen.types import Array
 
 MAX_WHOLE_BYTES = 2**30
 """An array in column order (Fortran) is read as a whole, as its rows do not lie together; a larger one is refused."""
+_DOUBLE_BYTES = 8
 
 
 class Header(Struct, frozen=True):
@@ -47,6 +48,8 @@ def check_npz(file: Any, names: Sequence[str]) -> int:
             raise ValueError(f"array {name!r} is a scalar and has no rows")
         if header.dtype.kind not in "biufSU":
             raise ValueError(f"array {name!r} holds {header.dtype}, which is neither numbers nor text")
+        if header.dtype.kind == "f" and header.dtype.itemsize > _DOUBLE_BYTES:
+            raise ValueError(f"array {name!r} holds {header.dtype}, which no datatype takes; save it as float64")
         if header.column_order and header.row_bytes * header.shape[0] > MAX_WHOLE_BYTES:
             raise ValueError(
                 f"array {name!r} is in column order and larger than 1 GiB; save np.ascontiguousarray of it"
