@@ -23,7 +23,7 @@ from foreseen.modelspec.tokens.ascii_words import AsciiWords
 from foreseen.modelspec.tokens.pair_tokens import PairTokens
 from foreseen.modelspec.tokens.text_memo import TextMemo, batches
 from foreseen.protocol.datatypes import DATATYPES
-from foreseen.protocol.tensors import raw_of
+from foreseen.protocol.tensors import object_array, raw_of
 from foreseen.protocol.wire import InputTensor
 from foreseen.types import Array, Columns, Row
 
@@ -134,9 +134,7 @@ class Preparer:
         spec = self.text_only
         assert spec is not None
         for step in self._steps[spec.name]:
-            array = np.empty(len(given), object)
-            array[:] = given
-            given = step(array).tolist()
+            given = step(object_array(given)).tolist()
         return self._ids(spec, given)
 
     def takes(self, name: str, datatype: str) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from foreseen.errors import BadRequest
+from foreseen.protocol.json_parts import load_in_parts
 from foreseen.protocol.json_size import check_size, string_end
 
 _SPLIT_BYTES = 2**20
@@ -24,6 +25,8 @@ NOT_WHOLE = 0.5
 MAX_FLOAT_INT = 2**53
 """The largest integer that may be spelled as a float: behind it there are some that no double is equal to."""
 _DOUBTFUL = r"[0-9.]{16}|[eE]-[0-9]{3}"
+_WINDOW, _LONGEST = 64 * 1024, 16
+"""How much is searched in one call, and how long a match is."""
 _LONG, _LONG_TEXT = re.compile(_DOUBTFUL.encode()), re.compile(_DOUBTFUL)
 _BRACE = re.compile(rb"[{}]")
 _AFTER_NAME = re.compile(rb"[ \t\r\n]*:")
@@ -32,7 +35,7 @@ _AFTER_NAME = re.compile(rb"[ \t\r\n]*:")
 def load_plain_json(text: bytes) -> Any:
     """The value of a text that was written by us. Raises BadRequest."""
     try:
-        return orjson.loads(text)
+        return load_in_parts(text, orjson.loads)
     except orjson.JSONDecodeError as error:
         raise BadRequest(f"the body is not valid JSON: {error}") from None
 
@@ -56,8 +59,9 @@ def load_whole(text: bytes | str) -> Any:
     A double has 53 bits: `9007199254740993.0` becomes another number, and `1.0000000000000001` becomes 1.
     Raises BadRequest where the text is nested too deep for this.
     """
+    written = text.encode() if isinstance(text, str) else text
     try:
-        return json.loads(text, parse_float=_whole)
+        return load_in_parts(written, lambda part: json.loads(part, parse_float=_whole))
     except RecursionError:
         raise BadRequest("the body is nested too deep") from None
 
@@ -65,7 +69,9 @@ def load_whole(text: bytes | str) -> Any:
 def doubles_may_differ(text: bytes | str) -> bool:
     """Whether a text may hold a number that is another one as a double. Up to 15 digits decide which double is meant,
     and whether it is an integer, unless it is so small that it becomes 0."""
-    return (_LONG if isinstance(text, bytes) else _LONG_TEXT).search(text) is not None  # type: ignore[arg-type]
+    digits: Any = _LONG if isinstance(text, bytes) else _LONG_TEXT
+    windows = range(0, max(len(text), 1), _WINDOW)
+    return any(digits.search(text, at, at + _WINDOW + _LONGEST) is not None for at in windows)
 
 
 def _whole(digits: str) -> int | float:

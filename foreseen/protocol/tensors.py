@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from foreseen.errors import BadInput, BadRequest
 from foreseen.protocol.datatypes import DATATYPES, Datatype, elements
+from foreseen.protocol.json_parts import PART_ELEMENTS, flattened, in_parts, types_of
 from foreseen.protocol.strict_json import MAX_FLOAT_INT, doubles_may_differ, load_whole
 from foreseen.types import Array
 
@@ -68,7 +69,7 @@ def array_of_json(
     if type(data) is not list:
         raise BadInput(f"{field}.data: must be a list")
     flat = _flat(data, shape, field)
-    kinds = set(map(type, flat))
+    kinds = types_of(flat)
     if missing and datatype.kind == "f" and type(None) in kinds:
         flat = [math.nan if value is None else value for value in flat]
         kinds = kinds - {type(None)} | {float}
@@ -77,7 +78,7 @@ def array_of_json(
     if datatype.kind == "b":
         if not kinds <= {bool}:
             raise BadInput(f"{field}.data: BOOL takes true and false only")
-        return np.array(flat, np.bool_).reshape(shape)
+        return _array(flat, np.dtype(np.bool_)).reshape(shape)
     if not kinds <= {int, float}:
         strange = sorted(kind.__name__ for kind in kinds - {int, float})
         raise BadInput(f"{field}.data: {datatype.name} takes numbers only, not {', '.join(strange)}")
@@ -128,10 +129,10 @@ def _flat(data: list[Any], shape: tuple[int, ...], field: str) -> list[Any]:
     count = elements(shape)
     if len(shape) > 1 and count and type(data[0] if data else None) is list:
         for axis, size in enumerate(shape):
-            if axis and (set(map(type, data)) != {list} or set(map(len, data)) != {size}):
+            if axis and (types_of(data) != {list} or any(set(map(len, part)) != {size} for part in in_parts(data))):
                 raise BadInput(f"{field}.data: is ragged, or not nested as shape {list(shape)} says")
             if axis:
-                data = list(chain.from_iterable(data))
+                data = flattened(data)
             elif len(data) != size:
                 raise BadInput(f"{field}.data: has {len(data)} lists, shape {list(shape)} says {size}")
     elif count == 0:
@@ -145,9 +146,9 @@ def _no_elements(data: list[Any]) -> bool:
     """Whether nested lists hold nothing at all."""
     level = data
     while level:
-        if set(map(type, level)) != {list}:
+        if types_of(level) != {list}:
             return False
-        level = list(chain.from_iterable(level))
+        level = flattened(level)
     return True
 
 
@@ -162,15 +163,35 @@ def _integers(flat: list[Any], kinds: set[type], datatype: Datatype, field: str)
                 raise BadInput(f"{field}.data[{index}]: does not fit {datatype.name} exactly")
         flat = [int(value) for value in flat]
     try:
-        return np.array(flat, datatype.dtype)
+        return _array(flat, datatype.dtype)
     except OverflowError:
         raise BadInput(f"{field}.data: an integer does not fit {datatype.name}") from None
+
+
+def _array(flat: list[Any], dtype: np.dtype[Any]) -> Array:
+    """The numbers of a list, some thousand at a time: one call holds the interpreter until it is done."""
+    if len(flat) <= PART_ELEMENTS:
+        return np.array(flat, dtype)
+    array, at = np.empty(len(flat), dtype), 0
+    for part in in_parts(flat):
+        array[at : at + len(part)] = np.array(part, dtype)
+        at += len(part)
+    return array
+
+
+def object_array(values: Sequence[object]) -> Array:
+    """An array of these objects themselves."""
+    array, at = np.empty(len(values), object), 0
+    for part in in_parts(values):
+        array[at : at + len(part)] = part
+        at += len(part)
+    return array
 
 
 def _floats(flat: list[Any], datatype: Datatype, field: str, missing: bool) -> Array:
     # Through float64, so that `16777217`, `16777217.0` and `16777217e0` are the same number for every float datatype.
     with np.errstate(over="ignore"):
-        given = np.array(flat, np.float64)
+        given = _array(flat, np.dtype(np.float64))
         array = rounded(given, datatype)
     if not (np.isfinite(array) | (missing & ~np.isfinite(given))).all():
         raise BadInput(f"{field}.data: a number overflows {datatype.name}")
@@ -196,9 +217,7 @@ def rounded(array: Array, datatype: Datatype) -> Array:
 def _strings(flat: list[Any], kinds: set[type], shape: tuple[int, ...], field: str) -> Array:
     if not kinds <= {str}:
         raise BadInput(f"{field}.data: BYTES takes strings only")
-    array = np.empty(len(flat), object)
-    array[:] = [item.encode() for item in flat]
-    return array.reshape(shape)
+    return object_array([item.encode() for item in flat]).reshape(shape)
 
 
 def _byte_strings(raw: memoryview, count: int, shape: tuple[int, ...], field: str) -> Array:

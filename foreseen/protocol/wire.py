@@ -16,7 +16,9 @@ import numpy as np
 from msgspec import UNSET, Struct
 
 from foreseen.errors import BadInput, BadRequest, TooLarge
+from foreseen.gc_freeze import paused
 from foreseen.protocol.datatypes import DATATYPES, elements
+from foreseen.protocol.json_parts import LONG_BYTES, free
 from foreseen.protocol.json_size import MAX_ELEMENTS
 from foreseen.protocol.members import (
     NO_MEMBERS,
@@ -122,7 +124,27 @@ def parse_request(body: bytes, header_length: int | None, *, whole: bool = False
     Raises BadRequest or BadInput. A `header_length` of 0 (raw binary) needs the signature: see `parse_raw`.
     """
     envelope, tail = _cut(body, header_length)
-    plain = load_json(envelope)
+    if len(envelope) <= LONG_BYTES:
+        return _request(load_json(envelope), envelope, tail, whole=whole)
+    with paused():
+        plain = load_json(envelope)
+        try:
+            return _request(plain, envelope, tail, whole=whole)
+        finally:
+            _free_data(plain)
+
+
+def _free_data(plain: Any) -> None:
+    """Data is in arrays by now; other members may be part of the request."""
+    listed = plain.get("inputs") if type(plain) is dict else None
+    if type(listed) is list and len(listed) > MAX_TENSORS:  # refused
+        free(listed)
+    elif type(listed) is list:
+        for tensor in listed:
+            free(tensor.get("data") if type(tensor) is dict else tensor)
+
+
+def _request(plain: Any, envelope: bytes, tail: memoryview | None, *, whole: bool) -> Request:
     document = _convert(plain, _RequestBody)
     inputs = _tensors(document.inputs, "inputs", tail, envelope, bounded=True)
     if not inputs:

@@ -47,7 +47,7 @@ REFRESH_SECONDS = 30.0
 NOTHING = LookResult({}, {})
 SLICE_ROWS = 256
 """Rows that are keyed in one turn of the event loop: about a millisecond."""
-PART_ROWS = 4096
+PART_ROWS = 1024
 """A larger question is answered part by part: a row takes 2 KiB while it is in flight."""
 MAX_NEW_ROWS = 65_536
 """Rows of one question that near may lack."""
@@ -176,7 +176,7 @@ class Pipeline:
     def _take_flight(self, question: Question, keys: Sequence[Key], looked: LookResult) -> dict[Key, Wait]:
         """flight: join the rows that are in flight, add the others. Stale rows get flights of their own."""
         options = question.options
-        if len(looked.found) == len(keys) and not looked.stale:
+        if not looked.stale and all(map(looked.found.__contains__, keys)):  # equal rows share an answer
             return {}
         flight_key = FlightKey(question.space, question.parameters, options.lane, options.steps, options.age_limits)
         free = self._waiting_rows - len(self.flights)

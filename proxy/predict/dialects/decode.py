@@ -10,17 +10,18 @@ import binascii
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from msgspec import Struct, structs
 
 from foreseen.errors import BadInput, BadRequest
+from foreseen.gc_freeze import paused
 from foreseen.modelspec.manifest import ClientInput, Manifest, wire_shape
 from foreseen.modelspec.parameters import counting, in_sequence, lane_of
 from foreseen.modelspec.prepare import Preparer
 from foreseen.protocol.datatypes import DATATYPES
+from foreseen.protocol.json_parts import LONG_BYTES, flattened, free
 from foreseen.protocol.members import naming
 from foreseen.protocol.strict_json import load_json
-from foreseen.protocol.tensors import Written, array_of_json, checked_shape
+from foreseen.protocol.tensors import Written, array_of_json, checked_shape, object_array
 from foreseen.protocol.wire import InputTensor, Request, parse_raw, parse_request
 from foreseen.proxy.predict.dialects.render import wanted_outputs
 from foreseen.types import Lane, OutputOptions, Row
@@ -84,7 +85,17 @@ def decoded_v2(request: Request, output_options: OutputOptions, manifest: Manife
 
 def decode_v1(body: bytes, manifest: Manifest) -> DecodedRequest:
     """A `:predict` body: row `instances` or columnar `inputs`. Raises BadRequest or BadInput naming the field."""
-    document = load_json(body)
+    if len(body) <= LONG_BYTES:
+        return _decoded_v1(load_json(body), body, manifest)
+    with paused():
+        document = load_json(body)
+        try:
+            return _decoded_v1(document, body, manifest)
+        finally:
+            free(document)
+
+
+def _decoded_v1(document: Any, body: bytes, manifest: Manifest) -> DecodedRequest:
     if not isinstance(document, dict):
         raise BadRequest("body: expected an object with instances or inputs")
     if ("instances" in document) == ("inputs" in document):
@@ -93,9 +104,12 @@ def decode_v1(body: bytes, manifest: Manifest) -> DecodedRequest:
     if "instances" in document and not manifest.model.has_rows:
         raise BadRequest("instances: this model takes whole requests; give inputs (by column), or ask it over V2")
     options, columns = OutputOptions("v1" if "instances" in document else "v1-columns"), _columns(document, specs)
-    tensors = tuple(
-        _v1_tensor(spec, columns[spec.name], _written(body, spec, specs)) for spec in specs if spec.name in columns
-    )
+    try:
+        tensors = tuple(
+            _v1_tensor(spec, columns[spec.name], _written(body, spec, specs)) for spec in specs if spec.name in columns
+        )
+    finally:
+        free(columns)
     return DecodedRequest(tensors, options)
 
 
@@ -176,9 +190,8 @@ def _v1_tensor(spec: ClientInput, column: list[Any], written: Written) -> InputT
     for size in checked[1:]:
         if any(type(part) is not list or len(part) != size for part in flat):
             raise BadInput(f"{field}: is ragged, or not nested as the model's input is")
-        flat = [item for part in flat for item in part]
-    array = np.empty(len(flat), object)
-    array[:] = [_bytes_of(item, field) for item in flat]
+        flat = flattened(flat)
+    array = object_array([_bytes_of(item, field) for item in flat])
     return InputTensor(spec.name, spec.datatype, array.reshape(checked))
 
 
