@@ -24,8 +24,8 @@ from foreseen.inference.batching.queued import BatchLimits, BatchOrder, Entry, P
 from foreseen.types import LANES, SECONDS_PER_ROW, Lane, Row
 
 PIECE_STARTS = 4
-"""A short run computes at least this many times the tokens that the start of a run costs, so that starting runs takes at
-most a fifth of the time."""
+"""A short run computes at least this many times the tokens that its start costs: starting runs takes at most a fifth of
+the time."""
 
 
 class _Requests:
