@@ -140,7 +140,7 @@ class Proxy:
         self.candidate = candidate_of(settings, self.served, freshness_of(settings))
         self.shadow = shadow_of(settings, self.candidate, self.metrics)
         samplers = [one for one in (self.auditor, self.shadow) if one is not None]
-        self.hit_samplers = HitSamplers.of(samplers)
+        self.hit_samplers = HitSamplers(samplers)
         more = *bounds, leases, self.accounts.misses
         self.pipeline = pipeline_of(samplers, tiers, self.served, self.metrics, *more)
         self.generations = Generations(self.state, self._forget, PurgeMark(self.far, root))
@@ -217,8 +217,8 @@ class Proxy:
             keyring=self.keyring,
             refused={} if upstream is None else upstream.refused,
             traces=self.traces,
-            sampled=self.hit_samplers,
         )
+        self.hit_samplers.attach(self.responder)
         self.heads = KnownHeads(self.settings.body_bytes, self.keyring)
         status = self.status = StatusHandlers(
             served=self.served,

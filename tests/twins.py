@@ -149,8 +149,9 @@ class Twin:
         else:
             self.server.templates.answer = lambda *_: None  # type: ignore[method-assign]
         self.responder = Responder(
-            served=served, server=self.server, cache=self.cache, clock=clock, sampled=HitSamplers.of(self.samplers)
+            served=served, server=self.server, cache=self.cache, clock=clock
         )
+        HitSamplers(self.samplers).attach(self.responder)
 
     def _count_answers(self) -> None:
         answer = self.server.templates.answer

@@ -40,7 +40,7 @@ class Canary:
 
     def responder(self, **parts: Any) -> Responder:
         """The responder of the process; `parts` are those of every responder."""
-        own = {**parts, "served": self._models, "server": self._server, "cache": self._cache, "sampled": None}
+        own = {**parts, "served": self._models, "server": self._server, "cache": self._cache}
         return CanaryResponder(Responder(**own), self.share, self._server.metrics, **parts)
 
 

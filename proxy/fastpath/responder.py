@@ -56,14 +56,14 @@ class Responder:
         keyring: Keyring | None = None,
         refused: Mapping[str, Exception] = MappingProxyType({}),
         traces: Traces | None = None,
-        sampled: HitSamplers | RowSampler | None = None,
     ) -> None:
         self.deadlines = Deadlines()
         self.keyring = keyring or Keyring()
         self.served, self._refused = served, refused
         self.cache, self._server = cache, server
         self._counter, self._quotas = server.counter, server.pipeline.tenants.quotas
-        self._clock, self._traces, self._sampled = clock, traces, sampled
+        self._clock, self._traces = clock, traces
+        self.sampled: HitSamplers | RowSampler | None = None
         self._repeat_timing = REPEAT if server.server_timing else None
         self._body_timing = KNOWN_BODY if server.server_timing else None
         self._template_timing = KNOWN_TEMPLATE if server.server_timing else None
@@ -226,14 +226,14 @@ class Responder:
             self._quotas.admit(head.tenant, 0, hit.rows)
         reply = hit.reply(now, self._template_timing)
         self._counter.hit(head, served, hit.rows, 0, hit.saved, time.perf_counter() - started)
-        if self._sampled is not None:
-            self._sampled.offer_template(head, served, lookup, hit.rows)
+        if self.sampled is not None:
+            self.sampled.offer_template(head, served, lookup, hit.rows)
         return reply
 
     def _count(self, head: RequestHead, entry: CachedBody, started: float) -> None:
         self._counter.hit(head, entry.served, len(entry.rows), 0, entry.saved, time.perf_counter() - started)
-        if self._sampled is not None:
-            self._sampled.offer_body(entry)
+        if self.sampled is not None:
+            self.sampled.offer_body(entry)
 
     def _wait(self, request: PendingRequest, reached: Reached) -> None:
         """For its flights, without a task of its own; what waits for more gets one."""

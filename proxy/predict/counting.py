@@ -49,7 +49,7 @@ class RequestCounter:
         usage: UsageCounts | None = None,
     ) -> None:
         self._metrics = metrics
-        self._served = served
+        self.served = served
         self._access = access
         self._callers, self._usage = callers, usage
         self._hits: dict[tuple[str, str], Hits] = {}
@@ -132,7 +132,7 @@ class RequestCounter:
         caller: Caller | None = None,
     ) -> None:
         """A request that was answered with an error. A label is a served model or `other`: paths are data."""
-        served = self._served.get(model)
+        served = self.served.get(model)
         name = "other" if served is None else model
         self._metrics.request_seconds.of(name, "error").add(seconds)
         if served is not None:

@@ -1,6 +1,6 @@
 """The audit of hits: rows that a cache answered are computed again in the background, and compared.
 
-draw      rows of hits, uniformly (`row_sampler.py`)
+draw      rows of hits, uniformly (`row_sampler.py`); while the cap is reached, hits of the fast way are only counted
 compute   one row at a time, in the background lane, by the model in force
 compare   bit for bit, or within what the model declares (`same_answer.py`)
 remove    an entry that differs goes from every near and from far, and its key is logged
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -18,12 +19,15 @@ import orjson
 import structlog
 
 from foreseen.errors import FarError, ForeseenError
+from foreseen.proxy.backend.served import ServedModel
+from foreseen.proxy.cache.look_result import LookResult
+from foreseen.proxy.cache.waits import Wait
 from foreseen.proxy.predict.sampling.draws import DistinctKeys, Draws, RowBudget
 from foreseen.proxy.predict.sampling.row_sampler import Drawn, RowSampler
 from foreseen.proxy.predict.sampling.same_answer import same_answer
 from foreseen.proxy.predict.serve import Server
 from foreseen.telemetry.metrics import AUDIT_OUTCOMES, ProxyMetrics
-from foreseen.types import Key, Prediction, Question, RequestOptions, Space
+from foreseen.types import Answer, Key, Prediction, Question, RequestOptions, Space
 
 log = structlog.get_logger()
 
@@ -52,12 +56,19 @@ class Auditor(RowSampler):
         super().__init__("audit", metrics.audited, draws, budget)
         self._metrics, self._data = metrics, data
         self._distinct: dict[str, DistinctKeys] = {}
+        self._following = False
         self._remover: EntryRemover
+        self._rows_at_pause: dict[str, int] = {}
+        self._offered: Counter[str] = Counter()
+        """Rows of the normal way during a pause, by model."""
 
     async def audit(self, server: Server, remover: EntryRemover, models: Iterable[str] = ()) -> None:
         """Audit what is drawn, for ever."""
-        self._remover = remover
-        await self.follow(server, tuple(models))
+        self._remover, self._following = remover, True
+        try:
+            await self.follow(server, tuple(models))
+        finally:
+            self._following = False
 
     def expect(self, model: str) -> None:
         if model in self._distinct:
@@ -67,6 +78,47 @@ class Auditor(RowSampler):
             self._metrics.audited.labels(model, outcome)
         self._metrics.audit_distinct.labels(model)
         self._metrics.audit_unrepeatable.labels(model)
+
+    # While the cap is reached, what is drawn is dropped. Hits of the fast way need not be offered for that: those that
+    # pass are counted already, and the number drawn among them has a binomial distribution. Draws have no memory, so
+    # what is drawn afterwards is as if every row had been offered.
+
+    def granted(self, model: str, rows: Sequence[int]) -> Sequence[int]:
+        granted = super().granted(model, rows)
+        seconds = self._budget.empty_seconds
+        if seconds > 0 and self._following and not self.paused:
+            self._pause(seconds)
+        return granted
+
+    def offer_rows(
+        self, served: ServedModel, question: Question, keys: Sequence[Key], looked: LookResult,
+        waits: Mapping[Key, Wait],
+    ) -> None:  # fmt: skip
+        super().offer_rows(served, question, keys, looked, waits)
+        if self.paused and question.options.lane == "online":  # also where these rows have begun the pause
+            self._offered[question.space.model] += len(keys)
+
+    def offer_bypassed(self, served: ServedModel, question: Question, answers: Sequence[Answer]) -> None:
+        if self.paused and question.options.lane == "online":
+            self._offered[question.space.model] += len(answers)
+
+    def _pause(self, seconds: float) -> None:
+        self._rows_at_pause, self._offered = self._answered_rows(), Counter()
+        self.paused = True
+        self.switched()
+        asyncio.get_running_loop().call_later(seconds, self._resume)
+
+    def _resume(self) -> None:
+        self.paused = False
+        self.switched()
+        for model, rows in self._answered_rows().items():
+            passed = rows - self._rows_at_pause.get(model, rows) - self._offered[model]
+            if passed > 0 and (dropped := self.draws.number_of(passed)):
+                self._counts.labels(model, "dropped").inc(dropped)
+
+    def _answered_rows(self) -> dict[str, int]:
+        """By model, of both ways."""
+        return {name: served.stats.rows for name, served in self._server.counter.served.items()}
 
     async def outcome(self, drawn: Drawn) -> str:
         """Compute and compare one row. Raises what the model raises."""

@@ -6,6 +6,8 @@ import math
 import random
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from foreseen.types import Key
 
 DISTINCT_BITS = 2**17
@@ -19,10 +21,11 @@ class Draws:
     drawn costs a subtraction.
     """
 
-    __slots__ = ("_log", "_random", "left")
+    __slots__ = ("_log", "_random", "_share", "_totals", "left")
 
     def __init__(self, share: float, source: random.Random | None = None) -> None:
         self._random = source or random.Random()  # noqa: S311 - which rows are audited is no secret
+        self._share, self._totals = min(1.0, share), np.random.default_rng(self._random.getrandbits(64))
         self._log = -math.inf if share >= 1 else math.log1p(-share)
         self.left = self._gap()
 
@@ -37,6 +40,10 @@ class Draws:
             at += 1 + self._gap()
         self.left = at - rows
         return drawn
+
+    def number_of(self, rows: int) -> int:
+        """How many of so many rows are drawn, where it does not matter which."""
+        return int(self._totals.binomial(rows, self._share))
 
     def _gap(self) -> int:
         return int(math.log1p(-self._random.random()) / self._log)
@@ -58,6 +65,11 @@ class RowBudget:
         taken = min(rows, int(self._tokens))
         self._tokens -= taken
         return taken
+
+    @property
+    def empty_seconds(self) -> float:
+        """How long no row may be audited."""
+        return max(0.0, (1 - self._tokens) / self._rate - (self._clock() - self._at))
 
 
 class DistinctKeys:

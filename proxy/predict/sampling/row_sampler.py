@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import structlog
@@ -53,6 +53,10 @@ class Drawn(NamedTuple):
         return sum(tensor.nbytes for tensor in self.row.tensors) + sum(map(len, self.answered.data))
 
 
+def _nothing() -> None:
+    """Nothing follows the pauses of a sampler."""
+
+
 class RowSampler(ABC):
     """Samples the rows that one proxy process answers."""
 
@@ -69,6 +73,9 @@ class RowSampler(ABC):
         self._name, self._counts, self._budget = name, counts, budget
         self._waiting: asyncio.Queue[Drawn] = asyncio.Queue(WAITING_ROWS)
         self._bytes = self._under_way = 0
+        self.paused = False
+        """Whether hits of the fast way are not offered: `switched` is called when that changes."""
+        self.switched: Callable[[], None] = _nothing
         self._server: Server
 
     @abstractmethod
@@ -209,22 +216,36 @@ class RowSampler(ABC):
                 self.add(Drawn(served, space, decoded.parameters, key, row, answered))
 
 
+class OffersHits(Protocol):
+    """What offers the hits that it answers, while there is something to offer them to."""
+
+    sampled: HitSamplers | RowSampler | None
+
+
 class HitSamplers:
-    """Several samplers that the responder offers hits of the fast path to."""
+    """Those samplers that the responder offers hits of the fast way to: all that draw hits and are not paused."""
 
-    def __init__(self, samplers: Sequence[RowSampler]) -> None:
-        self._samplers = samplers
+    def __init__(self, samplers: Iterable[RowSampler]) -> None:
+        self._samplers = [sampler for sampler in samplers if sampler.hits]
+        self._active = self._samplers
+        self._responders: list[OffersHits] = []
 
-    @staticmethod
-    def of(samplers: Iterable[RowSampler]) -> HitSamplers | RowSampler | None:
-        """None where none of them draws hits; one alone is asked without a detour."""
-        drawing = [sampler for sampler in samplers if sampler.hits]
-        return drawing[0] if len(drawing) == 1 else HitSamplers(drawing) if drawing else None
+    def attach(self, responder: OffersHits) -> None:
+        """Have a responder offer its hits. It asks one alone without a detour; none costs nothing."""
+        self._responders.append(responder)
+        for sampler in self._samplers:
+            sampler.switched = self._switch
+        self._switch()
+
+    def _switch(self) -> None:
+        self._active = [sampler for sampler in self._samplers if not sampler.paused]
+        for responder in self._responders:
+            responder.sampled = self if len(self._active) > 1 else self._active[0] if self._active else None
 
     def offer_body(self, entry: CachedBody) -> None:
-        for sampler in self._samplers:
+        for sampler in self._active:
             sampler.offer_body(entry)
 
     def offer_template(self, head: RequestHead, served: ServedModel, lookup: Lookup, rows: int) -> None:
-        for sampler in self._samplers:
+        for sampler in self._active:
             sampler.offer_template(head, served, lookup, rows)

@@ -209,6 +209,39 @@ async def test_what_the_cap_drops_is_counted() -> None:
     assert audited.outcomes() == {"equal": 5, "dropped": 7}
 
 
+async def test_no_hit_is_offered_while_the_cap_is_reached() -> None:
+    """The fast way asks nothing then; what would have been drawn is counted as dropped when there is room again, and
+    rows of the normal way are counted once. A share of all: so the numbers are exact."""
+    clock = Clock()
+    audited = Audited(rate=5.0, clock=clock, templates=True)
+    responder = audited.twin.responder
+    async with audited.auditing():
+        await audited.ask(1, 2, 3)
+        assert responder.sampled is audited.auditor
+        await audited.ask(1, 2, 3, times=2)  # five of six
+        assert responder.sampled is None
+        await audited.ask(1, 2, 3, times=10)  # the fast way: 30
+        await audited.ask(3, 2, name="a")  # by a template, or the normal way: 2
+        await audited.ask(4, times=2)  # computed, and a hit: 1
+        clock.now += 1
+        async with asyncio.timeout(20):
+            while responder.sampled is None:  # noqa: ASYNC110 - a timer ends the pause
+                await asyncio.sleep(0.01)
+        assert audited.rows("dropped") == 1 + 30 + 2 + 1
+        await audited.ask(1, 2, 3)
+        await audited.settled(5 + 34 + 3)
+    assert audited.outcomes() == {"equal": 8, "dropped": 34}
+
+
+def test_how_many_of_so_many_rows_are_drawn() -> None:
+    """As many as are drawn one by one, with the same spread."""
+    draws = Draws(0.01, random.Random(5))
+    counts = [draws.number_of(10_000) for _ in range(4000)]
+    assert sum(counts) / 4000 == pytest.approx(100, abs=0.8)  # five standard errors
+    assert sum((count - 100) ** 2 for count in counts) / 4000 == pytest.approx(99, rel=0.12)
+    assert Draws(1.0).number_of(7) == 7
+
+
 async def test_memory_is_bounded_while_the_model_does_not_answer() -> None:
     """Rows wait up to a number; the others are dropped, and no answer waits."""
     audited = Audited()
