@@ -7,21 +7,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import msgspec
 from cyclopts import Parameter
 
-from foreseen.compare import plot as plots
-from foreseen.compare import table
 from foreseen.compare.comparison import TOLERANCE, Comparison
-from foreseen.compare.report import ChangeBudget, ComparisonReport
+from foreseen.compare.report import ChangeBudget
 from foreseen.errors import SetupError
 from foreseen.models import progress
+from foreseen.models.change_output import ShownAs, allowed, budget_of, reservation, say_to, shown
 from foreseen.modelspec.artifact import Record
 from foreseen.settings import Common
-from foreseen.units import share_of
 
 if TYPE_CHECKING:
     from foreseen.models.change.compare import CompareOptions
+    from foreseen.models.change.hottest import HottestRows
 
 Files = Annotated[
     tuple[str, ...], Parameter(name="--file", help="File of rows (Parquet, CSV, JSONL, …), as for `warm`.", negative="")
@@ -54,11 +52,12 @@ Json = Annotated[bool, Parameter(help="Print only JSON.", negative="")]
 DEFAULTS = Common()
 
 
-class ShownAs(NamedTuple):
-    """How a report is shown."""
+class GivenRows(NamedTuple):
+    """Which rows a handover is told to take."""
 
-    plot: Path | None
-    json: bool
+    files: tuple[str, ...]
+    tenant: str | None
+    hottest: int
 
 
 def compare(
@@ -114,10 +113,14 @@ def needs_batch_files(command: str) -> None:
 def handover(
     name: str,
     *,
-    to: Annotated[str | None, Parameter(help="A precision (built if missing) or an artifact's digest.")] = None,
+    to: Annotated[
+        str | None,
+        Parameter(help="A precision (built if missing), an artifact's digest, or the address of --candidate."),
+    ] = None,
     rollback: Annotated[
         bool, Parameter(help="Restore the artifact that was in force before the last handover.", negative="")
     ] = False,
+    hottest: Annotated[int, Parameter(help="Maximum number of the rows that proxies serve most (--keep-hot-inputs); 0: none.")] = 0,
     file: Files = (),
     map: Columns = (),  # noqa: A002 - the flag's name
     tenant: Annotated[str | None, Parameter(help="The tenant for whom the rows' entries are written.")] = None,
@@ -145,31 +148,43 @@ def handover(
         The model, as `foreseen up` runs it.
     """
     from foreseen.models.change.compare import CompareOptions
+    from foreseen.models.change.server_handover import is_address
     from foreseen.models.change.switch import one_at_a_time, require_supervisor
 
-    needs_batch_files("handover")
-    if rollback == (to is not None):
-        raise SetupError("give --to PRECISION, --to DIGEST or --rollback")
     budget = budget_of(max_changed, min_cosine)
-    if not (rollback or file):
-        raise SetupError("give the rows: --file rows.parquet")
-    if not (rollback or yes or sys.stdin.isatty()):
-        raise SetupError("there is no terminal to ask whether to switch: give --yes")
+    _check_asked(to, yes=yes, rollback=rollback, rows=bool(file) or hottest > 0)
     options = CompareOptions(columns=map, labels=label_output, tolerance=tolerance, min_cosine=min_cosine)
     pace = {"rows_per_second": rows_per_second, "stand_back": stand_back}
     output = ShownAs(plot, json)
+    if to is not None and is_address(to):
+        if file:
+            raise SetupError("--to URL: rows are those that proxies serve most: --hottest 100000, not --file")
+        _handed_to_server(name, to, hottest, options, budget, output, common, ask=not yes)
+        return
+    needs_batch_files("handover")
     require_supervisor(common.data)
     with progress.shown(common.log_format) as say, one_at_a_time(common.data, name):
         if to is None:
             _switched_back(name, common, say)
         else:
-            _handed_over(name, to, (file, tenant), options, pace, budget, output, common, say, ask=not yes)
+            rows = GivenRows(file, tenant, hottest)
+            _handed_over(name, to, rows, options, pace, budget, output, common, say, ask=not yes)
+
+
+def _check_asked(to: str | None, *, yes: bool, rollback: bool, rows: bool) -> None:
+    """Raises SetupError where flags are missing or exclude one another."""
+    if rollback == (to is not None):
+        raise SetupError("give --to PRECISION, --to DIGEST or --to URL, or --rollback")
+    if not (rollback or rows):
+        raise SetupError("give the rows: --file rows.parquet, or --hottest 100000 with --keep-hot-inputs")
+    if not (rollback or yes or sys.stdin.isatty()):
+        raise SetupError("there is no terminal to ask whether to switch: give --yes")
 
 
 def _handed_over(
     name: str,
     to: str,
-    rows: tuple[tuple[str, ...], str | None],
+    rows: GivenRows,
     options: CompareOptions,
     pace: dict[str, Any],
     budget: ChangeBudget,
@@ -183,22 +198,59 @@ def _handed_over(
     from foreseen.models.change import handover as change
     from foreseen.models.change.artifacts import artifact_of
     from foreseen.models.change.counted_rows import count_rows
+    from foreseen.models.change.hottest import HottestRows
 
     chosen = artifact_of(to, name, common.data, common.model_folders, say)
-    wanted = change.HandoverRows(files=rows[0], tenant=rows[1])
+    hot = _hottest(name, rows.hottest, common) if rows.hottest > 0 else HottestRows((), 0, 0)
+    wanted = change.HandoverRows(files=rows.files, hottest=hot.rows, tenant=rows.tenant)
     settings = change.settings_of(name, common.data, common.models, options, wanted, **pace)
     with say.step(f"fill the space of {chosen.label}"):
         filled = change.filled(chosen, wanted, options, settings, lambda one: count_rows(common.data, name, one))
     labels = filled.old, chosen.label
-    report, reasons = shown(filled.comparison, budget, output.plot, labels, json=output.json)
-    if reasons:
-        _print(f"outside of the budget, nothing has changed: {'; '.join(reasons)}", quiet=output.json)
-        sys.exit(1)
-    if ask and input(f"switch {name} to {chosen.label}? [y/N] ").strip().lower() not in ("y", "yes"):
-        _print("nothing has changed", quiet=output.json)
-        return
-    _switch(name, chosen.record, common, say)
-    _print(f"{chosen.label} is in force{reservation(report, budget)}; take it back with --rollback", quiet=output.json)
+    report = allowed(name, filled.comparison, labels, budget, output, ask=ask)
+    if report is not None:
+        _switch(name, chosen.record, common, say)
+        what = f"{chosen.label} is in force{reservation(report, budget)}"
+        say_to(f"{what}; take it back with --rollback", quiet=output.json)
+
+
+def _handed_to_server(
+    name: str,
+    address: str,
+    hottest: int,
+    options: CompareOptions,
+    budget: ChangeBudget,
+    output: ShownAs,
+    common: Common,
+    *,
+    ask: bool,
+) -> None:
+    """The same with the candidate of running proxies, which they switch to themselves."""
+    from foreseen.models.change.counted_rows import count_rows
+    from foreseen.models.change.server_handover import compared, switch
+
+    with progress.shown(common.log_format) as say:
+        comparison = Comparison(options.labels, options.tolerance, min_cosine=options.min_cosine)
+        hot = _hottest(name, hottest, common)
+        with say.step(f"fill the space of {address}"):
+            compared(common.data, name, address, hot, comparison, lambda one: count_rows(common.data, name, one))
+    report = allowed(name, comparison, ("the server in force", address), budget, output, ask=ask)
+    if report is not None:
+        switch(common.data, 1.0)
+        what = f"{address} answers all callers within a second{reservation(report, budget)}"
+        say_to(f"{what}; take it back with: foreseen canary --abort", quiet=output.json)
+
+
+def _hottest(name: str, most: int, common: Common) -> HottestRows:
+    """What proxies serve most. Raises SetupError where they have kept nothing."""
+    from foreseen.models.change.hottest import hottest_rows
+
+    hot = hottest_rows(common.data, name, most)
+    if hot.asked < hot.workers:
+        print(f"only {hot.asked} of {hot.workers} workers gave their hottest rows", file=sys.stderr)
+    if not hot.rows:
+        raise SetupError(f"the proxies have kept no rows of {name!r} yet; nothing has changed")
+    return hot
 
 
 def _switched_back(name: str, common: Common, say: progress.BuildProgress) -> None:
@@ -214,45 +266,3 @@ def _switch(name: str, record: Record, common: Common, say: progress.BuildProgre
 
     with say.step(f"switch to {record.artifact.digest[:8]}"):
         switch(common.data, name, record)
-
-
-def _print(text: str, *, quiet: bool) -> None:
-    if not quiet:
-        print(text)
-
-
-def shown(
-    comparison: Comparison, budget: ChangeBudget, plot: Path | None, labels: tuple[str, str], *, json: bool
-) -> tuple[ComparisonReport, list[str]]:
-    """Print the report, and draw it with `--plot`. Returns the report, and the reasons why it exceeds the budget."""
-    report = comparison.report()
-    reasons = budget.reasons(report)
-    if plot is not None:
-        try:
-            plots.draw(comparison, plot, f"{labels[0]} → {labels[1]}, {report.rows:,} rows", *labels)
-        except OSError as error:
-            raise SetupError(f"--plot {plot}: {error.strerror}") from None
-    if json:
-        document = {"old": labels[0], "new": labels[1], "inside": not reasons, "reasons": reasons}
-        print(msgspec.json.encode(document | msgspec.structs.asdict(report)).decode())
-    else:
-        print("\n".join(table.lines(report, *labels)))
-    return report, reasons
-
-
-def reservation(report: ComparisonReport, budget: ChangeBudget) -> str:
-    """A remark if the confidence interval reaches beyond the budget, so that more rows are needed."""
-    if budget.most_changed is None or report.changed.high <= budget.most_changed:
-        return ""
-    return f", but the interval of the share reaches {report.changed.high:.4%}: compare more rows to be sure"
-
-
-def budget_of(max_changed: str | None, min_cosine: float | None) -> ChangeBudget:
-    """Raises SetupError."""
-    try:
-        share = None if max_changed is None else share_of(max_changed)
-    except ValueError as error:
-        raise SetupError(f"--max-changed: {error}") from None
-    if min_cosine is not None and not -1 <= min_cosine <= 1:
-        raise SetupError("--min-cosine: a cosine is between -1 and 1")
-    return ChangeBudget(share, min_cosine)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,11 +13,14 @@ from foreseen.errors import FarError
 from foreseen.keys.entry import EntryCodec
 from foreseen.keys.key import secret_check, tag_key
 from foreseen.keys.secret import read_secret
+from foreseen.modelspec.row_records import HotRowsHead
 from foreseen.paths import children_file
 from foreseen.proxy.admin.admin import Operators
 from foreseen.proxy.admin.canary_route import add_canary
+from foreseen.proxy.admin.candidate_rows import add_candidate_rows
 from foreseen.proxy.admin.handover_routes import add_handover_routes
 from foreseen.proxy.admin.heartbeat import Heartbeat
+from foreseen.proxy.admin.hot_rows import add_hot_rows
 from foreseen.proxy.admin.purge import Purger, admin_application
 from foreseen.proxy.admin.purge_targets import Targets
 from foreseen.proxy.admin.quota_sync import TenantAccounts
@@ -56,7 +59,7 @@ from foreseen.proxy.predict.counting import AccessLog, RequestCounter
 from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.sampling.row_sampler import HitSamplers
 from foreseen.proxy.predict.sampling.sampled_pipeline import pipeline_of
-from foreseen.proxy.predict.sampling.samplers import auditor_of, shadow_of
+from foreseen.proxy.predict.sampling.samplers import auditor_of, hot_inputs_of, shadow_of
 from foreseen.proxy.predict.serve import Server
 from foreseen.proxy.status_handlers import StatusHandlers
 from foreseen.queue.queue import connect_queue
@@ -140,9 +143,11 @@ class Proxy:
         self.candidate = candidate_of(settings, self.served, freshness_of(settings))
         self.shadow = shadow_of(settings, self.candidate, self.metrics)
         samplers = [one for one in (self.auditor, self.shadow) if one is not None]
+        self.hot = hot_inputs_of(settings, tiers.near, self.metrics)
+        observers = [one for one in (self.auditor, self.shadow, self.hot) if one is not None]
         self.hit_samplers = HitSamplers(samplers)
         more = *bounds, leases, self.accounts.misses
-        self.pipeline = pipeline_of(samplers, tiers, self.served, self.metrics, *more)
+        self.pipeline = pipeline_of(observers, tiers, self.served, self.metrics, *more)
         self.generations = Generations(self.state, self._forget, PurgeMark(self.far, root))
         self.answers = AnswerCache(settings.reply_cache_bytes, tiers.near, self.served, self.generations)
         access_log = AccessLog(settings.access_log_hits, models=self.served)
@@ -161,6 +166,8 @@ class Proxy:
 
     async def _forget(self, keys: Mapping[Key, float] | None) -> None:
         """Purged keys: in all pipelines."""
+        if self.hot is not None:
+            self.hot.forget(keys)
         await self.pipeline.forget(keys)
         if self.canary is not None:
             await self.canary.pipeline.forget(keys)
@@ -200,8 +207,10 @@ class Proxy:
         self.purger = Purger(self.state, tiers)
         self.admin = admin_application(self.purger, self.targets, operators, settings.body_seconds)
         add_handover_routes(self.admin, operators, self.metrics, self.served, settings.body_seconds)
+        add_hot_rows(self.admin, operators, self.hot, self.server, self._hot_rows_head, settings.body_seconds)
         share = None if self.canary is None else self.canary.share
         add_canary(self.admin, operators, share, settings.body_seconds)
+        add_candidate_rows(self.admin, operators, self.server, self.canary, settings.body_seconds)
         return operators
 
     def _build_http(self, tiers: Tiers, operators: Operators) -> None:
@@ -265,15 +274,7 @@ class Proxy:
         parts += [self.heartbeat.beat(), self.generations.follow(), self.targets.follow(), self.keyring.follow()]
         parts += [self.operators.follow(), self.accounts.follow()]
         parts += [part.follow() for part in (self.far, self.tls) if part is not None]
-        if self.auditor is not None:
-            parts.append(self.auditor.audit(self.server, self.purger, self.served))
-        if self.candidate is not None:
-            parts.append(self.candidate.follow())
-        if self.canary is not None:
-            parts.append(self.canary.share.follow())
-        if self.shadow is not None:
-            parts.append(self.shadow.shadow(self.server))
-        watchers = [asyncio.create_task(part) for part in parts]
+        watchers = [asyncio.create_task(part) for part in (*parts, *self._parts_of_changes())]
         try:
             async with asyncio.timeout(STATE_SECONDS):
                 await self.generations.ready.wait()
@@ -302,6 +303,19 @@ class Proxy:
                 await self.traces.close()
             self.server.close()
 
+    def _parts_of_changes(self) -> Iterator[Coroutine[Any, Any, None]]:
+        """What a change of a model has running: docs/changing-models.md."""
+        if self.auditor is not None:
+            yield self.auditor.audit(self.server, self.purger, self.served)
+        if self.hot is not None:
+            yield self.hot.follow(lambda: self.generations.last, self.server.in_generation)
+        if self.candidate is not None:
+            yield self.candidate.follow()
+        if self.canary is not None:
+            yield self.canary.share.follow()
+        if self.shadow is not None:
+            yield self.shadow.shadow(self.server)
+
     def connect(self, manager: Any, **options: Any) -> FastConnection:
         """A connection that answers what it recognises itself."""
         return FastConnection(manager, self.responder, self.heads, self.bodies, **options)
@@ -315,6 +329,10 @@ class Proxy:
     def _children(self) -> list[ChildState]:
         """The supervisor's children, where there is a supervisor: it passes the listening socket."""
         return [] if self.settings.fd is None else read_children(children_file(self.settings.data))
+
+    def _hot_rows_head(self) -> HotRowsHead:
+        workers = sum(child.name.startswith("proxy:") for child in self._children())
+        return HotRowsHead(self.generations.worker, max(1, workers))
 
     def _lost(self) -> list[str]:
         """What does not work at the moment, although predictions are answered."""

@@ -35,7 +35,7 @@ async def _run(settings: WorkerSettings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     # What is fetched goes through the state store, so a near tier of its own would only cost memory.
     proxy = Proxy(
-        replace(settings, near_bytes=0, reply_cache_bytes=0, observe=()),
+        replace(settings, near_bytes=0, reply_cache_bytes=0, observe=(), keep_hot_inputs=0),
         await upstream_for(settings),
         "foreseen-worker",
     )

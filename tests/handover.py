@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from zlib import crc32
 
 import aiohttp
@@ -39,6 +39,7 @@ from tests.rolling import seal_in
 ROWS, EXPONENT = 4_000, 1.1
 HOTTEST = 3_000
 LEAST_RATIO = 0.95
+KEPT_BYTES = 64 * 2**20
 ALL_SECONDS = 120.0
 CLIENTS, PAUSE_SECONDS = 4, 0.004
 
@@ -181,11 +182,12 @@ class ChangedSystem:
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=600)
         return done.returncode, done.stdout + done.stderr
 
-    async def handover(self, *flags: str, max_changed: str = "100%") -> tuple[int, str]:
+    async def handover(self, *flags: str, max_changed: str = "100%", rows: str | None = None) -> tuple[int, str]:
+        """`rows` says which, by default those of the file."""
         to = self.candidate.artifact.digest
         budget = (f"--max-changed={max_changed}", "--no-stand-back", "--yes")
-        name = self.trace.model
-        return await self.foreseen("models", "handover", name, f"--to={to}", f"--file={self.file}", *budget, *flags)
+        which = rows or f"--file={self.file}"
+        return await self.foreseen("models", "handover", self.trace.model, f"--to={to}", which, *budget, *flags)
 
     async def rollback(self) -> tuple[int, str]:
         return await self.foreseen("models", "handover", self.trace.model, "--rollback")
@@ -220,8 +222,9 @@ class ChangedSystem:
         return found
 
 
-async def measured(system: ChangedSystem, seconds: float, settle: float) -> Outcome:
-    """Load for all of: a window, a handover and a window, a rollback and a window, a cold switch and a window."""
+async def measured(system: ChangedSystem, seconds: float, settle: float, rows: str | None = None) -> Outcome:
+    """Load for all of: a window, a handover and a window, a rollback and a window, a cold switch and a window. `rows`
+    says which are handed over, by default those of the file."""
     load = ZipfLoad(system.live.url, system.trace)
     asking = asyncio.create_task(load.run())
     try:
@@ -230,7 +233,7 @@ async def measured(system: ChangedSystem, seconds: float, settle: float) -> Outc
         before = time.monotonic()
         await asyncio.sleep(seconds)
         started = time.monotonic()
-        status, said = await system.handover()
+        status, said = await system.handover(rows=rows)
         assert status == 0, said
         handed = await system.until_changed(old)
         await asyncio.sleep(seconds)
@@ -274,9 +277,12 @@ async def measured(system: ChangedSystem, seconds: float, settle: float) -> Outc
 
 
 @contextlib.contextmanager
-def changed_system(folder: Path, model: str, workers: int = 2) -> Iterator[ChangedSystem]:
+def changed_system(
+    folder: Path, model: str, workers: int = 2, *more_flags: str, stderr: IO[str] | None = None
+) -> Iterator[ChangedSystem]:  # fmt: skip
     """A system whose model has a candidate: another seal of fingerprint, or int8-rowwise beside minilm's fp32."""
-    data, models, flags = folder / "data", folder / "models", [f"--workers={workers}", "--drain-seconds=2"]
+    data, models = folder / "data", folder / "models"
+    flags = [f"--workers={workers}", "--drain-seconds=2", *more_flags]
     given(built_data(model), data)
     if model == "fingerprint":
         first = read_record(data, model)
@@ -289,7 +295,7 @@ def changed_system(folder: Path, model: str, workers: int = 2) -> Iterator[Chang
         candidate, more = read_record(data, model), []
         keep_record(data, candidate)
         write_record(data, build_candidate(find(model, PACKAGED), data, SilentProgress(), "fp32"))
-    with fresh(data, f"--model={model}", *flags, *more) as live:
+    with fresh(data, f"--model={model}", *flags, *more, stderr=stderr) as live:
         yield ChangedSystem(live, trace_of(model), more, candidate)
 
 
@@ -299,11 +305,14 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--settle", type=float, default=30.0)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--hottest", type=int, help="Hand over what the proxies serve most, instead of a file.")
     wanted = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="foreseen-handover-"))
     try:
-        with changed_system(folder, wanted.model, wanted.workers) as system:
-            outcome = asyncio.run(measured(system, wanted.seconds, wanted.settle))
+        keep = () if wanted.hottest is None else (f"--keep-hot-inputs={KEPT_BYTES}",)
+        rows = None if wanted.hottest is None else f"--hottest={wanted.hottest}"
+        with changed_system(folder, wanted.model, wanted.workers, *keep) as system:
+            outcome = asyncio.run(measured(system, wanted.seconds, wanted.settle, rows))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print("\n".join(outcome.lines()))

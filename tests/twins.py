@@ -40,6 +40,7 @@ from foreseen.proxy.predict.counting import AccessLog, RequestCounter
 from foreseen.proxy.predict.observe import Observer
 from foreseen.proxy.predict.pending_request import PendingRequest
 from foreseen.proxy.predict.response_bytes import Reply, reply_head
+from foreseen.proxy.predict.sampling.hot_inputs import HotInputs
 from foreseen.proxy.predict.sampling.row_sampler import HitSamplers, RowSampler
 from foreseen.proxy.predict.sampling.sampled_pipeline import pipeline_of
 from foreseen.proxy.predict.serve import Server
@@ -119,7 +120,7 @@ class Twin:
         self, manifest: Manifest, clock: Clock, *, templates: bool, lone: bool = True,
         assets: Mapping[str, bytes] | None = None, freshness: Policy | None = None, observed: bool = False,
         far: bool = False, near_bytes: int = 10**7,
-        sample: Callable[[ProxyMetrics], RowSampler] | None = None,
+        sample: Callable[[ProxyMetrics], RowSampler] | None = None, hot_bytes: int = 0,
     ) -> None:  # fmt: skip
         self.model = HashModel(manifest, assets or {}, freshness or Policy(1000.0), clock)
         self.metrics = ProxyMetrics()
@@ -129,7 +130,10 @@ class Twin:
                       metrics=self.metrics, clock=clock)  # fmt: skip
         served = {manifest.name: cast(ServedModel, self.model)}
         self.samplers = [] if sample is None else [sample(self.metrics)]
-        self.pipeline = pipeline_of(self.samplers, tiers, served, self.metrics, 10_000)
+        self.hot = HotInputs(hot_bytes, self.near, self.metrics)
+        self.pipeline = pipeline_of(
+            [*self.samplers, *([self.hot] if hot_bytes else [])], tiers, served, self.metrics, 10_000
+        )
         if not lone:
             self.pipeline.lone.suits = lambda _: False  # type: ignore[method-assign]
         self.purges = Generations(None, self.pipeline.forget)
@@ -148,9 +152,7 @@ class Twin:
             self._count_answers()
         else:
             self.server.templates.answer = lambda *_: None  # type: ignore[method-assign]
-        self.responder = Responder(
-            served=served, server=self.server, cache=self.cache, clock=clock
-        )
+        self.responder = Responder(served=served, server=self.server, cache=self.cache, clock=clock)
         HitSamplers(self.samplers).attach(self.responder)
 
     def _count_answers(self) -> None:

@@ -33,13 +33,13 @@ class AdminConnection(http.client.HTTPConnection):
 
 
 def ask_operators(
-    connection: http.client.HTTPConnection, where: object, token: Path, path: str, body: dict[str, Any]
+    connection: http.client.HTTPConnection, where: object, token: Path, path: str, body: dict[str, Any] | bytes
 ) -> tuple[int, bytes]:
     """Status and body of the answer of one worker; closes the connection. Raises SetupError where none answers."""
     key = read_secret(token, "admin token").decode()
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     try:
-        connection.request("POST", path, orjson.dumps(body), headers)
+        connection.request("POST", path, body if isinstance(body, bytes) else orjson.dumps(body), headers)
         reply = connection.getresponse()
         return reply.status, reply.read()
     except (OSError, http.client.HTTPException) as error:
@@ -48,8 +48,8 @@ def ask_operators(
         connection.close()
 
 
-def ask_own_operators(data: Path, path: str, body: dict[str, Any], seconds: float) -> tuple[int, bytes]:
-    """The same of a proxy of a data directory on this machine."""
+def ask_own_operators(data: Path, path: str, body: dict[str, Any] | bytes, seconds: float) -> tuple[int, bytes]:
+    """The same of a proxy of a data directory on this machine. Bytes are sent as they are."""
     return ask_operators(AdminConnection(data, seconds), admin_socket(data), data / "admin-token", path, body)
 
 

@@ -21,6 +21,13 @@ class ChangeSettings(StoreSettings):
         float,
         Parameter(help="Maximum rows per second that one worker audits. More are dropped and counted.", show=False),
     ] = 5.0
+    keep_hot_inputs: Annotated[
+        int,
+        Parameter(
+            help="Memory of each worker for the inputs that it serves most, in bytes, for `models handover --hottest`; "
+            "0: none are kept."
+        ),
+    ] = 0
     candidate: Annotated[
         str | None,
         Parameter(

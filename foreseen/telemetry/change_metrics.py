@@ -14,6 +14,10 @@ CHANGE_METRICS: dict[str, Spec] = {
         "changed, failed.",
         labels=("model", "outcome"),
     ),
+    "hot_rows": GaugeSpec(
+        "foreseen_hot_input_rows", "Rows whose inputs --keep-hot-inputs keeps, of all workers.", "livesum"
+    ),
+    "hot_bytes": GaugeSpec("foreseen_hot_input_bytes", "Memory that the kept inputs take, of all workers.", "livesum"),
     "audited": CounterSpec(
         "foreseen_audit_rows",
         "Hit rows drawn by --audit, by outcome: equal, different (the entry was removed), not-comparable (the model "

@@ -60,6 +60,8 @@ class ProxyMetrics:
     observed_seconds: CachedChildren[Counter]
     audited: CachedChildren[Counter]
     handed_over: CachedChildren[Counter]
+    hot_rows: Gauge
+    hot_bytes: Gauge
     audit_distinct: CachedChildren[Gauge]
     audit_unrepeatable: CachedChildren[Gauge]
     shadowed: CachedChildren[Counter]

@@ -1,6 +1,6 @@
 """`foreseen models handover`: fills the new model's key space beside the old one, compares, then switches.
 
-    rows       of files
+    rows       of files and of what proxies serve most
     fill       the candidate computes them into its own space, on idle cores
     compare    with the old answers: far's entries, or the running process
     switch     the record is renamed into place; the supervisor replaces the process
@@ -10,7 +10,8 @@ The old space stays as it is, so that a rollback finds it warm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -25,11 +26,15 @@ from foreseen.models.change.side import digest_at
 from foreseen.modelspec.artifact import read_record
 from foreseen.operate.started import settings_at
 from foreseen.settings import WarmSettings
-from foreseen.types import Key, Prediction, Row
+from foreseen.types import Key, Prediction, Row, Scope
 from foreseen.warm.plan import Plan
 from foreseen.warm.read.files import files_of
 from foreseen.warm.run.resolve import plan_of
 from foreseen.warm.run.warmer import Warmer
+
+PIECE_ROWS = 2048
+CANDIDATE_SECONDS = 10.0
+"""How long a candidate that is away is waited for: nothing starts it again."""
 
 PreparedRow = tuple[Row, bytes]
 """A row with its parameters."""
@@ -47,6 +52,8 @@ class HandoverRows(Struct, frozen=True, kw_only=True):
     """Which rows are handed over."""
 
     files: tuple[str, ...] = ()
+    hottest: Sequence[tuple[Scope, Row, bytes]] = ()
+    """What proxies serve most, the hottest first."""
     tenant: str | None = None
     """The tenant for whom the entries are written."""
 
@@ -56,17 +63,18 @@ class SpaceFill:
 
     def __init__(self, old: Plan, new: Plan, comparison: Comparison, report: Callable[[RowCounts], None]) -> None:
         """`report` is called with the rows that were handed over since its last call."""
-        self._plan, self._comparison, self._report = old, comparison, report
-        self._old, self._new = Warmer(old), Warmer(new)
+        self._old, self._new, self._comparison, self._report = old, new, comparison, report
+        self._open: dict[Scope, tuple[Warmer, Warmer]] = {}
 
     def close(self) -> None:
-        for warmer in (self._old, self._new):
-            warmer.close()
+        for pair in self._open.values():
+            for warmer in pair:
+                warmer.close()
 
-    def add(self, rows: Sequence[PreparedRow]) -> None:
-        """Rows with their parameters. Raises SetupError where the candidate, the model or Redis is away for too
-        long."""
-        old, new = self._old, self._new
+    def add(self, scope: Scope, rows: Sequence[PreparedRow]) -> None:
+        """Rows of one scope with their parameters. Raises SetupError where the candidate, the model or Redis is away
+        for too long."""
+        old, new = self._warmers(scope)
         known, fresh = old.ready_rows(rows), new.ready_rows(rows)
         warmed = new.warm_ready(fresh)
         answers = old.answers(known)
@@ -94,16 +102,29 @@ class SpaceFill:
 
     def of_files(self, rows: HandoverRows) -> None:
         """The rows of files, in pieces. Raises SetupError."""
-        old = self._old
+        scope = self._old.scope
+        old, _ = self._warmers(scope)
         old.open()
-        for batch in batches(files_of(rows.files), [self._plan]):
+        for batch in batches(files_of(rows.files), [self._old]):
             ready = old.ready(batch)
             assert ready is not None
             if ready.waiters:
-                self.add(list(ready.waiters.values()))
+                self.add(scope, list(ready.waiters.values()))
             if ready.warmed.reasons:
                 self._comparison.failed_old += len(ready.warmed.reasons)
                 self._report(RowCounts(failed=len(ready.warmed.reasons)))
+
+    def of_hottest(self, rows: HandoverRows) -> None:
+        """What proxies serve most, each row in the space of its own tenant."""
+        for scope, group in _by_scope(rows.hottest):
+            for at in range(0, len(group), PIECE_ROWS):
+                self.add(scope, group[at : at + PIECE_ROWS])
+
+    def _warmers(self, scope: Scope) -> tuple[Warmer, Warmer]:
+        if scope not in self._open:
+            old, new = (structs.replace(plan, scope=scope) for plan in (self._old, self._new))
+            self._open[scope] = Warmer(old), Warmer(new)
+        return self._open[scope]
 
 
 class FilledSpace(Struct, frozen=True):
@@ -135,10 +156,13 @@ def filled(
         digest = digest_at(address, manifest.name)
         if digest == old.digest:
             raise SetupError(f"{chosen.label} runs already: there is nothing to hand over")
-        new = structs.replace(old, digest=digest, model=address)
+        new = structs.replace(old, digest=digest, model=address, patience_seconds=CANDIDATE_SECONDS)
         comparison = options.comparison(manifest)
         with closing(SpaceFill(old, new, comparison, report)) as fill:
-            fill.of_files(rows)
+            if rows.hottest:
+                fill.of_hottest(rows)
+            if rows.files:
+                fill.of_files(rows)
     return FilledSpace(comparison, NamedArtifact(manifest, now).label)
 
 
@@ -150,3 +174,9 @@ def settings_of(
     return settings_at(
         data, WarmSettings, model=name, map=options.columns, tenant=rows.tenant, **given, **more
     )  # fmt: skip
+
+
+def _by_scope(rows: Sequence[tuple[Scope, Row, bytes]]) -> Iterator[tuple[Scope, list[PreparedRow]]]:
+    ordered = sorted(rows, key=lambda row: row[0])  # stable: the hottest of a scope stay first
+    for scope, group in itertools.groupby(ordered, key=lambda row: row[0]):
+        yield scope, [(row, parameters) for _, row, parameters in group]

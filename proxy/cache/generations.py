@@ -100,11 +100,11 @@ class Generations:
                     log.warning("state store: reachable again")
                 self.reachable = True
                 while not self._leaving:
-                    purges = await self._state.next(self._last)
+                    purges = await self._state.next(self.last)
                     if purges:
                         await self._apply(purges)
                         await self._note()
-                        await self._state.confirm(self.worker, self._last)
+                        await self._state.confirm(self.worker, self.last)
                     elif await self._is_apart(self._state):
                         break
             except StateUnavailable:
@@ -124,37 +124,38 @@ class Generations:
             await self._state.close()
 
     @property
-    def _last(self) -> int:
+    def last(self) -> int:
+        """The generation of the last purge that this worker knows."""
         return self._known.get("last", 0)
 
     async def _is_apart(self, state: State) -> bool:
         """Whether the store, or the mark in the cache, has another last purge than this worker: one of them was rolled
         back, or lost it."""
         marked = await self._note()
-        return marked > self._last or await state.last() != self._last
+        return marked > self.last or await state.last() != self.last
 
     async def _note(self) -> int:
         """Raise the mark to the generation that this worker knows. Returns the previous mark, 0 if it cannot be
         read."""
         marked = None if self._mark is None else await self._mark.read()
-        if self._mark is not None and marked is not None and marked < self._last:
-            await self._mark.raise_to(self._last)
+        if self._mark is not None and marked is not None and marked < self.last:
+            await self._mark.raise_to(self.last)
         return marked or 0
 
     async def _catch_up(self, state: State) -> None:
         """Register, then read: a purge that is made in between waits for this worker."""
         await state.register(self.worker)
         before = await state.last()
-        if before < self._last:
+        if before < self.last:
             keys = sorted((generation, key.hex()) for key, generation in self._purged_keys.items())
             await state.log_again([one for one in keys if one[0] > before])
         await state.raise_to(self._known)
         marked = await self._note()
         generations = await state.begun(marked)
-        if marked > max(before, self._last):
+        if marked > max(before, self.last):
             log.error("state store: acknowledged purges lost; the whole cache counts as purged")
-        purges = await state.since(self._last)
-        newest = purges[-1].generation if purges else self._last
+        purges = await state.since(self.last)
+        newest = purges[-1].generation if purges else self.last
         if self.ready.is_set() and (len(purges) >= KEPT_PURGES or newest < generations.get("last", 0)):
             await self._forget(None)  # the log is not whole: a key's purge may be missing
         await self._apply(purges)
@@ -163,7 +164,7 @@ class Generations:
         self.worked_out.clear()
         await self._note()
         self.ready.set()
-        await state.confirm(self.worker, self._last)
+        await state.confirm(self.worker, self.last)
 
     async def _apply(self, purges: Sequence[Purge]) -> None:
         if any(purge.kind != "key" for purge in purges):
@@ -182,7 +183,7 @@ class Generations:
         if keys:
             await self._forget({key: max(now, generation / 1e6) for key, generation in keys.items()})
         if purges:
-            self._known["last"] = max(self._last, purges[-1].generation)
+            self._known["last"] = max(self.last, purges[-1].generation)
 
 
 def worker_name() -> str:

@@ -66,6 +66,11 @@ class Near:
         slot = self._small.get(key) or self._main.get(key)
         return None if slot is None else slot.prediction
 
+    def uses(self, key: Key) -> int | None:
+        """How often a key was used lately, up to `MAX_FREQUENCY`; None where it is not there. Counts as no use."""
+        slot = self._small.get(key) or self._main.get(key)
+        return None if slot is None else slot.frequency
+
     def entries(self, keys: Iterable[Key]) -> list[NearEntry] | None:
         """The entries of these keys, fresh or not, without counting as a use; None where one is missing."""
         small, main = self._small.get, self._main.get

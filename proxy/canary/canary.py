@@ -10,7 +10,7 @@ from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.lease import Leases
 from foreseen.proxy.canary.canary_responder import CanaryResponder
 from foreseen.proxy.canary.canary_share import CanaryShare
-from foreseen.proxy.canary.candidate import ProcessCandidate, ServerCandidate
+from foreseen.proxy.canary.candidate import ProcessCandidate, ServerCandidate, address_of
 from foreseen.proxy.canary.candidate_server import WithCandidate, candidate_server
 from foreseen.proxy.fastpath.responder import Responder
 from foreseen.proxy.predict.serve import Server
@@ -32,16 +32,17 @@ class Canary:
         except ValueError as error:
             raise SetupError(f"--canary: {error}") from None
         metrics = live.metrics
+        self.address = address_of(settings.candidate or "").address
         self.share = CanaryShare(candidate.model, settings.candidate or "", given, settings.data, metrics)
         self._models = WithCandidate(served, candidate)
         leases = Leases(far, metrics, settings.lease_ms / 1000)
-        self._server, self._cache = candidate_server(settings, live, self._models, leases)
-        self.pipeline = self._server.pipeline
+        self.server, self._cache = candidate_server(settings, live, self._models, leases)
+        self.pipeline = self.server.pipeline
 
     def responder(self, **parts: Any) -> Responder:
         """The responder of the process; `parts` are those of every responder."""
-        own = {**parts, "served": self._models, "server": self._server, "cache": self._cache}
-        return CanaryResponder(Responder(**own), self.share, self._server.metrics, **parts)
+        own = {**parts, "served": self._models, "server": self.server, "cache": self._cache}
+        return CanaryResponder(Responder(**own), self.share, self.server.metrics, **parts)
 
 
 def canary_of(

@@ -136,12 +136,12 @@ def test_the_names_of_commands_without_a_class_are_those_of_their_functions() ->
 
 
 @pytest.mark.processes
-def test_the_help_shows_at_most_53_flags_of_a_proxy() -> None:
+def test_the_help_shows_at_most_54_flags_of_a_proxy() -> None:
     """Every `--word` counts, also `--no-…`; what only the supervisor gives is not among them."""
     shown = set(re.findall(r"--[a-z][a-z-]+", run("proxy", "--help", COLUMNS="300").stdout))
     # 45, and --grpc-port, --keys-file, --tls-cert, --tls-key, --tls-client-ca, --upstream-pass-authorization,
-    # --audit, --candidate, --shadow, --canary
-    assert len(shown) <= 53
+    # --audit, --candidate, --shadow, --canary, --keep-hot-inputs
+    assert len(shown) <= 54
     assert not shown & {f"--{name.replace('_', '-')}" for name in INTERNAL}
     assert parsed("proxy", "--slot=3", "--fd=7").slot == 3
 

@@ -79,6 +79,10 @@ RUN = {
         "foreseen models handover minilm --to int8-rowwise --file hottest.parquet --min-cosine 0.99 --max-changed 1% "
         "--yes"
     ): "stories/test_97_handover.py::test_a_handover_under_load_keeps_the_cache_warm",
+    "foreseen up --keep-hot-inputs 67108864": "stories/test_97_handover.py::test_the_hottest_rows_need_no_file",
+    (
+        "foreseen models handover minilm --to int8-rowwise --hottest 100000 --min-cosine 0.99 --max-changed 1% --yes"
+    ): "stories/test_97_handover.py::test_the_hottest_rows_need_no_file",
     "foreseen models handover minilm --rollback": (
         "stories/test_97_handover.py::test_a_handover_under_load_keeps_the_cache_warm"
     ),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import grpc
 import pytest
 
 from foreseen.errors import SetupError
@@ -19,6 +20,7 @@ from foreseen.operate.scrape import parse
 from foreseen.proxy.canary.canary_share import CanaryShare, place_of
 from foreseen.telemetry.metrics import ProxyMetrics
 from tests.foreign import Foreign, Front, fronted, listening
+from tests.grpc_calls import grpc_front
 from tests.proxy.predict.test_shadow import until
 from tests.questions import ask_fingerprint, fingerprint, numbers
 from tests.stories.test_91_tenants import hashed, key_of
@@ -203,3 +205,35 @@ foreseen_canary_requests_total{code="200",model="m",side="candidate"} 9.0
 foreseen_canary_requests_total{code="503",model="m",side="candidate"} 1.0
 foreseen_canary_request_duration_seconds_sum{model="m",side="live"} 0.18
 """
+
+
+async def test_callers_of_grpc_are_answered_by_their_own_side(tmp_path: Path) -> None:
+    """Forty tenants, by both forms of contents, each twice: every one is answered by one side, which is the one
+    that answers it over HTTP, and each side computes a row once. Promoted, the candidate answers all."""
+    data, candidate = tmp_path / "d", another()
+    more = {"candidate_digest": "2", "upstream_probe": False, "keys_file": tenants(data), "canary": "40%"}
+    async with (
+        listening(candidate.application()) as other,
+        grpc_front(data, Foreign().application(), candidate=other, **more) as asked,
+    ):
+        found, canary = asked.front.proxy.candidate, asked.front.proxy.canary
+        assert found is not None
+        assert canary is not None
+        await until(lambda: (served := found.served) is not None and served.ready)
+
+        async def side(caller: int, seed: int, *, raw: bool) -> str:
+            reply = await asked.client.infer(numbers(seed), raw=raw, x_api_key=key_of(f"t{caller}")["X-API-Key"])
+            assert reply.code is grpc.StatusCode.OK, reply.details
+            assert reply.rows in ([OTHER[0]], [fingerprint(numbers(seed))])
+            return "candidate" if reply.rows == [OTHER[0]] else "live"
+
+        sides: list[str] = []
+        for caller in range(1, 41):
+            mine = {await side(caller, seed, raw=raw) for seed in (1, 2, 3) for raw in (True, False) for _ in range(2)}
+            assert len(mine) == 1, caller
+            sides += mine
+        assert 5 <= sides.count("candidate") <= 28
+        assert sides == await Callers(asked.front).sides(range(1, 4))
+        assert [candidate.rows_like(numbers(seed)) for seed in (1, 2, 3)] == [1, 1, 1]
+        canary.share.set(1.0)
+        assert {await side(caller, 1, raw=True) for caller in range(1, 41)} == {"candidate"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from foreseen.modelspec.artifact import read_record
-from tests.handover import changed_system, measured
+from tests.handover import KEPT_BYTES, changed_system, measured
 
 pytestmark = [pytest.mark.processes, pytest.mark.long]
 
@@ -23,6 +23,17 @@ async def test_a_handover_under_load_keeps_the_cache_warm(tmp_path: Path) -> Non
     assert (outcome.strange, outcome.late) == (0, 0), report
     assert outcome.ratio >= 0.95, report
     assert outcome.rollback_ratio >= 0.95, report
+    assert outcome.cold.hits < outcome.after.hits, report
+
+
+async def test_the_hottest_rows_need_no_file(tmp_path: Path) -> None:
+    """The same, with the rows that the two workers keep themselves."""
+    with changed_system(tmp_path, "fingerprint", 2, f"--keep-hot-inputs={KEPT_BYTES}") as system:
+        outcome = await measured(system, seconds=3.0, settle=4.0, rows="--hottest=100000")
+    report = "\n".join(outcome.lines())
+    assert not outcome.failures, report
+    assert (outcome.strange, outcome.late) == (0, 0), report
+    assert outcome.ratio >= 0.95, report
     assert outcome.cold.hits < outcome.after.hits, report
 
 

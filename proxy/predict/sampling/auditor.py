@@ -1,6 +1,6 @@
 """The audit of hits: rows that a cache answered are computed again in the background, and compared.
 
-draw      rows of hits, uniformly (`row_sampler.py`); while the cap is reached, hits of the fast way are only counted
+draw      rows of hits, uniformly (`row_sampler.py`); while the cap is reached, hits of the fast path are only counted
 compute   one row at a time, in the background lane, by the model in force
 compare   bit for bit, or within what the model declares (`same_answer.py`)
 remove    an entry that differs goes from every near and from far, and its key is logged
@@ -60,7 +60,7 @@ class Auditor(RowSampler):
         self._remover: EntryRemover
         self._rows_at_pause: dict[str, int] = {}
         self._offered: Counter[str] = Counter()
-        """Rows of the normal way during a pause, by model."""
+        """Rows of the normal path during a pause, by model."""
 
     async def audit(self, server: Server, remover: EntryRemover, models: Iterable[str] = ()) -> None:
         """Audit what is drawn, for ever."""
@@ -79,7 +79,7 @@ class Auditor(RowSampler):
         self._metrics.audit_distinct.labels(model)
         self._metrics.audit_unrepeatable.labels(model)
 
-    # While the cap is reached, what is drawn is dropped. Hits of the fast way need not be offered for that: those that
+    # While the cap is reached, what is drawn is dropped. Hits of the fast path need not be offered for that: those that
     # pass are counted already, and the number drawn among them has a binomial distribution. Draws have no memory, so
     # what is drawn afterwards is as if every row had been offered.
 

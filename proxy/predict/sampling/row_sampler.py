@@ -74,7 +74,7 @@ class RowSampler(ABC):
         self._waiting: asyncio.Queue[Drawn] = asyncio.Queue(WAITING_ROWS)
         self._bytes = self._under_way = 0
         self.paused = False
-        """Whether hits of the fast way are not offered: `switched` is called when that changes."""
+        """Whether hits of the fast path are not offered: `switched` is called when that changes."""
         self.switched: Callable[[], None] = _nothing
         self._server: Server
 
@@ -223,7 +223,7 @@ class OffersHits(Protocol):
 
 
 class HitSamplers:
-    """Those samplers that the responder offers hits of the fast way to: all that draw hits and are not paused."""
+    """Those samplers that the responder offers hits of the fast path to: all that draw hits and are not paused."""
 
     def __init__(self, samplers: Iterable[RowSampler]) -> None:
         self._samplers = [sampler for sampler in samplers if sampler.hits]

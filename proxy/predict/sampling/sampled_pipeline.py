@@ -1,19 +1,30 @@
-"""A pipeline that offers the rows it answers to samplers. Without samplers it is not used."""
+"""A pipeline that offers the rows it answers to samplers and to `hot_inputs.py`. Without these it is not used."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.cache.look_result import LookResult
 from foreseen.proxy.cache.waits import Wait
 from foreseen.proxy.predict.pipeline import Pipeline
-from foreseen.proxy.predict.sampling.row_sampler import RowSampler
 from foreseen.types import Answer, Key, Question
 
 
-def pipeline_of(samplers: Sequence[RowSampler], tiers: Any, served: Mapping[str, ServedModel], *parts: Any) -> Pipeline:
+class RowObserver(Protocol):
+    """What is offered the rows of questions."""
+
+    def offer_rows(
+        self, served: ServedModel, question: Question, keys: Sequence[Key], looked: LookResult,
+        waits: Mapping[Key, Wait],
+    ) -> None: ...  # fmt: skip
+    def offer_bypassed(self, served: ServedModel, question: Question, answers: Sequence[Answer]) -> None: ...
+
+
+def pipeline_of(
+    samplers: Sequence[RowObserver], tiers: Any, served: Mapping[str, ServedModel], *parts: Any
+) -> Pipeline:
     """The pipeline of a process; `parts` are those of every pipeline."""
     return SampledPipeline(samplers, tiers, served, *parts) if samplers else Pipeline(tiers, served, *parts)
 
@@ -22,7 +33,7 @@ class SampledPipeline(Pipeline):
     """Each sampler draws among all rows that are asked for, and leaves out those that are not of its kind."""
 
     def __init__(
-        self, samplers: Sequence[RowSampler], tiers: Any, served: Mapping[str, ServedModel], *parts: Any
+        self, samplers: Sequence[RowObserver], tiers: Any, served: Mapping[str, ServedModel], *parts: Any
     ) -> None:  # fmt: skip
         super().__init__(tiers, served, *parts)
         self._samplers, self._served = samplers, served

@@ -1,12 +1,15 @@
-"""The settings → what samples the rows that a process answers: the audit of hits, shadow traffic. Raises SetupError."""
+"""The settings → what samples or keeps the rows that a process answers: the audit of hits, shadow traffic, the hottest
+inputs. Raises SetupError."""
 
 from __future__ import annotations
 
 import time
 
 from foreseen.errors import SetupError
+from foreseen.proxy.cache.near import Near
 from foreseen.proxy.predict.sampling.auditor import Auditor
 from foreseen.proxy.predict.sampling.draws import Draws, RowBudget
+from foreseen.proxy.predict.sampling.hot_inputs import HotInputs
 from foreseen.proxy.predict.sampling.shadow import CandidateModel, Shadow, ShadowEnd
 from foreseen.settings import ProxySettings
 from foreseen.telemetry.metrics import ProxyMetrics
@@ -36,6 +39,13 @@ def shadow_of(settings: ProxySettings, candidate: CandidateModel | None, metrics
         raise SetupError("--shadow: needs --candidate")
     end = ShadowEnd(settings.shadow_rows, width)
     return Shadow(candidate, metrics, Draws(share), budget, end, hits=settings.shadow_hits)
+
+
+def hot_inputs_of(settings: ProxySettings, near: Near, metrics: ProxyMetrics) -> HotInputs | None:
+    """The inputs that are kept; None where there is no memory for them."""
+    if settings.keep_hot_inputs < 0:
+        raise SetupError(f"--keep-hot-inputs {settings.keep_hot_inputs}: bytes, at least 0")
+    return HotInputs(settings.keep_hot_inputs, near, metrics) if settings.keep_hot_inputs else None
 
 
 def _share(flag: str, text: str) -> float:

@@ -210,8 +210,8 @@ async def test_what_the_cap_drops_is_counted() -> None:
 
 
 async def test_no_hit_is_offered_while_the_cap_is_reached() -> None:
-    """The fast way asks nothing then; what would have been drawn is counted as dropped when there is room again, and
-    rows of the normal way are counted once. A share of all: so the numbers are exact."""
+    """The fast path asks nothing then; what would have been drawn is counted as dropped when there is room again, and
+    rows of the normal path are counted once. A share of all: so the numbers are exact."""
     clock = Clock()
     audited = Audited(rate=5.0, clock=clock, templates=True)
     responder = audited.twin.responder
@@ -220,8 +220,8 @@ async def test_no_hit_is_offered_while_the_cap_is_reached() -> None:
         assert responder.sampled is audited.auditor
         await audited.ask(1, 2, 3, times=2)  # five of six
         assert responder.sampled is None
-        await audited.ask(1, 2, 3, times=10)  # the fast way: 30
-        await audited.ask(3, 2, name="a")  # by a template, or the normal way: 2
+        await audited.ask(1, 2, 3, times=10)  # the fast path: 30
+        await audited.ask(3, 2, name="a")  # by a template, or the normal path: 2
         await audited.ask(4, times=2)  # computed, and a hit: 1
         clock.now += 1
         async with asyncio.timeout(20):
