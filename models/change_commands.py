@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 Files = Annotated[
     tuple[str, ...], Parameter(name="--file", help="File of rows (Parquet, CSV, JSONL, …), as for `warm`.", negative="")
 ]
+Hottest = Annotated[
+    int, Parameter(help="Maximum number of the rows that proxies serve most (--keep-hot-inputs); 0: none.")
+]
+To = Annotated[
+    str | None, Parameter(help="A precision (built if missing), an artifact's digest, or the address of --candidate.")
+]
 Columns = Annotated[
     tuple[str, ...], Parameter(name="--map", help="COLUMN=INPUT, if the names differ; may be repeated.", negative="")
 ]
@@ -113,14 +119,11 @@ def needs_batch_files(command: str) -> None:
 def handover(
     name: str,
     *,
-    to: Annotated[
-        str | None,
-        Parameter(help="A precision (built if missing), an artifact's digest, or the address of --candidate."),
-    ] = None,
+    to: To = None,
     rollback: Annotated[
         bool, Parameter(help="Restore the artifact that was in force before the last handover.", negative="")
     ] = False,
-    hottest: Annotated[int, Parameter(help="Maximum number of the rows that proxies serve most (--keep-hot-inputs); 0: none.")] = 0,
+    hottest: Hottest = 0,
     file: Files = (),
     map: Columns = (),  # noqa: A002 - the flag's name
     tenant: Annotated[str | None, Parameter(help="The tenant for whom the rows' entries are written.")] = None,

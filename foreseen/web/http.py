@@ -49,8 +49,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 log = structlog.get_logger()
 
 
-async def read_body(request: web.Request, seconds: float) -> bytes:
-    """The whole body, decoded. The limit on its size, also its decoded one, is the application's `client_max_size`.
+async def read_body(request: web.Request, seconds: float, limit: int | None = None) -> bytes:
+    """The whole body, decoded. The limit on its size, also its decoded one, is by default the application's
+    `client_max_size`.
 
     Raises UnsupportedCoding, TooLarge, BodyTimeout (aiohttp closes slow headers but never slow bodies), BadRequest.
     """
@@ -61,7 +62,7 @@ async def read_body(request: web.Request, seconds: float) -> bytes:
             f"Content-Encoding: {coding[:32]!r} is not supported; send gzip, deflate or none",
             headers={"Accept-Encoding": "gzip, deflate"},
         )
-    limit = _limit(request)
+    limit = limit or _limit(request)
     if (request.content_length or 0) > limit:  # refused before it is read
         raise too_large(limit)
     if request.headers.get("Transfer-Encoding", "chunked").strip().lower() != "chunked":

@@ -18,7 +18,7 @@ from foreseen.models.change.hottest import HottestRows, reason_of
 from foreseen.modelspec.row_records import RowRecord, TwoAnswers, record_of
 from foreseen.operate.admin_client import ask_own_operators
 
-PIECE_ROWS = 256
+PIECE_ROWS, PIECE_BYTES = 256, 8 * 2**20
 PIECE_SECONDS = 180.0
 SWITCH_SECONDS = 30.0
 SCHEMES = ("http://", "https://", "grpc://", "unix:")
@@ -53,8 +53,17 @@ def switch(data: Path, share: float) -> None:
 
 
 def _pieces(hot: HottestRows) -> Iterator[Sequence[RowRecord]]:
-    for at in range(0, len(hot.rows), PIECE_ROWS):
-        yield [record_of(scope, row, parameters, 0) for scope, row, parameters in hot.rows[at : at + PIECE_ROWS]]
+    piece: list[RowRecord] = []
+    size = 0
+    for scope, row, parameters in hot.rows:
+        record = record_of(scope, row, parameters, 0)
+        piece.append(record)
+        size += sum(len(tensor.data) for tensor in record.tensors)
+        if len(piece) == PIECE_ROWS or size > PIECE_BYTES:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
 
 
 def _added(comparison: Comparison, pairs: Sequence[TwoAnswers]) -> RowCounts:

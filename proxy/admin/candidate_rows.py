@@ -22,7 +22,7 @@ from foreseen.types import Key, Prediction, Question, RequestOptions, Scope
 from foreseen.web.http import read_body
 
 ANSWER_SECONDS = 60.0
-MOST_ROWS = 1024
+MOST_ROWS, MOST_BYTES = 1024, 64 * 2**20
 """Of one request."""
 
 
@@ -46,7 +46,7 @@ def add_candidate_rows(
         if request.remote:
             raise BadRequest("inputs come to a proxy by its unix socket only, not by --admin-port")
         try:
-            asked = msgspec.msgpack.decode(await read_body(request, body_seconds), type=CandidateRows)
+            asked = msgspec.msgpack.decode(await read_body(request, body_seconds, MOST_BYTES), type=CandidateRows)
         except msgspec.DecodeError as error:
             raise BadRequest(f"body: {error}") from None
         if len(asked.rows) > MOST_ROWS:

@@ -95,7 +95,6 @@ class ServerCandidate:
             upstream_key_file=settings.candidate_key_file,
             upstream_pass_authorization=False,
             upstream_digest=settings.candidate_digest,
-            upstream_probe=False,
         )
         self.model = model
         self._live, self._name, self._refused = served, served_name(name), False
@@ -108,10 +107,13 @@ class ServerCandidate:
 
     @property
     def served(self) -> ServedModel | None:
-        """None also where it takes or gives other tensors than the model in force."""
+        """None also where it takes or gives other tensors than the model in force; and where the probe of one of them
+        has not ended yet, or rows of one are independent and of the other are not: then their rows differ."""
         found, live = self.found.get(self._name), self._live.get(self.model)
-        if found is None or live is None or found.manifest.model == live.manifest.model:
+        if found is None or live is None:
             return found
+        if found.manifest.model == live.manifest.model:
+            return found if found.manifest.rows == live.manifest.rows else None
         if not self._refused:
             self._refused = True
             log.error("candidate: its inputs or outputs differ from the model in force", model=self.model)

@@ -83,6 +83,14 @@ RUN = {
     (
         "foreseen models handover minilm --to int8-rowwise --hottest 100000 --min-cosine 0.99 --max-changed 1% --yes"
     ): "stories/test_97_handover.py::test_the_hottest_rows_need_no_file",
+    (
+        "foreseen up --upstream http://old:8000 --candidate embedder=http://new:8000 --canary 0% "
+        "--keep-hot-inputs 67108864"
+    ): "stories/test_97_handover_to_a_server.py::test_the_hottest_rows_are_there_when_the_other_server_answers",
+    (
+        "foreseen models handover embedder --to http://new:8000 --hottest 100000 --min-cosine 0.99 "
+        "--max-changed 1% --yes"
+    ): "stories/test_97_handover_to_a_server.py::test_the_hottest_rows_are_there_when_the_other_server_answers",
     "foreseen models handover minilm --rollback": (
         "stories/test_97_handover.py::test_a_handover_under_load_keeps_the_cache_warm"
     ),

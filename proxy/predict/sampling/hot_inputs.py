@@ -50,6 +50,7 @@ class HotInputs:
         self._near, self._metrics = near, metrics
         self._rows: OrderedDict[Key, HotRow] = OrderedDict()
         self._purges = 0
+        self._in_generation: Callable[[Space], Space] = lambda space: space
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -79,7 +80,9 @@ class HotInputs:
 
     def _resolved(self, question: Question, key: Key, at: int, purges: int, future: asyncio.Future[Answer]) -> None:
         """A flight has ended. After a purge meanwhile its row is not kept."""
-        if not future.cancelled() and future.exception() is None and purges == self._purges and key not in self._rows:
+        if future.cancelled() or future.exception() is not None or key in self._rows:
+            return
+        if purges == self._purges and self._in_generation(question.space) == question.space:
             self._add(question, key, question.rows[at])
 
     def _add(self, question: Question, key: Key, row: Row) -> None:
@@ -109,11 +112,11 @@ class HotInputs:
     async def follow(self, purged: Callable[[], int], in_generation: Callable[[Space], Space]) -> None:
         """Drop the rows of purged spaces, and set the metrics, for ever. `purged` is the last purge, and
         `in_generation` the same space after it."""
-        swept = purged()
+        self._in_generation, swept = in_generation, purged()
         while True:
             last = purged()
             if last != swept:
-                swept, self._purges = last, self._purges + 1
+                swept = last
                 async for key, row in self._walked():
                     if in_generation(row.space) != row.space:
                         self._drop(key)
