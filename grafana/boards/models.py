@@ -41,7 +41,7 @@ MODELS = (
             ),
             Panel(
                 "Misses by reason",
-                "cold: never asked, or evicted; expired: past its TTL; far-down: Redis was not "
+                "cold: never asked, evicted or purged; expired: past its TTL; far-down: Redis was not "
                 "asked; far-slow: it takes longer than the model; "
                 "verify-failed: the entry was not the one asked for; asked: the caller wanted a fresh one.",
                 "rowsps",
