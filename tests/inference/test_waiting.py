@@ -143,9 +143,9 @@ def test_a_narrow_row_is_not_padded_to_the_length_of_wide_rows() -> None:
     assert [10, 14] in [[item.length for item in run] for run in runs]
 
 
-@pytest.mark.parametrize(("limits", "rows"), [({"start_tokens": 40}, 16), ({"piece_seconds": 0}, 32), ({}, 10)])
+@pytest.mark.parametrize(("limits", "rows"), [({"start_tokens": 40}, 24), ({"piece_seconds": 0}, 32), ({}, 10)])
 def test_a_short_run_is_worth_starting(limits: dict[str, float], rows: int) -> None:
-    """It costs at least four starts; without a bound it is a batch like any other."""
+    """It costs at least six starts; without a bound it is a batch like any other."""
     lanes = shared(**limits)
     waits(lanes, "narrow", 1)
     waits(lanes, "wide", 64)
