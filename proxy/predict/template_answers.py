@@ -40,7 +40,8 @@ MAX_ROWS = 256
 """More are looked up in slices, on the normal path."""
 MAX_ALIKE = 16
 """Templates of one beginning: they are tried one after the other."""
-MAX_STARTS = 1024
+MAX_STARTS = 256
+"""Last beginnings that are remembered, by meaning: 1 MiB at most."""
 MAX_SKELETONS = 8
 """Of one template whose bodies have any number of rows."""
 TEMPLATE_BYTES = 6000

@@ -289,6 +289,18 @@ async def test_a_second_body_is_answered_by_the_template_of_the_first() -> None:
     assert "Server-Timing: shortcut\r\n" in await both.ask(V2, asked(4, 3))
 
 
+async def test_two_spellings_of_one_beginning_take_turns() -> None:
+    """One beginning is a part of the other: each body is answered by its own template, whichever came before it."""
+    both, tight = twins("numbers"), b'{"inputs":[{"name":"x","shape":[1,3],"datatype":"INT64","data":[%d,2,3]}]}'
+    spaced = tight.replace(b'"data":', b'"data": ').replace(b"}]}", b" } ] }")
+    for body in (*[tight % number for number in range(20)], tight % 30, spaced % 31):
+        await both.ask(V2, body)
+    for number in range(10):
+        for body in (tight % number, spaced % (10 + number)):
+            assert "Server-Timing: template\r\n" in await both.ask(V2, body.replace(b",2,3]", b", 2,3]"))
+    both.same_counts()
+
+
 async def test_a_whole_request_is_replayed_as_soon_as_without_templates() -> None:
     """Computed, a hit with which its body is kept, a hit with which the request is kept, then answered by its bytes."""
     both, raw = twins("numbers"), b"POST / HTTP/1.1\r\n\r\n" + asked(2)
