@@ -21,8 +21,10 @@ def up(settings: UpSettings = _UP) -> None:
     stops everything on Ctrl-C or SIGTERM.
     """
     from foreseen.operate.up import run
+    from foreseen.proxy.backend.passed import check_passed
 
     configure(settings.log_level, "up", settings.log_format)
+    check_passed(settings)
     for name in settings_of("up") - OF_JOB_WORKERS:  # children get their settings as flags only
         os.environ.pop(f"FORESEEN_{name.upper()}", None)
     sys.exit(run(settings))

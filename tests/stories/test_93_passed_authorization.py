@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -121,3 +123,14 @@ def test_settings_that_contradict_are_refused(tmp_path: Path) -> None:
     for more in ({"upstream": ("http://h:1",), "keys_file": tmp_path / "keys"}, {"upstream": ("grpc://h:1",)}):
         with pytest.raises(SetupError, match="--upstream-pass-authorization"):
             passed_of(ProxySettings(**common, **more))
+
+
+@pytest.mark.processes
+def test_up_refuses_both_kinds_of_keys_before_it_starts_anything(tmp_path: Path) -> None:
+    """One line and a status, not children that end again and again."""
+    command = [sys.executable, "-P", "-m", "foreseen.cli", "up", "--upstream=http://127.0.0.1:1", f"--data={tmp_path}"]
+    command += ["--upstream-pass-authorization", f"--keys-file={tmp_path / 'keys.toml'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "a request has one key" in done.stderr
+    assert list(tmp_path.iterdir()) == []
