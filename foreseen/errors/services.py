@@ -6,10 +6,10 @@ from foreseen.errors.base import ForeseenError
 
 
 class ModelUnavailable(ForeseenError):
-    """The model process does not run, is not ready, or is changing its version."""
+    """The model process or upstream does not answer, is not ready, or is changing its version."""
 
     status, code = 503, "model_unavailable"
-    fix = "Retry after `Retry-After`. If it persists, check the supervisor's log."
+    fix = "Retry after `Retry-After`. If it persists, see `GET /v2/models/NAME/ready` and the log."
 
     def __init__(self, message: str, *, retry_after: int = 1) -> None:
         super().__init__(message, retry_after=retry_after)
@@ -31,7 +31,7 @@ class ModelFailed(ForeseenError):
     was stored."""
 
     status, code = 502, "model_failed"
-    fix = "Check the model process's log."
+    fix = "Check the log of the model process or upstream."
 
 
 class InputRejected(ForeseenError):
