@@ -147,7 +147,7 @@ def document() -> Document:
         "info": {
             "title": "Foreseen",
             "version": version("foreseen"),
-            "summary": "A caching prediction proxy: the Open Inference Protocol V2 and V1, and what operators ask.",
+            "summary": "A caching prediction proxy: V2, V1, OpenAI's embeddings API, rerank APIs, operators' routes.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "http://127.0.0.1:8000"}],
