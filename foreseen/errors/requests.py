@@ -68,7 +68,7 @@ class UnknownModel(ForeseenError):
 
 class UnknownTarget(ForeseenError):
     """A purge names a model or digest that neither this proxy, the state store nor any artifact knows, or a tenant that
-    is not in the keys file."""
+    is not in the keys file; or `--forget` names a worker that is not registered."""
 
     status, code = 404, "unknown_target"
     fix = "See `foreseen models list`. `--even-if-unknown` purges anyway."

@@ -12,7 +12,7 @@ from typing import Any, get_args
 from aiohttp import web
 from msgspec import Struct
 
-from foreseen.errors import BadRequest, FarError, ForeseenError, NotConfirmed, StateUnavailable
+from foreseen.errors import BadRequest, FarError, ForeseenError, NotConfirmed, StateUnavailable, UnknownTarget
 from foreseen.protocol.strict_json import load_json
 from foreseen.proxy.admin.admin import NO_ACTOR, Actor, Operators
 from foreseen.proxy.admin.purge_targets import PurgeWord, Targets
@@ -66,8 +66,13 @@ class Purger:
         return Purged(generation, len(workers))
 
     async def forget_worker(self, worker: str, actor: Actor = NO_ACTOR) -> None:
-        """Deregister a worker of another machine that an operator knows to have ended."""
-        await self._store().leave(worker)
+        """Deregister a worker of another machine that an operator knows to have ended. Raises UnknownTarget."""
+        state = self._store()
+        known = await state.workers()
+        if worker not in known:
+            text = f"no worker {worker[:64]!r} is registered; registered are: {', '.join(sorted(known)) or 'none'}"
+            raise UnknownTarget(text)
+        await state.leave(worker)
         actor.did("forget-worker", worker=worker[:64])
 
     async def workers(self) -> dict[str, int]:
