@@ -146,7 +146,7 @@ async def test_a_worker_that_is_cut_off_is_named_and_not_forgotten(state_url: st
     async with following(state_url, "one"):
         with pytest.raises(NotConfirmed, match="elsewhere/7/1/other"):
             await purger.purge("model", "m", 0)
-        with pytest.raises(UnknownTarget, match="registered are: .*elsewhere/7/1/other"):
+        with pytest.raises(UnknownTarget, match=r"registered are: .*elsewhere/7/1/other"):
             await purger.forget_worker("elsewhere/7/1/othre")
         await purger.forget_worker("elsewhere/7/1/other")
         assert (await purger.purge("model", "m", 10)).workers == 1
