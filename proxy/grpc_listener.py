@@ -1,4 +1,4 @@
-"""The gRPC listener of a proxy process, where `--grpc-port` asks for one. Only then grpcio is imported."""
+"""The gRPC listener of a proxy process, if `--grpc-port` is set. Only then is grpcio imported."""
 
 from __future__ import annotations
 

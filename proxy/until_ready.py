@@ -1,4 +1,4 @@
-"""What processes without a public listener share: their own /metrics, and the wait for their models."""
+"""Common code of processes without a public listener: their own /metrics, and waiting for their models."""
 
 from __future__ import annotations
 

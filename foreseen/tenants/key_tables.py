@@ -1,4 +1,4 @@
-"""What the keys files of tenants and of operators have in common: TOML tables with hashes of keys and an expiry.
+"""Common code of the keys files of tenants and operators: TOML tables with hashes of keys and an expiry.
 
 Errors name the table and the field, never what stands there: it may be a key.
 """

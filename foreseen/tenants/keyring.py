@@ -1,4 +1,4 @@
-"""Credentials of a request → the tenant that it is of. Every door of the proxy asks here: HTTP, its fast path, gRPC.
+"""Credentials of a request → its tenant. Used by HTTP, its fast path and gRPC.
 
 A key is accepted as `Authorization: Bearer`, `X-API-Key` or `api-key`. What a request presents is hashed, and the hash
 is looked up under a random key of this process, so that no timing says how near a guess was.

@@ -1,4 +1,4 @@
-"""Callers' own credentials, passed on to the server behind: each is a tenant with a scope of its own.
+"""Callers' own credentials, passed on to the upstream: each is a tenant with its own scope.
 
 The scope is a keyed hash of the credential, so that every proxy on one secret finds the same entries, and nothing that
 is stored shows the credential. The credential itself is kept in memory only, for the requests that need the server.

@@ -1,4 +1,4 @@
-"""Graceful shutdown: stop accepting, finish what is under way, close.
+"""Graceful shutdown: stop accepting, finish requests in progress, close.
 
 It stops accepting, answers requests on open connections, and sends `Connection: close` with each reply (RFC 9112
 section 9.6). Idle connections stay open for a while, since a client may be sending a request at this moment; those that

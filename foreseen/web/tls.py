@@ -1,4 +1,4 @@
-"""TLS of a listener: certificate, key and the authority of client certificates, taken anew when they change.
+"""TLS of a listener: certificate, key and the authority of client certificates, read again when they change.
 
 Connections are accepted here rather than by the event loop's own server, since each gets the context that is in force
 when it comes: connections that are open keep theirs, so a new certificate drops none. TLS 1.2 is the least; below TLS

@@ -1,4 +1,4 @@
-"""Operators and viewers: each operators' route asks here for the key of one; what they do is in the audit log."""
+"""Operators and viewers: checks the keys of operators' routes and writes the audit log."""
 
 from __future__ import annotations
 

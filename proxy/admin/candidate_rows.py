@@ -1,4 +1,4 @@
-"""The operators' route that `models handover --to URL` asks: rows, answered by the model in force and by its candidate.
+"""The operators' route behind `models handover --to URL`: answers rows by the model in force and by its candidate.
 
 Both answers go the way of every answer, in the background lane: what the candidate computes is kept in its own key
 space, so that it is there when the candidate is promoted.

@@ -1,4 +1,4 @@
-"""Operators' routes that `foreseen models handover` asks: to count the rows that it handed over."""
+"""The operators' route behind `foreseen models handover` that counts the handed-over rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operators' route that `models handover --hottest` asks: the inputs that this worker serves most."""
+"""The operators' route behind `models handover --hottest`: the inputs that this worker serves most often."""
 
 from __future__ import annotations
 

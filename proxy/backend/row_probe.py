@@ -1,4 +1,4 @@
-"""Whether the rows of another server's model are independent of their batch: random rows, asked alone and together.
+"""Probes whether rows of an upstream model are independent of their batch: sends random rows alone and together.
 
 A model whose rows depend on each other must not be cached by the row. Metadata do not say so. The probe sends the same
 rows alone, in one batch, in other orders and with some left out; its result holds for the version that answered.

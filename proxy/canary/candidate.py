@@ -1,4 +1,4 @@
-"""The candidate of a model: another process or server that may take its place. Shadow traffic and canaries ask it.
+"""The candidate of a model: another process or server that may replace it. Shadow traffic and canaries use it.
 
 It gets the rows of the model in force as they are. So a process of Foreseen has to prepare its inputs the same way, and
 a server's model has to take the same tensors; one that does not is not ready and says why in the log.

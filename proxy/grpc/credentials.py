@@ -1,4 +1,4 @@
-"""The HTTP listener's certificate for gRPC, too: a new one is used from the next handshake on.
+"""Uses the HTTP listener's certificate for gRPC. A new certificate is used from the next handshake on.
 
 `TlsFiles` follows the files and takes only a certificate and key that fit, so files that are being replaced, one after
 the other, are not used here either.

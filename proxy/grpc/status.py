@@ -1,4 +1,4 @@
-"""An error of ours → a gRPC status: code, message, and when to come back. Pure, without grpcio.
+"""A ForeseenError → a gRPC status: code, message, and when to retry. Pure, without grpcio.
 
 `grpc-status-details-bin` holds a `google.rpc.Status` with `RetryInfo`, which clients of many languages know, and
 `grpc-retry-pushback-ms` is what gRPC's own retries wait for (gRFC A6).

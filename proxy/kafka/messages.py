@@ -1,4 +1,4 @@
-"""Kafka messages ↔ what the normal path takes and gives: a record → head and body; a reply → value and headers.
+"""Kafka messages ↔ requests and replies of the normal path: a record → head and body; a reply → value and headers.
 
 Headers have the names of Spring Kafka's request-reply (`kafka_replyTopic`, `kafka_correlationId`) and of CloudEvents'
 binary mode (`ce_*`, `content-type`).

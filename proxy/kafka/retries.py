@@ -1,4 +1,4 @@
-"""When messages without an answer are tried again."""
+"""The retry policy for messages without an answer."""
 
 from __future__ import annotations
 

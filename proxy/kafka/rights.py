@@ -1,4 +1,4 @@
-"""What brokers say of topics and of a group: whether they are there, and what this user may do with them (KIP-430).
+"""Metadata of topics and of a group from brokers: whether they exist, and the user's rights (KIP-430).
 
 Nothing is written, joined or created by asking. aiokafka knows the request only up to version 5; rights come with 8.
 """

@@ -1,4 +1,4 @@
-"""The answer cache: rows, keys and replies of bodies and whole requests that came before.
+"""The answer cache: rows, keys and replies of bodies and whole requests that were answered before.
 
 Two indexes over the same entries, held within a bound in bytes (`answer_memory.py`); a third, by a body without its
 data, is read in `template_answers.py`:

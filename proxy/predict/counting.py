@@ -1,4 +1,4 @@
-"""What becomes of requests → counters, Triton's statistics and the log: each request is counted here, once.
+"""Results of requests → counters, Triton's statistics and the log. Each request is counted here, once.
 
 The log has one line per request: all that were not hits, and a share of the hits. It says who asked (address, path
 without its query, request id) and of an error its text. Never an input, nor a name that the client made up. Lines are

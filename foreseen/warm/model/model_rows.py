@@ -1,5 +1,5 @@
-"""Asks a model about rows at the lowest priority: neighbours in length, in requests of so many milliseconds, two under
-way. A request that is refused is halved until the row at fault is alone.
+"""Sends rows to a model at the lowest priority: rows of similar length together, in requests of a given compute time,
+two in flight. A refused request is halved until the row at fault is alone.
 """
 
 from __future__ import annotations

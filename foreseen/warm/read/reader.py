@@ -1,4 +1,4 @@
-"""Reads a file as Arrow batches of so many rows, from any row on, in bounded memory.
+"""Reads a file as Arrow batches of a given number of rows, from any row on, in bounded memory.
 
 A place in a file is a number of rows (JSONL: lines, CSV: records). Parquet skips whole row groups; the others are read
 up to it. Columns that no input or output needs are not read.

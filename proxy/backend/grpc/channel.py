@@ -1,4 +1,4 @@
-"""A channel to a V2 server that speaks gRPC: one call, its reply or the HTTP status that stands for its end.
+"""A channel to a V2 server that speaks gRPC: one call → its reply, or the corresponding HTTP status.
 
 Only `--upstream grpc://` imports this module, and grpcio with it: see `proxy/grpc/server.py`.
 """

@@ -1,4 +1,4 @@
-"""The process that asks a gRPC server, made where there is one: grpcio is imported then."""
+"""Creates the client of a gRPC server only if one is configured, since that imports grpcio."""
 
 from __future__ import annotations
 

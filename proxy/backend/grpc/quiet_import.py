@@ -1,5 +1,4 @@
-"""Imports grpcio where something asks for it, and not before: it starts threads, and a fork after that hangs
-(grpc/grpc#16001)."""
+"""Imports grpcio only when it is needed: it starts threads, and a fork after that hangs (grpc/grpc#16001)."""
 
 from __future__ import annotations
 

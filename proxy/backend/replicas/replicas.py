@@ -1,4 +1,4 @@
-"""Replicas of one upstream server: the one with the fewest requests under way is asked; a failed one is left out.
+"""Replicas of one upstream server: chooses the one with the fewest requests in flight and leaves out a failed one.
 
 A failed replica is used again once its metadata can be read and equal the others'. They are read at every look at the
 model. A replica whose metadata differ has another version and is left out as well.

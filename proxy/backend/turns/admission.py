@@ -1,4 +1,4 @@
-"""Admission control: rows that want to be computed → their turn, or a refusal that comes at once.
+"""Admission control: rows to compute → their turn at the model, or an immediate refusal.
 
 A model computes so many rows in a second; whatever else arrives waits. Waiting that ends after the deadline is wasted
 work: the answer comes too late, is asked for again, and a cold cache stays cold (Bronson et al., HotOS'21). So what

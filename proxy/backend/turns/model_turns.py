@@ -1,4 +1,5 @@
-"""Rows → predictions, by turns that callers share out fairly: each model's admission control, and what is counted.
+"""Rows → predictions, in turns shared fairly between callers (deficit round robin): admission control and counting for
+each model.
 
 A question of many rows takes several turns, so that no caller's rows wait for all of it.
 """

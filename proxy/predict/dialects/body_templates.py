@@ -1,4 +1,4 @@
-"""Bodies that differ only in their data → what they have in common, and what stands in its holes.
+"""Bodies that differ only in their data → their common template, and the contents of its holes.
 
 A template is a body that was decoded, without the elements of its data lists and the value of `timeout`; its `id` is
 cut out before (`foreseen/protocol/request_id.py`). Another body fits where every other byte is the same and each hole

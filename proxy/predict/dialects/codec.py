@@ -1,4 +1,4 @@
-"""What an HTTP dialect has to say of itself: the base class of all codecs."""
+"""The base class of all codecs: what an HTTP dialect has to define."""
 
 from __future__ import annotations
 
