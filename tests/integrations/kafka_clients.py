@@ -1,5 +1,6 @@
-"""Kafka's other clients, run in an environment of their own.
+"""Kafka's other clients, and the brokers that one of them brings, run in an environment of their own.
 
+python kafka_clients.py mock BROKERS    librdkafka's mock cluster: prints its addresses, lives until stdin ends
 python kafka_clients.py (confluent|kafka-python) ADDRESS ask TOPIC < LINES of JSON: key, value, headers
 python kafka_clients.py (confluent|kafka-python) ADDRESS read TOPIC COUNT    prints records as LINES of JSON
 """
@@ -13,6 +14,16 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 SECONDS = 120.0
+
+
+def mock(brokers: int) -> None:
+    """Topics are made when they are asked for, with four partitions; their leaders are spread over the brokers."""
+    from confluent_kafka import Producer
+
+    producer = Producer({"bootstrap.servers": "none:1", "test.mock.num.brokers": brokers})
+    found = producer.list_topics(timeout=20).brokers.values()
+    print(",".join(f"{one.host}:{one.port}" for one in found), flush=True)
+    sys.stdin.read()
 
 
 def ask_confluent(address: str, topic: str, messages: Iterable[Any]) -> None:
@@ -38,10 +49,13 @@ def ask_kafka_python(address: str, topic: str, messages: Iterable[Any]) -> None:
 def read_confluent(address: str, topic: str) -> Iterator[tuple[bytes, bytes, Any]]:
     from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
-    consumer = Consumer({"bootstrap.servers": address, "group.id": "confluent"})
-    numbers = consumer.list_topics(topic, timeout=SECONDS).topics[topic].partitions
-    consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in numbers])
+    settings = {"bootstrap.servers": address, "group.id": "confluent", "isolation.level": "read_committed"}
+    consumer = Consumer(settings)
     until = time.monotonic() + SECONDS
+    numbers: Iterable[int] = ()
+    while not numbers and time.monotonic() < until:  # the topic may not be there yet
+        numbers = consumer.list_topics(topic, timeout=SECONDS).topics[topic].partitions
+    consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in numbers])
     while time.monotonic() < until:
         record = consumer.poll(0.5)
         if record is not None and record.error() is None:
@@ -63,6 +77,9 @@ def read_kafka_python(address: str, topic: str) -> Iterator[tuple[bytes, bytes, 
 
 
 def main() -> None:
+    if sys.argv[1] == "mock":
+        mock(int(sys.argv[2]))
+        return
     client, address, verb, topic, *count = sys.argv[1:]
     ask = {"confluent": ask_confluent, "kafka-python": ask_kafka_python}[client]
     read = {"confluent": read_confluent, "kafka-python": read_kafka_python}[client]

@@ -33,18 +33,7 @@ ADD_OFFSETS, END_TRANSACTION, COMMIT = 25, 26, 8
 
 
 async def seen(one: Broker, topic: str) -> list[bytes]:
-    """What a consumer of committed records finds there now."""
-    consumer = AIOKafkaConsumer(
-        topic, bootstrap_servers=one.address, auto_offset_reset="earliest", isolation_level="read_committed"
-    )
-    await consumer.start()
-    try:
-        found = []
-        while batch := await consumer.getmany(timeout_ms=1500):
-            found += [record.value for records in batch.values() for record in records]
-        return found
-    finally:
-        await consumer.stop()
+    return [record.value for record in await one.committed(topic)]
 
 
 async def test_every_message_has_one_reply(live: Live, tmp_path: Path) -> None:
