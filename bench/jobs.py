@@ -59,18 +59,18 @@ def questions(model: str, requests: int, rows: int) -> list[dict[str, Any]]:
     return [ask_minilm(*(text(at * rows + row) for row in range(rows))) for at in range(requests)]
 
 
-async def _all(work: Any, items: Any) -> None:
+async def _all(work: Any, items: Any, callers: int = CALLERS) -> None:
     waiting = iter(items)
 
     async def caller() -> None:
         for item in waiting:
             await work(item)
 
-    await asyncio.gather(*(caller() for _ in range(CALLERS)))
+    await asyncio.gather(*(caller() for _ in range(callers)))
 
 
-async def synchronous(client: aiohttp.ClientSession, url: str, bodies: list[bytes]) -> float:
-    """Seconds for all of them."""
+async def synchronous(client: aiohttp.ClientSession, url: str, bodies: list[bytes], callers: int = CALLERS) -> float:
+    """Seconds for all of them, asked by so many callers."""
 
     async def ask(body: bytes) -> None:
         async with client.post(url, data=body) as reply:
@@ -78,7 +78,7 @@ async def synchronous(client: aiohttp.ClientSession, url: str, bodies: list[byte
             await reply.read()
 
     started_at = time.perf_counter()
-    await _all(ask, bodies)
+    await _all(ask, bodies, callers)
     return time.perf_counter() - started_at
 
 

@@ -45,10 +45,13 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 SEVERAL = "counted as of several workers"
 TRACED, DEFAULT = "the default, traces on, none sampled", "counted, 1 % of hits logged"
+TWIN = "the default, another process"
+"""How much two processes that do the same differ."""
 COLLECTOR = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
 """Nothing is sent there, as nothing is sampled."""
 UNSAMPLED = 'wrk.headers["traceparent"] = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"'
-ABOUT_AUDITS = (OFF, DEFAULT, AUDITED)
+ABOUT = {"audit": (OFF, DEFAULT, AUDITED), "traces": (OFF, DEFAULT, TRACED, TWIN)}
+JUDGED = (TRACED, AUDITED)
 SCRAPED = "the default, scraped every 100 ms"
 SCRAPE_SECONDS = 0.1
 
@@ -106,21 +109,23 @@ def scraped(url: str) -> Iterator[None]:
         scraper.join()
 
 
-def started(running: contextlib.ExitStack, folder: Path, *, audit_only: bool) -> dict[str, tuple[str, int]]:
-    """A proxy of each kind: its URL and process."""
+def started(running: contextlib.ExitStack, folder: Path, only: str | None) -> dict[str, tuple[str, int]]:
+    """A proxy of each kind, or of those that the one question needs: its URL and process."""
     data, shared = folder / "d", folder / "metrics"
     data.mkdir()
     shared.mkdir()
     (data / "models").symlink_to(built_data() / "models")
     running.enter_context(serving(["up", f"--data={data}"], free_port()))  # Valkey and the model for all
     proxy = ["proxy", f"--data={data}", "--state=none"]
-    kinds = {kind: flags for kind, flags in KINDS.items() if not audit_only or kind in ABOUT_AUDITS}
-    urls = {kind: running.enter_context(serving([*proxy, *flags], free_port())) for kind, flags in kinds.items()}
-    if not audit_only:
-        files = {"PROMETHEUS_MULTIPROC_DIR": str(shared)}
-        urls[SEVERAL] = running.enter_context(serving(proxy, free_port(), files))
-        urls[TRACED] = running.enter_context(serving(proxy, free_port(), COLLECTOR))
-    return urls
+    plain: dict[str, str] = {}
+    kinds = {kind: (flags, plain) for kind, flags in KINDS.items()}
+    kinds[SEVERAL] = (), {"PROMETHEUS_MULTIPROC_DIR": str(shared)}
+    kinds[TRACED], kinds[TWIN] = ((), COLLECTOR), ((), plain)
+    return {
+        kind: running.enter_context(serving([*proxy, *flags], free_port(), environment))
+        for kind, (flags, environment) in kinds.items()
+        if only is None or kind in ABOUT[only]
+    }
 
 
 class CpuOfRequests:
@@ -157,13 +162,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=1)
     parser.add_argument("--connections", type=int, default=16)
-    parser.add_argument("--audit-only", action="store_true", help="Only what an audit costs.")
+    parser.add_argument("--only", choices=ABOUT, help="Only what an audit, or what traces cost.")
     parser.add_argument("--report-only", action="store_true", help="Exit with 0 whatever was found.")
     settings = parser.parse_args()
     met = True
     with tempfile.TemporaryDirectory(prefix="fsn") as name, contextlib.ExitStack() as running:
         folder = Path(name)
-        urls = started(running, folder, audit_only=settings.audit_only)
+        urls = started(running, folder, settings.only)
         body = json.dumps(ask_fingerprint(*(numbers(n) for n in range(6)))).encode()  # 1 KB
         for url, _ in urls.values():
             for _ in range(3):
@@ -175,18 +180,20 @@ def main() -> None:
         }.items():
             used = CpuOfRequests(settings.connections, settings.seconds)
             turns = {kind: used.turn(kind, where, path) for kind, where in urls.items()}
-            if not settings.audit_only:
+            if settings.only is None:
                 turns[SCRAPED] = used.turn(SCRAPED, urls[DEFAULT], path, scrape=True)
             report(f"Metrics and logs, {road}", take_turns(turns, settings.rounds), OFF, cpu_micros=used.micros)
             for kind, micros in used.micros.items():
                 more = statistics.median(one - none for one, none in zip(micros, used.micros[OFF], strict=True))
-                print(f"{kind:<38}{statistics.median(micros):8.1f} µs of CPU a request{more:+8.1f}", flush=True)
-            for kind in (TRACED, AUDITED) if not settings.audit_only else (AUDITED,):
+                line = f"{kind:<38}{statistics.median(micros):8.1f} µs of CPU a request{more:+8.1f}"
+                print(f"{line}; {used.more(kind):+.1f} % of the default's", flush=True)
+            for kind in filter(urls.__contains__, JUDGED):
                 met &= says(
                     f"{kind}, {road}", used.more(kind), MOST_PERCENT, "% more CPU than the default", least=False
                 )
-        audited = sum_of(fetched(urls[AUDITED][0]), "foreseen_audit_rows_total", {"outcome": "equal"})
-        print(f"{audited:,.0f} hits were audited, equal", flush=True)
+        if AUDITED in urls:
+            audited = sum_of(fetched(urls[AUDITED][0]), "foreseen_audit_rows_total", {"outcome": "equal"})
+            print(f"{audited:,.0f} hits were audited, equal", flush=True)
     end(met, report_only=settings.report_only)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import importlib.util
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -73,7 +73,7 @@ class Membership:
         from foreseen.proxy.kafka.client import KafkaConsumer
         from foreseen.proxy.kafka.producer import KafkaProducer, PartitionTransactions
 
-        self._settings, self._proxy = settings, proxy
+        self._settings, self._proxy, self._stopping = settings, proxy, stopping
         self._producer = KafkaProducer(settings) if settings.transactional_id is None else None
         dead_letter, metrics = settings.dead_letter_topic, proxy.metrics
         self._outbox: KafkaOutbox = (
@@ -92,7 +92,8 @@ class Membership:
         try:
             if self._producer is not None:
                 await self._producer.start()
-            await self._consumer.start()
+            if not await _unless(self._stopping, self._consumer.start()):
+                return
             log.info("reading", topic=self._settings.topic, group=self._settings.group, models=list(self._proxy.served))
             watching = asyncio.create_task(_watch_lag(self._proxy, self._consumer))
             try:
@@ -142,6 +143,20 @@ async def _run(settings: KafkaSettings) -> None:
                 log.warning("kafka: not reachable or refused; retrying", error=str(error), seconds=pause)
                 await _wait(stopping, pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+async def _unless(stopping: asyncio.Event, call: Coroutine[None, None, None]) -> bool:
+    """Whether the call ended before `stopping` was set; then it is cancelled. aiokafka waits long for a topic."""
+    calling, waiting = asyncio.create_task(call), asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait((calling, waiting), return_when=asyncio.FIRST_COMPLETED)
+        if not calling.done():
+            return False
+        await calling
+        return True
+    finally:
+        await end(waiting)
+        await end(calling)
 
 
 async def _wait(stopping: asyncio.Event, seconds: float) -> None:

@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from aiokafka.protocol.group import JoinGroupResponse_v5
+from aiokafka.protocol.metadata import MetadataResponse_v5
 from aiokafka.protocol.produce import ProduceResponse_v7
 
 from foreseen.proxy.kafka.cluster import READ, WRITE
@@ -28,9 +29,9 @@ from foreseen.proxy.kafka.rights import MetadataResponse
 from tests.kafka_broker import Broker
 
 HANDSHAKE, API_VERSIONS, INIT_PRODUCER_ID, AUTHENTICATE = 17, 18, 22, 36
-PRODUCE, METADATA, JOIN_GROUP = (0, 7), (3, 8), (11, 5)
+PRODUCE, METADATA, JOIN_GROUP, TOPICS = (0, 7), (3, 8), (11, 5), (3, 5)
 """API keys and versions of answers that are rewritten."""
-TOPIC_REFUSED, GROUP_REFUSED, SASL_FAILED, UNSUPPORTED = 29, 30, 58, 33
+NO_TOPIC, TOPIC_REFUSED, GROUP_REFUSED, SASL_FAILED, UNSUPPORTED = 3, 29, 30, 58, 33
 OPERATIONS = {"read": READ, "write": WRITE}
 ITERATIONS = 4096
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -206,6 +207,17 @@ def refuse_topic(topic: str) -> Rewrite:
             for name, parts in topics
         ]
         return bytes(ProduceResponse_v7(changed, throttled).encode())
+
+    return rewritten
+
+
+def without_topic(topic: str) -> Rewrite:
+    """Metadata of a broker that has no such topic and makes none."""
+
+    def rewritten(body: bytes) -> bytes:
+        *rest, topics = _fields(MetadataResponse_v5, body)
+        changed = [(NO_TOPIC, topic, False, []) if one[1] == topic else one for one in topics]
+        return bytes(MetadataResponse_v5(*rest, changed).encode())
 
     return rewritten
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import re
 import ssl
+import time
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -18,6 +21,11 @@ from foreseen.settings import BrokerSettings, KafkaSettings
 
 MAX_POLL_INTERVAL_MS = 300_000
 REQUEST_BYTES = 64 << 20
+METADATA_MS = 10_000
+"""How often topics are looked at, so that a topic that is gone, or has more partitions, is noticed."""
+SELDOM_SECONDS, NUMBERS = 10.0, re.compile(r"[0-9]+")
+COMMIT_SECONDS = 5.0
+"""aiokafka tries some commits again for ever."""
 MOST_CHARACTERS = 300
 """Of an error's line."""
 
@@ -78,6 +86,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             auto_offset_reset="earliest",
             isolation_level="read_committed",
             max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
+            metadata_max_age_ms=METADATA_MS,
             fetch_max_bytes=REQUEST_BYTES,
         )
 
@@ -91,6 +100,8 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         await spoken(self._consumer.stop())
 
     async def poll(self, timeout_ms: int, most: int) -> Sequence[Incoming]:
+        """Raises BrokerError, also where the topic is gone."""
+        self._check_topic()
         found = await spoken(self._consumer.getmany(timeout_ms=timeout_ms, max_records=most))
         return [
             Incoming(one.topic, one.partition, one.offset, one.key, one.value, one.headers)
@@ -108,7 +119,12 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         mine = self._consumer.assignment()
         wanted = {TopicPartition(*place): at for place, at in offsets.items() if TopicPartition(*place) in mine}
         if wanted:
-            await spoken(self._consumer.commit(wanted))
+            self._check_topic()
+            await spoken(asyncio.wait_for(self._consumer.commit(wanted), COMMIT_SECONDS))
+
+    def _check_topic(self) -> None:
+        if not self._consumer.partitions_for_topic(self._topic):
+            raise BrokerError(f"topic {self._topic}: not there, or not visible to this user")
 
     async def lag(self) -> int:
         """Messages of the own partitions that have not been read yet, as the broker's last answers say."""
@@ -157,7 +173,7 @@ def broker_error(error: Exception) -> BrokerError:
         return BrokerError(CAUSE.last)
     if isinstance(error, KafkaError):
         name = type(error).__name__
-        line = f"{name}: {str(error).removeprefix(f'{name}: ')}".splitlines()[0][:MOST_CHARACTERS]
+        line = " ".join(f"{name}: {str(error).removeprefix(f'{name}: ')}".split())[:MOST_CHARACTERS]
         too_large = isinstance(error, MessageSizeTooLargeError | RecordListTooLargeError)
         return RecordTooLarge(line) if too_large else BrokerError(line)
     if isinstance(error, TimeoutError | OSError):
@@ -165,15 +181,27 @@ def broker_error(error: Exception) -> BrokerError:
     raise error
 
 
-class LastError(logging.Handler):
-    """Keeps what aiokafka has logged last of a connection: its exceptions say only that there is none."""
+class ClientLog(logging.Filter):
+    """Keeps what aiokafka has logged last of a connection: its exceptions say only that there is none. Passes lines
+    that differ only in numbers once in ten seconds: aiokafka repeats what it tries again ten times a second."""
 
-    last = ""
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = ""
+        self._passed: dict[str, float] = {}
 
-    def emit(self, record: logging.LogRecord) -> None:
-        if "connect" in record.msg:
-            self.last = record.getMessage().splitlines()[0][:MOST_CHARACTERS]
+    def filter(self, record: logging.LogRecord) -> bool:
+        line = record.getMessage().splitlines()[0][:MOST_CHARACTERS]
+        if record.levelno >= logging.ERROR and "connect" in record.msg:
+            self.last = line
+        now, kind = time.monotonic(), NUMBERS.sub("", line)
+        if record.levelno < logging.WARNING or now - self._passed.get(kind, -SELDOM_SECONDS) >= SELDOM_SECONDS:
+            self._passed = {one: at for one, at in self._passed.items() if now - at < SELDOM_SECONDS}
+            self._passed[kind] = now
+            return True
+        return False
 
 
-CAUSE = LastError(logging.ERROR)
-logging.getLogger("aiokafka").addHandler(CAUSE)
+CAUSE = ClientLog()
+for _name in ("", ".conn", ".cluster", ".consumer.fetcher", ".consumer.group_coordinator", ".producer.sender"):
+    logging.getLogger(f"aiokafka{_name}").addFilter(CAUSE)

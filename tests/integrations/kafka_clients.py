@@ -1,29 +1,65 @@
 """Kafka's other clients, and the brokers that one of them brings, run in an environment of their own.
 
-python kafka_clients.py mock BROKERS    librdkafka's mock cluster: prints its addresses, lives until stdin ends
+python kafka_clients.py mock BROKERS    librdkafka's mock cluster: prints its addresses, lives until stdin ends. Lines
+    there are faults, each answered by a line: down, up, create TOPIC PARTITIONS, delete TOPIC, error TOPIC CODE,
+    refuse API TIMES CODE
 python kafka_clients.py (confluent|kafka-python) ADDRESS ask TOPIC < LINES of JSON: key, value, headers
 python kafka_clients.py (confluent|kafka-python) ADDRESS read TOPIC COUNT    prints records as LINES of JSON
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
+
+import confluent_kafka
 
 SECONDS = 120.0
 
 
-def mock(brokers: int) -> None:
-    """Topics are made when they are asked for, with four partitions; their leaders are spread over the brokers."""
-    from confluent_kafka import Producer
+class LibrdkafkaBrokers:
+    """The mock cluster of `rdkafka_mock.h`, which the Python package has but does not show. Topics are made when they
+    are asked for, with four partitions; their leaders are spread over the brokers. What was written outlives `down`."""
 
-    producer = Producer({"bootstrap.servers": "none:1", "test.mock.num.brokers": brokers})
-    found = producer.list_topics(timeout=20).brokers.values()
-    print(",".join(f"{one.host}:{one.port}" for one in found), flush=True)
-    sys.stdin.read()
+    def __init__(self, brokers: int) -> None:
+        (library,) = Path(confluent_kafka.__file__).parent.with_name("confluent_kafka.libs").glob("librdkafka*")
+        self._library, self._brokers = ctypes.CDLL(str(library)), brokers
+        pointer = ctypes.c_void_p
+        for name in ("rd_kafka_new", "rd_kafka_mock_cluster_new"):
+            getattr(self._library, name).restype = pointer
+        self._library.rd_kafka_mock_cluster_bootstraps.restype = ctypes.c_char_p
+        self._client = pointer(self._library.rd_kafka_new(0, None, None, 0))
+        self._cluster = pointer(self._library.rd_kafka_mock_cluster_new(self._client, brokers))
+        self.addresses = self._library.rd_kafka_mock_cluster_bootstraps(self._cluster).decode()
+
+    def do(self, verb: str, *words: str) -> None:
+        if verb in ("down", "up"):
+            for number in range(1, self._brokers + 1):
+                self._call(f"broker_set_{verb}", number)
+            return
+        if verb == "refuse":  # so many requests of one kind, each with this error
+            api, times, code = map(int, words)
+            self._call("push_request_errors", api, times, *[code] * times)
+            return
+        name, *numbers = words
+        kind = {"create": "topic_create", "delete": "topic_delete", "error": "topic_set_error"}[verb]
+        self._call(kind, name.encode(), *map(int, numbers), *([1] if verb == "create" else []))
+
+    def _call(self, name: str, *words: object) -> None:
+        getattr(self._library, f"rd_kafka_mock_{name}")(self._cluster, *words)
+
+
+def mock(brokers: int) -> None:
+    cluster = LibrdkafkaBrokers(brokers)
+    print(cluster.addresses, flush=True)
+    for line in sys.stdin:
+        cluster.do(*line.split())
+        print("done", flush=True)
 
 
 def ask_confluent(address: str, topic: str, messages: Iterable[Any]) -> None:

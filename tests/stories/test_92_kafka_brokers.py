@@ -7,14 +7,15 @@ import contextlib
 import json
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
-from tests.kafka_broker import Broker, broker
-from tests.kafka_gate import JOIN_GROUP, PRODUCE, Gate, gate, refuse_group, refuse_topic
+from tests.kafka_broker import Broker, Brokers, broker
+from tests.kafka_gate import JOIN_GROUP, PRODUCE, TOPICS, Gate, gate, refuse_group, refuse_topic, without_topic
 from tests.live import Live
 from tests.ports import free_port
 from tests.questions import fingerprint, numbers
@@ -23,6 +24,8 @@ from tests.stories.test_92_kafka import command
 pytestmark = pytest.mark.long
 
 SECONDS = 90
+MOST_OF_A_KIND = 10
+"""Lines about one thing; aiokafka would write that many in a second."""
 
 
 class Watched:
@@ -79,13 +82,13 @@ async def guarded(tmp_path: Path) -> AsyncIterator[tuple[Broker, Gate]]:
             yield one, before
 
 
-async def answered(one: Broker, *seeds: int) -> None:
+async def answered(one: Brokers, *seeds: int) -> None:
     """These messages are sent, and their replies come."""
     await one.send("asked", [(b"%d" % seed, json.dumps(numbers(seed)).encode()) for seed in seeds])
     await replied(one, *seeds)
 
 
-async def replied(one: Broker, *seeds: int) -> None:
+async def replied(one: Brokers, *seeds: int) -> None:
     for reply in await one.read("replies", {b"%d" % seed for seed in seeds}, SECONDS):
         assert json.loads(reply.value)["outputs"][0]["data"] == fingerprint(numbers(int(reply.key)))
 
@@ -123,6 +126,23 @@ async def test_a_broker_that_refuses_stops_or_loses_a_topic(live: Live, guarded:
     for line in process.lines:
         assert "event" in json.loads(line)
         assert "Traceback" not in line
+
+
+async def test_the_topic_of_the_requests_goes_and_comes_back(live: Live, guarded: tuple[Broker, Gate]) -> None:
+    """Where the broker says that there is no such topic, the process says so in lines that do not flood the log, and
+    goes on when the topic is there again. It starts, and stops, without the topic too."""
+    one, before = guarded
+    async with watched(live, before.address) as process:
+        await answered(one, 1, 2)
+        before.rewrites[TOPICS] = without_topic("asked")
+        line = await process.until(lambda line: "topic asked: not there" in line and "retrying" in line)
+        assert "Traceback" not in line
+        async with watched(live, before.address) as other:
+            await other.until(lambda line: "asked not found" in line)
+        del before.rewrites[TOPICS]
+        await answered(one, 3, 4)
+    events = [json.loads(line)["event"] for line in process.lines]
+    assert max(Counter(events).values()) < MOST_OF_A_KIND, events
 
 
 async def delete(one: Broker, topic: str) -> None:
