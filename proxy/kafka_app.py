@@ -155,7 +155,7 @@ async def _unless(stopping: asyncio.Event, call: Coroutine[None, None, None]) ->
         await calling
         return True
     finally:
-        await end(waiting)
+        waiting.cancel()
         await end(calling)
 
 
