@@ -127,7 +127,7 @@ def row_bytes(manifest: Manifest) -> int:
 
 
 def _seconds(warmer: Warmer, sample: _Sample, missing: int, read_seconds: float) -> float:
-    """How long a run would take: it computes while it reads, and does not exceed its rate.
+    """How long a run would take: it reads and asks the model, both in one interpreter, and does not exceed its rate.
 
     The sample is computed as a run computes: sorted by length, two requests under way. The first rows are a warm-up.
     """
@@ -139,4 +139,4 @@ def _seconds(warmer: Warmer, sample: _Sample, missing: int, read_seconds: float)
     made, seconds = warmer.timed(dict(sample.rows[first:] or sample.rows))
     computing = missing * seconds / max(1, made)
     rate = warmer.plan.rows_per_second
-    return max(read_seconds, computing, missing / rate if rate else 0.0)
+    return max(read_seconds + computing, missing / rate if rate else 0.0)
