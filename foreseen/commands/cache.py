@@ -78,9 +78,12 @@ def key(file: RequestFile, /, *, settings: KeySettings) -> None:
     file
         The body of a request as a client would send it; '-' reads stdin.
     """
+    from foreseen.operate.started import read_started
     from foreseen.proxy.tools.offline import keyed
 
     rows = keyed(file, settings)
+    if settings.tenant is None and "keys_file" in (read_started(settings.data) or {}):
+        print("of callers without a tenant; a tenant's rows have other keys: --tenant NAME", file=sys.stderr)
     if settings.json:
         print(orjson.dumps([{"key": row.key.hex(), "frame": row.frame.shown()} for row in rows]).decode())
         return

@@ -32,11 +32,17 @@ def add(
     data
         The data directory.
     """
-    from foreseen.tenants.edit_keys import add_key
+    from foreseen.operate.started import read_started
+    from foreseen.tenants.edit_keys import add_key, shown_digits
 
     path = keys_file or _file(data, role)
-    print(add_key(path, tenant, role or "tenant"))
-    print(f"{path} holds its hash; proxies that use the file take it within a second", file=sys.stderr)
+    key = add_key(path, tenant, role or "tenant")
+    print(key)
+    said = f"{path} holds its hash, {shown_digits(key)}…; proxies that use the file take it within two seconds"
+    started = read_started(data)
+    if role is None and started is not None and "keys_file" not in started:
+        said += f". The system of {data} was started without a keys file: start it with --keys-file {path}"
+    print(said, file=sys.stderr)
 
 
 @keys_app.command
@@ -90,6 +96,9 @@ def list_(
     from foreseen.tenants.edit_keys import listed, listed_administrators
 
     path = keys_file or _file(data, "operator" if operators else None)
+    if operators and keys_file is None and not path.exists():
+        print(f"{path}: not there yet, so {data / 'admin-token'} is the only operator's key", file=sys.stderr)
+        return
     found = listed_administrators(path) if operators else listed(path)
     if json:
         print(msgspec.json.encode(found).decode())

@@ -84,12 +84,20 @@ def _traffic(before: Scrape, after: Scrape, model: str | None = None) -> dict[st
         "requests_per_second": _rate(before, after, "foreseen_requests_total", **of),
         "rows_per_second": _rate(before, after, "foreseen_rows_total", **of),
         "hit_ratio": round(hits / rows, 4) if rows else None,
+        "misses": _misses(before, after, **of),
         "hit_p50": quantile(0.5, before, after, _REQUESTS, result="hit", **of),
         "hit_p99": quantile(0.99, before, after, _REQUESTS, result="hit", **of),
         "miss_p50": quantile(0.5, before, after, _REQUESTS, result="miss", **of),
         "miss_p99": quantile(0.99, before, after, _REQUESTS, result="miss", **of),
         "saved_compute_seconds_per_second": _rate(before, after, "foreseen_saved_compute_seconds_total", **of),
     }
+
+
+def _misses(before: Scrape, after: Scrape, **labels: str) -> dict[str, float]:
+    """The rows that no tier answered, by reason; only reasons that there were."""
+    reasons = after.values("foreseen_misses_total", "reason")
+    gained = {one: _gained(before, after, "foreseen_misses_total", reason=one, **labels) for one in reasons}
+    return {reason: count for reason, count in gained.items() if count}
 
 
 def _far(before: Scrape, after: Scrape) -> dict[str, Any]:
@@ -171,6 +179,10 @@ def view(url: str, now: dict[str, Any], trouble: str | None = None) -> Group:
         _pair("loop lag", f"p99 {_time(now['loop_lag_p99'])}"),
         _pair("saved", f"{now['saved_compute_seconds_total']:,.1f} compute s, {now['spared_rows_total']:,.0f} rows"),
     )
+    whys = Text("missed rows ", "dim")
+    missed = sum(now["misses"].values())
+    shares = sorted(now["misses"].items(), key=lambda one: -one[1])
+    whys.append(", ".join(f"{reason} {count / missed:.0%}" for reason, count in shares) if missed else "–", "bold")
     store = Table.grid(padding=(0, 3))
     store.add_row(
         _pair("near", f"{_size(near['bytes'])}, {near['entries']:,.0f} entries"),
@@ -193,7 +205,7 @@ def view(url: str, now: dict[str, Any], trouble: str | None = None) -> Group:
     head = Text(f"foreseen  {url}", style="bold")
     head.append(f"   {trouble}" if trouble else f"   over {now['seconds']:.1f} s", "bold red" if trouble else "dim")
     callers = [callers_table(now["callers"])] if now["callers"] else []
-    return Group(head, Panel(numbers), Panel(store), _models(now), *callers)
+    return Group(head, Panel(Group(numbers, whys)), Panel(store), _models(now), *callers)
 
 
 def _jobs(queue: dict[str, Any]) -> tuple[Text, ...]:

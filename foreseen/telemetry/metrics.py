@@ -27,7 +27,7 @@ STAGES = ("decode", "prepare", "key", "near", "flight", "far", "model", "keep", 
 ROW_RESULTS = ("near", "far", "model", "collapsed", "stale", "bypass", "error")
 IMPORT_RESULTS = ("stored", "had")
 REQUEST_RESULTS = ("hit", "partial", "collapsed", "stale", "miss", "bypass", "error")
-MISS_REASONS = ("cold", "expired", "verify-failed", "far-down", "far-slow")
+MISS_REASONS = ("cold", "expired", "verify-failed", "far-down", "far-slow", "asked")
 FAR_ERROR_KINDS = (
     "timeout", "connect", "loading", "readonly", "oom", "permission", "auth", "busy", "protocol", "refused", "open",
     "paused", "maxclients", "masterdown", "clusterdown", "noreplicas", "moved", "tls", "foreign",

@@ -45,6 +45,11 @@ class ListedTenant(Struct, frozen=True):
     expires_at: float | None
 
 
+def shown_digits(key: str) -> str:
+    """The first digits of a key's hash, by which `foreseen keys list` and `revoke` name it."""
+    return hashlib.sha256(key.encode()).hexdigest()[:SHOWN_DIGITS]
+
+
 def add_key(path: Path, name: str, kind: Kind = "tenant") -> str:
     """A new key of a tenant, operator or viewer, which is made where the file does not have it. Raises SetupError."""
     key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
@@ -71,7 +76,9 @@ def revoke_keys(path: Path, name: str, hashed: str | None = None, kind: Kind = "
         keys = [str(one) for one in table.get("keys", [])]
         gone = [one for one in keys if begins is None or one.startswith(begins)]
         if not gone or (begins is not None and len(gone) > 1):
-            raise SetupError(f"{path}: {len(gone)} keys of {name!r} are meant; `foreseen keys list` shows them")
+            which = f"whose hash begins with {hashed}" if hashed is not None else "to revoke"
+            said = f"{len(gone) or 'no'} keys of {name!r} {which}"
+            raise SetupError(f"{path}: {said}; `foreseen keys list` shows them")
         table["keys"] = [one for one in keys if one not in gone]
     return len(gone)
 

@@ -16,7 +16,7 @@ from foreseen.keys.explain import read_frame
 from foreseen.tenants.admin_keys import Administrator, AdminKeys
 from foreseen.tenants.audit import audit, audit_refusal
 from foreseen.tenants.keyring import credentials_of
-from foreseen.types import Explanation
+from foreseen.types import Explanation, Space
 
 KEYS_FILE = "admin-keys.toml"
 """Of the data directory; it need not be there."""
@@ -78,10 +78,15 @@ def client_of(request: web.Request) -> str:
     return f"uid {uid}, process {pid}"
 
 
-def explained(rows: list[Explanation], model: str, digest: str) -> dict[str, Any]:
-    """What `explain` answers: every row's key, frame, place and, for a miss, its reason."""
+def explained(rows: list[Explanation], space: Space) -> dict[str, Any]:
+    """What `explain` answers: whose entries were looked for; each row's key, frame, place and reason of a miss."""
     now = time.time()
-    return {"model": model, "digest": digest, "rows": [_row(row, now) for row in rows]}
+    return {
+        "model": space.model,
+        "digest": space.digest,
+        "scope": space.scope,
+        "rows": [_row(row, now) for row in rows],
+    }
 
 
 def _row(row: Explanation, now: float) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class OperatorRoutes:
             caller=caller_of(request),
         )
         rows = await explain_request(self._server, served, head, body)
-        return json_reply(explained(rows, served.manifest.name, served.space(tenant.scope).digest))
+        return json_reply(explained(rows, served.space(tenant.scope)))
 
     def _explaining(self, request: web.Request) -> Tenant:
         """The tenant whose rows are explained: the caller itself, or the one that an operator names."""

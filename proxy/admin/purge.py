@@ -23,6 +23,7 @@ from foreseen.types import Key
 from foreseen.web.http import errors, json_reply, read_body
 
 LOOK_SECONDS = 0.01
+RETRY_SECONDS = 0.5
 BODY_BYTES = 4096
 MOST_SECONDS = 300.0
 PURGE_WORDS: tuple[PurgeWord, ...] = get_args(PurgeWord)
@@ -33,6 +34,8 @@ class Purged(Struct, frozen=True):
 
     generation: int
     workers: int
+    deleted: int | None = None
+    """Entries that Redis had of the key; None where it was not asked."""
 
 
 class Purger:
@@ -54,16 +57,30 @@ class Purger:
             if not missing or asyncio.get_running_loop().time() >= until:
                 break
             await asyncio.sleep(LOOK_SECONDS)
-        facts = {"generation": generation, "workers": len(workers), "missing": missing}
-        actor.did("purge", kind=kind, what=shown, **facts)
-        if missing:
-            raise NotConfirmed(f"purged, but not confirmed by {', '.join(missing)}")
-        if kind == "key":
+        facts: dict[str, object] = {"generation": generation, "workers": len(workers), "missing": missing}
+        failed, deleted = f"purged, but not confirmed by {', '.join(missing)}" if missing else None, None
+        if kind == "key" and not missing:
             try:
-                await self._tiers.delete_far([Key(bytes.fromhex(what))])
+                facts["deleted"] = deleted = await self._deleted(Key(bytes.fromhex(what)))
             except FarError as error:
-                raise NotConfirmed(f"forgotten by every worker, but not deleted in Redis: {error.kind}") from None
-        return Purged(generation, len(workers))
+                facts["far"] = error.kind
+                failed = (
+                    f"purged in every worker, but not deleted in Redis ({error.kind}). No worker serves it; "
+                    "purge it again once Redis answers"
+                )
+        actor.did("purge", kind=kind, what=shown, **facts)
+        if failed is not None:
+            raise NotConfirmed(failed)
+        return Purged(generation, len(workers), deleted)
+
+    async def _deleted(self, key: Key) -> int | None:
+        """Entries of a key that Redis had, now deleted. Raises FarError. A request has milliseconds for Redis; an
+        operator waits for a second try."""
+        try:
+            return await self._tiers.delete_far([key])
+        except FarError:
+            await asyncio.sleep(RETRY_SECONDS)
+            return await self._tiers.delete_far([key])
 
     async def forget_worker(self, worker: str, actor: Actor = NO_ACTOR) -> None:
         """Deregister a worker of another machine that an operator knows to have ended. Raises UnknownTarget."""
@@ -116,10 +133,11 @@ def admin_application(purger: Purger, targets: Targets, operators: Operators, bo
         try:
             target = await targets.resolve(kind, what, even_if_unknown=unknown)
         except ForeseenError as error:
-            actor.did("purge", kind=kind, failed=error.code)
+            actor.did("purge", kind=kind, what=what[:64], failed=error.code)
             raise
         done = [await purger.purge(target.kind, name, seconds, actor) for name in target.names][-1]
-        return json_reply({"generation": done.generation, "workers": done.workers, "purged": target.said})
+        reply = {"generation": done.generation, "workers": done.workers, "purged": target.said}
+        return json_reply(reply if done.deleted is None else {**reply, "deleted": done.deleted})
 
     async def workers(request: web.Request) -> web.Response:
         """The registered workers and the last purge that each has confirmed."""

@@ -173,7 +173,7 @@ def model_target(what: str, known: KnownNames) -> Target | None:
     if what in known.loaded:
         return Target("model", (what,), f"model {what}")
     if what in known.models:
-        return Target("model", (what,), f"model {what}, which is no longer served here")
+        return Target("model", (what,), f"model {what}, which is not served here now")
     return None
 
 
@@ -266,4 +266,6 @@ def unknown_text(kind: Kind, what: str, known: KnownNames) -> str:
         there = [shown[one] for one in sorted(shown)]
     hint = f"near names: {', '.join(near[:MOST_SHOWN])}" if near else f"known are: {', '.join(there[:MOST_SHOWN])}"
     hint = hint if there else "none is known"
+    if kind == "digest" and len(what) < LEAST_DIGITS:
+        hint = f"give at least {LEAST_DIGITS} digits; {hint}"
     return f"no proxy, state store or artifact knows {kind} {what[:64]!r}; {hint}. --even-if-unknown purges it anyway"

@@ -288,10 +288,9 @@ class Tiers:
         if stores:
             await asyncio.wait(stores)
 
-    async def delete_far(self, keys: Sequence[Key]) -> None:
-        """Delete entries in far. Raises FarError."""
-        if self._far is not None:
-            await self._far.forget(keys)
+    async def delete_far(self, keys: Sequence[Key]) -> int | None:
+        """Delete entries in far; how many there were, None without far. Raises FarError."""
+        return None if self._far is None else await self._far.forget(keys)
 
     async def close(self, seconds: float) -> None:
         """Wait for pending writes, at most `seconds`."""

@@ -223,7 +223,9 @@ def running(settings: DoctorSettings) -> Iterator[Finding]:
     try:
         now = scrape(url, watcher_key(url, settings.data))
     except SetupError as error:
-        yield Finding("note", "proxy", str(error).split(";")[0], "start one, or say --url")
+        said, was_started = str(error).split(";")[0], settings.url is None and flags_of(settings.data)
+        fix = "start it with `foreseen up`" if was_started else "start one, or say --url"
+        yield Finding("must" if was_started else "note", "proxy", said, fix)
         return
     yield from counted(now, url)
 

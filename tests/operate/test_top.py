@@ -56,16 +56,25 @@ def test_it_tells_what_happened_between_two_looks(metrics: ProxyMetrics) -> None
     served(metrics, "hit", "near", 0.0004, 30)
     served(metrics, "miss", "model", 0.3, 10)
     metrics.saved_seconds.labels("m").inc(4.0)
+    metrics.misses.labels("m", "cold").inc(6)
+    metrics.misses.labels("m", "asked").inc(2)
     now = top.activity(before, at(metrics, 12.0))
     assert (now["requests_per_second"], now["rows_per_second"], now["hit_ratio"]) == (20, 20, 0.75)
     assert 0.00025 < now["hit_p50"] <= 0.0005
     assert 0.25 < now["miss_p99"] <= 0.5
     assert now["saved_compute_seconds_total"] == 4
+    assert now["misses"] == {"cold": 6, "asked": 2}
     busy, idle = sorted(now["models"], key=lambda model: -model["rows_per_second"])
     assert (busy["model"], busy["ready"], busy["saved_compute_seconds_per_second"]) == ("m", True, 2)
     assert (idle["model"], idle["ready"], idle["hit_ratio"], idle["hit_p50"]) == ("idle", False, None, None)
     text = shown(now)
-    for words in ("requests/s 20.0", "hit ratio 75.0%", "far up, 1.0 MiB of 1.0 GiB, 3 entries", "saved 4.0 compute s"):
+    for words in (
+        "requests/s 20.0",
+        "hit ratio 75.0%",
+        "far up, 1.0 MiB of 1.0 GiB, 3 entries",
+        "saved 4.0 compute s",
+        "missed rows cold 75%, asked 25%",
+    ):
         assert words in text
 
 

@@ -77,7 +77,7 @@ def test_a_purge_reaches_every_worker_before_it_is_acknowledged(two: Live, what:
 def test_another_model_and_another_digest_are_not_touched(two: Live) -> None:
     """A purge names a space, and only that space ends; one that is no longer served is purged and said so."""
     everywhere(two, 590_002)
-    assert "purged model minilm, which is no longer served here" in purge(two, "--model=minilm")
+    assert "purged model minilm, which is not served here now" in purge(two, "--model=minilm")
     assert "not known here" in purge(two, "--digest=0123456789", "--even-if-unknown")
     assert cached(two, 590_002) == {True}
 
@@ -112,7 +112,8 @@ def test_one_key_and_no_other(two: Live) -> None:
     """By key: gone from Redis and from both workers, its neighbour stays; it can be computed and kept anew."""
     everywhere(two, 590_003)
     everywhere(two, 590_004)
-    purge(two, f"--key={key_of(two, 590_003)}")
+    assert "; 1 entry deleted in Redis" in purge(two, f"--key={key_of(two, 590_003)}")
+    assert "; Redis had no such entry" in purge(two, f"--key={'ab' * 32}")
     assert cached(two, 590_003) == {False}
     assert cached(two, 590_004) == {True}
     assert status_of(ask(two, 590_003)).get("stored") is True

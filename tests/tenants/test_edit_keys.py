@@ -58,7 +58,7 @@ def test_one_of_several_keys_is_revoked_by_its_hash(tmp_path: Path) -> None:
     keys = [add_key(path, "a") for _ in range(3)]
     first = listed(path)[0].keys[0]
     for wrong in ("", "zz"):
-        with pytest.raises(SetupError, match="keys of 'a' are meant"):
+        with pytest.raises(SetupError, match="keys of 'a' whose hash begins with"):
             revoke_keys(path, "a", wrong)
     assert revoke_keys(path, "a", first) == 1
     with pytest.raises(SetupError, match="no tenant 'b'"):

@@ -40,7 +40,7 @@ def find(name: str, folders: tuple[Path, ...]) -> Manifest:
                 raise SetupError(f"{path}: name is {manifest.name!r}, the folder says {name!r}")
             return manifest
     known = ", ".join(names(folders)) or "none"
-    raise SetupError(f"no model called {name!r}; known models: {known}")
+    raise SetupError(f"no model called {name!r}; known models: {known}; give --models for another folder")
 
 
 def is_name(name: str) -> bool:

@@ -24,4 +24,11 @@ def purge(settings: PurgeSettings) -> str:
         raise SetupError("give exactly one of --model, --digest, --tenant, --key and --all")
     body = {**target, "timeout_seconds": settings.timeout_seconds, "even_if_unknown": settings.even_if_unknown}
     outcome = answer_of(settings, "/admin/purge", body)
-    return f"purged {outcome['purged']}: generation {outcome['generation']}, confirmed by {outcome['workers']} workers"
+    said = f"purged {outcome['purged']}: generation {outcome['generation']}, confirmed by {outcome['workers']} workers"
+    match outcome.get("deleted"):
+        case None:
+            return said
+        case 0:
+            return f"{said}; Redis had no such entry: of another tenant, model or purge, or never stored"
+        case deleted:
+            return f"{said}; {deleted} entry deleted in Redis"

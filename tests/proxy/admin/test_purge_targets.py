@@ -50,7 +50,7 @@ def test_a_model_that_was_ever_known_is_purged(name: str) -> None:
     target = model_target(name, KNOWN)
     assert target is not None
     assert (target.kind, target.names) == ("model", (name,))
-    assert ("no longer served" in target.said) == (name not in KNOWN.loaded)
+    assert ("not served here now" in target.said) == (name not in KNOWN.loaded)
 
 
 @pytest.mark.parametrize(

@@ -399,7 +399,7 @@ async def test_an_entry_that_was_purged_by_key_cannot_be_put_back() -> None:
 async def test_a_key_that_could_not_be_deleted_in_redis_is_not_called_purged(state_url: str, state: State) -> None:
     """Every worker has forgotten it, Redis is away: not confirmed."""
     (key,) = numbered(1)
-    with pytest.raises(NotConfirmed, match="not deleted in Redis"):
+    with pytest.raises(NotConfirmed, match=r"not deleted in Redis \(connect\)"):
         await Purger(state, pipeline(ScriptedModel(), BrokenFar()).tiers).purge("key", key.hex(), 10)
 
 

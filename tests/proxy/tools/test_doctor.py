@@ -242,6 +242,7 @@ def test_without_flags_it_finds_what_up_was_started_with(live: Live) -> None:
     done = subprocess.run([*command, "--port=9"], check=False, capture_output=True, text=True, timeout=60)
     said = {one["what"]: one for one in json.loads(done.stdout)}
     assert said["proxy"]["said"] == "no proxy answers at http://127.0.0.1:9"
+    assert (done.returncode, said["proxy"]["grade"]) == (1, "must")
     shown = [sys.executable, "-m", "foreseen.cli", "top", "--once", "--json", "--interval=0.1", f"--data={live.data}"]
     assert subprocess.run(shown, check=False, capture_output=True, timeout=60).returncode == 0
 
