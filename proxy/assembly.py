@@ -224,7 +224,7 @@ class Proxy:
             cache=self.answers,
             clock=tiers.clock,
             keyring=self.keyring,
-            refused={} if upstream is None else upstream.refused,
+            refusal=(lambda _: None) if upstream is None else upstream.refusal,
             traces=self.traces,
         )
         self.hit_samplers.attach(self.responder)

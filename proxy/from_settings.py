@@ -94,6 +94,9 @@ def served_model(named: str, settings: ProxySettings, trials: IsolationLock) -> 
     manifest = find(name, settings.model_folders)
     defaults = freshness_of(settings)
     if manifest.upstream is not None and not address:
+        if manifest.upstream_api != "v2":
+            said = f"its upstream_api is {manifest.upstream_api!r}, which is found out from the server"
+            raise SetupError(f"model {name}: {said}; give --upstream {manifest.upstream}, too")
         reported = declared_metadata(manifest)
         return in_front_of((manifest.upstream,), reported, settings, defaults, manifest, trials)
     refuse_optional(manifest)

@@ -115,8 +115,7 @@ class StatusHandlers:
         state: dict[str, Any] = {"name": served.manifest.name, "ready": served.ready}
         if served.ready:
             return json_reply(state)
-        why = f"model {served.manifest.name!r} is not ready: {served.why}"
-        return json_reply({**state, "error": why, "code": "model_unavailable"}, 503, {"Retry-After": "1"})
+        return json_reply({**state, "error": served.not_ready, "code": "model_unavailable"}, 503, {"Retry-After": "1"})
 
     async def model_config(self, request: web.Request) -> web.Response:
         """The model's configuration, as Triton's clients read it."""

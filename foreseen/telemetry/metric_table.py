@@ -201,8 +201,8 @@ PROXY_METRICS: dict[str, Spec] = {
     ),
     "upstream_problems": GaugeSpec(
         "foreseen_upstream_problems",
-        "Models behind --upstream, or the server itself, that cannot be served, by problem: unreachable, not-v2, "
-        "lists-nothing, no-metadata, unusable. The log says what was requested, and what to do.",
+        "Models behind --upstream, or the server itself, that cannot be served, by problem: unreachable, credentials, "
+        "not-v2, lists-nothing, no-metadata, unusable. The log says what was requested, and what to do.",
         labels=("problem",),
         mode="livemax",
     ),

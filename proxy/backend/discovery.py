@@ -74,6 +74,7 @@ class Upstream:
         self._address = shown(address)
         self._server: V2Server | None = V2Server(address) if recognised is None else None
         self._recognised = recognised
+        self._listed = False
         self._names = tuple(served_name(name) if "/" in name else name for name in names)
         self._serve = serve
         self._declared = declared
@@ -118,6 +119,13 @@ class Upstream:
         whys = [str(self.refused[name]) for name in wanted or self.refused if name in self.refused]
         return "; ".join(whys[:3]) or "the upstream has not been asked yet"
 
+    def refusal(self, name: str) -> Unusable | None:
+        """Why a model cannot be served: for itself, or since the server was never of use. None where nothing says that
+        there is such a model."""
+        if name in self.refused or self._listed or (self._names and name not in self._names):
+            return self.refused.get(name)
+        return self.problem
+
     def problems(self) -> Counter[str]:
         """How many models, or servers, cannot be served, by problem."""
         found = Counter(one.problem for one in self.refused.values())
@@ -153,6 +161,7 @@ class Upstream:
                 await self._add(name)
 
         await asyncio.gather(*(add(name) for name in new))
+        self._listed = True
 
     async def _add(self, name: str) -> None:
         try:

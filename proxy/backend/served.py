@@ -142,7 +142,13 @@ class ServedModel:
     def _unavailable(self) -> ModelUnavailable:
         """The error of a request whose rows cannot be read yet: it counts as one."""
         self.absent.add(1)
-        return ModelUnavailable(f"model {self.manifest.name!r} is not ready: {self.why}")
+        return ModelUnavailable(self.not_ready)
+
+    @property
+    def not_ready(self) -> str:
+        """Why the model is not ready, as a caller reads it."""
+        said = f"model {self.manifest.name!r} is not ready: "
+        return said + self.why.removeprefix(said)  # its process may have said it already
 
     async def refresh(self) -> None:
         """Read the process's metadata; a digest that differs is in force from now on.

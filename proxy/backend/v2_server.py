@@ -17,7 +17,7 @@ MAX_REPLY_BYTES = 8 * 2**20
 EXCERPT_CHARACTERS = 80
 ITS_OWN_FAULT = (500, 502, 503, 504)
 
-Problem = Literal["unreachable", "not-v2", "lists-nothing", "no-metadata", "unusable"]
+Problem = Literal["unreachable", "credentials", "not-v2", "lists-nothing", "no-metadata", "unusable"]
 
 
 class Unusable(SetupError):
@@ -124,7 +124,7 @@ class V2Server:
         if isinstance(server.document, dict):
             return Unusable("lists-nothing", said, "this server does not list its models: name them, --model NAME")
         if server.status in (401, 403):
-            return Unusable("not-v2", server.said, "give its credential: --upstream-key-file")
+            return Unusable("credentials", server.said, "give its credential: --upstream-key-file")
         fix = "this is no V2 server: give the HTTP address of one, without a path (docs/upstream.md)"
         return Unusable("not-v2", server.said, fix)
 

@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -54,12 +53,12 @@ class Responder:
         cache: AnswerCache,
         clock: Callable[[], float],
         keyring: Keyring | None = None,
-        refused: Mapping[str, Exception] = MappingProxyType({}),
+        refusal: Callable[[str], Exception | None] = lambda _: None,
         traces: Traces | None = None,
     ) -> None:
         self.deadlines = Deadlines()
         self.keyring = keyring or Keyring()
-        self.served, self._refused = served, refused
+        self.served, self._refusal = served, refusal
         self.cache, self._server = cache, server
         self._counter, self._quotas = server.counter, server.pipeline.tenants.quotas
         self._clock, self._traces = clock, traces
@@ -74,9 +73,9 @@ class Responder:
         if tenant.models is not None and not tenant.may_use(name):
             raise ModelNotAllowed(f"the tenant is not allowed to use model {name[:128]!r}")
         served = self.served.get(name)
-        if served is None and name in self._refused:
-            raise ModelUnavailable(f"model {name!r} is not ready: {self._refused[name]}")
         if served is None:
+            if (why := self._refusal(name)) is not None:
+                raise ModelUnavailable(f"model {name[:128]!r} is not ready: {why}")
             raise UnknownModel(name[:128])
         if version is not None and version != served.manifest.version:
             raise UnknownModel(name, version[:32])

@@ -60,7 +60,7 @@ MODELS = "GET /v2/models"
 SERVERS: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "a web page": ({}, "not-v2", "GET /v2 answered 404 text/html", "no V2 server"),
     "a web server that knows no POST": ({INDEX: 501}, "not-v2", "GET /v2 answered 404 text/html", "no V2 server"),
-    "a server that wants a key": ({"GET /v2": 401}, "not-v2", "GET /v2 answered 401", "--upstream-key-file"),
+    "a server that wants a key": ({"GET /v2": 401}, "credentials", "GET /v2 answered 401", "--upstream-key-file"),
     "a V2 server without a list": ({"GET /v2": {"name": "x"}}, "lists-nothing", f"{INDEX} answered 404", "--model"),
     "an empty list": ({MODELS: {"models": []}}, "lists-nothing", f"{MODELS} answered 200", "load a model"),
     "an empty index": ({INDEX: []}, "lists-nothing", f"{INDEX} answered 200", "load a model"),

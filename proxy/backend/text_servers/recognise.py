@@ -48,7 +48,7 @@ async def server_at(
             try:
                 await candidate.listed()
             except Unusable as error:
-                if error.problem in ("not-v2", "unreachable") and not candidate.found:
+                if error.problem in ("not-v2", "credentials", "unreachable") and not candidate.found:
                     await candidate.close()
                     continue
             await server.close()

@@ -195,7 +195,7 @@ class TextServer(V2Server):
             return None
         self._absent.pop(path, None)
         if reply.status in (401, 403):
-            raise Unusable("not-v2", reply.said, "give its credential: --upstream-key-file")
+            raise Unusable("credentials", reply.said, "give its credential: --upstream-key-file")
         if reply.status >= 500:
             raise Unusable("unreachable", reply.said, "see the server's log; it is asked again every few seconds")
         return reply
