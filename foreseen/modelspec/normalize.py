@@ -69,7 +69,7 @@ def _number_steps(spec: ClientInput, datatype: Datatype) -> list[Step]:
 def _finite(field: str) -> Step:
     def check(array: Array) -> Array:
         if not np.isfinite(array).all():
-            raise BadInput(f"{field}.data: holds NaN or infinity, which this input does not allow")
+            raise BadInput(f"{field}.data: holds NaN or infinity (or JSON null), which this input does not allow")
         return array
 
     return check

@@ -177,7 +177,10 @@ def _v1_tensor(spec: ClientInput, column: list[Any], written: Written) -> InputT
     """V1 states no shapes: they are read off the first elements, and the rest must agree."""
     field, datatype = f"inputs.{spec.name}", DATATYPES[spec.datatype]
     shape, level = [], column
-    for dim in wire_shape(spec.shape):
+    for depth, dim in enumerate(wire_shape(spec.shape)):
+        if type(level) is not list and level is not None:
+            shown = ", ".join(map(str, spec.shape))
+            raise BadInput(f"{field}: is a list of depth {depth}, its shape [{shown}] needs depth {len(spec.shape)}")
         shape.append(len(level) if type(level) is list else 0)
         level = level[0] if type(level) is list and level else [None] * max(dim, 0)
     if not column:

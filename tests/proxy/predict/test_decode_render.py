@@ -164,7 +164,7 @@ def test_raw_binary_is_for_models_with_one_input() -> None:
         (b'{"instances":[[1,2],[3]]}', "ragged"),
         (b'{"instances":[[1,2],[3,true]]}', "not bool"),
         (b'{"instances":[{"z":1}]}', "instances[0]"),
-        (b'{"instances":[1]}', "inputs.x"),
+        (b'{"instances":[1]}', "inputs.x: is a list of depth 1, its shape [rows, 2] needs depth 2"),
         (b'{"instances":[[[1],[2]]]}', "inputs.x"),
         (b'{"inputs":{"z":[1]}}', "must have exactly x"),
         (b'{"inputs":{"x":1}}', "inputs.x: must be a list"),
