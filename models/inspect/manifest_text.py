@@ -66,9 +66,7 @@ def _why_together(found: Found) -> str:
 def _clients(manifest: Manifest) -> str:
     client = manifest.client
     if client is None:
-        return (
-            "# [[client.inputs]] and [[client.outputs]] may say what clients send instead (text, pictures, rounding).\n"
-        )
+        return "# [[client.inputs]] may list what clients send instead (text, pictures, rounding), all inputs of it.\n"
     hint = ""
     if any(spec.name == IDS for spec in client.inputs):
         hint = (

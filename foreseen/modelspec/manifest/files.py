@@ -21,6 +21,8 @@ def load(path: Path) -> Manifest:
         raise SetupError(f"{path}: there is no such model manifest") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise SetupError(f"{path}: {error}") from None
+    if manifest.client is not None:
+        manifest = msgspec.structs.replace(manifest, client=manifest.seen)  # with its outputs
     found = manifest_problem(manifest)
     if found is not None:
         raise SetupError(f"{path}: {found}")

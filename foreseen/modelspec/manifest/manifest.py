@@ -73,8 +73,10 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def seen(self) -> ClientSignature:
         """What clients see: `[client]`, or the model's own signature where that is left out."""
-        if self.client is not None:
+        if self.client is not None and self.client.outputs:
             return self.client
-        inputs = tuple(ClientInput(i.name, i.datatype, i.shape, optional=i.optional) for i in self.model.keyed)
         outputs = tuple(ClientOutput(o.name, o.datatype, o.shape) for o in self.model.outputs)
+        if self.client is not None:
+            return ClientSignature(self.client.inputs, outputs)
+        inputs = tuple(ClientInput(i.name, i.datatype, i.shape, optional=i.optional) for i in self.model.keyed)
         return ClientSignature(inputs, outputs)

@@ -150,8 +150,8 @@ class ClientSignature(Struct, frozen=True, forbid_unknown_fields=True):
 
     inputs: tuple[ClientInput, ...]
     """At least one."""
-    outputs: tuple[ClientOutput, ...]
-    """At least one."""
+    outputs: tuple[ClientOutput, ...] = ()
+    """Left out: the model's."""
 
 
 class ModelSignature(Struct, frozen=True, forbid_unknown_fields=True):
