@@ -169,7 +169,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_left(tmp_path: Path) -> None:
         add(fixed, "four", tmp_path / "mine", tmp_path / "data", SilentProgress())
     assert not (tmp_path / "mine").exists()
     add(saved(tmp_path / "a.onnx", linear()), "a", tmp_path / "mine", tmp_path / "data", SilentProgress())
-    with pytest.raises(SetupError, match="is there already"):
+    with pytest.raises(SetupError, match="exists already"):
         add(tmp_path / "a.onnx", "a", tmp_path / "mine", tmp_path / "data", SilentProgress())
 
 
