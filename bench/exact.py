@@ -51,6 +51,11 @@ class Case(Struct, frozen=True):
         """Whether no row may differ."""
         return self.shapes == "fixed" or (self.pool == "exact" and self.precision in ("fp32", "int8-rowwise"))
 
+    @property
+    def is_red(self) -> bool:
+        """Whether rows must differ. `matmul-nbits` with the exact pool may or may not, by processor."""
+        return not self.is_exact and (self.precision, self.pool) != ("matmul-nbits", "exact")
+
     def __str__(self) -> str:
         return f"{self.model:<7} {self.precision:<13} {self.pool:<11} {self.shapes:<7} {self.instances} instances"
 
@@ -122,7 +127,7 @@ def cases(settings: argparse.Namespace) -> Iterator[Case]:
         settings.shapes, settings.models, settings.precisions, settings.pools, settings.instances
     ):
         case = Case(model, precision, pool, shapes, instances)
-        if shapes == "fixed" or case.is_exact is not settings.red:
+        if case.is_red if settings.red else case.is_exact:
             yield case
 
 
