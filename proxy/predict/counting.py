@@ -24,6 +24,7 @@ from foreseen.telemetry.callers import CallerCounts
 from foreseen.telemetry.meters import Hits
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.telemetry.spans import RequestSpan, is_sampled
+from foreseen.tenants.tenant import PUBLIC
 from foreseen.tenants.usage import UsageCounts
 from foreseen.types import Lane
 from foreseen.web.caller import Caller
@@ -79,8 +80,9 @@ class RequestCounter:
             self._count_caller(head.caller, rows, 0)
         if self._access.takes_hit(head.traceparent):
             self._access.add(
-                head.model, head.protocol, 200, "hit", rows, seconds, traceparent=head.traceparent, caller=head.caller
-            )
+                head.model, head.protocol, 200, "hit", rows, seconds,
+                traceparent=head.traceparent, caller=head.caller, tenant=head.tenant.name,
+            )  # fmt: skip
 
     def answered(self, head: RequestHead, served: ServedModel, facts: AnswerFacts, lane: Lane, seconds: float) -> None:
         """A request that was answered, from wherever."""
@@ -113,7 +115,7 @@ class RequestCounter:
             head.traceparent.rows_hit = sources.get("near", 0) + sources.get("far", 0) + sources.get("stale", 0)
         stats.computed_rows += computed
         stats.computed_requests += computed > 0
-        self._write(head, 200, result, rows, seconds, computed)
+        self._write(head, 200, result, rows, seconds, computed, asked=facts.asked)
         return None
 
     def accepted(self, head: RequestHead, rows: int, seconds: float) -> None:
@@ -154,12 +156,18 @@ class RequestCounter:
             caller=caller,
         )
 
-    def _write(self, head: RequestHead, status: int, result: str, rows: int, seconds: float, computed: int = 0) -> None:
+    def _write(
+        self, head: RequestHead, status: int, result: str, rows: int, seconds: float, computed: int = 0, *,
+        asked: bool = False,
+    ) -> None:  # fmt: skip
         """One request in the table of callers, and perhaps in the log."""
         caller, trace = head.caller, head.traceparent
         if caller is not None:
             self._count_caller(caller, rows, computed)
-        self._access.write(head.model, head.protocol, status, result, rows, seconds, traceparent=trace, caller=caller)
+        self._access.write(
+            head.model, head.protocol, status, result, rows, seconds,
+            traceparent=trace, caller=caller, tenant=head.tenant.name, asked=asked,
+        )  # fmt: skip
 
     def _count_caller(self, caller: Caller, rows: int, computed: int) -> None:
         if self._callers is None:
@@ -226,8 +234,10 @@ class AccessLog:
         error: str | None = None,
         traceparent: str | None = None,
         caller: Caller | None = None,
+        tenant: str = PUBLIC,
+        asked: bool = False,
     ) -> None:
-        """Log a request, within the bound on lines."""
+        """Log a request, within the bound on lines. `asked`: the client's `Cache-Control` asked for new answers."""
         if isinstance(traceparent, RequestSpan):
             path = None if caller is None else caller.fields(self._models)["path"]
             traceparent.end_request(model, protocol, status, result, rows, seconds, code, path)
@@ -243,6 +253,10 @@ class AccessLog:
             fields["code"] = code
         if error is not None:
             fields["error"] = error[:MAX_ERROR_CHARACTERS]
+        if tenant != PUBLIC:
+            fields["tenant"] = tenant
+        if asked:
+            fields["asked"] = True
         if traceparent is not None:
             fields["traceparent"] = traceparent
         if result == "hit" and self._hits < 1:

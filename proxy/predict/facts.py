@@ -10,6 +10,7 @@ from foreseen.types import Answer
 
 SAVED = frozenset(("near", "far", "stale", "collapsed"))
 """Sources that cost the model nothing."""
+_ASKED = "foreseen;fwd=request"
 
 
 def hit_lines(seconds_left: int, age: int, detail: str, timing: str | None) -> str:
@@ -66,7 +67,7 @@ class AnswerFacts:
             elif answers:
                 facts._status = "far" if count("far") else "near"
         elif requested:
-            facts.result, facts._status = "bypass" if count("bypass") else "miss", "foreseen;fwd=request"
+            facts.result, facts._status = "bypass" if count("bypass") else "miss", _ASKED
         elif count("bypass"):
             by = why_bypassed or ("observe" if "keep" in served.steps else served.bypass_reason)
             facts.result, facts._status = "bypass", f"foreseen;fwd=bypass;detail={by}"
@@ -78,6 +79,11 @@ class AnswerFacts:
             facts.result = "collapsed" if collapsed else "miss"
             facts._status = f"foreseen;fwd=miss{stored}{';collapsed' if collapsed else ''}"
         return facts
+
+    @property
+    def asked(self) -> bool:
+        """Whether the client's own `Cache-Control` asked for new answers."""
+        return self._status == _ASKED
 
     def lines(self, timing: str | None = None) -> str:
         """`Cache-Status`, `Age` of hits, and `Server-Timing` where it is given. Of no rows there is nothing to say."""

@@ -115,3 +115,13 @@ def test_each_caller_behind_a_proxy_has_its_own_rate(built: Path, tmp_path: Path
         assert ask(live, "192.0.2.1", 9, body) == [200] * 6 + [429] * 3
         assert ask(live, "192.0.2.2", 7, body) == [200] * 6 + [429]
         assert ask(live, "192.0.2.1", 1, body) == [429]
+
+
+def test_a_client_that_wants_no_hits_is_found_in_the_log(logged: tuple[Live, Path]) -> None:
+    """Misses of reason `asked` are those of a caller: its lines say so, and other misses do not."""
+    live, log = logged
+    body = json.dumps(ask_fingerprint(numbers(860_900))).encode()
+    ask(live, "8.8.4.4", 1, body)
+    ask(live, "8.8.4.5", 2, body, **{"Cache-Control": "no-cache"})
+    assert ["asked" in one for one in lines(log, "8.8.4.4", 1)] == [False]
+    assert [(one["result"], one.get("asked")) for one in lines(log, "8.8.4.5", 2)] == [("miss", True)] * 2

@@ -61,6 +61,14 @@ def test_what_is_not_a_hit_is_always_logged() -> None:
     }
 
 
+def test_a_line_says_whose_request_it_was_and_who_wanted_no_hit() -> None:
+    """The tenant, unless it is that of callers without one; and whether `Cache-Control` asked for new answers."""
+    (line,) = lines(AccessLog(0.0, Clock()), 1, "miss", tenant="search", asked=True)
+    assert (line["tenant"], line["asked"]) == ("search", True)
+    (line,) = lines(AccessLog(0.0, Clock()), 1, "miss", tenant="public")
+    assert not {"tenant", "asked"} & line.keys()
+
+
 def test_a_sampled_trace_is_always_logged() -> None:
     """Whoever follows a trace finds its hit; the trace flags decide, as W3C has them."""
     (line,) = lines(AccessLog(0.0, Clock()), 1, traceparent=SAMPLED)
