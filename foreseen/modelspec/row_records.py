@@ -26,7 +26,7 @@ class RowRecord(Struct, frozen=True, array_like=True):
     """One row that is kept: its scope, its parameters as canonical JSON, what the model sees of it, and its heat: the
     larger, the more often it is asked for."""
 
-    scope: str
+    scope: Scope
     parameters: bytes
     given: tuple[int, ...] | None
     tensors: tuple[TensorRecord, ...]

@@ -45,7 +45,7 @@ def hottest_rows(data: Path, model: str, most: int) -> HottestRows:
             seen.add(head.worker)
             _add(found, rows)
     ordered = sorted(found.values(), key=lambda row: -row.heat)[:most]
-    return HottestRows([(Scope(row.scope), row_of(row), row.parameters) for row in ordered], len(seen), workers)
+    return HottestRows([(row.scope, row_of(row), row.parameters) for row in ordered], len(seen), workers)
 
 
 def _add(found: dict[tuple[str, bytes, bytes], RowRecord], rows: Sequence[RowRecord]) -> None:

@@ -18,7 +18,7 @@ from foreseen.proxy.admin.admin import Operators
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.canary.canary import Canary
 from foreseen.proxy.predict.serve import Server
-from foreseen.types import Key, Prediction, Question, RequestOptions, Scope
+from foreseen.types import Key, Prediction, Question, RequestOptions
 from foreseen.web.http import read_body
 
 ANSWER_SECONDS = 60.0
@@ -78,7 +78,8 @@ async def _answers(
 
 async def _answer(server: Server, served: ServedModel, record: RowRecord) -> tuple[Key, Prediction | None]:
     deadline = asyncio.get_running_loop().time() + ANSWER_SECONDS
-    space, options = server.space(served, Scope(record.scope)), RequestOptions(deadline, "background")
+    scope = record.scope
+    space, options = server.space(served, scope), RequestOptions(deadline, "background")
     question = Question(space, [row_of(record)], options, record.parameters)
     (key,) = server.pipeline.keys(question)
     try:

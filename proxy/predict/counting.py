@@ -24,7 +24,7 @@ from foreseen.telemetry.callers import CallerCounts
 from foreseen.telemetry.meters import Hits
 from foreseen.telemetry.metrics import ProxyMetrics
 from foreseen.telemetry.spans import RequestSpan, is_sampled
-from foreseen.tenants.tenant import PUBLIC
+from foreseen.tenants.tenant import PUBLIC_TENANT
 from foreseen.tenants.usage import UsageCounts
 from foreseen.types import Lane
 from foreseen.web.caller import Caller
@@ -234,7 +234,7 @@ class AccessLog:
         error: str | None = None,
         traceparent: str | None = None,
         caller: Caller | None = None,
-        tenant: str = PUBLIC,
+        tenant: str = PUBLIC_TENANT.name,
         asked: bool = False,
     ) -> None:
         """Log a request, within the bound on lines. `asked`: the client's `Cache-Control` asked for new answers."""
@@ -253,7 +253,7 @@ class AccessLog:
             fields["code"] = code
         if error is not None:
             fields["error"] = error[:MAX_ERROR_CHARACTERS]
-        if tenant != PUBLIC:
+        if tenant != PUBLIC_TENANT.name:
             fields["tenant"] = tenant
         if asked:
             fields["asked"] = True

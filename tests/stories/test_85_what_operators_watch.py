@@ -271,6 +271,7 @@ def at_once(rules: Path, folder: Path) -> Path:
     return made
 
 
+@pytest.mark.long
 def test_alerts_fire_when_valkey_stops_and_a_model_is_killed_and_clear_afterwards(built: Path, tmp_path: Path) -> None:
     """In a real Prometheus, with the rules as they are but for their patience."""
     rules = [RULES / "recording.yml", at_once(RULES, tmp_path)]

@@ -75,6 +75,7 @@ def running(tmp_path: Path) -> Iterator[Broker]:
         yield one
 
 
+@pytest.mark.long
 async def test_nothing_is_lost_when_processes_are_killed(live: Live, running: Broker) -> None:
     """Two processes of a group, one killed with SIGKILL again and again: every message has its right reply, duplicates
     agree, and the dead letters are exactly the messages that are wrong."""

@@ -94,6 +94,7 @@ def test_misses_cost_model_seconds_and_hits_do_not(limited: Live) -> None:
     assert limited.post(FINGERPRINT, other, key_of("day"))[0] == 200
 
 
+@pytest.mark.long
 async def test_a_limit_holds_for_all_workers_of_all_proxies_together(tmp_path: Path) -> None:
     """Two proxies of two workers on one state store, which is killed: the limit is one, and goes on to be near it.
     `make verify-quotas` measures it over a minute."""

@@ -331,7 +331,7 @@ class Mixed:
             assert [one["outputs"][0]["data"] for one in found] == [fingerprint(row) for row in rows]
 
 
-@pytest.mark.parametrize("requests", [4_000, pytest.param(10_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("requests", [2_500, pytest.param(10_000, marks=pytest.mark.long)])
 async def test_mixed_requests_of_eight_tenants_are_never_crossed(crowd: Crowd, requests: int) -> None:
     """Over all HTTP dialects, rerank, gRPC, tickets and batches, on connections that tenants share, whole and in
     pieces, with and without mutations."""
