@@ -48,6 +48,7 @@ def kept(system: ChangedSystem, *seeds: int) -> list[tuple[str, int]]:
     return sorted((scope, seed) for scope, seed in rows if seed is not None)
 
 
+@pytest.mark.long
 async def test_rows_are_handed_over_in_their_tenants_space(tmp_path: Path) -> None:
     """What `a` has asked for is a hit for `a` afterwards, and a miss for `b`. Neither log says anything of the inputs;
     the operators' log says that rows were given."""
@@ -119,6 +120,7 @@ async def test_only_an_operator_gets_inputs_and_none_that_were_purged(tmp_path: 
         assert kept(system, *seeds) == []
 
 
+@pytest.mark.long
 async def test_without_kept_inputs_nothing_is_handed_over(tmp_path: Path) -> None:
     """By default no input is kept, and the command says what to do."""
     with changed_system(tmp_path, "fingerprint", 1) as system:
