@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 from msgspec import Struct
 
+from foreseen.protocol.json_size import slices
+
 T = TypeVar("T")
 
 LONG_BYTES = 128 * 1024
@@ -46,57 +48,59 @@ class _Uncut(Exception):
     """The text is not valid, or not such that it can be cut."""
 
 
-def load_in_parts(text: bytes, loads: Callable[[bytes], Any]) -> Any:
+def load_in_parts(
+    text: bytes, loads: Callable[[bytes], Any], *, long_bytes: int = LONG_BYTES, part_bytes: int = PART_BYTES
+) -> Any:
     """What `loads` makes of the text; raises what it raises. Where a member is given twice in one object the value may
-    be another one than that of `loads`."""
-    if len(text) <= LONG_BYTES:
+    be another one than that of `loads`: `strict_json` refuses such texts."""
+    if len(text) <= long_bytes:
         return loads(text)
     try:
-        return _joined(text, loads)
+        return _joined(text, loads, part_bytes)
     except (_Uncut, ValueError, TypeError, IndexError, KeyError, AttributeError, StopIteration, RecursionError):
         return loads(text)
 
 
-def in_parts(data: Sequence[T]) -> Iterator[Sequence[T]]:
-    """The elements, some thousand at a time."""
-    if len(data) <= PART_ELEMENTS:
+def in_parts(data: Sequence[T], most: int = PART_ELEMENTS) -> Iterator[Sequence[T]]:
+    """The elements, `most` at a time."""
+    if len(data) <= most:
         yield data
         return
-    for at in range(0, len(data), PART_ELEMENTS):
-        yield data[at : at + PART_ELEMENTS]
+    for at in range(0, len(data), most):
+        yield data[at : at + most]
 
 
-def types_of(data: Sequence[Any]) -> set[type]:
+def types_of(data: Sequence[Any], most: int = PART_ELEMENTS) -> set[type]:
     """The types of the elements."""
-    return set().union(*(set(map(type, part)) for part in in_parts(data)))
+    return set().union(*(set(map(type, part)) for part in in_parts(data, most)))
 
 
-def flattened(data: Sequence[Any]) -> list[Any]:
+def flattened(data: Sequence[Any], most: int = PART_ELEMENTS) -> list[Any]:
     """The elements of the elements."""
     flat: list[Any] = []
-    for part in in_parts(data):
+    for part in in_parts(data, most):
         flat.extend(itertools.chain.from_iterable(part))
     return flat
 
 
-def free(value: Any) -> None:
+def free(value: Any, most: int = PART_ELEMENTS) -> None:
     """Empty the long lists of a value that nothing needs any longer, at any depth that is reached through few."""
     if type(value) is dict:
         for member in value.values():
-            free(member)
-    elif type(value) is list and len(value) > PART_ELEMENTS:
+            free(member, most)
+    elif type(value) is list and len(value) > most:
         while value:
-            del value[-PART_ELEMENTS:]
+            del value[-most:]
     elif type(value) is list:
         for element in value:
             if type(element) not in (list, dict):
                 break
-            free(element)
+            free(element, most)
 
 
-def _joined(text: bytes, loads: Callable[[bytes], Any]) -> Any:
+def _joined(text: bytes, loads: Callable[[bytes], Any], part_bytes: int) -> Any:
     whole, at, opened = None, 0, b""
-    for cut in itertools.chain(_cuts(text), [_Cut(len(text), b"")]):
+    for cut in itertools.chain(_cuts(text, part_bytes), [_Cut(len(text), b"")]):
         part = text[at : cut.at]
         if opened:
             if part.lstrip(_SPACE)[:1] in _BEGINS_NO_VALUE:  # also an empty one
@@ -132,29 +136,20 @@ def _join(whole: Any, more: Any, opened: bytes) -> None:
         whole.update(more)
 
 
-def _cuts(text: bytes) -> Iterator[_Cut]:
+def _cuts(text: bytes, part_bytes: int) -> Iterator[_Cut]:
     """The last comma of every slice, as far as there is one. Raises _Uncut where brackets do not match."""
-    opened, inside, held = bytearray(), np.uint8(0), b""
-    for start in range(0, len(text), PART_BYTES):
-        part = held + text[start : start + PART_BYTES]
-        first = start - len(held)
-        held = b""
-        if b"\\" in part:
-            part = part.replace(b"\\\\", b"  ").replace(b'\\"', b"  ")
-            if part.endswith(b"\\"):  # what it escapes is in the next slice
-                part, held = part[:-1], b"\\"
-        marks = np.frombuffer(part, np.uint8)
-        outside = ((np.add.accumulate(marks == ord('"'), dtype=np.uint8) + inside) & 1) == 0
-        commas = np.flatnonzero(outside & (marks == ord(",")))
+    opened = bytearray()
+    for one in slices(text, part_bytes):
+        outside = one.within == 0
+        commas = np.flatnonzero(outside & (one.bytes == ord(",")))
         last = int(commas[-1]) if len(commas) else -1
-        places = np.flatnonzero(outside & _IS_BRACKET[marks])
+        places = np.flatnonzero(outside & _IS_BRACKET[one.bytes])
         before = int(np.searchsorted(places, last))
-        kinds = marks[places].tolist()
+        kinds = one.bytes[places].tolist()
         _follow(opened, kinds[:before])
         if last >= 0 and opened:
-            yield _Cut(first + last, bytes(opened))
+            yield _Cut(one.first + last, bytes(opened))
         _follow(opened, kinds[before:])
-        inside = inside ^ np.uint8(np.count_nonzero(marks == ord('"')) & 1)
 
 
 def _follow(opened: bytearray, kinds: list[int]) -> None:

@@ -8,8 +8,11 @@ n + 1, a member of an object 3, or more where its value holds more.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from foreseen.errors import TooLarge
 
@@ -67,24 +70,41 @@ def string_end(text: bytes, start: int) -> int:
     return min(start + 1, len(text))
 
 
-def _elements(text: bytes) -> int:
-    """Separators outside strings, and strings; counting ends above the limit. Slice by slice: behind an odd number of
-    quotes one is inside a string."""
-    found, inside, held = 0, np.uint8(0), b""
-    for at in range(0, len(text), _SLICE_BYTES):
-        part = held + text[at : at + _SLICE_BYTES]
+class Slice(NamedTuple):
+    """Some bytes of a JSON text, from the index `first`."""
+
+    first: int
+    bytes: NDArray[np.uint8]
+    """Without escaped quotes and backslashes: spaces stand in their place."""
+    within: NDArray[np.uint8]
+    """1 for each byte of a string, its opening quote included; 0 for the others."""
+
+
+def slices(text: bytes, size: int) -> Iterator[Slice]:
+    """The text in slices of about so many bytes: each holds the interpreter for a short time only. Behind an odd number
+    of quotes one is inside a string."""
+    inside, held = np.uint8(0), b""
+    for start in range(0, len(text), size):
+        part, first = held + text[start : start + size], start - len(held)
         held = b""
         if b"\\" in part:
             part = part.replace(b"\\\\", b"  ").replace(b'\\"', b"  ")
             if part.endswith(b"\\"):  # what it escapes is in the next slice
                 part, held = part[:-1], b"\\"
         marks = np.frombuffer(part, np.uint8)
-        quotes = marks == ord('"')
-        within = (np.add.accumulate(quotes, dtype=np.uint8) + inside) & 1
-        found += int(np.count_nonzero(quotes & within) + np.count_nonzero(_IS_SEPARATOR[marks] & (within == 0)))
+        within = (np.add.accumulate(marks == ord('"'), dtype=np.uint8) + inside) & np.uint8(1)
+        yield Slice(first, marks, within)
+        inside = within[-1] if len(within) else inside
+
+
+def _elements(text: bytes) -> int:
+    """Separators outside strings, and strings; counting ends above the limit."""
+    found = 0
+    for one in slices(text, _SLICE_BYTES):
+        opening = (one.bytes == ord('"')) & one.within
+        found += int(np.count_nonzero(opening) + np.count_nonzero(_IS_SEPARATOR[one.bytes] & (one.within == 0)))
         if found > MAX_ELEMENTS:
             break
-        inside = within[-1] if len(within) else inside
     return found
 
 

@@ -81,13 +81,14 @@ class State:
         self._generations, self._purges, self._workers, self._served = (
             f"{tag}.{name}" for name in ("generations", "purges", "workers", "served")
         )
+        self.kept_purges = KEPT_PURGES
         self._replicas = replicas
         self._registered_at = 0
         self._places = asyncio.Semaphore(MAX_CONNECTIONS)  # calls take turns: a client with no connection left raises
 
     async def purge(self, kind: Kind, what: str) -> int:
         """Raise a generation, or log a key's purge; the generation that every worker has to confirm."""
-        words = ("EVAL", _PURGE, 2, self._generations, self._purges, kind, what, str(KEPT_PURGES))
+        words = ("EVAL", _PURGE, 2, self._generations, self._purges, kind, what, str(self.kept_purges))
         return int(await self._call(waited(self._client, self._replicas, *words)))
 
     async def generations(self) -> dict[str, int]:

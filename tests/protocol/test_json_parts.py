@@ -9,18 +9,13 @@ from typing import Any
 import orjson
 import pytest
 
-from foreseen.protocol import json_parts
 from foreseen.protocol.json_parts import flattened, free, in_parts, load_in_parts, types_of
 
 SCALARS = (0, -7, 1.5, 1e300, True, False, None, "", "a", '"', "\\", '\\"', "[,]{}", ",", "é\U0001f40e", "\\\\")
 
 
-@pytest.fixture(autouse=True)
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts of a few bytes, so that short texts are cut everywhere."""
-    monkeypatch.setattr(json_parts, "LONG_BYTES", 8)
-    monkeypatch.setattr(json_parts, "PART_BYTES", 5)
-    monkeypatch.setattr(json_parts, "PART_ELEMENTS", 3)
+SMALL = {"long_bytes": 8, "part_bytes": 5}
+"""Parts of a few bytes, so that short texts are cut everywhere."""
 
 
 def value(chance: random.Random, depth: int = 0) -> Any:
@@ -34,7 +29,7 @@ def value(chance: random.Random, depth: int = 0) -> Any:
 
 def outcome(text: bytes, *, parts: bool) -> Any:
     try:
-        return repr(load_in_parts(text, orjson.loads) if parts else orjson.loads(text))
+        return repr(load_in_parts(text, orjson.loads, **SMALL) if parts else orjson.loads(text))
     except orjson.JSONDecodeError as error:
         return str(error)
 
@@ -99,21 +94,21 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def test_a_comma_too_many_is_no_cut(text: bytes) -> None:
     """What stands at a cut is looked at: closing it must not make a valid text of an invalid one."""
     with pytest.raises(orjson.JSONDecodeError):
-        load_in_parts(text, orjson.loads)
+        load_in_parts(text, orjson.loads, **SMALL)
 
 
 def test_texts_nested_deep_are_parsed_whole() -> None:
     """The value is the same."""
     text = b"[" * 200 + b"1,2,3,4,5" + b"]" * 200
-    assert load_in_parts(text, orjson.loads) == orjson.loads(text)
+    assert load_in_parts(text, orjson.loads, **SMALL) == orjson.loads(text)
 
 
 def test_long_lists_are_read_and_freed_in_parts() -> None:
     """The same types and elements as in one call; nothing is left behind `free`."""
     data: list[Any] = [[1, 2.0], [True], [None, "a"], [], [3]]
-    assert types_of(flattened(data)) == {int, float, bool, type(None), str}
-    assert flattened(data) == [1, 2.0, True, None, "a", 3]
-    assert [list(part) for part in in_parts([1, 2, 3, 4])] == [[1, 2, 3], [4]]
+    assert types_of(flattened(data, 3), 3) == {int, float, bool, type(None), str}
+    assert flattened(data, 3) == [1, 2.0, True, None, "a", 3]
+    assert [list(part) for part in in_parts([1, 2, 3, 4], 3)] == [[1, 2, 3], [4]]
     document = {"inputs": [{"data": [1, 2, 3, 4]}, {"data": data}]}
-    free(document)
+    free(document, 3)
     assert document == {"inputs": [{"data": []}, {"data": []}]}

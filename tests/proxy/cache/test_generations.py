@@ -270,11 +270,9 @@ async def test_a_mark_that_comes_late_is_heeded(state_url: str, store: Redis) ->
         assert (generations.of(PUBLIC, "m", "d") or 0) > before + 10_000_000_000
 
 
-async def test_a_full_log_ends_in_a_purge_of_everything(
-    state_url: str, state: State, store: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_full_log_ends_in_a_purge_of_everything(state_url: str, state: State, store: Redis) -> None:
     """No purge of a key is ever dropped: where there is no room for another, all that is cached is purged instead."""
-    monkeypatch.setattr("foreseen.stores.state.KEPT_PURGES", 5)
+    state.kept_purges = 5
     async with following(state_url, "one") as (worker,):
         begun = worker.generations.of(PUBLIC, "m", "d") or 0
         purger = Purger(state, pipeline(ScriptedModel(), DictFar()).tiers)

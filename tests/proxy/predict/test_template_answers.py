@@ -253,8 +253,11 @@ async def test_cache_control_goes_the_normal_way(directive: str) -> None:
     for _ in range(300):
         head, body = dice.body()
         await both.ask(head, body)
+        hits = both.one.hits
         await both.ask(msgspec.structs.replace(head, control=control_of(directive)), body)
+        assert both.one.hits == hits
     both.same_counts()
+    assert both.one.hits
 
 
 async def test_a_purge_that_is_not_known_goes_past_the_cache() -> None:
