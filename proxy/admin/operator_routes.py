@@ -57,7 +57,7 @@ class OperatorRoutes:
         app.router.add_post(f"{model}:explain", self.v1_explain)
 
     async def explain(self, request: web.Request) -> web.Response:
-        """Operators only: where the rows of an `/infer` body are, or why they would be misses."""
+        """Where the rows of an `/infer` body are, or why they would miss. For operators; a tenant sees its own rows."""
         return await self._explain(request, "v2")
 
     async def v1_explain(self, request: web.Request) -> web.Response:
