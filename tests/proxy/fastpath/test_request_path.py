@@ -112,17 +112,21 @@ def listed(heading: str) -> set[str]:
 
 
 async def test_a_known_hit_opens_the_files_that_the_docs_list() -> None:
-    """The same bytes, and a fresh id: all code of the project that runs from a request's bytes to its reply's."""
+    """The same bytes, and a fresh id: all code of the project that runs from a request's bytes to its reply's. The
+    least of three requests counts: one may fall on the turn of a second, which renders the head again."""
     system = System(near_bytes=100_000)
     opened = []
     async with connected(system) as line:
-        for bodies in ([body((4, 2))] * 6, [body((4, 2), own=f"n{n}") for n in range(6)]):
-            for one in bodies[:-1]:
+        for bodies in ([body((4, 2))] * 8, [body((4, 2), own=f"n{n}") for n in range(8)]):
+            for one in bodies[:-3]:
                 await line.ask(one)
-            seen, head = await line.watched(bodies[-1])
-            assert b"detail=near" in head
-            assert re.search(rb"Server-Timing: (replay|shortcut)\r", head)
-            opened.append(seen.files)
+            files = []
+            for one in bodies[-3:]:
+                seen, head = await line.watched(one)
+                assert b"detail=near" in head
+                assert re.search(rb"Server-Timing: (replay|shortcut)\r", head)
+                files.append(seen.files)
+            opened.append(min(files, key=len))
     same, fresh = opened
     assert same | fresh == listed("Files that a known hit uses")
     assert len(same) <= MAX_FILES
