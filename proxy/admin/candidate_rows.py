@@ -42,7 +42,7 @@ def add_candidate_rows(
     async def candidate_rows(request: web.Request) -> web.Response:
         """Rows of a `model`, answered by it and by its `candidate`, over the unix socket only; MessagePack, both ways.
         What the candidate computes is kept in its key space."""
-        operators.check(request, "candidate-rows")
+        actor = operators.check(request, "candidate-rows")
         if request.remote:
             raise BadRequest("inputs come to a proxy by its unix socket only, not by --admin-port")
         try:
@@ -63,6 +63,7 @@ def add_candidate_rows(
                 raise ModelUnavailable(f"{'the candidate' if sides else 'the model in force'} is not ready")
             sides.append((server, served))
         answers = await asyncio.gather(*(_answers(*side, asked.rows) for side in sides))
+        actor.did("candidate-rows", model=asked.model, rows=len(asked.rows))
         pairs = [TwoAnswers(old[0], old[1], new[1]) for old, new in zip(*answers, strict=True)]
         return web.Response(body=msgspec.msgpack.encode(pairs), content_type="application/octet-stream")
 

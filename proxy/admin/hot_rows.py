@@ -13,6 +13,7 @@ from foreseen.proxy.admin.admin import Operators
 from foreseen.proxy.backend.served import ServedModel
 from foreseen.proxy.predict.sampling.hot_inputs import HotInputs
 from foreseen.proxy.predict.serve import Server
+from foreseen.types import Row, Space
 from foreseen.web.http import read_body
 
 MOST_ROWS = 10**9
@@ -45,7 +46,11 @@ def add_hot_rows(
         await reply.prepare(request)
         await reply.write(encode(head()))
         rows = 0
-        async for piece in hot.hottest(str(model), most, lambda space: server.in_force(served, space)):
+
+        def in_force(space: Space, row: Row) -> bool:
+            return server.in_force(served, space) and served.takes(row)
+
+        async for piece in hot.hottest(str(model), most, in_force):
             await reply.write(encode(piece))
             rows += len(piece)
         actor.did("hot-rows", model=model, rows=rows)

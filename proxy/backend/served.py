@@ -95,6 +95,12 @@ class ServedModel:
         independent = self.facts is None or self.facts.row_independent or self.manifest.rows == "together"
         return ALL_STEPS if self.manifest.cacheable and independent else frozenset(("model",))
 
+    def takes(self, row: Row) -> bool:
+        """Whether requests are cut into such rows now: by the row, or not at all. A probe that ends changes that."""
+        whole = [len(spec.shape) for spec in self.manifest.model.of(row.given).keyed]
+        rows = 0 if self.manifest.rows == "together" else 1
+        return [tensor.ndim + rows for tensor in row.tensors] == whole
+
     @property
     def ours(self) -> bool:
         """Whether its process is our own; see `ModelProcess`."""

@@ -222,7 +222,8 @@ class UpstreamProcess(ModelProcess):
         return False
 
     def _parts(self, rows: Sequence[Row]) -> list[Sequence[int]]:
-        """Rows of the same inputs and of one shape go together: without a mask, padding might change their answers."""
+        """Rows of the same inputs and of one shape go together: without a mask, padding might change their answers. A
+        whole request goes alone, also where it waited with rows: those that came before the probe had ended."""
         masked = any(spec.role == "mask" for spec in self._signature.inputs)
         complete = all(row.given is None for row in rows)
         if (masked and complete) or self._together(rows):
@@ -231,7 +232,7 @@ class UpstreamProcess(ModelProcess):
         parts: list[Sequence[int]] = []
         for _, group in groupby(sorted(range(len(rows)), key=lambda at: (shapes[at], at)), key=lambda at: shapes[at]):
             places = list(group)
-            step = self._rows_per_request
+            step = 1 if self._together([rows[places[0]]]) else self._rows_per_request
             parts += [places[at : at + step] for at in range(0, len(places), step)]
         return parts
 

@@ -57,7 +57,8 @@ class TwoServers(NamedTuple):
         """Until every worker knows that rows are independent: a row is another one from then on."""
         async with asyncio.timeout(60), aiohttp.ClientSession() as client:
             agreed = 0
-            while agreed < 20:
+            while agreed < 40 or self.live.metric("foreseen_workers") < 2:
+                await asyncio.sleep(0.05)  # the second worker may accept no connection yet
                 async with client.get(f"{self.live.url}/v2/models/fp", headers={"Connection": "close"}) as reply:
                     document = json.loads(await reply.read())
                 agreed = agreed + 1 if document.get("parameters", {}).get("rows") == "each" else 0
@@ -81,8 +82,9 @@ async def two_servers(folder: Path, *flags: str) -> AsyncIterator[TwoServers]:
     ):
         data = folder / "data"
         data.mkdir()
+        log = stack.enter_context((folder / "log").open("w"))
         given = (f"--upstream={url}", f"--candidate=fp={other}", "--candidate-digest=2", "--canary=0%", *flags)
-        up = fresh(data, *given, "--workers=2", "--job-workers=0")
+        up = fresh(data, *given, "--workers=2", "--job-workers=0", "--log-format=json", stderr=log)
         live = await asyncio.to_thread(up.__enter__)  # the servers answer in this loop
         stack.push_async_callback(asyncio.to_thread, up.__exit__, None, None, None)
         two = TwoServers(live, old, new, other)
@@ -106,6 +108,9 @@ async def test_the_hottest_rows_are_there_when_the_other_server_answers(tmp_path
         assert (document["rows"], document["changed"]["count"]) == (len(SEEDS), 1), said
         assert two.live.metric("foreseen_handover_rows_total", model="fp", outcome="changed") == 1
         assert (await two.ask(WRONG)) == (right, True)
+        lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+        audited = [one["rows"] for one in lines if one.get("action") == "candidate-rows"]
+        assert sum(audited) == len(SEEDS)
         computed = len([row for batch in two.new.batches for row in batch])
         status, said = await two.handover("--max-changed=1%")
         assert status == 0, said

@@ -132,10 +132,10 @@ class HotInputs:
     # What a handover asks for.
 
     async def hottest(
-        self, model: str, most: int, in_force: Callable[[Space], bool]
+        self, model: str, most: int, in_force: Callable[[Space, Row], bool]
     ) -> AsyncIterator[list[RowRecord]]:  # fmt: skip
         """The rows of a model that are asked for most, the hottest first, in pieces. `in_force` is asked for each as it
-        is given: a purge meanwhile counts."""
+        is given: a purge meanwhile counts, and so does another way to cut requests into rows."""
         keys, heats = [], []
         async for key, row in self._walked():
             if row.space.model == model:
@@ -146,7 +146,7 @@ class HotInputs:
             piece = []
             for at in order[start : start + SLICE_ROWS]:
                 found = self._rows.get(keys[at])
-                if found is not None and in_force(found.space):
+                if found is not None and in_force(found.space, found.row):
                     piece.append(record_of(found.space.scope, found.row, found.parameters, heats[at]))
             yield piece
             await asyncio.sleep(0)

@@ -59,7 +59,7 @@ def ring(capacity_bytes: int, near: Near | None = None) -> HotInputs:
 async def given(
     hot: HotInputs, most: int = 10**6, *, model: str = "m", dead: tuple[Space, ...] = ()
 ) -> list[RowRecord]:
-    pieces = [piece async for piece in hot.hottest(model, most, lambda space: space not in dead)]
+    pieces = [piece async for piece in hot.hottest(model, most, lambda space, row: space not in dead)]
     return [record for piece in pieces for record in piece]
 
 
@@ -163,7 +163,7 @@ async def test_a_purged_row_is_never_given() -> None:
     hot.forget({key(3): 0.0})
     assert 3 not in numbers(await given(hot))
     assert numbers(await given(hot, dead=(SPACE,))) == [1000]
-    pieces = hot.hottest("m", 10**6, lambda space: True)
+    pieces = hot.hottest("m", 10**6, lambda space, row: True)
     first = await anext(pieces)
     hot.forget(None)
     assert len(first) == 256
